@@ -1,0 +1,167 @@
+// y = xhat * gamma + beta, xhat = (x - mean(x)) * rstd, rstd = 1 / sqrt(var(x) + eps), by row.
+//
+// A row is the work of LANES invocations: 1 on software adapters, where a lane is a thread of its
+// own and a barrier costs a context switch; many on GPUs, with a tree reduction in workgroup
+// memory. Two passes over x for the variance: E[x^2] - E[x]^2 cancels.
+
+// knobs
+const GROUP: u32 = 8u; // invocations of a workgroup
+const LANES: u32 = 1u; // of those, how many share a row; a power of two
+alias E = vec4<f32>; // f32 where the columns are no multiple of 4
+const WIDTH: u32 = 4u; // elements in an E
+const ACCUMULATE: bool = false; // backward adds dx to what is there
+
+struct Params {
+    rows: u32,
+    cols: u32, // in units of E
+    n: f32, // elements of a row
+    eps: f32,
+    groups: u32, // workgroups of forward and backward
+    chunk: u32, // rows an invocation of backward_params sums
+    chunks: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+
+// forward
+@group(0) @binding(1) var<storage, read> x: array<E>;
+@group(0) @binding(2) var<storage, read> gamma: array<E>;
+@group(0) @binding(3) var<storage, read> beta: array<E>;
+@group(0) @binding(4) var<storage, read_write> y: array<E>;
+@group(0) @binding(5) var<storage, read_write> xhat_out: array<E>;
+@group(0) @binding(6) var<storage, read_write> rstd_out: array<f32>;
+
+// backward and backward_params
+@group(0) @binding(1) var<storage, read> dy: array<E>;
+@group(0) @binding(2) var<storage, read> xhat: array<E>;
+// backward
+@group(0) @binding(3) var<storage, read> rstd: array<f32>;
+@group(0) @binding(4) var<storage, read> gamma_b: array<E>;
+@group(0) @binding(5) var<storage, read_write> dx: array<E>;
+// backward_params
+@group(0) @binding(3) var<storage, read_write> dgamma: array<E>;
+@group(0) @binding(4) var<storage, read_write> dbeta: array<E>;
+
+var<workgroup> partial: array<vec2<f32>, GROUP>;
+
+// Sum over the elements of an E.
+fn total(v: E) -> f32 {
+    // For a scalar the constructor repeats it four times, which the weights undo.
+    return dot(vec4<f32>(v), vec4<f32>(f32(WIDTH) * 0.25));
+}
+
+// Sum of `v` over the LANES invocations of this row, to all of them.
+fn reduce(v: vec2<f32>, lid: u32) -> vec2<f32> {
+    if (LANES == 1u) {
+        return v;
+    }
+    partial[lid] = v;
+    workgroupBarrier();
+    let lane = lid % LANES;
+    for (var step = LANES / 2u; step > 0u; step /= 2u) {
+        if (lane < step) {
+            partial[lid] += partial[lid + step];
+        }
+        workgroupBarrier();
+    }
+    let sum = partial[lid - lane];
+    workgroupBarrier();
+    return sum;
+}
+
+@compute @workgroup_size(GROUP)
+fn forward(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) nwg: vec3<u32>,
+    @builtin(local_invocation_index) lid: u32,
+) {
+    let group = wid.x + wid.y * nwg.x;
+    if (group >= p.groups) {
+        return;
+    }
+    // Past the end a row is computed again rather than skipped, to keep barriers uniform.
+    let row = group * (GROUP / LANES) + lid / LANES;
+    let base = min(row, p.rows - 1u) * p.cols;
+    var sum = E();
+    for (var c = lid % LANES; c < p.cols; c += LANES) {
+        sum += x[base + c];
+    }
+    let mean = reduce(vec2<f32>(total(sum), 0.0), lid).x / p.n;
+    var squares = E();
+    for (var c = lid % LANES; c < p.cols; c += LANES) {
+        let d = x[base + c] - E(mean);
+        squares += d * d;
+    }
+    let variance = reduce(vec2<f32>(total(squares), 0.0), lid).x / p.n;
+    let r = 1.0 / sqrt(variance + p.eps);
+    if (row >= p.rows) {
+        return;
+    }
+    for (var c = lid % LANES; c < p.cols; c += LANES) {
+        let v = (x[base + c] - E(mean)) * r;
+        xhat_out[base + c] = v;
+        y[base + c] = v * gamma[c] + beta[c];
+    }
+    if (lid % LANES == 0u) {
+        rstd_out[row] = r;
+    }
+}
+
+// dx = rstd * (g - mean(g) - xhat * mean(g * xhat)), g = dy * gamma
+@compute @workgroup_size(GROUP)
+fn backward(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) nwg: vec3<u32>,
+    @builtin(local_invocation_index) lid: u32,
+) {
+    let group = wid.x + wid.y * nwg.x;
+    if (group >= p.groups) {
+        return;
+    }
+    let row = group * (GROUP / LANES) + lid / LANES;
+    let base = min(row, p.rows - 1u) * p.cols;
+    var sum_g = E();
+    var sum_gx = E();
+    for (var c = lid % LANES; c < p.cols; c += LANES) {
+        let g = dy[base + c] * gamma_b[c];
+        sum_g += g;
+        sum_gx += g * xhat[base + c];
+    }
+    let means = reduce(vec2<f32>(total(sum_g), total(sum_gx)), lid) / p.n;
+    if (row >= p.rows) {
+        return;
+    }
+    let r = rstd[row];
+    for (var c = lid % LANES; c < p.cols; c += LANES) {
+        let i = base + c;
+        var v = (dy[i] * gamma_b[c] - E(means.x) - xhat[i] * means.y) * r;
+        if (ACCUMULATE) {
+            v += dx[i];
+        }
+        dx[i] = v;
+    }
+}
+
+// dgamma = sum_rows dy * xhat, dbeta = sum_rows dy: one chunk of rows an invocation.
+@compute @workgroup_size(64)
+fn backward_params(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) nwg: vec3<u32>,
+    @builtin(local_invocation_index) lid: u32,
+) {
+    let i = (wid.x + wid.y * nwg.x) * 64u + lid;
+    if (i >= p.chunks * p.cols) {
+        return;
+    }
+    let col = i % p.cols;
+    let first = (i / p.cols) * p.chunk;
+    var sum_gx = E();
+    var sum_g = E();
+    for (var r = first; r < min(first + p.chunk, p.rows); r++) {
+        let v = dy[r * p.cols + col];
+        sum_g += v;
+        sum_gx += v * xhat[r * p.cols + col];
+    }
+    dgamma[i] = sum_gx;
+    dbeta[i] = sum_g;
+}

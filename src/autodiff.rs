@@ -1,0 +1,156 @@
+//! Reverse-mode differentiation as a graph transform: a reverse walk that asks each op for its
+//! vector-Jacobian product. There is no list of ops here.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::error::{Error, Result};
+use crate::graph::{Graph, Source, Value};
+use crate::ops::fill::Fill;
+use crate::ops::residual_add::ResidualAdd;
+
+/// What an op's `vjp` works with: its own values, the cotangents of its outputs, and the graph to
+/// add the backward nodes to.
+#[derive(Debug)]
+pub struct Vjp<'a> {
+    /// The graph; new nodes are named after the node being differentiated.
+    pub graph: &'a mut Graph,
+    /// Name of the node being differentiated, with `.grad` behind.
+    pub name: String,
+    /// What the node read.
+    pub inputs: Vec<Value>,
+    /// What it computed.
+    pub outputs: Vec<Value>,
+    /// Cotangent of each output; `None` where the loss does not depend on that output.
+    pub dy: Vec<Option<Value>>,
+    op: &'static str,
+    needs: Vec<bool>,
+    cotangents: Vec<Option<Value>>,
+}
+
+impl Vjp<'_> {
+    /// Whether anybody wants the gradient of this input.
+    pub fn needs(&self, input: usize) -> bool {
+        self.needs[input]
+    }
+
+    /// The cotangent of output 0, which every differentiated op with one main output has.
+    pub fn dy0(&self) -> Result<Value> {
+        self.dy[0].ok_or_else(|| {
+            Error::Graph(format!("`{}`: the loss depends only on a side output, which has no gradient", self.name))
+        })
+    }
+
+    /// The error for an op that cannot be differentiated: return it from `vjp`.
+    pub fn no_gradient(&self, reason: &'static str) -> Error {
+        Error::NoGradient { node: self.name.trim_end_matches(".grad").into(), op: self.op, reason }
+    }
+
+    /// Sets the gradient that flows to an input.
+    pub fn set(&mut self, input: usize, cotangent: Value) {
+        self.cotangents[input] = Some(cotangent);
+    }
+}
+
+impl Graph {
+    /// Adds the nodes that compute the gradient of `loss` with respect to each of `wrt`, and
+    /// returns them. `loss` must be a single f32. `wrt` may be parameters, inputs or any value in
+    /// between (the residual stream at some depth, for example).
+    ///
+    /// ```
+    /// use throughline::{Graph, TensorType};
+    /// let mut g = Graph::new();
+    /// let x = g.input("x", TensorType::f32([4, 8]))?;
+    /// let w = g.param("w", [8, 3])?;
+    /// let y = g.matmul("y", x, w)?;
+    /// let loss = g.sum("loss", y)?;
+    /// let dw = g.gradients(loss, &[w])?[0];
+    /// assert_eq!(g.ty(dw), g.ty(w));
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub fn gradients(&mut self, loss: Value, wrt: &[Value]) -> Result<Vec<Value>> {
+        if self.ty(loss) != &crate::TensorType::f32([1]) {
+            return Err(Error::Graph(format!(
+                "gradients: the loss `{}` must be f32[1], but is {}",
+                self.name(loss),
+                self.ty(loss)
+            )));
+        }
+        let path = self.on_path(loss, wrt);
+        let seed_name = format!("{}.grad", self.name(loss));
+        let seed = self.op1(&seed_name, Fill::new([1], 1.0), &[])?;
+        let mut grads: HashMap<Value, Value> = HashMap::from([(loss, seed)]);
+        for id in (0..=loss.node).rev().filter(|id| path.contains(id)) {
+            self.backward_node(id, &path, &mut grads)?;
+        }
+        wrt.iter()
+            .map(|v| {
+                grads.get(v).copied().ok_or_else(|| {
+                    Error::Graph(format!(
+                        "gradients: the loss `{}` does not depend on `{}`",
+                        self.name(loss),
+                        self.name(*v)
+                    ))
+                })
+            })
+            .collect()
+    }
+
+    /// Nodes that depend on `wrt` and that `loss` depends on.
+    fn on_path(&self, loss: Value, wrt: &[Value]) -> HashSet<usize> {
+        let roots: HashSet<usize> = wrt.iter().map(|v| v.node).collect();
+        let mut path = HashSet::new();
+        for id in self.needed(&[loss]) {
+            if roots.contains(&id) || self.node(id).inputs.iter().any(|v| path.contains(&v.node)) {
+                path.insert(id);
+            }
+        }
+        path
+    }
+
+    fn backward_node(&mut self, id: usize, path: &HashSet<usize>, grads: &mut HashMap<Value, Value>) -> Result<()> {
+        let node = self.node(id).clone();
+        let outputs: Vec<Value> = (0..node.outputs.len()).map(|output| Value { node: id, output }).collect();
+        let dy: Vec<Option<Value>> = outputs.iter().map(|v| grads.get(v).copied()).collect();
+        // A node that only `wrt` values lead into matters no further than its own gradient.
+        let needs: Vec<bool> = node.inputs.iter().map(|v| path.contains(&v.node)).collect();
+        let Source::Op(op) = &node.source else { return Ok(()) };
+        if dy.iter().all(Option::is_none) || !needs.contains(&true) {
+            return Ok(());
+        }
+        let n = node.inputs.len();
+        let mut cx = Vjp {
+            graph: self,
+            name: format!("{}.grad", node.name),
+            inputs: node.inputs.clone(),
+            outputs,
+            dy,
+            op: op.name(),
+            needs,
+            cotangents: vec![None; n],
+        };
+        op.vjp(&mut cx)?;
+        let cotangents = std::mem::take(&mut cx.cotangents);
+        for (&input, cotangent) in node.inputs.iter().zip(cotangents) {
+            let (Some(new), true) = (cotangent, path.contains(&input.node)) else { continue };
+            if self.ty(new) != self.ty(input) {
+                return Err(Error::Graph(format!(
+                    "`{}`: op {} gave a gradient of {} for input `{}` of {}",
+                    node.name,
+                    op.name(),
+                    self.ty(new),
+                    self.name(input),
+                    self.ty(input)
+                )));
+            }
+            let total = match grads.get(&input) {
+                None => new,
+                Some(&old) => {
+                    let name = format!("{}.grad.sum", self.name(input));
+                    self.op1(&name, ResidualAdd, &[old, new])?
+                }
+            };
+            grads.insert(input, total);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,87 @@
+//! The one error type of the crate.
+
+/// Everything that can go wrong. Each message names the node, file or field, what was expected
+/// and what came.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A node of a graph was given inputs that it cannot take.
+    #[error("node `{node}` ({op}): {message}; inputs: {inputs}")]
+    Node {
+        /// Full name of the node, scopes included.
+        node: String,
+        /// Name of the op.
+        op: &'static str,
+        /// What is wrong, with what was expected.
+        message: String,
+        /// Shapes and types that came.
+        inputs: String,
+    },
+    /// The graph as a whole is not usable as asked.
+    #[error("graph: {0}")]
+    Graph(String),
+    /// Differentiation reached an op that has no gradient.
+    #[error("node `{node}`: op `{op}` has no gradient ({reason})")]
+    NoGradient {
+        /// Full name of the node.
+        node: String,
+        /// Name of the op.
+        op: &'static str,
+        /// Why, and what to do.
+        reason: &'static str,
+    },
+    /// A kernel's WGSL does not have what the launch asks for, or does not compile.
+    #[error("kernel `{kernel}`: {message}")]
+    Kernel {
+        /// Label of the kernel.
+        kernel: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// There is no adapter to run on, or the one found does not open.
+    #[error("no usable GPU adapter: {0}")]
+    NoAdapter(String),
+    /// The adapter's limits are too small for the plan.
+    #[error("over the adapter's limits: {0}")]
+    Limit(String),
+    /// The driver refused or lost something.
+    #[error("device: {0}")]
+    Device(String),
+    /// Host data does not fit the tensor that it is meant for.
+    #[error("tensor `{tensor}`: expected {expected}, got {got}")]
+    Data {
+        /// Name of the tensor.
+        tensor: String,
+        /// What was expected.
+        expected: String,
+        /// What came.
+        got: String,
+    },
+    /// A setting has a value that makes no sense.
+    #[error("setting `{field}`: {message}")]
+    Config {
+        /// Name of the field.
+        field: &'static str,
+        /// What is wrong, with what was expected.
+        message: String,
+    },
+    /// A file could not be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// The system's error.
+        source: std::io::Error,
+    },
+    /// A file's content is not what it should be.
+    #[error("{path}: {message}")]
+    Format {
+        /// The file.
+        path: String,
+        /// Which field or tensor, what was expected and what came.
+        message: String,
+    },
+}
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;

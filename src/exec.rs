@@ -1,0 +1,292 @@
+//! The executor: the only place that encodes and reads back.
+//!
+//! Buffers, bind groups and pipelines are made once; a step is then one walk over a list, into an
+//! encoder of the caller's or one of its own, and one submit. Nothing is read back unless asked.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::gpu::{Gpu, binding_size};
+use crate::graph::Value;
+use crate::kernel::Kernel;
+use crate::plan::{Plan, Slot, Step};
+use crate::tensor::{Element, Tensor, TensorType};
+
+/// How an [`Executable`] is set up.
+#[derive(Clone, Debug, Default)]
+pub struct ExecOptions {
+    /// Tensors for inputs, parameters and states. What is not here is allocated, zeroed.
+    pub bindings: HashMap<Value, Tensor>,
+    /// For tests of kernels: puts this many bytes of sentinel behind every tensor of the plan,
+    /// inside the range that kernels are given; see [`Executable::check_guards`]. A multiple of
+    /// 256; 0 is off.
+    pub guard_bytes: usize,
+}
+
+/// A planned graph with its memory and pipelines, ready to run any number of times.
+#[derive(Debug)]
+pub struct Executable {
+    gpu: Gpu,
+    plan: Arc<Plan>,
+    buffers: Vec<wgpu::Buffer>,
+    externals: Vec<Tensor>,
+    commands: Vec<Command>,
+    guard: usize,
+}
+
+#[derive(Debug)]
+enum Command {
+    Copy { from: Place, to: Place, bytes: u64 },
+    Dispatch { pipeline: Arc<wgpu::ComputePipeline>, bind_group: wgpu::BindGroup, workgroups: [u32; 3] },
+}
+
+#[derive(Clone, Debug)]
+struct Place {
+    buffer: wgpu::Buffer,
+    offset: u64,
+}
+
+/// What guards and unwritten memory are filled with: a NaN that no kernel makes.
+const SENTINEL: u32 = 0x7fc0_dead;
+
+impl Executable {
+    /// Allocates buffers, compiles pipelines and makes bind groups. Compiling is the slow part.
+    pub async fn new(gpu: &Gpu, plan: Arc<Plan>, options: ExecOptions) -> Result<Self> {
+        let inner = gpu.clone();
+        gpu.scoped(move || Self::build(inner, plan, options)).await
+    }
+
+    /// [`new`](Self::new), waiting.
+    pub fn new_blocking(gpu: &Gpu, plan: Arc<Plan>, options: ExecOptions) -> Result<Self> {
+        pollster::block_on(Self::new(gpu, plan, options))
+    }
+
+    fn build(gpu: Gpu, plan: Arc<Plan>, options: ExecOptions) -> Result<Self> {
+        let guard = options.guard_bytes;
+        let buffers = (plan.buffers.iter().enumerate())
+            .map(|(i, b)| gpu.storage_buffer(&format!("b{i} {}", b.values[0]), (b.bytes + guard) as u64))
+            .collect::<Result<Vec<_>>>()?;
+        let mut externals = Vec::new();
+        for e in &plan.externals {
+            let tensor = match options.bindings.get(&e.value) {
+                Some(t) if *t.ty() == e.ty => t.clone(),
+                Some(t) => {
+                    return Err(Error::Data {
+                        tensor: e.name.clone(),
+                        expected: e.ty.to_string(),
+                        got: t.ty().to_string(),
+                    });
+                }
+                None => Tensor::zeros(&gpu, &e.name, e.ty.clone())?,
+            };
+            externals.push(tensor);
+        }
+        let mut exec = Executable { gpu, plan: plan.clone(), buffers, externals, commands: vec![], guard };
+        exec.build_commands(&plan)?;
+        Ok(exec)
+    }
+
+    fn build_commands(&mut self, plan: &Plan) -> Result<()> {
+        let uniforms = self.upload_uniforms(plan)?;
+        let mut offset = 0;
+        for step in &plan.steps {
+            for c in &step.copies {
+                self.push_copy(c);
+            }
+            for d in &step.dispatches {
+                self.check_aliases(step, &d.binds)?;
+                let pipeline = self.gpu.pipeline(&d.kernel)?;
+                let size = binding_size(d.words.len() * 4);
+                let uniform = wgpu::BufferBinding { buffer: &uniforms, offset, size };
+                let bind_group = self.bind_group(&pipeline, &d.kernel, (size.is_some()).then_some(uniform), &d.binds);
+                offset += uniform_stride(d.words.len());
+                self.commands.push(Command::Dispatch { pipeline, bind_group, workgroups: d.workgroups });
+            }
+        }
+        for c in &plan.final_copies {
+            self.push_copy(c);
+        }
+        Ok(())
+    }
+
+    /// All uniforms in one buffer, each at a multiple of 256 as WebGPU asks.
+    fn upload_uniforms(&self, plan: &Plan) -> Result<wgpu::Buffer> {
+        let mut bytes: Vec<u8> = vec![];
+        for d in plan.steps.iter().flat_map(|s| &s.dispatches) {
+            let at = bytes.len();
+            bytes.extend_from_slice(bytemuck::cast_slice(&d.words));
+            bytes.resize(at + uniform_stride(d.words.len()) as usize, 0);
+        }
+        let buffer = self.gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            label: Some("throughline uniforms"),
+            size: bytes.len().max(256) as u64,
+            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        self.gpu.queue().write_buffer(&buffer, 0, &bytes);
+        Ok(buffer)
+    }
+
+    /// Two externals may be ranges of one buffer (an arena): then no dispatch may write one and
+    /// read the other.
+    fn check_aliases(&self, step: &Step, binds: &[Option<(Slot, usize, bool)>]) -> Result<()> {
+        let bound: Vec<_> = binds.iter().flatten().map(|b| (self.place(b.0), b.2)).collect();
+        for (i, (a, a_writes)) in bound.iter().enumerate() {
+            for (b, b_writes) in &bound[i + 1..] {
+                if a.buffer == b.buffer && (*a_writes || *b_writes) {
+                    return Err(Error::Graph(format!(
+                        "`{}` would read and write one buffer: bind tensors that a step writes to buffers of their own",
+                        step.name
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn bind_group(
+        &self,
+        pipeline: &wgpu::ComputePipeline,
+        kernel: &Kernel,
+        uniform: Option<wgpu::BufferBinding<'_>>,
+        binds: &[Option<(Slot, usize, bool)>],
+    ) -> wgpu::BindGroup {
+        let places: Vec<Option<(Place, usize)>> =
+            binds.iter().map(|b| b.map(|(slot, bytes, _)| (self.place(slot), self.bound_bytes(slot, bytes)))).collect();
+        let mut entries: Vec<wgpu::BindGroupEntry<'_>> = uniform
+            .into_iter()
+            .map(|u| wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(u) })
+            .collect();
+        for (i, place) in places.iter().enumerate() {
+            let resource = match place {
+                Some((place, bytes)) => {
+                    wgpu::BufferBinding { buffer: &place.buffer, offset: place.offset, size: binding_size(*bytes) }
+                }
+                None => self.gpu.null().as_entire_buffer_binding(),
+            };
+            let resource = wgpu::BindingResource::Buffer(resource);
+            entries.push(wgpu::BindGroupEntry { binding: i as u32 + 1, resource });
+        }
+        self.gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(kernel.label),
+            layout: &pipeline.get_bind_group_layout(0),
+            entries: &entries,
+        })
+    }
+
+    fn bound_bytes(&self, slot: Slot, bytes: usize) -> usize {
+        match slot {
+            Slot::Buffer(_) => bytes + self.guard,
+            Slot::External(_) => bytes,
+        }
+    }
+
+    fn place(&self, slot: Slot) -> Place {
+        match slot {
+            Slot::Buffer(i) => Place { buffer: self.buffers[i].clone(), offset: 0 },
+            Slot::External(i) => {
+                let tensor = &self.externals[i];
+                Place { buffer: tensor.buffer().clone(), offset: tensor.offset() }
+            }
+        }
+    }
+
+    fn push_copy(&mut self, copy: &crate::plan::Copy) {
+        let (from, to) = (self.place(copy.from), self.place(copy.to));
+        self.commands.push(Command::Copy { from, to, bytes: copy.bytes as u64 });
+    }
+
+    /// Records one step into the caller's encoder. Costs no allocation on the GPU, no submit and
+    /// no wait.
+    pub fn record(&self, encoder: &mut wgpu::CommandEncoder) {
+        let mut commands = self.commands.iter().peekable();
+        while let Some(command) = commands.peek() {
+            if let Command::Copy { from, to, bytes } = command {
+                encoder.copy_buffer_to_buffer(&from.buffer, from.offset, &to.buffer, to.offset, Some(*bytes));
+                commands.next();
+                continue;
+            }
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            while let Some(Command::Dispatch { pipeline, bind_group, workgroups: [x, y, z] }) = commands.peek() {
+                pass.set_pipeline(pipeline);
+                pass.set_bind_group(0, bind_group, &[]);
+                pass.dispatch_workgroups(*x, *y, *z);
+                commands.next();
+            }
+        }
+    }
+
+    /// Records one step and submits it. Does not wait.
+    pub fn submit(&self) {
+        let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+        self.record(&mut encoder);
+        self.gpu.queue().submit([encoder.finish()]);
+    }
+
+    /// The tensor of an input, parameter, state or planned output.
+    pub fn tensor(&self, value: Value) -> Result<Tensor> {
+        let (slot, ty) = self
+            .plan
+            .slot(value)
+            .ok_or_else(|| Error::Graph(format!("{value:?} is neither an external nor an output of this plan")))?;
+        match slot {
+            Slot::External(i) => Ok(self.externals[i].clone()),
+            Slot::Buffer(i) => Tensor::from_buffer(self.buffers[i].clone(), 0, ty.clone()),
+        }
+    }
+
+    /// Queues a write of an input, parameter or state, to happen before the next submit.
+    pub fn write<T: Element>(&self, value: Value, data: &[T]) -> Result<()> {
+        let name = |v| self.plan.externals.iter().find(|e| e.value == v).map_or("?", |e| &e.name).to_string();
+        self.tensor(value)?.write(&self.gpu, data).map_err(|e| match e {
+            Error::Data { expected, got, .. } => Error::Data { tensor: name(value), expected, got },
+            e => e,
+        })
+    }
+
+    /// Reads an output or external after the last submit; waits for the GPU.
+    pub fn read_blocking<T: Element>(&self, value: Value) -> Result<Vec<T>> {
+        self.tensor(value)?.read_blocking(&self.gpu)
+    }
+
+    /// The plan that this runs.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The device that this runs on.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Fills every buffer of the plan, guards included, with a NaN sentinel: what a kernel does not
+    /// write stays NaN, and what it writes too far shows in [`check_guards`](Self::check_guards).
+    pub fn poison(&self) {
+        for buffer in &self.buffers {
+            let words = vec![SENTINEL; buffer.size() as usize / 4];
+            self.gpu.queue().write_buffer(buffer, 0, bytemuck::cast_slice(&words));
+        }
+    }
+
+    /// After [`poison`](Self::poison) and a step: an `Err` names the first value behind which
+    /// something was written. Waits for the GPU.
+    pub fn check_guards(&self) -> Result<()> {
+        for (buffer, spec) in self.buffers.iter().zip(&self.plan.buffers) {
+            let ty = TensorType::u32([buffer.size() as usize / 4]);
+            let words: Vec<u32> = Tensor::from_buffer(buffer.clone(), 0, ty)?.read_blocking(&self.gpu)?;
+            if let Some(i) = words[spec.bytes / 4..].iter().position(|&w| w != SENTINEL) {
+                return Err(Error::Device(format!(
+                    "a kernel wrote {} bytes behind the end of {}",
+                    i * 4,
+                    spec.values.join(" or ")
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn uniform_stride(words: usize) -> u64 {
+    ((words * 4) as u64).next_multiple_of(256)
+}

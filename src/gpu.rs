@@ -1,0 +1,337 @@
+//! The device that everything runs on: an app's own first, a headless one second.
+
+use std::collections::HashMap;
+use std::num::NonZeroU64;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_intrusive::channel::shared::{OneshotReceiver, oneshot_channel};
+
+use crate::error::{Error, Result};
+use crate::kernel::Kernel;
+use crate::tensor::{Element, Tensor, TensorType};
+
+/// What kind of processor the shaders run on; kernels pick their variant by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AdapterClass {
+    /// A software rasteriser (lavapipe, SwiftShader, WARP): a barrier is a coroutine switch and
+    /// every load is slow, so kernels keep many accumulators in few independent lanes.
+    Cpu,
+    /// Anything with many threads and workgroup memory.
+    Gpu,
+}
+
+/// The facts about an adapter that plans depend on. Plain data: a plan can be made and printed for
+/// a machine that is not here.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Profile {
+    /// Which variants kernels use.
+    pub class: AdapterClass,
+    /// Largest range that one storage binding may cover, in bytes.
+    pub max_binding_bytes: u64,
+    /// Largest buffer, in bytes.
+    pub max_buffer_bytes: u64,
+    /// Workgroups per dispatch dimension.
+    pub max_workgroups: u32,
+    /// Storage buffers per shader stage.
+    pub max_storage_buffers: u32,
+    /// Invocations per workgroup.
+    pub max_invocations: u32,
+    /// Workgroup memory, in bytes.
+    pub max_workgroup_bytes: u32,
+}
+
+impl Profile {
+    /// WebGPU's default limits, which every adapter offers.
+    pub fn portable(class: AdapterClass) -> Self {
+        Profile {
+            class,
+            max_binding_bytes: 128 << 20,
+            max_buffer_bytes: 256 << 20,
+            max_workgroups: 65_535,
+            max_storage_buffers: 8,
+            max_invocations: 256,
+            max_workgroup_bytes: 16 << 10,
+        }
+    }
+
+    fn of(info: &wgpu::AdapterInfo, limits: &wgpu::Limits) -> Self {
+        let class = match info.device_type {
+            wgpu::DeviceType::Cpu => AdapterClass::Cpu,
+            _ => AdapterClass::Gpu,
+        };
+        Profile {
+            class,
+            max_binding_bytes: limits.max_storage_buffer_binding_size,
+            max_buffer_bytes: limits.max_buffer_size,
+            max_workgroups: limits.max_compute_workgroups_per_dimension,
+            max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
+            max_invocations: limits.max_compute_invocations_per_workgroup,
+            max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
+        }
+    }
+
+    /// Splits `n` workgroups over x and y so that neither exceeds the limit. Kernels take
+    /// `workgroup_id.x + workgroup_id.y * num_workgroups.x` as the index and return where it is
+    /// `>= n`.
+    pub fn grid(&self, n: usize) -> [u32; 3] {
+        let max = self.max_workgroups as usize;
+        let y = n.div_ceil(max).max(1);
+        [n.div_ceil(y).max(1) as u32, y as u32, 1]
+    }
+}
+
+/// A device, its queue and the pipelines compiled for it. Cloning shares all three.
+#[derive(Clone, Debug)]
+pub struct Gpu {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    info: wgpu::AdapterInfo,
+    profile: Profile,
+    pipelines: Mutex<HashMap<Kernel, Arc<wgpu::ComputePipeline>>>,
+    null: wgpu::Buffer,
+}
+
+impl Gpu {
+    /// Runs on a device that the app already owns. Any features and limits will do: plans keep
+    /// within what the device was opened with.
+    pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Self {
+        let info = device.adapter_info();
+        let profile = Profile::of(&info, &device.limits());
+        let null = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("throughline null"),
+            size: 16,
+            usage: wgpu::BufferUsages::STORAGE,
+            mapped_at_creation: false,
+        });
+        Gpu { inner: Arc::new(Inner { device, queue, info, profile, pipelines: Mutex::default(), null }) }
+    }
+
+    /// Opens the best adapter there is, software ones included, with the adapter's own limits.
+    /// `WGPU_BACKEND` and `WGPU_ADAPTER_NAME` choose among several, as in other wgpu programs.
+    pub async fn headless() -> Result<Self> {
+        let mut desc = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
+        // Validation layers are for people who write backends; wgpu's own checks stay on.
+        desc.flags = wgpu::InstanceFlags::empty();
+        let instance = wgpu::Instance::new(desc);
+        let adapter = match wgpu::util::initialize_adapter_from_env(&instance, None).await {
+            Ok(adapter) => adapter,
+            Err(_) => {
+                let options = wgpu::RequestAdapterOptions {
+                    power_preference: wgpu::PowerPreference::HighPerformance,
+                    ..Default::default()
+                };
+                instance.request_adapter(&options).await.map_err(|e| {
+                    Error::NoAdapter(format!(
+                        "{e}. throughline needs a Vulkan, Metal or DX12 driver; on Linux without a GPU install \
+                         Mesa's software driver (Debian: apt-get install mesa-vulkan-drivers libvulkan1)"
+                    ))
+                })?
+            }
+        };
+        let (device, queue) = adapter
+            .request_device(&wgpu::DeviceDescriptor {
+                label: Some("throughline"),
+                required_limits: adapter.limits(),
+                ..Default::default()
+            })
+            .await
+            .map_err(|e| Error::NoAdapter(format!("{} does not open: {e}", adapter.get_info().name)))?;
+        Ok(Gpu::from_device(device, queue))
+    }
+
+    /// [`headless`](Self::headless), waiting.
+    pub fn headless_blocking() -> Result<Self> {
+        pollster::block_on(Self::headless())
+    }
+
+    /// The wgpu device.
+    pub fn device(&self) -> &wgpu::Device {
+        &self.inner.device
+    }
+
+    /// The wgpu queue.
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.inner.queue
+    }
+
+    /// Name, driver and type of the adapter.
+    pub fn info(&self) -> &wgpu::AdapterInfo {
+        &self.inner.info
+    }
+
+    /// `name (driver, backend)`, for people.
+    pub fn describe(&self) -> String {
+        let info = self.info();
+        format!("{} ({} {}, {:?})", info.name, info.driver, info.driver_info, info.backend)
+    }
+
+    /// What plans need to know about the adapter.
+    pub fn profile(&self) -> &Profile {
+        &self.inner.profile
+    }
+
+    /// Waits until everything submitted so far has run.
+    pub fn wait_blocking(&self) -> Result<()> {
+        self.device()
+            .poll(wgpu::PollType::wait_indefinitely())
+            .map(drop)
+            .map_err(|e| Error::Device(format!("waiting for the GPU: {e}")))
+    }
+
+    /// Bound where a kernel declares a read-only buffer that the launch does not have.
+    pub(crate) fn null(&self) -> &wgpu::Buffer {
+        &self.inner.null
+    }
+
+    /// A zeroed buffer for tensors.
+    pub(crate) fn storage_buffer(&self, label: &str, size: u64) -> Result<wgpu::Buffer> {
+        let max = self.profile().max_buffer_bytes;
+        if size > max {
+            return Err(Error::Limit(format!("buffer `{label}` needs {size} bytes; the adapter allows {max}")));
+        }
+        Ok(self.device().create_buffer(&wgpu::BufferDescriptor {
+            label: Some(label),
+            size,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        }))
+    }
+
+    /// The pipeline for a kernel, compiled the first time and cached. A compile error is the
+    /// device's to report: callers that create pipelines hold an error scope.
+    pub(crate) fn pipeline(&self, kernel: &Kernel) -> Result<Arc<wgpu::ComputePipeline>> {
+        let lock = || self.inner.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pipeline) = lock().get(kernel) {
+            return Ok(pipeline.clone());
+        }
+        let pipeline = Arc::new(self.compile(kernel)?);
+        lock().insert(kernel.clone(), pipeline.clone());
+        Ok(pipeline)
+    }
+
+    /// Forgets compiled pipelines, so that the next plan compiles again: for measuring cold starts.
+    pub fn clear_pipelines(&self) {
+        self.inner.pipelines.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn compile(&self, kernel: &Kernel) -> Result<wgpu::ComputePipeline> {
+        let wgsl = kernel.wgsl()?;
+        let label = kernel.describe();
+        let desc = wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(wgsl.into()) };
+        let module = if kernel.trusted {
+            // SAFETY: only kernels of the op table are `trusted` (the field is set by
+            // `ops::table_kernel` alone). tests/ops.rs runs each of them on every case of its row
+            // with bindings longer than the tensors and sentinels behind every output, so indices
+            // are in range without injected checks; their loops are bounded by shapes. The
+            // platform's own buffer checks (robustBufferAccess) stay on either way.
+            unsafe { self.device().create_shader_module_trusted(desc, wgpu::ShaderRuntimeChecks::unchecked()) }
+        } else {
+            self.device().create_shader_module(desc)
+        };
+        Ok(self.device().create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(&label),
+            layout: None,
+            module: &module,
+            entry_point: Some(kernel.entry),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                zero_initialize_workgroup_memory: !kernel.trusted,
+                ..Default::default()
+            },
+            cache: None,
+        }))
+    }
+
+    /// Runs `f` and turns what the device reports meanwhile (validation, memory) into an `Err`.
+    pub(crate) async fn scoped<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
+        let memory = self.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let internal = self.device().push_error_scope(wgpu::ErrorFilter::Internal);
+        let validation = self.device().push_error_scope(wgpu::ErrorFilter::Validation);
+        let result = f();
+        for scope in [validation.pop().await, internal.pop().await, memory.pop().await] {
+            if let (Ok(_), Some(e)) = (&result, scope) {
+                return Err(Error::Device(e.to_string()));
+            }
+        }
+        result
+    }
+}
+
+/// A copy of a tensor on its way to the host. Recording it costs one copy; nothing waits until
+/// asked to. Submit the encoder first, then take the data in one of three ways.
+#[derive(Debug)]
+pub struct Readback {
+    staging: wgpu::Buffer,
+    ty: TensorType,
+    mapped: Option<OneshotReceiver<Result<(), wgpu::BufferAsyncError>>>,
+}
+
+impl Readback {
+    pub(crate) fn record(gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, tensor: &Tensor) -> Self {
+        let ty = tensor.ty().clone();
+        let size = ty.bytes() as u64;
+        let staging = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            label: Some("throughline readback"),
+            size,
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        encoder.copy_buffer_to_buffer(tensor.buffer(), tensor.offset(), &staging, 0, Some(size));
+        Readback { staging, ty, mapped: None }
+    }
+
+    /// Asks for the data. Call after the submit; calling again does nothing.
+    pub fn request(&mut self) {
+        if self.mapped.is_some() {
+            return;
+        }
+        let (sender, receiver) = oneshot_channel();
+        self.staging.map_async(wgpu::MapMode::Read, .., move |result| {
+            // A dropped receiver means that nobody wants the data any more.
+            let _ = sender.send(result);
+        });
+        self.mapped = Some(receiver);
+    }
+
+    /// The data. Resolves once the device has been polled after the copy ran: apps that render
+    /// poll anyway; others call [`wait_blocking`](Self::wait_blocking).
+    pub async fn take<T: Element>(mut self) -> Result<Vec<T>> {
+        self.request();
+        let receiver = self.mapped.take().ok_or_else(|| Error::Device("readback was not requested".into()))?;
+        match receiver.receive().await {
+            Some(Ok(())) => self.copy_out(),
+            Some(Err(e)) => Err(Error::Device(format!("reading {} back: {e}", self.ty))),
+            None => Err(Error::Device(format!("reading {} back: the device was dropped", self.ty))),
+        }
+    }
+
+    /// The data, waiting for the GPU.
+    pub fn wait_blocking<T: Element>(mut self, gpu: &Gpu) -> Result<Vec<T>> {
+        self.request();
+        gpu.wait_blocking()?;
+        pollster::block_on(self.take())
+    }
+
+    fn copy_out<T: Element>(&self) -> Result<Vec<T>> {
+        if T::DTYPE != self.ty.dtype {
+            return Err(Error::Data {
+                tensor: "readback".into(),
+                expected: self.ty.dtype.to_string(),
+                got: T::DTYPE.to_string(),
+            });
+        }
+        let view =
+            self.staging.get_mapped_range(..).map_err(|e| Error::Device(format!("reading {} back: {e}", self.ty)))?;
+        // `pod_collect_to_vec` copes with a mapping that is not aligned for T.
+        Ok(bytemuck::pod_collect_to_vec(&view[..]))
+    }
+}
+
+/// Size for a binding: whole quads, never zero.
+pub(crate) fn binding_size(bytes: usize) -> Option<NonZeroU64> {
+    NonZeroU64::new(bytes.next_multiple_of(16) as u64)
+}

@@ -1,0 +1,128 @@
+//! Kernels: WGSL files with const knobs, specialised by text.
+//!
+//! Each file under `shaders/` is valid WGSL on its own. Lines of the form `const NAME: T = v;` or
+//! `alias NAME = T;` are *knobs*: a launch may replace the right-hand side. `override` constants
+//! cannot size a function-local array, which is the register tile that a matmul tunes; hence text.
+
+use crate::error::{Error, Result};
+
+/// A kernel before compilation: which entry point of which file, with which knobs.
+///
+/// ```
+/// # use throughline::kernel::Kernel;
+/// let k = Kernel::new("demo", "const TILE: u32 = 8u;\n", "forward").knob("TILE", 16u32);
+/// assert_eq!(k.wgsl().unwrap(), "const TILE: u32 = 16u;\n");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Kernel {
+    /// Name for debuggers, plans and errors: the stem of the file.
+    pub label: &'static str,
+    /// The file's text.
+    pub source: &'static str,
+    /// The entry point.
+    pub entry: &'static str,
+    /// Names and new right-hand sides.
+    pub knobs: Vec<(&'static str, String)>,
+    /// Whether the driver's bounds checks and loop bounding may be left out. True for kernels that
+    /// the table's stray-write tests cover; see `Gpu::compile`.
+    pub trusted: bool,
+}
+
+impl Kernel {
+    /// A kernel with the knobs as written in the file and all checks on.
+    pub fn new(label: &'static str, source: &'static str, entry: &'static str) -> Self {
+        Kernel { label, source, entry, knobs: Vec::new(), trusted: false }
+    }
+
+    /// Sets a knob.
+    pub fn knob(mut self, name: &'static str, value: impl KnobValue) -> Self {
+        self.knobs.push((name, value.wgsl()));
+        self
+    }
+
+    /// The final WGSL. An `Err` names a knob that the file does not declare.
+    pub fn wgsl(&self) -> Result<String> {
+        let mut text = self.source.to_string();
+        for (name, value) in &self.knobs {
+            text = replace_knob(&text, name, value).ok_or_else(|| Error::Kernel {
+                kernel: self.label.into(),
+                message: format!("no line `const {name}: ... = ...;` or `alias {name} = ...;` in its WGSL"),
+            })?;
+        }
+        Ok(text)
+    }
+
+    /// `label.entry[KNOB=value ...]`, for plans and profiles.
+    pub fn describe(&self) -> String {
+        let knobs: Vec<String> = self.knobs.iter().map(|(n, v)| format!("{n}={v}")).collect();
+        match knobs.is_empty() {
+            true => format!("{}.{}", self.label, self.entry),
+            false => format!("{}.{}[{}]", self.label, self.entry, knobs.join(" ")),
+        }
+    }
+}
+
+fn replace_knob(text: &str, name: &str, value: &str) -> Option<String> {
+    let mut out = String::with_capacity(text.len() + value.len());
+    let mut found = false;
+    for line in text.split_inclusive('\n') {
+        let declares = ["const ", "alias "].iter().any(|kw| {
+            line.strip_prefix(kw)
+                .and_then(|rest| rest.strip_prefix(name))
+                .is_some_and(|rest| rest.starts_with([':', ' ', '=']))
+        });
+        match (declares, line.find('='), line.find(';')) {
+            (true, Some(eq), Some(semi)) if eq < semi => {
+                found = true;
+                out.push_str(&line[..=eq]);
+                out.push(' ');
+                out.push_str(value);
+                out.push_str(&line[semi..]);
+            }
+            _ => out.push_str(line),
+        }
+    }
+    found.then_some(out)
+}
+
+/// Values that a knob can take.
+pub trait KnobValue {
+    /// The value as a WGSL expression or type.
+    fn wgsl(&self) -> String;
+}
+
+impl KnobValue for u32 {
+    fn wgsl(&self) -> String {
+        format!("{self}u")
+    }
+}
+
+impl KnobValue for bool {
+    fn wgsl(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl KnobValue for &str {
+    fn wgsl(&self) -> String {
+        self.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn knobs_replace_only_their_own_line() {
+        let source = "const A: u32 = 1u; // why\nconst AB: u32 = 2u;\nalias E = f32;\n";
+        let k = Kernel::new("t", source, "forward").knob("A", 7u32).knob("E", "vec4<f32>");
+        assert_eq!(k.wgsl().unwrap(), "const A: u32 = 7u; // why\nconst AB: u32 = 2u;\nalias E = vec4<f32>;\n");
+    }
+
+    #[test]
+    fn an_absent_knob_is_an_error_that_names_it() {
+        let err = Kernel::new("t", "const A: u32 = 1u;\n", "f").knob("B", true).wgsl().unwrap_err();
+        assert!(err.to_string().contains("const B"), "{err}");
+    }
+}

@@ -1,0 +1,83 @@
+//! `y = a + b`, where `b` may repeat over leading dimensions: learned positions, biases.
+
+use super::sum::expect_suffix;
+use super::{Bind, Case, Launch, Op, Program, Row, expect_f32, table_kernel};
+use crate::autodiff::Vjp;
+use crate::error::Result;
+use crate::graph::{Graph, Value};
+use crate::reference::Array;
+use crate::tensor::TensorType;
+
+const SOURCE: &str = include_str!("../../shaders/add.wgsl");
+
+pub(super) const ROW: Row = Row {
+    name: "add",
+    summary: "y = a + b; b may repeat over leading dimensions",
+    source: SOURCE,
+    cases: || {
+        let case = |a: &[usize], b: &[usize]| Case::new(format!("{a:?} + {b:?}"), Add, &[a, b]);
+        vec![
+            case(&[1], &[1]),
+            case(&[1757], &[1757]),
+            case(&[3, 5, 7], &[5, 7]),
+            case(&[4, 6, 8], &[8]),
+            case(&[127, 3], &[1]),
+        ]
+    },
+    bench: || vec![Case::new("4096x768", Add, &[&[4096, 768], &[4096, 768]])],
+};
+
+/// `(a, b) -> a + b`; `b` has the shape of `a`, its trailing dimensions, or `[1]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Add;
+
+impl Graph {
+    /// `a + b`, where `b` may repeat over leading dimensions.
+    pub fn add(&mut self, name: &str, a: Value, b: Value) -> Result<Value> {
+        self.op1(name, Add, &[a, b])
+    }
+}
+
+impl Op for Add {
+    fn name(&self) -> &'static str {
+        "add"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        expect_f32(inputs, 2)?;
+        expect_suffix(&inputs[1].shape, &inputs[0].shape)?;
+        Ok(vec![inputs[0].clone()])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        let dy = cx.dy0()?;
+        cx.set(0, dy);
+        let b = cx.graph.ty(cx.inputs[1]).shape.clone();
+        if &b == &cx.graph.ty(dy).shape {
+            cx.set(1, dy);
+        } else if cx.needs(1) {
+            let db = cx.graph.sum_to(&cx.name, dy, b)?;
+            cx.set(1, db);
+        }
+        Ok(())
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let (n, period) = (cx.outputs[0].len(), cx.inputs[1].len());
+        // Storage comes in whole quads, so only a repeating b asks for single elements.
+        let quads = n == period || period % 4 == 0;
+        let (elem, width) = if quads { ("vec4<f32>", 4) } else { ("f32", 1) };
+        let (len, period) = (n.div_ceil(width), period.div_ceil(width));
+        let kernel = table_kernel("add", SOURCE, "forward").knob("E", elem);
+        let binds = [Bind::In(0), Bind::In(1), Bind::Out(0)];
+        Ok(Program::one(kernel, &binds, &[len as u32, period as u32], cx.profile.grid(len.div_ceil(64))))
+    }
+
+    fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
+        vec![inputs[0].zip(inputs[1], |a, b| a + b)]
+    }
+
+    fn flops(&self, _: &[TensorType], outputs: &[TensorType]) -> u64 {
+        outputs[0].len() as u64
+    }
+}

@@ -1,0 +1,172 @@
+//! Rows of the op table, and the test and benchmark cases in them.
+
+use std::sync::Arc;
+
+use super::Op;
+use crate::error::Result;
+use crate::graph::{Graph, Value};
+use crate::reference::Array;
+use crate::tensor::{Shape, TensorType};
+
+/// One row of the table: what a reader, the tests and the benchmarks need to know of an op.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// Name of the op: the stem of its two files.
+    pub name: &'static str,
+    /// One line: the formula.
+    pub summary: &'static str,
+    /// The WGSL file's text; empty for ops without a kernel.
+    pub source: &'static str,
+    /// Cases that every test runs over: odd shapes, tall, wide, not multiples of any tile.
+    pub cases: fn() -> Vec<Case>,
+    /// Cases for `cargo bench`: sizes that people know.
+    pub bench: fn() -> Vec<Case>,
+}
+
+/// How test data for an input is made.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fill {
+    /// Normal with this standard deviation.
+    Normal(f64),
+    /// Uniform in `[low, high)`.
+    Uniform(f64, f64),
+    /// Integers in `0..n`.
+    Below(u32),
+    /// The same everywhere.
+    Constant(f64),
+}
+
+/// An input of a case.
+#[derive(Clone, Debug)]
+pub struct InputSpec {
+    /// Its type.
+    pub ty: TensorType,
+    /// Its data.
+    pub fill: Fill,
+    /// Whether its gradient is checked. False for integers.
+    pub grad: bool,
+}
+
+/// One op on inputs of given shapes.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// Shapes and settings, for messages and benchmark names.
+    pub name: String,
+    /// The op.
+    pub op: Arc<dyn Op>,
+    /// Its inputs.
+    pub inputs: Vec<InputSpec>,
+    /// Bound for the normalised mean squared error of outputs and gradients against the f64
+    /// reference. 1e-7 unless the row says why not.
+    pub nmse: f64,
+    /// Which outputs a loss may depend on. Side outputs such as `rstd` have no gradient.
+    pub main_outputs: usize,
+}
+
+impl Case {
+    /// A case with f32 inputs from the standard normal distribution, tolerance 1e-7 and one output
+    /// that has a gradient.
+    pub fn new(name: impl Into<String>, op: impl Op, shapes: &[&[usize]]) -> Self {
+        let inputs =
+            shapes.iter().map(|&s| InputSpec { ty: TensorType::f32(s), fill: Fill::Normal(1.0), grad: true }).collect();
+        Case { name: name.into(), op: Arc::new(op), inputs, nmse: 1e-7, main_outputs: 1 }
+    }
+
+    /// Appends an integer input with values below `n`.
+    pub fn ids(mut self, shape: &[usize], n: u32) -> Self {
+        self.inputs.push(InputSpec { ty: TensorType::u32(shape), fill: Fill::Below(n), grad: false });
+        self
+    }
+
+    /// Changes how input `i` is filled.
+    pub fn fill(mut self, i: usize, fill: Fill) -> Self {
+        self.inputs[i].fill = fill;
+        self
+    }
+
+    /// Leaves the gradient of input `i` unchecked, because the op defines none.
+    pub fn no_grad(mut self, i: usize) -> Self {
+        self.inputs[i].grad = false;
+        self
+    }
+
+    /// Another tolerance. Say why in the row.
+    pub fn tolerance(mut self, nmse: f64) -> Self {
+        self.nmse = nmse;
+        self
+    }
+
+    /// No output has a gradient: optimiser steps, norms for clipping.
+    pub fn forward_only(mut self) -> Self {
+        self.main_outputs = 0;
+        self
+    }
+
+    /// Deterministic data for every input, rounded to what f32 holds.
+    pub fn data(&self, seed: u64) -> Vec<Array> {
+        let mut rng = Rng(seed ^ 0x9e37_79b9_7f4a_7c15);
+        self.inputs
+            .iter()
+            .map(|spec| {
+                let data = (0..spec.ty.len()).map(|_| rng.sample(spec.fill)).collect();
+                Array::new(spec.ty.shape.clone(), data)
+            })
+            .collect()
+    }
+
+    /// A graph of this op alone: its input values and its outputs.
+    pub fn graph(&self) -> Result<(Graph, Vec<Value>, Vec<Value>)> {
+        let mut g = Graph::new();
+        let mut inputs = Vec::new();
+        for (i, spec) in self.inputs.iter().enumerate() {
+            inputs.push(g.input(&format!("x{i}"), spec.ty.clone())?);
+        }
+        let outputs = g.op_arc("y", self.op.clone(), &inputs)?;
+        Ok((g, inputs, outputs))
+    }
+
+    /// Types of the inputs.
+    pub fn types(&self) -> Vec<TensorType> {
+        self.inputs.iter().map(|spec| spec.ty.clone()).collect()
+    }
+}
+
+/// SplitMix64: enough for test data, the same on every platform.
+#[derive(Clone, Debug)]
+pub(crate) struct Rng(pub(crate) u64);
+
+impl Rng {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn uniform(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Box-Muller.
+    pub(crate) fn normal(&mut self) -> f64 {
+        let r = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
+        r * (std::f64::consts::TAU * self.uniform()).cos()
+    }
+
+    fn sample(&mut self, fill: Fill) -> f64 {
+        let x = match fill {
+            Fill::Normal(std) => std * self.normal(),
+            Fill::Uniform(low, high) => low + (high - low) * self.uniform(),
+            Fill::Below(n) => return (self.next() % u64::from(n)) as f64,
+            Fill::Constant(c) => c,
+        };
+        f64::from(x as f32)
+    }
+}
+
+/// A standard normal array, rounded to what f32 holds: random cotangents for tests.
+pub fn random_array(shape: &Shape, seed: u64) -> Array {
+    let mut rng = Rng(seed);
+    Array::new(shape.clone(), (0..shape.len()).map(|_| rng.sample(Fill::Normal(1.0))).collect())
+}

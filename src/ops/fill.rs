@@ -1,0 +1,71 @@
+//! A constant tensor.
+
+use super::{Bind, Case, Launch, Op, Program, Row, table_kernel};
+use crate::autodiff::Vjp;
+use crate::error::Result;
+use crate::graph::{Graph, Value};
+use crate::reference::Array;
+use crate::tensor::{Shape, TensorType};
+
+const SOURCE: &str = include_str!("../../shaders/fill.wgsl");
+
+pub(super) const ROW: Row = Row {
+    name: "fill",
+    summary: "y = c everywhere",
+    source: SOURCE,
+    cases: || {
+        let shapes: [&[usize]; 3] = [&[1], &[127], &[3, 1757]];
+        shapes.iter().map(|s| Case::new(format!("{s:?}"), Fill::new(*s, 0.5), &[]).forward_only()).collect()
+    },
+    bench: Vec::new,
+};
+
+/// `() -> c` everywhere, of a given shape.
+#[derive(Clone, Debug)]
+pub struct Fill {
+    shape: Shape,
+    value: f32,
+}
+
+impl Fill {
+    /// This value in this shape.
+    pub fn new(shape: impl Into<Shape>, value: f32) -> Self {
+        Fill { shape: shape.into(), value }
+    }
+}
+
+impl Graph {
+    /// A constant tensor.
+    pub fn fill(&mut self, name: &str, shape: impl Into<Shape>, value: f32) -> Result<Value> {
+        self.op1(name, Fill::new(shape, value), &[])
+    }
+}
+
+impl Op for Fill {
+    fn name(&self) -> &'static str {
+        "fill"
+    }
+
+    fn infer(&self, _: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        Ok(vec![TensorType::f32(self.shape.clone())])
+    }
+
+    fn vjp(&self, _: &mut Vjp<'_>) -> Result<()> {
+        Ok(()) // it has no inputs
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let quads = cx.outputs[0].len().div_ceil(4);
+        let groups = cx.profile.grid(quads.div_ceil(64));
+        let kernel = table_kernel("fill", SOURCE, "forward");
+        Ok(Program::one(kernel, &[Bind::Out(0)], &[quads as u32, self.value.to_bits()], groups))
+    }
+
+    fn reference(&self, _: &[&Array], _: &[TensorType]) -> Vec<Array> {
+        vec![Array::zeros(self.shape.clone()).map(|_| f64::from(self.value))]
+    }
+
+    fn flops(&self, _: &[TensorType], _: &[TensorType]) -> u64 {
+        0
+    }
+}

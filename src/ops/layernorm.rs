@@ -1,0 +1,182 @@
+//! Layer normalisation (Ba et al. 2016, <https://arxiv.org/abs/1607.06450>).
+//!
+//! `y = xhat * gamma + beta`, `xhat = (x - mean) * rstd`, `rstd = 1 / sqrt(var + eps)`, over the
+//! last dimension, with the population variance. `xhat` and `rstd` are outputs too: backward needs
+//! them and not `x`, so the residual stream may be overwritten meanwhile.
+
+use std::sync::Arc;
+
+use super::rowwise::{CHUNK, RowLayout};
+use super::{Bind, Case, InputFill, Launch, Op, Program, Row, expect_f32, expect_shape, sum, table_kernel};
+use crate::autodiff::Vjp;
+use crate::error::Result;
+use crate::graph::{Graph, Value};
+use crate::reference::Array;
+use crate::tensor::TensorType;
+
+const SOURCE: &str = include_str!("../../shaders/layernorm.wgsl");
+
+pub(super) const ROW: Row = Row {
+    name: "layernorm",
+    summary: "y = (x - mean(x)) / sqrt(var(x) + eps) * gamma + beta, by row",
+    source: SOURCE,
+    cases: || {
+        let shapes: [&[usize]; 6] = [&[1, 4], &[3, 127], &[5, 1757], &[257, 12], &[2, 9, 64], &[33, 384]];
+        let case = |s: &&[usize]| {
+            let cols = s[s.len() - 1];
+            Case::new(format!("{s:?}"), LayerNorm { eps: 1e-5 }, &[s, &[cols], &[cols]])
+                .fill(1, InputFill::Uniform(0.5, 1.5))
+        };
+        shapes.iter().map(case).collect()
+    },
+    bench: || {
+        let case = |r: usize, c: usize| Case::new(format!("{r}x{c}"), LayerNorm { eps: 1e-5 }, &[&[r, c], &[c], &[c]]);
+        vec![case(1024, 384), case(4096, 768)]
+    },
+};
+
+/// `(x, gamma, beta) -> (y, xhat, rstd)`: `[.., d], [d], [d] -> [.., d], [.., d], [..]`.
+#[derive(Clone, Copy, Debug)]
+pub struct LayerNorm {
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+/// `(dy, xhat, rstd, gamma [, base]) -> (dx, dgamma, dbeta)`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LayerNormBackward {
+    accumulate: bool,
+}
+
+impl Graph {
+    /// Layer norm over the last dimension.
+    pub fn layernorm(&mut self, name: &str, x: Value, gamma: Value, beta: Value, eps: f32) -> Result<Value> {
+        self.op1(name, LayerNorm { eps }, &[x, gamma, beta])
+    }
+}
+
+impl Op for LayerNorm {
+    fn name(&self) -> &'static str {
+        "layernorm"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        expect_f32(inputs, 3)?;
+        let x = &inputs[0];
+        expect_shape("gamma", &inputs[1], &[x.shape.cols()])?;
+        expect_shape("beta", &inputs[2], &[x.shape.cols()])?;
+        Ok(vec![x.clone(), x.clone(), TensorType::f32([x.shape.rows()])])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        let (dy, xhat, rstd) = (cx.dy0()?, cx.outputs[1], cx.outputs[2]);
+        let inputs = [dy, xhat, rstd, cx.inputs[1]];
+        let grads = cx.graph.op(&cx.name, LayerNormBackward::default(), &inputs)?;
+        (0..3).for_each(|i| cx.set(i, grads[i]));
+        Ok(())
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let (rows, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
+        let layout = RowLayout::new(cx, rows, cols);
+        let kernel = layout.knobs(table_kernel("layernorm", SOURCE, "forward"));
+        let binds = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::Out(0), Bind::Out(1), Bind::Out(2)];
+        let words = words(&layout, rows, cols, self.eps);
+        Ok(Program::one(kernel, &binds, &words, cx.profile.grid(layout.groups)))
+    }
+
+    fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
+        let (x, gamma, beta) = (inputs[0], inputs[1], inputs[2]);
+        let n = x.shape.cols() as f64;
+        let (mut xhat, mut rstd) = (vec![], vec![]);
+        for row in x.rows() {
+            let mean = row.iter().sum::<f64>() / n;
+            let var = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
+            let r = 1.0 / (var + f64::from(self.eps)).sqrt();
+            xhat.extend(row.iter().map(|v| (v - mean) * r));
+            rstd.push(r);
+        }
+        let xhat = Array::new(x.shape.clone(), xhat);
+        let y = xhat.zip(gamma, |v, g| v * g).zip(beta, |v, b| v + b);
+        vec![y, xhat, Array::new(outputs[2].shape.clone(), rstd)]
+    }
+
+    fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
+        8 * inputs[0].len() as u64
+    }
+}
+
+impl Op for LayerNormBackward {
+    fn name(&self) -> &'static str {
+        "layernorm_backward"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        expect_f32(inputs, 4 + usize::from(self.accumulate))?;
+        Ok(vec![inputs[0].clone(), inputs[3].clone(), inputs[3].clone()])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        Err(cx.no_gradient("second derivatives of norms are not implemented"))
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let (rows, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
+        let layout = RowLayout::new(cx, rows, cols);
+        let words = words(&layout, rows, cols, 0.0);
+        let kernel = layout.knobs(table_kernel("layernorm", SOURCE, "backward")).knob("ACCUMULATE", self.accumulate);
+        let ins = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::In(3)];
+        let mut program = Program::default();
+        program.dispatch(kernel, &[&ins[..], &[Bind::Out(0)]].concat(), &words, cx.profile.grid(layout.groups));
+
+        // Rows in chunks first, then the chunks: dgamma and dbeta in a fixed order of additions.
+        let chunks = rows.div_ceil(CHUNK);
+        let ty = TensorType::f32([chunks, cols]);
+        let (dgamma, dbeta) = (program.scratch(ty.clone()), program.scratch(ty));
+        let kernel = layout.element(table_kernel("layernorm", SOURCE, "backward_params"));
+        let binds = [Bind::In(0), Bind::In(1), Bind::Scratch(dgamma), Bind::Scratch(dbeta)];
+        let groups = (chunks * cols / layout.width).div_ceil(64);
+        program.dispatch(kernel, &binds, &words, cx.profile.grid(groups));
+        for (from, to) in [(dgamma, 1), (dbeta, 2)] {
+            let ends = (Bind::ScratchIn(from), Bind::Out(to));
+            sum::sum_rows(&mut program, cx.profile, ends, (chunks, cols), false);
+        }
+        Ok(program)
+    }
+
+    fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
+        let (dy, xhat, rstd, gamma) = (inputs[0], inputs[1], inputs[2], inputs[3]);
+        let n = dy.shape.cols() as f64;
+        let g = dy.zip(gamma, |d, g| d * g);
+        let mut dx = vec![];
+        for ((g, xh), r) in g.rows().zip(xhat.rows()).zip(&rstd.data) {
+            let mean_g = g.iter().sum::<f64>() / n;
+            let mean_gx = g.iter().zip(xh).map(|(g, x)| g * x).sum::<f64>() / n;
+            dx.extend(g.iter().zip(xh).map(|(g, x)| r * (g - mean_g - x * mean_gx)));
+        }
+        let mut dx = Array::new(dy.shape.clone(), dx);
+        if self.accumulate {
+            dx = dx.zip(inputs[4], |d, base| d + base);
+        }
+        let columns = |a: &Array| sum::Sum::to(gamma.shape.clone()).reference(&[a], &[]).remove(0);
+        vec![dx, columns(&dy.zip(xhat, |d, x| d * x)), columns(dy)]
+    }
+
+    fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
+        13 * inputs[0].len() as u64
+    }
+
+    fn starts_as(&self, output: usize) -> Option<usize> {
+        (self.accumulate && output == 0).then_some(4)
+    }
+
+    fn with_addend(&self, output: usize) -> Option<Arc<dyn Op>> {
+        (!self.accumulate && output == 0).then(|| Arc::new(LayerNormBackward { accumulate: true }) as Arc<dyn Op>)
+    }
+}
+
+fn words(layout: &RowLayout, rows: usize, cols: usize, eps: f32) -> [u32; 7] {
+    let n = (cols as f32).to_bits();
+    let cols = (cols / layout.width) as u32;
+    [rows as u32, cols, n, eps.to_bits(), layout.groups as u32, CHUNK as u32, rows.div_ceil(CHUNK) as u32]
+}

@@ -1,0 +1,71 @@
+//! `y = a * b`, element by element.
+
+use super::{Bind, Case, Launch, Op, Program, Row, expect_f32, expect_shape, table_kernel};
+use crate::autodiff::Vjp;
+use crate::error::Result;
+use crate::graph::{Graph, Value};
+use crate::reference::Array;
+use crate::tensor::TensorType;
+
+const SOURCE: &str = include_str!("../../shaders/mul.wgsl");
+
+pub(super) const ROW: Row = Row {
+    name: "mul",
+    summary: "y = a * b, element by element",
+    source: SOURCE,
+    cases: || {
+        let shapes: [&[usize]; 4] = [&[1], &[127], &[1757], &[3, 5, 7]];
+        shapes.iter().map(|s| Case::new(format!("{s:?}"), Mul, &[s, s])).collect()
+    },
+    bench: || vec![Case::new("4096x768", Mul, &[&[4096, 768], &[4096, 768]])],
+};
+
+/// `(a, b) -> a * b`; both of the same shape.
+#[derive(Clone, Copy, Debug)]
+pub struct Mul;
+
+impl Graph {
+    /// `a * b`, element by element, of the same shape.
+    pub fn mul(&mut self, name: &str, a: Value, b: Value) -> Result<Value> {
+        self.op1(name, Mul, &[a, b])
+    }
+}
+
+impl Op for Mul {
+    fn name(&self) -> &'static str {
+        "mul"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        expect_f32(inputs, 2)?;
+        expect_shape("b", &inputs[1], inputs[0].shape.dims())?;
+        Ok(vec![inputs[0].clone()])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        let dy = cx.dy0()?;
+        let (a, b) = (cx.inputs[0], cx.inputs[1]);
+        for (i, other, what) in [(0, b, "a"), (1, a, "b")] {
+            if cx.needs(i) {
+                let grad = cx.graph.mul(&format!("{}.{what}", cx.name), dy, other)?;
+                cx.set(i, grad);
+            }
+        }
+        Ok(())
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let quads = cx.outputs[0].len().div_ceil(4);
+        let groups = cx.profile.grid(quads.div_ceil(64));
+        let kernel = table_kernel("mul", SOURCE, "forward");
+        Ok(Program::one(kernel, &[Bind::In(0), Bind::In(1), Bind::Out(0)], &[quads as u32], groups))
+    }
+
+    fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
+        vec![inputs[0].zip(inputs[1], |a, b| a * b)]
+    }
+
+    fn flops(&self, _: &[TensorType], outputs: &[TensorType]) -> u64 {
+        outputs[0].len() as u64
+    }
+}

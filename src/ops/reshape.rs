@@ -1,0 +1,72 @@
+//! The same storage under another shape. No kernel runs.
+
+use super::{Launch, Op, Program, expect_f32};
+use crate::autodiff::Vjp;
+use crate::error::Result;
+use crate::graph::{Graph, Value};
+use crate::reference::Array;
+use crate::tensor::{Shape, TensorType};
+
+/// `x -> x` of another shape with as many elements.
+#[derive(Clone, Debug)]
+pub struct Reshape {
+    to: Shape,
+}
+
+impl Graph {
+    /// `x` under another shape with as many elements. Free: it is a view.
+    pub fn reshape(&mut self, name: &str, x: Value, to: impl Into<Shape>) -> Result<Value> {
+        self.op1(name, Reshape { to: to.into() }, &[x])
+    }
+
+    /// `x` with the shape of `like`; `x` itself if it has that already.
+    pub(crate) fn reshape_like(&mut self, x: Value, like: Value) -> Result<Value> {
+        let to = self.ty(like).shape.clone();
+        if self.ty(x).shape == to {
+            return Ok(x);
+        }
+        let name = format!("{}.reshape", self.name(x));
+        self.reshape(&name, x, to)
+    }
+}
+
+impl Op for Reshape {
+    fn name(&self) -> &'static str {
+        "reshape"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        expect_f32(inputs, 1)?;
+        if self.to.problem().is_some() || self.to.len() != inputs[0].len() {
+            return Err(format!("{} elements cannot take shape {}", inputs[0].len(), self.to));
+        }
+        Ok(vec![TensorType::f32(self.to.clone())])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        let dy = cx.dy0()?;
+        let dx = cx.graph.reshape_like(dy, cx.inputs[0])?;
+        cx.set(0, dx);
+        Ok(())
+    }
+
+    fn launch(&self, _: &Launch<'_>) -> Result<Program, String> {
+        Ok(Program::default())
+    }
+
+    fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
+        vec![Array::new(self.to.clone(), inputs[0].data.clone())]
+    }
+
+    fn flops(&self, _: &[TensorType], _: &[TensorType]) -> u64 {
+        0
+    }
+
+    fn bytes(&self, _: &[TensorType], _: &[TensorType]) -> u64 {
+        0
+    }
+
+    fn is_view(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,77 @@
+//! `y = x + branch`, in place on the stream `x`.
+//!
+//! This is the addition that makes the throughline. Backward it runs no kernel: both branches get
+//! the cotangent itself. Forward the planner usually folds it into the matmul that made `branch`.
+
+use super::{Bind, Case, Launch, Op, Program, Row, expect_f32, expect_shape, table_kernel};
+use crate::autodiff::Vjp;
+use crate::error::Result;
+use crate::graph::{Graph, Value};
+use crate::reference::Array;
+use crate::tensor::TensorType;
+
+const SOURCE: &str = include_str!("../../shaders/residual_add.wgsl");
+
+pub(super) const ROW: Row = Row {
+    name: "residual_add",
+    summary: "y = x + branch, in place on x; its gradient is no kernel",
+    source: SOURCE,
+    cases: || {
+        let shapes: [&[usize]; 5] = [&[1], &[127], &[1757], &[3, 5, 7], &[2, 4096]];
+        shapes.iter().map(|s| Case::new(format!("{s:?}"), ResidualAdd, &[s, s])).collect()
+    },
+    bench: || vec![Case::new("4096x768", ResidualAdd, &[&[4096, 768], &[4096, 768]])],
+};
+
+/// `(x, branch) -> x + branch`; both of the same shape.
+#[derive(Clone, Copy, Debug)]
+pub struct ResidualAdd;
+
+impl Graph {
+    /// Adds a branch to the residual stream: `x + branch`, of the same shape.
+    pub fn residual_add(&mut self, name: &str, x: Value, branch: Value) -> Result<Value> {
+        self.op1(name, ResidualAdd, &[x, branch])
+    }
+}
+
+impl Op for ResidualAdd {
+    fn name(&self) -> &'static str {
+        "residual_add"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        expect_f32(inputs, 2)?;
+        expect_shape("the branch", &inputs[1], inputs[0].shape.dims())?;
+        Ok(vec![inputs[0].clone()])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        let dy = cx.dy0()?;
+        cx.set(0, dy);
+        cx.set(1, dy);
+        Ok(())
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let quads = cx.outputs[0].len().div_ceil(4);
+        let groups = cx.profile.grid(quads.div_ceil(64));
+        let kernel = table_kernel("residual_add", SOURCE, "forward");
+        Ok(Program::one(kernel, &[Bind::In(1), Bind::Out(0)], &[quads as u32], groups))
+    }
+
+    fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
+        vec![inputs[0].zip(inputs[1], |x, b| x + b)]
+    }
+
+    fn flops(&self, _: &[TensorType], outputs: &[TensorType]) -> u64 {
+        outputs[0].len() as u64
+    }
+
+    fn starts_as(&self, _output: usize) -> Option<usize> {
+        Some(0)
+    }
+
+    fn is_addition(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,206 @@
+//! Sums over leading dimensions, and their dual, repetition over leading dimensions.
+//!
+//! `sum`: `y[c] = sum_r x[r, c]`; `broadcast`: `y[r, c] = x[c]`. Each is the other's gradient. The
+//! order of additions is fixed: chunks of rows, then chunks of those, so results do not vary.
+
+use std::sync::Arc;
+
+use super::{Bind, Case, Launch, Op, Program, Row, expect_f32, table_kernel};
+use crate::autodiff::Vjp;
+use crate::error::Result;
+use crate::gpu::Profile;
+use crate::graph::{Graph, Value};
+use crate::reference::Array;
+use crate::tensor::{Shape, TensorType};
+
+const SOURCE: &str = include_str!("../../shaders/sum.wgsl");
+
+/// Rows that one invocation sums.
+const CHUNK: usize = 32;
+
+pub(super) const ROW: Row = Row {
+    name: "sum",
+    summary: "y[c] = sum_r x[r, c], and its dual y[r, c] = x[c]",
+    source: SOURCE,
+    cases: || {
+        let sum = |from: &[usize], to: &[usize]| Case::new(format!("{from:?} to {to:?}"), Sum::to(to), &[from]);
+        let repeat = |from: &[usize], to: &[usize]| {
+            Case::new(format!("broadcast {from:?} to {to:?}"), Broadcast { to: to.into() }, &[from])
+        };
+        vec![
+            sum(&[1], &[1]),
+            sum(&[127], &[1]),
+            sum(&[1757, 3], &[3]),
+            sum(&[5, 7, 12], &[12]),
+            sum(&[5, 7, 12], &[7, 12]),
+            sum(&[2, 3, 1757], &[1]),
+            Case::new("accumulate", Sum { to: [12].into(), accumulate: true }, &[&[70, 12], &[12]]),
+            repeat(&[1], &[127]),
+            repeat(&[12], &[5, 12]),
+            repeat(&[7, 3], &[5, 7, 3]),
+        ]
+    },
+    bench: || vec![Case::new("4096x768", Sum::to([768]), &[&[4096, 768]])],
+};
+
+/// `x -> sum over leading dimensions`, down to the trailing shape `to`; `[1]` sums everything.
+#[derive(Clone, Debug)]
+pub struct Sum {
+    to: Shape,
+    accumulate: bool,
+}
+
+impl Sum {
+    /// Sums down to this trailing shape.
+    pub fn to(to: impl Into<Shape>) -> Self {
+        Sum { to: to.into(), accumulate: false }
+    }
+}
+
+/// `x -> x` repeated over leading dimensions, up to the shape `to`.
+#[derive(Clone, Debug)]
+pub struct Broadcast {
+    to: Shape,
+}
+
+impl Graph {
+    /// Sum of all elements, as `[1]`.
+    pub fn sum(&mut self, name: &str, x: Value) -> Result<Value> {
+        self.sum_to(name, x, [1])
+    }
+
+    /// Sum over leading dimensions, down to the trailing shape `to`.
+    pub fn sum_to(&mut self, name: &str, x: Value, to: impl Into<Shape>) -> Result<Value> {
+        self.op1(name, Sum::to(to), &[x])
+    }
+
+    /// `x` repeated over leading dimensions, up to the shape `to`.
+    pub fn broadcast(&mut self, name: &str, x: Value, to: impl Into<Shape>) -> Result<Value> {
+        self.op1(name, Broadcast { to: to.into() }, &[x])
+    }
+}
+
+/// Checks that `small` is the end of `large`, or `[1]`.
+pub(super) fn expect_suffix(small: &Shape, large: &Shape) -> Result<(), String> {
+    match small.dims() == [1] || large.dims().ends_with(small.dims()) {
+        true => Ok(()),
+        false => Err(format!("{small} is neither [1] nor the trailing dimensions of {large}")),
+    }
+}
+
+/// Appends the dispatches that sum `rows` rows of `from` into `to`, with scratch between levels.
+pub(super) fn sum_rows(
+    program: &mut Program,
+    profile: &Profile,
+    (mut from, to): (Bind, Bind),
+    (mut rows, cols): (usize, usize),
+    accumulate: bool,
+) {
+    let (elem, width) = if cols % 4 == 0 { ("vec4<f32>", 4) } else { ("f32", 1) };
+    loop {
+        let chunks = rows.div_ceil(CHUNK);
+        let last = chunks == 1;
+        let scratch = if last { 0 } else { program.scratch(TensorType::f32([chunks, cols])) };
+        let out = if last { to } else { Bind::Scratch(scratch) };
+        let len = chunks * cols / width;
+        let kernel = table_kernel("sum", SOURCE, "columns").knob("E", elem).knob("ACCUMULATE", accumulate && last);
+        let words = [rows as u32, (cols / width) as u32, CHUNK as u32, len as u32];
+        program.dispatch(kernel, &[from, out], &words, profile.grid(len.div_ceil(64)));
+        if last {
+            return;
+        }
+        (from, rows) = (Bind::ScratchIn(scratch), chunks);
+    }
+}
+
+impl Op for Sum {
+    fn name(&self) -> &'static str {
+        "sum"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        expect_f32(inputs, 1 + usize::from(self.accumulate))?;
+        expect_suffix(&self.to, &inputs[0].shape)?;
+        Ok(vec![TensorType::f32(self.to.clone())])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        let dy = cx.dy0()?;
+        let to = cx.graph.ty(cx.inputs[0]).shape.clone();
+        let dx = cx.graph.broadcast(&cx.name, dy, to)?;
+        cx.set(0, dx);
+        if self.accumulate {
+            cx.set(1, dy);
+        }
+        Ok(())
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let mut program = Program::default();
+        let cols = self.to.len();
+        let rows = cx.inputs[0].len() / cols;
+        sum_rows(&mut program, cx.profile, (Bind::In(0), Bind::Out(0)), (rows, cols), self.accumulate);
+        Ok(program)
+    }
+
+    fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
+        let mut y = match self.accumulate {
+            true => inputs[1].clone(),
+            false => Array::zeros(self.to.clone()),
+        };
+        let n = y.data.len();
+        for (i, x) in inputs[0].data.iter().enumerate() {
+            y.data[i % n] += x;
+        }
+        vec![y]
+    }
+
+    fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
+        inputs[0].len() as u64
+    }
+
+    fn starts_as(&self, _output: usize) -> Option<usize> {
+        self.accumulate.then_some(1)
+    }
+
+    fn with_addend(&self, _output: usize) -> Option<Arc<dyn Op>> {
+        (!self.accumulate).then(|| Arc::new(Sum { to: self.to.clone(), accumulate: true }) as Arc<dyn Op>)
+    }
+}
+
+impl Op for Broadcast {
+    fn name(&self) -> &'static str {
+        "broadcast"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        expect_f32(inputs, 1)?;
+        expect_suffix(&inputs[0].shape, &self.to)?;
+        Ok(vec![TensorType::f32(self.to.clone())])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        let dy = cx.dy0()?;
+        let to = cx.graph.ty(cx.inputs[0]).shape.clone();
+        let dx = cx.graph.sum_to(&cx.name, dy, to)?;
+        cx.set(0, dx);
+        Ok(())
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let (cols, n) = (cx.inputs[0].len(), cx.outputs[0].len());
+        let (elem, width) = if cols % 4 == 0 { ("vec4<f32>", 4) } else { ("f32", 1) };
+        let len = n / width;
+        let kernel = table_kernel("sum", SOURCE, "broadcast").knob("E", elem);
+        let words = [(n / cols) as u32, (cols / width) as u32, 0, len as u32];
+        Ok(Program::one(kernel, &[Bind::In(0), Bind::Out(0)], &words, cx.profile.grid(len.div_ceil(64))))
+    }
+
+    fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
+        vec![Array::zeros(self.to.clone()).zip(inputs[0], |_, x| x)]
+    }
+
+    fn flops(&self, _: &[TensorType], _: &[TensorType]) -> u64 {
+        0
+    }
+}

@@ -1,0 +1,104 @@
+//! What the integration tests share.
+#![allow(dead_code)] // each test binary uses a part
+
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+
+use throughline::ops::Case;
+use throughline::reference::{self, Array};
+use throughline::{AdapterClass, DType, ExecOptions, Executable, Gpu, Graph, Plan, Profile, Value};
+
+/// One device for all tests of a binary. Without an adapter every test fails, and says so.
+pub fn gpu() -> &'static Gpu {
+    static GPU: OnceLock<Gpu> = OnceLock::new();
+    GPU.get_or_init(|| match Gpu::headless_blocking() {
+        Ok(gpu) => gpu,
+        Err(e) => panic!("these tests need a GPU adapter, a software one will do: {e}"),
+    })
+}
+
+/// The adapter's profile with each class of kernels in turn, so that both are tested everywhere.
+pub fn profiles() -> [Profile; 2] {
+    [AdapterClass::Cpu, AdapterClass::Gpu].map(|class| Profile { class, ..gpu().profile().clone() })
+}
+
+/// A case's op in a graph with loss = sum of dot(random dy, y) over its main outputs, and the
+/// gradients of all inputs that have one.
+pub struct Harness {
+    pub graph: Graph,
+    pub given: HashMap<Value, Array>,
+    pub outputs: Vec<Value>,
+    pub loss: Option<Value>,
+    /// Index of the input, input, gradient.
+    pub grads: Vec<(usize, Value, Value)>,
+}
+
+impl Harness {
+    pub fn new(case: &Case, seed: u64) -> Harness {
+        let (mut graph, inputs, outputs) = case.graph().unwrap();
+        let data = case.data(seed);
+        let mut given: HashMap<Value, Array> = inputs.iter().copied().zip(data).collect();
+        let mut loss = None;
+        for (i, &y) in outputs.iter().take(case.main_outputs).enumerate() {
+            let ty = graph.ty(y).clone();
+            let dy = graph.input(&format!("dy{i}"), ty.clone()).unwrap();
+            given.insert(dy, throughline::ops::random_array(&ty.shape, seed + 100 + i as u64));
+            let product = graph.mul(&format!("loss{i}"), y, dy).unwrap();
+            let part = graph.sum(&format!("loss{i}.sum"), product).unwrap();
+            loss = Some(match loss {
+                None => part,
+                Some(l) => graph.residual_add("loss", l, part).unwrap(),
+            });
+        }
+        let wanted: Vec<(usize, Value)> =
+            inputs.iter().copied().enumerate().filter(|(i, _)| case.inputs[*i].grad).collect();
+        let mut grads = vec![];
+        if let Some(loss) = loss {
+            let wrt: Vec<Value> = wanted.iter().map(|(_, v)| *v).collect();
+            let got = graph.gradients(loss, &wrt).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+            grads = wanted.iter().zip(got).map(|(&(i, v), g)| (i, v, g)).collect();
+        }
+        Harness { graph, given, outputs, loss, grads }
+    }
+
+    /// Outputs and gradients, in that order.
+    pub fn wanted(&self) -> Vec<Value> {
+        self.outputs.iter().copied().chain(self.grads.iter().map(|g| g.2)).collect()
+    }
+
+    pub fn reference(&self) -> Vec<Array> {
+        reference::run(&self.graph, &self.given, &self.wanted()).unwrap()
+    }
+
+    pub fn executable(&self, profile: &Profile, guard_bytes: usize) -> Executable {
+        let plan = Plan::new(&self.graph, &self.wanted(), profile).unwrap();
+        let options = ExecOptions { guard_bytes, ..Default::default() };
+        let exec = Executable::new_blocking(gpu(), Arc::new(plan), options).unwrap();
+        for external in &exec.plan().externals.clone() {
+            write(&exec, external.value, &self.given[&external.value]);
+        }
+        exec
+    }
+
+    pub fn read(&self, exec: &Executable) -> Vec<Vec<f32>> {
+        self.wanted().iter().map(|&v| read(exec, &self.graph, v)).collect()
+    }
+}
+
+/// Writes an f64 array to an external, in its type.
+pub fn write(exec: &Executable, value: Value, array: &Array) {
+    let tensor = exec.tensor(value).unwrap();
+    match tensor.ty().dtype {
+        DType::F32 => exec.write(value, &array.data.iter().map(|&x| x as f32).collect::<Vec<_>>()),
+        DType::U32 => exec.write(value, &array.data.iter().map(|&x| x as u32).collect::<Vec<_>>()),
+    }
+    .unwrap();
+}
+
+/// Reads a value as f32, integers too.
+pub fn read(exec: &Executable, graph: &Graph, value: Value) -> Vec<f32> {
+    match graph.ty(value).dtype {
+        DType::F32 => exec.read_blocking(value).unwrap(),
+        DType::U32 => exec.read_blocking::<u32>(value).unwrap().iter().map(|&x| x as f32).collect(),
+    }
+}

@@ -1,0 +1,129 @@
+//! Every row of the op table, every case of it, both classes of kernels: one test per row and
+//! check, named `<row>::<check>`.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+
+use common::{Harness, profiles};
+use libtest_mimic::{Arguments, Failed, Trial};
+use throughline::ops::{Row, TABLE};
+use throughline::reference::{self, nmse};
+
+fn main() {
+    let checks: [(&str, fn(&Row) -> Vec<String>); 3] = [
+        ("gpu_matches_reference", gpu_matches_reference),
+        ("reference_gradients_match_central_differences", reference_gradients_match_central_differences),
+        ("shaders_are_valid", shaders_are_valid),
+    ];
+    let trials = TABLE.iter().flat_map(|row| {
+        checks.map(|(name, check)| {
+            Trial::test(format!("{}::{name}", row.name), move || match check(row) {
+                failures if failures.is_empty() => Ok(()),
+                failures => Err(Failed::from(failures.join("\n"))),
+            })
+        })
+    });
+    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
+}
+
+/// GPU outputs and GPU gradients against the f64 reference, with nothing written past any output,
+/// every element of every output written, and the same bits on a second run.
+fn gpu_matches_reference(row: &Row) -> Vec<String> {
+    let mut failures = vec![];
+    for case in (row.cases)() {
+        let harness = Harness::new(&case, 1);
+        let want = harness.reference();
+        for profile in profiles() {
+            let mut fail = |what: &dyn Display| failures.push(format!("{} ({:?}): {what}", case.name, profile.class));
+            let exec = harness.executable(&profile, 256);
+            exec.poison();
+            exec.submit();
+            if let Err(e) = exec.check_guards() {
+                fail(&e);
+            }
+            let got = harness.read(&exec);
+            for ((value, got), want) in harness.wanted().into_iter().zip(&got).zip(&want) {
+                let error = nmse(got, &want.data);
+                if error.is_nan() || error > case.nmse {
+                    fail(&format!("{} {value:?}: NMSE {error:.1e}", harness.graph.name(value)));
+                }
+            }
+            exec.poison();
+            exec.submit();
+            let bits = |run: &[Vec<f32>]| -> Vec<u32> { run.iter().flatten().map(|x| x.to_bits()).collect() };
+            if bits(&harness.read(&exec)) != bits(&got) {
+                fail(&"two runs differ");
+            }
+        }
+    }
+    failures
+}
+
+/// The reference's own gradients against central differences of its forward pass, in f64.
+fn reference_gradients_match_central_differences(row: &Row) -> Vec<String> {
+    let mut failures = vec![];
+    for case in (row.cases)() {
+        let harness = Harness::new(&case, 2);
+        let Some(loss) = harness.loss else { continue };
+        let loss_of = |given: &_| reference::run(&harness.graph, given, &[loss]).unwrap()[0].data[0];
+        let analytic = harness.reference().split_off(harness.outputs.len());
+        for ((i, input, _), gradient) in harness.grads.iter().zip(analytic) {
+            // Large inputs are sampled: one difference costs two whole forward passes.
+            let stride = (gradient.data.len() / 12).max(1);
+            let scale = gradient.data.iter().fold(1e-3f64, |m, g| m.max(g.abs()));
+            for (at, exact) in gradient.data.iter().enumerate().step_by(stride) {
+                let mut given = harness.given.clone();
+                let x = given[input].data[at];
+                let h = 1e-5 * x.abs().max(1.0);
+                let mut shifted = |x: f64| {
+                    given.get_mut(input).unwrap().data[at] = x;
+                    loss_of(&given)
+                };
+                let numeric = (shifted(x + h) - shifted(x - h)) / (2.0 * h);
+                if (numeric - exact).abs() > 1e-6 * scale {
+                    failures.push(format!("{}: input {i}[{at}]: {exact} but differences give {numeric}", case.name));
+                }
+            }
+        }
+    }
+    failures
+}
+
+/// Every kernel that any case of the row launches is valid WGSL, in naga and, where it is
+/// installed, in tint (Chrome's compiler); so is the file as written.
+fn shaders_are_valid(row: &Row) -> Vec<String> {
+    let mut variants = BTreeMap::from([(format!("{} as written", row.name), row.source.to_string())]);
+    for case in (row.cases)() {
+        let harness = Harness::new(&case, 3);
+        for profile in profiles() {
+            let plan = throughline::Plan::new(&harness.graph, &harness.wanted(), &profile).unwrap();
+            for d in plan.steps.iter().flat_map(|s| &s.dispatches) {
+                variants.insert(d.kernel.describe(), d.kernel.wgsl().unwrap());
+            }
+        }
+    }
+    let mut failures: Vec<String> =
+        variants.iter().filter_map(|(name, wgsl)| Some(format!("naga: {name}: {}", naga_error(wgsl)?))).collect();
+    failures.extend(variants.iter().filter_map(|(name, wgsl)| Some(format!("tint: {name}: {}", tint_error(wgsl)?))));
+    failures
+}
+
+fn naga_error(wgsl: &str) -> Option<String> {
+    use naga::valid::{Capabilities, ValidationFlags, Validator};
+    match naga::front::wgsl::parse_str(wgsl) {
+        Err(e) => Some(e.emit_to_string(wgsl)),
+        Ok(module) => {
+            let result = Validator::new(ValidationFlags::all(), Capabilities::empty()).validate(&module);
+            result.err().map(|e| e.emit_to_string(wgsl))
+        }
+    }
+}
+
+fn tint_error(wgsl: &str) -> Option<String> {
+    let file = tempfile::Builder::new().suffix(".wgsl").tempfile().unwrap();
+    std::fs::write(file.path(), wgsl).unwrap();
+    let out = std::process::Command::new("tint").args(["--format", "wgsl"]).arg(file.path()).output().ok()?;
+    (!out.status.success()).then(|| String::from_utf8_lossy(&out.stderr).into_owned())
+}
