@@ -10,10 +10,8 @@
 // knobs
 const A_TRANSPOSED: bool = false; // a is [k, m] in memory, not [m, k]
 const B_TRANSPOSED: bool = false; // b is [n, k] in memory, not [k, n]
-const HAS_BIAS: bool = false;
-const ACCUMULATE: bool = false; // add to what y holds
 const LANES: u32 = 8u;
-const ROWS: u32 = 16u;
+const ROWS: u32 = 8u;
 const QUADS: u32 = 4u;
 alias A = vec4<f32>; // f32 where a's contiguous axis is no multiple of 4
 alias B = vec4<f32>;
@@ -30,6 +28,10 @@ struct Params {
     // Workgroups along n and along m; z of the dispatch is the batch.
     groups_n: u32,
     groups: u32,
+    // Flags, and not knobs: the epilogue is short, and a pipeline less is half a second less to
+    // compile on software adapters.
+    has_bias: u32,
+    accumulate: u32, // add to what y holds
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -68,19 +70,19 @@ fn b_quad(i: u32, last: u32) -> vec4<f32> {
     return vec4<f32>(b_at(i), b_at(min(i + 1u, last)), b_at(min(i + 2u, last)), b_at(min(i + 3u, last)));
 }
 
-fn store(base: u32, row: u32, col: u32, sum: f32) {
-    if (row >= p.m || col >= p.n) {
+// Column `col` of the row of y that starts at `row`.
+fn store(row: u32, col: u32, sum: f32) {
+    if (col >= p.n) {
         return;
     }
-    let i = base + row * p.n + col;
     var v = sum;
-    if (HAS_BIAS) {
+    if (p.has_bias != 0u) {
         v += bias[col];
     }
-    if (ACCUMULATE) {
-        v += y[i];
+    if (p.accumulate != 0u) {
+        v += y[row + col];
     }
-    y[i] = v;
+    y[row + col] = v;
 }
 
 @compute @workgroup_size(LANES)
@@ -181,15 +183,19 @@ fn forward(
             }
         }
     }
-    let y0 = wid.z * p.m * p.n;
-    for (var i = 0u; i < ROWS; i++) {
+    // The bound is not a constant so that this loop stays a loop: unrolled, its stores take the
+    // compiler three times as long as the whole rest. A copy keeps the sums above in registers.
+    var sums = acc;
+    let rows = min(ROWS, p.m - row0);
+    for (var i = 0u; i < rows; i++) {
+        let at = wid.z * p.m * p.n + (row0 + i) * p.n;
         for (var q = 0u; q < QUADS; q++) {
-            let v = acc[i][q];
+            let v = sums[i][q];
             let col = col0 + 4u * q;
-            store(y0, row0 + i, col, v.x);
-            store(y0, row0 + i, col + 1u, v.y);
-            store(y0, row0 + i, col + 2u, v.z);
-            store(y0, row0 + i, col + 3u, v.w);
+            store(at, col, v.x);
+            store(at, col + 1u, v.y);
+            store(at, col + 2u, v.z);
+            store(at, col + 3u, v.w);
         }
     }
 }
@@ -255,13 +261,16 @@ fn forward_tiled(
         }
         workgroupBarrier();
     }
-    let y0 = wid.z * p.m * p.n;
     let col = col0 + 4u * lid.x;
     for (var i = 0u; i < 4u; i++) {
         let row = row0 + 4u * lid.y + i;
-        store(y0, row, col, acc[i].x);
-        store(y0, row, col + 1u, acc[i].y);
-        store(y0, row, col + 2u, acc[i].z);
-        store(y0, row, col + 3u, acc[i].w);
+        if (row >= p.m) {
+            return;
+        }
+        let at = wid.z * p.m * p.n + row * p.n;
+        store(at, col, acc[i].x);
+        store(at, col + 1u, acc[i].y);
+        store(at, col + 2u, acc[i].z);
+        store(at, col + 3u, acc[i].w);
     }
 }
