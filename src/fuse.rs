@@ -66,47 +66,71 @@ impl Fuser<'_> {
         }
     }
 
-    /// Makes the addition `id` compute `addend` itself, starting from `base`.
+    /// Makes one node of the addition `id` and the maker of `addend`, starting from `base`.
     fn fold(&mut self, id: usize, addend: Value, base: Value) -> bool {
         let maker = &self.nodes[addend.node];
         let Source::Op(op) = &maker.source else { return false };
         let Some(fused) = op.with_addend(addend.output) else { return false };
-        let n = maker.outputs.len();
-        let outputs = |node| (0..n).map(move |output| Value { node, output });
-        let used_once = self.uses.get(&addend).is_some_and(|u| u.len() == 1);
-        // The maker moves to the addition's place, so nobody may want its other outputs before.
-        let others_wait = outputs(addend.node)
-            .filter(|v| *v != addend)
-            .all(|v| self.uses.get(&v).is_none_or(|u| u.iter().all(|&user| user > id)));
-        if !used_once || !others_wait {
+        if self.uses.get(&addend).is_none_or(|u| u.len() != 1) {
             return false;
         }
-        let mut inputs = maker.inputs.clone();
+        let (outputs, mut inputs) = (maker.outputs.clone(), maker.inputs.clone());
         inputs.push(base);
-        let types = maker.outputs.clone();
         let sum = Value { node: id, output: 0 };
+        let at = if self.base_is_ready(id, addend.node, base) {
+            addend.node
+        } else if self.outputs_can_wait(id, addend, outputs.len()) {
+            id
+        } else {
+            return false;
+        };
         let sum_uses = self.uses.remove(&sum).unwrap_or_default();
-        for (from, to) in outputs(addend.node).zip(outputs(id)) {
-            let uses = self.uses.remove(&from).unwrap_or_default();
-            self.uses.insert(to, if from == addend { sum_uses.clone() } else { uses });
-            if from != addend {
-                self.moved.insert(from, to);
+        self.uses.remove(&addend);
+        let fused_sum = Value { node: at, output: addend.output };
+        self.redirect(sum, fused_sum);
+        self.uses.insert(fused_sum, sum_uses);
+        self.move_user(base, id, at);
+        if at == id {
+            for (&input, _) in inputs.iter().zip(1..inputs.len()) {
+                self.move_user(input, addend.node, id);
+            }
+            for output in (0..outputs.len()).filter(|&o| o != addend.output) {
+                let from = Value { node: addend.node, output };
+                let uses = self.uses.remove(&from).unwrap_or_default();
+                self.redirect(from, Value { node: id, output });
+                self.uses.insert(Value { node: id, output }, uses);
             }
         }
-        for &input in &inputs[..inputs.len() - 1] {
-            if let Some(user) = self.uses.get_mut(&input).and_then(|u| u.iter_mut().find(|u| **u == addend.node)) {
-                *user = id;
-            }
-        }
-        let fused_sum = Value { node: id, output: addend.output };
-        if fused_sum != sum {
-            self.moved.insert(sum, fused_sum);
-        }
-        self.nodes[addend.node].inputs.clear();
-        let node = &mut self.nodes[id];
-        node.source = Source::Op(fused);
-        node.inputs = inputs;
-        node.outputs = types;
+        let (dead, name) = (id + addend.node - at, self.nodes[id].name.clone());
+        self.nodes[dead].inputs.clear();
+        self.nodes[at] = Node { name, source: Source::Op(fused), inputs, outputs };
         true
+    }
+
+    /// Whether the sum can be made where the addend is: the base is there, and nobody between the
+    /// two still reads the base, which the sum is to overwrite. This keeps the addend's inputs from
+    /// living longer.
+    fn base_is_ready(&self, id: usize, maker: usize, base: Value) -> bool {
+        let external = !matches!(self.nodes[base.node].source, Source::Op(_));
+        let between = |u: &Vec<usize>| u.iter().any(|&user| user > maker && user < id);
+        (external || base.node < maker) && !self.uses.get(&base).is_some_and(between)
+    }
+
+    /// Whether the maker can move to the addition's place: nobody wants its other outputs before.
+    fn outputs_can_wait(&self, id: usize, addend: Value, n: usize) -> bool {
+        let others = (0..n).filter(|&o| o != addend.output).map(|output| Value { node: addend.node, output });
+        others.into_iter().all(|v| self.uses.get(&v).is_none_or(|u| u.iter().all(|&user| user > id)))
+    }
+
+    fn redirect(&mut self, from: Value, to: Value) {
+        if from != to {
+            self.moved.insert(from, to);
+        }
+    }
+
+    fn move_user(&mut self, value: Value, from: usize, to: usize) {
+        if let Some(user) = self.uses.get_mut(&value).and_then(|u| u.iter_mut().find(|u| **u == from)) {
+            *user = to;
+        }
     }
 }

@@ -183,6 +183,12 @@ impl Gpu {
             .map_err(|e| Error::Device(format!("waiting for the GPU: {e}")))
     }
 
+    /// Waits until this submission, and those before it, have run.
+    pub fn wait_for_blocking(&self, submission: wgpu::SubmissionIndex) -> Result<()> {
+        let poll = wgpu::PollType::Wait { submission_index: Some(submission), timeout: None };
+        self.device().poll(poll).map(drop).map_err(|e| Error::Device(format!("waiting for the GPU: {e}")))
+    }
+
     /// Bound where a kernel declares a read-only buffer that the launch does not have.
     pub(crate) fn null(&self) -> &wgpu::Buffer {
         &self.inner.null

@@ -2,16 +2,21 @@
 #![warn(missing_docs, missing_debug_implementations, rust_2018_idioms)]
 
 pub mod autodiff;
+pub mod data;
 pub mod error;
 pub mod exec;
 mod fuse;
 pub mod gpu;
 pub mod graph;
 pub mod kernel;
+//NN pub mod nn;
 pub mod ops;
+//NN pub mod optim;
 pub mod plan;
 pub mod reference;
+pub mod rng;
 pub mod tensor;
+//NN pub mod train;
 
 pub use error::{Error, Result};
 pub use exec::{ExecOptions, Executable};

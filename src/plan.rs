@@ -180,20 +180,18 @@ impl Plan {
     }
 }
 
+/// Ids of the nodes that are needed: inputs, parameters and states first, then ops in order.
 fn reachable(nodes: &[Node], keep: &[Value], stores: &[(Value, Value)]) -> Vec<usize> {
     let mut live = vec![false; nodes.len()];
-    for v in keep.iter().chain(stores.iter().flat_map(|(v, s)| [v, s])) {
-        live[v.node] = true;
-    }
-    for id in (0..nodes.len()).rev().filter(|&id| live[id]).collect::<Vec<_>>() {
-        live[id] = true;
-    }
-    for id in (0..nodes.len()).rev() {
-        if live[id] {
-            nodes[id].inputs.iter().for_each(|v| live[v.node] = true);
+    let mut stack: Vec<usize> = keep.iter().chain(stores.iter().flat_map(|(v, s)| [v, s])).map(|v| v.node).collect();
+    while let Some(id) = stack.pop() {
+        if !std::mem::replace(&mut live[id], true) {
+            stack.extend(nodes[id].inputs.iter().map(|v| v.node));
         }
     }
-    (0..nodes.len()).filter(|&id| live[id]).collect()
+    let is_op = |id: &usize| matches!(nodes[*id].source, Source::Op(_));
+    let (ops, externals): (Vec<usize>, Vec<usize>) = (0..nodes.len()).filter(|&id| live[id]).partition(is_op);
+    externals.into_iter().chain(ops).collect()
 }
 
 /// Never read again; or read after the last node.
@@ -336,7 +334,7 @@ impl<'a> Planner<'a> {
         let node = &self.nodes[id];
         let value = Value { node: id, output };
         let ty = &node.outputs[output];
-        let target = self.store_target(value, id);
+        let target = self.store_target(value);
         let slot = match op.starts_as(output) {
             Some(i) => {
                 let source = self.slot[&self.root[&node.inputs[i]]];
@@ -364,11 +362,10 @@ impl<'a> Planner<'a> {
     }
 
     /// The state that a value is stored in, if this value alone goes there.
-    fn store_target(&self, value: Value, id: usize) -> Option<Value> {
+    fn store_target(&self, value: Value) -> Option<Value> {
         let mut targets = self.stores.iter().filter(|(v, _)| self.root[v] == value).map(|&(_, s)| s);
         let target = targets.next()?;
-        // A state made after this node cannot be written by it.
-        (targets.next().is_none() && target.node < id).then_some(target)
+        targets.next().is_none().then_some(target)
     }
 
     /// Whether nobody reads the state from node `id` on, that node included.
@@ -478,6 +475,10 @@ impl<'a> Planner<'a> {
     fn finish(mut self) -> Result<Plan> {
         for &(value, state) in self.stores {
             let (from, to) = (self.slot[&self.root[&value]], self.slot[&state]);
+            if let (Slot::External(_), true) = (from, from != to) {
+                let name = &self.nodes[state.node].name;
+                return Err(Error::Graph(format!("store: what `{name}` is to hold is another external: copy it through an op")));
+            }
             if from != to {
                 let bytes = self.nodes[state.node].outputs[0].storage_bytes();
                 self.plan.final_copies.push(Copy { from, to, bytes });

@@ -6,6 +6,7 @@ use super::Op;
 use crate::error::Result;
 use crate::graph::{Graph, Value};
 use crate::reference::Array;
+use crate::rng::Rng;
 use crate::tensor::{Shape, TensorType};
 
 /// One row of the table: what a reader, the tests and the benchmarks need to know of an op.
@@ -104,11 +105,11 @@ impl Case {
 
     /// Deterministic data for every input, rounded to what f32 holds.
     pub fn data(&self, seed: u64) -> Vec<Array> {
-        let mut rng = Rng(seed ^ 0x9e37_79b9_7f4a_7c15);
+        let mut rng = Rng::new(&[seed]);
         self.inputs
             .iter()
             .map(|spec| {
-                let data = (0..spec.ty.len()).map(|_| rng.sample(spec.fill)).collect();
+                let data = (0..spec.ty.len()).map(|_| sample(&mut rng, spec.fill)).collect();
                 Array::new(spec.ty.shape.clone(), data)
             })
             .collect()
@@ -131,42 +132,18 @@ impl Case {
     }
 }
 
-/// SplitMix64: enough for test data, the same on every platform.
-#[derive(Clone, Debug)]
-pub(crate) struct Rng(pub(crate) u64);
-
-impl Rng {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn uniform(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    /// Box-Muller.
-    pub(crate) fn normal(&mut self) -> f64 {
-        let r = (-2.0 * (1.0 - self.uniform()).ln()).sqrt();
-        r * (std::f64::consts::TAU * self.uniform()).cos()
-    }
-
-    fn sample(&mut self, fill: Fill) -> f64 {
-        let x = match fill {
-            Fill::Normal(std) => std * self.normal(),
-            Fill::Uniform(low, high) => low + (high - low) * self.uniform(),
-            Fill::Below(n) => return (self.next() % u64::from(n)) as f64,
-            Fill::Constant(c) => c,
-        };
-        f64::from(x as f32)
-    }
+fn sample(rng: &mut Rng, fill: Fill) -> f64 {
+    let x = match fill {
+        Fill::Normal(std) => std * rng.normal(),
+        Fill::Uniform(low, high) => low + (high - low) * rng.uniform(),
+        Fill::Below(n) => return rng.below(u64::from(n)) as f64,
+        Fill::Constant(c) => c,
+    };
+    f64::from(x as f32)
 }
 
 /// A standard normal array, rounded to what f32 holds: random cotangents for tests.
 pub fn random_array(shape: &Shape, seed: u64) -> Array {
-    let mut rng = Rng(seed);
-    Array::new(shape.clone(), (0..shape.len()).map(|_| rng.sample(Fill::Normal(1.0))).collect())
+    let mut rng = Rng::new(&[seed]);
+    Array::new(shape.clone(), (0..shape.len()).map(|_| sample(&mut rng, Fill::Normal(1.0))).collect())
 }

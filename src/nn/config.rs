@@ -1,0 +1,184 @@
+//! What a GPT is made of.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// Where a block normalises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormPlacement {
+    /// `x + f(norm(x))`: the residual stream is never normalised until the end (GPT-2 and after).
+    Pre,
+    /// `norm(x + f(x))`: the arrangement of 2017 (Vaswani et al., <https://arxiv.org/abs/1706.03762>).
+    Post,
+}
+
+/// Which norm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Norm {
+    /// Mean and variance, with gamma and beta.
+    LayerNorm,
+    /// Root mean square, with gamma.
+    RmsNorm,
+}
+
+/// How the model knows positions.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Positions {
+    /// A learned vector per position, added to the embedding.
+    Learned,
+    /// Rotary embedding of queries and keys, in the rotate-half layout.
+    Rope {
+        /// Base of the geometric series of wavelengths; usually 10,000.
+        theta: f32,
+    },
+}
+
+/// The feed-forward half of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mlp {
+    /// `gelu(x w1) w2` with the tanh approximation, as GPT-2.
+    GeluTanh,
+    /// `gelu(x w1) w2` with the error function, as BERT.
+    GeluErf,
+    /// `(silu(x gate) * x up) down`, as Llama.
+    SwiGlu,
+}
+
+/// How weights start.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Init {
+    /// GPT-2's: normal of this standard deviation; projections into the residual stream are scaled
+    /// down by `1/sqrt(2 n_layers)`.
+    Gpt2 {
+        /// Standard deviation, 0.02 in GPT-2.
+        std: f32,
+    },
+    /// The same, but projections into the residual stream start at zero: every block contributes
+    /// nothing at first, and the stream is the embedding at every depth.
+    ZeroResidual {
+        /// Standard deviation of the other weights.
+        std: f32,
+    },
+}
+
+/// Shape and parts of a GPT. [`GptConfig::gpt2`] and [`GptConfig::llama`] give the usual sets.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GptConfig {
+    /// Number of different tokens.
+    pub vocab_size: usize,
+    /// Longest sequence, in tokens.
+    pub context: usize,
+    /// Blocks.
+    pub n_layers: usize,
+    /// Width of the residual stream.
+    pub d_model: usize,
+    /// Query heads; `d_model` must be a multiple.
+    pub n_heads: usize,
+    /// Key and value heads; `n_heads` must be a multiple.
+    pub n_kv_heads: usize,
+    /// Hidden width of the feed-forward half.
+    pub d_ff: usize,
+    /// Pre- or post-norm.
+    pub norm_placement: NormPlacement,
+    /// Which norm.
+    pub norm: Norm,
+    /// Added to the variance in norms.
+    pub norm_eps: f32,
+    /// Learned positions or RoPE.
+    pub positions: Positions,
+    /// The feed-forward half.
+    pub mlp: Mlp,
+    /// Whether linear layers have biases.
+    pub bias: bool,
+    /// Whether the head is the embedding, transposed.
+    pub tied_head: bool,
+    /// Probability of dropping an element of the embedding and of each branch while training.
+    pub dropout: f32,
+    /// How weights start.
+    pub init: Init,
+}
+
+impl GptConfig {
+    /// GPT-2's parts: pre-norm LayerNorm, learned positions, GELU, biases, tied head.
+    pub fn gpt2(vocab_size: usize, context: usize, n_layers: usize, d_model: usize, n_heads: usize) -> Self {
+        GptConfig {
+            vocab_size,
+            context,
+            n_layers,
+            d_model,
+            n_heads,
+            n_kv_heads: n_heads,
+            d_ff: 4 * d_model,
+            norm_placement: NormPlacement::Pre,
+            norm: Norm::LayerNorm,
+            norm_eps: 1e-5,
+            positions: Positions::Learned,
+            mlp: Mlp::GeluTanh,
+            bias: true,
+            tied_head: true,
+            dropout: 0.0,
+            init: Init::Gpt2 { std: 0.02 },
+        }
+    }
+
+    /// Llama's parts: pre-norm RMSNorm, RoPE, SwiGLU of about 8/3 the width, no biases, own head.
+    pub fn llama(vocab_size: usize, context: usize, n_layers: usize, d_model: usize, n_heads: usize) -> Self {
+        GptConfig {
+            d_ff: (8 * d_model / 3).next_multiple_of(16),
+            norm: Norm::RmsNorm,
+            positions: Positions::Rope { theta: 10_000.0 },
+            mlp: Mlp::SwiGlu,
+            bias: false,
+            tied_head: false,
+            ..Self::gpt2(vocab_size, context, n_layers, d_model, n_heads)
+        }
+    }
+
+    /// Width of one head.
+    pub fn head_dim(&self) -> usize {
+        self.d_model / self.n_heads.max(1)
+    }
+
+    /// An `Err` names the first field that cannot be.
+    pub fn validate(&self) -> Result<()> {
+        let err = |field, message: String| Err(Error::Config { field, message });
+        let counts = [
+            ("vocab_size", self.vocab_size),
+            ("context", self.context),
+            ("n_layers", self.n_layers),
+            ("d_model", self.d_model),
+            ("n_heads", self.n_heads),
+            ("n_kv_heads", self.n_kv_heads),
+            ("d_ff", self.d_ff),
+        ];
+        if let Some((field, n)) = counts.into_iter().find(|(_, n)| *n == 0 || *n > 1 << 24) {
+            return err(field, format!("must be from 1 to 2^24, but is {n}"));
+        }
+        if self.d_model % self.n_heads != 0 {
+            return err("n_heads", format!("d_model {} is not a multiple of {}", self.d_model, self.n_heads));
+        }
+        if self.n_heads % self.n_kv_heads != 0 {
+            return err("n_kv_heads", format!("n_heads {} is not a multiple of {}", self.n_heads, self.n_kv_heads));
+        }
+        if matches!(self.positions, Positions::Rope { .. }) && self.head_dim() % 2 != 0 {
+            return err("n_heads", format!("RoPE needs an even width of heads, but it is {}", self.head_dim()));
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return err("dropout", format!("must be in [0, 1), but is {}", self.dropout));
+        }
+        if self.norm_eps.is_nan() || self.norm_eps <= 0.0 {
+            return err("norm_eps", format!("must be positive, but is {}", self.norm_eps));
+        }
+        let (Init::Gpt2 { std } | Init::ZeroResidual { std }) = self.init;
+        if !std.is_finite() || std < 0.0 {
+            return err("init", format!("the standard deviation must be finite and not negative, but is {std}"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,233 @@
+//! A decoder-only transformer as nodes of a graph.
+
+use super::config::{GptConfig, Init, Mlp, Norm, NormPlacement, Positions};
+use crate::error::{Error, Result};
+use crate::graph::{Graph, Value};
+use crate::ops::attention::Attention;
+use crate::ops::rope::Rope;
+use crate::rng::Rng;
+use crate::tensor::TensorType;
+
+/// How a parameter starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ParamInit {
+    /// Normal with this standard deviation.
+    Normal(f32),
+    /// The same everywhere.
+    Constant(f32),
+}
+
+impl ParamInit {
+    /// `n` values. The stream depends on the seed and the parameter's name alone, so a model's
+    /// start does not depend on the order in which it was built.
+    pub fn values(self, n: usize, seed: u64, name: &str) -> Vec<f32> {
+        match self {
+            ParamInit::Constant(c) => vec![c; n],
+            ParamInit::Normal(std) => {
+                let key: Vec<u64> = [seed].into_iter().chain(name.bytes().map(u64::from)).collect();
+                let mut rng = Rng::new(&key);
+                (0..n).map(|_| (f64::from(std) * rng.normal()) as f32).collect()
+            }
+        }
+    }
+}
+
+/// A parameter of a model: its value in the graph and how it starts.
+#[derive(Clone, Copy, Debug)]
+pub struct Param {
+    /// The value; the graph knows name and shape.
+    pub value: Value,
+    /// How it starts.
+    pub init: ParamInit,
+}
+
+/// The values of a GPT in a graph: what to write, what to read, what to train.
+#[derive(Clone, Debug)]
+pub struct Gpt {
+    /// Input: token ids, u32 `[batch, time]`.
+    pub tokens: Value,
+    /// Input, if `dropout` is not 0: seed and step, u32 `[2]`.
+    pub dropout_seed: Option<Value>,
+    /// The residual stream `[batch, time, d_model]`: after the embedding, then after each block.
+    pub stream: Vec<Value>,
+    /// Scores of the next token, `[batch, time, vocab_size]`.
+    pub logits: Value,
+    /// All parameters, in the order of the forward pass.
+    pub params: Vec<Param>,
+}
+
+impl Gpt {
+    /// Adds the forward pass for `batch` sequences of `time` tokens. `train` puts dropout in, where
+    /// the configuration asks for it.
+    ///
+    /// ```
+    /// use throughline::{Graph, nn::{Gpt, GptConfig}};
+    /// let mut g = Graph::new();
+    /// let config = GptConfig::gpt2(65, 32, 2, 48, 4);
+    /// let gpt = Gpt::build(&mut g, &config, 3, 32, false)?;
+    /// assert_eq!(g.ty(gpt.logits).shape.dims(), [3, 32, 65]);
+    /// assert_eq!(gpt.stream.len(), 3); // the embedding and two blocks
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub fn build(g: &mut Graph, config: &GptConfig, batch: usize, time: usize, train: bool) -> Result<Gpt> {
+        config.validate()?;
+        if time > config.context {
+            let message = format!("must be at least the sequence length {time}, but is {}", config.context);
+            return Err(Error::Config { field: "context", message });
+        }
+        let dropout = if train { config.dropout } else { 0.0 };
+        let tokens = g.input("tokens", TensorType::u32([batch, time]))?;
+        let dropout_seed = match dropout > 0.0 {
+            true => Some(g.input("dropout_seed", TensorType::u32([2]))?),
+            false => None,
+        };
+        let mut b = Builder { config, dropout, dropout_seed, dropout_sites: 0, params: vec![] };
+        let (embedding, mut x) = b.embed(g, tokens, time)?;
+        let mut stream = vec![x];
+        for layer in 0..config.n_layers {
+            x = g.scoped(&format!("h.{layer}"), |g| b.block(g, x))?;
+            stream.push(x);
+        }
+        // In post-norm the last block has normalised already.
+        if config.norm_placement == NormPlacement::Pre {
+            x = b.norm(g, "norm_f", x)?;
+        }
+        let logits = b.head(g, embedding, x)?;
+        Ok(Gpt { tokens, dropout_seed, stream, logits, params: b.params })
+    }
+}
+
+struct Builder<'a> {
+    config: &'a GptConfig,
+    dropout: f32,
+    dropout_seed: Option<Value>,
+    /// Each place that drops has a random stream of its own.
+    dropout_sites: u32,
+    params: Vec<Param>,
+}
+
+impl Builder<'_> {
+    fn param(&mut self, g: &mut Graph, name: &str, shape: &[usize], init: ParamInit) -> Result<Value> {
+        let value = g.param(name, shape)?;
+        self.params.push(Param { value, init });
+        Ok(value)
+    }
+
+    /// The initialisation of ordinary weights, and of projections into the residual stream.
+    fn weight_init(&self, into_stream: bool) -> ParamInit {
+        let scale = 1.0 / (2.0 * self.config.n_layers as f32).sqrt();
+        match (self.config.init, into_stream) {
+            (Init::Gpt2 { std }, true) => ParamInit::Normal(std * scale),
+            (Init::ZeroResidual { .. }, true) => ParamInit::Constant(0.0),
+            (Init::Gpt2 { std } | Init::ZeroResidual { std }, false) => ParamInit::Normal(std),
+        }
+    }
+
+    fn embed(&mut self, g: &mut Graph, tokens: Value, time: usize) -> Result<(Value, Value)> {
+        let c = self.config;
+        let init = self.weight_init(false);
+        let table = self.param(g, "embed.weight", &[c.vocab_size, c.d_model], init)?;
+        let mut x = g.embedding("embed", table, tokens)?;
+        if c.positions == Positions::Learned {
+            let positions = self.param(g, "position.weight", &[c.context, c.d_model], init)?;
+            let used = match time == c.context {
+                true => positions,
+                false => g.slice("position.used", positions, 0, 0, time)?,
+            };
+            x = g.add("position", x, used)?;
+        }
+        Ok((table, self.drop(g, x)?))
+    }
+
+    fn block(&mut self, g: &mut Graph, x: Value) -> Result<Value> {
+        let x = self.sublayer(g, "attn", x, Self::attention)?;
+        self.sublayer(g, "mlp", x, Self::mlp)
+    }
+
+    /// A branch of the residual stream, normalised before or after.
+    fn sublayer(
+        &mut self,
+        g: &mut Graph,
+        name: &str,
+        x: Value,
+        branch: fn(&mut Self, &mut Graph, Value) -> Result<Value>,
+    ) -> Result<Value> {
+        let norm = format!("{name}_norm");
+        let pre = self.config.norm_placement == NormPlacement::Pre;
+        let input = if pre { self.norm(g, &norm, x)? } else { x };
+        let y = g.scoped(name, |g| branch(self, g, input))?;
+        let y = self.drop(g, y)?;
+        let sum = g.residual_add(&format!("{name}_add"), x, y)?;
+        if pre { Ok(sum) } else { self.norm(g, &norm, sum) }
+    }
+
+    fn attention(&mut self, g: &mut Graph, x: Value) -> Result<Value> {
+        let c = self.config;
+        let (heads, kv_heads) = (c.n_heads, c.n_kv_heads);
+        let kv_width = kv_heads * c.head_dim();
+        let mut q = self.linear(g, "q", x, c.d_model, false)?;
+        let mut k = self.linear(g, "k", x, kv_width, false)?;
+        let v = self.linear(g, "v", x, kv_width, false)?;
+        if let Positions::Rope { theta } = c.positions {
+            q = g.rope("q_rope", q, Rope::new(heads, theta))?;
+            k = g.rope("k_rope", k, Rope::new(kv_heads, theta))?;
+        }
+        let y = g.attention("scores", q, k, v, Attention { heads, kv_heads, causal: true, scale: None })?;
+        self.linear(g, "o", y, c.d_model, true)
+    }
+
+    fn mlp(&mut self, g: &mut Graph, x: Value) -> Result<Value> {
+        let c = self.config;
+        let up = self.linear(g, "up", x, c.d_ff, false)?;
+        let hidden = match c.mlp {
+            Mlp::GeluTanh => g.gelu_tanh("gelu", up)?,
+            Mlp::GeluErf => g.gelu("gelu", up)?,
+            Mlp::SwiGlu => {
+                let gate = self.linear(g, "gate", x, c.d_ff, false)?;
+                g.swiglu("swiglu", gate, up)?
+            }
+        };
+        self.linear(g, "down", hidden, c.d_model, true)
+    }
+
+    fn head(&mut self, g: &mut Graph, embedding: Value, x: Value) -> Result<Value> {
+        match self.config.tied_head {
+            true => g.matmul_nt("head", x, embedding),
+            false => {
+                let c = self.config;
+                let init = self.weight_init(false);
+                let w = self.param(g, "head.weight", &[c.d_model, c.vocab_size], init)?;
+                g.linear("head", x, w, None)
+            }
+        }
+    }
+
+    fn linear(&mut self, g: &mut Graph, name: &str, x: Value, d_out: usize, into_stream: bool) -> Result<Value> {
+        let d_in = g.ty(x).shape.cols();
+        let init = self.weight_init(into_stream);
+        let w = self.param(g, &format!("{name}.weight"), &[d_in, d_out], init)?;
+        let bias = match self.config.bias {
+            true => Some(self.param(g, &format!("{name}.bias"), &[d_out], ParamInit::Constant(0.0))?),
+            false => None,
+        };
+        g.linear(name, x, w, bias)
+    }
+
+    fn norm(&mut self, g: &mut Graph, name: &str, x: Value) -> Result<Value> {
+        let (d, eps) = (self.config.d_model, self.config.norm_eps);
+        let gamma = self.param(g, &format!("{name}.weight"), &[d], ParamInit::Constant(1.0))?;
+        match self.config.norm {
+            Norm::RmsNorm => g.rmsnorm(name, x, gamma, eps),
+            Norm::LayerNorm => {
+                let beta = self.param(g, &format!("{name}.bias"), &[d], ParamInit::Constant(0.0))?;
+                g.layernorm(name, x, gamma, beta, eps)
+            }
+        }
+    }
+
+    fn drop(&mut self, g: &mut Graph, x: Value) -> Result<Value> {
+        let Some(seed) = self.dropout_seed else { return Ok(x) };
+        self.dropout_sites += 1;
+        g.dropout("drop", x, seed, self.dropout, self.dropout_sites)
+    }
+}

@@ -1,0 +1,301 @@
+//! A training step as one submit: forward, backward, clipping and AdamW, with nothing read back.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::data::Batch;
+use crate::error::{Error, Result};
+use crate::exec::{ExecOptions, Executable};
+use crate::gpu::{Gpu, Readback};
+use crate::graph::{Graph, Value};
+use crate::nn::{Gpt, GptConfig};
+use crate::optim::{AdamWConfig, Arena, ArenaLayout, Optimizer, Schedule};
+use crate::plan::Plan;
+use crate::tensor::{Tensor, TensorType};
+
+/// Everything that defines a training run, but for the text.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainConfig {
+    /// The model.
+    pub model: GptConfig,
+    /// Sequences per micro-batch. Their length is the model's context.
+    pub batch: usize,
+    /// Micro-batches per step; their gradients are averaged.
+    pub micro_batches: usize,
+    /// Learning rate by step.
+    pub schedule: Schedule,
+    /// The optimiser.
+    pub adamw: AdamWConfig,
+    /// Seed of initial weights, batches and dropout.
+    pub seed: u64,
+}
+
+impl TrainConfig {
+    /// Tokens of one step.
+    pub fn tokens_per_step(&self) -> usize {
+        self.batch * self.micro_batches * self.model.context
+    }
+
+    fn validate(&self) -> Result<()> {
+        for (field, n) in [("batch", self.batch), ("micro_batches", self.micro_batches)] {
+            if n == 0 || n > 1 << 20 {
+                return Err(Error::Config { field, message: format!("must be from 1 to 2^20, but is {n}") });
+            }
+        }
+        let peak = self.schedule.peak;
+        if !peak.is_finite() || peak < 0.0 {
+            let message = format!("must be finite and not negative, but is {peak}");
+            return Err(Error::Config { field: "lr", message });
+        }
+        Ok(())
+    }
+}
+
+/// A model in training: parameters and moments on the GPU, and the step that updates them.
+#[derive(Debug)]
+pub struct Trainer {
+    gpu: Gpu,
+    config: TrainConfig,
+    /// Parameters. Their names and shapes are in the layout.
+    pub params: Arena,
+    /// Gradients of the last step.
+    pub grads: Arena,
+    /// Moments and the update.
+    pub optimizer: Optimizer,
+    forward_backward: StepGraph,
+    evaluation: StepGraph,
+    /// Tokens and targets of all micro-batches of a step, `[2, micro_batches, batch, time]`.
+    staged: Tensor,
+    step: u64,
+}
+
+/// An executable with the values that a step writes and reads.
+#[derive(Debug)]
+struct StepGraph {
+    exec: Executable,
+    tokens: Value,
+    targets: Value,
+    dropout_seed: Option<Value>,
+    loss: Value,
+    loss_state: Option<Value>,
+}
+
+/// The loss of a submitted step, to be read when convenient.
+#[derive(Debug)]
+pub struct StepLoss {
+    /// The step that this is the loss of.
+    pub step: u64,
+    readback: Readback,
+    submitted: wgpu::SubmissionIndex,
+}
+
+impl StepLoss {
+    /// Waits for this step, and not for later ones: mean cross-entropy in nats per token.
+    pub fn wait_blocking(self, gpu: &Gpu) -> Result<f32> {
+        let mut readback = self.readback;
+        readback.request();
+        gpu.wait_for_blocking(self.submitted)?;
+        Ok(pollster::block_on(readback.take::<f32>())?[0])
+    }
+
+    /// The loss, without blocking a thread; resolves once the device has been polled.
+    pub async fn take(self) -> Result<f32> {
+        Ok(self.readback.take::<f32>().await?[0])
+    }
+}
+
+impl Trainer {
+    /// A fresh model, initialised as the configuration says.
+    pub async fn new(gpu: &Gpu, config: TrainConfig) -> Result<Self> {
+        config.validate()?;
+        let mut graph = Graph::new();
+        let gpt = Gpt::build(&mut graph, &config.model, config.batch, config.model.context, true)?;
+        let values: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
+        let layout = Arc::new(ArenaLayout::of(&graph, &values));
+        let params = Arena::zeros(gpu, "parameters", &layout)?;
+        let grads = Arena::zeros(gpu, "gradients", &layout)?;
+        let initial: Vec<Vec<f32>> = (gpt.params.iter())
+            .map(|p| p.init.values(graph.ty(p.value).len(), config.seed, graph.name(p.value)))
+            .collect();
+        params.write(gpu, &initial)?;
+        let forward_backward = training_graph(gpu, graph, &gpt, &config, &params, &grads).await?;
+        let evaluation = evaluation_graph(gpu, &config, &params).await?;
+        let optimizer = Optimizer::new(gpu, config.adamw, &params, &grads).await?;
+        let staged = TensorType::u32([2, config.micro_batches, config.batch, config.model.context]);
+        let staged = Tensor::zeros(gpu, "staged batches", staged)?;
+        Ok(Trainer { gpu: gpu.clone(), config, params, grads, optimizer, forward_backward, evaluation, staged, step: 0 })
+    }
+
+    /// [`new`](Self::new), waiting.
+    pub fn new_blocking(gpu: &Gpu, config: TrainConfig) -> Result<Self> {
+        pollster::block_on(Self::new(gpu, config))
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &TrainConfig {
+        &self.config
+    }
+
+    /// Steps done.
+    pub fn step_count(&self) -> u64 {
+        self.step
+    }
+
+    /// Continues the count from here: the schedule and the bias correction follow it.
+    pub fn set_step_count(&mut self, step: u64) {
+        self.step = step;
+    }
+
+    /// The device that this trains on.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// The plan of forward and backward.
+    pub fn plan(&self) -> &Plan {
+        self.forward_backward.exec.plan()
+    }
+
+    /// Number of trained values.
+    pub fn parameter_count(&self) -> usize {
+        self.params.layout.tensors.iter().map(|(_, shape)| shape.len()).sum()
+    }
+
+    /// Bytes in GPU memory: parameters, gradients, moments, activations, evaluation.
+    pub fn buffer_bytes(&self) -> usize {
+        let arenas = 4 * 4 * self.params.layout.len;
+        let plans = [self.plan(), self.evaluation.exec.plan(), self.optimizer.plan()];
+        arenas + plans.map(Plan::buffer_bytes).iter().sum::<usize>() + self.staged.ty().bytes()
+    }
+
+    /// Runs one step on `micro_batches` batches: one submit, no waiting. The returned loss can be
+    /// read late. One step is one submit because the learning rate and the tokens go through the
+    /// queue, which orders them with submits.
+    pub fn step(&mut self, batches: &[Batch]) -> Result<StepLoss> {
+        let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+        self.record(&mut encoder, batches)?;
+        let readback = self.loss()?.read_later(&self.gpu, &mut encoder);
+        let submitted = self.gpu.queue().submit([encoder.finish()]);
+        self.step += 1;
+        Ok(StepLoss { step: self.step - 1, readback, submitted })
+    }
+
+    fn record(&self, encoder: &mut wgpu::CommandEncoder, batches: &[Batch]) -> Result<()> {
+        let s = &self.forward_backward;
+        self.stage(batches)?;
+        if let Some(seed) = s.dropout_seed {
+            s.exec.write(seed, &[self.config.seed as u32, self.step as u32])?;
+        }
+        if let Some(loss) = s.loss_state {
+            // Gradients and loss add up over micro-batches.
+            let (grads, loss) = (&self.grads.whole, s.exec.tensor(loss)?);
+            encoder.clear_buffer(grads.buffer(), 0, None);
+            encoder.clear_buffer(loss.buffer(), loss.offset(), Some(loss.ty().storage_bytes() as u64));
+        }
+        let part = (self.config.batch * self.config.model.context * 4) as u64;
+        let (tokens, targets) = (s.exec.tensor(s.tokens)?, s.exec.tensor(s.targets)?);
+        for i in 0..self.config.micro_batches as u64 {
+            let at = [i * part, (self.config.micro_batches as u64 + i) * part];
+            for (to, at) in [&tokens, &targets].into_iter().zip(at) {
+                encoder.copy_buffer_to_buffer(self.staged.buffer(), at, to.buffer(), to.offset(), Some(part));
+            }
+            s.exec.record(encoder);
+        }
+        self.optimizer.record(encoder, self.config.schedule.at(self.step), self.step)
+    }
+
+    fn stage(&self, batches: &[Batch]) -> Result<()> {
+        let n = self.config.batch * self.config.model.context;
+        let fits = |b: &Batch| b.tokens.len() == n && b.targets.len() == n;
+        if batches.len() != self.config.micro_batches || !batches.iter().all(fits) {
+            return Err(Error::Data {
+                tensor: "batch".into(),
+                expected: format!("{} micro-batches of {n} tokens", self.config.micro_batches),
+                got: format!("{:?} tokens", batches.iter().map(|b| b.tokens.len()).collect::<Vec<_>>()),
+            });
+        }
+        let tokens = batches.iter().flat_map(|b| &b.tokens);
+        let all: Vec<u32> = tokens.chain(batches.iter().flat_map(|b| &b.targets)).copied().collect();
+        self.staged.write(&self.gpu, &all)
+    }
+
+    /// The loss of the last step, on the GPU: `[1]`.
+    pub fn loss(&self) -> Result<Tensor> {
+        let s = &self.forward_backward;
+        s.exec.tensor(s.loss_state.unwrap_or(s.loss))
+    }
+
+    /// Mean loss over batches, without dropout; waits for the GPU.
+    pub fn evaluate_blocking(&self, batches: &[Batch]) -> Result<f32> {
+        let s = &self.evaluation;
+        let mut losses = vec![];
+        for batch in batches {
+            s.exec.write(s.tokens, &batch.tokens)?;
+            s.exec.write(s.targets, &batch.targets)?;
+            let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+            s.exec.record(&mut encoder);
+            losses.push(s.exec.tensor(s.loss)?.read_later(&self.gpu, &mut encoder));
+            self.gpu.queue().submit([encoder.finish()]);
+        }
+        let mut sum = 0.0;
+        for loss in losses {
+            sum += f64::from(loss.wait_blocking::<f32>(&self.gpu)?[0]);
+        }
+        Ok((sum / batches.len().max(1) as f64) as f32)
+    }
+}
+
+/// Forward, loss and gradients, with the gradients left in `grads`.
+async fn training_graph(
+    gpu: &Gpu,
+    mut g: Graph,
+    gpt: &Gpt,
+    config: &TrainConfig,
+    params: &Arena,
+    grads: &Arena,
+) -> Result<StepGraph> {
+    let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
+    let mut loss = g.cross_entropy("loss", gpt.logits, targets)?;
+    let accumulate = config.micro_batches > 1;
+    if accumulate {
+        loss = g.scale("loss.mean", loss, 1.0 / config.micro_batches as f32)?;
+    }
+    let wrt: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
+    let gradients = g.gradients(loss, &wrt)?;
+    let mut bindings: Vec<(Value, Tensor)> = wrt.iter().copied().zip(params.tensors.iter().cloned()).collect();
+    // States come before what is stored in them, and the graph is a list in order: to let a
+    // gradient add to its state in place, the addition is a node of its own behind both.
+    for ((&param, &gradient), tensor) in wrt.iter().zip(&gradients).zip(&grads.tensors) {
+        let state = g.state(&format!("{}.grad_state", g.name(param)), g.ty(param).clone())?;
+        let value = match accumulate {
+            true => g.residual_add(&format!("{}.grad_sum", g.name(param)), state, gradient)?,
+            false => gradient,
+        };
+        g.store(value, state)?;
+        bindings.push((state, tensor.clone()));
+    }
+    let mut loss_state = None;
+    if accumulate {
+        let state = g.state("loss_state", TensorType::f32([1]))?;
+        let sum = g.residual_add("loss_sum", state, loss)?;
+        g.store(sum, state)?;
+        loss_state = Some(state);
+    }
+    let plan = Arc::new(Plan::new(&g, &[loss], gpu.profile())?);
+    let options = ExecOptions { bindings: bindings.into_iter().collect(), ..Default::default() };
+    let exec = Executable::new(gpu, plan, options).await?;
+    Ok(StepGraph { exec, tokens: gpt.tokens, targets, dropout_seed: gpt.dropout_seed, loss, loss_state })
+}
+
+/// Forward and loss alone, on the same parameters.
+async fn evaluation_graph(gpu: &Gpu, config: &TrainConfig, params: &Arena) -> Result<StepGraph> {
+    let mut g = Graph::new();
+    let gpt = Gpt::build(&mut g, &config.model, config.batch, config.model.context, false)?;
+    let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
+    let loss = g.cross_entropy("loss", gpt.logits, targets)?;
+    let plan = Arc::new(Plan::new(&g, &[loss], gpu.profile())?);
+    let bindings = gpt.params.iter().map(|p| p.value).zip(params.tensors.iter().cloned()).collect();
+    let exec = Executable::new(gpu, plan, ExecOptions { bindings, ..Default::default() }).await?;
+    Ok(StepGraph { exec, tokens: gpt.tokens, targets, dropout_seed: None, loss, loss_state: None })
+}
