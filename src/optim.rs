@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::exec::{ExecOptions, Executable};
 use crate::gpu::Gpu;
 use crate::graph::{Graph, Value};
+use crate::nn::{Gpt, GptConfig};
 use crate::ops::adamw::AdamW;
 use crate::plan::Plan;
 use crate::tensor::{Shape, Tensor, TensorType};
@@ -49,6 +50,13 @@ impl ArenaLayout {
             }
         }
         ArenaLayout { tensors, offsets, len: len.max(64), decay_len }
+    }
+
+    /// The layout of a model's parameters.
+    pub fn of_model(config: &GptConfig) -> Result<Self> {
+        let mut g = Graph::new();
+        let gpt = Gpt::build(&mut g, config, 1, 1, false)?;
+        Ok(Self::of(&g, &gpt.params.iter().map(|p| p.value).collect::<Vec<_>>()))
     }
 
     /// The layout of a graph's parameters.

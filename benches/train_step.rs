@@ -1,0 +1,63 @@
+//! A whole training step: tokens/s for two shapes that people know from nanoGPT, and what a step
+//! costs the host.
+
+use std::time::{Duration, Instant};
+
+use criterion::{Criterion, Throughput};
+use throughline::Gpu;
+use throughline::data::Batch;
+use throughline::nn::GptConfig;
+use throughline::optim::{AdamWConfig, Schedule};
+use throughline::rng::Rng;
+use throughline::train::{TrainConfig, Trainer};
+
+/// Name, layers, width, heads, context, batch. The vocabulary is 65.
+const SHAPES: [(&str, usize, usize, usize, usize, usize); 2] =
+    [("L4 d128 h4 T64 batch 12", 4, 128, 4, 64, 12), ("L6 d384 h6 T256 batch 4", 6, 384, 6, 256, 4)];
+
+fn main() {
+    let gpu = Gpu::headless_blocking().expect("a GPU adapter, a software one will do");
+    println!("{}", gpu.describe());
+    let mut criterion = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_millis(100))
+        .measurement_time(Duration::from_secs(8))
+        .configure_from_args();
+    for (name, layers, dim, heads, context, batch) in SHAPES {
+        let config = TrainConfig {
+            model: GptConfig::gpt2(65, context, layers, dim, heads),
+            batch,
+            micro_batches: 1,
+            schedule: Schedule::constant(1e-3),
+            adamw: AdamWConfig::default(),
+            seed: 0,
+        };
+        let tokens = config.tokens_per_step();
+        let started = Instant::now();
+        let mut trainer = Trainer::new_blocking(&gpu, config).expect("the model fits the adapter");
+        let mut rng = Rng::new(&[1]);
+        let mut ids = || (0..tokens).map(|_| rng.below(65) as u32).collect::<Vec<_>>();
+        let data = Batch { tokens: ids(), targets: ids() };
+        let mut step = || trainer.step(std::slice::from_ref(&data)).expect("a step");
+        step().wait_blocking(&gpu).expect("a loss");
+        println!("{name}: first step after {:.2} s", started.elapsed().as_secs_f64());
+        let mut host = vec![];
+        let mut group = criterion.benchmark_group("train_step");
+        group.throughput(Throughput::Elements(tokens as u64));
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                let begin = Instant::now();
+                let loss = step();
+                host.push(begin.elapsed());
+                loss.wait_blocking(&gpu).expect("a loss")
+            });
+        });
+        group.finish();
+        host.sort();
+        let flops = trainer.plan().flops() as f64;
+        let dispatches = trainer.plan().dispatches();
+        println!("{name}: {:.1} GFLOP a step, {dispatches} dispatches", flops / 1e9);
+        println!("{name}: recording and submitting takes {:.2} ms, median", host[host.len() / 2].as_secs_f64() * 1e3);
+    }
+    criterion.final_summary();
+}

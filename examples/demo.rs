@@ -1,0 +1,48 @@
+//! The demo: trains a small GPT on Shakespeare and writes a report.
+//!
+//! `cargo xtask demo` runs it with everything set up.
+
+mod common;
+mod report;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use throughline::checkpoint::write_atomically;
+
+#[derive(Parser)]
+#[command(about = "Trains a small GPT on Shakespeare and writes a report")]
+struct Flags {
+    #[command(flatten)]
+    train: common::TrainFlags,
+}
+
+fn main() -> Result<()> {
+    let mut flags = Flags::parse().train;
+    let out = flags.out.get_or_insert_with(|| PathBuf::from("target/demo")).clone();
+    let outcome = common::run(&flags)?;
+    println!("{}", outcome.sample);
+    let write = |name: &str, bytes: &[u8]| -> Result<()> {
+        let path = out.join(name);
+        write_atomically(&path, bytes).with_context(|| format!("writing {name}"))?;
+        println!("{}", path.display());
+        Ok(())
+    };
+    let run = serde_json::json!({
+        "summary": outcome.summary,
+        "config": outcome.trainer.config(),
+        "history": outcome.history,
+        "losses": outcome.losses,
+    });
+    write("report.html", report::html(&flags, &outcome)?.as_bytes())?;
+    write("run.json", serde_json::to_string_pretty(&run)?.as_bytes())?;
+    write("sample.txt", outcome.sample.as_bytes())?;
+    let model = out.join("model.safetensors");
+    outcome.checkpoint.save_weights(&model)?;
+    println!("{}", model.display());
+    if outcome.interrupted {
+        eprintln!("stopped at step {}; go on with --resume {}", outcome.summary.steps, out.display());
+    }
+    Ok(())
+}

@@ -1,0 +1,140 @@
+//! A run as one self-contained HTML page.
+
+use std::fmt::Write;
+
+use anyhow::{Result, anyhow};
+use indicatif::HumanBytes;
+use plotters::prelude::*;
+use throughline::Plan;
+
+use crate::common::{Outcome, TrainFlags};
+
+const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}\
+ table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .8rem;border-bottom:1px solid #ddd;text-align:left;\
+ vertical-align:top}td.n{text-align:right;font-variant-numeric:tabular-nums}pre{background:#f6f6f4;padding:1rem;\
+ white-space:pre-wrap}svg{max-width:100%;height:auto}summary{cursor:pointer}";
+
+/// The page: curves, settings, memory table, sample.
+pub fn html(flags: &TrainFlags, outcome: &Outcome) -> Result<String> {
+    let s = &outcome.summary;
+    let config = outcome.trainer.config();
+    let mut page = format!(
+        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>throughline: a training run</title>\n\
+         <style>{STYLE}</style>\n<h1>A GPT learns {}</h1>\n",
+        escape(&flags.text_path().display().to_string())
+    );
+    write!(
+        page,
+        "<p>{} parameters, {} steps of {} tokens on {}: validation loss <b>{:.3}</b> nats per character, \
+         {:.0} tokens/s.</p>\n{}\n<h2>Settings</h2>\n",
+        s.parameters, s.steps, config.tokens_per_step(), escape(&s.adapter), s.val_loss, s.tokens_per_s,
+        loss_chart(outcome)?
+    )?;
+    let settings = serde_json::to_value(config)?;
+    let mut rows = vec![];
+    flatten("", &settings, &mut rows);
+    rows.push(("first step, seconds".into(), format!("{:.2}", s.first_step_s)));
+    table(&mut page, &["setting", "value"], rows.into_iter().map(|(k, v)| vec![k, v]))?;
+    memory(&mut page, outcome)?;
+    write!(page, "<h2>A sample</h2>\n<pre>{}</pre>\n</html>\n", escape(&outcome.sample))?;
+    Ok(page)
+}
+
+fn loss_chart(outcome: &Outcome) -> Result<String> {
+    let mut svg = String::new();
+    let err = |e: &dyn std::fmt::Display| anyhow!("drawing the loss chart: {e}");
+    {
+        let root = SVGBackend::with_string(&mut svg, (900, 400)).into_drawing_area();
+        let train = smooth(&outcome.losses);
+        let points = || outcome.history.iter().map(|p| (p.step as f64, f64::from(p.val_loss)));
+        let all = || train.iter().copied().chain(points()).filter(|p| p.1.is_finite());
+        let (low, high) = all().fold((f64::MAX, f64::MIN), |(l, h), p| (l.min(p.1), h.max(p.1)));
+        let last = all().fold(1.0, |m, p| p.0.max(m));
+        let mut chart = ChartBuilder::on(&root)
+            .margin(10)
+            .x_label_area_size(40)
+            .y_label_area_size(50)
+            .build_cartesian_2d(0.0..last, (low - 0.1)..(high + 0.1))
+            .map_err(|e| err(&e))?;
+        let mesh = chart.configure_mesh().x_desc("step").y_desc("nats per character").draw();
+        mesh.map_err(|e| err(&e))?;
+        let training = chart.draw_series(LineSeries::new(train.iter().copied(), &BLUE)).map_err(|e| err(&e))?;
+        training.label("training, mean of 20 steps").legend(|(x, y)| PathElement::new([(x, y), (x + 20, y)], BLUE));
+        let validation = chart.draw_series(LineSeries::new(points(), RED.stroke_width(2)).point_size(3));
+        let validation = validation.map_err(|e| err(&e))?;
+        validation.label("validation").legend(|(x, y)| PathElement::new([(x, y), (x + 20, y)], RED));
+        let legend = chart.configure_series_labels().border_style(BLACK).background_style(WHITE).draw();
+        legend.map_err(|e| err(&e))?;
+        root.present().map_err(|e| err(&e))?;
+    }
+    Ok(svg)
+}
+
+/// Means of 20 steps: single losses are too noisy to read.
+fn smooth(losses: &[(u64, f32)]) -> Vec<(f64, f64)> {
+    let mean = |chunk: &[(u64, f32)]| {
+        let n = chunk.len() as f64;
+        let sums = chunk.iter().fold((0.0, 0.0), |s, l| (s.0 + l.0 as f64, s.1 + f64::from(l.1)));
+        (sums.0 / n, sums.1 / n)
+    };
+    losses.chunks(20).map(mean).collect()
+}
+
+fn memory(page: &mut String, outcome: &Outcome) -> Result<()> {
+    let plan: &Plan = outcome.trainer.plan();
+    let bytes = |n: usize| HumanBytes(n as u64).to_string();
+    write!(
+        page,
+        "<h2>Memory</h2>\n<p>The plan of forward and backward: {} nodes, {} dispatches, {:.1} MFLOP; {} in {} buffers \
+         that {} values share. Parameters, gradients, both moments and the rest bring it to {}.</p>\n",
+        plan.steps.len(),
+        plan.dispatches(),
+        plan.flops() as f64 / 1e6,
+        bytes(plan.buffer_bytes()),
+        plan.buffers.len(),
+        plan.buffers.iter().map(|b| b.values.len()).sum::<usize>(),
+        bytes(outcome.summary.peak_buffer_bytes)
+    )?;
+    let rows = plan.buffers.iter().enumerate().map(|(i, b)| {
+        vec![format!("b{i}"), bytes(b.bytes), b.values.len().to_string(), shorten(&b.values)]
+    });
+    table(page, &["buffer", "size", "values", "what lives in it, in order"], rows)?;
+    write!(page, "<details><summary>The whole plan</summary><pre>{}</pre></details>\n", escape(&plan.to_string()))?;
+    Ok(())
+}
+
+fn shorten(names: &[String]) -> String {
+    match names {
+        [first, second, third, .., last] if names.len() > 6 => format!("{first}, {second}, {third}, ... {last}"),
+        _ => names.join(", "),
+    }
+}
+
+/// `{a: {b: 1}}` as rows `a.b`, `1`.
+fn flatten(prefix: &str, value: &serde_json::Value, rows: &mut Vec<(String, String)>) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            for (key, value) in fields {
+                let name = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                flatten(&name, value, rows);
+            }
+        }
+        serde_json::Value::String(s) => rows.push((prefix.to_string(), s.clone())),
+        other => rows.push((prefix.to_string(), other.to_string())),
+    }
+}
+
+fn table(page: &mut String, head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Result<()> {
+    let heads: String = head.iter().map(|h| format!("<th>{h}</th>")).collect();
+    writeln!(page, "<table><tr>{heads}</tr>")?;
+    for row in rows {
+        let cells: String = row.iter().map(|c| format!("<td>{}</td>", escape(c))).collect();
+        writeln!(page, "<tr>{cells}</tr>")?;
+    }
+    writeln!(page, "</table>")?;
+    Ok(())
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}

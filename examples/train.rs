@@ -1,0 +1,33 @@
+//! Trains a character-level GPT on a text.
+//!
+//! `cargo run --release --example train -- --text FILE --out DIR`
+
+mod common;
+
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(about = "Trains a character-level GPT on a text, on whatever GPU there is")]
+struct Flags {
+    #[command(flatten)]
+    train: common::TrainFlags,
+    /// Print a JSON summary as the last line
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    let flags = Flags::parse();
+    let outcome = common::run(&flags.train)?;
+    let out = flags.train.out_dir();
+    if outcome.interrupted {
+        eprintln!("stopped at step {}; go on with --resume {}", outcome.summary.steps, out.display());
+    } else {
+        println!("{}", outcome.sample);
+    }
+    eprintln!("checkpoint: {}", common::checkpoint_path(&out).display());
+    if flags.json {
+        println!("{}", serde_json::to_string(&outcome.summary)?);
+    }
+    Ok(())
+}

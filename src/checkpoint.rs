@@ -1,0 +1,196 @@
+//! Checkpoints: one safetensors file with weights, moments and everything that a run needs to go on
+//! bit for bit, written atomically.
+//!
+//! Weights have their own names; moments are `optimizer.m.<name>` and `optimizer.v.<name>`. The
+//! run's settings and position are JSON under `throughline` in the file's metadata. Batches,
+//! dropout and samples depend on (seed, step) alone, so the step count is the whole random state
+//! and data position.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::optim::{Arena, ArenaLayout};
+use crate::train::{TrainConfig, Trainer};
+
+/// Key of the metadata entry that holds [`RunState`].
+const KEY: &str = "throughline";
+
+/// Largest file that is read: a guard against mistaken paths, far above any model that fits the
+/// trainer's arenas.
+const MAX_BYTES: u64 = 64 << 30;
+
+/// Where a run stands, next to the tensors.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunState {
+    /// Format version of this struct.
+    pub version: u32,
+    /// Settings of model and training.
+    pub config: TrainConfig,
+    /// Steps done: with the seed in the configuration, also the data position and random state.
+    pub step: u64,
+    /// The characters of the tokenizer, in order.
+    pub alphabet: String,
+    /// FNV-1a hash of the training text, so that a run is not continued on another one unnoticed.
+    pub text_hash: u64,
+}
+
+impl RunState {
+    /// The version that this crate writes.
+    pub const VERSION: u32 = 1;
+}
+
+/// FNV-1a of a text, for [`RunState::text_hash`].
+pub fn text_hash(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// A checkpoint in host memory.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// Settings and position.
+    pub state: RunState,
+    tensors: HashMap<String, (Vec<usize>, Vec<f32>)>,
+    path: String,
+}
+
+impl Checkpoint {
+    /// Reads and checks a file. Every failure is an `Err` that names the file and what is wrong.
+    pub fn load(path: &Path) -> Result<Self> {
+        let shown = path.display().to_string();
+        let io = |source| Error::Io { path: shown.clone(), source };
+        let bad = |message: String| Error::Format { path: shown.clone(), message };
+        let len = fs::metadata(path).map_err(io)?.len();
+        if len > MAX_BYTES {
+            return Err(bad(format!("{len} bytes is larger than any checkpoint this crate writes")));
+        }
+        let bytes = fs::read(path).map_err(io)?;
+        let file = SafeTensors::deserialize(&bytes).map_err(|e| bad(format!("not a whole safetensors file: {e}")))?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| bad(e.to_string()))?;
+        let state = header.metadata().as_ref().and_then(|m| m.get(KEY));
+        let state = state.ok_or_else(|| bad(format!("has no `{KEY}` metadata: not a checkpoint of this crate")))?;
+        let state: RunState = serde_json::from_str(state).map_err(|e| bad(format!("metadata `{KEY}`: {e}")))?;
+        if state.version != RunState::VERSION {
+            return Err(bad(format!("has version {}, this crate reads {}", state.version, RunState::VERSION)));
+        }
+        let mut tensors = HashMap::new();
+        for (name, view) in file.iter() {
+            if view.dtype() != Dtype::F32 {
+                return Err(bad(format!("tensor `{name}` must be F32, but is {:?}", view.dtype())));
+            }
+            tensors.insert(name.to_string(), (view.shape().to_vec(), bytemuck::pod_collect_to_vec(view.data())));
+        }
+        Ok(Checkpoint { state, tensors, path: shown })
+    }
+
+    /// The trainer's state as it is now; waits for the GPU.
+    pub fn of_blocking(trainer: &Trainer, alphabet: &str, text_hash: u64) -> Result<Self> {
+        let state = RunState {
+            version: RunState::VERSION,
+            config: trainer.config().clone(),
+            step: trainer.step_count(),
+            alphabet: alphabet.to_string(),
+            text_hash,
+        };
+        let mut tensors = HashMap::new();
+        for (prefix, arena) in arenas(trainer) {
+            let values = arena.read_blocking(trainer.gpu())?;
+            for ((name, shape), values) in arena.layout.tensors.iter().zip(values) {
+                tensors.insert(format!("{prefix}{name}"), (shape.dims().to_vec(), values));
+            }
+        }
+        Ok(Checkpoint { state, tensors, path: String::new() })
+    }
+
+    /// Whether both hold the same state and the same bits in every tensor.
+    pub fn same_bits(&self, other: &Checkpoint) -> bool {
+        let bits = |c: &Checkpoint| -> std::collections::BTreeMap<String, Vec<u32>> {
+            let tensors = c.tensors.iter();
+            tensors.map(|(name, (_, v))| (name.clone(), v.iter().map(|x| x.to_bits()).collect())).collect()
+        };
+        self.state == other.state && bits(self) == bits(other)
+    }
+
+    /// Puts weights, moments and step count into a trainer of the same configuration.
+    pub fn restore(&self, trainer: &mut Trainer) -> Result<()> {
+        for (prefix, arena) in arenas(trainer) {
+            arena.write(trainer.gpu(), &self.values(prefix, &arena.layout)?)?;
+        }
+        trainer.set_step_count(self.state.step);
+        Ok(())
+    }
+
+    /// Puts the weights into an arena, for inference.
+    pub fn restore_weights(&self, gpu: &Gpu, params: &Arena) -> Result<()> {
+        params.write(gpu, &self.values("", &params.layout)?)
+    }
+
+    fn values(&self, prefix: &str, layout: &ArenaLayout) -> Result<Vec<Vec<f32>>> {
+        let bad = |message: String| Error::Format { path: self.path.clone(), message };
+        (layout.tensors.iter())
+            .map(|(name, shape)| {
+                let name = format!("{prefix}{name}");
+                let found = self.tensors.get(&name).ok_or_else(|| bad(format!("tensor `{name}` is missing")))?;
+                if found.0 != shape.dims() {
+                    return Err(bad(format!("tensor `{name}` has shape {:?}, expected {shape}", found.0)));
+                }
+                Ok(found.1.clone())
+            })
+            .collect()
+    }
+
+    /// Writes the file: into a temporary one beside it first, which then takes its place. Whatever
+    /// happens meanwhile, the path holds the old checkpoint or the new one, whole.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        self.write(path, |_| true)
+    }
+
+    /// The same without the optimiser's moments: for use, not for going on.
+    pub fn save_weights(&self, path: &Path) -> Result<()> {
+        self.write(path, |name| !name.starts_with("optimizer."))
+    }
+
+    fn write(&self, path: &Path, keep: impl Fn(&str) -> bool) -> Result<()> {
+        let bad = |message: String| Error::Format { path: path.display().to_string(), message };
+        let state = serde_json::to_string(&self.state).map_err(|e| bad(e.to_string()))?;
+        let mut views = vec![];
+        for (name, (shape, values)) in self.tensors.iter().filter(|(name, _)| keep(name)) {
+            let view = TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(values));
+            views.push((name.as_str(), view.map_err(|e| bad(format!("tensor `{name}`: {e}")))?));
+        }
+        let metadata = HashMap::from([(KEY.to_string(), state)]);
+        let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| bad(e.to_string()))?;
+        write_atomically(path, &bytes)
+    }
+}
+
+fn arenas(trainer: &Trainer) -> [(&'static str, &Arena); 3] {
+    let optimizer = &trainer.optimizer;
+    [("", &trainer.params), ("optimizer.m.", &optimizer.m), ("optimizer.v.", &optimizer.v)]
+}
+
+/// Writes a file so that its path never holds a part of it.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let io = |source| Error::Io { path: path.display().to_string(), source };
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".{}.tmp", std::process::id()));
+    let temporary = path.with_file_name(name);
+    let write = || {
+        let mut file = fs::File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    write().map_err(|e| {
+        // The error to report is the first one; a leftover file does no harm.
+        let _ = fs::remove_file(&temporary);
+        io(e)
+    })
+}

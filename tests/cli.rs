@@ -1,0 +1,172 @@
+//! The training and generating examples as programs: they work, resume, and refuse bad input with
+//! a message and a non-zero exit.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+/// Path of a built example. `cargo test --test cli` alone does not build examples, so this does.
+fn example(name: &str) -> PathBuf {
+    static BUILT: OnceLock<()> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let args = ["build", "--quiet", "--example", "train", "--example", "generate", "--example", "demo"];
+        assert!(Command::new(env!("CARGO")).args(args).status().unwrap().success());
+    });
+    let deps = std::env::current_exe().unwrap();
+    let target = deps.parent().unwrap().parent().unwrap();
+    target.join("examples").join(format!("{name}{}", std::env::consts::EXE_SUFFIX))
+}
+
+fn run(name: &str, args: &[&str]) -> Output {
+    Command::new(example(name)).args(args).output().unwrap()
+}
+
+/// Runs and expects success; stdout.
+fn ok(name: &str, args: &[&str]) -> String {
+    let out = run(name, args);
+    assert!(out.status.success(), "{name} {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+/// Runs and expects failure; stderr.
+fn refused(name: &str, args: &[&str]) -> String {
+    let out = run(name, args);
+    let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(!out.status.success(), "{name} {args:?} succeeded");
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    stderr
+}
+
+const TINY: [&str; 12] =
+    ["--layers", "1", "--dim", "16", "--heads", "2", "--context", "16", "--batch", "4", "--steps", "6"];
+
+fn text(dir: &Path) -> String {
+    let path = dir.join("text.txt");
+    std::fs::write(&path, "To be, or not to be, that is the question:\n".repeat(40)).unwrap();
+    path.to_str().unwrap().to_string()
+}
+
+fn last_json(stdout: &str) -> serde_json::Value {
+    serde_json::from_str(stdout.lines().last().unwrap()).unwrap()
+}
+
+#[test]
+fn train_resume_and_generate() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = text(dir.path());
+    let [whole, parts] = ["whole", "parts"].map(|d| dir.path().join(d).to_str().unwrap().to_string());
+    let train = |args: &[&str]| {
+        let stdout = ok("train", &[&["--text", &text, "--json"], args].concat());
+        last_json(&stdout)
+    };
+    let a = train(&[&TINY[..], &["--out", &whole]].concat());
+    train(&[&TINY[..], &["--out", &parts, "--stop-after", "2"]].concat());
+    let b = train(&["--resume", &parts]);
+    for key in ["adapter", "parameters", "steps", "train_loss", "val_loss", "peak_buffer_bytes"] {
+        assert_eq!(a[key], b[key], "{key}");
+        assert!(!a[key].is_null(), "{key}");
+    }
+    assert!(a["tokens_per_s"].as_f64().unwrap() > 0.0 && a["first_step_s"].as_f64().unwrap() > 0.0);
+    let weights = |d: &str| throughline::checkpoint::Checkpoint::load(&Path::new(d).join("checkpoint.safetensors")).unwrap();
+    assert!(weights(&whole).same_bits(&weights(&parts)), "a resumed run differs from an unbroken one");
+
+    let generate = |seed: &str| ok("generate", &["--model", &whole, "--prompt", "To", "--tokens", "30", "--seed", seed]);
+    assert_eq!(generate("1"), generate("1"));
+    assert!(generate("1").starts_with("To") && generate("1").chars().count() == 2 + 30 + 1);
+}
+
+#[test]
+fn demo_writes_its_four_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = text(dir.path());
+    let out = dir.path().join("demo");
+    ok("demo", &[&TINY[..], &["--text", &text, "--out", out.to_str().unwrap()]].concat());
+    let read = |name: &str| std::fs::read_to_string(out.join(name)).unwrap();
+    let report = read("report.html");
+    for part in ["<svg", "validation loss", "Memory", "b0", "schedule.peak"] {
+        assert!(report.contains(part), "{part}");
+    }
+    let run: serde_json::Value = serde_json::from_str(&read("run.json")).unwrap();
+    assert_eq!(run["summary"]["steps"], 6);
+    assert!(!read("sample.txt").is_empty());
+    assert!(out.join("model.safetensors").metadata().unwrap().len() > 1000);
+}
+
+#[test]
+fn bad_input_is_refused_with_a_reason() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    let text = text(dir.path());
+    let out = path("out");
+    let train = |args: &[&str]| refused("train", &[&["--out", &out], args].concat());
+    std::fs::write(path("empty.txt"), "").unwrap();
+    std::fs::write(path("short.txt"), "short").unwrap();
+    let expect = |stderr: String, words: &[&str]| words.iter().for_each(|w| assert!(stderr.contains(w), "{w}: {stderr}"));
+    expect(train(&["--text", &path("empty.txt")]), &["empty.txt", "empty"]);
+    expect(train(&["--text", &path("none.txt")]), &["none.txt", "No such file"]);
+    expect(train(&["--text", &path("short.txt")]), &["short.txt", "context"]);
+    expect(train(&["--text", &text, "--norm", "middle"]), &["middle", "pre", "post"]);
+    expect(train(&["--text", &text, "--layers", "many"]), &["many", "--layers"]);
+    expect(train(&["--text", &text, "--dim", "30", "--heads", "4"]), &["n_heads", "30", "4"]);
+    expect(train(&["--text", &text, "--layers", "0"]), &["n_layers", "0"]);
+    expect(train(&["--text", &text, "--batch", "0"]), &["batch", "0"]);
+    expect(train(&["--text", &text, "--lr", "-1"]), &["lr"]);
+    expect(train(&["--text", &text, "--dim", "65536", "--heads", "64"]), &["limit"]);
+    expect(train(&["--text", &text, "--resume", &path("nowhere")]), &["nowhere"]);
+}
+
+/// A checkpoint that is cut short or changed is refused; the file on disk stays as it is.
+#[test]
+fn damaged_checkpoints_are_refused_and_survive() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = text(dir.path());
+    let out = dir.path().join("run");
+    let out_str = out.to_str().unwrap();
+    ok("train", &[&TINY[..], &["--text", &text, "--out", out_str]].concat());
+    let path = out.join("checkpoint.safetensors");
+    let good = std::fs::read(&path).unwrap();
+    let mut huge_header = good.clone();
+    huge_header[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    let mut renamed = good.clone();
+    let at = good.windows(12).position(|w| w == b"embed.weight").unwrap();
+    renamed[at..at + 12].copy_from_slice(b"embed.wEIGHT");
+    let damaged = [good[..good.len() / 2].to_vec(), good[..4].to_vec(), vec![], huge_header, renamed];
+    for bytes in damaged {
+        std::fs::write(&path, &bytes).unwrap();
+        let stderr = refused("train", &["--text", &text, "--resume", out_str]);
+        assert!(stderr.contains("checkpoint.safetensors"), "{stderr}");
+        let stderr = refused("generate", &["--model", out_str]);
+        assert!(stderr.contains("checkpoint.safetensors"), "{stderr}");
+        assert_eq!(std::fs::read(&path).unwrap(), bytes, "the file was touched");
+    }
+    std::fs::write(&path, &good).unwrap();
+    let stderr = refused("train", &["--text", &text, "--resume", out_str, "--dim", "32"]);
+    assert!(stderr.contains("--dim 32") && stderr.contains("16"), "{stderr}");
+    // A run that cannot write leaves the checkpoint whole.
+    assert_eq!(std::fs::read(&path).unwrap(), good);
+}
+
+/// Ctrl-C saves first.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_saves_and_resumes() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = text(dir.path());
+    let out = dir.path().join("run").to_str().unwrap().to_string();
+    let args = [&TINY[..10], &["--steps", "100000", "--eval-every", "5", "--text", &text, "--out", &out]].concat();
+    let child = Command::new(example("train")).args(args).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let log = Path::new(&out).join("log.jsonl");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(120);
+    while !log.exists() {
+        assert!(std::time::Instant::now() < deadline, "no progress in two minutes");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && stderr.contains("go on with --resume"), "{stderr}");
+    let saved = throughline::checkpoint::Checkpoint::load(&Path::new(&out).join("checkpoint.safetensors")).unwrap();
+    assert!(saved.state.step >= 5 && stderr.contains(&format!("stopped at step {}", saved.state.step)), "{stderr}");
+    let more = (saved.state.step + 3).to_string();
+    ok("train", &["--text", &text, "--resume", &out, "--stop-after", &more]);
+}

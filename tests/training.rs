@@ -1,0 +1,197 @@
+//! Training: the idea's exact claims, plans, resuming, accumulation.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::gpu;
+use throughline::checkpoint::Checkpoint;
+use throughline::data::{Batch, Dataset};
+use throughline::nn::{Gpt, GptConfig, Init, Mlp, Norm, NormPlacement};
+use throughline::optim::{AdamWConfig, Decay, Schedule};
+use throughline::plan::Slot;
+use throughline::train::{TrainConfig, Trainer};
+use throughline::{AdapterClass, ExecOptions, Executable, Graph, Plan, Profile, Value};
+
+fn tiny(model: GptConfig) -> TrainConfig {
+    let schedule = Schedule { peak: 3e-3, warmup: 2, steps: 8, final_fraction: 0.1, decay: Decay::Cosine };
+    TrainConfig { model, batch: 2, micro_batches: 1, schedule, adamw: AdamWConfig::default(), seed: 7 }
+}
+
+fn dataset() -> Dataset {
+    let ids = (0..2000u32).map(|i| (i * i + i / 7) % 31).collect();
+    Dataset::new(ids, 0.1, 16).unwrap()
+}
+
+fn train(trainer: &mut Trainer, until: u64) -> Vec<f32> {
+    let data = dataset();
+    let mut losses = vec![];
+    while trainer.step_count() < until {
+        let c = trainer.config();
+        let micro = c.micro_batches as u64;
+        let batches: Vec<Batch> =
+            (0..micro).map(|i| data.batch(c.seed, trainer.step_count() * micro + i, c.batch, c.model.context)).collect();
+        losses.push(trainer.step(&batches).unwrap().wait_blocking(gpu()).unwrap());
+    }
+    losses
+}
+
+fn bits(values: &[Vec<f32>]) -> Vec<u32> {
+    values.iter().flatten().map(|x| x.to_bits()).collect()
+}
+
+/// With projections into the stream at zero, blocks contribute nothing: the stream is the
+/// embedding at every depth, and the loss's gradient is the same at every depth. Bit for bit.
+#[test]
+fn at_zero_initialisation_the_stream_is_a_throughline() {
+    let zero = |c: GptConfig| GptConfig { init: Init::ZeroResidual { std: 0.1 }, ..c };
+    for config in [zero(GptConfig::gpt2(31, 16, 4, 32, 4)), zero(GptConfig::llama(31, 16, 4, 32, 4))] {
+        let mut g = Graph::new();
+        let gpt = Gpt::build(&mut g, &config, 2, 16, false).unwrap();
+        let targets = g.input("targets", g.ty(gpt.tokens).clone()).unwrap();
+        let loss = g.cross_entropy("loss", gpt.logits, targets).unwrap();
+        let gradients = g.gradients(loss, &gpt.stream).unwrap();
+        let wanted: Vec<Value> = gpt.stream.iter().chain(&gradients).copied().collect();
+        let plan = Plan::new(&g, &wanted, gpu().profile()).unwrap();
+        let exec = Executable::new_blocking(gpu(), Arc::new(plan), ExecOptions::default()).unwrap();
+        for p in &gpt.params {
+            exec.write(p.value, &p.init.values(g.ty(p.value).len(), 3, g.name(p.value))).unwrap();
+        }
+        let batch = dataset().batch(0, 0, 2, 16);
+        exec.write(gpt.tokens, &batch.tokens).unwrap();
+        exec.write(targets, &batch.targets).unwrap();
+        exec.submit();
+        let read = |v: &Value| exec.read_blocking::<f32>(*v).unwrap();
+        for (what, values) in [("stream", &gpt.stream), ("gradient", &gradients)] {
+            let first = read(&values[0]);
+            assert!(first.iter().any(|x| *x != 0.0), "{what} is all zeros");
+            for (depth, v) in values.iter().enumerate() {
+                assert_eq!(bits(&[first.clone()]), bits(&[read(v)]), "{what} at depth {depth}");
+            }
+        }
+    }
+}
+
+/// The residual stream is one buffer from the embedding to the last block, and its gradient is one
+/// from the loss to the embedding, however deep the model.
+#[test]
+fn stream_and_stream_gradient_are_one_buffer_each() {
+    for layers in [1, 2, 6] {
+        for class in [AdapterClass::Cpu, AdapterClass::Gpu] {
+            let config = GptConfig::gpt2(31, 16, layers, 32, 4);
+            let plan = training_plan(&config, &Profile::portable(class));
+            let slots = |suffix: &str| -> Vec<Slot> {
+                let steps = plan.steps.iter().filter(|s| s.name.ends_with(suffix));
+                steps.map(|s| s.outputs[0].0).collect()
+            };
+            let stream = [slots("position"), slots("_add")].concat();
+            let gradient = [slots("norm_f.grad"), slots("_add.grad.sum"), slots("position.grad.sum")].concat();
+            assert_eq!(stream.len(), 1 + 2 * layers, "{plan}");
+            assert_eq!(gradient.len(), 1 + 2 * layers, "{plan}");
+            for slots in [stream, gradient] {
+                assert!(slots.iter().all(|s| *s == slots[0]), "{slots:?}\n{plan}");
+            }
+            assert!(plan.steps.iter().all(|s| s.copies.is_empty()), "{plan}");
+        }
+    }
+}
+
+fn training_plan(config: &GptConfig, profile: &Profile) -> Plan {
+    let mut g = Graph::new();
+    let gpt = Gpt::build(&mut g, config, 2, 16, true).unwrap();
+    let targets = g.input("targets", g.ty(gpt.tokens).clone()).unwrap();
+    let loss = g.cross_entropy("loss", gpt.logits, targets).unwrap();
+    let params: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
+    let gradients = g.gradients(loss, &params).unwrap();
+    let wanted: Vec<Value> = gradients.into_iter().chain([loss]).collect();
+    Plan::new(&g, &wanted, profile).unwrap()
+}
+
+/// What the planner prints for a two-layer GPT-2, kept as a file so that a change shows in review.
+#[test]
+fn plan_of_a_gpt2_is_as_recorded() {
+    let plan = training_plan(&GptConfig::gpt2(31, 16, 2, 32, 4), &Profile::portable(AdapterClass::Cpu)).to_string();
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/plan_gpt2.txt");
+    let recorded = std::fs::read_to_string(&path).unwrap_or_default();
+    if plan != recorded {
+        let new = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("plan_gpt2.txt");
+        std::fs::write(&new, &plan).unwrap();
+        panic!("the plan changed; if that is meant, copy {} to {}", new.display(), path.display());
+    }
+}
+
+/// A run that is saved, dropped, loaded and continued ends with the same bits as an unbroken one.
+#[test]
+fn a_resumed_run_equals_an_unbroken_one_bit_for_bit() {
+    let config = tiny(GptConfig { dropout: 0.1, ..GptConfig::llama(31, 16, 2, 32, 4) });
+    let mut whole = Trainer::new_blocking(gpu(), config.clone()).unwrap();
+    let losses = train(&mut whole, 8);
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("checkpoint.safetensors");
+    let mut first = Trainer::new_blocking(gpu(), config.clone()).unwrap();
+    train(&mut first, 3);
+    Checkpoint::of_blocking(&first, "abc", 5).unwrap().save(&path).unwrap();
+    drop(first);
+    let loaded = Checkpoint::load(&path).unwrap();
+    assert_eq!((loaded.state.step, loaded.state.alphabet.as_str(), loaded.state.text_hash), (3, "abc", 5));
+    let mut second = Trainer::new_blocking(gpu(), loaded.state.config.clone()).unwrap();
+    loaded.restore(&mut second).unwrap();
+    assert_eq!(bits(&[train(&mut second, 8)]), bits(&[losses[3..].to_vec()]));
+
+    for (a, b) in [(&whole.params, &second.params), (&whole.optimizer.m, &second.optimizer.m)] {
+        assert_eq!(bits(&a.read_blocking(gpu()).unwrap()), bits(&b.read_blocking(gpu()).unwrap()));
+    }
+}
+
+/// Two micro-batches of two are one batch of four, up to rounding.
+#[test]
+fn accumulated_gradients_equal_those_of_one_large_batch() {
+    let large = TrainConfig { batch: 4, ..tiny(GptConfig::gpt2(31, 16, 2, 32, 4)) };
+    let small = TrainConfig { batch: 2, micro_batches: 2, ..large.clone() };
+    let Batch { tokens, targets } = dataset().batch(1, 0, 4, 16);
+    let halves: Vec<Batch> = (tokens.chunks(32).zip(targets.chunks(32)))
+        .map(|(x, y)| Batch { tokens: x.to_vec(), targets: y.to_vec() })
+        .collect();
+    let mut a = Trainer::new_blocking(gpu(), large).unwrap();
+    let mut b = Trainer::new_blocking(gpu(), small).unwrap();
+    // Twice, to see that the second step starts from zeroed gradients.
+    for _ in 0..2 {
+        let loss_a = a.step(&[Batch { tokens: tokens.clone(), targets: targets.clone() }]).unwrap().wait_blocking(gpu()).unwrap();
+        let loss_b = b.step(&halves).unwrap().wait_blocking(gpu()).unwrap();
+        assert!((loss_a - loss_b).abs() < 1e-5, "{loss_a} {loss_b}");
+        let (ga, gb) = (a.grads.read_blocking(gpu()).unwrap(), b.grads.read_blocking(gpu()).unwrap());
+        for (((name, _), x), y) in a.grads.layout.tensors.iter().zip(ga).zip(gb) {
+            let scale = x.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
+            let worst = x.iter().zip(&y).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+            assert!(worst < 2e-4 * scale.max(1e-3), "{name}: {worst} of {scale}");
+        }
+    }
+}
+
+/// Every arrangement of the parts builds, trains and learns a text that repeats.
+#[test]
+fn every_arrangement_learns() {
+    let base = GptConfig { init: Init::Gpt2 { std: 0.1 }, ..GptConfig::gpt2(31, 16, 2, 32, 4) };
+    let llama = GptConfig { n_kv_heads: 2, ..GptConfig::llama(31, 16, 2, 32, 4) };
+    let configs = [
+        base.clone(),
+        GptConfig { norm_placement: NormPlacement::Post, ..base.clone() },
+        GptConfig { norm: Norm::RmsNorm, mlp: Mlp::GeluErf, tied_head: false, ..base.clone() },
+        GptConfig { init: Init::ZeroResidual { std: 0.1 }, dropout: 0.1, ..llama.clone() },
+        GptConfig { norm_placement: NormPlacement::Post, tied_head: true, bias: true, init: base.init, ..llama },
+    ];
+    let ids: Vec<u32> = (0..2000).map(|i| [3, 1, 4, 1, 5, 9, 2, 6][i % 8]).collect();
+    let data = Dataset::new(ids, 0.1, 16).unwrap();
+    for model in configs {
+        let mut config = tiny(model);
+        config.schedule = Schedule::constant(1e-2);
+        let mut trainer = Trainer::new_blocking(gpu(), config).unwrap();
+        let mut step = |t: &mut Trainer| t.step(&[data.batch(0, t.step_count(), 2, 16)]).unwrap().wait_blocking(gpu()).unwrap();
+        let first = step(&mut trainer);
+        let last = (0..30).map(|_| step(&mut trainer)).last().unwrap();
+        assert!(last < 0.5 * first, "{:?}: from {first} to {last}", trainer.config().model);
+        let val = trainer.evaluate_blocking(&data.val_batches(2, 2, 16)).unwrap();
+        assert!(val.is_finite() && val < first, "{val}");
+    }
+}
