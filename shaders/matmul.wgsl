@@ -72,9 +72,6 @@ fn b_quad(i: u32, last: u32) -> vec4<f32> {
 
 // Column `col` of the row of y that starts at `row`.
 fn store(row: u32, col: u32, sum: f32) {
-    if (col >= p.n) {
-        return;
-    }
     var v = sum;
     if (p.has_bias != 0u) {
         v += bias[col];
@@ -183,19 +180,15 @@ fn forward(
             }
         }
     }
-    // The bound is not a constant so that this loop stays a loop: unrolled, its stores take the
-    // compiler three times as long as the whole rest. A copy keeps the sums above in registers.
+    // The bounds are not constants so that these loops stay loops: unrolled, their stores take the
+    // compiler longer than all the rest. A copy keeps the sums above in registers.
     var sums = acc;
     let rows = min(ROWS, p.m - row0);
+    let cols = min(COLS, p.n - min(col0, p.n));
     for (var i = 0u; i < rows; i++) {
         let at = wid.z * p.m * p.n + (row0 + i) * p.n;
-        for (var q = 0u; q < QUADS; q++) {
-            let v = sums[i][q];
-            let col = col0 + 4u * q;
-            store(at, col, v.x);
-            store(at, col + 1u, v.y);
-            store(at, col + 2u, v.z);
-            store(at, col + 3u, v.w);
+        for (var j = 0u; j < cols; j++) {
+            store(at, col0 + j, sums[i][j / 4u][j % 4u]);
         }
     }
 }
@@ -268,9 +261,8 @@ fn forward_tiled(
             return;
         }
         let at = wid.z * p.m * p.n + row * p.n;
-        store(at, col, acc[i].x);
-        store(at, col + 1u, acc[i].y);
-        store(at, col + 2u, acc[i].z);
-        store(at, col + 3u, acc[i].w);
+        for (var j = 0u; j < min(4u, p.n - min(col, p.n)); j++) {
+            store(at, col + j, acc[i][j]);
+        }
     }
 }
