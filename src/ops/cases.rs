@@ -34,6 +34,8 @@ pub enum Fill {
     Below(u32),
     /// The same everywhere.
     Constant(f64),
+    /// These values, from the first again after the last: settings that a kernel reads.
+    Values(&'static [f64]),
 }
 
 /// An input of a case.
@@ -78,6 +80,12 @@ impl Case {
         self
     }
 
+    /// Appends an f32 input, standard normal like those of [`new`](Self::new).
+    pub fn also(mut self, shape: &[usize]) -> Self {
+        self.inputs.push(InputSpec { ty: TensorType::f32(shape), fill: Fill::Normal(1.0), grad: true });
+        self
+    }
+
     /// Changes how input `i` is filled.
     pub fn fill(mut self, i: usize, fill: Fill) -> Self {
         self.inputs[i].fill = fill;
@@ -108,7 +116,7 @@ impl Case {
         self.inputs
             .iter()
             .map(|spec| {
-                let data = (0..spec.ty.len()).map(|_| rng.sample(spec.fill)).collect();
+                let data = (0..spec.ty.len()).map(|i| rng.sample(spec.fill, i)).collect();
                 Array::new(spec.ty.shape.clone(), data)
             })
             .collect()
@@ -154,12 +162,14 @@ impl Rng {
         r * (std::f64::consts::TAU * self.uniform()).cos()
     }
 
-    fn sample(&mut self, fill: Fill) -> f64 {
+    /// Element `i` of a tensor filled like this.
+    fn sample(&mut self, fill: Fill, i: usize) -> f64 {
         let x = match fill {
             Fill::Normal(std) => std * self.normal(),
             Fill::Uniform(low, high) => low + (high - low) * self.uniform(),
             Fill::Below(n) => return (self.next() % u64::from(n)) as f64,
             Fill::Constant(c) => c,
+            Fill::Values(values) => values[i % values.len()],
         };
         f64::from(x as f32)
     }
@@ -168,5 +178,5 @@ impl Rng {
 /// A standard normal array, rounded to what f32 holds: random cotangents for tests.
 pub fn random_array(shape: &Shape, seed: u64) -> Array {
     let mut rng = Rng(seed);
-    Array::new(shape.clone(), (0..shape.len()).map(|_| rng.sample(Fill::Normal(1.0))).collect())
+    Array::new(shape.clone(), (0..shape.len()).map(|i| rng.sample(Fill::Normal(1.0), i)).collect())
 }
