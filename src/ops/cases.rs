@@ -35,6 +35,8 @@ pub enum Fill {
     Below(u32),
     /// The same everywhere.
     Constant(f64),
+    /// These values, from the first again after the last: settings that a kernel reads.
+    Values(&'static [f64]),
 }
 
 /// An input of a case.
@@ -79,6 +81,12 @@ impl Case {
         self
     }
 
+    /// Appends an f32 input, standard normal like those of [`new`](Self::new).
+    pub fn also(mut self, shape: &[usize]) -> Self {
+        self.inputs.push(InputSpec { ty: TensorType::f32(shape), fill: Fill::Normal(1.0), grad: true });
+        self
+    }
+
     /// Changes how input `i` is filled.
     pub fn fill(mut self, i: usize, fill: Fill) -> Self {
         self.inputs[i].fill = fill;
@@ -109,7 +117,7 @@ impl Case {
         self.inputs
             .iter()
             .map(|spec| {
-                let data = (0..spec.ty.len()).map(|_| sample(&mut rng, spec.fill)).collect();
+                let data = (0..spec.ty.len()).map(|i| sample(&mut rng, spec.fill, i)).collect();
                 Array::new(spec.ty.shape.clone(), data)
             })
             .collect()
@@ -132,12 +140,14 @@ impl Case {
     }
 }
 
-fn sample(rng: &mut Rng, fill: Fill) -> f64 {
+/// Element `i` of a tensor filled like this.
+fn sample(rng: &mut Rng, fill: Fill, i: usize) -> f64 {
     let x = match fill {
         Fill::Normal(std) => std * rng.normal(),
         Fill::Uniform(low, high) => low + (high - low) * rng.uniform(),
         Fill::Below(n) => return rng.below(u64::from(n)) as f64,
         Fill::Constant(c) => c,
+        Fill::Values(values) => values[i % values.len()],
     };
     f64::from(x as f32)
 }
@@ -145,5 +155,5 @@ fn sample(rng: &mut Rng, fill: Fill) -> f64 {
 /// A standard normal array, rounded to what f32 holds: random cotangents for tests.
 pub fn random_array(shape: &Shape, seed: u64) -> Array {
     let mut rng = Rng::new(&[seed]);
-    Array::new(shape.clone(), (0..shape.len()).map(|_| sample(&mut rng, Fill::Normal(1.0))).collect())
+    Array::new(shape.clone(), (0..shape.len()).map(|i| sample(&mut rng, Fill::Normal(1.0), i)).collect())
 }

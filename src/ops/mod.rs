@@ -15,14 +15,20 @@ use crate::kernel::Kernel;
 use crate::reference::Array;
 use crate::tensor::TensorType;
 
+pub mod adamw;
 pub mod add;
+pub mod concat;
+pub mod embedding;
 pub mod fill;
+pub mod l2_norm;
 pub mod layernorm;
 pub mod matmul;
 pub mod mul;
 pub mod reshape;
 pub mod residual_add;
+pub mod slice;
 pub mod sum;
+pub mod transpose;
 
 mod cases;
 mod rowwise;
@@ -181,4 +187,18 @@ pub(crate) fn expect_shape(what: &str, ty: &TensorType, dims: &[usize]) -> Resul
 }
 
 /// Every op with a kernel, or a gradient that needs one. See [`Row`].
-pub const TABLE: &[Row] = &[add::ROW, fill::ROW, layernorm::ROW, matmul::ROW, mul::ROW, residual_add::ROW, sum::ROW];
+pub const TABLE: &[Row] = &[
+    adamw::ROW,
+    add::ROW,
+    concat::ROW,
+    embedding::ROW,
+    fill::ROW,
+    l2_norm::ROW,
+    layernorm::ROW,
+    matmul::ROW,
+    mul::ROW,
+    residual_add::ROW,
+    slice::ROW,
+    sum::ROW,
+    transpose::ROW,
+];

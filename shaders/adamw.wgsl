@@ -1,0 +1,55 @@
+// One step of AdamW over flat arenas, in place, with the gradient clipped by its global norm:
+//
+//     g = grad * min(1, max_norm / (norm + 1e-6))
+//     m = m + (g - m) * (1 - beta1)
+//     v = v * beta2 + g * g * (1 - beta2)
+//     p = p * (1 - lr * decay) - lr / correction1 * m / (sqrt(v) / sqrt(correction2) + eps)
+
+// knobs
+const GROUP: u32 = 64u; // invocations of a workgroup
+const QUADS: u32 = 1u; // quads that an invocation updates
+
+struct Params {
+    quads: u32,
+    decay_len: u32, // elements from here on have no weight decay
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> grad: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> hyper: array<vec4<f32>>; // two; see AdamWSettings
+@group(0) @binding(3) var<storage, read> norm: array<f32>;
+@group(0) @binding(4) var<storage, read_write> param: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> moment1: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read_write> moment2: array<vec4<f32>>;
+
+@compute @workgroup_size(GROUP)
+fn forward(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) nwg: vec3<u32>,
+    @builtin(local_invocation_index) lid: u32,
+) {
+    let first = (wid.x + wid.y * nwg.x) * GROUP * QUADS + lid;
+    if (first >= p.quads) {
+        return;
+    }
+    let rates = hyper[0]; // lr, beta1, beta2, eps
+    let rest = hyper[1]; // weight decay, both bias corrections, largest norm
+    var clip = 1.0;
+    if (rest.w > 0.0) {
+        clip = min(1.0, rest.w / (norm[0] + 1e-6));
+    }
+    let keep = 1.0 - rates.x * rest.x;
+    let step = rates.x / rest.y;
+    let root = sqrt(rest.z);
+    let end = min(first + GROUP * QUADS, p.quads);
+    for (var i = first; i < end; i += GROUP) {
+        let g = grad[i] * clip;
+        let m = moment1[i] + (g - moment1[i]) * (1.0 - rates.y);
+        let v = moment2[i] * rates.z + g * g * (1.0 - rates.z);
+        let element = vec4<u32>(i * 4u) + vec4<u32>(0u, 1u, 2u, 3u);
+        let decayed = param[i] * select(vec4<f32>(1.0), vec4<f32>(keep), element < vec4<u32>(p.decay_len));
+        moment1[i] = m;
+        moment2[i] = v;
+        param[i] = decayed - step * m / (sqrt(v) / root + rates.w);
+    }
+}

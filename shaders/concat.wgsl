@@ -1,0 +1,29 @@
+// Copies one part of a concatenation to its place: runs of `run` units of the part go `start` units
+// into the runs of `stride` units of the whole.
+
+// knobs
+alias E = vec4<u32>; // unit that moves; u32 where runs or starts are no multiple of 4
+
+struct Params {
+    len: u32, // units of the part
+    run: u32,
+    stride: u32,
+    start: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<E>;
+@group(0) @binding(2) var<storage, read_write> y: array<E>;
+
+@compute @workgroup_size(64)
+fn forward(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) nwg: vec3<u32>,
+    @builtin(local_invocation_index) lid: u32,
+) {
+    let i = (wid.x + wid.y * nwg.x) * 64u + lid;
+    if (i >= p.len) {
+        return;
+    }
+    y[(i / p.run) * p.stride + p.start + i % p.run] = x[i];
+}

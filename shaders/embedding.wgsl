@@ -1,0 +1,118 @@
+// forward: y[t] = table[ids[t]], zero where the id is out of range.
+//
+// Backward: dtable[v] = sum of dy[t] over the tokens t whose id is v, in the order of t, without
+// atomics. `chain` links the tokens of each id into a list: head[v] is the first token plus one, or
+// 0, and next[t] is the following token plus one, or 0. Each of WAYS invocations owns the ids that
+// are equal to its index modulo WAYS and walks all tokens, so nobody shares a list. `backward` then
+// walks the lists.
+
+// knobs
+alias E = vec4<f32>; // f32 where the columns are no multiple of 4
+const GROUP: u32 = 8u; // invocations of a workgroup of chain
+const WAYS: u32 = 16u; // invocations of chain altogether; a power of two
+const BY_TOKEN: bool = false; // backward goes over tokens, not over rows of the table
+const ACCUMULATE: bool = false; // backward adds to what dtable holds
+
+struct Params {
+    len: u32, // elements E that forward or backward goes over
+    cols: u32, // in units of E
+    vocab: u32,
+    tokens: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+
+// forward
+@group(0) @binding(1) var<storage, read> table: array<E>;
+@group(0) @binding(2) var<storage, read> ids: array<u32>;
+@group(0) @binding(3) var<storage, read_write> y: array<E>;
+
+// chain
+@group(0) @binding(1) var<storage, read> id_quads: array<vec4<u32>>;
+@group(0) @binding(2) var<storage, read_write> head_out: array<u32>;
+@group(0) @binding(3) var<storage, read_write> next_out: array<u32>;
+
+// backward
+@group(0) @binding(1) var<storage, read> dy: array<E>;
+// binding 2 is ids
+@group(0) @binding(3) var<storage, read> head: array<u32>;
+@group(0) @binding(4) var<storage, read> next: array<u32>;
+@group(0) @binding(5) var<storage, read_write> dtable: array<E>;
+
+@compute @workgroup_size(64)
+fn forward(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) nwg: vec3<u32>,
+    @builtin(local_invocation_index) lid: u32,
+) {
+    let i = (wid.x + wid.y * nwg.x) * 64u + lid;
+    if (i >= p.len) {
+        return;
+    }
+    let id = ids[i / p.cols];
+    var v = E();
+    if (id < p.vocab) {
+        v = table[id * p.cols + i % p.cols];
+    }
+    y[i] = v;
+}
+
+@compute @workgroup_size(GROUP)
+fn chain(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
+    let way = wid.x * GROUP + lid;
+    if (way >= WAYS) {
+        return;
+    }
+    for (var v = way; v < p.vocab; v += WAYS) {
+        head_out[v] = 0u;
+    }
+    // From the last token to the first: each becomes the head of what was linked before.
+    for (var q = (p.tokens + 3u) / 4u; q > 0u; q--) {
+        let quad = id_quads[q - 1u];
+        for (var j = 4u; j > 0u; j--) {
+            let t = (q - 1u) * 4u + j; // plus one
+            let id = quad[j - 1u];
+            if (t <= p.tokens && id < p.vocab && id % WAYS == way) {
+                next_out[t - 1u] = head_out[id];
+                head_out[id] = t;
+            }
+        }
+    }
+}
+
+@compute @workgroup_size(64)
+fn backward(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) nwg: vec3<u32>,
+    @builtin(local_invocation_index) lid: u32,
+) {
+    let i = (wid.x + wid.y * nwg.x) * 64u + lid;
+    if (i >= p.len) {
+        return;
+    }
+    let col = i % p.cols;
+    var row = i / p.cols;
+    if (BY_TOKEN) {
+        let first = row + 1u;
+        row = ids[row];
+        if (row >= p.vocab) {
+            return;
+        }
+        if (head[row] != first) {
+            return; // the first token of this id does the work
+        }
+    }
+    var t = head[row];
+    if (ACCUMULATE && t == 0u) {
+        return;
+    }
+    var sum = E();
+    while (t != 0u) {
+        sum += dy[(t - 1u) * p.cols + col];
+        t = next[t - 1u];
+    }
+    if (ACCUMULATE) {
+        sum += dtable[row * p.cols + col];
+    }
+    dtable[row * p.cols + col] = sum;
+}

@@ -1,0 +1,54 @@
+// Seen as runs, the large tensor has runs of `stride` units and the small one, its slice, runs of
+// `run` units, which lie `start` units into the larger ones. `forward`: small = slice of large.
+// `pad`, its dual: large = small with zeros around it, or large += small.
+
+// knobs
+alias E = vec4<u32>; // unit that moves: u32 where runs or starts are no multiple of 4; pad: floats
+const ACCUMULATE: bool = false; // pad adds to what large holds and goes over small only
+
+struct Params {
+    len: u32, // units to go over
+    run: u32,
+    stride: u32,
+    start: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+
+@group(0) @binding(1) var<storage, read> x: array<E>;
+@group(0) @binding(2) var<storage, read_write> y: array<E>;
+
+@compute @workgroup_size(64)
+fn forward(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) nwg: vec3<u32>,
+    @builtin(local_invocation_index) lid: u32,
+) {
+    let i = (wid.x + wid.y * nwg.x) * 64u + lid;
+    if (i >= p.len) {
+        return;
+    }
+    y[i] = x[(i / p.run) * p.stride + p.start + i % p.run];
+}
+
+@compute @workgroup_size(64)
+fn pad(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) nwg: vec3<u32>,
+    @builtin(local_invocation_index) lid: u32,
+) {
+    let i = (wid.x + wid.y * nwg.x) * 64u + lid;
+    if (i >= p.len) {
+        return;
+    }
+    if (ACCUMULATE) {
+        y[(i / p.run) * p.stride + p.start + i % p.run] += x[i];
+        return;
+    }
+    let at = i % p.stride;
+    var v = E();
+    if (at >= p.start && at - p.start < p.run) {
+        v = x[(i / p.stride) * p.run + at - p.start];
+    }
+    y[i] = v;
+}

@@ -1,0 +1,183 @@
+//! A step of AdamW (Loshchilov & Hutter 2019, <https://arxiv.org/abs/1711.05101>), as PyTorch
+//! computes it, with the gradient clipped by its global norm on the way.
+//!
+//! It runs over flat arenas, in place: one dispatch for all parameters. Parameters with weight
+//! decay come first in the arena.
+
+use super::{Bind, Case, InputFill, Launch, Op, Program, Row, expect_f32, expect_shape, table_kernel};
+use crate::autodiff::Vjp;
+use crate::error::Result;
+use crate::gpu::AdapterClass;
+use crate::graph::{Graph, Value};
+use crate::reference::Array;
+use crate::tensor::TensorType;
+
+const SOURCE: &str = include_str!("../../shaders/adamw.wgsl");
+
+pub(super) const ROW: Row = Row {
+    name: "adamw",
+    summary: "AdamW over flat arenas, in place, with decoupled weight decay and clipping by global norm",
+    source: SOURCE,
+    cases: || {
+        // lr, beta1, beta2, eps, weight decay, 1 - beta1^3, 1 - beta2^3, largest norm. Larger than
+        // anyone would use, so that every term shows against the parameters.
+        const PLAIN: &[f64] = &[0.5, 0.9, 0.999, 1e-8, 0.0, 0.271, 0.002_997_001, 0.0];
+        const CLIPPED: &[f64] = &[0.5, 0.8, 0.9, 1e-2, 0.7, 0.488, 0.271, 2.5];
+        let case = |n: usize, decay_len: usize, hyper: &'static [f64], norm: f64| {
+            let name = format!("{n}, {decay_len} decayed, norm {norm}, at most {}", hyper[7]);
+            bench_case(&name, n, decay_len).fill(4, InputFill::Values(hyper)).fill(5, InputFill::Constant(norm))
+        };
+        vec![
+            case(1, 1, CLIPPED, 10.0),
+            case(127, 0, PLAIN, 10.0),
+            case(1757, 1757, CLIPPED, 1.0),
+            case(1757, 1001, CLIPPED, 7.5),
+            case(9001, 4099, CLIPPED, 0.0),
+        ]
+    },
+    bench: || vec![bench_case("10M", 10 << 20, 8 << 20)],
+};
+
+fn bench_case(name: &str, n: usize, decay_len: usize) -> Case {
+    const HYPER: &[f64] = &[1e-3, 0.9, 0.95, 1e-8, 0.1, 0.1, 0.05, 1.0];
+    Case::new(name, AdamW { decay_len }, &[&[n], &[n], &[n], &[n], &[8], &[1]])
+        .fill(3, InputFill::Uniform(0.0, 2.0))
+        .fill(4, InputFill::Values(HYPER))
+        .fill(5, InputFill::Constant(3.0))
+        .forward_only()
+}
+
+/// `(param, grad, m, v, hyper, norm) -> (param, m, v)`, the first four of one shape, `hyper` of
+/// `[8]` as [`AdamWSettings::at_step`] gives it, `norm` of `[1]` the global norm of the gradient.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamW {
+    /// Weight decay applies to this many elements, the first ones.
+    pub decay_len: usize,
+}
+
+/// What the host sets for a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamWSettings {
+    /// Learning rate.
+    pub lr: f32,
+    /// Decay of the mean of gradients.
+    pub beta1: f32,
+    /// Decay of the mean of their squares.
+    pub beta2: f32,
+    /// Added to the denominator.
+    pub eps: f32,
+    /// Decoupled: per step a parameter loses this times the learning rate of itself.
+    pub weight_decay: f32,
+    /// Larger gradients are scaled down to this global norm; 0 is off.
+    pub max_grad_norm: f32,
+}
+
+impl AdamWSettings {
+    /// The `hyper` input of [`AdamW`] for a step, counted from 1: `[lr, beta1, beta2, eps,
+    /// weight_decay, 1 - beta1^step, 1 - beta2^step, max_grad_norm]`.
+    ///
+    /// The corrections are made in f64 from the betas as f32 holds them, which are what the kernel
+    /// averages with; those of the unrounded betas would be off by 1e-5 at first.
+    pub fn at_step(&self, step: u64) -> [f32; 8] {
+        let correction = |beta: f32| (1.0 - f64::from(beta).powf(step as f64)) as f32;
+        let AdamWSettings { lr, beta1, beta2, eps, weight_decay, max_grad_norm } = *self;
+        [lr, beta1, beta2, eps, weight_decay, correction(beta1), correction(beta2), max_grad_norm]
+    }
+}
+
+impl Graph {
+    /// A step of AdamW: `[param, grad, m, v]` of one shape, `hyper` of `[8]` and the gradient's
+    /// global `norm` of `[1]` give the new `[param, m, v]`. Store them where they came from and the
+    /// step runs in place.
+    pub fn adamw(
+        &mut self,
+        name: &str,
+        arenas: [Value; 4],
+        hyper: Value,
+        norm: Value,
+        decay_len: usize,
+    ) -> Result<[Value; 3]> {
+        let [param, grad, m, v] = arenas;
+        let new = self.op(name, AdamW { decay_len }, &[param, grad, m, v, hyper, norm])?;
+        Ok([new[0], new[1], new[2]])
+    }
+}
+
+impl Op for AdamW {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        expect_f32(inputs, 6)?;
+        let param = &inputs[0];
+        for (ty, what) in inputs[1..4].iter().zip(["grad", "m", "v"]) {
+            expect_shape(what, ty, param.shape.dims())?;
+        }
+        expect_shape("hyper", &inputs[4], &[8])?;
+        expect_shape("norm", &inputs[5], &[1])?;
+        if self.decay_len > param.len() {
+            return Err(format!("decay_len {} is more than the {} parameters", self.decay_len, param.len()));
+        }
+        Ok(vec![param.clone(); 3])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        Err(cx.no_gradient("optimiser steps are not differentiated"))
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let quads = cx.outputs[0].len().div_ceil(4);
+        // Software adapters load slowly, so there the settings serve many quads.
+        let (group, per_invocation) = match cx.profile.class {
+            AdapterClass::Cpu => (8, 16), // measured: half the time of (64, 1)
+            AdapterClass::Gpu => (64, 1),
+        };
+        let kernel =
+            table_kernel("adamw", SOURCE, "forward").knob("GROUP", group as u32).knob("QUADS", per_invocation as u32);
+        let binds = [Bind::In(1), Bind::In(4), Bind::In(5), Bind::Out(0), Bind::Out(1), Bind::Out(2)];
+        let groups = cx.profile.grid(quads.div_ceil(group * per_invocation));
+        Ok(Program::one(kernel, &binds, &[quads as u32, self.decay_len as u32], groups))
+    }
+
+    fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
+        let [param, grad, m, v, hyper, norm] = inputs else { return vec![] };
+        let [lr, beta1, beta2, eps, decay, correction1, correction2, max_norm] = hyper.data[..] else { return vec![] };
+        let clip = if max_norm > 0.0 { (max_norm / (norm.data[0] + 1e-6)).min(1.0) } else { 1.0 };
+        let mut new: Vec<Array> = outputs.iter().map(|ty| Array::zeros(ty.shape.clone())).collect();
+        for i in 0..param.data.len() {
+            let g = grad.data[i] * clip;
+            let m = beta1 * m.data[i] + (1.0 - beta1) * g;
+            let v = beta2 * v.data[i] + (1.0 - beta2) * g * g;
+            let mut p = param.data[i];
+            if i < self.decay_len {
+                p -= lr * decay * p;
+            }
+            p -= lr * (m / correction1) / ((v / correction2).sqrt() + eps);
+            (new[0].data[i], new[1].data[i], new[2].data[i]) = (p, m, v);
+        }
+        new
+    }
+
+    fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
+        16 * inputs[0].len() as u64
+    }
+
+    fn starts_as(&self, output: usize) -> Option<usize> {
+        [0, 2, 3].get(output).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_step_corrects_by_what_the_kernel_averages_with() {
+        let settings =
+            AdamWSettings { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, max_grad_norm: 1.0 };
+        let hyper = settings.at_step(1);
+        assert_eq!(hyper[5..7], [1.0 - 0.9f32, 1.0 - 0.999f32]);
+        assert_eq!(settings.at_step(1_000_000)[5..7], [1.0, 1.0]);
+    }
+}

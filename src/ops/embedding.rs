@@ -1,0 +1,245 @@
+//! Rows of a table by token id, and the gradient of the table.
+//!
+//! `y[t] = table[ids[t]]`. An id that is not below the vocabulary's size gives a row of zeros, and
+//! its gradient goes nowhere, so such ids serve as padding. Backward,
+//! `dtable[v] = sum of dy[t] where ids[t] = v`, in the order of `t`: the same bits on every run.
+
+use std::sync::Arc;
+
+use super::{Bind, Case, Launch, Op, Program, Row, expect_f32, expect_shape, table_kernel};
+use crate::autodiff::Vjp;
+use crate::error::Result;
+use crate::gpu::AdapterClass;
+use crate::graph::{Graph, Value};
+use crate::reference::Array;
+use crate::tensor::{DType, TensorType};
+
+const SOURCE: &str = include_str!("../../shaders/embedding.wgsl");
+
+pub(super) const ROW: Row = Row {
+    name: "embedding",
+    summary: "y[t] = table[ids[t]]; ids out of range give zeros",
+    source: SOURCE,
+    cases: || {
+        // The last number is what ids stay below: above the vocabulary, some are out of range.
+        let forward = |table: &[usize; 2], ids: &[usize], below: u32| {
+            Case::new(format!("{table:?} by {ids:?} below {below}"), Embedding, &[table]).ids(ids, below)
+        };
+        let backward = |vocab: usize, dy: &[usize], below: u32, accumulate: bool| {
+            let name = format!("backward {vocab} from {dy:?} below {below}, accumulate {accumulate}");
+            let (ids, cols) = (&dy[..dy.len() - 1], dy[dy.len() - 1]);
+            let case = Case::new(name, EmbeddingBackward { vocab, accumulate }, &[dy]).ids(ids, below);
+            if accumulate { case.also(&[vocab, cols]) } else { case }
+        };
+        vec![
+            forward(&[1, 1], &[1], 1),
+            forward(&[63, 12], &[2, 127], 63),
+            forward(&[127, 7], &[33], 140),
+            forward(&[5, 64], &[2, 3, 5], 6),
+            forward(&[1757, 4], &[9], 1757),
+            forward(&[2, 3], &[130], 2),
+            backward(63, &[127, 12], 70, true),
+            backward(300, &[5, 7, 8], 310, true),
+            backward(40, &[33, 5], 50, true),
+            backward(300, &[35, 3], 300, true),
+            backward(5000, &[1, 1], 5000, false),
+        ]
+    },
+    bench: || {
+        let forward = |vocab: usize, cols: usize, tokens: usize| {
+            Case::new(format!("{vocab}x{cols} by {tokens}"), Embedding, &[&[vocab, cols]]).ids(&[tokens], vocab as u32)
+        };
+        let backward = |vocab: usize, cols: usize, tokens: usize| {
+            let op = EmbeddingBackward { vocab, accumulate: true };
+            Case::new(format!("backward {vocab}x{cols} by {tokens}"), op, &[&[tokens, cols]])
+                .ids(&[tokens], vocab as u32)
+                .also(&[vocab, cols])
+        };
+        vec![forward(50_257, 384, 1024), backward(65, 384, 4096), backward(50_257, 384, 1024)]
+    },
+};
+
+/// `(table, ids) -> table[ids]`: `[vocab, d], u32 [..] -> [.., d]`. Zeros where an id is `vocab` or
+/// more.
+#[derive(Clone, Copy, Debug)]
+pub struct Embedding;
+
+/// `(dy, ids [, base]) -> dtable [+ base]`: `[.., d], u32 [..] -> [vocab, d]`. Rows that no id
+/// names are zero, or those of `base`.
+#[derive(Clone, Copy, Debug)]
+pub struct EmbeddingBackward {
+    vocab: usize,
+    accumulate: bool,
+}
+
+impl Graph {
+    /// Rows of a table by id: `[vocab, d], u32 [..] -> [.., d]`. Zeros where an id is `vocab` or
+    /// more.
+    pub fn embedding(&mut self, name: &str, table: Value, ids: Value) -> Result<Value> {
+        self.op1(name, Embedding, &[table, ids])
+    }
+}
+
+/// Checks that an input holds ids.
+fn expect_ids(ids: &TensorType) -> Result<(), String> {
+    match ids.dtype {
+        DType::U32 => Ok(()),
+        dtype => Err(format!("ids must be u32, got {dtype}")),
+    }
+}
+
+/// Element type, columns in units of it, and the kernel with that knob set.
+fn element(entry: &'static str, cols: usize) -> (crate::kernel::Kernel, usize) {
+    let (elem, width) = if cols % 4 == 0 { ("vec4<f32>", 4) } else { ("f32", 1) };
+    (table_kernel("embedding", SOURCE, entry).knob("E", elem), cols / width)
+}
+
+impl Op for Embedding {
+    fn name(&self) -> &'static str {
+        "embedding"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        let [table, ids] = inputs else { return Err(format!("takes 2 inputs, got {}", inputs.len())) };
+        expect_f32(std::slice::from_ref(table), 1)?;
+        expect_ids(ids)?;
+        let [_, cols] = table.shape.dims() else {
+            return Err(format!("the table must have shape [vocab, d], got {}", table.shape));
+        };
+        Ok(vec![TensorType::f32([ids.shape.dims(), &[*cols]].concat())])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        let dy = cx.dy0()?;
+        let vocab = cx.graph.ty(cx.inputs[0]).shape.dims()[0];
+        let op = EmbeddingBackward { vocab, accumulate: false };
+        let dtable = cx.graph.op1(&cx.name, op, &[dy, cx.inputs[1]])?;
+        cx.set(0, dtable);
+        Ok(())
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let (vocab, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
+        let tokens = cx.inputs[1].len();
+        let (kernel, cols) = element("forward", cols);
+        let len = tokens * cols;
+        let words = [len, cols, vocab, tokens].map(|w| w as u32);
+        let binds = [Bind::In(0), Bind::In(1), Bind::Out(0)];
+        Ok(Program::one(kernel, &binds, &words, cx.profile.grid(len.div_ceil(64))))
+    }
+
+    fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
+        let (table, ids) = (inputs[0], inputs[1]);
+        let zeros = vec![0.0; table.shape.cols()];
+        let rows: Vec<&[f64]> = table.rows().collect();
+        let data = ids.data.iter().flat_map(|&id| *rows.get(id as usize).unwrap_or(&&zeros[..])).copied().collect();
+        vec![Array::new(outputs[0].shape.clone(), data)]
+    }
+
+    fn flops(&self, _: &[TensorType], _: &[TensorType]) -> u64 {
+        0
+    }
+
+    fn bytes(&self, inputs: &[TensorType], outputs: &[TensorType]) -> u64 {
+        // Of the table only the rows that are asked for move.
+        (inputs[1].bytes() + 2 * outputs[0].bytes()) as u64
+    }
+}
+
+impl EmbeddingBackward {
+    /// The dispatch that links the tokens of each id into a list.
+    fn chain(&self, program: &mut Program, cx: &Launch<'_>, words: &[u32], [head, next]: [usize; 2]) {
+        // On GPUs many invocations, because each waits for its loads; on software adapters enough
+        // for a few threads, because each costs a walk over all tokens.
+        let (group, ways) = match cx.profile.class {
+            AdapterClass::Cpu => (8, 16),
+            AdapterClass::Gpu => (64, self.vocab.next_power_of_two().clamp(64, 4096)),
+        };
+        let kernel = table_kernel("embedding", SOURCE, "chain").knob("GROUP", group as u32).knob("WAYS", ways as u32);
+        let binds = [Bind::In(1), Bind::Scratch(head), Bind::Scratch(next)];
+        program.dispatch(kernel, &binds, words, [(ways / group) as u32, 1, 1]);
+    }
+}
+
+impl Op for EmbeddingBackward {
+    fn name(&self) -> &'static str {
+        "embedding_backward"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        let n = 2 + usize::from(self.accumulate);
+        if inputs.len() != n {
+            return Err(format!("takes {n} inputs, got {}", inputs.len()));
+        }
+        let (dy, ids) = (&inputs[0], &inputs[1]);
+        expect_f32(std::slice::from_ref(dy), 1)?;
+        expect_ids(ids)?;
+        expect_shape("ids", ids, dy.shape.lead())?;
+        let ty = TensorType::f32([self.vocab, dy.shape.cols()]);
+        match inputs.get(2) {
+            Some(base) if *base != ty => Err(format!("the tensor to add to must be {ty}, got {base}")),
+            _ => Ok(vec![ty]),
+        }
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        let dy = cx.dy0()?;
+        if cx.needs(0) {
+            let name = cx.name.clone();
+            let back = cx.graph.embedding(&name, dy, cx.inputs[1])?;
+            cx.set(0, back);
+        }
+        if self.accumulate {
+            cx.set(2, dy);
+        }
+        Ok(())
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let tokens = cx.inputs[1].len();
+        // Where few rows of a large table change, going over all of them is the larger part.
+        let by_token = self.accumulate && tokens < self.vocab;
+        let (kernel, cols) = element("backward", cx.inputs[0].shape.cols());
+        let len = if by_token { tokens } else { self.vocab } * cols;
+        let words = [len, cols, self.vocab, tokens].map(|w| w as u32);
+        let mut program = Program::default();
+        let head = program.scratch(TensorType::u32([self.vocab]));
+        let next = program.scratch(TensorType::u32([tokens]));
+        self.chain(&mut program, cx, &words, [head, next]);
+        let kernel = kernel.knob("BY_TOKEN", by_token).knob("ACCUMULATE", self.accumulate);
+        let binds = [Bind::In(0), Bind::In(1), Bind::ScratchIn(head), Bind::ScratchIn(next), Bind::Out(0)];
+        program.dispatch(kernel, &binds, &words, cx.profile.grid(len.div_ceil(64)));
+        Ok(program)
+    }
+
+    fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
+        let mut dtable = match self.accumulate {
+            true => inputs[2].clone(),
+            false => Array::zeros(outputs[0].shape.clone()),
+        };
+        let cols = dtable.shape.cols();
+        for (dy, &id) in inputs[0].rows().zip(&inputs[1].data) {
+            let row = dtable.data.chunks_exact_mut(cols).nth(id as usize);
+            row.into_iter().flatten().zip(dy).for_each(|(sum, d)| *sum += d);
+        }
+        vec![dtable]
+    }
+
+    fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
+        inputs[0].len() as u64
+    }
+
+    fn bytes(&self, inputs: &[TensorType], outputs: &[TensorType]) -> u64 {
+        let (dy, ids) = (inputs[0].bytes(), inputs[1].bytes());
+        let table = if self.accumulate { 2 * dy.min(outputs[0].bytes()) } else { outputs[0].bytes() };
+        (dy + ids + table) as u64
+    }
+
+    fn starts_as(&self, _output: usize) -> Option<usize> {
+        self.accumulate.then_some(2)
+    }
+
+    fn with_addend(&self, _output: usize) -> Option<Arc<dyn Op>> {
+        (!self.accumulate).then(|| Arc::new(EmbeddingBackward { accumulate: true, ..*self }) as Arc<dyn Op>)
+    }
+}
