@@ -1,8 +1,9 @@
 // y[m, n] = sum_k op(a)[m, k] * op(b)[k, n]  (+ bias[n])  (+ y[m, n])
 //
-// `forward` is for software adapters: no workgroup memory, no barriers; a workgroup is one vector
-// of lanes along n, and a lane keeps ROWS x 4*QUADS sums in registers. `forward_tiled` is for GPUs:
-// a 64 x 64 tile staged through workgroup memory, 4 x 4 sums an invocation.
+// `forward_quads` and `forward` are for software adapters: no workgroup memory, no barriers; a
+// workgroup is one vector of lanes along n, and a lane keeps ROWS x 4*QUADS sums in registers. The
+// first stores whole quads, where n is a multiple of 4. `forward_tiled` is for GPUs: a 64 x 64 tile
+// staged through workgroup memory, 4 x 4 sums an invocation.
 //
 // Loads go in quads along whatever axis is contiguous in memory; a quad block is transposed in
 // registers where that axis is the wrong one, which costs nothing.
@@ -39,6 +40,10 @@ struct Params {
 @group(0) @binding(2) var<storage, read> b: array<B>;
 @group(0) @binding(3) var<storage, read> bias: array<f32>;
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
+
+// forward_quads
+@group(0) @binding(3) var<storage, read> bias_quads: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> y_quads: array<vec4<f32>>;
 
 // Element `i` of a, however it is bound.
 fn a_at(i: u32) -> f32 {
@@ -82,20 +87,12 @@ fn store(row: u32, col: u32, sum: f32) {
     y[row + col] = v;
 }
 
-@compute @workgroup_size(LANES)
-fn forward(
-    @builtin(workgroup_id) wid: vec3<u32>,
-    @builtin(num_workgroups) nwg: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
-) {
-    let group = wid.x + wid.y * nwg.x;
-    if (group >= p.groups) {
-        return;
-    }
-    let row0 = (group / p.groups_n) * ROWS;
-    let col0 = (group % p.groups_n) * (LANES * COLS) + lane * COLS;
-    let a0 = wid.z * p.m * p.k;
-    let b0 = wid.z * p.k * p.n;
+alias Sums = array<array<vec4<f32>, QUADS>, ROWS>;
+
+// The sums of the tile that starts at (row0, col0), in matrix `z` of the batch.
+fn tile_sums(row0: u32, col0: u32, z: u32) -> Sums {
+    let a0 = z * p.m * p.k;
+    let b0 = z * p.k * p.n;
     let a_last = a0 + p.m * p.k - 1u;
     let b_last = b0 + p.k * p.n - 1u;
 
@@ -118,7 +115,7 @@ fn forward(
         }
     }
 
-    var acc: array<array<vec4<f32>, QUADS>, ROWS>;
+    var acc: Sums;
     let whole = p.k / 4u * 4u;
     for (var k = 0u; k < whole; k += 4u) {
         // av[i] holds a[row i, k..k+4]; bv[q][j] holds b[k + j, quad q].
@@ -180,13 +177,59 @@ fn forward(
             }
         }
     }
+    return acc;
+}
+
+@compute @workgroup_size(LANES)
+fn forward_quads(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) nwg: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let group = wid.x + wid.y * nwg.x;
+    if (group >= p.groups) {
+        return;
+    }
+    let row0 = (group / p.groups_n) * ROWS;
+    let col0 = (group % p.groups_n) * (LANES * COLS) + lane * COLS;
+    let sums = tile_sums(row0, col0, wid.z);
+    for (var i = 0u; i < ROWS; i++) {
+        let at = (wid.z * p.m + row0 + i) * p.n;
+        for (var q = 0u; q < QUADS; q++) {
+            let col = col0 + 4u * q;
+            if (row0 + i < p.m && col < p.n) {
+                var v = sums[i][q];
+                if (p.has_bias != 0u) {
+                    v += bias_quads[col / 4u];
+                }
+                if (p.accumulate != 0u) {
+                    v += y_quads[(at + col) / 4u];
+                }
+                y_quads[(at + col) / 4u] = v;
+            }
+        }
+    }
+}
+
+@compute @workgroup_size(LANES)
+fn forward(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) nwg: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let group = wid.x + wid.y * nwg.x;
+    if (group >= p.groups) {
+        return;
+    }
+    let row0 = (group / p.groups_n) * ROWS;
+    let col0 = (group % p.groups_n) * (LANES * COLS) + lane * COLS;
+    var sums = tile_sums(row0, col0, wid.z);
     // The bounds are not constants so that these loops stay loops: unrolled, their stores take the
-    // compiler longer than all the rest. A copy keeps the sums above in registers.
-    var sums = acc;
+    // compiler longer than all the rest.
     let rows = min(ROWS, p.m - row0);
     let cols = min(COLS, p.n - min(col0, p.n));
     for (var i = 0u; i < rows; i++) {
-        let at = wid.z * p.m * p.n + (row0 + i) * p.n;
+        let at = (wid.z * p.m + row0 + i) * p.n;
         for (var j = 0u; j < cols; j++) {
             store(at, col0 + j, sums[i][j / 4u][j % 4u]);
         }

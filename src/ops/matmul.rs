@@ -206,7 +206,12 @@ impl Op for Matmul {
         let a_quads = (if self.transpose_a { d.m } else { d.k }) % 4 == 0;
         let b_quads = (if self.transpose_b { d.k } else { d.n }) % 4 == 0;
         let elem = |quads: bool| if quads { "vec4<f32>" } else { "f32" };
-        let kernel = table_kernel("matmul", SOURCE, if software { "forward" } else { "forward_tiled" })
+        let entry = match (software, d.n % 4) {
+            (true, 0) => "forward_quads",
+            (true, _) => "forward",
+            (false, _) => "forward_tiled",
+        };
+        let kernel = table_kernel("matmul", SOURCE, entry)
             .knob("A_TRANSPOSED", self.transpose_a)
             .knob("B_TRANSPOSED", self.transpose_b)
             .knob("LANES", LANES as u32)
