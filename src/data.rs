@@ -77,7 +77,11 @@ impl Dataset {
     /// tokens and the token after it.
     pub fn new(ids: Vec<u32>, val_fraction: f64, context: usize) -> Result<Self> {
         if ids.is_empty() {
-            return Err(Error::Data { tensor: "text".into(), expected: "some text".into(), got: "an empty one".into() });
+            return Err(Error::Data {
+                tensor: "text".into(),
+                expected: "some text".into(),
+                got: "an empty one".into(),
+            });
         }
         let split = ids.len() - (ids.len() as f64 * val_fraction) as usize;
         let (train, val) = (ids[..split].to_vec(), ids[split..].to_vec());

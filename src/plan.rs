@@ -477,7 +477,9 @@ impl<'a> Planner<'a> {
             let (from, to) = (self.slot[&self.root[&value]], self.slot[&state]);
             if let (Slot::External(_), true) = (from, from != to) {
                 let name = &self.nodes[state.node].name;
-                return Err(Error::Graph(format!("store: what `{name}` is to hold is another external: copy it through an op")));
+                return Err(Error::Graph(format!(
+                    "store: what `{name}` is to hold is another external: copy it through an op"
+                )));
             }
             if from != to {
                 let bytes = self.nodes[state.node].outputs[0].storage_bytes();

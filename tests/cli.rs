@@ -67,10 +67,12 @@ fn train_resume_and_generate() {
         assert!(!a[key].is_null(), "{key}");
     }
     assert!(a["tokens_per_s"].as_f64().unwrap() > 0.0 && a["first_step_s"].as_f64().unwrap() > 0.0);
-    let weights = |d: &str| throughline::checkpoint::Checkpoint::load(&Path::new(d).join("checkpoint.safetensors")).unwrap();
+    let weights =
+        |d: &str| throughline::checkpoint::Checkpoint::load(&Path::new(d).join("checkpoint.safetensors")).unwrap();
     assert!(weights(&whole).same_bits(&weights(&parts)), "a resumed run differs from an unbroken one");
 
-    let generate = |seed: &str| ok("generate", &["--model", &whole, "--prompt", "To", "--tokens", "30", "--seed", seed]);
+    let generate =
+        |seed: &str| ok("generate", &["--model", &whole, "--prompt", "To", "--tokens", "30", "--seed", seed]);
     assert_eq!(generate("1"), generate("1"));
     assert!(generate("1").starts_with("To") && generate("1").chars().count() == 2 + 30 + 1);
 }
@@ -101,7 +103,8 @@ fn bad_input_is_refused_with_a_reason() {
     let train = |args: &[&str]| refused("train", &[&["--out", &out], args].concat());
     std::fs::write(path("empty.txt"), "").unwrap();
     std::fs::write(path("short.txt"), "short").unwrap();
-    let expect = |stderr: String, words: &[&str]| words.iter().for_each(|w| assert!(stderr.contains(w), "{w}: {stderr}"));
+    let expect =
+        |stderr: String, words: &[&str]| words.iter().for_each(|w| assert!(stderr.contains(w), "{w}: {stderr}"));
     expect(train(&["--text", &path("empty.txt")]), &["empty.txt", "empty"]);
     expect(train(&["--text", &path("none.txt")]), &["none.txt", "No such file"]);
     expect(train(&["--text", &path("short.txt")]), &["short.txt", "context"]);

@@ -24,7 +24,9 @@ fn load(name: &str) -> Tensors {
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let tensor = |view: &safetensors::tensor::TensorView<'_>| {
         let data = match view.dtype() {
-            safetensors::Dtype::U32 => bytemuck::pod_collect_to_vec::<u8, u32>(view.data()).iter().map(|&x| x as f32).collect(),
+            safetensors::Dtype::U32 => {
+                bytemuck::pod_collect_to_vec::<u8, u32>(view.data()).iter().map(|&x| x as f32).collect()
+            }
             _ => bytemuck::pod_collect_to_vec(view.data()),
         };
         (view.shape().to_vec(), data)
@@ -65,7 +67,9 @@ fn gpt2_tensor(file: &Tensors, name: &str) -> Option<Vec<f32>> {
     ];
     let (ours, theirs) = all.iter().find(|(ours, _)| name.contains(ours))?;
     let (shape, data) = file.get(&format!("transformer.{}", name.replace(ours, theirs)))?;
-    let Some(part) = ["attn.q.", "attn.k.", "attn.v."].iter().position(|p| p == ours) else { return Some(data.clone()) };
+    let Some(part) = ["attn.q.", "attn.k.", "attn.v."].iter().position(|p| p == ours) else {
+        return Some(data.clone());
+    };
     let (cols, d) = (shape[shape.len() - 1], shape[shape.len() - 1] / 3);
     Some(data.chunks_exact(cols).flat_map(|row| row[part * d..(part + 1) * d].to_vec()).collect())
 }
@@ -78,8 +82,12 @@ fn llama_tensor(file: &Tensors, name: &str) -> Option<Vec<f32>> {
         "head.weight" => "lm_head.weight".to_string(),
         _ => {
             let name = name.replace("attn_norm", "input_layernorm").replace("mlp_norm", "post_attention_layernorm");
-            let name = ["q", "k", "v", "o"].iter().fold(name, |n, p| n.replace(&format!("attn.{p}."), &format!("self_attn.{p}_proj.")));
-            let name = ["gate", "up", "down"].iter().fold(name, |n, p| n.replace(&format!("mlp.{p}."), &format!("mlp.{p}_proj.")));
+            let name = ["q", "k", "v", "o"]
+                .iter()
+                .fold(name, |n, p| n.replace(&format!("attn.{p}."), &format!("self_attn.{p}_proj.")));
+            let name = ["gate", "up", "down"]
+                .iter()
+                .fold(name, |n, p| n.replace(&format!("mlp.{p}."), &format!("mlp.{p}_proj.")));
             name.replace("h.", "model.layers.")
         }
     };
@@ -93,7 +101,9 @@ fn llama_tensor(file: &Tensors, name: &str) -> Option<Vec<f32>> {
 }
 
 fn batches(file: &Tensors) -> Vec<Batch> {
-    let ids = |name: &str| file[name].1.chunks_exact(96).map(|c| c.iter().map(|&x| x as u32).collect::<Vec<_>>()).collect::<Vec<_>>();
+    let ids = |name: &str| {
+        file[name].1.chunks_exact(96).map(|c| c.iter().map(|&x| x as u32).collect::<Vec<_>>()).collect::<Vec<_>>()
+    };
     ids("x").into_iter().zip(ids("y")).map(|(tokens, targets)| Batch { tokens, targets }).collect()
 }
 
@@ -104,7 +114,8 @@ fn numbers(model: &Model) -> serde_json::Value {
 
 fn write_params(model: &Model, params: &Arena) {
     let file = load(&format!("{}.safetensors", model.name));
-    let values: Vec<Vec<f32>> = params.layout.tensors.iter().map(|(name, _)| (model.find)(&file, name).unwrap()).collect();
+    let values: Vec<Vec<f32>> =
+        params.layout.tensors.iter().map(|(name, _)| (model.find)(&file, name).unwrap()).collect();
     params.write(gpu(), &values).unwrap();
 }
 

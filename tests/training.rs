@@ -29,8 +29,9 @@ fn train(trainer: &mut Trainer, until: u64) -> Vec<f32> {
     while trainer.step_count() < until {
         let c = trainer.config();
         let micro = c.micro_batches as u64;
-        let batches: Vec<Batch> =
-            (0..micro).map(|i| data.batch(c.seed, trainer.step_count() * micro + i, c.batch, c.model.context)).collect();
+        let batches: Vec<Batch> = (0..micro)
+            .map(|i| data.batch(c.seed, trainer.step_count() * micro + i, c.batch, c.model.context))
+            .collect();
         losses.push(trainer.step(&batches).unwrap().wait_blocking(gpu()).unwrap());
     }
     losses
@@ -157,7 +158,11 @@ fn accumulated_gradients_equal_those_of_one_large_batch() {
     let mut b = Trainer::new_blocking(gpu(), small).unwrap();
     // Twice, to see that the second step starts from zeroed gradients.
     for _ in 0..2 {
-        let loss_a = a.step(&[Batch { tokens: tokens.clone(), targets: targets.clone() }]).unwrap().wait_blocking(gpu()).unwrap();
+        let loss_a = a
+            .step(&[Batch { tokens: tokens.clone(), targets: targets.clone() }])
+            .unwrap()
+            .wait_blocking(gpu())
+            .unwrap();
         let loss_b = b.step(&halves).unwrap().wait_blocking(gpu()).unwrap();
         assert!((loss_a - loss_b).abs() < 1e-5, "{loss_a} {loss_b}");
         let (ga, gb) = (a.grads.read_blocking(gpu()).unwrap(), b.grads.read_blocking(gpu()).unwrap());
@@ -187,7 +192,8 @@ fn every_arrangement_learns() {
         let mut config = tiny(model);
         config.schedule = Schedule::constant(1e-2);
         let mut trainer = Trainer::new_blocking(gpu(), config).unwrap();
-        let mut step = |t: &mut Trainer| t.step(&[data.batch(0, t.step_count(), 2, 16)]).unwrap().wait_blocking(gpu()).unwrap();
+        let mut step =
+            |t: &mut Trainer| t.step(&[data.batch(0, t.step_count(), 2, 16)]).unwrap().wait_blocking(gpu()).unwrap();
         let first = step(&mut trainer);
         let last = (0..30).map(|_| step(&mut trainer)).last().unwrap();
         assert!(last < 0.5 * first, "{:?}: from {first} to {last}", trainer.config().model);

@@ -10,13 +10,13 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde::Serialize;
+use throughline::Gpu;
 use throughline::checkpoint::{Checkpoint, RunState, text_hash};
 use throughline::data::{Batch, CharTokenizer, Dataset};
 use throughline::nn::{GptConfig, Init, Mlp, Norm, NormPlacement, Positions};
 use throughline::optim::{AdamWConfig, Decay, Schedule};
 use throughline::sample::{Generator, Sampling};
 use throughline::train::{StepLoss, TrainConfig, Trainer};
-use throughline::Gpu;
 
 /// Share of the text that is kept for validation.
 const VAL_FRACTION: f64 = 0.1;
@@ -341,7 +341,11 @@ impl Run {
         );
         let bar = ProgressBar::new(config.schedule.steps).with_position(trainer.step_count());
         bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}, {eta} left")?);
-        let val = data.val_batches((10_240 / (config.batch * config.model.context)).max(1), config.batch, config.model.context);
+        let val = data.val_batches(
+            (10_240 / (config.batch * config.model.context)).max(1),
+            config.batch,
+            config.model.context,
+        );
         Ok(Run {
             trainer,
             generator,

@@ -27,7 +27,12 @@ pub fn html(flags: &TrainFlags, outcome: &Outcome) -> Result<String> {
         page,
         "<p>{} parameters, {} steps of {} tokens on {}: validation loss <b>{:.3}</b> nats per character, \
          {:.0} tokens/s.</p>\n{}\n<h2>Settings</h2>\n",
-        s.parameters, s.steps, config.tokens_per_step(), escape(&s.adapter), s.val_loss, s.tokens_per_s,
+        s.parameters,
+        s.steps,
+        config.tokens_per_step(),
+        escape(&s.adapter),
+        s.val_loss,
+        s.tokens_per_s,
         loss_chart(outcome)?
     )?;
     let settings = serde_json::to_value(config)?;
@@ -95,9 +100,11 @@ fn memory(page: &mut String, outcome: &Outcome) -> Result<()> {
         plan.buffers.iter().map(|b| b.values.len()).sum::<usize>(),
         bytes(outcome.summary.peak_buffer_bytes)
     )?;
-    let rows = plan.buffers.iter().enumerate().map(|(i, b)| {
-        vec![format!("b{i}"), bytes(b.bytes), b.values.len().to_string(), shorten(&b.values)]
-    });
+    let rows = plan
+        .buffers
+        .iter()
+        .enumerate()
+        .map(|(i, b)| vec![format!("b{i}"), bytes(b.bytes), b.values.len().to_string(), shorten(&b.values)]);
     table(page, &["buffer", "size", "values", "what lives in it, in order"], rows)?;
     write!(page, "<details><summary>The whole plan</summary><pre>{}</pre></details>\n", escape(&plan.to_string()))?;
     Ok(())

@@ -262,4 +262,3 @@ impl Op for Matmul {
         (!self.accumulate).then(|| Arc::new(Matmul { accumulate: true, ..*self }) as Arc<dyn Op>)
     }
 }
-

@@ -18,15 +18,17 @@ use crate::tensor::TensorType;
 pub mod adamw;
 pub mod add;
 pub mod concat;
+pub mod cross_entropy;
 pub mod embedding;
 pub mod fill;
 pub mod l2_norm;
-pub mod layernorm;
 pub mod matmul;
 pub mod mul;
+pub mod norm;
 pub mod reshape;
 pub mod residual_add;
 pub mod slice;
+pub mod softmax;
 pub mod sum;
 pub mod transpose;
 
@@ -191,14 +193,17 @@ pub const TABLE: &[Row] = &[
     adamw::ROW,
     add::ROW,
     concat::ROW,
+    cross_entropy::ROW,
     embedding::ROW,
     fill::ROW,
     l2_norm::ROW,
-    layernorm::ROW,
     matmul::ROW,
     mul::ROW,
+    norm::LAYERNORM,
+    norm::RMSNORM,
     residual_add::ROW,
     slice::ROW,
+    softmax::ROW,
     sum::ROW,
     transpose::ROW,
 ];

@@ -1,8 +1,10 @@
-//! Layer normalisation (Ba et al. 2016, <https://arxiv.org/abs/1607.06450>).
+//! Layer norm (Ba et al. 2016, <https://arxiv.org/abs/1607.06450>) and RMS norm (Zhang and Sennrich
+//! 2019, <https://arxiv.org/abs/1910.07467>) over the last dimension.
 //!
-//! `y = xhat * gamma + beta`, `xhat = (x - mean) * rstd`, `rstd = 1 / sqrt(var + eps)`, over the
-//! last dimension, with the population variance. `xhat` and `rstd` are outputs too: backward needs
-//! them and not `x`, so the residual stream may be overwritten meanwhile.
+//! Layer norm: `y = xhat * gamma + beta`, `xhat = (x - mean) * rstd`, `rstd = 1 / sqrt(var + eps)`,
+//! with the population variance. RMS norm takes the mean as zero and has no beta. `xhat` and `rstd`
+//! are outputs too: backward needs them and not `x`, so the residual stream may be overwritten
+//! meanwhile.
 
 use std::sync::Arc;
 
@@ -14,106 +16,131 @@ use crate::graph::{Graph, Value};
 use crate::reference::Array;
 use crate::tensor::TensorType;
 
-const SOURCE: &str = include_str!("../../shaders/layernorm.wgsl");
+const SOURCE: &str = include_str!("../../shaders/norm.wgsl");
 
-pub(super) const ROW: Row = Row {
+pub(super) const LAYERNORM: Row = Row {
     name: "layernorm",
     summary: "y = (x - mean(x)) / sqrt(var(x) + eps) * gamma + beta, by row",
     source: SOURCE,
-    cases: || {
-        let shapes: [&[usize]; 6] = [&[1, 4], &[3, 127], &[5, 1757], &[257, 12], &[2, 9, 64], &[33, 384]];
-        let case = |s: &&[usize]| {
-            let cols = s[s.len() - 1];
-            Case::new(format!("{s:?}"), LayerNorm { eps: 1e-5 }, &[s, &[cols], &[cols]])
-                .fill(1, InputFill::Uniform(0.5, 1.5))
-        };
-        shapes.iter().map(case).collect()
-    },
-    bench: || {
-        let case = |r: usize, c: usize| Case::new(format!("{r}x{c}"), LayerNorm { eps: 1e-5 }, &[&[r, c], &[c], &[c]]);
-        vec![case(1024, 384), case(4096, 768)]
-    },
+    cases: || cases(true),
+    bench: || vec![case(true, &[1024, 384]), case(true, &[4096, 768])],
 };
 
-/// `(x, gamma, beta) -> (y, xhat, rstd)`: `[.., d], [d], [d] -> [.., d], [.., d], [..]`.
+pub(super) const RMSNORM: Row = Row {
+    name: "rmsnorm",
+    summary: "y = x / sqrt(mean(x^2) + eps) * gamma, by row",
+    source: SOURCE,
+    cases: || cases(false),
+    bench: || vec![case(false, &[4096, 768])],
+};
+
+fn cases(centered: bool) -> Vec<Case> {
+    let shapes: [&[usize]; 6] = [&[1, 4], &[3, 127], &[5, 1757], &[257, 12], &[2, 9, 64], &[33, 384]];
+    shapes.iter().map(|s| case(centered, s)).collect()
+}
+
+fn case(centered: bool, shape: &[usize]) -> Case {
+    let cols = [shape[shape.len() - 1]];
+    let inputs: &[&[usize]] = if centered { &[shape, &cols, &cols] } else { &[shape, &cols] };
+    Case::new(format!("{shape:?}"), Norm { centered, eps: 1e-5 }, inputs).fill(1, InputFill::Uniform(0.5, 1.5))
+}
+
+/// `(x, gamma [, beta]) -> (y, xhat, rstd)`: `[.., d], [d] [, [d]] -> [.., d], [.., d], [rows]`.
 #[derive(Clone, Copy, Debug)]
-pub struct LayerNorm {
-    /// Added to the variance.
+pub struct Norm {
+    /// Subtracts the mean and adds a beta: layer norm. Else RMS norm.
+    pub centered: bool,
+    /// Added to the variance or mean square.
     pub eps: f32,
 }
 
-/// `(dy, xhat, rstd, gamma [, base]) -> (dx, dgamma, dbeta)`.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct LayerNormBackward {
+/// `(dy, xhat, rstd, gamma [, base]) -> (dx, dgamma [, dbeta])`.
+#[derive(Clone, Copy, Debug)]
+pub struct NormBackward {
+    centered: bool,
     accumulate: bool,
 }
 
 impl Graph {
-    /// Layer norm over the last dimension.
+    /// Layer norm over the last dimension: `[.., d]`, gamma and beta `[d]`.
     pub fn layernorm(&mut self, name: &str, x: Value, gamma: Value, beta: Value, eps: f32) -> Result<Value> {
-        self.op1(name, LayerNorm { eps }, &[x, gamma, beta])
+        self.op1(name, Norm { centered: true, eps }, &[x, gamma, beta])
+    }
+
+    /// RMS norm over the last dimension: `[.., d]`, gamma `[d]`.
+    pub fn rmsnorm(&mut self, name: &str, x: Value, gamma: Value, eps: f32) -> Result<Value> {
+        self.op1(name, Norm { centered: false, eps }, &[x, gamma])
     }
 }
 
-impl Op for LayerNorm {
+impl Op for Norm {
     fn name(&self) -> &'static str {
-        "layernorm"
+        if self.centered { "layernorm" } else { "rmsnorm" }
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
-        expect_f32(inputs, 3)?;
+        expect_f32(inputs, 2 + usize::from(self.centered))?;
         let x = &inputs[0];
-        expect_shape("gamma", &inputs[1], &[x.shape.cols()])?;
-        expect_shape("beta", &inputs[2], &[x.shape.cols()])?;
+        for (name, ty) in ["gamma", "beta"].iter().zip(&inputs[1..]) {
+            expect_shape(name, ty, &[x.shape.cols()])?;
+        }
         Ok(vec![x.clone(), x.clone(), TensorType::f32([x.shape.rows()])])
     }
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
         let (dy, xhat, rstd) = (cx.dy0()?, cx.outputs[1], cx.outputs[2]);
-        let inputs = [dy, xhat, rstd, cx.inputs[1]];
-        let grads = cx.graph.op(&cx.name, LayerNormBackward::default(), &inputs)?;
-        (0..3).for_each(|i| cx.set(i, grads[i]));
+        let op = NormBackward { centered: self.centered, accumulate: false };
+        let grads = cx.graph.op(&cx.name, op, &[dy, xhat, rstd, cx.inputs[1]])?;
+        grads.into_iter().enumerate().for_each(|(i, grad)| cx.set(i, grad));
         Ok(())
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let (rows, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
         let layout = RowLayout::new(cx, rows, cols);
-        let kernel = layout.knobs(table_kernel("layernorm", SOURCE, "forward"));
-        let binds = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::Out(0), Bind::Out(1), Bind::Out(2)];
+        let kernel = layout.knobs(table_kernel("norm", SOURCE, "forward")).knob("CENTERED", self.centered);
+        let beta = if self.centered { Bind::In(2) } else { Bind::Null };
+        let binds = [Bind::In(0), Bind::In(1), beta, Bind::Out(0), Bind::Out(1), Bind::Out(2)];
         let words = words(&layout, rows, cols, self.eps);
         Ok(Program::one(kernel, &binds, &words, cx.profile.grid(layout.groups)))
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
-        let (x, gamma, beta) = (inputs[0], inputs[1], inputs[2]);
+        let (x, gamma) = (inputs[0], inputs[1]);
         let n = x.shape.cols() as f64;
         let (mut xhat, mut rstd) = (vec![], vec![]);
         for row in x.rows() {
-            let mean = row.iter().sum::<f64>() / n;
+            let mean = if self.centered { row.iter().sum::<f64>() / n } else { 0.0 };
             let var = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n;
             let r = 1.0 / (var + f64::from(self.eps)).sqrt();
             xhat.extend(row.iter().map(|v| (v - mean) * r));
             rstd.push(r);
         }
         let xhat = Array::new(x.shape.clone(), xhat);
-        let y = xhat.zip(gamma, |v, g| v * g).zip(beta, |v, b| v + b);
+        let mut y = xhat.zip(gamma, |v, g| v * g);
+        if self.centered {
+            y = y.zip(inputs[2], |v, b| v + b);
+        }
         vec![y, xhat, Array::new(outputs[2].shape.clone(), rstd)]
     }
 
     fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
-        8 * inputs[0].len() as u64
+        (if self.centered { 8 } else { 4 }) * inputs[0].len() as u64
     }
 }
 
-impl Op for LayerNormBackward {
+impl Op for NormBackward {
     fn name(&self) -> &'static str {
-        "layernorm_backward"
+        if self.centered { "layernorm_backward" } else { "rmsnorm_backward" }
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         expect_f32(inputs, 4 + usize::from(self.accumulate))?;
-        Ok(vec![inputs[0].clone(), inputs[3].clone(), inputs[3].clone()])
+        let mut outputs = vec![inputs[0].clone(), inputs[3].clone()];
+        if self.centered {
+            outputs.push(inputs[3].clone());
+        }
+        Ok(outputs)
     }
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
@@ -124,7 +151,8 @@ impl Op for LayerNormBackward {
         let (rows, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
         let layout = RowLayout::new(cx, rows, cols);
         let words = words(&layout, rows, cols, 0.0);
-        let kernel = layout.knobs(table_kernel("layernorm", SOURCE, "backward")).knob("ACCUMULATE", self.accumulate);
+        let kernel = layout.knobs(table_kernel("norm", SOURCE, "backward"));
+        let kernel = kernel.knob("CENTERED", self.centered).knob("ACCUMULATE", self.accumulate);
         let ins = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::In(3)];
         let mut program = Program::default();
         program.dispatch(kernel, &[&ins[..], &[Bind::Out(0)]].concat(), &words, cx.profile.grid(layout.groups));
@@ -133,11 +161,11 @@ impl Op for LayerNormBackward {
         let chunks = rows.div_ceil(CHUNK);
         let ty = TensorType::f32([chunks, cols]);
         let (dgamma, dbeta) = (program.scratch(ty.clone()), program.scratch(ty));
-        let kernel = layout.element(table_kernel("layernorm", SOURCE, "backward_params"));
+        let kernel = layout.element(table_kernel("norm", SOURCE, "backward_params"));
         let binds = [Bind::In(0), Bind::In(1), Bind::Scratch(dgamma), Bind::Scratch(dbeta)];
         let groups = (chunks * cols / layout.width).div_ceil(64);
         program.dispatch(kernel, &binds, &words, cx.profile.grid(groups));
-        for (from, to) in [(dgamma, 1), (dbeta, 2)] {
+        for (from, to) in [(dgamma, 1), (dbeta, 2)].into_iter().take(cx.outputs.len() - 1) {
             let ends = (Bind::ScratchIn(from), Bind::Out(to));
             sum::sum_rows(&mut program, cx.profile, ends, (chunks, cols), false);
         }
@@ -150,7 +178,7 @@ impl Op for LayerNormBackward {
         let g = dy.zip(gamma, |d, g| d * g);
         let mut dx = vec![];
         for ((g, xh), r) in g.rows().zip(xhat.rows()).zip(&rstd.data) {
-            let mean_g = g.iter().sum::<f64>() / n;
+            let mean_g = if self.centered { g.iter().sum::<f64>() / n } else { 0.0 };
             let mean_gx = g.iter().zip(xh).map(|(g, x)| g * x).sum::<f64>() / n;
             dx.extend(g.iter().zip(xh).map(|(g, x)| r * (g - mean_g - x * mean_gx)));
         }
@@ -159,7 +187,11 @@ impl Op for LayerNormBackward {
             dx = dx.zip(inputs[4], |d, base| d + base);
         }
         let columns = |a: &Array| sum::Sum::to(gamma.shape.clone()).reference(&[a], &[]).remove(0);
-        vec![dx, columns(&dy.zip(xhat, |d, x| d * x)), columns(dy)]
+        let mut outputs = vec![dx, columns(&dy.zip(xhat, |d, x| d * x))];
+        if self.centered {
+            outputs.push(columns(dy));
+        }
+        outputs
     }
 
     fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
@@ -171,7 +203,7 @@ impl Op for LayerNormBackward {
     }
 
     fn with_addend(&self, output: usize) -> Option<Arc<dyn Op>> {
-        (!self.accumulate && output == 0).then(|| Arc::new(LayerNormBackward { accumulate: true }) as Arc<dyn Op>)
+        (!self.accumulate && output == 0).then(|| Arc::new(NormBackward { accumulate: true, ..*self }) as Arc<dyn Op>)
     }
 }
 

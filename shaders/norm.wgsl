@@ -1,10 +1,12 @@
-// y = xhat * gamma + beta, xhat = (x - mean(x)) * rstd, rstd = 1 / sqrt(var(x) + eps), by row.
+// Layer norm: y = xhat * gamma + beta, xhat = (x - mean(x)) * rstd, rstd = 1 / sqrt(var(x) + eps), by
+// row. RMS norm is the same with the mean taken as zero and without beta.
 //
 // A row is the work of LANES invocations: 1 on software adapters, where a lane is a thread of its
 // own and a barrier costs a context switch; many on GPUs, with a tree reduction in workgroup
 // memory. Two passes over x for the variance: E[x^2] - E[x]^2 cancels.
 
 // knobs
+const CENTERED: bool = true; // layer norm; else RMS norm
 const GROUP: u32 = 8u; // invocations of a workgroup
 const LANES: u32 = 1u; // of those, how many share a row; a power of two
 alias E = vec4<f32>; // f32 where the columns are no multiple of 4
@@ -82,11 +84,14 @@ fn forward(
     // Past the end a row is computed again rather than skipped, to keep barriers uniform.
     let row = group * (GROUP / LANES) + lid / LANES;
     let base = min(row, p.rows - 1u) * p.cols;
-    var sum = E();
-    for (var c = lid % LANES; c < p.cols; c += LANES) {
-        sum += x[base + c];
+    var mean = 0.0;
+    if (CENTERED) {
+        var sum = E();
+        for (var c = lid % LANES; c < p.cols; c += LANES) {
+            sum += x[base + c];
+        }
+        mean = reduce(vec2<f32>(total(sum), 0.0), lid).x / p.n;
     }
-    let mean = reduce(vec2<f32>(total(sum), 0.0), lid).x / p.n;
     var squares = E();
     for (var c = lid % LANES; c < p.cols; c += LANES) {
         let d = x[base + c] - E(mean);
@@ -100,14 +105,18 @@ fn forward(
     for (var c = lid % LANES; c < p.cols; c += LANES) {
         let v = (x[base + c] - E(mean)) * r;
         xhat_out[base + c] = v;
-        y[base + c] = v * gamma[c] + beta[c];
+        if (CENTERED) {
+            y[base + c] = v * gamma[c] + beta[c];
+        } else {
+            y[base + c] = v * gamma[c];
+        }
     }
     if (lid % LANES == 0u) {
         rstd_out[row] = r;
     }
 }
 
-// dx = rstd * (g - mean(g) - xhat * mean(g * xhat)), g = dy * gamma
+// dx = rstd * (g - mean(g) - xhat * mean(g * xhat)), g = dy * gamma; without mean(g) in RMS norm.
 @compute @workgroup_size(GROUP)
 fn backward(
     @builtin(workgroup_id) wid: vec3<u32>,
@@ -127,7 +136,10 @@ fn backward(
         sum_g += g;
         sum_gx += g * xhat[base + c];
     }
-    let means = reduce(vec2<f32>(total(sum_g), total(sum_gx)), lid) / p.n;
+    var means = reduce(vec2<f32>(total(sum_g), total(sum_gx)), lid) / p.n;
+    if (!CENTERED) {
+        means.x = 0.0;
+    }
     if (row >= p.rows) {
         return;
     }

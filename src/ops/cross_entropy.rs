@@ -1,0 +1,167 @@
+//! Softmax and cross-entropy in one: the mean over rows of `logsumexp(logits) - logits[target]`, in
+//! nats. Backward: `(softmax(logits) - onehot(target)) * dloss / rows`.
+//!
+//! Rows whose target is not below the number of classes count for nothing, neither in the loss nor
+//! in the mean: use `u32::MAX` for positions to ignore.
+
+use super::rowwise::RowLayout;
+use super::{Bind, Case, InputFill, Launch, Op, Program, Row, expect_f32, sum, table_kernel};
+use crate::autodiff::Vjp;
+use crate::error::Result;
+use crate::graph::{Graph, Value};
+use crate::kernel::Kernel;
+use crate::reference::Array;
+use crate::tensor::{DType, TensorType};
+
+const SOURCE: &str = include_str!("../../shaders/cross_entropy.wgsl");
+
+pub(super) const ROW: Row = Row {
+    name: "cross_entropy",
+    summary: "loss = mean over rows of logsumexp(logits) - logits[target]",
+    source: SOURCE,
+    cases: || {
+        let case = |rows: usize, classes: usize, ids: u32| {
+            let case = Case::new(format!("{rows}x{classes}, targets below {ids}"), CrossEntropy, &[&[rows, classes]]);
+            case.fill(0, InputFill::Normal(3.0)).ids(&[rows], ids)
+        };
+        // Where targets reach beyond the classes, some rows are ignored; in the last case, all.
+        let mut cases = vec![
+            case(1, 1, 1),
+            case(127, 63, 63),
+            case(33, 65, 80),
+            case(5, 1757, 1757),
+            case(96, 64, 64),
+            case(2, 20_000, 20_000),
+        ];
+        let ignored = Case::new("all ignored", CrossEntropy, &[&[5, 12]]).ids(&[5], 1);
+        cases.push(ignored.fill(1, InputFill::Constant(4_294_967_040.0)));
+        cases
+    },
+    bench: || {
+        let case = |r: usize, c: usize| Case::new(format!("{r}x{c}"), CrossEntropy, &[&[r, c]]).ids(&[r], c as u32);
+        vec![case(1024, 65), case(256, 50_257)]
+    },
+};
+
+/// `(logits, targets) -> (loss, lse, weight)`: `[.., classes], u32 [..] -> [1], [rows], [1]`.
+/// `lse` is the log of the sum of exponentials of each row, `weight` is one over the rows that
+/// count.
+#[derive(Clone, Copy, Debug)]
+pub struct CrossEntropy;
+
+/// `(logits, targets, lse, weight, dloss) -> dlogits`.
+#[derive(Clone, Copy, Debug)]
+pub struct CrossEntropyBackward;
+
+impl Graph {
+    /// Mean cross-entropy in nats: logits `[.., classes]`, targets u32 `[..]`, loss `[1]`. Targets
+    /// that are no class are ignored.
+    pub fn cross_entropy(&mut self, name: &str, logits: Value, targets: Value) -> Result<Value> {
+        self.op1(name, CrossEntropy, &[logits, targets])
+    }
+}
+
+impl Op for CrossEntropy {
+    fn name(&self) -> &'static str {
+        "cross_entropy"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        let [logits, targets] = inputs else { return Err(format!("takes 2 inputs, got {}", inputs.len())) };
+        expect_f32(&inputs[..1], 1)?;
+        if targets.dtype != DType::U32 || targets.len() != logits.shape.rows() {
+            return Err(format!("targets must be {} u32 ids, one for each row of logits", logits.shape.rows()));
+        }
+        // Classes are compared as f32.
+        if logits.shape.cols() > 1 << 24 {
+            return Err(format!("at most 2^24 classes, got {}", logits.shape.cols()));
+        }
+        Ok(vec![TensorType::f32([1]), TensorType::f32([logits.shape.rows()]), TensorType::f32([1])])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        let inputs = [cx.inputs[0], cx.inputs[1], cx.outputs[1], cx.outputs[2], cx.dy0()?];
+        let dlogits = cx.graph.op1(&cx.name, CrossEntropyBackward, &inputs)?;
+        cx.set(0, dlogits);
+        Ok(())
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let (layout, words) = layout(cx);
+        let rows = cx.inputs[0].shape.rows();
+        let mut program = Program::default();
+        let (losses, sums) = (program.scratch(TensorType::f32([rows, 2])), program.scratch(TensorType::f32([2])));
+        let binds = [Bind::In(0), Bind::In(1), Bind::Out(1), Bind::Scratch(losses)];
+        program.dispatch(kernel(&layout, "forward"), &binds, &words, cx.profile.grid(layout.groups));
+        sum::sum_rows(&mut program, cx.profile, (Bind::ScratchIn(losses), Bind::Scratch(sums)), (rows, 2), false);
+        let binds = [Bind::ScratchIn(sums), Bind::Out(0), Bind::Out(2)];
+        program.dispatch(table_kernel("cross_entropy", SOURCE, "finish"), &binds, &[], [1, 1, 1]);
+        Ok(program)
+    }
+
+    fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
+        let (mut lse, mut loss, mut count) = (vec![], 0.0, 0.0f64);
+        for (row, target) in inputs[0].rows().zip(&inputs[1].data) {
+            let max = row.iter().copied().fold(f64::MIN, f64::max);
+            lse.push(max + row.iter().map(|v| (v - max).exp()).sum::<f64>().ln());
+            if let Some(score) = row.get(*target as usize) {
+                loss += lse[lse.len() - 1] - score;
+                count += 1.0;
+            }
+        }
+        let weight = 1.0 / count.max(1.0);
+        let one = |x: f64| Array::new([1], vec![x]);
+        vec![one(loss * weight), Array::new(outputs[1].shape.clone(), lse), one(weight)]
+    }
+
+    fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
+        4 * inputs[0].len() as u64
+    }
+}
+
+impl Op for CrossEntropyBackward {
+    fn name(&self) -> &'static str {
+        "cross_entropy_backward"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        Ok(vec![inputs[0].clone()])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        Err(cx.no_gradient("second derivatives of the loss are not implemented"))
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let (layout, words) = layout(cx);
+        let binds = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::In(3), Bind::In(4), Bind::Out(0)];
+        Ok(Program::one(kernel(&layout, "backward"), &binds, &words, cx.profile.grid(layout.groups)))
+    }
+
+    fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
+        let (logits, targets, lse) = (inputs[0], inputs[1], inputs[2]);
+        let scale = inputs[3].data[0] * inputs[4].data[0];
+        let mut dlogits = vec![];
+        for ((row, target), lse) in logits.rows().zip(&targets.data).zip(&lse.data) {
+            let scale = if (*target as usize) < row.len() { scale } else { 0.0 };
+            let hit = |c: usize| f64::from(u8::from(c as f64 == *target));
+            dlogits.extend(row.iter().enumerate().map(|(c, v)| ((v - lse).exp() - hit(c)) * scale));
+        }
+        vec![Array::new(logits.shape.clone(), dlogits)]
+    }
+
+    fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
+        4 * inputs[0].len() as u64
+    }
+}
+
+fn layout(cx: &Launch<'_>) -> (RowLayout, [u32; 3]) {
+    let (rows, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
+    let layout = RowLayout::new(cx, rows, cols);
+    (layout, [rows as u32, (cols / layout.width) as u32, layout.groups as u32])
+}
+
+fn kernel(layout: &RowLayout, entry: &'static str) -> Kernel {
+    let offsets = if layout.width == 4 { "vec4<f32>(0.0, 1.0, 2.0, 3.0)" } else { "0.0" };
+    layout.knobs(table_kernel("cross_entropy", SOURCE, entry)).knob("OFFSETS", offsets)
+}

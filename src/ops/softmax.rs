@@ -1,0 +1,119 @@
+//! Softmax over the last dimension: `y = exp(x - max) / sum(exp(x - max))`. Backward:
+//! `dx = y * (dy - sum(dy * y))`.
+
+use super::rowwise::RowLayout;
+use super::{Bind, Case, InputFill, Launch, Op, Program, Row, expect_f32, table_kernel};
+use crate::autodiff::Vjp;
+use crate::error::Result;
+use crate::graph::{Graph, Value};
+use crate::reference::Array;
+use crate::tensor::TensorType;
+
+const SOURCE: &str = include_str!("../../shaders/softmax.wgsl");
+
+pub(super) const ROW: Row = Row {
+    name: "softmax",
+    summary: "y = exp(x) / sum(exp(x)), by row",
+    source: SOURCE,
+    cases: || {
+        let shapes: [&[usize]; 6] = [&[1, 1], &[127, 3], &[5, 1757], &[257, 12], &[2, 9, 64], &[3, 4096]];
+        let case = |s: &&[usize]| Case::new(format!("{s:?}"), Softmax, &[s]);
+        let mut cases: Vec<Case> = shapes.iter().map(case).collect();
+        cases.push(Case::new("large scores", Softmax, &[&[9, 33]]).fill(0, InputFill::Normal(30.0)));
+        cases
+    },
+    bench: || vec![Case::new("1024x1024", Softmax, &[&[1024, 1024]])],
+};
+
+/// `x -> softmax(x)` over the last dimension.
+#[derive(Clone, Copy, Debug)]
+pub struct Softmax;
+
+/// `(dy, y) -> dx`.
+#[derive(Clone, Copy, Debug)]
+pub struct SoftmaxBackward;
+
+impl Graph {
+    /// Softmax over the last dimension: `[.., d] -> [.., d]`.
+    pub fn softmax(&mut self, name: &str, x: Value) -> Result<Value> {
+        self.op1(name, Softmax, &[x])
+    }
+}
+
+/// Both directions are one kernel over rows: `inputs`, then the output.
+fn launch(cx: &Launch<'_>, entry: &'static str) -> Program {
+    let (rows, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
+    let layout = RowLayout::new(cx, rows, cols);
+    let binds: Vec<Bind> = (0..cx.inputs.len()).map(Bind::In).chain([Bind::Out(0)]).collect();
+    let words = [rows as u32, (cols / layout.width) as u32, layout.groups as u32];
+    let kernel = layout.knobs(table_kernel("softmax", SOURCE, entry));
+    Program::one(kernel, &binds, &words, cx.profile.grid(layout.groups))
+}
+
+impl Op for Softmax {
+    fn name(&self) -> &'static str {
+        "softmax"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        expect_f32(inputs, 1)?;
+        Ok(inputs.to_vec())
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        let inputs = [cx.dy0()?, cx.outputs[0]];
+        let dx = cx.graph.op1(&cx.name, SoftmaxBackward, &inputs)?;
+        cx.set(0, dx);
+        Ok(())
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        Ok(launch(cx, "forward"))
+    }
+
+    fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
+        let mut y = vec![];
+        for row in inputs[0].rows() {
+            let max = row.iter().copied().fold(f64::MIN, f64::max);
+            let sum: f64 = row.iter().map(|v| (v - max).exp()).sum();
+            y.extend(row.iter().map(|v| (v - max).exp() / sum));
+        }
+        vec![Array::new(inputs[0].shape.clone(), y)]
+    }
+
+    fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
+        4 * inputs[0].len() as u64
+    }
+}
+
+impl Op for SoftmaxBackward {
+    fn name(&self) -> &'static str {
+        "softmax_backward"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        expect_f32(inputs, 2)?;
+        Ok(vec![inputs[0].clone()])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        Err(cx.no_gradient("second derivatives of softmax are not implemented"))
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        Ok(launch(cx, "backward"))
+    }
+
+    fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
+        let mut dx = vec![];
+        for (dy, y) in inputs[0].rows().zip(inputs[1].rows()) {
+            let sum: f64 = dy.iter().zip(y).map(|(d, y)| d * y).sum();
+            dx.extend(dy.iter().zip(y).map(|(d, y)| y * (d - sum)));
+        }
+        vec![Array::new(inputs[0].shape.clone(), dx)]
+    }
+
+    fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
+        4 * inputs[0].len() as u64
+    }
+}
