@@ -17,6 +17,7 @@ use crate::tensor::TensorType;
 
 pub mod adamw;
 pub mod add;
+pub mod attention;
 pub mod concat;
 pub mod cross_entropy;
 pub mod embedding;
@@ -192,6 +193,7 @@ pub(crate) fn expect_shape(what: &str, ty: &TensorType, dims: &[usize]) -> Resul
 pub const TABLE: &[Row] = &[
     adamw::ROW,
     add::ROW,
+    attention::ROW,
     concat::ROW,
     cross_entropy::ROW,
     embedding::ROW,

@@ -1,0 +1,321 @@
+//! Softmax attention, flash-style: the matrix of scores is never stored (Dao et al. 2022,
+//! <https://arxiv.org/abs/2205.14135>).
+//!
+//! `o = softmax(scale * q k^T) v` for each head; causal or full; several query heads may share a key
+//! and value head (GQA, Ainslie et al. 2023). Forward leaves `lse`, the log of the sum of
+//! exponentials of each row of scores, from which backward recomputes the probabilities.
+
+use super::{Bind, Case, InputFill, Launch, Op, Program, Row, expect_f32, table_kernel};
+use crate::autodiff::Vjp;
+use crate::error::Result;
+use crate::gpu::AdapterClass;
+use crate::graph::{Graph, Value};
+use crate::kernel::Kernel;
+use crate::reference::Array;
+use crate::tensor::TensorType;
+
+const SOURCE: &str = include_str!("../../shaders/attention.wgsl");
+
+pub(super) const ROW: Row = Row {
+    name: "attention",
+    summary: "o = softmax(scale * q k^T) v by head, causal or full, grouped heads; no T x T matrix",
+    source: SOURCE,
+    cases,
+    bench: || {
+        let case = |t: usize| case(1, (t, t), (6, 6), 64, true);
+        vec![case(256), case(1024)]
+    },
+};
+
+fn cases() -> Vec<Case> {
+    let (causal, full) = (true, false);
+    let mut cases = vec![
+        case(1, (1, 1), (1, 1), 1, causal),
+        case(1, (5, 5), (2, 2), 5, causal),
+        case(2, (64, 64), (4, 2), 12, causal),
+        case(1, (127, 127), (2, 1), 16, causal),
+        case(1, (130, 130), (1, 1), 64, causal),
+        case(2, (33, 33), (6, 3), 32, full),
+        case(1, (17, 17), (2, 2), 80, causal),
+        case(1, (19, 19), (4, 1), 128, full),
+        // Fewer queries than keys: decoding, and attention to another sequence.
+        case(2, (3, 70), (4, 2), 16, causal),
+        case(1, (1, 33), (2, 2), 32, causal),
+        case(2, (37, 5), (2, 2), 8, full),
+        case(1, (513, 513), (1, 1), 4, causal),
+    ];
+    let mut large = case(1, (65, 65), (2, 2), 16, causal);
+    large.name += ", large scores";
+    cases.push(large.fill(0, InputFill::Normal(4.0)).fill(1, InputFill::Normal(4.0)));
+    cases
+}
+
+fn case(b: usize, (tq, tk): (usize, usize), (heads, kv_heads): (usize, usize), dh: usize, causal: bool) -> Case {
+    let op = Attention { heads, kv_heads, causal, scale: None };
+    let name = format!("b{b} t{tq}/{tk} h{heads}/{kv_heads} d{dh}{}", if causal { " causal" } else { "" });
+    let kv = [b, tk, kv_heads * dh];
+    Case::new(name, op, &[&[b, tq, heads * dh], &kv, &kv])
+}
+
+/// `(q, k, v) -> (o, lse)`: q and o `[batch, tq, heads * dh]`, k and v `[batch, tk, kv_heads * dh]`,
+/// lse `[batch * heads * tq]`. With `causal`, query `t` sees keys up to `t + tk - tq`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Attention {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; `heads` is a multiple.
+    pub kv_heads: usize,
+    /// Hide later keys.
+    pub causal: bool,
+    /// Factor of the scores; `1 / sqrt(dh)` by default.
+    pub scale: Option<f32>,
+}
+
+/// `(q, k, v, o, lse, do) -> (dq, dk, dv)`.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionBackward(Attention);
+
+impl Graph {
+    /// Attention by head: q `[batch, tq, heads * dh]`, k and v `[batch, tk, kv_heads * dh]`, result
+    /// as q.
+    pub fn attention(&mut self, name: &str, q: Value, k: Value, v: Value, op: Attention) -> Result<Value> {
+        self.op1(name, op, &[q, k, v])
+    }
+}
+
+/// Sizes of one attention.
+#[derive(Clone, Copy)]
+struct Dims {
+    batch: usize,
+    tq: usize,
+    tk: usize,
+    dh: usize,
+}
+
+impl Attention {
+    fn dims(&self, inputs: &[TensorType]) -> Result<Dims, String> {
+        let (h, kv) = (self.heads, self.kv_heads);
+        if h == 0 || kv == 0 || h % kv != 0 {
+            return Err(format!("heads ({h}) must be a multiple of kv_heads ({kv})"));
+        }
+        let &[batch, tq, width] = inputs[0].shape.dims() else {
+            return Err(format!("q must be [batch, time, heads * dh], got {}", inputs[0].shape));
+        };
+        if width % h != 0 {
+            return Err(format!("the width {width} of q is not a multiple of {h} heads"));
+        }
+        let dh = width / h;
+        let tk = inputs[1].shape.dims().get(1).copied().unwrap_or(0);
+        for (name, ty) in [("k", &inputs[1]), ("v", &inputs[2])] {
+            if ty.shape.dims() != [batch, tk, kv * dh] {
+                return Err(format!("{name} must be [{batch}, time, {}], got {}", kv * dh, ty.shape));
+            }
+        }
+        if self.causal && tq > tk {
+            return Err(format!("causal attention of {tq} queries needs as many keys, got {tk}"));
+        }
+        Ok(Dims { batch, tq, tk, dh })
+    }
+
+    fn scale(&self, dh: usize) -> f32 {
+        self.scale.unwrap_or(1.0 / (dh as f32).sqrt())
+    }
+
+    /// Adds the dispatch of one kernel, in which each invocation keeps `rows` of `times` rows of
+    /// `heads` heads.
+    fn dispatch(
+        &self,
+        program: &mut Program,
+        cx: &Launch<'_>,
+        (entry, binds): (&'static str, &[Bind]),
+        (times, heads): (usize, usize),
+        tile: Tile,
+    ) -> Result<(), String> {
+        let d = self.dims(cx.inputs)?;
+        let blocks = times.div_ceil(tile.group * tile.rows);
+        let groups = blocks * heads * d.batch;
+        let kernel = tile.knobs(table_kernel("attention", SOURCE, entry), d.dh).knob("CAUSAL", self.causal);
+        program.dispatch(kernel, binds, &self.words(&d, blocks, groups), cx.profile.grid(groups));
+        Ok(())
+    }
+
+    fn words(&self, d: &Dims, blocks: usize, groups: usize) -> [u32; 7] {
+        let [h, kv, tq, tk, blocks, groups] = [self.heads, self.kv_heads, d.tq, d.tk, blocks, groups].map(|x| x as u32);
+        [h, kv, tq, tk, self.scale(d.dh).to_bits(), blocks, groups]
+    }
+
+    /// Pairs of query and key that see each other, over all heads.
+    fn pairs(&self, d: &Dims) -> u64 {
+        let (tq, tk) = (d.tq as u64, d.tk as u64);
+        let pairs = if self.causal { tq * (tk - tq) + tq * (tq + 1) / 2 } else { tq * tk };
+        pairs * (d.batch * self.heads) as u64
+    }
+
+    /// Calls `f(batch, query, head, key)` for all pairs that see each other, in order.
+    fn for_each_pair(&self, d: &Dims, mut f: impl FnMut(usize, usize, usize, usize)) {
+        for b in 0..d.batch {
+            for h in 0..self.heads {
+                for t in 0..d.tq {
+                    let visible = if self.causal { t + d.tk - d.tq + 1 } else { d.tk };
+                    (0..visible).for_each(|key| f(b, t, h, key));
+                }
+            }
+        }
+    }
+
+    /// Range of a query row's head in q, and of a key row's in k.
+    fn ranges(&self, d: &Dims, (b, t, h, key): (usize, usize, usize, usize)) -> [std::ops::Range<usize>; 2] {
+        let q = ((b * d.tq + t) * self.heads + h) * d.dh;
+        let kv = ((b * d.tk + key) * self.kv_heads + h / (self.heads / self.kv_heads)) * d.dh;
+        [q..q + d.dh, kv..kv + d.dh]
+    }
+}
+
+/// How much an invocation keeps.
+#[derive(Clone, Copy)]
+struct Tile {
+    group: usize,
+    rows: usize,
+    keys: usize,
+}
+
+impl Tile {
+    /// On software adapters a row of the other side is expensive to load and registers spill
+    /// cheaply, so a lane keeps `budget` elements. On GPUs occupancy counts: one row each.
+    fn new(cx: &Launch<'_>, dh: usize, budget: usize, keys: usize) -> Self {
+        match cx.profile.class {
+            AdapterClass::Cpu => Tile { group: 8, rows: (budget / dh).clamp(1, 8), keys },
+            AdapterClass::Gpu => Tile { group: 64, rows: 1, keys: 1 },
+        }
+    }
+
+    fn knobs(&self, kernel: Kernel, dh: usize) -> Kernel {
+        let (elem, width) = if dh % 4 == 0 { ("vec4<f32>", 4) } else { ("f32", 1) };
+        kernel
+            .knob("GROUP", self.group as u32)
+            .knob("ROWS", self.rows as u32)
+            .knob("KEYS", self.keys as u32)
+            .knob("E", elem)
+            .knob("WIDTH", width as u32)
+            .knob("DIM", (dh / width) as u32)
+    }
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+impl Op for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        expect_f32(inputs, 3)?;
+        let d = self.dims(inputs)?;
+        Ok(vec![inputs[0].clone(), TensorType::f32([d.batch * self.heads * d.tq])])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        let [q, k, v] = [cx.inputs[0], cx.inputs[1], cx.inputs[2]];
+        let inputs = [q, k, v, cx.outputs[0], cx.outputs[1], cx.dy0()?];
+        let grads = cx.graph.op(&cx.name, AttentionBackward(*self), &inputs)?;
+        (0..3).for_each(|i| cx.set(i, grads[i]));
+        Ok(())
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let d = self.dims(cx.inputs)?;
+        let binds = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::Out(0), Bind::Out(1)];
+        let mut program = Program::default();
+        let tile = Tile::new(cx, d.dh, 128, 4);
+        self.dispatch(&mut program, cx, ("forward", &binds), (d.tq, self.heads), tile)?;
+        Ok(program)
+    }
+
+    fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
+        let types: Vec<TensorType> = inputs.iter().map(|a| TensorType::f32(a.shape.clone())).collect();
+        // `infer` accepted these shapes.
+        let Ok(d) = self.dims(&types) else { return vec![] };
+        let (q, k, v) = (&inputs[0].data, &inputs[1].data, &inputs[2].data);
+        let scale = f64::from(self.scale(d.dh));
+        let mut o = Array::zeros(outputs[0].shape.clone());
+        let mut lse = vec![f64::NEG_INFINITY; d.batch * self.heads * d.tq];
+        let stat = |b: usize, h: usize, t: usize| (b * self.heads + h) * d.tq + t;
+        // Two passes: the sums of exponentials, then the weighted values.
+        self.for_each_pair(&d, |b, t, h, key| {
+            let [qr, kr] = self.ranges(&d, (b, t, h, key));
+            let s = scale * dot(&q[qr], &k[kr]);
+            let l = &mut lse[stat(b, h, t)];
+            *l = l.max(s) + (-(*l - s).abs()).exp().ln_1p();
+        });
+        self.for_each_pair(&d, |b, t, h, key| {
+            let [qr, kr] = self.ranges(&d, (b, t, h, key));
+            let prob = (scale * dot(&q[qr.clone()], &k[kr.clone()]) - lse[stat(b, h, t)]).exp();
+            o.data[qr].iter_mut().zip(&v[kr]).for_each(|(o, v)| *o += prob * v);
+        });
+        vec![o, Array::new(outputs[1].shape.clone(), lse)]
+    }
+
+    fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
+        self.dims(inputs).map_or(0, |d| 4 * d.dh as u64 * self.pairs(&d))
+    }
+}
+
+impl Op for AttentionBackward {
+    fn name(&self) -> &'static str {
+        "attention_backward"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        expect_f32(inputs, 6)?;
+        Ok(inputs[..3].to_vec())
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        Err(cx.no_gradient("second derivatives of attention are not implemented"))
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let (op, d) = (&self.0, self.0.dims(cx.inputs)?);
+        let mut program = Program::default();
+        let rows = d.batch * op.heads * d.tq;
+        let delta = program.scratch(TensorType::f32([rows]));
+        let kernel = Tile::new(cx, d.dh, d.dh, 1).knobs(table_kernel("attention", SOURCE, "row_dots"), d.dh);
+        let binds = [Bind::In(3), Bind::In(5), Bind::Scratch(delta)];
+        program.dispatch(kernel, &binds, &op.words(&d, 1, rows), cx.profile.grid(rows.div_ceil(64)));
+        let ins = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::In(5), Bind::In(4), Bind::ScratchIn(delta)];
+        let tile = Tile::new(cx, d.dh, 128, 1);
+        let binds = [&ins[..], &[Bind::Out(0)]].concat();
+        op.dispatch(&mut program, cx, ("backward_q", &binds), (d.tq, op.heads), tile)?;
+        let binds = [&ins[..], &[Bind::Out(1), Bind::Out(2)]].concat();
+        op.dispatch(&mut program, cx, ("backward_kv", &binds), (d.tk, op.kv_heads), tile)?;
+        Ok(program)
+    }
+
+    fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
+        let op = &self.0;
+        let types: Vec<TensorType> = inputs.iter().map(|a| TensorType::f32(a.shape.clone())).collect();
+        let Ok(d) = op.dims(&types) else { return vec![] };
+        let [q, k, v, o, lse, dy] = [0, 1, 2, 3, 4, 5].map(|i| &inputs[i].data);
+        let scale = f64::from(op.scale(d.dh));
+        let [mut dq, mut dk, mut dv] = [0, 1, 2].map(|i: usize| Array::zeros(outputs[i].shape.clone()));
+        op.for_each_pair(&d, |b, t, h, key| {
+            let [qr, kr] = op.ranges(&d, (b, t, h, key));
+            let (q, k, v, dy) = (&q[qr.clone()], &k[kr.clone()], &v[kr.clone()], &dy[qr.clone()]);
+            let prob = (scale * dot(q, k) - lse[(b * op.heads + h) * d.tq + t]).exp();
+            let ds = scale * prob * (dot(dy, v) - dot(dy, &o[qr.clone()]));
+            for i in 0..d.dh {
+                dq.data[qr.start + i] += ds * k[i];
+                dk.data[kr.start + i] += ds * q[i];
+                dv.data[kr.start + i] += prob * dy[i];
+            }
+        });
+        vec![dq, dk, dv]
+    }
+
+    fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
+        // Five products: scores, dp, dq, dk, dv.
+        self.0.dims(inputs).map_or(0, |d| 10 * d.dh as u64 * self.0.pairs(&d))
+    }
+}
