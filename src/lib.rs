@@ -2,7 +2,7 @@
 #![warn(missing_docs, missing_debug_implementations, rust_2018_idioms)]
 
 pub mod autodiff;
-//NN pub mod checkpoint;
+pub mod checkpoint;
 pub mod data;
 pub mod error;
 pub mod exec;
@@ -10,15 +10,15 @@ mod fuse;
 pub mod gpu;
 pub mod graph;
 pub mod kernel;
-//NN pub mod nn;
+pub mod nn;
 pub mod ops;
-//NN pub mod optim;
+pub mod optim;
 pub mod plan;
 pub mod reference;
 pub mod rng;
-//NN pub mod sample;
+pub mod sample;
 pub mod tensor;
-//NN pub mod train;
+pub mod train;
 
 pub use error::{Error, Result};
 pub use exec::{ExecOptions, Executable};

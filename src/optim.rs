@@ -90,7 +90,9 @@ impl Arena {
         }
         let whole = Tensor::zeros(gpu, label, ty)?;
         let tensors = (layout.tensors.iter().zip(&layout.offsets))
-            .map(|((_, shape), &at)| Tensor::from_buffer(whole.buffer().clone(), 4 * at as u64, TensorType::f32(shape.clone())))
+            .map(|((_, shape), &at)| {
+                Tensor::from_buffer(whole.buffer().clone(), 4 * at as u64, TensorType::f32(shape.clone()))
+            })
             .collect::<Result<_>>()?;
         Ok(Arena { layout: layout.clone(), whole, tensors })
     }
@@ -218,8 +220,12 @@ impl Optimizer {
         let (m, v) = (Arena::zeros(gpu, "first moments", layout)?, Arena::zeros(gpu, "second moments", layout)?);
         let mut g = Graph::new();
         let flat = TensorType::f32([layout.len]);
-        let [p_in, g_in, m_in, v_in] =
-            [g.state("params", flat.clone())?, g.state("grads", flat.clone())?, g.state("m", flat.clone())?, g.state("v", flat)?];
+        let [p_in, g_in, m_in, v_in] = [
+            g.state("params", flat.clone())?,
+            g.state("grads", flat.clone())?,
+            g.state("m", flat.clone())?,
+            g.state("v", flat)?,
+        ];
         let hyper = g.input("hyper", TensorType::f32([8]))?;
         let norm = g.l2_norm("grad_norm", g_in)?;
         let new = g.op("adamw", AdamW { decay_len: layout.decay_len }, &[p_in, g_in, m_in, v_in, hyper, norm])?;

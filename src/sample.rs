@@ -120,7 +120,11 @@ impl Generator {
             });
         }
         if ids.is_empty() {
-            return Err(Error::Data { tensor: "tokens".into(), expected: "a prompt".into(), got: "an empty one".into() });
+            return Err(Error::Data {
+                tensor: "tokens".into(),
+                expected: "a prompt".into(),
+                got: "an empty one".into(),
+            });
         }
         let window = &ids[ids.len().saturating_sub(self.context)..];
         // Attention is causal: what stands behind the last token does not matter.

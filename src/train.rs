@@ -124,7 +124,17 @@ impl Trainer {
         let optimizer = Optimizer::new(gpu, config.adamw, &params, &grads).await?;
         let staged = TensorType::u32([2, config.micro_batches, config.batch, config.model.context]);
         let staged = Tensor::zeros(gpu, "staged batches", staged)?;
-        Ok(Trainer { gpu: gpu.clone(), config, params, grads, optimizer, forward_backward, evaluation, staged, step: 0 })
+        Ok(Trainer {
+            gpu: gpu.clone(),
+            config,
+            params,
+            grads,
+            optimizer,
+            forward_backward,
+            evaluation,
+            staged,
+            step: 0,
+        })
     }
 
     /// [`new`](Self::new), waiting.

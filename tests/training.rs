@@ -192,7 +192,7 @@ fn every_arrangement_learns() {
         let mut config = tiny(model);
         config.schedule = Schedule::constant(1e-2);
         let mut trainer = Trainer::new_blocking(gpu(), config).unwrap();
-        let mut step =
+        let step =
             |t: &mut Trainer| t.step(&[data.batch(0, t.step_count(), 2, 16)]).unwrap().wait_blocking(gpu()).unwrap();
         let first = step(&mut trainer);
         let last = (0..30).map(|_| step(&mut trainer)).last().unwrap();

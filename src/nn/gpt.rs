@@ -169,8 +169,8 @@ impl Builder<'_> {
         let mut k = self.linear(g, "k", x, kv_width, false)?;
         let v = self.linear(g, "v", x, kv_width, false)?;
         if let Positions::Rope { theta } = c.positions {
-            q = g.rope("q_rope", q, Rope::new(heads, theta))?;
-            k = g.rope("k_rope", k, Rope::new(kv_heads, theta))?;
+            q = g.rope("q_rope", q, Rope { heads, theta, ..Rope::default() })?;
+            k = g.rope("k_rope", k, Rope { heads: kv_heads, theta, ..Rope::default() })?;
         }
         let y = g.attention("scores", q, k, v, Attention { heads, kv_heads, causal: true, scale: None })?;
         self.linear(g, "o", y, c.d_model, true)

@@ -20,20 +20,26 @@ pub mod add;
 pub mod attention;
 pub mod concat;
 pub mod cross_entropy;
+pub mod dropout;
 pub mod embedding;
 pub mod fill;
+pub mod gelu;
 pub mod l2_norm;
 pub mod matmul;
 pub mod mul;
 pub mod norm;
 pub mod reshape;
 pub mod residual_add;
+pub mod rope;
+pub mod scale;
 pub mod slice;
 pub mod softmax;
 pub mod sum;
+pub mod swiglu;
 pub mod transpose;
 
 mod cases;
+mod elementwise;
 mod rowwise;
 pub use cases::{Case, Fill as InputFill, InputSpec, Row, random_array};
 
@@ -196,16 +202,21 @@ pub const TABLE: &[Row] = &[
     attention::ROW,
     concat::ROW,
     cross_entropy::ROW,
+    dropout::ROW,
     embedding::ROW,
     fill::ROW,
+    gelu::ROW,
     l2_norm::ROW,
     matmul::ROW,
     mul::ROW,
     norm::LAYERNORM,
     norm::RMSNORM,
     residual_add::ROW,
+    rope::ROW,
+    scale::ROW,
     slice::ROW,
     softmax::ROW,
     sum::ROW,
+    swiglu::ROW,
     transpose::ROW,
 ];
