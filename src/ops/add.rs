@@ -1,7 +1,7 @@
 //! `y = a + b`, where `b` may repeat over leading dimensions: learned positions, biases.
 
 use super::sum::expect_suffix;
-use super::{Bind, Case, Launch, Op, Program, Row, expect_f32, table_kernel};
+use super::{Bind, Case, Launch, Op, Program, Row, elementwise, expect_f32, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
 use crate::graph::{Graph, Value};
@@ -53,7 +53,7 @@ impl Op for Add {
         let dy = cx.dy0()?;
         cx.set(0, dy);
         let b = cx.graph.ty(cx.inputs[1]).shape.clone();
-        if &b == &cx.graph.ty(dy).shape {
+        if b == cx.graph.ty(dy).shape {
             cx.set(1, dy);
         } else if cx.needs(1) {
             let db = cx.graph.sum_to(&cx.name, dy, b)?;
@@ -70,7 +70,7 @@ impl Op for Add {
         let (len, period) = (n.div_ceil(width), period.div_ceil(width));
         let kernel = table_kernel("add", SOURCE, "forward").knob("E", elem);
         let binds = [Bind::In(0), Bind::In(1), Bind::Out(0)];
-        Ok(Program::one(kernel, &binds, &[len as u32, period as u32], cx.profile.grid(len.div_ceil(64))))
+        Ok(elementwise::invocations(cx, len, kernel, &binds, &[period as u32]))
     }
 
     fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {

@@ -1,6 +1,6 @@
 //! A constant tensor.
 
-use super::{Bind, Case, Launch, Op, Program, Row, table_kernel};
+use super::{Bind, Case, Launch, Op, Program, Row, elementwise, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
 use crate::graph::{Graph, Value};
@@ -14,8 +14,8 @@ pub(super) const ROW: Row = Row {
     summary: "y = c everywhere",
     source: SOURCE,
     cases: || {
-        let shapes: [&[usize]; 3] = [&[1], &[127], &[3, 1757]];
-        shapes.iter().map(|s| Case::new(format!("{s:?}"), Fill::new(*s, 0.5), &[]).forward_only()).collect()
+        let case = |s: &&[usize]| Case::new(format!("{s:?}"), Fill::new(*s, 0.5), &[]).forward_only();
+        elementwise::SHAPES.iter().map(case).collect()
     },
     bench: Vec::new,
 };
@@ -55,10 +55,8 @@ impl Op for Fill {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        let quads = cx.outputs[0].len().div_ceil(4);
-        let groups = cx.profile.grid(quads.div_ceil(64));
         let kernel = table_kernel("fill", SOURCE, "forward");
-        Ok(Program::one(kernel, &[Bind::Out(0)], &[quads as u32, self.value.to_bits()], groups))
+        Ok(elementwise::quads(cx, kernel, &[Bind::Out(0)], &[self.value.to_bits()]))
     }
 
     fn reference(&self, _: &[&Array], _: &[TensorType]) -> Vec<Array> {

@@ -16,15 +16,21 @@ use crate::reference::Array;
 use crate::tensor::TensorType;
 
 pub mod add;
+pub mod dropout;
 pub mod fill;
+pub mod gelu;
 pub mod layernorm;
 pub mod matmul;
 pub mod mul;
 pub mod reshape;
 pub mod residual_add;
+pub mod rope;
+pub mod scale;
 pub mod sum;
+pub mod swiglu;
 
 mod cases;
+mod elementwise;
 mod rowwise;
 pub use cases::{Case, Fill as InputFill, InputSpec, Row, random_array};
 
@@ -181,4 +187,17 @@ pub(crate) fn expect_shape(what: &str, ty: &TensorType, dims: &[usize]) -> Resul
 }
 
 /// Every op with a kernel, or a gradient that needs one. See [`Row`].
-pub const TABLE: &[Row] = &[add::ROW, fill::ROW, layernorm::ROW, matmul::ROW, mul::ROW, residual_add::ROW, sum::ROW];
+pub const TABLE: &[Row] = &[
+    add::ROW,
+    dropout::ROW,
+    fill::ROW,
+    gelu::ROW,
+    layernorm::ROW,
+    matmul::ROW,
+    mul::ROW,
+    residual_add::ROW,
+    rope::ROW,
+    scale::ROW,
+    sum::ROW,
+    swiglu::ROW,
+];

@@ -1,6 +1,6 @@
 //! `y = a * b`, element by element.
 
-use super::{Bind, Case, Launch, Op, Program, Row, expect_f32, expect_shape, table_kernel};
+use super::{Bind, Case, Launch, Op, Program, Row, elementwise, expect_f32, expect_shape, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
 use crate::graph::{Graph, Value};
@@ -13,10 +13,7 @@ pub(super) const ROW: Row = Row {
     name: "mul",
     summary: "y = a * b, element by element",
     source: SOURCE,
-    cases: || {
-        let shapes: [&[usize]; 4] = [&[1], &[127], &[1757], &[3, 5, 7]];
-        shapes.iter().map(|s| Case::new(format!("{s:?}"), Mul, &[s, s])).collect()
-    },
+    cases: || elementwise::SHAPES.iter().map(|s| Case::new(format!("{s:?}"), Mul, &[s, s])).collect(),
     bench: || vec![Case::new("4096x768", Mul, &[&[4096, 768], &[4096, 768]])],
 };
 
@@ -55,10 +52,8 @@ impl Op for Mul {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        let quads = cx.outputs[0].len().div_ceil(4);
-        let groups = cx.profile.grid(quads.div_ceil(64));
         let kernel = table_kernel("mul", SOURCE, "forward");
-        Ok(Program::one(kernel, &[Bind::In(0), Bind::In(1), Bind::Out(0)], &[quads as u32], groups))
+        Ok(elementwise::quads(cx, kernel, &[Bind::In(0), Bind::In(1), Bind::Out(0)], &[]))
     }
 
     fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {

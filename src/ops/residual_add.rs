@@ -3,7 +3,7 @@
 //! This is the addition that makes the throughline. Backward it runs no kernel: both branches get
 //! the cotangent itself. Forward the planner usually folds it into the matmul that made `branch`.
 
-use super::{Bind, Case, Launch, Op, Program, Row, expect_f32, expect_shape, table_kernel};
+use super::{Bind, Case, Launch, Op, Program, Row, elementwise, expect_f32, expect_shape, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
 use crate::graph::{Graph, Value};
@@ -16,10 +16,7 @@ pub(super) const ROW: Row = Row {
     name: "residual_add",
     summary: "y = x + branch, in place on x; its gradient is no kernel",
     source: SOURCE,
-    cases: || {
-        let shapes: [&[usize]; 5] = [&[1], &[127], &[1757], &[3, 5, 7], &[2, 4096]];
-        shapes.iter().map(|s| Case::new(format!("{s:?}"), ResidualAdd, &[s, s])).collect()
-    },
+    cases: || elementwise::SHAPES.iter().map(|s| Case::new(format!("{s:?}"), ResidualAdd, &[s, s])).collect(),
     bench: || vec![Case::new("4096x768", ResidualAdd, &[&[4096, 768], &[4096, 768]])],
 };
 
@@ -53,10 +50,8 @@ impl Op for ResidualAdd {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        let quads = cx.outputs[0].len().div_ceil(4);
-        let groups = cx.profile.grid(quads.div_ceil(64));
         let kernel = table_kernel("residual_add", SOURCE, "forward");
-        Ok(Program::one(kernel, &[Bind::In(1), Bind::Out(0)], &[quads as u32], groups))
+        Ok(elementwise::quads(cx, kernel, &[Bind::In(1), Bind::Out(0)], &[]))
     }
 
     fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {

@@ -1,0 +1,51 @@
+// y = x * keep / (1 - p), four elements an invocation. keep is a hash of (quad, stream, seed,
+// step): no mask is stored, and backward is this kernel on dy.
+
+// knobs
+const ACCUMULATE: bool = false; // add to what y holds
+
+struct Params {
+    quads: u32,
+    threshold: u32, // p * 2^32: an element is kept where its hash is no less
+    scale: f32, // 1 / (1 - p)
+    stream: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> seed: array<vec2<u32>>; // one: seed and step
+@group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>;
+
+fn mix(key: vec4<u32>) -> vec4<u32> {
+    var v = key;
+    v.x += v.y * v.w;
+    v.y += v.z * v.x;
+    v.z += v.x * v.y;
+    v.w += v.y * v.z;
+    return v;
+}
+
+// See `hash` in src/ops/dropout.rs, which must stay the same bit for bit.
+fn hash(key: vec4<u32>) -> vec4<u32> {
+    var v = mix(key * 1664525u + 1013904223u);
+    v = mix(v ^ (v >> vec4<u32>(16u)));
+    return mix(v ^ (v >> vec4<u32>(16u)));
+}
+
+@compute @workgroup_size(64)
+fn forward(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) nwg: vec3<u32>,
+    @builtin(local_invocation_index) lid: u32,
+) {
+    let i = (wid.x + wid.y * nwg.x) * 64u + lid;
+    if (i >= p.quads) {
+        return;
+    }
+    let kept = hash(vec4<u32>(i, p.stream, seed[0])) >= vec4<u32>(p.threshold);
+    var v = select(vec4<f32>(), x[i] * p.scale, kept);
+    if (ACCUMULATE) {
+        v += y[i];
+    }
+    y[i] = v;
+}

@@ -1,0 +1,120 @@
+// Rotates each pair (a, b) of a head by position * frequency.
+//
+// WGSL promises little of sin and cos past pi, and position * frequency in f32 has lost its
+// fraction of a turn by then. So angles are integers: 2^-32 turns, in which dropping whole turns is
+// what wrapping does anyway, exactly. `halves` pairs element j of a head with j + dh / 2;
+// `interleaved` pairs neighbours.
+
+// knobs
+alias E = vec4<f32>; // f32 where half a head is no multiple of 4, and for `interleaved`
+alias U = vec4<u32>; // u32 likewise
+alias I = vec4<i32>; // i32 likewise
+const UNITS: u32 = 8u; // of E in half a head
+const HAS_START: bool = false; // positions count from start[0], not from 0
+
+// Turns per position in units of 2^-48, with whole turns dropped: 32 high bits and 16 low ones.
+struct Frequency {
+    @align(16) high: U,
+    @align(16) low: U,
+}
+
+struct Params {
+    len: u32, // invocations: units in half a head * groups of heads * rows
+    time: u32, // rows of a sequence
+    heads: u32,
+    group: u32, // heads that an invocation rotates
+    groups: u32,
+    sign: f32, // -1 rotates back
+    @align(16) frequencies: array<Frequency, UNITS>,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(2) var<storage, read> start: array<u32>;
+
+// halves
+@group(0) @binding(1) var<storage, read> x: array<E>;
+@group(0) @binding(3) var<storage, read_write> y: array<E>;
+
+// interleaved
+@group(0) @binding(1) var<storage, read> pairs: array<vec2<f32>>;
+@group(0) @binding(3) var<storage, read_write> pairs_out: array<vec2<f32>>;
+
+// What an invocation does: unit `unit` of heads `first` to `end`, counted over all rows.
+struct Work {
+    unit: u32,
+    first: u32,
+    end: u32,
+    cos: E,
+    sin: E,
+}
+
+fn work(i: u32) -> Work {
+    let unit = i % UNITS;
+    let row = i / UNITS / p.groups;
+    let first = i / UNITS % p.groups * p.group;
+    var position = row % p.time;
+    if (HAS_START) {
+        position += start[0];
+    }
+    // The position in two halves, so that its product with the low bits fits.
+    let f = p.frequencies[unit];
+    let angle = f.high * position + f.low * (position >> 16u) + ((f.low * (position & 0xffffu)) >> U(16u));
+    // The nearest quarter turn, and what remains, within an eighth of a turn.
+    let quarter = (angle + U(1u << 29u)) >> U(30u);
+    let r = E(I(angle - (quarter << U(30u)))) * 1.46291807927e-9; // 2 pi / 2^32
+    // The polynomials of Cephes (Moshier 1989), good to f32.
+    let z = r * r;
+    let s = r + r * z * (-1.6666654611e-1 + z * (8.3321608736e-3 - z * 1.9515295891e-4));
+    let c = 1.0 - 0.5 * z + z * z * (4.166664568298827e-2 + z * (-1.388731625493765e-3 + z * 2.443315711809948e-5));
+    let swapped = (quarter & U(1u)) != U();
+    let sin = select(s, c, swapped);
+    let cos = select(c, s, swapped);
+    return Work(
+        unit,
+        row * p.heads + first,
+        row * p.heads + min(first + p.group, p.heads),
+        select(cos, -cos, ((quarter + U(1u)) & U(2u)) != U()),
+        p.sign * select(sin, -sin, (quarter & U(2u)) != U()),
+    );
+}
+
+@compute @workgroup_size(64)
+fn halves(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) nwg: vec3<u32>,
+    @builtin(local_invocation_index) lid: u32,
+) {
+    let i = (wid.x + wid.y * nwg.x) * 64u + lid;
+    if (i >= p.len) {
+        return;
+    }
+    let w = work(i);
+    for (var head = w.first; head < w.end; head++) {
+        let at = head * 2u * UNITS + w.unit;
+        let a = x[at];
+        let b = x[at + UNITS];
+        y[at] = a * w.cos - b * w.sin;
+        y[at + UNITS] = b * w.cos + a * w.sin;
+    }
+}
+
+@compute @workgroup_size(64)
+fn interleaved(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) nwg: vec3<u32>,
+    @builtin(local_invocation_index) lid: u32,
+) {
+    let i = (wid.x + wid.y * nwg.x) * 64u + lid;
+    if (i >= p.len) {
+        return;
+    }
+    let w = work(i);
+    // An E is one element here, however the file is written.
+    let cos = vec4<f32>(w.cos).x;
+    let sin = vec4<f32>(w.sin).x;
+    for (var head = w.first; head < w.end; head++) {
+        let at = head * UNITS + w.unit;
+        let v = pairs[at];
+        pairs_out[at] = v * cos + vec2<f32>(-v.y, v.x) * sin;
+    }
+}

@@ -1,0 +1,30 @@
+// y = factor * x, four elements an invocation.
+
+// knobs
+const ACCUMULATE: bool = false; // add to what y holds
+
+struct Params {
+    quads: u32,
+    factor: f32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> y: array<vec4<f32>>;
+
+@compute @workgroup_size(64)
+fn forward(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) nwg: vec3<u32>,
+    @builtin(local_invocation_index) lid: u32,
+) {
+    let i = (wid.x + wid.y * nwg.x) * 64u + lid;
+    if (i >= p.quads) {
+        return;
+    }
+    var v = p.factor * x[i];
+    if (ACCUMULATE) {
+        v += y[i];
+    }
+    y[i] = v;
+}

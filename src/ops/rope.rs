@@ -1,0 +1,227 @@
+//! Rotary position embedding (Su et al. 2021, <https://arxiv.org/abs/2104.09864>).
+//!
+//! Pair `j` of a head of `dh` elements is turned by `position * theta^(-2 j / dh)`:
+//! `(a, b) -> (a cos - b sin, b cos + a sin)`. Two layouts are in use: `(j, j + dh / 2)` as in
+//! Hugging Face's models, and `(2 j, 2 j + 1)` as in the paper and Meta's files. Backward turns the
+//! gradient the other way: the same kernel.
+//!
+//! The frequencies are made here in f64 and go to the kernel as fixed-point fractions of a turn, 48
+//! bits each; the kernel's integer arithmetic then loses nothing at any position.
+
+use std::f64::consts::TAU;
+
+use super::{Bind, Case, InputFill, Launch, Op, Program, Row, elementwise, table_kernel};
+use crate::autodiff::Vjp;
+use crate::error::Result;
+use crate::gpu::AdapterClass;
+use crate::graph::{Graph, Value};
+use crate::reference::Array;
+use crate::tensor::{DType, Shape, TensorType};
+
+const SOURCE: &str = include_str!("../../shaders/rope.wgsl");
+
+/// Bounds the table of frequencies to the 16 KiB that every adapter allows a uniform.
+const MAX_HEAD: usize = 1024;
+
+pub(super) const ROW: Row = Row {
+    name: "rope",
+    summary: "rotates pairs of elements by position * theta^(-2j/dh); halves or interleaved",
+    source: SOURCE,
+    cases,
+    bench: || {
+        let op = Rope { heads: 12, ..Rope::default() };
+        [op, Rope { interleaved: true, ..op }].map(|op| Case::new(op.label("8x512x768"), op, &[&[8, 512, 768]])).into()
+    },
+};
+
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for interleaved in [false, true] {
+        let rope = |heads| Rope { heads, interleaved, ..Rope::default() };
+        let case = |op: Rope, shape: &[usize]| Case::new(op.label(&format!("{shape:?}")), op, &[shape]);
+        cases.extend([
+            case(rope(1), &[1, 1, 2]),
+            case(rope(1), &[1, 1757, 4]),
+            case(rope(5), &[2, 9, 30]),
+            case(rope(3), &[3, 17, 48]),
+            case(Rope { theta: 500_000.0, ..rope(2) }, &[7, 256]),
+            case(Rope { inverse: true, ..rope(2) }, &[2, 127, 16]),
+        ]);
+        // Decoding far into a sequence: the first is the last position of a 128k context.
+        for start in [131_071, 1_000_003] {
+            let op = Rope { has_start: true, ..rope(3) };
+            let name = op.label(&format!("start {start}"));
+            cases.push(Case::new(name, op, &[&[2, 5, 24]]).ids(&[1], 1).fill(1, InputFill::Constant(f64::from(start))));
+        }
+    }
+    // Tighter than the table asks: only exact angles get there.
+    cases.into_iter().map(|case| case.tolerance(1e-13)).collect()
+}
+
+/// `(x [, start]) -> y`: `x` of `[.., time, heads * dh]`, `start` u32 `[1]`.
+///
+/// The position of a row is its index in the dimension before the last, plus `start`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rope {
+    /// Heads in the last dimension.
+    pub heads: usize,
+    /// Base of the frequencies; 10000 unless a model says otherwise.
+    pub theta: f32,
+    /// Pairs are neighbours `(2 j, 2 j + 1)` rather than `(j, j + dh / 2)`.
+    pub interleaved: bool,
+    /// Rotates back: the gradient.
+    pub inverse: bool,
+    /// Takes the position of the first row as a second input, for decoding with a cache.
+    pub has_start: bool,
+}
+
+impl Default for Rope {
+    /// One head, theta 10000, halves, forward, positions from 0.
+    fn default() -> Self {
+        Rope { heads: 1, theta: 10_000.0, interleaved: false, inverse: false, has_start: false }
+    }
+}
+
+impl Graph {
+    /// Rotary position embedding of `x`, `[.., time, heads * dh]`, with positions from 0.
+    ///
+    /// ```
+    /// use throughline::ops::rope::Rope;
+    /// use throughline::{Graph, TensorType};
+    /// let mut g = Graph::new();
+    /// let q = g.input("q", TensorType::f32([2, 16, 48]))?;
+    /// let q = g.rope("q.rope", q, Rope { heads: 6, ..Rope::default() })?;
+    /// assert_eq!(g.ty(q), &TensorType::f32([2, 16, 48]));
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub fn rope(&mut self, name: &str, x: Value, rope: Rope) -> Result<Value> {
+        self.op1(name, Rope { has_start: false, ..rope }, &[x])
+    }
+
+    /// [`rope`](Self::rope) with positions from `start`, u32 `[1]`: how many rows a cache holds.
+    pub fn rope_from(&mut self, name: &str, x: Value, start: Value, rope: Rope) -> Result<Value> {
+        self.op1(name, Rope { has_start: true, ..rope }, &[x, start])
+    }
+}
+
+impl Rope {
+    /// Elements of a head.
+    fn head(&self, x: &Shape) -> usize {
+        x.cols() / self.heads
+    }
+
+    /// Radians per position of pair `j`.
+    fn frequency(&self, j: usize, head: usize) -> f64 {
+        f64::from(self.theta).powf(-2.0 * j as f64 / head as f64)
+    }
+
+    /// The kernel's table: for each unit of `width` pairs the high words, then the low ones, each
+    /// padded to a quad.
+    fn table(&self, head: usize, width: usize) -> Vec<u32> {
+        let turns = |j| (self.frequency(j, head) / TAU * (1u64 << 48) as f64).round() as u64;
+        let mut words = Vec::new();
+        for unit in 0..head / 2 / width {
+            for part in [|t: u64| (t >> 16) as u32, |t: u64| (t & 0xffff) as u32] {
+                words.extend((unit * width..(unit + 1) * width).map(|j| part(turns(j))));
+                words.resize(words.len().next_multiple_of(4), 0);
+            }
+        }
+        words
+    }
+
+    /// Where the two elements of pair `j` are in a head.
+    fn pair(&self, j: usize, head: usize) -> (usize, usize) {
+        if self.interleaved { (2 * j, 2 * j + 1) } else { (j, j + head / 2) }
+    }
+
+    fn label(&self, name: &str) -> String {
+        let layout = if self.interleaved { "interleaved" } else { "halves" };
+        format!("{name} {} heads, {layout}{}", self.heads, if self.inverse { ", inverse" } else { "" })
+    }
+}
+
+impl Op for Rope {
+    fn name(&self) -> &'static str {
+        "rope"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        let n = 1 + usize::from(self.has_start);
+        if inputs.len() != n {
+            return Err(format!("takes {n} inputs, got {}", inputs.len()));
+        }
+        let x = &inputs[0];
+        if x.dtype != DType::F32 || x.shape.rank() < 2 {
+            return Err(format!("x must be f32 [.., time, heads * dh], got {x}"));
+        }
+        if self.heads == 0 || !x.shape.cols().is_multiple_of(2 * self.heads) || self.head(&x.shape) > MAX_HEAD {
+            return Err(format!(
+                "the last dimension must be {} heads of an even size of at most {MAX_HEAD}, got {}",
+                self.heads, x.shape
+            ));
+        }
+        if !self.theta.is_finite() || self.theta < 1.0 {
+            return Err(format!("theta must be finite and at least 1, got {}", self.theta));
+        }
+        if self.has_start && inputs[1] != TensorType::u32([1]) {
+            return Err(format!("the start must be u32[1], got {}", inputs[1]));
+        }
+        Ok(vec![x.clone()])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        let dy = cx.dy0()?;
+        let back = Rope { inverse: !self.inverse, ..*self };
+        let inputs: Vec<Value> = [dy].into_iter().chain(cx.inputs.get(1).copied()).collect();
+        let dx = cx.graph.op1(&cx.name, back, &inputs)?;
+        cx.set(0, dx);
+        Ok(())
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let x = &cx.inputs[0].shape;
+        let (rows, time, head) = (x.rows(), x.lead()[x.rank() - 2], self.head(x));
+        let quads = !self.interleaved && head % 8 == 0;
+        let width = if quads { 4 } else { 1 };
+        let units = head / 2 / width;
+        // Angles cost loads and arithmetic, which software adapters share between heads.
+        let group = if cx.profile.class == AdapterClass::Cpu { self.heads } else { 1 };
+        let groups = self.heads / group;
+        let kernel = table_kernel("rope", SOURCE, if self.interleaved { "interleaved" } else { "halves" })
+            .knob("E", if quads { "vec4<f32>" } else { "f32" })
+            .knob("U", if quads { "vec4<u32>" } else { "u32" })
+            .knob("I", if quads { "vec4<i32>" } else { "i32" })
+            .knob("UNITS", units as u32)
+            .knob("HAS_START", self.has_start);
+        let sign = if self.inverse { -1.0f32 } else { 1.0 };
+        // Behind the first word, which is the number of invocations; the table starts at a quad.
+        let mut words = vec![time as u32, self.heads as u32, group as u32, groups as u32, sign.to_bits(), 0, 0];
+        words.extend(self.table(head, width));
+        let start = if self.has_start { Bind::In(1) } else { Bind::Null };
+        let binds = [Bind::In(0), start, Bind::Out(0)];
+        Ok(elementwise::invocations(cx, rows * groups * units, kernel, &binds, &words))
+    }
+
+    fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
+        let x = &inputs[0].shape;
+        let (time, head) = (x.lead()[x.rank() - 2], self.head(x));
+        let start = if self.has_start { inputs[1].data[0] } else { 0.0 };
+        let sign = if self.inverse { -1.0 } else { 1.0 };
+        let mut y = inputs[0].clone();
+        for (row, elements) in y.data.chunks_mut(x.cols()).enumerate() {
+            let position = start + (row % time) as f64;
+            for j in 0..head / 2 {
+                let (sin, cos) = (sign * position * self.frequency(j, head)).sin_cos();
+                let (a, b) = self.pair(j, head);
+                for v in elements.chunks_mut(head) {
+                    (v[a], v[b]) = (v[a] * cos - v[b] * sin, v[b] * cos + v[a] * sin);
+                }
+            }
+        }
+        vec![y]
+    }
+
+    fn flops(&self, _: &[TensorType], outputs: &[TensorType]) -> u64 {
+        3 * outputs[0].len() as u64
+    }
+}

@@ -1,0 +1,89 @@
+//! `y = c * x` with a constant `c`: attention scores, scaled residuals, averaged losses.
+
+use std::sync::Arc;
+
+use super::{Bind, Case, Launch, Op, Program, Row, elementwise, expect_f32, expect_shape, table_kernel};
+use crate::autodiff::Vjp;
+use crate::error::Result;
+use crate::graph::{Graph, Value};
+use crate::reference::Array;
+use crate::tensor::TensorType;
+
+const SOURCE: &str = include_str!("../../shaders/scale.wgsl");
+
+pub(super) const ROW: Row = Row {
+    name: "scale",
+    summary: "y = c * x with a constant c; adds to the stream in place",
+    source: SOURCE,
+    cases: || {
+        let plain = Scale { factor: -0.375, accumulate: false };
+        let case = |s: &&[usize]| Case::new(format!("{s:?}"), plain, &[s]);
+        let add = Case::new("accumulate", Scale { accumulate: true, ..plain }, &[&[9, 13], &[9, 13]]);
+        elementwise::SHAPES.iter().map(case).chain([add]).collect()
+    },
+    bench: || vec![Case::new("4096x768", Scale { factor: 0.5, accumulate: false }, &[&[4096, 768]])],
+};
+
+/// `(x [, base]) -> factor * x + base`, of any shape.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Scale {
+    /// The constant.
+    pub factor: f32,
+    /// Takes a tensor of the output's shape last, and adds to it.
+    pub accumulate: bool,
+}
+
+impl Graph {
+    /// `factor * x`, of the shape of `x`.
+    pub fn scale(&mut self, name: &str, x: Value, factor: f32) -> Result<Value> {
+        self.op1(name, Scale { factor, accumulate: false }, &[x])
+    }
+}
+
+impl Op for Scale {
+    fn name(&self) -> &'static str {
+        "scale"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        expect_f32(inputs, 1 + usize::from(self.accumulate))?;
+        if self.accumulate {
+            expect_shape("the tensor to add to", &inputs[1], inputs[0].shape.dims())?;
+        }
+        Ok(vec![inputs[0].clone()])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        let dy = cx.dy0()?;
+        if cx.needs(0) {
+            let dx = cx.graph.scale(&cx.name, dy, self.factor)?;
+            cx.set(0, dx);
+        }
+        if self.accumulate {
+            cx.set(1, dy);
+        }
+        Ok(())
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let kernel = table_kernel("scale", SOURCE, "forward").knob("ACCUMULATE", self.accumulate);
+        Ok(elementwise::quads(cx, kernel, &[Bind::In(0), Bind::Out(0)], &[self.factor.to_bits()]))
+    }
+
+    fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
+        let y = inputs[0].map(|x| f64::from(self.factor) * x);
+        vec![if self.accumulate { y.zip(inputs[1], |y, base| y + base) } else { y }]
+    }
+
+    fn flops(&self, _: &[TensorType], outputs: &[TensorType]) -> u64 {
+        outputs[0].len() as u64 * if self.accumulate { 2 } else { 1 }
+    }
+
+    fn starts_as(&self, _output: usize) -> Option<usize> {
+        self.accumulate.then_some(1)
+    }
+
+    fn with_addend(&self, _output: usize) -> Option<Arc<dyn Op>> {
+        (!self.accumulate).then(|| Arc::new(Scale { accumulate: true, ..*self }) as Arc<dyn Op>)
+    }
+}
