@@ -53,7 +53,7 @@ impl Op for Add {
         let dy = cx.dy0()?;
         cx.set(0, dy);
         let b = cx.graph.ty(cx.inputs[1]).shape.clone();
-        if &b == &cx.graph.ty(dy).shape {
+        if b == cx.graph.ty(dy).shape {
             cx.set(1, dy);
         } else if cx.needs(1) {
             let db = cx.graph.sum_to(&cx.name, dy, b)?;

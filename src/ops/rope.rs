@@ -154,7 +154,7 @@ impl Op for Rope {
         if x.dtype != DType::F32 || x.shape.rank() < 2 {
             return Err(format!("x must be f32 [.., time, heads * dh], got {x}"));
         }
-        if self.heads == 0 || x.shape.cols() % (2 * self.heads) != 0 || self.head(&x.shape) > MAX_HEAD {
+        if self.heads == 0 || !x.shape.cols().is_multiple_of(2 * self.heads) || self.head(&x.shape) > MAX_HEAD {
             return Err(format!(
                 "the last dimension must be {} heads of an even size of at most {MAX_HEAD}, got {}",
                 self.heads, x.shape

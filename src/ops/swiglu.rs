@@ -73,7 +73,7 @@ impl Op for SwiGlu {
     }
 
     fn flops(&self, _: &[TensorType], outputs: &[TensorType]) -> u64 {
-        6 * outputs[0].len() as u64 // an exp counts as one
+        5 * outputs[0].len() as u64 // an exp counts as one
     }
 }
 
