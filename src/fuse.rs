@@ -15,22 +15,16 @@ pub(crate) fn fold_additions(nodes: &mut [Node], keep: &[Value]) -> HashMap<Valu
         fuser.redirect_inputs(id);
         fuser.try_fold(id);
     }
-    // A value may have moved more than once: follow each to its end.
-    let moved = fuser.moved;
-    moved.keys().map(|&from| (from, follow(&moved, from))).collect()
-}
-
-fn follow(moved: &HashMap<Value, Value>, mut value: Value) -> Value {
-    while let Some(&next) = moved.get(&value) {
-        value = next;
-    }
-    value
+    fuser.moved
 }
 
 struct Fuser<'a> {
     nodes: &'a mut [Node],
+    /// From a value of the graph as it came to where it is now. One look-up, not a chain: a node
+    /// that takes in another has outputs by the names that its own had before.
     moved: HashMap<Value, Value>,
-    /// Nodes that read each value, in order; `usize::MAX` stands for the end of the step.
+    /// Nodes that read each value as it is named now, in order; `usize::MAX` stands for the end of
+    /// the step.
     uses: HashMap<Value, Vec<usize>>,
 }
 
@@ -48,8 +42,8 @@ impl Fuser<'_> {
 
     fn redirect_inputs(&mut self, id: usize) {
         for i in 0..self.nodes[id].inputs.len() {
-            let v = self.nodes[id].inputs[i];
-            self.nodes[id].inputs[i] = follow(&self.moved, v);
+            let input = &mut self.nodes[id].inputs[i];
+            *input = self.moved.get(input).copied().unwrap_or(*input);
         }
     }
 
@@ -59,8 +53,9 @@ impl Fuser<'_> {
         if !op.is_addition() {
             return;
         }
+        // A dead addition has no inputs any more.
+        let [x, branch] = node.inputs[..] else { return };
         // The branch first: the stream is what should keep its buffer.
-        let [x, branch] = [node.inputs[0], node.inputs[1]];
         if x != branch && !self.fold(id, branch, x) {
             self.fold(id, x, branch);
         }
@@ -84,23 +79,11 @@ impl Fuser<'_> {
         let mut inputs = maker.inputs.clone();
         inputs.push(base);
         let types = maker.outputs.clone();
-        let sum = Value { node: id, output: 0 };
-        let sum_uses = self.uses.remove(&sum).unwrap_or_default();
-        for (from, to) in outputs(addend.node).zip(outputs(id)) {
-            let uses = self.uses.remove(&from).unwrap_or_default();
-            self.uses.insert(to, if from == addend { sum_uses.clone() } else { uses });
-            if from != addend {
-                self.moved.insert(from, to);
-            }
-        }
+        self.move_outputs(addend, id, n);
         for &input in &inputs[..inputs.len() - 1] {
             if let Some(user) = self.uses.get_mut(&input).and_then(|u| u.iter_mut().find(|u| **u == addend.node)) {
                 *user = id;
             }
-        }
-        let fused_sum = Value { node: id, output: addend.output };
-        if fused_sum != sum {
-            self.moved.insert(sum, fused_sum);
         }
         self.nodes[addend.node].inputs.clear();
         let node = &mut self.nodes[id];
@@ -108,5 +91,22 @@ impl Fuser<'_> {
         node.inputs = inputs;
         node.outputs = types;
         true
+    }
+
+    /// Renames the `n` outputs of the maker of `addend` to those of `id`, and what `id` computed so
+    /// far to the output that the addend is.
+    fn move_outputs(&mut self, addend: Value, id: usize, n: usize) {
+        let sum = Value { node: id, output: 0 };
+        let sum_uses = self.uses.remove(&sum).unwrap_or_default();
+        for value in self.moved.values_mut().filter(|v| v.node == addend.node) {
+            value.node = id;
+        }
+        for output in 0..n {
+            let (from, to) = (Value { node: addend.node, output }, Value { node: id, output });
+            let uses = self.uses.remove(&from).unwrap_or_default();
+            self.uses.insert(to, if from == addend { sum_uses.clone() } else { uses });
+            self.moved.entry(from).or_insert(to);
+        }
+        self.moved.insert(sum, Value { node: id, output: addend.output });
     }
 }
