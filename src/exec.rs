@@ -92,7 +92,7 @@ impl Executable {
         let mut offset = 0;
         for step in &plan.steps {
             for c in &step.copies {
-                self.push_copy(c);
+                self.push_copy(c)?;
             }
             for d in &step.dispatches {
                 self.check_aliases(step, &d.binds)?;
@@ -105,7 +105,7 @@ impl Executable {
             }
         }
         for c in &plan.final_copies {
-            self.push_copy(c);
+            self.push_copy(c)?;
         }
         Ok(())
     }
@@ -192,9 +192,24 @@ impl Executable {
         }
     }
 
-    fn push_copy(&mut self, copy: &crate::plan::Copy) {
+    fn push_copy(&mut self, copy: &crate::plan::Copy) -> Result<()> {
         let (from, to) = (self.place(copy.from), self.place(copy.to));
+        if from.buffer == to.buffer {
+            return Err(Error::Graph(format!(
+                "a step copies `{}` to `{}`, which are bound to one buffer; WebGPU copies only between two",
+                self.slot_name(copy.from),
+                self.slot_name(copy.to)
+            )));
+        }
         self.commands.push(Command::Copy { from, to, bytes: copy.bytes as u64 });
+        Ok(())
+    }
+
+    fn slot_name(&self, slot: Slot) -> String {
+        match slot {
+            Slot::Buffer(i) => format!("b{i}"),
+            Slot::External(i) => self.plan.externals[i].name.clone(),
+        }
     }
 
     /// Records one step into the caller's encoder. Costs no allocation on the GPU, no submit and

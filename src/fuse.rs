@@ -15,22 +15,16 @@ pub(crate) fn fold_additions(nodes: &mut [Node], keep: &[Value]) -> HashMap<Valu
         fuser.redirect_inputs(id);
         fuser.try_fold(id);
     }
-    // A value may have moved more than once: follow each to its end.
-    let moved = fuser.moved;
-    moved.keys().map(|&from| (from, follow(&moved, from))).collect()
-}
-
-fn follow(moved: &HashMap<Value, Value>, mut value: Value) -> Value {
-    while let Some(&next) = moved.get(&value) {
-        value = next;
-    }
-    value
+    fuser.moved
 }
 
 struct Fuser<'a> {
     nodes: &'a mut [Node],
+    /// From a value of the graph as it came to where it is now. One look-up, not a chain: a node
+    /// that takes in another has outputs by the names that its own had before.
     moved: HashMap<Value, Value>,
-    /// Nodes that read each value, in order; `usize::MAX` stands for the end of the step.
+    /// Nodes that read each value as it is named now, in order; `usize::MAX` stands for the end of
+    /// the step.
     uses: HashMap<Value, Vec<usize>>,
 }
 
@@ -48,8 +42,8 @@ impl Fuser<'_> {
 
     fn redirect_inputs(&mut self, id: usize) {
         for i in 0..self.nodes[id].inputs.len() {
-            let v = self.nodes[id].inputs[i];
-            self.nodes[id].inputs[i] = follow(&self.moved, v);
+            let input = &mut self.nodes[id].inputs[i];
+            *input = self.moved.get(input).copied().unwrap_or(*input);
         }
     }
 
@@ -59,8 +53,9 @@ impl Fuser<'_> {
         if !op.is_addition() {
             return;
         }
+        // A dead addition has no inputs any more.
+        let [x, branch] = node.inputs[..] else { return };
         // The branch first: the stream is what should keep its buffer.
-        let [x, branch] = [node.inputs[0], node.inputs[1]];
         if x != branch && !self.fold(id, branch, x) {
             self.fold(id, x, branch);
         }
@@ -75,32 +70,21 @@ impl Fuser<'_> {
             return false;
         }
         let (outputs, mut inputs) = (maker.outputs.clone(), maker.inputs.clone());
-        inputs.push(base);
-        let sum = Value { node: id, output: 0 };
         let at = if self.base_is_ready(id, addend.node, base) {
+            let sum = Value { node: id, output: 0 };
+            let sum_uses = self.uses.remove(&sum).unwrap_or_default();
+            self.uses.insert(addend, sum_uses);
+            self.moved.insert(sum, addend);
+            self.move_user(base, id, addend.node);
             addend.node
         } else if self.outputs_can_wait(id, addend, outputs.len()) {
+            self.move_outputs(addend, id, outputs.len());
+            inputs.iter().for_each(|&input| self.move_user(input, addend.node, id));
             id
         } else {
             return false;
         };
-        let sum_uses = self.uses.remove(&sum).unwrap_or_default();
-        self.uses.remove(&addend);
-        let fused_sum = Value { node: at, output: addend.output };
-        self.redirect(sum, fused_sum);
-        self.uses.insert(fused_sum, sum_uses);
-        self.move_user(base, id, at);
-        if at == id {
-            for (&input, _) in inputs.iter().zip(1..inputs.len()) {
-                self.move_user(input, addend.node, id);
-            }
-            for output in (0..outputs.len()).filter(|&o| o != addend.output) {
-                let from = Value { node: addend.node, output };
-                let uses = self.uses.remove(&from).unwrap_or_default();
-                self.redirect(from, Value { node: id, output });
-                self.uses.insert(Value { node: id, output }, uses);
-            }
-        }
+        inputs.push(base);
         let (dead, name) = (id + addend.node - at, self.nodes[id].name.clone());
         self.nodes[dead].inputs.clear();
         self.nodes[at] = Node { name, source: Source::Op(fused), inputs, outputs };
@@ -108,8 +92,8 @@ impl Fuser<'_> {
     }
 
     /// Whether the sum can be made where the addend is: the base is there, and nobody between the
-    /// two still reads the base, which the sum is to overwrite. This keeps the addend's inputs from
-    /// living longer.
+    /// two still reads the base, which the sum is to overwrite. This keeps what the addend is made
+    /// from from living longer.
     fn base_is_ready(&self, id: usize, maker: usize, base: Value) -> bool {
         let external = !matches!(self.nodes[base.node].source, Source::Op(_));
         let between = |u: &Vec<usize>| u.iter().any(|&user| user > maker && user < id);
@@ -118,19 +102,30 @@ impl Fuser<'_> {
 
     /// Whether the maker can move to the addition's place: nobody wants its other outputs before.
     fn outputs_can_wait(&self, id: usize, addend: Value, n: usize) -> bool {
-        let others = (0..n).filter(|&o| o != addend.output).map(|output| Value { node: addend.node, output });
-        others.into_iter().all(|v| self.uses.get(&v).is_none_or(|u| u.iter().all(|&user| user > id)))
-    }
-
-    fn redirect(&mut self, from: Value, to: Value) {
-        if from != to {
-            self.moved.insert(from, to);
-        }
+        let mut others = (0..n).filter(|&o| o != addend.output).map(|output| Value { node: addend.node, output });
+        others.all(|v| self.uses.get(&v).is_none_or(|u| u.iter().all(|&user| user > id)))
     }
 
     fn move_user(&mut self, value: Value, from: usize, to: usize) {
         if let Some(user) = self.uses.get_mut(&value).and_then(|u| u.iter_mut().find(|u| **u == from)) {
             *user = to;
         }
+    }
+
+    /// Renames the `n` outputs of the maker of `addend` to those of `id`, and what `id` computed so
+    /// far to the output that the addend is.
+    fn move_outputs(&mut self, addend: Value, id: usize, n: usize) {
+        let sum = Value { node: id, output: 0 };
+        let sum_uses = self.uses.remove(&sum).unwrap_or_default();
+        for value in self.moved.values_mut().filter(|v| v.node == addend.node) {
+            value.node = id;
+        }
+        for output in 0..n {
+            let (from, to) = (Value { node: addend.node, output }, Value { node: id, output });
+            let uses = self.uses.remove(&from).unwrap_or_default();
+            self.uses.insert(to, if from == addend { sum_uses.clone() } else { uses });
+            self.moved.entry(from).or_insert(to);
+        }
+        self.moved.insert(sum, Value { node: id, output: addend.output });
     }
 }

@@ -19,6 +19,18 @@ pub struct Value {
     pub(crate) output: usize,
 }
 
+impl Value {
+    /// Index of its node in [`Graph::nodes`].
+    pub fn node(self) -> usize {
+        self.node
+    }
+
+    /// Which of the node's outputs it is.
+    pub fn output(self) -> usize {
+        self.output
+    }
+}
+
 /// Where a node's outputs come from.
 #[derive(Clone, Debug)]
 pub enum Source {

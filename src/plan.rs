@@ -78,6 +78,10 @@ pub struct Step {
     pub name: String,
     /// Name of its op.
     pub op: &'static str,
+    /// Where its inputs live, before the copies.
+    pub inputs: Vec<Slot>,
+    /// For each output the input that it starts as, if any.
+    pub starts_as: Vec<Option<usize>>,
     /// Copies to make first.
     pub copies: Vec<Copy>,
     /// Dispatches, in order.
@@ -107,6 +111,9 @@ pub struct Plan {
 impl Plan {
     /// Plans what `outputs` and the graph's stores need. The outputs can be read after a step.
     ///
+    /// Stores take effect at the end: whatever the graph computes, it computes from what states held
+    /// before the step. A state or parameter that is itself an output is read as the step leaves it.
+    ///
     /// ```
     /// use throughline::{AdapterClass, Graph, Plan, Profile, TensorType};
     /// let mut g = Graph::new();
@@ -122,7 +129,8 @@ impl Plan {
     pub fn new(graph: &Graph, outputs: &[Value], profile: &Profile) -> Result<Plan> {
         let mut wanted: Vec<Value> = outputs.to_vec();
         wanted.extend(graph.stores().iter().flat_map(|&(value, state)| [value, state]));
-        if let Some(v) = wanted.iter().find(|v| v.node >= graph.nodes().len()) {
+        let known = |v: &Value| graph.nodes().get(v.node).is_some_and(|node| v.output < node.outputs.len());
+        if let Some(v) = wanted.iter().find(|v| !known(v)) {
             return Err(Error::Graph(format!("plan: {v:?} is not a value of this graph")));
         }
         let live: HashSet<usize> = graph.needed(&wanted).into_iter().collect();
@@ -194,7 +202,7 @@ fn reachable(nodes: &[Node], keep: &[Value], stores: &[(Value, Value)]) -> Vec<u
     externals.into_iter().chain(ops).collect()
 }
 
-/// Never read again; or read after the last node.
+/// As a last use: read after the last node.
 const END: usize = usize::MAX;
 
 struct Planner<'a> {
@@ -243,7 +251,9 @@ impl<'a> Planner<'a> {
                 self.root.insert(value, root);
             }
         }
-        for v in self.keep.iter().chain(self.stores.iter().map(|(v, _)| v)) {
+        // A state that is an output is read as the step leaves it, so that alone keeps nothing.
+        let computed = |v: &&Value| matches!(self.nodes[v.node].source, Source::Op(_));
+        for v in self.keep.iter().filter(computed).chain(self.stores.iter().map(|(v, _)| v)) {
             self.last_use.insert(self.root[v], END);
         }
     }
@@ -254,6 +264,7 @@ impl<'a> Planner<'a> {
         if op.is_view() {
             return Ok(());
         }
+        let slots = node.inputs.iter().map(|v| self.slot[&self.root[v]]).collect();
         let mut copies = vec![];
         let mut taken = HashSet::new();
         for output in 0..node.outputs.len() {
@@ -300,6 +311,8 @@ impl<'a> Planner<'a> {
         self.plan.steps.push(Step {
             name: node.name.clone(),
             op: op.name(),
+            inputs: slots,
+            starts_as: (0..node.outputs.len()).map(|output| op.starts_as(output)).collect(),
             copies,
             dispatches,
             outputs,
@@ -361,14 +374,13 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// The state that a value is stored in, if this value alone goes there.
+    /// A state that the value is stored in; if there are several, the others get copies. Kernels may
+    /// write the padding behind a tensor, and behind a state that may be a gap in an arena, where
+    /// nobody expects garbage: a state that is not whole quads gets an exact copy too.
     fn store_target(&self, value: Value) -> Option<Value> {
-        let mut targets = self.stores.iter().filter(|(v, _)| self.root[v] == value).map(|&(_, s)| s);
-        let target = targets.next()?;
-        // Kernels may write the padding behind a tensor; behind a state that may be another one's
-        // gap in an arena, where nobody expects garbage. Such a state gets an exact copy.
-        let whole_quads = self.nodes[target.node].outputs[0].len() % 4 == 0;
-        (whole_quads && targets.next().is_none()).then_some(target)
+        let whole_quads = |state: &Value| self.nodes[state.node].outputs[0].len() % 4 == 0;
+        let states = self.stores.iter().filter(|(v, _)| self.root[v] == value).map(|&(_, state)| state);
+        states.into_iter().find(whole_quads)
     }
 
     /// Whether nobody reads the state from node `id` on, that node included.
@@ -426,10 +438,10 @@ impl<'a> Planner<'a> {
         let outputs = (0..node.outputs.len()).map(|output| Value { node: id, output });
         done.extend(outputs.filter(|v| !self.last_use.contains_key(v)));
         for root in done {
-            if let Slot::Buffer(b) = self.slot[&root] {
-                if !self.free.contains(&b) {
-                    self.free.push(b);
-                }
+            if let Slot::Buffer(b) = self.slot[&root]
+                && !self.free.contains(&b)
+            {
+                self.free.push(b);
             }
         }
     }
@@ -476,24 +488,45 @@ impl<'a> Planner<'a> {
     }
 
     fn finish(mut self) -> Result<Plan> {
+        let mut copies = vec![];
         for &(value, state) in self.stores {
             let (from, to) = (self.slot[&self.root[&value]], self.slot[&state]);
-            if let (Slot::External(_), true) = (from, from != to) {
-                let name = &self.nodes[state.node].name;
-                return Err(Error::Graph(format!(
-                    "store: what `{name}` is to hold is another external: copy it through an op"
-                )));
-            }
             if from != to {
                 let bytes = self.nodes[state.node].outputs[0].bytes();
-                self.plan.final_copies.push(Copy { from, to, bytes });
+                copies.push(Copy { from, to, bytes });
             }
         }
         for v in self.keep {
             let ty = self.nodes[v.node].outputs[v.output].clone();
-            self.plan.kept.insert(*v, (self.slot[&self.root[v]], ty));
+            let mut slot = self.slot[&self.root[v]];
+            if self.root[v] != *v && copies.iter().any(|c| c.to == slot) {
+                // A view of a state that is about to change: it shows what the state held before.
+                let to = Slot::Buffer(self.allocate(&ty, self.nodes[v.node].name.clone())?);
+                copies.push(Copy { from: slot, to, bytes: ty.storage_bytes() });
+                slot = to;
+            }
+            self.plan.kept.insert(*v, (slot, ty));
         }
+        self.order_copies(copies)?;
         Ok(self.plan)
+    }
+
+    /// Orders copies that are meant to happen all at once: states that take each other's contents.
+    fn order_copies(&mut self, mut pending: Vec<Copy>) -> Result<()> {
+        while let Some(&first) = pending.first() {
+            let unread = |c: &Copy| pending.iter().all(|other| other.from != c.to);
+            if let Some(i) = pending.iter().position(unread) {
+                let copy = pending.remove(i);
+                self.plan.final_copies.push(copy);
+                continue;
+            }
+            // They go round in a circle: what the first overwrites is put aside.
+            let ty = TensorType::f32([first.bytes / 4]);
+            let aside = Slot::Buffer(self.allocate(&ty, "put aside for stores".into())?);
+            self.plan.final_copies.push(Copy { from: first.to, to: aside, bytes: first.bytes });
+            pending.iter_mut().filter(|c| c.from == first.to).for_each(|c| c.from = aside);
+        }
+        Ok(())
     }
 }
 

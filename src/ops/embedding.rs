@@ -90,7 +90,7 @@ fn expect_ids(ids: &TensorType) -> Result<(), String> {
 
 /// Element type, columns in units of it, and the kernel with that knob set.
 fn element(entry: &'static str, cols: usize) -> (crate::kernel::Kernel, usize) {
-    let (elem, width) = if cols % 4 == 0 { ("vec4<f32>", 4) } else { ("f32", 1) };
+    let (elem, width) = if cols.is_multiple_of(4) { ("vec4<f32>", 4) } else { ("f32", 1) };
     (table_kernel("embedding", SOURCE, entry).knob("E", elem), cols / width)
 }
 

@@ -1,0 +1,326 @@
+//! Properties of plans, on random graphs: replayed symbolically, every dispatch of a plan reads
+//! what the graph says it should, and everything ends up where the plan says it does.
+
+#[path = "common/graphs.rs"]
+mod graphs;
+
+use std::collections::{HashMap, HashSet};
+
+use graphs::{Built, Pair, recipes};
+use proptest::prelude::*;
+use throughline::graph::Source;
+use throughline::plan::{Copy, Slot, Step};
+use throughline::{AdapterClass, Graph, Plan, Profile, TensorType, Value};
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_dispatch_reads_what_the_graph_says(recipe in recipes()) {
+        check(&recipe.build().unwrap())?;
+    }
+}
+
+/// A graph with two inputs `a` and `b` and two states `s` and `t`, all alike.
+fn small() -> (Graph, [Value; 4]) {
+    let mut g = Graph::new();
+    let ty = TensorType::f32([8]);
+    let a = g.input("a", ty.clone()).unwrap();
+    let b = g.input("b", ty.clone()).unwrap();
+    let s = g.state("s", ty.clone()).unwrap();
+    let t = g.state("t", ty).unwrap();
+    (g, [a, b, s, t])
+}
+
+fn checked(graph: Graph, kept: &[Value]) -> Plan {
+    check(&Built { graph: graph.clone(), kept: kept.to_vec() }).unwrap();
+    Plan::new(&graph, kept, &Profile::portable(AdapterClass::Gpu)).unwrap()
+}
+
+#[test]
+fn an_op_takes_in_the_additions_to_two_of_its_outputs() {
+    let (mut g, [a, b, s, t]) = small();
+    let pair = g.op("pair", Pair::default(), &[a, b]).unwrap();
+    let u = g.residual_add("u", s, pair[1]).unwrap();
+    let v = g.residual_add("v", t, pair[0]).unwrap();
+    let y = g.mul("y", u, v).unwrap();
+    let plan = checked(g, &[y, u]);
+    assert_eq!(plan.steps.len(), 2, "{plan}");
+    assert_eq!(plan.steps[0].starts_as, [Some(3), Some(2)], "{plan}");
+}
+
+#[test]
+fn an_addition_that_nobody_needs_is_left_out() {
+    let (mut g, [a, b, ..]) = small();
+    let y = g.mul("y", a, b).unwrap();
+    g.residual_add("dead", y, a).unwrap();
+    assert_eq!(checked(g, &[y]).steps.len(), 1);
+}
+
+#[test]
+fn states_swap_their_contents_through_a_buffer() {
+    let (mut g, [_, _, s, t]) = small();
+    g.store(s, t).unwrap();
+    g.store(t, s).unwrap();
+    let plan = checked(g, &[]);
+    assert_eq!((plan.final_copies.len(), plan.buffers.len()), (3, 1), "{plan}");
+}
+
+#[test]
+fn a_view_of_an_input_is_stored_by_one_copy() {
+    let (mut g, [a, _, s, _]) = small();
+    let view = g.reshape("view", a, [2, 4]).unwrap();
+    let view = g.reshape("view", view, [8]).unwrap();
+    g.store(view, s).unwrap();
+    let plan = checked(g, &[]);
+    assert_eq!((plan.final_copies.len(), plan.steps.len(), plan.buffers.len()), (1, 0, 0), "{plan}");
+}
+
+#[test]
+fn an_optimiser_step_runs_in_place_even_if_its_parameters_are_outputs() {
+    let (mut g, [grad, _, m, v]) = small();
+    let param = g.param("param", [8]).unwrap();
+    let hyper = g.input("hyper", TensorType::f32([8])).unwrap();
+    let norm = g.l2_norm("norm", grad).unwrap();
+    let new = g.adamw("step", [param, grad, m, v], hyper, norm, 8).unwrap();
+    for (value, state) in new.into_iter().zip([param, m, v]) {
+        g.store(value, state).unwrap();
+    }
+    let plan = checked(g, &[param, norm]);
+    assert!(plan.final_copies.is_empty() && plan.steps.iter().all(|s| s.copies.is_empty()), "{plan}");
+    assert_eq!(plan.buffer_bytes(), 16, "{plan}");
+}
+
+#[test]
+fn a_tied_head_adds_to_the_gradient_of_the_table_in_place() {
+    let mut g = Graph::new();
+    let table = g.param("table", [63, 8]).unwrap();
+    let ids = g.input("ids", TensorType::u32([2, 9])).unwrap();
+    let x = g.embedding("x", table, ids).unwrap();
+    let logits = g.matmul_nt("logits", x, table).unwrap();
+    let loss = g.l2_norm("loss", logits).unwrap();
+    let grads = g.gradients(loss, &[table]).unwrap();
+    let plan = Plan::new(&g, &grads, &Profile::portable(AdapterClass::Gpu)).unwrap();
+    let last = plan.steps.last().unwrap();
+    assert_eq!((last.op, last.starts_as[0], last.copies.len()), ("embedding_backward", Some(2), 0), "{plan}");
+    assert!(plan.steps.iter().all(|s| s.op != "residual_add"), "{plan}");
+}
+
+fn check(built: &Built) -> Result<(), TestCaseError> {
+    let Built { graph, kept } = built;
+    let plan = Plan::new(graph, kept, &Profile::portable(AdapterClass::Gpu))
+        .map_err(|e| TestCaseError::fail(format!("{e}\n{graph}")))?;
+    let mut replay = Replay { terms: Terms::default(), held: HashMap::new(), plan: &plan };
+    replay
+        .run(graph, kept)
+        .map_err(|e| TestCaseError::fail(format!("{e}\n{graph}\nstores {:?}\n{plan}", graph.stores())))
+}
+
+/// What a tensor holds, as an expression. Equal expressions have equal numbers.
+type Term = usize;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Key {
+    /// What an input, parameter or state holds before the step.
+    External(String),
+    /// Output of an op on these.
+    Op(&'static str, Vec<TensorType>, usize, Vec<Term>),
+    /// A sum, the smaller term first.
+    Sum(Term, Term),
+    /// Scratch, or what a buffer holds at first: equal to nothing.
+    Garbage(usize),
+}
+
+#[derive(Default)]
+struct Terms {
+    numbers: HashMap<Key, Term>,
+}
+
+impl Terms {
+    fn of(&mut self, key: Key) -> Term {
+        let next = self.numbers.len();
+        *self.numbers.entry(key).or_insert(next)
+    }
+
+    fn garbage(&mut self) -> Term {
+        let next = self.numbers.len();
+        self.of(Key::Garbage(next))
+    }
+
+    /// The outputs of an op. Where one starts as a base, as fusion makes them, it is a sum.
+    fn outputs(
+        &mut self,
+        op: &'static str,
+        inputs: &[Term],
+        types: &[TensorType],
+        starts_as: impl Fn(usize) -> Option<usize>,
+    ) -> Vec<Term> {
+        if op == "residual_add" {
+            return vec![self.sum(inputs[0], inputs[1])];
+        }
+        let plain = inputs_without_bases(op).unwrap_or(inputs.len());
+        let output = |i: usize| {
+            let term = self.of(Key::Op(op, types.to_vec(), i, inputs[..plain].to_vec()));
+            match starts_as(i) {
+                Some(base) if base >= plain => self.sum(term, inputs[base]),
+                _ => term,
+            }
+        };
+        (0..types.len()).map(output).collect()
+    }
+
+    fn sum(&mut self, a: Term, b: Term) -> Term {
+        self.of(Key::Sum(a.min(b), a.max(b)))
+    }
+
+    fn name(&self, term: Term) -> String {
+        match self.numbers.iter().find(|(_, n)| **n == term).unwrap().0 {
+            Key::External(name) => name.clone(),
+            Key::Op(op, _, i, inputs) => {
+                format!("{op}:{i}({})", inputs.iter().map(|t| self.name(*t)).collect::<Vec<_>>().join(", "))
+            }
+            Key::Sum(a, b) => format!("({} + {})", self.name(*a), self.name(*b)),
+            Key::Garbage(_) => "garbage".into(),
+        }
+    }
+}
+
+/// Number of inputs without bases, for ops that fusion gives some.
+fn inputs_without_bases(op: &str) -> Option<usize> {
+    Some(match op {
+        "matmul" | "pair" => 2,
+        "sum" | "slice_pad" => 1,
+        "layernorm_backward" => 4,
+        _ => return None,
+    })
+}
+
+/// The term of every output of every node.
+#[derive(Default)]
+struct Values(Vec<Vec<Term>>);
+
+impl Values {
+    fn of(&self, value: Value) -> Term {
+        self.0[value.node()][value.output()]
+    }
+}
+
+struct Replay<'a> {
+    terms: Terms,
+    held: HashMap<Slot, Term>,
+    plan: &'a Plan,
+}
+
+macro_rules! ensure {
+    ($cond:expr, $($arg:tt)+) => {
+        if !$cond {
+            return Err(format!($($arg)+));
+        }
+    };
+}
+
+impl Replay<'_> {
+    fn run(&mut self, graph: &Graph, kept: &[Value]) -> Result<(), String> {
+        let values = self.graph_terms(graph);
+        for (i, e) in self.plan.externals.iter().enumerate() {
+            let term = self.terms.of(Key::External(e.name.clone()));
+            self.held.insert(Slot::External(i), term);
+        }
+        for step in &self.plan.steps {
+            self.step(step).map_err(|e| format!("step {}: {e}", step.name))?;
+        }
+        self.plan.final_copies.iter().try_for_each(|c| self.copy(c))?;
+        let stored: HashMap<Value, Value> = graph.stores().iter().map(|&(v, s)| (s, v)).collect();
+        for (i, e) in self.plan.externals.iter().enumerate() {
+            let want = values.of(*stored.get(&e.value).unwrap_or(&e.value));
+            self.expect(Slot::External(i), want, &e.name)?;
+            ensure!(e.written == stored.contains_key(&e.value), "`{}` is wrongly marked as written or not", e.name);
+        }
+        for v in kept {
+            // A kept state is read as the step leaves it; any other value as the graph computes it.
+            let want = values.of(*stored.get(v).unwrap_or(v));
+            let (slot, ty) = self.plan.slot(*v).ok_or("a kept value has no slot")?;
+            ensure!(ty == graph.ty(*v), "a kept value has the wrong type");
+            self.expect(slot, want, graph.name(*v))?;
+        }
+        Ok(())
+    }
+
+    /// What every value of the graph is.
+    fn graph_terms(&mut self, graph: &Graph) -> Values {
+        let mut values = Values::default();
+        for node in graph.nodes() {
+            let inputs: Vec<Term> = node.inputs.iter().map(|v| values.of(*v)).collect();
+            let outputs = match &node.source {
+                Source::Op(op) if op.is_view() => inputs.clone(),
+                Source::Op(op) => self.terms.outputs(op.name(), &inputs, &node.outputs, |_| None),
+                _ => vec![self.terms.of(Key::External(node.name.clone()))],
+            };
+            values.0.push(outputs);
+        }
+        values
+    }
+
+    fn step(&mut self, step: &Step) -> Result<(), String> {
+        let inputs: Vec<Term> = step.inputs.iter().map(|s| self.read(*s)).collect();
+        let outputs: Vec<Slot> = step.outputs.iter().map(|o| o.0).collect();
+        ensure!(outputs.iter().collect::<HashSet<_>>().len() == outputs.len(), "two outputs share a buffer");
+        step.copies.iter().try_for_each(|c| self.copy(c))?;
+        for (output, start) in step.starts_as.iter().enumerate() {
+            if let Some(input) = start {
+                self.expect(outputs[output], inputs[*input], "the start of an output")?;
+            }
+        }
+        for (output, slot) in outputs.iter().enumerate() {
+            for (i, input) in step.inputs.iter().enumerate() {
+                ensure!(
+                    slot != input || step.starts_as[output] == Some(i),
+                    "output {output} is in the buffer of input {i}"
+                );
+            }
+        }
+        let mut scratch = HashSet::new();
+        for (slot, bytes, writes) in step.dispatches.iter().flat_map(|d| d.binds.iter().flatten()) {
+            ensure!(*bytes <= self.bytes(*slot), "{slot:?} is too small");
+            if *writes && !outputs.contains(slot) {
+                ensure!(matches!(slot, Slot::Buffer(_)) && !step.inputs.contains(slot), "scratch in {slot:?}");
+                scratch.insert(*slot);
+                let garbage = self.terms.garbage();
+                self.held.insert(*slot, garbage);
+            }
+            let known = [&step.inputs[..], &outputs[..]].concat().contains(slot) || scratch.contains(slot);
+            ensure!(known, "reads {slot:?}, which is none of its inputs");
+        }
+        let types: Vec<TensorType> = step.outputs.iter().map(|o| o.1.clone()).collect();
+        let results = self.terms.outputs(step.op, &inputs, &types, |i| step.starts_as[i]);
+        self.held.extend(outputs.into_iter().zip(results));
+        Ok(())
+    }
+
+    fn copy(&mut self, copy: &Copy) -> Result<(), String> {
+        ensure!(copy.from != copy.to, "a copy from {:?} to itself", copy.from);
+        ensure!(copy.bytes <= self.bytes(copy.from).min(self.bytes(copy.to)), "{copy:?} is too long");
+        let term = self.read(copy.from);
+        self.held.insert(copy.to, term);
+        Ok(())
+    }
+
+    fn read(&mut self, slot: Slot) -> Term {
+        let Replay { held, terms, .. } = self;
+        *held.entry(slot).or_insert_with(|| terms.garbage())
+    }
+
+    fn bytes(&self, slot: Slot) -> usize {
+        match slot {
+            Slot::Buffer(i) => self.plan.buffers[i].bytes,
+            Slot::External(i) => self.plan.externals[i].ty.storage_bytes(),
+        }
+    }
+
+    fn expect(&mut self, slot: Slot, want: Term, what: &str) -> Result<(), String> {
+        let got = self.read(slot);
+        let (got_name, want_name) = (self.terms.name(got), self.terms.name(want));
+        ensure!(got == want, "{what} in {slot:?} should be {want_name}, but is {got_name}");
+        Ok(())
+    }
+}

@@ -1,0 +1,109 @@
+//! The executor on random graphs: outputs, gradients and stored states equal those of the f64
+//! reference, on both classes of kernels, step after step.
+
+mod common;
+#[path = "common/graphs.rs"]
+mod graphs;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use common::{gpu, profiles, read, write};
+use graphs::{Built, recipes};
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::TestRunner;
+use throughline::graph::Source;
+use throughline::ops::random_array;
+use throughline::reference::{self, Array, nmse};
+use throughline::{ExecOptions, Executable, Graph, Plan, Profile, Tensor, TensorType, Value};
+
+const GRAPHS: u64 = 40;
+
+#[test]
+fn outputs_gradients_and_states_equal_the_reference() {
+    // Always the same graphs, so that a failure is one for everybody.
+    let mut runner = TestRunner::deterministic();
+    let mut failures = vec![];
+    for seed in 0..GRAPHS {
+        let built = recipes().new_tree(&mut runner).unwrap().current().build().unwrap();
+        for profile in profiles() {
+            let differences = differences(&built, &profile, seed);
+            if !differences.is_empty() {
+                failures.push(format!(
+                    "graph {seed}, {:?}: {}\n{}",
+                    profile.class,
+                    differences.join("; "),
+                    built.graph
+                ));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{} of {}:\n{}", failures.len(), 2 * GRAPHS, failures.join("\n"));
+}
+
+/// What differs from the reference in the first two steps.
+fn differences(built: &Built, profile: &Profile, seed: u64) -> Vec<String> {
+    let Built { graph, kept } = built;
+    let plan = Plan::new(graph, kept, profile).unwrap();
+    let options = ExecOptions { guard_bytes: 256, ..Default::default() };
+    let exec = Executable::new_blocking(gpu(), Arc::new(plan), options).unwrap();
+    let mut given = data(graph, seed);
+    for external in &exec.plan().externals.clone() {
+        write(&exec, external.value, &given[&external.value]);
+    }
+    let stored: HashMap<Value, Value> = graph.stores().iter().map(|&(v, s)| (s, v)).collect();
+    // A kept state is read as the step leaves it.
+    let read_from: Vec<Value> = kept.iter().copied().chain(stored.keys().copied()).collect();
+    let wanted: Vec<Value> = read_from.iter().map(|v| *stored.get(v).unwrap_or(v)).collect();
+    let mut found = vec![];
+    for step in 1..=2 {
+        exec.poison();
+        exec.submit();
+        found.extend(exec.check_guards().err().map(|e| e.to_string()));
+        let want = reference::run(graph, &given, &wanted).unwrap();
+        for (&value, want) in read_from.iter().zip(&want) {
+            let error = nmse(&read(&exec, graph, value), &want.data);
+            if error.is_nan() || error > 1e-6 {
+                found.push(format!("step {step}: {} has NMSE {error:.1e}", graph.name(value)));
+            }
+        }
+        // The second step starts from what the first one left on the GPU.
+        for &state in stored.keys() {
+            let held = read(&exec, graph, state).into_iter().map(f64::from).collect();
+            given.insert(state, Array::new(graph.ty(state).shape.clone(), held));
+        }
+    }
+    found
+}
+
+/// Values for all inputs, parameters and states.
+fn data(graph: &Graph, seed: u64) -> HashMap<Value, Array> {
+    let externals = graph.nodes().iter().filter(|node| !matches!(node.source, Source::Op(_)));
+    let fill = |(i, node): (usize, &throughline::graph::Node)| {
+        let array = random_array(&node.outputs[0].shape, 1000 * seed + i as u64).map(|x| f64::from(0.5 * x as f32));
+        let array = match node.name.as_str() {
+            "positive" => array.map(f64::abs),
+            "hyper" => Array::new([8], [0.1, 0.9, 0.99, 1e-3, 0.1, 0.1, 0.01, 1.0].map(|x: f32| x.into()).to_vec()),
+            _ => array,
+        };
+        (graph.find(&node.name).unwrap(), array)
+    };
+    externals.enumerate().map(fill).collect()
+}
+
+#[test]
+fn a_copy_within_one_buffer_is_an_error_and_not_a_crash() {
+    let mut g = Graph::new();
+    let ty = TensorType::f32([8]);
+    let x = g.input("x", ty.clone()).unwrap();
+    let s = g.state("s", ty.clone()).unwrap();
+    g.store(x, s).unwrap();
+    let plan = Arc::new(Plan::new(&g, &[], gpu().profile()).unwrap());
+    let arena = Tensor::zeros(gpu(), "arena", TensorType::f32([128])).unwrap().buffer().clone();
+    let bindings = [(x, 0), (s, 256)]
+        .map(|(value, offset)| (value, Tensor::from_buffer(arena.clone(), offset, ty.clone()).unwrap()))
+        .into();
+    let options = ExecOptions { bindings, ..Default::default() };
+    let error = Executable::new_blocking(gpu(), plan, options).unwrap_err().to_string();
+    assert!(error.contains("`x`") && error.contains("`s`"), "{error}");
+}
