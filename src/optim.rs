@@ -13,7 +13,7 @@ use crate::exec::{ExecOptions, Executable};
 use crate::gpu::Gpu;
 use crate::graph::{Graph, Value};
 use crate::nn::{Gpt, GptConfig};
-use crate::ops::adamw::AdamW;
+use crate::ops::adamw::AdamWSettings;
 use crate::plan::Plan;
 use crate::tensor::{Shape, Tensor, TensorType};
 
@@ -228,7 +228,7 @@ impl Optimizer {
         ];
         let hyper = g.input("hyper", TensorType::f32([8]))?;
         let norm = g.l2_norm("grad_norm", g_in)?;
-        let new = g.op("adamw", AdamW { decay_len: layout.decay_len }, &[p_in, g_in, m_in, v_in, hyper, norm])?;
+        let new = g.adamw("adamw", [p_in, g_in, m_in, v_in], hyper, norm, layout.decay_len)?;
         for (value, state) in new.into_iter().zip([p_in, m_in, v_in]) {
             g.store(value, state)?;
         }
@@ -243,10 +243,9 @@ impl Optimizer {
     /// correction. The rate is written to the queue: one update per submit.
     pub fn record(&self, encoder: &mut wgpu::CommandEncoder, lr: f64, step: u64) -> Result<()> {
         let c = self.config;
-        let t = step as f64 + 1.0;
-        let corrections = [1.0 - c.beta1.powf(t), 1.0 - c.beta2.powf(t)];
-        let [c1, c2] = corrections;
-        let hyper = [lr, c.beta1, c.beta2, c.eps, c.weight_decay, c1, c2, c.max_grad_norm].map(|x| x as f32);
+        let [lr, beta1, beta2, eps, weight_decay, max_grad_norm] =
+            [lr, c.beta1, c.beta2, c.eps, c.weight_decay, c.max_grad_norm].map(|x| x as f32);
+        let hyper = AdamWSettings { lr, beta1, beta2, eps, weight_decay, max_grad_norm }.at_step(step + 1);
         self.exec.write(self.hyper, &hyper)?;
         self.exec.record(encoder);
         Ok(())

@@ -1,4 +1,5 @@
 //! What the training examples share: settings from flags, the loop, progress and checkpoints.
+#![allow(dead_code)] // each example uses a part
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -13,7 +14,7 @@ use serde::Serialize;
 use throughline::Gpu;
 use throughline::checkpoint::{Checkpoint, RunState, text_hash};
 use throughline::data::{Batch, CharTokenizer, Dataset};
-use throughline::nn::{GptConfig, Init, Mlp, Norm, NormPlacement, Positions};
+use throughline::nn::{GptConfig, Init, Mlp, Norm, NormPlacement};
 use throughline::optim::{AdamWConfig, Decay, Schedule};
 use throughline::sample::{Generator, Sampling};
 use throughline::train::{StepLoss, TrainConfig, Trainer};
@@ -55,7 +56,7 @@ pub struct TrainFlags {
     /// Text to learn, UTF-8 [examples/data/shakespeare.txt]
     #[arg(long)]
     pub text: Option<PathBuf>,
-    /// Training steps [3000]
+    /// Training steps [1600]
     #[arg(long)]
     pub steps: Option<u64>,
     /// Blocks [3]
@@ -127,7 +128,6 @@ impl TrainFlags {
                 GptConfig { norm: Norm::LayerNorm, mlp: Mlp::SwiGlu, bias: true, tied_head: true, ..llama }
             }
         };
-        debug_assert!(matches!(model.positions, Positions::Learned | Positions::Rope { .. }));
         let std = self.std.unwrap_or(0.1);
         model.n_kv_heads = self.kv_heads.unwrap_or(heads);
         model.dropout = self.dropout.unwrap_or(0.0);
@@ -139,7 +139,7 @@ impl TrainFlags {
             Some(InitFlag::Zero) => Init::ZeroResidual { std },
             _ => Init::Gpt2 { std },
         };
-        let steps = self.steps.unwrap_or(3000);
+        let steps = self.steps.unwrap_or(1600);
         TrainConfig {
             model,
             batch: self.batch.unwrap_or(8),

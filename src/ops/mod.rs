@@ -39,9 +39,11 @@ pub mod swiglu;
 pub mod transpose;
 
 mod cases;
+mod doc;
 mod elementwise;
 mod rowwise;
 pub use cases::{Case, Fill as InputFill, InputSpec, Row, random_array};
+pub use doc::markdown;
 
 /// A differentiable operation on tensors.
 pub trait Op: Debug + Send + Sync + 'static {

@@ -1,1 +1,90 @@
-fn main() {}
+//! The project's commands: `cargo xtask demo` and `cargo xtask test`. Each first makes sure that
+//! there is a GPU adapter to run on, and installs a software one where it can.
+
+mod adapter;
+mod install;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+const HELP: &str = "\
+cargo xtask demo [-- flags]   train a small GPT on Shakespeare and write target/demo/report.html
+cargo xtask test [-- flags]   run all tests; flags go to `cargo test`
+
+Both make sure first that there is a Vulkan, Metal or DX12 adapter; on Linux without one they
+install Mesa's software driver with the system's package manager.";
+
+/// What went wrong, for people.
+type Outcome = Result<(), String>;
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let command = args.next().unwrap_or_default();
+    let rest: Vec<String> = args.skip_while(|a| a == "--").collect();
+    let outcome = match command.as_str() {
+        "demo" => demo(&rest),
+        "test" => test(&rest),
+        "help" | "-h" | "--help" => {
+            println!("{HELP}");
+            Ok(())
+        }
+        "" => Err(format!("which command?\n{HELP}")),
+        other => Err(format!("there is no command `{other}`\n{HELP}")),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("xtask: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn demo(args: &[String]) -> Outcome {
+    adapter::ensure(&["--release"])?;
+    let text = root().join("examples/data/shakespeare.txt");
+    let out = root().join("target/demo");
+    let mut cargo = cargo(&["run", "--release", "--example", "demo", "--"]);
+    cargo.arg("--text").arg(text).arg("--out").arg(out).args(args);
+    run(&mut cargo)
+}
+
+fn test(args: &[String]) -> Outcome {
+    adapter::ensure(&[])?;
+    run(cargo(&["test", "--workspace"]).args(args))
+}
+
+/// The repository's root: this crate is one folder below.
+fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_path_buf()
+}
+
+/// A cargo command, run from the root.
+fn cargo(args: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
+    command.current_dir(root()).args(args);
+    // Mesa wants a place for its sockets and complains where there is none; any folder will do.
+    if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
+        let runtime = root().join("target/xdg-runtime");
+        if std::fs::create_dir_all(&runtime).is_ok() {
+            command.env("XDG_RUNTIME_DIR", runtime);
+        }
+    }
+    command
+}
+
+/// Runs a command to its end.
+fn run(command: &mut Command) -> Outcome {
+    let status = command.status().map_err(|e| format!("{}: {e}", command.get_program().display()))?;
+    match status.success() {
+        true => Ok(()),
+        false => Err(format!("`{}` failed ({status})", shown(command))),
+    }
+}
+
+/// A command as one would type it.
+fn shown(command: &Command) -> String {
+    let parts = std::iter::once(command.get_program()).chain(command.get_args());
+    parts.map(|p| p.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,35 @@
+//! The op table as a page for people.
+
+use std::fmt::Write;
+
+use super::Row;
+
+/// The table in Markdown: what docs/ops.md holds.
+pub fn markdown(table: &[Row]) -> String {
+    let mut page = String::from(
+        "# Ops\n\nMade from the op table by `cargo run --example op_table > docs/ops.md`; a test checks that it is \
+         fresh.\n\nEvery op is tested on all its cases against an f64 reference, forward and backward, for stray \
+         writes and for the same bits on two runs. *NMSE* is the largest error that its tests allow, `sum((got - \
+         want)^2) / sum(want^2)`.\n\n| op | what it computes | kernels | cases | NMSE |\n|---|---|---|---|---|\n",
+    );
+    for row in table {
+        let cases = (row.cases)();
+        let worst = cases.iter().map(|c| c.nmse).fold(0.0, f64::max);
+        let kernels = entry_points(row.source).join(", ");
+        // A write to a String cannot fail.
+        let _ = writeln!(page, "| {} | {} | {kernels} | {} | {worst:.0e} |", row.name, row.summary, cases.len());
+    }
+    page
+}
+
+/// Names of the functions behind `@compute`.
+fn entry_points(wgsl: &str) -> Vec<&str> {
+    let name = |part: &'_ str| -> Option<usize> { part.find("fn ").map(|at| at + 3) };
+    wgsl.split("@compute")
+        .skip(1)
+        .filter_map(|part| {
+            let rest = &part[name(part)?..];
+            Some(&rest[..rest.find('(')?])
+        })
+        .collect()
+}
