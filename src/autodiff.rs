@@ -42,7 +42,7 @@ impl Vjp<'_> {
 
     /// The error for an op that cannot be differentiated: return it from `vjp`.
     pub fn no_gradient(&self, reason: &'static str) -> Error {
-        Error::NoGradient { node: self.name.trim_end_matches(".grad").into(), op: self.op, reason }
+        Error::NoGradient { node: self.name.strip_suffix(".grad").unwrap_or(&self.name).into(), op: self.op, reason }
     }
 
     /// Sets the gradient that flows to an input.

@@ -194,3 +194,21 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
         io(e)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_that_fails_leaves_no_trace() {
+        let dir = std::env::temp_dir().join(format!("throughline-{}", std::process::id()));
+        let target = dir.join("taken");
+        // A folder that is not empty cannot be replaced by a file.
+        fs::create_dir_all(target.join("inside")).unwrap();
+        let err = write_atomically(&target, b"new").unwrap_err().to_string();
+        assert!(err.contains("taken"), "{err}");
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1, "a temporary file is left");
+        assert!(target.join("inside").is_dir());
+        fs::remove_dir_all(dir).unwrap();
+    }
+}

@@ -18,9 +18,9 @@ use crate::tensor::{Element, Tensor, TensorType};
 pub struct ExecOptions {
     /// Tensors for inputs, parameters and states. What is not here is allocated, zeroed.
     pub bindings: HashMap<Value, Tensor>,
-    /// For tests of kernels: puts this many bytes of sentinel behind every tensor of the plan,
-    /// inside the range that kernels are given; see [`Executable::check_guards`]. A multiple of
-    /// 256; 0 is off.
+    /// For tests of kernels: puts this many bytes of sentinel before and behind every tensor of the
+    /// plan, those behind inside the range that kernels are given; see
+    /// [`Executable::check_guards`]. A multiple of 256; 0 is off.
     pub guard_bytes: usize,
 }
 
@@ -65,7 +65,7 @@ impl Executable {
     fn build(gpu: Gpu, plan: Arc<Plan>, options: ExecOptions) -> Result<Self> {
         let guard = options.guard_bytes;
         let buffers = (plan.buffers.iter().enumerate())
-            .map(|(i, b)| gpu.storage_buffer(&format!("b{i} {}", b.values[0]), (b.bytes + guard) as u64))
+            .map(|(i, b)| gpu.storage_buffer(&format!("b{i} {}", b.values[0]), (b.bytes + 2 * guard) as u64))
             .collect::<Result<Vec<_>>>()?;
         let mut externals = Vec::new();
         for e in &plan.externals {
@@ -184,7 +184,7 @@ impl Executable {
 
     fn place(&self, slot: Slot) -> Place {
         match slot {
-            Slot::Buffer(i) => Place { buffer: self.buffers[i].clone(), offset: 0 },
+            Slot::Buffer(i) => Place { buffer: self.buffers[i].clone(), offset: self.guard as u64 },
             Slot::External(i) => {
                 let tensor = &self.externals[i];
                 Place { buffer: tensor.buffer().clone(), offset: tensor.offset() }
@@ -247,7 +247,7 @@ impl Executable {
             .ok_or_else(|| Error::Graph(format!("{value:?} is neither an external nor an output of this plan")))?;
         match slot {
             Slot::External(i) => Ok(self.externals[i].clone()),
-            Slot::Buffer(i) => Tensor::from_buffer(self.buffers[i].clone(), 0, ty.clone()),
+            Slot::Buffer(i) => Tensor::from_buffer(self.buffers[i].clone(), self.guard as u64, ty.clone()),
         }
     }
 
@@ -284,17 +284,20 @@ impl Executable {
         }
     }
 
-    /// After [`poison`](Self::poison) and a step: an `Err` names the first value behind which
+    /// After [`poison`](Self::poison) and a step: an `Err` names the first value around which
     /// something was written. Waits for the GPU.
     pub fn check_guards(&self) -> Result<()> {
         for (buffer, spec) in self.buffers.iter().zip(&self.plan.buffers) {
             let ty = TensorType::u32([buffer.size() as usize / 4]);
             let words: Vec<u32> = Tensor::from_buffer(buffer.clone(), 0, ty)?.read_blocking(&self.gpu)?;
-            if let Some(i) = words[spec.bytes / 4..].iter().position(|&w| w != SENTINEL) {
+            let (first, end) = (self.guard / 4, (self.guard + spec.bytes) / 4);
+            let touched = |i: &usize| (*i < first || *i >= end) && words[*i] != SENTINEL;
+            if let Some(i) = (0..words.len()).find(touched) {
                 return Err(Error::Device(format!(
-                    "a kernel wrote {} bytes behind the end of {}",
-                    i * 4,
-                    spec.values.join(" or ")
+                    "a kernel wrote byte {} of {}, which has {}",
+                    4 * i as i64 - self.guard as i64,
+                    spec.values.join(" or "),
+                    spec.bytes
                 )));
             }
         }

@@ -378,7 +378,7 @@ impl<'a> Planner<'a> {
     /// write the padding behind a tensor, and behind a state that may be a gap in an arena, where
     /// nobody expects garbage: a state that is not whole quads gets an exact copy too.
     fn store_target(&self, value: Value) -> Option<Value> {
-        let whole_quads = |state: &Value| self.nodes[state.node].outputs[0].len() % 4 == 0;
+        let whole_quads = |state: &Value| self.nodes[state.node].outputs[0].len().is_multiple_of(4);
         let states = self.stores.iter().filter(|(v, _)| self.root[v] == value).map(|&(_, state)| state);
         states.into_iter().find(whole_quads)
     }

@@ -209,7 +209,7 @@ impl Tensor {
         if !buffer.usage().contains(need) {
             return Err(err(format!("usages {need:?}"), format!("{:?}", buffer.usage())));
         }
-        if offset % 256 != 0 {
+        if !offset.is_multiple_of(256) {
             return Err(err("an offset that is a multiple of 256".into(), offset.to_string()));
         }
         let end = offset.checked_add(ty.storage_bytes() as u64);

@@ -113,9 +113,24 @@ fn bad_input_is_refused_with_a_reason() {
     expect(train(&["--text", &text, "--dim", "30", "--heads", "4"]), &["n_heads", "30", "4"]);
     expect(train(&["--text", &text, "--layers", "0"]), &["n_layers", "0"]);
     expect(train(&["--text", &text, "--batch", "0"]), &["batch", "0"]);
-    expect(train(&["--text", &text, "--lr", "-1"]), &["lr"]);
+    expect(train(&["--text", &text, "--lr=-1"]), &["lr"]);
     expect(train(&["--text", &text, "--dim", "65536", "--heads", "64"]), &["limit"]);
     expect(train(&["--text", &text, "--resume", &path("nowhere")]), &["nowhere"]);
+}
+
+/// Without any driver the programs say what is missing and what to install.
+#[cfg(target_os = "linux")]
+#[test]
+fn no_adapter_is_an_error_that_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = text(dir.path());
+    let mut command = Command::new(example("train"));
+    // The loader's own switch: take drivers from this list alone.
+    command.env("VK_DRIVER_FILES", "/nowhere.json").env("VK_ICD_FILENAMES", "/nowhere.json");
+    let out = command.args(["--text", &text, "--out", dir.path().to_str().unwrap()]).output().unwrap();
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    assert!(!out.status.success() && !stderr.contains("panicked"), "{stderr}");
+    assert!(stderr.contains("no usable GPU adapter") && stderr.contains("mesa-vulkan-drivers"), "{stderr}");
 }
 
 /// A checkpoint that is cut short or changed is refused; the file on disk stays as it is.

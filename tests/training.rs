@@ -67,7 +67,7 @@ fn at_zero_initialisation_the_stream_is_a_throughline() {
             let first = read(&values[0]);
             assert!(first.iter().any(|x| *x != 0.0), "{what} is all zeros");
             for (depth, v) in values.iter().enumerate() {
-                assert_eq!(bits(&[first.clone()]), bits(&[read(v)]), "{what} at depth {depth}");
+                assert_eq!(bits(std::slice::from_ref(&first)), bits(&[read(v)]), "{what} at depth {depth}");
             }
         }
     }

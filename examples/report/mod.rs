@@ -106,7 +106,7 @@ fn memory(page: &mut String, outcome: &Outcome) -> Result<()> {
         .enumerate()
         .map(|(i, b)| vec![format!("b{i}"), bytes(b.bytes), b.values.len().to_string(), shorten(&b.values)]);
     table(page, &["buffer", "size", "values", "what lives in it, in order"], rows)?;
-    write!(page, "<details><summary>The whole plan</summary><pre>{}</pre></details>\n", escape(&plan.to_string()))?;
+    writeln!(page, "<details><summary>The whole plan</summary><pre>{}</pre></details>", escape(&plan.to_string()))?;
     Ok(())
 }
 

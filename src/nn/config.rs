@@ -160,13 +160,13 @@ impl GptConfig {
         if let Some((field, n)) = counts.into_iter().find(|(_, n)| *n == 0 || *n > 1 << 24) {
             return err(field, format!("must be from 1 to 2^24, but is {n}"));
         }
-        if self.d_model % self.n_heads != 0 {
+        if !self.d_model.is_multiple_of(self.n_heads) {
             return err("n_heads", format!("d_model {} is not a multiple of {}", self.d_model, self.n_heads));
         }
-        if self.n_heads % self.n_kv_heads != 0 {
+        if !self.n_heads.is_multiple_of(self.n_kv_heads) {
             return err("n_kv_heads", format!("n_heads {} is not a multiple of {}", self.n_heads, self.n_kv_heads));
         }
-        if matches!(self.positions, Positions::Rope { .. }) && self.head_dim() % 2 != 0 {
+        if matches!(self.positions, Positions::Rope { .. }) && !self.head_dim().is_multiple_of(2) {
             return err("n_heads", format!("RoPE needs an even width of heads, but it is {}", self.head_dim()));
         }
         if !(0.0..1.0).contains(&self.dropout) {

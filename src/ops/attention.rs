@@ -190,7 +190,7 @@ impl Tile {
     }
 
     fn knobs(&self, kernel: Kernel, dh: usize) -> Kernel {
-        let (elem, width) = if dh % 4 == 0 { ("vec4<f32>", 4) } else { ("f32", 1) };
+        let (elem, width) = if dh.is_multiple_of(4) { ("vec4<f32>", 4) } else { ("f32", 1) };
         kernel
             .knob("GROUP", self.group as u32)
             .knob("ROWS", self.rows as u32)

@@ -24,7 +24,7 @@ pub(super) struct RowLayout {
 impl RowLayout {
     /// One lane a row on software adapters, a quarter to a whole workgroup of 256 on GPUs.
     pub fn new(cx: &Launch<'_>, rows: usize, cols: usize) -> Self {
-        let width = if cols % 4 == 0 { 4 } else { 1 };
+        let width = if cols.is_multiple_of(4) { 4 } else { 1 };
         let (group, lanes) = match cx.profile.class {
             AdapterClass::Cpu => (8, 1),
             AdapterClass::Gpu => (256, (cols / width).next_power_of_two().clamp(16, 256)),

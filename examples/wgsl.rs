@@ -1,0 +1,41 @@
+//! Prints the final WGSL of the kernels that a case of the op table launches.
+//!
+//! `cargo run --example wgsl -- matmul` lists the cases, `cargo run --example wgsl -- matmul bias`
+//! prints the first case whose name contains "bias". Needs no GPU.
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use throughline::ops::{Row, TABLE};
+use throughline::{AdapterClass, Plan, Profile};
+
+#[derive(Parser)]
+#[command(about = "Prints the final WGSL of the kernels of an op")]
+struct Flags {
+    /// Op, as in docs/ops.md
+    op: String,
+    /// Part of a case's name; lists the cases if left out
+    case: Option<String>,
+    /// Kernels for software adapters, not for GPUs
+    #[arg(long)]
+    cpu: bool,
+}
+
+fn main() -> Result<()> {
+    let flags = Flags::parse();
+    let names = || TABLE.iter().map(|r| r.name).collect::<Vec<_>>().join(", ");
+    let row: &Row = TABLE.iter().find(|r| r.name == flags.op).with_context(|| format!("ops: {}", names()))?;
+    let cases = (row.cases)();
+    let Some(part) = flags.case else {
+        cases.iter().for_each(|c| println!("{}", c.name));
+        return Ok(());
+    };
+    let case =
+        cases.iter().find(|c| c.name.contains(&part)).context("no case of that name; leave it out to list them")?;
+    let (graph, _, outputs) = case.graph()?;
+    let class = if flags.cpu { AdapterClass::Cpu } else { AdapterClass::Gpu };
+    let plan = Plan::new(&graph, &outputs, &Profile::portable(class))?;
+    for d in plan.steps.iter().flat_map(|s| &s.dispatches) {
+        println!("// {} x {:?} workgroups\n{}", d.kernel.describe(), d.workgroups, d.kernel.wgsl()?);
+    }
+    Ok(())
+}
