@@ -9,13 +9,26 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use serde::Serialize;
 use throughline::checkpoint::write_atomically;
+use throughline::train::TrainConfig;
 
 #[derive(Parser)]
 #[command(about = "Trains a small GPT on Shakespeare and writes a report")]
 struct Flags {
     #[command(flatten)]
     train: common::TrainFlags,
+}
+
+/// What run.json holds.
+#[derive(Serialize)]
+struct Record<'a> {
+    summary: &'a common::Summary,
+    config: &'a TrainConfig,
+    /// Validations.
+    history: &'a [common::Point],
+    /// Step and training loss.
+    losses: &'a [(u64, f32)],
 }
 
 fn main() -> Result<()> {
@@ -29,12 +42,12 @@ fn main() -> Result<()> {
         println!("{}", path.display());
         Ok(())
     };
-    let run = serde_json::json!({
-        "summary": outcome.summary,
-        "config": outcome.trainer.config(),
-        "history": outcome.history,
-        "losses": outcome.losses,
-    });
+    let run = Record {
+        summary: &outcome.summary,
+        config: outcome.trainer.config(),
+        history: &outcome.history,
+        losses: &outcome.losses,
+    };
     write("report.html", report::html(&flags, &outcome)?.as_bytes())?;
     write("run.json", serde_json::to_string_pretty(&run)?.as_bytes())?;
     write("sample.txt", outcome.sample.as_bytes())?;

@@ -114,7 +114,7 @@ fn bad_input_is_refused_with_a_reason() {
     expect(train(&["--text", &text, "--layers", "0"]), &["n_layers", "0"]);
     expect(train(&["--text", &text, "--batch", "0"]), &["batch", "0"]);
     expect(train(&["--text", &text, "--lr=-1"]), &["lr"]);
-    expect(train(&["--text", &text, "--dim", "65536", "--heads", "64"]), &["limit"]);
+    expect(train(&["--text", &text, "--dim", "16384", "--heads", "64"]), &["limits", "smaller model"]);
     expect(train(&["--text", &text, "--resume", &path("nowhere")]), &["nowhere"]);
 }
 

@@ -12,7 +12,8 @@ use throughline::ops::{Row, TABLE};
 use throughline::reference::{self, nmse};
 
 fn main() {
-    let checks: [(&str, fn(&Row) -> Vec<String>); 3] = [
+    type Check = fn(&Row) -> Vec<String>;
+    let checks: [(&str, Check); 3] = [
         ("gpu_matches_reference", gpu_matches_reference),
         ("reference_gradients_match_central_differences", reference_gradients_match_central_differences),
         ("shaders_are_valid", shaders_are_valid),

@@ -21,7 +21,7 @@ pub fn html(flags: &TrainFlags, outcome: &Outcome) -> Result<String> {
     let mut page = format!(
         "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>throughline: a training run</title>\n\
          <style>{STYLE}</style>\n<h1>A GPT learns {}</h1>\n",
-        escape(&flags.text_path().display().to_string())
+        escape(&flags.text_path().file_name().unwrap_or_default().to_string_lossy())
     );
     write!(
         page,
@@ -35,7 +35,8 @@ pub fn html(flags: &TrainFlags, outcome: &Outcome) -> Result<String> {
         s.tokens_per_s,
         loss_chart(outcome)?
     )?;
-    let settings = serde_json::to_value(config)?;
+    // Through text, which has 1e-5 where a value would have it as f64 holds the f32.
+    let settings: serde_json::Value = serde_json::from_str(&serde_json::to_string(config)?)?;
     let mut rows = vec![];
     flatten("", &settings, &mut rows);
     rows.push(("first step, seconds".into(), format!("{:.2}", s.first_step_s)));
@@ -61,8 +62,9 @@ fn loss_chart(outcome: &Outcome) -> Result<String> {
             .y_label_area_size(50)
             .build_cartesian_2d(0.0..last, (low - 0.1)..(high + 0.1))
             .map_err(|e| err(&e))?;
-        let mesh = chart.configure_mesh().x_desc("step").y_desc("nats per character").draw();
-        mesh.map_err(|e| err(&e))?;
+        let mut mesh = chart.configure_mesh();
+        mesh.x_desc("step").y_desc("nats per character").x_label_formatter(&|x| format!("{x:.0}"));
+        mesh.light_line_style(TRANSPARENT).draw().map_err(|e| err(&e))?;
         let training = chart.draw_series(LineSeries::new(train.iter().copied(), &BLUE)).map_err(|e| err(&e))?;
         training.label("training, mean of 20 steps").legend(|(x, y)| PathElement::new([(x, y), (x + 20, y)], BLUE));
         let validation = chart.draw_series(LineSeries::new(points(), RED.stroke_width(2)).point_size(3));
