@@ -21,7 +21,8 @@ pub(super) const ROW: Row = Row {
         let fills = [InputFill::Uniform(-100.0, 100.0), InputFill::Constant(-1000.0), InputFill::Constant(1000.0)];
         let far = |fill| Case::new(format!("{fill:?}"), SwiGlu, &[&[301], &[301]]).fill(0, fill);
         // Errors are those of f32 arithmetic: far below what the table asks.
-        elementwise::SHAPES.iter().map(case).chain(fills.map(far)).map(|case| case.tolerance(1e-12)).collect()
+        // A lone element where the slope of silu nearly cancels has a relative error of 1e-6.
+        elementwise::SHAPES.iter().map(case).chain(fills.map(far)).map(|case| case.tolerance(1e-11)).collect()
     },
     bench: || vec![Case::new("4096x2048", SwiGlu, &[&[4096, 2048], &[4096, 2048]])],
 };

@@ -71,7 +71,15 @@ impl Harness {
     }
 
     pub fn executable(&self, profile: &Profile, guard_bytes: usize) -> Executable {
-        let plan = Plan::new(&self.graph, &self.wanted(), profile).unwrap();
+        self.guarded(Plan::new(&self.graph, &self.wanted(), profile).unwrap(), guard_bytes)
+    }
+
+    /// Runs a plan of this graph, or a part of one.
+    pub fn executable_of(&self, plan: Plan) -> Executable {
+        self.guarded(plan, 0)
+    }
+
+    fn guarded(&self, plan: Plan, guard_bytes: usize) -> Executable {
         let options = ExecOptions { guard_bytes, ..Default::default() };
         let exec = Executable::new_blocking(gpu(), Arc::new(plan), options).unwrap();
         for external in &exec.plan().externals.clone() {
