@@ -1,4 +1,11 @@
-//! throughline: a GPU transformer runtime on wgpu.
+#![doc = include_str!("../README.md")]
+//!
+//! # Modules
+//!
+//! Build a [`Graph`] (by hand, or with [`nn`]), differentiate it ([`Graph::gradients`]), turn it into
+//! a [`Plan`] and run that as an [`Executable`] on a [`Gpu`]. [`train`], [`optim`], [`data`],
+//! [`sample`] and [`checkpoint`] are what training needs around it. [`ops`] holds the op table,
+//! [`reference`] the f64 oracle.
 #![warn(missing_docs, missing_debug_implementations, rust_2018_idioms)]
 
 pub mod autodiff;
