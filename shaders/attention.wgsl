@@ -3,7 +3,7 @@
 //
 // An invocation owns ROWS query rows (key rows in backward_kv) and keeps them and their sums in
 // registers, so that a row loaded from the other side, which all invocations of a workgroup share,
-// serves ROWS of them; it takes KEYS of those at a time. Nothing goes through workgroup memory.
+// serves ROWS of them. Nothing goes through workgroup memory.
 //
 // Heads lie side by side in the last dimension: element (batch, time, head, i) is at
 // ((batch * times + time) * heads + head) * width + i.
@@ -12,7 +12,6 @@
 const CAUSAL: bool = true; // query t sees keys up to t + tk - tq
 const GROUP: u32 = 8u; // invocations of a workgroup
 const ROWS: u32 = 4u;
-const KEYS: u32 = 2u;
 alias E = vec4<f32>; // f32 where the width of a head is no multiple of 4
 const WIDTH: u32 = 4u;
 const DIM: u32 = 8u; // width of a head, in units of E
@@ -112,31 +111,25 @@ fn forward(
         top[r] = MASKED;
     }
     let end = visible(at.row0 + ROWS - 1u);
-    for (var key = 0u; key < end; key += KEYS) {
-        var s: array<array<E, ROWS>, KEYS>;
-        for (var j = 0u; j < KEYS; j++) {
-            let base = kv_at(at, kv_head, key + j);
-            for (var i = 0u; i < DIM; i++) {
-                let x = k[base + i];
-                for (var r = 0u; r < ROWS; r++) {
-                    s[j][r] += qs[r][i] * x;
-                }
-            }
-        }
-        var score: array<array<f32, ROWS>, KEYS>;
-        var grew = false;
-        for (var j = 0u; j < KEYS; j++) {
+    for (var key = 0u; key < end; key++) {
+        let base = kv_at(at, kv_head, key);
+        var s: array<E, ROWS>;
+        for (var i = 0u; i < DIM; i++) {
+            let x = k[base + i];
             for (var r = 0u; r < ROWS; r++) {
-                score[j][r] = select(MASKED, total(s[j][r]), key + j < visible(at.row0 + r));
-                grew = grew || score[j][r] > top[r];
+                s[r] += qs[r][i] * x;
             }
         }
+        var score: array<f32, ROWS>;
+        var grew = false;
+        for (var r = 0u; r < ROWS; r++) {
+            score[r] = select(MASKED, total(s[r]), key < visible(at.row0 + r));
+            grew = grew || score[r] > top[r];
+        }
+        // A new maximum is rare after the first keys, so what it costs is behind a branch.
         if (grew) {
             for (var r = 0u; r < ROWS; r++) {
-                var new_top = top[r];
-                for (var j = 0u; j < KEYS; j++) {
-                    new_top = max(new_top, score[j][r]);
-                }
+                let new_top = max(top[r], score[r]);
                 let shrink = exp(top[r] - new_top);
                 top[r] = new_top;
                 norm[r] *= shrink;
@@ -145,17 +138,14 @@ fn forward(
                 }
             }
         }
-        for (var j = 0u; j < KEYS; j++) {
+        for (var r = 0u; r < ROWS; r++) {
+            score[r] = exp(score[r] - top[r]);
+            norm[r] += score[r];
+        }
+        for (var i = 0u; i < DIM; i++) {
+            let x = v[base + i];
             for (var r = 0u; r < ROWS; r++) {
-                score[j][r] = exp(score[j][r] - top[r]);
-                norm[r] += score[j][r];
-            }
-            let base = kv_at(at, kv_head, key + j);
-            for (var i = 0u; i < DIM; i++) {
-                let x = v[base + i];
-                for (var r = 0u; r < ROWS; r++) {
-                    sums[r][i] += score[j][r] * x;
-                }
+                sums[r][i] += score[r] * x;
             }
         }
     }

@@ -12,12 +12,13 @@
 const A_TRANSPOSED: bool = false; // a is [k, m] in memory, not [m, k]
 const B_TRANSPOSED: bool = false; // b is [n, k] in memory, not [k, n]
 const LANES: u32 = 8u;
-const ROWS: u32 = 8u;
-const QUADS: u32 = 4u;
+const ROWS: u32 = 16u;
+const QUADS: u32 = 2u;
 alias A = vec4<f32>; // f32 where a's contiguous axis is no multiple of 4
 alias B = vec4<f32>;
 const A_QUADS: bool = true; // A is vec4<f32>
 const B_QUADS: bool = true;
+const K_TAIL: bool = true; // k is no multiple of 4
 
 const COLS: u32 = 4u * QUADS;
 const ROW_QUADS: u32 = ROWS / 4u;
@@ -164,6 +165,9 @@ fn tile_sums(row0: u32, col0: u32, z: u32) -> Sums {
             }
         }
     }
+    if (!K_TAIL) {
+        return acc;
+    }
     for (var k = whole; k < p.k; k++) {
         for (var i = 0u; i < ROWS; i++) {
             let at = a_row[i] + select(k, k * p.m, A_TRANSPOSED);
@@ -180,6 +184,20 @@ fn tile_sums(row0: u32, col0: u32, z: u32) -> Sums {
     return acc;
 }
 
+// The sums of a tile on their way out, through memory of the lane's own, where an index may vary: as
+// unrolled code the stores would take the compiler longer than all the rest. (Loops that read them
+// back count from a row and column, not from 0, or Mesa 25 would unroll them.) No lane looks at
+// another's, so there is no barrier.
+var<workgroup> staged: array<vec4<f32>, LANES * ROWS * QUADS>;
+
+fn stage(sums: Sums, lane: u32) {
+    for (var i = 0u; i < ROWS; i++) {
+        for (var q = 0u; q < QUADS; q++) {
+            staged[(i * QUADS + q) * LANES + lane] = sums[i][q];
+        }
+    }
+}
+
 @compute @workgroup_size(LANES)
 fn forward_quads(
     @builtin(workgroup_id) wid: vec3<u32>,
@@ -192,21 +210,18 @@ fn forward_quads(
     }
     let row0 = (group / p.groups_n) * ROWS;
     let col0 = (group % p.groups_n) * (LANES * COLS) + lane * COLS;
-    let sums = tile_sums(row0, col0, wid.z);
-    for (var i = 0u; i < ROWS; i++) {
-        let at = (wid.z * p.m + row0 + i) * p.n;
-        for (var q = 0u; q < QUADS; q++) {
-            let col = col0 + 4u * q;
-            if (row0 + i < p.m && col < p.n) {
-                var v = sums[i][q];
-                if (p.has_bias != 0u) {
-                    v += bias_quads[col / 4u];
-                }
-                if (p.accumulate != 0u) {
-                    v += y_quads[(at + col) / 4u];
-                }
-                y_quads[(at + col) / 4u] = v;
+    stage(tile_sums(row0, col0, wid.z), lane);
+    for (var row = row0; row < min(row0 + ROWS, p.m); row++) {
+        let at = (wid.z * p.m + row) * p.n;
+        for (var col = col0; col < min(col0 + COLS, p.n); col += 4u) {
+            var v = staged[((row - row0) * QUADS + (col - col0) / 4u) * LANES + lane];
+            if (p.has_bias != 0u) {
+                v += bias_quads[col / 4u];
             }
+            if (p.accumulate != 0u) {
+                v += y_quads[(at + col) / 4u];
+            }
+            y_quads[(at + col) / 4u] = v;
         }
     }
 }
@@ -223,15 +238,12 @@ fn forward(
     }
     let row0 = (group / p.groups_n) * ROWS;
     let col0 = (group % p.groups_n) * (LANES * COLS) + lane * COLS;
-    var sums = tile_sums(row0, col0, wid.z);
-    // The bounds are not constants so that these loops stay loops: unrolled, their stores take the
-    // compiler longer than all the rest.
-    let rows = min(ROWS, p.m - row0);
-    let cols = min(COLS, p.n - min(col0, p.n));
-    for (var i = 0u; i < rows; i++) {
-        let at = (wid.z * p.m + row0 + i) * p.n;
-        for (var j = 0u; j < cols; j++) {
-            store(at, col0 + j, sums[i][j / 4u][j % 4u]);
+    stage(tile_sums(row0, col0, wid.z), lane);
+    for (var row = row0; row < min(row0 + ROWS, p.m); row++) {
+        let at = (wid.z * p.m + row) * p.n;
+        for (var col = col0; col < min(col0 + COLS, p.n); col++) {
+            let j = col - col0;
+            store(at, col, staged[((row - row0) * QUADS + j / 4u) * LANES + lane][j % 4u]);
         }
     }
 }

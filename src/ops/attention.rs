@@ -176,16 +176,15 @@ impl Attention {
 struct Tile {
     group: usize,
     rows: usize,
-    keys: usize,
 }
 
 impl Tile {
     /// On software adapters a row of the other side is expensive to load and registers spill
     /// cheaply, so a lane keeps `budget` elements. On GPUs occupancy counts: one row each.
-    fn new(cx: &Launch<'_>, dh: usize, budget: usize, keys: usize) -> Self {
+    fn new(cx: &Launch<'_>, dh: usize, budget: usize) -> Self {
         match cx.profile.class {
-            AdapterClass::Cpu => Tile { group: 8, rows: (budget / dh).clamp(1, 8), keys },
-            AdapterClass::Gpu => Tile { group: 64, rows: 1, keys: 1 },
+            AdapterClass::Cpu => Tile { group: 8, rows: (budget / dh).clamp(1, 8) },
+            AdapterClass::Gpu => Tile { group: 64, rows: 1 },
         }
     }
 
@@ -194,7 +193,6 @@ impl Tile {
         kernel
             .knob("GROUP", self.group as u32)
             .knob("ROWS", self.rows as u32)
-            .knob("KEYS", self.keys as u32)
             .knob("E", elem)
             .knob("WIDTH", width as u32)
             .knob("DIM", (dh / width) as u32)
@@ -228,7 +226,7 @@ impl Op for Attention {
         let d = self.dims(cx.inputs)?;
         let binds = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::Out(0), Bind::Out(1)];
         let mut program = Program::default();
-        let tile = Tile::new(cx, d.dh, 128, 4);
+        let tile = Tile::new(cx, d.dh, 128);
         self.dispatch(&mut program, cx, ("forward", &binds), (d.tq, self.heads), tile)?;
         Ok(program)
     }
@@ -281,11 +279,11 @@ impl Op for AttentionBackward {
         let mut program = Program::default();
         let rows = d.batch * op.heads * d.tq;
         let delta = program.scratch(TensorType::f32([rows]));
-        let kernel = Tile::new(cx, d.dh, d.dh, 1).knobs(table_kernel("attention", SOURCE, "row_dots"), d.dh);
+        let kernel = Tile::new(cx, d.dh, d.dh).knobs(table_kernel("attention", SOURCE, "row_dots"), d.dh);
         let binds = [Bind::In(3), Bind::In(5), Bind::Scratch(delta)];
         program.dispatch(kernel, &binds, &op.words(&d, 1, rows), cx.profile.grid(rows.div_ceil(64)));
         let ins = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::In(5), Bind::In(4), Bind::ScratchIn(delta)];
-        let tile = Tile::new(cx, d.dh, 128, 1);
+        let tile = Tile::new(cx, d.dh, 64);
         let binds = [&ins[..], &[Bind::Out(0)]].concat();
         op.dispatch(&mut program, cx, ("backward_q", &binds), (d.tq, op.heads), tile)?;
         let binds = [&ins[..], &[Bind::Out(1), Bind::Out(2)]].concat();

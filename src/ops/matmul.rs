@@ -14,16 +14,11 @@ use crate::tensor::{Shape, TensorType};
 
 const SOURCE: &str = include_str!("../../shaders/matmul.wgsl");
 
-/// Lanes of a workgroup on software adapters.
+/// The tile of software adapters: lanes of a workgroup, and the rows and quads of columns that each
+/// keeps. See docs/rejected.md for the others.
 const LANES: usize = 8;
-
-/// The tile of software adapters: rows, and quads of columns, that each lane keeps. 8 x 4 covers 128
-/// columns at a time; where that would leave a quarter of the lanes without work, 16 x 2 covers 64.
-/// (16 x 4 is 5% faster on large shapes, but takes 2 s to compile instead of 1 s.)
-fn software_tile(n: usize) -> (usize, usize) {
-    let padded = |quads: usize| n.next_multiple_of(LANES * 4 * quads);
-    if 4 * padded(2) <= 3 * padded(4) { (16, 2) } else { (8, 4) }
-}
+const ROWS: usize = 16;
+const QUADS: usize = 2;
 
 pub(super) const ROW: Row = Row {
     name: "matmul",
@@ -203,8 +198,7 @@ impl Op for Matmul {
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let d = self.dims(&cx.inputs[0].shape, &cx.inputs[1].shape)?;
         let software = cx.profile.class == AdapterClass::Cpu;
-        let (rows, quads) = software_tile(d.n);
-        let (tile_m, tile_n) = if software { (rows, LANES * quads * 4) } else { (64, 64) };
+        let (tile_m, tile_n) = if software { (ROWS, LANES * QUADS * 4) } else { (64, 64) };
         let groups_n = d.n.div_ceil(tile_n);
         let groups = groups_n * d.m.div_ceil(tile_m);
         let [x, y, _] = cx.profile.grid(groups);
@@ -221,12 +215,13 @@ impl Op for Matmul {
             .knob("A_TRANSPOSED", self.transpose_a)
             .knob("B_TRANSPOSED", self.transpose_b)
             .knob("LANES", LANES as u32)
-            .knob("ROWS", rows as u32)
-            .knob("QUADS", quads as u32)
+            .knob("ROWS", ROWS as u32)
+            .knob("QUADS", QUADS as u32)
             .knob("A", elem(a_quads))
             .knob("B", elem(b_quads))
             .knob("A_QUADS", a_quads)
-            .knob("B_QUADS", b_quads);
+            .knob("B_QUADS", b_quads)
+            .knob("K_TAIL", !d.k.is_multiple_of(4));
         let bias = if self.bias { Bind::In(2) } else { Bind::Null };
         let [m, n, k, groups_n, groups] = [d.m, d.n, d.k, groups_n, groups].map(|x| x as u32);
         let words = [m, n, k, groups_n, groups, u32::from(self.bias), u32::from(self.accumulate)];
