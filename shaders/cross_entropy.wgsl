@@ -1,13 +1,9 @@
 // loss = mean over rows of logsumexp(logits) - logits[target], softmax never stored. Rows whose
 // target is no class count for nothing.
 //
-// A row is the work of LANES invocations; see norm.wgsl.
+// Behind common/rows.wgsl.
 
 // knobs
-const GROUP: u32 = 8u;
-const LANES: u32 = 1u;
-alias E = vec4<f32>; // f32 where the classes are no multiple of 4
-const WIDTH: u32 = 4u;
 const OFFSETS: E = vec4<f32>(0.0, 1.0, 2.0, 3.0); // of the elements of an E; 0.0 for f32
 
 struct Params {
@@ -35,37 +31,6 @@ struct Params {
 @group(0) @binding(5) var<storage, read> dloss: array<f32>;
 @group(0) @binding(6) var<storage, read_write> dlogits: array<E>;
 
-var<workgroup> partial: array<f32, GROUP>;
-
-fn total(v: E) -> f32 {
-    return dot(vec4<f32>(v), vec4<f32>(f32(WIDTH) * 0.25));
-}
-
-fn largest(v: E) -> f32 {
-    let q = vec4<f32>(v);
-    return max(max(q.x, q.y), max(q.z, q.w));
-}
-
-// Sum or maximum of `v` over the LANES invocations of this row, to all of them.
-fn reduce(v: f32, lid: u32, sum: bool) -> f32 {
-    if (LANES == 1u) {
-        return v;
-    }
-    partial[lid] = v;
-    workgroupBarrier();
-    let lane = lid % LANES;
-    for (var step = LANES / 2u; step > 0u; step /= 2u) {
-        if (lane < step) {
-            let other = partial[lid + step];
-            partial[lid] = select(max(partial[lid], other), partial[lid] + other, sum);
-        }
-        workgroupBarrier();
-    }
-    let result = partial[lid - lane];
-    workgroupBarrier();
-    return result;
-}
-
 @compute @workgroup_size(GROUP)
 fn forward(
     @builtin(workgroup_id) wid: vec3<u32>,
@@ -85,7 +50,7 @@ fn forward(
     for (var c = lane; c < p.cols; c += LANES) {
         top = max(top, logits[base + c]);
     }
-    let maximum = reduce(largest(top), lid, false);
+    let maximum = row_max(largest(top), lid);
     var sum = E();
     var chosen = E();
     for (var c = lane; c < p.cols; c += LANES) {
@@ -94,8 +59,8 @@ fn forward(
         let hit = E(f32(c * WIDTH)) + OFFSETS == E(f32(target_id));
         chosen += select(E(), v - E(maximum), hit);
     }
-    let log_sum = log(reduce(total(sum), lid, true));
-    let score = reduce(total(chosen), lid, true);
+    let log_sum = log(row_sum(total(sum), lid));
+    let score = row_sum(total(chosen), lid);
     if (row >= p.rows || lane > 0u) {
         return;
     }

@@ -1,16 +1,9 @@
 // Layer norm: y = xhat * gamma + beta, xhat = (x - mean(x)) * rstd, rstd = 1 / sqrt(var(x) + eps), by
 // row. RMS norm is the same with the mean taken as zero and without beta.
-//
-// A row is the work of LANES invocations: 1 on software adapters, where a lane is a thread of its
-// own and a barrier costs a context switch; many on GPUs, with a tree reduction in workgroup
-// memory. Two passes over x for the variance: E[x^2] - E[x]^2 cancels.
+// Behind common/rows.wgsl. Two passes over x for the variance: E[x^2] - E[x]^2 cancels.
 
 // knobs
 const CENTERED: bool = true; // layer norm; else RMS norm
-const GROUP: u32 = 8u; // invocations of a workgroup
-const LANES: u32 = 1u; // of those, how many share a row; a power of two
-alias E = vec4<f32>; // f32 where the columns are no multiple of 4
-const WIDTH: u32 = 4u; // elements in an E
 const ACCUMULATE: bool = false; // backward adds dx to what is there
 
 struct Params {
@@ -44,33 +37,6 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> dgamma: array<E>;
 @group(0) @binding(4) var<storage, read_write> dbeta: array<E>;
 
-var<workgroup> partial: array<vec2<f32>, GROUP>;
-
-// Sum over the elements of an E.
-fn total(v: E) -> f32 {
-    // For a scalar the constructor repeats it four times, which the weights undo.
-    return dot(vec4<f32>(v), vec4<f32>(f32(WIDTH) * 0.25));
-}
-
-// Sum of `v` over the LANES invocations of this row, to all of them.
-fn reduce(v: vec2<f32>, lid: u32) -> vec2<f32> {
-    if (LANES == 1u) {
-        return v;
-    }
-    partial[lid] = v;
-    workgroupBarrier();
-    let lane = lid % LANES;
-    for (var step = LANES / 2u; step > 0u; step /= 2u) {
-        if (lane < step) {
-            partial[lid] += partial[lid + step];
-        }
-        workgroupBarrier();
-    }
-    let sum = partial[lid - lane];
-    workgroupBarrier();
-    return sum;
-}
-
 @compute @workgroup_size(GROUP)
 fn forward(
     @builtin(workgroup_id) wid: vec3<u32>,
@@ -90,14 +56,14 @@ fn forward(
         for (var c = lid % LANES; c < p.cols; c += LANES) {
             sum += x[base + c];
         }
-        mean = reduce(vec2<f32>(total(sum), 0.0), lid).x / p.n;
+        mean = row_sum(total(sum), lid) / p.n;
     }
     var squares = E();
     for (var c = lid % LANES; c < p.cols; c += LANES) {
         let d = x[base + c] - E(mean);
         squares += d * d;
     }
-    let variance = reduce(vec2<f32>(total(squares), 0.0), lid).x / p.n;
+    let variance = row_sum(total(squares), lid) / p.n;
     let r = 1.0 / sqrt(variance + p.eps);
     if (row >= p.rows) {
         return;
@@ -136,7 +102,7 @@ fn backward(
         sum_g += g;
         sum_gx += g * xhat[base + c];
     }
-    var means = reduce(vec2<f32>(total(sum_g), total(sum_gx)), lid) / p.n;
+    var means = row_sums(total(sum_g), total(sum_gx), lid) / p.n;
     if (!CENTERED) {
         means.x = 0.0;
     }

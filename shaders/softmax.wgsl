@@ -1,11 +1,4 @@
-// y = exp(x - max) / sum(exp(x - max)), by row. A row is the work of LANES invocations; see
-// norm.wgsl.
-
-// knobs
-const GROUP: u32 = 8u;
-const LANES: u32 = 1u;
-alias E = vec4<f32>; // f32 where the columns are no multiple of 4
-const WIDTH: u32 = 4u;
+// y = exp(x - max) / sum(exp(x - max)), by row. Behind common/rows.wgsl.
 
 struct Params {
     rows: u32,
@@ -24,37 +17,6 @@ struct Params {
 @group(0) @binding(2) var<storage, read> y: array<E>;
 @group(0) @binding(3) var<storage, read_write> dx: array<E>;
 
-var<workgroup> partial: array<f32, GROUP>;
-
-fn total(v: E) -> f32 {
-    return dot(vec4<f32>(v), vec4<f32>(f32(WIDTH) * 0.25));
-}
-
-fn largest(v: E) -> f32 {
-    let q = vec4<f32>(v);
-    return max(max(q.x, q.y), max(q.z, q.w));
-}
-
-// Sum or maximum of `v` over the LANES invocations of this row, to all of them.
-fn reduce(v: f32, lid: u32, sum: bool) -> f32 {
-    if (LANES == 1u) {
-        return v;
-    }
-    partial[lid] = v;
-    workgroupBarrier();
-    let lane = lid % LANES;
-    for (var step = LANES / 2u; step > 0u; step /= 2u) {
-        if (lane < step) {
-            let other = partial[lid + step];
-            partial[lid] = select(max(partial[lid], other), partial[lid] + other, sum);
-        }
-        workgroupBarrier();
-    }
-    let result = partial[lid - lane];
-    workgroupBarrier();
-    return result;
-}
-
 @compute @workgroup_size(GROUP)
 fn forward(
     @builtin(workgroup_id) wid: vec3<u32>,
@@ -72,12 +34,12 @@ fn forward(
     for (var c = lane; c < p.cols; c += LANES) {
         top = max(top, x[base + c]);
     }
-    let maximum = E(reduce(largest(top), lid, false));
+    let maximum = E(row_max(largest(top), lid));
     var sum = E();
     for (var c = lane; c < p.cols; c += LANES) {
         sum += exp(x[base + c] - maximum);
     }
-    let scale = 1.0 / reduce(total(sum), lid, true);
+    let scale = 1.0 / row_sum(total(sum), lid);
     if (row >= p.rows) {
         return;
     }
@@ -104,7 +66,7 @@ fn backward(
     for (var c = lane; c < p.cols; c += LANES) {
         product += dy[base + c] * y[base + c];
     }
-    let mean = E(reduce(total(product), lid, true));
+    let mean = E(row_sum(total(product), lid));
     if (row >= p.rows) {
         return;
     }

@@ -1,6 +1,7 @@
 //! Kernels: WGSL files with const knobs, specialised by text.
 //!
-//! Each file under `shaders/` is valid WGSL on its own. Lines of the form `const NAME: T = v;` or
+//! Each file under `shaders/` is valid WGSL on its own, but for three that stand behind
+//! `shaders/common/rows.wgsl`. Lines of the form `const NAME: T = v;` or
 //! `alias NAME = T;` are *knobs*: a launch may replace the right-hand side. `override` constants
 //! cannot size a function-local array, which is the register tile that a matmul tunes; hence text.
 

@@ -5,7 +5,7 @@
 //! Build a [`Graph`] (by hand, or with [`nn`]), differentiate it ([`Graph::gradients`]), turn it into
 //! a [`Plan`] and run that as an [`Executable`] on a [`Gpu`]. [`train`], [`optim`], [`data`],
 //! [`sample`] and [`checkpoint`] are what training needs around it. [`ops`] holds the op table,
-//! [`reference`] the f64 oracle.
+//! [`mod@reference`] the f64 oracle.
 #![warn(missing_docs, missing_debug_implementations, rust_2018_idioms)]
 
 pub mod autodiff;
@@ -21,6 +21,7 @@ pub mod nn;
 pub mod ops;
 pub mod optim;
 pub mod plan;
+mod planner;
 pub mod reference;
 pub mod rng;
 pub mod sample;

@@ -1,19 +1,15 @@
-//! The planner: order and lifetimes to whole buffers and dispatches. Pure data, printable, made
-//! before anything is allocated; there is no wgpu in it.
-//!
-//! Buffers are reused whole, by lifetime: WebGPU rejects a dispatch that both reads and writes one
-//! buffer, whatever the ranges. An output that *starts as* one of its inputs takes over that
-//! input's buffer only where nobody reads the input afterwards; else the plan holds a copy.
+//! The plan of a step: buffers and dispatches, as data. Printable, made before anything is
+//! allocated; there is no wgpu in it. How it is made is in `planner.rs`.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use crate::error::{Error, Result};
 use crate::fuse;
 use crate::gpu::Profile;
-use crate::graph::{Graph, Node, Source, Value};
+use crate::graph::{Graph, Node, Value};
 use crate::kernel::Kernel;
-use crate::ops::{Bind, Launch, Op};
+use crate::planner;
 use crate::tensor::TensorType;
 
 /// Where a value lives.
@@ -95,7 +91,7 @@ pub struct Step {
 }
 
 /// A planned graph.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Plan {
     /// Work, in order.
     pub steps: Vec<Step>,
@@ -105,7 +101,7 @@ pub struct Plan {
     pub buffers: Vec<BufferSpec>,
     /// Inputs, parameters and states.
     pub externals: Vec<External>,
-    kept: HashMap<Value, (Slot, TensorType)>,
+    pub(crate) kept: HashMap<Value, (Slot, TensorType)>,
 }
 
 impl Plan {
@@ -144,11 +140,7 @@ impl Plan {
         let now = |v: Value| moved.get(&v).copied().unwrap_or(v);
         let stores: Vec<(Value, Value)> = graph.stores().iter().map(|&(v, s)| (now(v), s)).collect();
         let keep: Vec<Value> = outputs.iter().map(|&v| now(v)).collect();
-        let mut planner = Planner::new(&nodes, &keep, &stores, profile);
-        for id in reachable(&nodes, &keep, &stores) {
-            planner.place(id)?;
-        }
-        let mut plan = planner.finish()?;
+        let mut plan = planner::plan(&nodes, &keep, &stores, profile)?;
         plan.kept = outputs.iter().map(|&v| (v, plan.kept[&now(v)].clone())).collect();
         Ok(plan)
     }
@@ -188,352 +180,6 @@ impl Plan {
     }
 }
 
-/// Ids of the nodes that are needed: inputs, parameters and states first, then ops in order.
-fn reachable(nodes: &[Node], keep: &[Value], stores: &[(Value, Value)]) -> Vec<usize> {
-    let mut live = vec![false; nodes.len()];
-    let mut stack: Vec<usize> = keep.iter().chain(stores.iter().flat_map(|(v, s)| [v, s])).map(|v| v.node).collect();
-    while let Some(id) = stack.pop() {
-        if !std::mem::replace(&mut live[id], true) {
-            stack.extend(nodes[id].inputs.iter().map(|v| v.node));
-        }
-    }
-    let is_op = |id: &usize| matches!(nodes[*id].source, Source::Op(_));
-    let (ops, externals): (Vec<usize>, Vec<usize>) = (0..nodes.len()).filter(|&id| live[id]).partition(is_op);
-    externals.into_iter().chain(ops).collect()
-}
-
-/// As a last use: read after the last node.
-const END: usize = usize::MAX;
-
-struct Planner<'a> {
-    nodes: &'a [Node],
-    profile: &'a Profile,
-    keep: &'a [Value],
-    stores: &'a [(Value, Value)],
-    plan: Plan,
-    /// The value whose storage a view shows.
-    root: HashMap<Value, Value>,
-    /// Last node that reads each root.
-    last_use: HashMap<Value, usize>,
-    slot: HashMap<Value, Slot>,
-    free: Vec<usize>,
-}
-
-impl<'a> Planner<'a> {
-    fn new(nodes: &'a [Node], keep: &'a [Value], stores: &'a [(Value, Value)], profile: &'a Profile) -> Self {
-        let plan =
-            Plan { steps: vec![], final_copies: vec![], buffers: vec![], externals: vec![], kept: HashMap::new() };
-        let mut planner = Planner {
-            nodes,
-            profile,
-            keep,
-            stores,
-            plan,
-            root: HashMap::new(),
-            last_use: HashMap::new(),
-            slot: HashMap::new(),
-            free: vec![],
-        };
-        planner.find_lifetimes();
-        planner
-    }
-
-    fn find_lifetimes(&mut self) {
-        for id in reachable(self.nodes, self.keep, self.stores) {
-            let node = &self.nodes[id];
-            for v in &node.inputs {
-                let root = self.root[v];
-                self.last_use.insert(root, id);
-            }
-            for output in 0..node.outputs.len() {
-                let value = Value { node: id, output };
-                let root = if is_view(node) { self.root[&node.inputs[0]] } else { value };
-                self.root.insert(value, root);
-            }
-        }
-        // A state that is an output is read as the step leaves it, so that alone keeps nothing.
-        let computed = |v: &&Value| matches!(self.nodes[v.node].source, Source::Op(_));
-        for v in self.keep.iter().filter(computed).chain(self.stores.iter().map(|(v, _)| v)) {
-            self.last_use.insert(self.root[v], END);
-        }
-    }
-
-    fn place(&mut self, id: usize) -> Result<()> {
-        let node = &self.nodes[id];
-        let Source::Op(op) = &node.source else { return self.place_external(id) };
-        if op.is_view() {
-            return Ok(());
-        }
-        let slots = node.inputs.iter().map(|v| self.slot[&self.root[v]]).collect();
-        let mut copies = vec![];
-        let mut taken = HashSet::new();
-        for output in 0..node.outputs.len() {
-            self.place_output(id, output, op.as_ref(), &mut copies, &mut taken)?;
-        }
-        let inputs: Vec<TensorType> =
-            node.inputs.iter().map(|v| self.nodes[v.node].outputs[v.output].clone()).collect();
-        let cx = Launch { inputs: &inputs, outputs: &node.outputs, profile: self.profile };
-        let program = op.launch(&cx).map_err(|message| Error::Node {
-            node: node.name.clone(),
-            op: op.name(),
-            message,
-            inputs: inputs.iter().map(|t| t.to_string()).collect::<Vec<_>>().join(", "),
-        })?;
-        let scratch: Vec<usize> = (program.scratch.iter().enumerate())
-            .map(|(i, ty)| self.allocate(ty, format!("{} scratch {i}", node.name)))
-            .collect::<Result<_>>()?;
-        let mut dispatches = vec![];
-        for d in &program.dispatches {
-            let resolve = |bind: &Bind| -> Option<(Slot, usize, bool)> {
-                let out = |i: usize| (self.slot[&Value { node: id, output: i }], node.outputs[i].storage_bytes());
-                let tmp = |i: usize| (Slot::Buffer(scratch[i]), program.scratch[i].storage_bytes());
-                Some(match *bind {
-                    Bind::In(i) => (self.slot[&self.root[&node.inputs[i]]], inputs[i].storage_bytes(), false),
-                    Bind::Out(i) => (out(i).0, out(i).1, true),
-                    Bind::OutIn(i) => (out(i).0, out(i).1, false),
-                    Bind::Scratch(i) => (tmp(i).0, tmp(i).1, true),
-                    Bind::ScratchIn(i) => (tmp(i).0, tmp(i).1, false),
-                    Bind::Null => return None,
-                })
-            };
-            let binds: Vec<_> = d.binds.iter().map(resolve).collect();
-            self.check_dispatch(node, &binds, d.workgroups)?;
-            dispatches.push(PlannedDispatch {
-                kernel: d.kernel.clone(),
-                binds,
-                words: d.words.clone(),
-                workgroups: d.workgroups,
-            });
-        }
-        let outputs = (node.outputs.iter().enumerate())
-            .map(|(output, ty)| (self.slot[&Value { node: id, output }], ty.clone()))
-            .collect();
-        self.plan.steps.push(Step {
-            name: node.name.clone(),
-            op: op.name(),
-            inputs: slots,
-            starts_as: (0..node.outputs.len()).map(|output| op.starts_as(output)).collect(),
-            copies,
-            dispatches,
-            outputs,
-            flops: op.flops(&inputs, &node.outputs),
-            bytes: op.bytes(&inputs, &node.outputs),
-        });
-        self.release(id, &taken, &scratch);
-        Ok(())
-    }
-
-    fn place_external(&mut self, id: usize) -> Result<()> {
-        let node = &self.nodes[id];
-        let value = Value { node: id, output: 0 };
-        self.slot.insert(value, Slot::External(self.plan.externals.len()));
-        self.plan.externals.push(External {
-            name: node.name.clone(),
-            value,
-            ty: node.outputs[0].clone(),
-            written: self.stores.iter().any(|&(_, s)| s == value),
-        });
-        self.check_size(&node.name, &node.outputs[0])
-    }
-
-    fn place_output(
-        &mut self,
-        id: usize,
-        output: usize,
-        op: &dyn Op,
-        copies: &mut Vec<Copy>,
-        taken: &mut HashSet<Slot>,
-    ) -> Result<()> {
-        let node = &self.nodes[id];
-        let value = Value { node: id, output };
-        let ty = &node.outputs[output];
-        let target = self.store_target(value);
-        let slot = match op.starts_as(output) {
-            Some(i) => {
-                let source = self.slot[&self.root[&node.inputs[i]]];
-                if self.may_take_over(id, i, target) && taken.insert(source) {
-                    if let Slot::Buffer(b) = source {
-                        self.plan.buffers[b].values.push(node.name.clone());
-                    }
-                    source
-                } else {
-                    let to = Slot::Buffer(self.allocate(ty, node.name.clone())?);
-                    copies.push(Copy { from: source, to, bytes: ty.storage_bytes() });
-                    to
-                }
-            }
-            None => match target.filter(|t| self.external_is_free(*t, id)) {
-                Some(state) => self.slot[&state],
-                None => {
-                    let label = if output == 0 { node.name.clone() } else { format!("{}:{output}", node.name) };
-                    Slot::Buffer(self.allocate(ty, label)?)
-                }
-            },
-        };
-        self.slot.insert(value, slot);
-        Ok(())
-    }
-
-    /// A state that the value is stored in; if there are several, the others get copies. Kernels may
-    /// write the padding behind a tensor, and behind a state that may be a gap in an arena, where
-    /// nobody expects garbage: a state that is not whole quads gets an exact copy too.
-    fn store_target(&self, value: Value) -> Option<Value> {
-        let whole_quads = |state: &Value| self.nodes[state.node].outputs[0].len().is_multiple_of(4);
-        let states = self.stores.iter().filter(|(v, _)| self.root[v] == value).map(|&(_, state)| state);
-        states.into_iter().find(whole_quads)
-    }
-
-    /// Whether nobody reads the state from node `id` on, that node included.
-    fn external_is_free(&self, state: Value, id: usize) -> bool {
-        let unread = self.last_use.get(&state).is_none_or(|&last| last < id);
-        unread && !self.stores.iter().any(|(v, _)| *v == state)
-    }
-
-    /// Whether node `id` may write over its input `i`: it is the last to read it, reads it only
-    /// there, and the storage is the plan's own or the state that the result is stored in.
-    fn may_take_over(&self, id: usize, i: usize, target: Option<Value>) -> bool {
-        let node = &self.nodes[id];
-        let root = self.root[&node.inputs[i]];
-        let slot = self.slot[&root];
-        let reads = node.inputs.iter().filter(|v| self.slot[&self.root[*v]] == slot).count();
-        let last = self.last_use.get(&root) == Some(&id);
-        let own = match slot {
-            // A buffer that must end up in a state goes there by a copy at the end.
-            Slot::Buffer(_) => true,
-            Slot::External(_) => target == Some(root),
-        };
-        last && own && reads == 1
-    }
-
-    fn allocate(&mut self, ty: &TensorType, label: String) -> Result<usize> {
-        self.check_size(&label, ty)?;
-        let bytes = ty.storage_bytes();
-        let size = |&b: &usize| self.plan.buffers[b].bytes;
-        // The smallest that fits without wasting more than half; else the largest that is free,
-        // grown; else a new one.
-        let fits = self.free.iter().copied().filter(|b| size(b) >= bytes && size(b) <= 2 * bytes).min_by_key(size);
-        let grows = || self.free.iter().copied().filter(|b| size(b) < bytes && 2 * size(b) >= bytes).max_by_key(size);
-        let buffer = match fits.or_else(grows) {
-            Some(b) => {
-                self.free.retain(|&f| f != b);
-                b
-            }
-            None => {
-                self.plan.buffers.push(BufferSpec { bytes, values: vec![] });
-                self.plan.buffers.len() - 1
-            }
-        };
-        let spec = &mut self.plan.buffers[buffer];
-        spec.bytes = spec.bytes.max(bytes);
-        spec.values.push(label);
-        Ok(buffer)
-    }
-
-    /// Frees what no later node reads.
-    fn release(&mut self, id: usize, taken: &HashSet<Slot>, scratch: &[usize]) {
-        self.free.extend(scratch);
-        let node = &self.nodes[id];
-        let mut done: Vec<Value> = node.inputs.iter().map(|v| self.root[v]).collect();
-        done.retain(|root| self.last_use.get(root) == Some(&id) && !taken.contains(&self.slot[root]));
-        let outputs = (0..node.outputs.len()).map(|output| Value { node: id, output });
-        done.extend(outputs.filter(|v| !self.last_use.contains_key(v)));
-        for root in done {
-            if let Slot::Buffer(b) = self.slot[&root]
-                && !self.free.contains(&b)
-            {
-                self.free.push(b);
-            }
-        }
-    }
-
-    fn check_size(&self, name: &str, ty: &TensorType) -> Result<()> {
-        let max = self.profile.max_binding_bytes.min(self.profile.max_buffer_bytes);
-        if ty.storage_bytes() as u64 <= max {
-            return Ok(());
-        }
-        Err(Error::Limit(format!(
-            "`{name}` is {ty}, {} bytes; the adapter binds at most {max}. Use a smaller batch, context, \
-             vocabulary or width, or open the device with higher limits",
-            ty.storage_bytes()
-        )))
-    }
-
-    fn check_dispatch(&self, node: &Node, binds: &[Option<(Slot, usize, bool)>], groups: [u32; 3]) -> Result<()> {
-        let max = self.profile.max_workgroups;
-        if groups.iter().any(|&g| g > max || g == 0) {
-            return Err(Error::Limit(format!(
-                "`{}` dispatches {groups:?} workgroups; the adapter allows 1 to {max} each",
-                node.name
-            )));
-        }
-        if binds.len() > self.profile.max_storage_buffers as usize {
-            let max = self.profile.max_storage_buffers;
-            return Err(Error::Limit(format!(
-                "`{}` binds {} buffers; the adapter allows {max}",
-                node.name,
-                binds.len()
-            )));
-        }
-        for (i, a) in binds.iter().enumerate() {
-            for b in binds[i + 1..].iter().flatten() {
-                if a.is_some_and(|a| a.0 == b.0 && (a.2 || b.2)) {
-                    return Err(Error::Graph(format!(
-                        "`{}` reads and writes {:?} through two bindings",
-                        node.name, b.0
-                    )));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn finish(mut self) -> Result<Plan> {
-        let mut copies = vec![];
-        for &(value, state) in self.stores {
-            let (from, to) = (self.slot[&self.root[&value]], self.slot[&state]);
-            if from != to {
-                let bytes = self.nodes[state.node].outputs[0].bytes();
-                copies.push(Copy { from, to, bytes });
-            }
-        }
-        for v in self.keep {
-            let ty = self.nodes[v.node].outputs[v.output].clone();
-            let mut slot = self.slot[&self.root[v]];
-            if self.root[v] != *v && copies.iter().any(|c| c.to == slot) {
-                // A view of a state that is about to change: it shows what the state held before.
-                let to = Slot::Buffer(self.allocate(&ty, self.nodes[v.node].name.clone())?);
-                copies.push(Copy { from: slot, to, bytes: ty.storage_bytes() });
-                slot = to;
-            }
-            self.plan.kept.insert(*v, (slot, ty));
-        }
-        self.order_copies(copies)?;
-        Ok(self.plan)
-    }
-
-    /// Orders copies that are meant to happen all at once: states that take each other's contents.
-    fn order_copies(&mut self, mut pending: Vec<Copy>) -> Result<()> {
-        while let Some(&first) = pending.first() {
-            let unread = |c: &Copy| pending.iter().all(|other| other.from != c.to);
-            if let Some(i) = pending.iter().position(unread) {
-                let copy = pending.remove(i);
-                self.plan.final_copies.push(copy);
-                continue;
-            }
-            // They go round in a circle: what the first overwrites is put aside.
-            let ty = TensorType::f32([first.bytes / 4]);
-            let aside = Slot::Buffer(self.allocate(&ty, "put aside for stores".into())?);
-            self.plan.final_copies.push(Copy { from: first.to, to: aside, bytes: first.bytes });
-            pending.iter_mut().filter(|c| c.from == first.to).for_each(|c| c.from = aside);
-        }
-        Ok(())
-    }
-}
-
-fn is_view(node: &Node) -> bool {
-    matches!(&node.source, Source::Op(op) if op.is_view())
-}
-
 impl fmt::Display for Plan {
     /// The table: nodes with kernels and buffers, then buffers with bytes and what lives in them.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -551,16 +197,13 @@ impl fmt::Display for Plan {
         )?;
         for step in &self.steps {
             let outs: Vec<String> = step.outputs.iter().map(|(s, ty)| format!("{} {ty}", slot(s))).collect();
-            let mut kernels: BTreeMap<usize, String> = BTreeMap::new();
-            for c in &step.copies {
-                kernels.insert(kernels.len(), format!("copy {} to {}", slot(&c.from), slot(&c.to)));
-            }
-            for d in &step.dispatches {
-                let [x, y, z] = d.workgroups;
-                kernels.insert(kernels.len(), format!("{}.{} x{}", d.kernel.label, d.kernel.entry, x * y * z));
-            }
-            let kernels: Vec<String> = kernels.into_values().collect();
-            writeln!(f, "  {:width$}  -> {}  by {}", step.name, outs.join(", "), kernels.join(", "))?;
+            let copies = step.copies.iter().map(|c| format!("copy {} to {}", slot(&c.from), slot(&c.to)));
+            let dispatches = step.dispatches.iter().map(|d| {
+                let groups: u64 = d.workgroups.iter().map(|&n| u64::from(n)).product();
+                format!("{}.{} x{groups}", d.kernel.label, d.kernel.entry)
+            });
+            let work: Vec<String> = copies.chain(dispatches).collect();
+            writeln!(f, "  {:width$}  -> {}  by {}", step.name, outs.join(", "), work.join(", "))?;
         }
         for c in &self.final_copies {
             writeln!(f, "  copy {} to {}", slot(&c.from), slot(&c.to))?;

@@ -13,7 +13,8 @@ use crate::kernel::Kernel;
 use crate::reference::Array;
 use crate::tensor::{DType, TensorType};
 
-const SOURCE: &str = include_str!("../../shaders/cross_entropy.wgsl");
+const SOURCE: &str =
+    concat!(include_str!("../../shaders/common/rows.wgsl"), include_str!("../../shaders/cross_entropy.wgsl"));
 
 pub(super) const ROW: Row = Row {
     name: "cross_entropy",

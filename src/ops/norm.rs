@@ -16,7 +16,7 @@ use crate::graph::{Graph, Value};
 use crate::reference::Array;
 use crate::tensor::TensorType;
 
-const SOURCE: &str = include_str!("../../shaders/norm.wgsl");
+const SOURCE: &str = concat!(include_str!("../../shaders/common/rows.wgsl"), include_str!("../../shaders/norm.wgsl"));
 
 pub(super) const LAYERNORM: Row = Row {
     name: "layernorm",

@@ -9,7 +9,8 @@ use crate::graph::{Graph, Value};
 use crate::reference::Array;
 use crate::tensor::TensorType;
 
-const SOURCE: &str = include_str!("../../shaders/softmax.wgsl");
+const SOURCE: &str =
+    concat!(include_str!("../../shaders/common/rows.wgsl"), include_str!("../../shaders/softmax.wgsl"));
 
 pub(super) const ROW: Row = Row {
     name: "softmax",
