@@ -180,18 +180,19 @@ impl Trainer {
     }
 
     /// Runs one step on `micro_batches` batches: one submit, no waiting. The returned loss can be
-    /// read late. One step is one submit because the learning rate and the tokens go through the
-    /// queue, which orders them with submits.
+    /// read late.
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepLoss> {
+        let step = self.step;
         let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
-        self.record(&mut encoder, batches)?;
-        let readback = self.loss()?.read_later(&self.gpu, &mut encoder);
+        let readback = self.record(&mut encoder, batches)?;
         let submitted = self.gpu.queue().submit([encoder.finish()]);
-        self.step += 1;
-        Ok(StepLoss { step: self.step - 1, readback, submitted })
+        Ok(StepLoss { step, readback, submitted })
     }
 
-    fn record(&self, encoder: &mut wgpu::CommandEncoder, batches: &[Batch]) -> Result<()> {
+    /// Records one step into the caller's encoder, which must be submitted before the next is
+    /// recorded: the tokens and the learning rate go through the queue, which writes them before
+    /// the next submit. Returns the loss, `[1]`, on its way to the host.
+    pub fn record(&mut self, encoder: &mut wgpu::CommandEncoder, batches: &[Batch]) -> Result<Readback> {
         let s = &self.forward_backward;
         self.stage(batches)?;
         if let Some(seed) = s.dropout_seed {
@@ -212,7 +213,9 @@ impl Trainer {
             }
             s.exec.record(encoder);
         }
-        self.optimizer.record(encoder, self.config.schedule.at(self.step), self.step)
+        self.optimizer.record(encoder, self.config.schedule.at(self.step), self.step)?;
+        self.step += 1;
+        Ok(self.loss()?.read_later(&self.gpu, encoder))
     }
 
     fn stage(&self, batches: &[Batch]) -> Result<()> {
@@ -274,8 +277,8 @@ async fn training_graph(
     let wrt: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
     let gradients = g.gradients(loss, &wrt)?;
     let mut bindings: Vec<(Value, Tensor)> = wrt.iter().copied().zip(params.tensors.iter().cloned()).collect();
-    // States come before what is stored in them, and the graph is a list in order: to let a
-    // gradient add to its state in place, the addition is a node of its own behind both.
+    // Where gradients accumulate, the addition to the state is a node, which fusion then folds into
+    // whoever makes the gradient.
     for ((&param, &gradient), tensor) in wrt.iter().zip(&gradients).zip(&grads.tensors) {
         let state = g.state(&format!("{}.grad_state", g.name(param)), g.ty(param).clone())?;
         let value = match accumulate {
