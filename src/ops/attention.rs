@@ -183,7 +183,7 @@ impl Tile {
     /// cheaply, so a lane keeps `budget` elements. On GPUs occupancy counts: one row each.
     fn new(cx: &Launch<'_>, dh: usize, budget: usize) -> Self {
         match cx.profile.class {
-            AdapterClass::Cpu => Tile { group: 8, rows: (budget / dh).clamp(1, 8) },
+            AdapterClass::Cpu => Tile { group: 8, rows: (budget / dh).clamp(1, 4) },
             AdapterClass::Gpu => Tile { group: 64, rows: 1 },
         }
     }
