@@ -68,6 +68,8 @@ impl Graph {
     /// # Ok::<(), throughline::Error>(())
     /// ```
     pub fn gradients(&mut self, loss: Value, wrt: &[Value]) -> Result<Vec<Value>> {
+        self.check_values(&[loss])?;
+        self.check_values(wrt)?;
         if self.ty(loss) != &crate::TensorType::f32([1]) {
             return Err(Error::Graph(format!(
                 "gradients: the loss `{}` must be f32[1], but is {}",

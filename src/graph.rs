@@ -151,6 +151,7 @@ impl Graph {
 
     /// Makes each step leave `value` in `state`.
     pub fn store(&mut self, value: Value, state: Value) -> Result<()> {
+        self.check_values(&[value, state])?;
         let target = self.node(state.node);
         if !matches!(target.source, Source::State | Source::Param) {
             return Err(Error::Graph(format!("store: `{}` is not a state or parameter", target.name)));
@@ -176,12 +177,29 @@ impl Graph {
         &self.stores
     }
 
+    /// An `Err` if one of the values is not of this graph.
+    pub(crate) fn check_values(&self, values: &[Value]) -> Result<()> {
+        let known = |v: &Value| self.nodes.get(v.node).is_some_and(|n| v.output < n.outputs.len());
+        match values.iter().find(|v| !known(v)) {
+            Some(v) => Err(Error::Graph(format!("{v:?} is not a value of this graph"))),
+            None => Ok(()),
+        }
+    }
+
     /// Type of a value.
+    ///
+    /// # Panics
+    ///
+    /// If the value is of another graph.
     pub fn ty(&self, value: Value) -> &TensorType {
         &self.nodes[value.node].outputs[value.output]
     }
 
     /// Name of the node that makes a value.
+    ///
+    /// # Panics
+    ///
+    /// If the value is of another graph.
     pub fn name(&self, value: Value) -> &str {
         &self.nodes[value.node].name
     }

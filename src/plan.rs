@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::fuse;
 use crate::gpu::Profile;
 use crate::graph::{Graph, Node, Value};
@@ -125,10 +125,7 @@ impl Plan {
     pub fn new(graph: &Graph, outputs: &[Value], profile: &Profile) -> Result<Plan> {
         let mut wanted: Vec<Value> = outputs.to_vec();
         wanted.extend(graph.stores().iter().flat_map(|&(value, state)| [value, state]));
-        let known = |v: &Value| graph.nodes().get(v.node).is_some_and(|node| v.output < node.outputs.len());
-        if let Some(v) = wanted.iter().find(|v| !known(v)) {
-            return Err(Error::Graph(format!("plan: {v:?} is not a value of this graph")));
-        }
+        graph.check_values(&wanted)?;
         let live: HashSet<usize> = graph.needed(&wanted).into_iter().collect();
         let mut nodes: Vec<Node> = graph.nodes().to_vec();
         for (id, node) in nodes.iter_mut().enumerate() {

@@ -52,6 +52,10 @@ fn gradients_need_a_scalar_loss_that_depends_on_what_is_asked() {
     let loss = g.sum("loss", x).unwrap();
     expect(g.gradients(x, &[x]), &["`x`", "f32[1]", "f32[2, 3]"]);
     expect(g.gradients(loss, &[other]), &["`loss`", "does not depend", "`other`"]);
+    let foreign = Graph::new().sum("s", x);
+    expect(foreign, &["`s`", "not a value of this graph"]);
+    expect(Graph::new().gradients(loss, &[x]), &["not a value of this graph"]);
+    expect(Graph::new().store(x, loss), &["not a value of this graph"]);
     // Gradients of gradients: norms have none, and say so.
     let gamma = g.param("gamma", [3]).unwrap();
     let y = g.rmsnorm("norm", x, gamma, 1e-5).unwrap();

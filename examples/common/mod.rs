@@ -22,6 +22,9 @@ use throughline::train::{StepLoss, TrainConfig, Trainer};
 /// Share of the text that is kept for validation.
 const VAL_FRACTION: f64 = 0.1;
 
+/// Validations, a line of JSON each.
+const LOG: &str = "log.jsonl";
+
 /// Steps that may be on their way to the GPU before the loop waits for the oldest.
 const IN_FLIGHT: usize = 2;
 
@@ -326,6 +329,9 @@ impl Run {
             .with_context(|| format!("splitting {}", path.display()))?;
         let out = flags.out_dir();
         std::fs::create_dir_all(&out).with_context(|| format!("making the folder {}", out.display()))?;
+        if resumed.is_none() && out.join(LOG).exists() {
+            std::fs::remove_file(out.join(LOG)).context("removing the log of an earlier run")?;
+        }
         let gpu = Gpu::headless_blocking()?;
         let mut trainer = Trainer::new_blocking(&gpu, config.clone())?;
         if let Some(checkpoint) = &resumed {
@@ -341,6 +347,8 @@ impl Run {
         );
         let bar = ProgressBar::new(config.schedule.steps).with_position(trainer.step_count());
         bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}, {eta} left")?);
+        // Time left goes by the steps of this run, not by those before a resume.
+        bar.reset_eta();
         let val = data.val_batches(
             (10_240 / (config.batch * config.model.context)).max(1),
             config.batch,
@@ -399,7 +407,7 @@ impl Run {
         let point = Point { step, train_loss, val_loss, seconds: self.started.elapsed().as_secs_f64() };
         self.history.push(point);
         self.say(&format!("step {step}: training loss {train_loss:.4}, validation loss {val_loss:.4}"));
-        let log = self.out.join("log.jsonl");
+        let log = self.out.join(LOG);
         let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&log)?;
         writeln!(file, "{}", serde_json::to_string(&point)?).with_context(|| format!("writing {}", log.display()))?;
         Ok(point)
