@@ -197,19 +197,12 @@ impl Executable {
         if from.buffer == to.buffer {
             return Err(Error::Graph(format!(
                 "a step copies `{}` to `{}`, which are bound to one buffer; WebGPU copies only between two",
-                self.slot_name(copy.from),
-                self.slot_name(copy.to)
+                self.plan.slot_name(copy.from),
+                self.plan.slot_name(copy.to)
             )));
         }
         self.commands.push(Command::Copy { from, to, bytes: copy.bytes as u64 });
         Ok(())
-    }
-
-    fn slot_name(&self, slot: Slot) -> String {
-        match slot {
-            Slot::Buffer(i) => format!("b{i}"),
-            Slot::External(i) => self.plan.externals[i].name.clone(),
-        }
     }
 
     /// Records one step into the caller's encoder. Costs no allocation on the GPU, no submit and

@@ -177,15 +177,15 @@ impl Gpu {
 
     /// Waits until everything submitted so far has run.
     pub fn wait_blocking(&self) -> Result<()> {
-        self.device()
-            .poll(wgpu::PollType::wait_indefinitely())
-            .map(drop)
-            .map_err(|e| Error::Device(format!("waiting for the GPU: {e}")))
+        self.poll_blocking(wgpu::PollType::wait_indefinitely())
     }
 
     /// Waits until this submission, and those before it, have run.
     pub fn wait_for_blocking(&self, submission: wgpu::SubmissionIndex) -> Result<()> {
-        let poll = wgpu::PollType::Wait { submission_index: Some(submission), timeout: None };
+        self.poll_blocking(wgpu::PollType::Wait { submission_index: Some(submission), timeout: None })
+    }
+
+    fn poll_blocking(&self, poll: wgpu::PollType) -> Result<()> {
         self.device().poll(poll).map(drop).map_err(|e| Error::Device(format!("waiting for the GPU: {e}")))
     }
 

@@ -126,7 +126,7 @@ impl Graph {
     pub fn op_arc(&mut self, name: &str, op: Arc<dyn Op>, inputs: &[Value]) -> Result<Vec<Value>> {
         let name = self.full_name(name);
         let err = |message: String, inputs: String| Error::Node { node: name.clone(), op: op.name(), message, inputs };
-        if let Some(v) = inputs.iter().find(|v| self.nodes.get(v.node).is_none_or(|n| v.output >= n.outputs.len())) {
+        if let Some(v) = self.foreign(inputs) {
             return Err(err(format!("{v:?} is not a value of this graph"), "-".into()));
         }
         let types: Vec<TensorType> = inputs.iter().map(|&v| self.ty(v).clone()).collect();
@@ -177,10 +177,15 @@ impl Graph {
         &self.stores
     }
 
+    /// The first of these values that is not of this graph.
+    fn foreign(&self, values: &[Value]) -> Option<Value> {
+        let known = |v: &Value| self.nodes.get(v.node).is_some_and(|n| v.output < n.outputs.len());
+        values.iter().copied().find(|v| !known(v))
+    }
+
     /// An `Err` if one of the values is not of this graph.
     pub(crate) fn check_values(&self, values: &[Value]) -> Result<()> {
-        let known = |v: &Value| self.nodes.get(v.node).is_some_and(|n| v.output < n.outputs.len());
-        match values.iter().find(|v| !known(v)) {
+        match self.foreign(values) {
             Some(v) => Err(Error::Graph(format!("{v:?} is not a value of this graph"))),
             None => Ok(()),
         }

@@ -151,6 +151,14 @@ impl Plan {
         Some((Slot::External(i), &self.externals[i].ty))
     }
 
+    /// A slot's name for people: `b3`, or that of the input, parameter or state.
+    pub(crate) fn slot_name(&self, slot: Slot) -> String {
+        match slot {
+            Slot::Buffer(i) => format!("b{i}"),
+            Slot::External(i) => self.externals[i].name.clone(),
+        }
+    }
+
     /// Bytes of the plan's own buffers: what activations and gradients in flight take at most.
     pub fn buffer_bytes(&self) -> usize {
         self.buffers.iter().map(|b| b.bytes).sum()
@@ -180,10 +188,7 @@ impl Plan {
 impl fmt::Display for Plan {
     /// The table: nodes with kernels and buffers, then buffers with bytes and what lives in them.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let slot = |s: &Slot| match s {
-            Slot::Buffer(i) => format!("b{i}"),
-            Slot::External(i) => self.externals[*i].name.clone(),
-        };
+        let slot = |s: &Slot| self.slot_name(*s);
         let width = self.steps.iter().map(|s| s.name.len()).max().unwrap_or(4);
         writeln!(
             f,

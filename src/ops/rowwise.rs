@@ -4,7 +4,7 @@ use super::Launch;
 use crate::gpu::AdapterClass;
 use crate::kernel::Kernel;
 
-/// Rows of one chunk in kernels that sum over rows.
+/// Rows that one invocation sums, in kernels that sum over rows.
 pub(super) const CHUNK: usize = 32;
 
 /// How `rows` rows of `cols` elements map to workgroups, with the knobs `GROUP`, `LANES`, `E` and

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::rowwise::CHUNK;
 use super::{Bind, Case, Launch, Op, Program, Row, expect_f32, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
@@ -14,9 +15,6 @@ use crate::reference::Array;
 use crate::tensor::{Shape, TensorType};
 
 const SOURCE: &str = include_str!("../../shaders/sum.wgsl");
-
-/// Rows that one invocation sums.
-const CHUNK: usize = 32;
 
 pub(super) const ROW: Row = Row {
     name: "sum",
