@@ -38,6 +38,8 @@ pub struct Profile {
     pub max_invocations: u32,
     /// Workgroup memory, in bytes.
     pub max_workgroup_bytes: u32,
+    /// Smallest and largest subgroup, where the device was opened with subgroup operations.
+    pub subgroups: Option<[u32; 2]>,
 }
 
 impl Profile {
@@ -51,10 +53,11 @@ impl Profile {
             max_storage_buffers: 8,
             max_invocations: 256,
             max_workgroup_bytes: 16 << 10,
+            subgroups: None,
         }
     }
 
-    fn of(info: &wgpu::AdapterInfo, limits: &wgpu::Limits) -> Self {
+    fn of(info: &wgpu::AdapterInfo, features: wgpu::Features, limits: &wgpu::Limits) -> Self {
         let class = match info.device_type {
             wgpu::DeviceType::Cpu => AdapterClass::Cpu,
             _ => AdapterClass::Gpu,
@@ -67,6 +70,9 @@ impl Profile {
             max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
             max_invocations: limits.max_compute_invocations_per_workgroup,
             max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
+            subgroups: features
+                .contains(wgpu::Features::SUBGROUP)
+                .then_some([info.subgroup_min_size, info.subgroup_max_size]),
         }
     }
 
@@ -97,11 +103,18 @@ struct Inner {
 }
 
 impl Gpu {
+    /// Features that make throughline faster or let it measure itself. None is needed: ask for
+    /// those of them that the adapter has.
+    pub const USEFUL_FEATURES: wgpu::Features = wgpu::Features::SUBGROUP
+        .union(wgpu::Features::TIMESTAMP_QUERY)
+        .union(wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES)
+        .union(wgpu::Features::PIPELINE_CACHE);
+
     /// Runs on a device that the app already owns. Any features and limits will do: plans keep
     /// within what the device was opened with.
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Self {
         let info = device.adapter_info();
-        let profile = Profile::of(&info, &device.limits());
+        let profile = Profile::of(&info, device.features(), &device.limits());
         let null = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("throughline null"),
             size: 16,
@@ -136,6 +149,7 @@ impl Gpu {
         let (device, queue) = adapter
             .request_device(&wgpu::DeviceDescriptor {
                 label: Some("throughline"),
+                required_features: adapter.features() & Self::USEFUL_FEATURES,
                 required_limits: adapter.limits(),
                 ..Default::default()
             })
