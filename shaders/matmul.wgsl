@@ -21,7 +21,8 @@ const B_QUADS: bool = true;
 const K_TAIL: bool = true; // k is no multiple of 4
 
 const COLS: u32 = 4u * QUADS;
-const ROW_QUADS: u32 = ROWS / 4u;
+const SHARES: u32 = max(ROWS / LANES, 1u); // quads of a block of a that a lane loads
+const SHARE_QUADS: u32 = min(ROWS, LANES) / 4u;
 
 struct Params {
     m: u32,
@@ -61,19 +62,27 @@ fn b_at(i: u32) -> f32 {
     return vec4<f32>(b[i]).x;
 }
 
-// Elements i to i + 3 of a. Where a is not in quads, `last` bounds each index.
+// Elements i to i + 3 of a; where they could pass its end, `last` bounds each index.
 fn a_quad(i: u32, last: u32) -> vec4<f32> {
     if (A_QUADS) {
-        return vec4<f32>(a[i / 4u]);
+        return vec4<f32>(a[select(i, min(i, last), K_TAIL) / 4u]);
     }
-    return vec4<f32>(a_at(i), a_at(min(i + 1u, last)), a_at(min(i + 2u, last)), a_at(min(i + 3u, last)));
+    return vec4<f32>(a_at(min(i, last)), a_at(min(i + 1u, last)), a_at(min(i + 2u, last)), a_at(min(i + 3u, last)));
 }
 
 fn b_quad(i: u32, last: u32) -> vec4<f32> {
     if (B_QUADS) {
-        return vec4<f32>(b[i / 4u]);
+        return vec4<f32>(b[select(i, min(i, last), K_TAIL) / 4u]);
     }
-    return vec4<f32>(b_at(i), b_at(min(i + 1u, last)), b_at(min(i + 2u, last)), b_at(min(i + 3u, last)));
+    return vec4<f32>(b_at(min(i, last)), b_at(min(i + 1u, last)), b_at(min(i + 2u, last)), b_at(min(i + 3u, last)));
+}
+
+// Zeros past the end of k, for a quad that stands at `k`, or runs along k from there.
+fn mask(v: vec4<f32>, k: u32, along: bool) -> vec4<f32> {
+    if (!K_TAIL) {
+        return v;
+    }
+    return select(vec4<f32>(), v, vec4<u32>(k) + select(vec4<u32>(), vec4<u32>(0u, 1u, 2u, 3u), along) < vec4<u32>(p.k));
 }
 
 // Column `col` of the row of y that starts at `row`.
@@ -88,96 +97,79 @@ fn store(row: u32, col: u32, sum: f32) {
     y[row + col] = v;
 }
 
-alias Sums = array<array<vec4<f32>, QUADS>, ROWS>;
+alias Sums = array<array<array<array<vec4<f32>, QUADS>, 4>, SHARE_QUADS>, SHARES>;
+
+// A block of a is ROWS rows by four k: ROWS quads, one a row, or with A_TRANSPOSED one for each k and
+// four rows. Loads quad `t` of the block at `k`. Rows past the end are clamped, as are the columns
+// of b, so that the loop has no branches; their sums are not stored.
+fn a_block(t: u32, row0: u32, k: u32, a0: u32, last: u32) -> vec4<f32> {
+    if (A_TRANSPOSED) {
+        let kt = k + t % 4u;
+        return mask(a_quad(a0 + kt * p.m + min(row0 + t / 4u * 4u, p.m - 1u), last), kt, false);
+    }
+    return mask(a_quad(a0 + min(row0 + t, p.m - 1u) * p.k + k, last), k, true);
+}
 
 // The sums of the tile that starts at (row0, col0), in matrix `z` of the batch.
-fn tile_sums(row0: u32, col0: u32, z: u32) -> Sums {
+fn tile_sums(row0: u32, col0: u32, z: u32, lane: u32) -> Sums {
     let a0 = z * p.m * p.k;
     let b0 = z * p.k * p.n;
     let a_last = a0 + p.m * p.k - 1u;
     let b_last = b0 + p.k * p.n - 1u;
-
-    // Where the quads of this lane start at k = 0: rows and columns past the end are clamped, so
-    // that the loop has no branches; their sums are not stored.
-    var a_row: array<u32, ROWS>;
-    for (var i = 0u; i < ROWS; i++) {
-        if (A_TRANSPOSED) {
-            a_row[i] = a0 + min(row0 + i, p.m - 1u);
-        } else {
-            a_row[i] = a0 + min(row0 + i, p.m - 1u) * p.k;
-        }
-    }
-    var b_col: array<u32, COLS>;
+    var cols: array<u32, COLS>;
     for (var j = 0u; j < COLS; j++) {
-        if (B_TRANSPOSED) {
-            b_col[j] = b0 + min(col0 + j, p.n - 1u) * p.k;
-        } else {
-            b_col[j] = b0 + min(col0 + j, p.n - 1u);
-        }
+        cols[j] = b0 + min(col0 + j, p.n - 1u) * select(1u, p.k, B_TRANSPOSED);
     }
-
     var acc: Sums;
-    let whole = p.k / 4u * 4u;
-    for (var k = 0u; k < whole; k += 4u) {
-        // av[i] holds a[row i, k..k+4]; bv[q][j] holds b[k + j, quad q].
-        var av: array<vec4<f32>, ROWS>;
-        if (A_TRANSPOSED) {
-            for (var q = 0u; q < ROW_QUADS; q++) {
-                let at = a_row[4u * q] + k * p.m;
-                let t = transpose(mat4x4<f32>(
-                    a_quad(at, a_last),
-                    a_quad(at + p.m, a_last),
-                    a_quad(at + 2u * p.m, a_last),
-                    a_quad(at + 3u * p.m, a_last),
-                ));
-                av[4u * q] = t[0];
-                av[4u * q + 1u] = t[1];
-                av[4u * q + 2u] = t[2];
-                av[4u * q + 3u] = t[3];
-            }
-        } else {
-            for (var i = 0u; i < ROWS; i++) {
-                av[i] = a_quad(a_row[i] + k, a_last);
-            }
-        }
+    for (var k = 0u; k < p.k; k += 4u) {
+        // bs[q][j]: row k + j, quad q of this lane's columns.
+        var bs: array<mat4x4<f32>, QUADS>;
         for (var q = 0u; q < QUADS; q++) {
-            var bv: mat4x4<f32>;
+            let c = 4u * q;
             if (B_TRANSPOSED) {
-                bv = transpose(mat4x4<f32>(
-                    b_quad(b_col[4u * q] + k, b_last),
-                    b_quad(b_col[4u * q + 1u] + k, b_last),
-                    b_quad(b_col[4u * q + 2u] + k, b_last),
-                    b_quad(b_col[4u * q + 3u] + k, b_last),
+                bs[q] = transpose(mat4x4<f32>(
+                    mask(b_quad(cols[c] + k, b_last), k, true),
+                    mask(b_quad(cols[c + 1u] + k, b_last), k, true),
+                    mask(b_quad(cols[c + 2u] + k, b_last), k, true),
+                    mask(b_quad(cols[c + 3u] + k, b_last), k, true),
                 ));
             } else {
-                let at = b_col[4u * q] + k * p.n;
-                bv = mat4x4<f32>(
-                    b_quad(at, b_last),
-                    b_quad(at + p.n, b_last),
-                    b_quad(at + 2u * p.n, b_last),
-                    b_quad(at + 3u * p.n, b_last),
+                let at = cols[c] + k * p.n;
+                bs[q] = mat4x4<f32>(
+                    mask(b_quad(at, b_last), k, false),
+                    mask(b_quad(at + p.n, b_last), k + 1u, false),
+                    mask(b_quad(at + 2u * p.n, b_last), k + 2u, false),
+                    mask(b_quad(at + 3u * p.n, b_last), k + 3u, false),
                 );
             }
-            for (var i = 0u; i < ROWS; i++) {
-                let v = av[i];
-                acc[i][q] = fma(vec4<f32>(v.w), bv[3], fma(vec4<f32>(v.z), bv[2],
-                    fma(vec4<f32>(v.y), bv[1], fma(vec4<f32>(v.x), bv[0], acc[i][q]))));
-            }
         }
-    }
-    if (!K_TAIL) {
-        return acc;
-    }
-    for (var k = whole; k < p.k; k++) {
-        for (var i = 0u; i < ROWS; i++) {
-            let at = a_row[i] + select(k, k * p.m, A_TRANSPOSED);
-            let v = vec4<f32>(a_at(at));
-            for (var q = 0u; q < QUADS; q++) {
-                let step = select(k * p.n, k, B_TRANSPOSED);
-                let c = 4u * q;
-                let w = vec4<f32>(b_at(b_col[c] + step), b_at(b_col[c + 1u] + step),
-                    b_at(b_col[c + 2u] + step), b_at(b_col[c + 3u] + step));
-                acc[i][q] = fma(v, w, acc[i][q]);
+        // All lanes need all of a's block. With subgroups each loads some quads and hands them
+        // round: a load costs as much as tens of multiply-adds on software adapters.
+        for (var s = 0u; s < SHARES; s++) {
+            var mine: vec4<f32>;
+            if (SUBGROUPS) {
+                mine = a_block(s * LANES + lane % ROWS, row0, k, a0, a_last);
+            }
+            for (var g = 0u; g < SHARE_QUADS; g++) {
+                var rows: array<vec4<f32>, 4>;
+                for (var i = 0u; i < 4u; i++) {
+                    if (SUBGROUPS) {
+                        rows[i] = from_lane(mine, 4u * g + i);
+                    } else {
+                        rows[i] = a_block(s * LANES + 4u * g + i, row0, k, a0, a_last);
+                    }
+                }
+                if (A_TRANSPOSED) {
+                    let t = transpose(mat4x4<f32>(rows[0], rows[1], rows[2], rows[3]));
+                    rows = array<vec4<f32>, 4>(t[0], t[1], t[2], t[3]);
+                }
+                for (var i = 0u; i < 4u; i++) {
+                    let v = rows[i];
+                    for (var q = 0u; q < QUADS; q++) {
+                        acc[s][g][i][q] = fma(vec4<f32>(v.w), bs[q][3], fma(vec4<f32>(v.z), bs[q][2],
+                            fma(vec4<f32>(v.y), bs[q][1], fma(vec4<f32>(v.x), bs[q][0], acc[s][g][i][q]))));
+                    }
+                }
             }
         }
     }
@@ -191,9 +183,13 @@ fn tile_sums(row0: u32, col0: u32, z: u32) -> Sums {
 var<workgroup> staged: array<vec4<f32>, LANES * ROWS * QUADS>;
 
 fn stage(sums: Sums, lane: u32) {
-    for (var i = 0u; i < ROWS; i++) {
-        for (var q = 0u; q < QUADS; q++) {
-            staged[(i * QUADS + q) * LANES + lane] = sums[i][q];
+    for (var s = 0u; s < SHARES; s++) {
+        for (var g = 0u; g < SHARE_QUADS; g++) {
+            for (var i = 0u; i < 4u; i++) {
+                for (var q = 0u; q < QUADS; q++) {
+                    staged[((s * LANES + 4u * g + i) * QUADS + q) * LANES + lane] = sums[s][g][i][q];
+                }
+            }
         }
     }
 }
@@ -210,7 +206,7 @@ fn forward_quads(
     }
     let row0 = (group / p.groups_n) * ROWS;
     let col0 = (group % p.groups_n) * (LANES * COLS) + lane * COLS;
-    stage(tile_sums(row0, col0, wid.z), lane);
+    stage(tile_sums(row0, col0, wid.z, lane), lane);
     for (var row = row0; row < min(row0 + ROWS, p.m); row++) {
         let at = (wid.z * p.m + row) * p.n;
         for (var col = col0; col < min(col0 + COLS, p.n); col += 4u) {
@@ -238,7 +234,7 @@ fn forward(
     }
     let row0 = (group / p.groups_n) * ROWS;
     let col0 = (group % p.groups_n) * (LANES * COLS) + lane * COLS;
-    stage(tile_sums(row0, col0, wid.z), lane);
+    stage(tile_sums(row0, col0, wid.z, lane), lane);
     for (var row = row0; row < min(row0 + ROWS, p.m); row++) {
         let at = (wid.z * p.m + row) * p.n;
         for (var col = col0; col < min(col0 + COLS, p.n); col++) {

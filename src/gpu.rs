@@ -76,6 +76,15 @@ impl Profile {
         }
     }
 
+    /// Lanes of a vector of a software adapter, and whether subgroup operations can move values
+    /// between them: kernels of [`AdapterClass::Cpu`] use workgroups of one vector.
+    pub fn vector_lanes(&self) -> (usize, bool) {
+        match self.subgroups {
+            Some([min, max]) if min == max && [4, 8, 16].contains(&min) => (min as usize, true),
+            _ => (8, false),
+        }
+    }
+
     /// Splits `n` workgroups over x and y so that neither exceeds the limit. Kernels take
     /// `workgroup_id.x + workgroup_id.y * num_workgroups.x` as the index and return where it is
     /// `>= n`.

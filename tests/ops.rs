@@ -116,7 +116,7 @@ fn naga_error(wgsl: &str) -> Option<String> {
     match naga::front::wgsl::parse_str(wgsl) {
         Err(e) => Some(e.emit_to_string(wgsl)),
         Ok(module) => {
-            let result = Validator::new(ValidationFlags::all(), Capabilities::empty()).validate(&module);
+            let result = Validator::new(ValidationFlags::all(), Capabilities::SUBGROUP).validate(&module);
             result.err().map(|e| e.emit_to_string(wgsl))
         }
     }
@@ -124,7 +124,9 @@ fn naga_error(wgsl: &str) -> Option<String> {
 
 fn tint_error(wgsl: &str) -> Option<String> {
     let file = tempfile::Builder::new().suffix(".wgsl").tempfile().unwrap();
-    std::fs::write(file.path(), wgsl).unwrap();
+    // Where naga wants no such line, the standard does.
+    let enable = if wgsl.contains("= subgroup") || wgsl.contains("return subgroup") { "enable subgroups;\n" } else { "" };
+    std::fs::write(file.path(), format!("{enable}{wgsl}")).unwrap();
     let out = std::process::Command::new("tint").args(["--format", "wgsl"]).arg(file.path()).output().ok()?;
     (!out.status.success()).then(|| String::from_utf8_lossy(&out.stderr).into_owned())
 }

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::{Bind, Case, Launch, Op, Program, Row, expect_f32, expect_shape, table_kernel};
+use super::{Bind, Case, LaneSource, Launch, Op, Program, Row, expect_f32, expect_shape, lane_source, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
 use crate::gpu::AdapterClass;
@@ -12,18 +12,17 @@ use crate::graph::{Graph, Value};
 use crate::reference::Array;
 use crate::tensor::{Shape, TensorType};
 
-const SOURCE: &str = include_str!("../../shaders/matmul.wgsl");
+const SOURCE: LaneSource = lane_source!("matmul.wgsl");
 
-/// The tile of software adapters: lanes of a workgroup, and the rows and quads of columns that each
-/// keeps. See docs/rejected.md for the others.
-const LANES: usize = 8;
-const ROWS: usize = 16;
+/// The tile of software adapters: the rows and quads of columns that each lane keeps. Fewer rows
+/// where there are fewer, as in decoding. See docs/rejected.md for others.
+const ROWS: [usize; 3] = [4, 8, 16];
 const QUADS: usize = 2;
 
 pub(super) const ROW: Row = Row {
     name: "matmul",
     summary: "y = op(a) op(b) + bias, op transposes or not; batched; adds to the stream in its epilogue",
-    source: SOURCE,
+    source: SOURCE.plain,
     cases,
     bench: || {
         let square = |n: usize| Case::new(format!("{n}"), Matmul::default(), &[&[n, n], &[n, n]]);
@@ -39,7 +38,7 @@ fn cases() -> Vec<Case> {
     let plain = Matmul::default();
     let mut cases = Vec::new();
     // (m, n, k): every transpose form on shapes that fit no tile, and one that fits.
-    for (m, n, k) in [(1, 1, 1), (127, 1, 5), (1, 130, 127), (17, 67, 33), (64, 64, 32), (20, 36, 1757)] {
+    for (m, n, k) in [(1, 1, 1), (127, 1, 5), (1, 130, 127), (17, 67, 33), (64, 64, 32), (20, 36, 1757), (4, 68, 13), (7, 5, 8)] {
         for (ta, tb) in [(false, false), (false, true), (true, false), (true, true)] {
             let a = if ta { [k, m] } else { [m, k] };
             let b = if tb { [n, k] } else { [k, n] };
@@ -198,7 +197,9 @@ impl Op for Matmul {
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let d = self.dims(&cx.inputs[0].shape, &cx.inputs[1].shape)?;
         let software = cx.profile.class == AdapterClass::Cpu;
-        let (tile_m, tile_n) = if software { (ROWS, LANES * QUADS * 4) } else { (64, 64) };
+        let (lanes, subgroups) = cx.profile.vector_lanes();
+        let rows = ROWS.into_iter().find(|&rows| rows >= d.m).unwrap_or(ROWS[2]);
+        let (tile_m, tile_n) = if software { (rows, lanes * QUADS * 4) } else { (64, 64) };
         let groups_n = d.n.div_ceil(tile_n);
         let groups = groups_n * d.m.div_ceil(tile_m);
         let [x, y, _] = cx.profile.grid(groups);
@@ -211,11 +212,12 @@ impl Op for Matmul {
             (true, _) => "forward",
             (false, _) => "forward_tiled",
         };
-        let kernel = table_kernel("matmul", SOURCE, entry)
+        let source = if software && subgroups { SOURCE.subgroups } else { SOURCE.plain };
+        let kernel = table_kernel("matmul", source, entry)
             .knob("A_TRANSPOSED", self.transpose_a)
             .knob("B_TRANSPOSED", self.transpose_b)
-            .knob("LANES", LANES as u32)
-            .knob("ROWS", ROWS as u32)
+            .knob("LANES", lanes as u32)
+            .knob("ROWS", rows as u32)
             .knob("QUADS", QUADS as u32)
             .knob("A", elem(a_quads))
             .knob("B", elem(b_quads))

@@ -17,9 +17,18 @@ pub fn gpu() -> &'static Gpu {
     })
 }
 
-/// The adapter's profile with each class of kernels in turn, so that both are tested everywhere.
-pub fn profiles() -> [Profile; 2] {
-    [AdapterClass::Cpu, AdapterClass::Gpu].map(|class| Profile { class, ..gpu().profile().clone() })
+/// The adapter's profile with each class of kernels in turn, with its subgroups and without, so that
+/// all that can run here are tested here.
+pub fn profiles() -> Vec<Profile> {
+    let here = gpu().profile();
+    let mut profiles = vec![];
+    for class in [AdapterClass::Cpu, AdapterClass::Gpu] {
+        for subgroups in [None, here.subgroups] {
+            profiles.push(Profile { class, subgroups, ..here.clone() });
+        }
+    }
+    profiles.dedup();
+    profiles
 }
 
 /// A case's op in a graph with loss = sum of dot(random dy, y) over its main outputs, and the

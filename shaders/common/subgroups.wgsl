@@ -1,0 +1,9 @@
+// Values from the other lanes of a subgroup: this text, or no_subgroups.wgsl, stands in front of
+// kernels that can use them. The standard wants `enable subgroups;` first, which naga 30 rejects.
+
+const SUBGROUPS: bool = true;
+
+// `v` of lane `lane`; the same lane for all.
+fn from_lane(v: vec4<f32>, lane: u32) -> vec4<f32> {
+    return subgroupShuffle(v, lane);
+}
