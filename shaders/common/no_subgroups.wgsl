@@ -3,6 +3,8 @@
 
 const SUBGROUPS: bool = false;
 
-fn from_lane(v: vec4<f32>, lane: u32) -> vec4<f32> {
+alias Moved = vec4<f32>; // knob: what moves
+
+fn from_lane(v: Moved, lane: u32) -> Moved {
     return v;
 }

@@ -3,7 +3,9 @@
 
 const SUBGROUPS: bool = true;
 
+alias Moved = vec4<f32>; // knob: what moves
+
 // `v` of lane `lane`; the same lane for all.
-fn from_lane(v: vec4<f32>, lane: u32) -> vec4<f32> {
+fn from_lane(v: Moved, lane: u32) -> Moved {
     return subgroupShuffle(v, lane);
 }

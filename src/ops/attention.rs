@@ -5,7 +5,7 @@
 //! and value head (GQA, Ainslie et al. 2023). Forward leaves `lse`, the log of the sum of
 //! exponentials of each row of scores, from which backward recomputes the probabilities.
 
-use super::{Bind, Case, InputFill, Launch, Op, Program, Row, expect_f32, table_kernel};
+use super::{Bind, Case, InputFill, LaneSource, Launch, Op, Program, Row, expect_f32, lane_source, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
 use crate::gpu::AdapterClass;
@@ -14,12 +14,12 @@ use crate::kernel::Kernel;
 use crate::reference::Array;
 use crate::tensor::TensorType;
 
-const SOURCE: &str = include_str!("../../shaders/attention.wgsl");
+const SOURCE: LaneSource = lane_source!("attention.wgsl");
 
 pub(super) const ROW: Row = Row {
     name: "attention",
     summary: "o = softmax(scale * q k^T) v by head, causal or full, grouped heads; no T x T matrix",
-    source: SOURCE,
+    source: SOURCE.plain,
     cases,
     bench: || {
         let case = |t: usize| case(1, (t, t), (6, 6), 64, true);
@@ -134,7 +134,7 @@ impl Attention {
         let d = self.dims(cx.inputs)?;
         let blocks = times.div_ceil(tile.group * tile.rows);
         let groups = blocks * heads * d.batch;
-        let kernel = tile.knobs(table_kernel("attention", SOURCE, entry), d.dh).knob("CAUSAL", self.causal);
+        let kernel = tile.kernel(entry, d.dh).knob("CAUSAL", self.causal);
         program.dispatch(kernel, binds, &self.words(&d, blocks, groups), cx.profile.grid(groups));
         Ok(())
     }
@@ -171,31 +171,40 @@ impl Attention {
     }
 }
 
-/// How much an invocation keeps.
+/// How much an invocation keeps, and how rows of the other side reach it.
 #[derive(Clone, Copy)]
 struct Tile {
     group: usize,
     rows: usize,
+    subgroups: bool,
 }
 
 impl Tile {
     /// On software adapters a row of the other side is expensive to load and registers spill
-    /// cheaply, so a lane keeps `budget` elements. On GPUs occupancy counts: one row each.
-    fn new(cx: &Launch<'_>, dh: usize, budget: usize) -> Self {
-        match cx.profile.class {
-            AdapterClass::Cpu => Tile { group: 8, rows: (budget / dh).clamp(1, 4) },
-            AdapterClass::Gpu => Tile { group: 64, rows: 1 },
+    /// cheaply, so a lane keeps several `rows` if it may. On GPUs occupancy counts: one each.
+    fn new(cx: &Launch<'_>, rows: usize) -> Self {
+        match (cx.profile.class, cx.profile.vector_lanes()) {
+            (AdapterClass::Cpu, (group, subgroups)) => Tile { group, rows, subgroups },
+            (AdapterClass::Gpu, _) => Tile { group: 64, rows: 1, subgroups: false },
         }
     }
 
-    fn knobs(&self, kernel: Kernel, dh: usize) -> Kernel {
+    fn kernel(&self, entry: &'static str, dh: usize) -> Kernel {
         let (elem, width) = if dh.is_multiple_of(4) { ("vec4<f32>", 4) } else { ("f32", 1) };
-        kernel
+        let dim = dh / width;
+        // As much of a row as the lanes can hold, and as many rows as fit beside each other.
+        let lanes = if self.subgroups { self.group } else { 8 };
+        let span = (1..=lanes.min(dim)).rev().find(|n| dim.is_multiple_of(*n)).unwrap_or(1);
+        let step = if self.subgroups { lanes / span } else { 1 };
+        table_kernel("attention", if self.subgroups { SOURCE.subgroups } else { SOURCE.plain }, entry)
+            .knob("Moved", elem)
             .knob("GROUP", self.group as u32)
             .knob("ROWS", self.rows as u32)
             .knob("E", elem)
             .knob("WIDTH", width as u32)
-            .knob("DIM", (dh / width) as u32)
+            .knob("DIM", dim as u32)
+            .knob("SPAN", span as u32)
+            .knob("STEP", step as u32)
     }
 }
 
@@ -226,7 +235,7 @@ impl Op for Attention {
         let d = self.dims(cx.inputs)?;
         let binds = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::Out(0), Bind::Out(1)];
         let mut program = Program::default();
-        let tile = Tile::new(cx, d.dh, 128);
+        let tile = Tile::new(cx, if d.dh <= 64 { 2 } else { 1 });
         self.dispatch(&mut program, cx, ("forward", &binds), (d.tq, self.heads), tile)?;
         Ok(program)
     }
@@ -279,11 +288,11 @@ impl Op for AttentionBackward {
         let mut program = Program::default();
         let rows = d.batch * op.heads * d.tq;
         let delta = program.scratch(TensorType::f32([rows]));
-        let kernel = Tile::new(cx, d.dh, d.dh).knobs(table_kernel("attention", SOURCE, "row_dots"), d.dh);
+        let kernel = Tile::new(cx, 1).kernel("row_dots", d.dh);
         let binds = [Bind::In(3), Bind::In(5), Bind::Scratch(delta)];
         program.dispatch(kernel, &binds, &op.words(&d, 1, rows), cx.profile.grid(rows.div_ceil(64)));
         let ins = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::In(5), Bind::In(4), Bind::ScratchIn(delta)];
-        let tile = Tile::new(cx, d.dh, 64);
+        let tile = Tile::new(cx, 1);
         let binds = [&ins[..], &[Bind::Out(0)]].concat();
         op.dispatch(&mut program, cx, ("backward_q", &binds), (d.tq, op.heads), tile)?;
         let binds = [&ins[..], &[Bind::Out(1), Bind::Out(2)]].concat();
