@@ -1,6 +1,8 @@
 // y[i] = a[i] + b[i % len(b)]; b repeats over leading dimensions.
 
 // knobs
+const INVOCATIONS: u32 = 64u; // of a workgroup
+const EACH: u32 = 1u; // how many an invocation makes, INVOCATIONS apart
 alias E = vec4<f32>; // f32 where b's length is no multiple of 4 and b repeats
 
 struct Params {
@@ -13,15 +15,15 @@ struct Params {
 @group(0) @binding(2) var<storage, read> b: array<E>;
 @group(0) @binding(3) var<storage, read_write> y: array<E>;
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(INVOCATIONS)
 fn forward(
     @builtin(workgroup_id) wid: vec3<u32>,
     @builtin(num_workgroups) nwg: vec3<u32>,
     @builtin(local_invocation_index) lid: u32,
 ) {
-    let i = (wid.x + wid.y * nwg.x) * 64u + lid;
-    if (i >= p.len) {
-        return;
+    let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
+    let end = min(first + INVOCATIONS * EACH, p.len);
+    for (var i = first; i < end; i += INVOCATIONS) {
+        y[i] = a[i] + b[i % p.period];
     }
-    y[i] = a[i] + b[i % p.period];
 }

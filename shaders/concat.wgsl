@@ -2,6 +2,8 @@
 // into the runs of `stride` units of the whole.
 
 // knobs
+const INVOCATIONS: u32 = 64u; // of a workgroup
+const EACH: u32 = 1u; // how many an invocation makes, INVOCATIONS apart
 alias E = vec4<u32>; // unit that moves; u32 where runs or starts are no multiple of 4
 
 struct Params {
@@ -15,15 +17,15 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<E>;
 @group(0) @binding(2) var<storage, read_write> y: array<E>;
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(INVOCATIONS)
 fn forward(
     @builtin(workgroup_id) wid: vec3<u32>,
     @builtin(num_workgroups) nwg: vec3<u32>,
     @builtin(local_invocation_index) lid: u32,
 ) {
-    let i = (wid.x + wid.y * nwg.x) * 64u + lid;
-    if (i >= p.len) {
-        return;
+    let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
+    let end = min(first + INVOCATIONS * EACH, p.len);
+    for (var i = first; i < end; i += INVOCATIONS) {
+        y[(i / p.run) * p.stride + p.start + i % p.run] = x[i];
     }
-    y[(i / p.run) * p.stride + p.start + i % p.run] = x[i];
 }

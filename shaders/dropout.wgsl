@@ -1,7 +1,9 @@
-// y = x * keep / (1 - p), four elements an invocation. keep is a hash of (quad, stream, seed,
+// y = x * keep / (1 - p), in quads. keep is a hash of (quad, stream, seed,
 // step): no mask is stored, and backward is this kernel on dy.
 
 // knobs
+const INVOCATIONS: u32 = 64u; // of a workgroup
+const EACH: u32 = 1u; // how many an invocation makes, INVOCATIONS apart
 const ACCUMULATE: bool = false; // add to what y holds
 
 struct Params {
@@ -32,20 +34,20 @@ fn hash(key: vec4<u32>) -> vec4<u32> {
     return mix(v ^ (v >> vec4<u32>(16u)));
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(INVOCATIONS)
 fn forward(
     @builtin(workgroup_id) wid: vec3<u32>,
     @builtin(num_workgroups) nwg: vec3<u32>,
     @builtin(local_invocation_index) lid: u32,
 ) {
-    let i = (wid.x + wid.y * nwg.x) * 64u + lid;
-    if (i >= p.quads) {
-        return;
+    let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
+    let end = min(first + INVOCATIONS * EACH, p.quads);
+    for (var i = first; i < end; i += INVOCATIONS) {
+        let kept = hash(vec4<u32>(i, p.stream, seed[0])) >= vec4<u32>(p.threshold);
+        var v = select(vec4<f32>(), x[i] * p.scale, kept);
+        if (ACCUMULATE) {
+            v += y[i];
+        }
+        y[i] = v;
     }
-    let kept = hash(vec4<u32>(i, p.stream, seed[0])) >= vec4<u32>(p.threshold);
-    var v = select(vec4<f32>(), x[i] * p.scale, kept);
-    if (ACCUMULATE) {
-        v += y[i];
-    }
-    y[i] = v;
 }

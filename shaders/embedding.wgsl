@@ -7,6 +7,8 @@
 // walks the lists.
 
 // knobs
+const INVOCATIONS: u32 = 64u; // of a workgroup
+const EACH: u32 = 1u; // how many an invocation makes, INVOCATIONS apart
 alias E = vec4<f32>; // f32 where the columns are no multiple of 4
 const GROUP: u32 = 8u; // invocations of a workgroup of chain
 const WAYS: u32 = 16u; // invocations of chain altogether; a power of two
@@ -39,22 +41,22 @@ struct Params {
 @group(0) @binding(4) var<storage, read> next: array<u32>;
 @group(0) @binding(5) var<storage, read_write> dtable: array<E>;
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(INVOCATIONS)
 fn forward(
     @builtin(workgroup_id) wid: vec3<u32>,
     @builtin(num_workgroups) nwg: vec3<u32>,
     @builtin(local_invocation_index) lid: u32,
 ) {
-    let i = (wid.x + wid.y * nwg.x) * 64u + lid;
-    if (i >= p.len) {
-        return;
+    let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
+    let end = min(first + INVOCATIONS * EACH, p.len);
+    for (var i = first; i < end; i += INVOCATIONS) {
+        let id = ids[i / p.cols];
+        var v = E();
+        if (id < p.vocab) {
+            v = table[id * p.cols + i % p.cols];
+        }
+        y[i] = v;
     }
-    let id = ids[i / p.cols];
-    var v = E();
-    if (id < p.vocab) {
-        v = table[id * p.cols + i % p.cols];
-    }
-    y[i] = v;
 }
 
 @compute @workgroup_size(GROUP)

@@ -1,4 +1,8 @@
-// y = value, four elements an invocation.
+// y = value, in quads.
+
+// knobs
+const INVOCATIONS: u32 = 64u; // of a workgroup
+const EACH: u32 = 1u; // how many an invocation makes, INVOCATIONS apart
 
 struct Params {
     quads: u32,
@@ -8,15 +12,15 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read_write> y: array<vec4<f32>>;
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(INVOCATIONS)
 fn forward(
     @builtin(workgroup_id) wid: vec3<u32>,
     @builtin(num_workgroups) nwg: vec3<u32>,
     @builtin(local_invocation_index) lid: u32,
 ) {
-    let i = (wid.x + wid.y * nwg.x) * 64u + lid;
-    if (i >= p.quads) {
-        return;
+    let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
+    let end = min(first + INVOCATIONS * EACH, p.quads);
+    for (var i = first; i < end; i += INVOCATIONS) {
+        y[i] = vec4<f32>(p.value);
     }
-    y[i] = vec4<f32>(p.value);
 }

@@ -1,10 +1,12 @@
-// y = x * phi(x), four elements an invocation.
+// y = x * phi(x), in quads.
 //
 // No tanh: drivers differ in where it overflows, and 1 + tanh cancels for negative x. Both forms of
 // phi are written with one exp each that stays in range, and keep their relative precision in the
 // left tail.
 
 // knobs
+const INVOCATIONS: u32 = 64u; // of a workgroup
+const EACH: u32 = 1u; // how many an invocation makes, INVOCATIONS apart
 const TANH: bool = false; // the tanh form of phi, not the exact one
 
 // Past this phi is 0 or 1 to within 1e-18.
@@ -74,31 +76,31 @@ fn limited(v: vec4<f32>) -> vec4<f32> {
     return select(at_least(v), vec4<f32>(LIMIT), v > vec4<f32>(LIMIT));
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(INVOCATIONS)
 fn forward(
     @builtin(workgroup_id) wid: vec3<u32>,
     @builtin(num_workgroups) nwg: vec3<u32>,
     @builtin(local_invocation_index) lid: u32,
 ) {
-    let i = (wid.x + wid.y * nwg.x) * 64u + lid;
-    if (i >= p.quads) {
-        return;
+    let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
+    let end = min(first + INVOCATIONS * EACH, p.quads);
+    for (var i = first; i < end; i += INVOCATIONS) {
+        let v = x[i];
+        y[i] = at_least(v) * phi(limited(v)).value;
     }
-    let v = x[i];
-    y[i] = at_least(v) * phi(limited(v)).value;
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(INVOCATIONS)
 fn backward(
     @builtin(workgroup_id) wid: vec3<u32>,
     @builtin(num_workgroups) nwg: vec3<u32>,
     @builtin(local_invocation_index) lid: u32,
 ) {
-    let i = (wid.x + wid.y * nwg.x) * 64u + lid;
-    if (i >= p.quads) {
-        return;
+    let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
+    let end = min(first + INVOCATIONS * EACH, p.quads);
+    for (var i = first; i < end; i += INVOCATIONS) {
+        let v = limited(x_b[i]);
+        let f = phi(v);
+        dx[i] = dy[i] * (f.value + v * f.slope);
     }
-    let v = limited(x_b[i]);
-    let f = phi(v);
-    dx[i] = dy[i] * (f.value + v * f.slope);
 }

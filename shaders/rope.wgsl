@@ -6,6 +6,8 @@
 // `interleaved` pairs neighbours.
 
 // knobs
+const INVOCATIONS: u32 = 64u; // of a workgroup
+const EACH: u32 = 1u; // how many an invocation makes, INVOCATIONS apart
 alias E = vec4<f32>; // f32 where half a head is no multiple of 4, and for `interleaved`
 alias U = vec4<u32>; // u32 likewise
 alias I = vec4<i32>; // i32 likewise
@@ -78,43 +80,43 @@ fn work(i: u32) -> Work {
     );
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(INVOCATIONS)
 fn halves(
     @builtin(workgroup_id) wid: vec3<u32>,
     @builtin(num_workgroups) nwg: vec3<u32>,
     @builtin(local_invocation_index) lid: u32,
 ) {
-    let i = (wid.x + wid.y * nwg.x) * 64u + lid;
-    if (i >= p.len) {
-        return;
-    }
-    let w = work(i);
-    for (var head = w.first; head < w.end; head++) {
-        let at = head * 2u * UNITS + w.unit;
-        let a = x[at];
-        let b = x[at + UNITS];
-        y[at] = a * w.cos - b * w.sin;
-        y[at + UNITS] = b * w.cos + a * w.sin;
+    let start = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
+    let end = min(start + INVOCATIONS * EACH, p.len);
+    for (var i = start; i < end; i += INVOCATIONS) {
+        let w = work(i);
+        for (var head = w.first; head < w.end; head++) {
+            let at = head * 2u * UNITS + w.unit;
+            let a = x[at];
+            let b = x[at + UNITS];
+            y[at] = a * w.cos - b * w.sin;
+            y[at + UNITS] = b * w.cos + a * w.sin;
+        }
     }
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(INVOCATIONS)
 fn interleaved(
     @builtin(workgroup_id) wid: vec3<u32>,
     @builtin(num_workgroups) nwg: vec3<u32>,
     @builtin(local_invocation_index) lid: u32,
 ) {
-    let i = (wid.x + wid.y * nwg.x) * 64u + lid;
-    if (i >= p.len) {
-        return;
-    }
-    let w = work(i);
-    // An E is one element here, however the file is written.
-    let cos = vec4<f32>(w.cos).x;
-    let sin = vec4<f32>(w.sin).x;
-    for (var head = w.first; head < w.end; head++) {
-        let at = head * UNITS + w.unit;
-        let v = pairs[at];
-        pairs_out[at] = v * cos + vec2<f32>(-v.y, v.x) * sin;
+    let start = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
+    let end = min(start + INVOCATIONS * EACH, p.len);
+    for (var i = start; i < end; i += INVOCATIONS) {
+        let w = work(i);
+        // An E is one element here, however the file is written.
+        let cos = vec4<f32>(w.cos).x;
+        let sin = vec4<f32>(w.sin).x;
+        for (var head = w.first; head < w.end; head++) {
+            let at = head * UNITS + w.unit;
+            let v = pairs[at];
+            pairs_out[at] = v * cos + vec2<f32>(-v.y, v.x) * sin;
+        }
     }
 }

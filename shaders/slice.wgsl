@@ -3,6 +3,8 @@
 // `pad`, its dual: large = small with zeros around it, or large += small.
 
 // knobs
+const INVOCATIONS: u32 = 64u; // of a workgroup
+const EACH: u32 = 1u; // how many an invocation makes, INVOCATIONS apart
 alias E = vec4<u32>; // unit that moves: u32 where runs or starts are no multiple of 4; pad: floats
 const ACCUMULATE: bool = false; // pad adds to what large holds and goes over small only
 
@@ -18,37 +20,37 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<E>;
 @group(0) @binding(2) var<storage, read_write> y: array<E>;
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(INVOCATIONS)
 fn forward(
     @builtin(workgroup_id) wid: vec3<u32>,
     @builtin(num_workgroups) nwg: vec3<u32>,
     @builtin(local_invocation_index) lid: u32,
 ) {
-    let i = (wid.x + wid.y * nwg.x) * 64u + lid;
-    if (i >= p.len) {
-        return;
+    let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
+    let end = min(first + INVOCATIONS * EACH, p.len);
+    for (var i = first; i < end; i += INVOCATIONS) {
+        y[i] = x[(i / p.run) * p.stride + p.start + i % p.run];
     }
-    y[i] = x[(i / p.run) * p.stride + p.start + i % p.run];
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(INVOCATIONS)
 fn pad(
     @builtin(workgroup_id) wid: vec3<u32>,
     @builtin(num_workgroups) nwg: vec3<u32>,
     @builtin(local_invocation_index) lid: u32,
 ) {
-    let i = (wid.x + wid.y * nwg.x) * 64u + lid;
-    if (i >= p.len) {
-        return;
+    let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
+    let end = min(first + INVOCATIONS * EACH, p.len);
+    for (var i = first; i < end; i += INVOCATIONS) {
+        if (ACCUMULATE) {
+            y[(i / p.run) * p.stride + p.start + i % p.run] += x[i];
+            continue;
+        }
+        let at = i % p.stride;
+        var v = E();
+        if (at >= p.start && at - p.start < p.run) {
+            v = x[(i / p.stride) * p.run + at - p.start];
+        }
+        y[i] = v;
     }
-    if (ACCUMULATE) {
-        y[(i / p.run) * p.stride + p.start + i % p.run] += x[i];
-        return;
-    }
-    let at = i % p.stride;
-    var v = E();
-    if (at >= p.start && at - p.start < p.run) {
-        v = x[(i / p.stride) * p.run + at - p.start];
-    }
-    y[i] = v;
 }

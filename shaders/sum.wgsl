@@ -2,6 +2,8 @@
 // left. `broadcast`: y[r, c] = x[c].
 
 // knobs
+const INVOCATIONS: u32 = 64u; // of a workgroup
+const EACH: u32 = 1u; // how many an invocation makes, INVOCATIONS apart
 alias E = vec4<f32>; // f32 where the columns are no multiple of 4
 const ACCUMULATE: bool = false; // add to what y holds; for the last level
 
@@ -39,15 +41,15 @@ fn columns(
     y[i] = sum;
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(INVOCATIONS)
 fn broadcast(
     @builtin(workgroup_id) wid: vec3<u32>,
     @builtin(num_workgroups) nwg: vec3<u32>,
     @builtin(local_invocation_index) lid: u32,
 ) {
-    let i = (wid.x + wid.y * nwg.x) * 64u + lid;
-    if (i >= p.len) {
-        return;
+    let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
+    let end = min(first + INVOCATIONS * EACH, p.len);
+    for (var i = first; i < end; i += INVOCATIONS) {
+        y[i] = x[i % p.cols];
     }
-    y[i] = x[i % p.cols];
 }

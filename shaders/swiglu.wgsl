@@ -1,4 +1,8 @@
-// y = gate * sigmoid(gate) * up, four elements an invocation.
+// y = gate * sigmoid(gate) * up, in quads.
+
+// knobs
+const INVOCATIONS: u32 = 64u; // of a workgroup
+const EACH: u32 = 1u; // how many an invocation makes, INVOCATIONS apart
 
 struct Params {
     quads: u32,
@@ -23,35 +27,35 @@ fn exp_minus(g: vec4<f32>) -> vec4<f32> {
     return exp(-select(g, vec4<f32>(-80.0), g < vec4<f32>(-80.0)));
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(INVOCATIONS)
 fn forward(
     @builtin(workgroup_id) wid: vec3<u32>,
     @builtin(num_workgroups) nwg: vec3<u32>,
     @builtin(local_invocation_index) lid: u32,
 ) {
-    let i = (wid.x + wid.y * nwg.x) * 64u + lid;
-    if (i >= p.quads) {
-        return;
+    let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
+    let end = min(first + INVOCATIONS * EACH, p.quads);
+    for (var i = first; i < end; i += INVOCATIONS) {
+        let g = gate[i];
+        y[i] = g / (1.0 + exp_minus(g)) * up[i];
     }
-    let g = gate[i];
-    y[i] = g / (1.0 + exp_minus(g)) * up[i];
 }
 
 // silu'(g) = s + g s (1 - s), s = 1 / (1 + e), e = exp(-g); 1 - s = e s, which does not cancel.
-@compute @workgroup_size(64)
+@compute @workgroup_size(INVOCATIONS)
 fn backward(
     @builtin(workgroup_id) wid: vec3<u32>,
     @builtin(num_workgroups) nwg: vec3<u32>,
     @builtin(local_invocation_index) lid: u32,
 ) {
-    let i = (wid.x + wid.y * nwg.x) * 64u + lid;
-    if (i >= p.quads) {
-        return;
+    let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
+    let end = min(first + INVOCATIONS * EACH, p.quads);
+    for (var i = first; i < end; i += INVOCATIONS) {
+        let g = gate_b[i];
+        let e = exp_minus(g);
+        let s = 1.0 / (1.0 + e);
+        let d = dy[i];
+        dgate[i] = d * up_b[i] * s * (1.0 + g * (e * s));
+        dup[i] = d * g * s;
     }
-    let g = gate_b[i];
-    let e = exp_minus(g);
-    let s = 1.0 / (1.0 + e);
-    let d = dy[i];
-    dgate[i] = d * up_b[i] * s * (1.0 + g * (e * s));
-    dup[i] = d * g * s;
 }

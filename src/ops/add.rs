@@ -70,7 +70,7 @@ impl Op for Add {
         let (len, period) = (n.div_ceil(width), period.div_ceil(width));
         let kernel = table_kernel("add", SOURCE, "forward").knob("E", elem);
         let binds = [Bind::In(0), Bind::In(1), Bind::Out(0)];
-        Ok(elementwise::invocations(cx, len, kernel, &binds, &[period as u32]))
+        Ok(elementwise::elements(cx, len, kernel, &binds, &[period as u32]))
     }
 
     fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {

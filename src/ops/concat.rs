@@ -1,7 +1,7 @@
 //! Tensors one behind the other along one axis. The gradient of each is a slice.
 
 use super::slice::{Runs, range_indices, with_axis};
-use super::{Bind, Case, Launch, Op, Program, Row, table_kernel};
+use super::{Bind, Case, Launch, Op, Program, Row, elementwise, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
 use crate::graph::{Graph, Value};
@@ -96,7 +96,8 @@ impl Op for Concat {
             let runs = Runs::new(&cx.outputs[0].shape, self.axis, start, len);
             let (units, words) = runs.words(x.len());
             let kernel = table_kernel("concat", SOURCE, "forward").knob("E", runs.unit("vec4<u32>", "u32"));
-            program.dispatch(kernel, &[Bind::In(i), Bind::Out(0)], &words, cx.profile.grid(units.div_ceil(64)));
+            let (kernel, groups) = elementwise::spread(cx.profile, units, kernel);
+            program.dispatch(kernel, &[Bind::In(i), Bind::Out(0)], &words, groups);
             start += len;
         }
         Ok(program)

@@ -1,22 +1,31 @@
 //! What kernels without neighbours share on the host: their grid, and shapes to test them on.
 
 use super::{Bind, Launch, Program};
+use crate::gpu::{AdapterClass, Profile};
 use crate::kernel::Kernel;
-
-/// Invocations of a workgroup of these kernels.
-const GROUP: usize = 64;
 
 /// Shapes for the cases of ops that work element by element.
 pub(super) const SHAPES: [&[usize]; 4] = [&[1], &[127], &[1757], &[3, 5, 7]];
 
-/// One dispatch of `n` invocations in workgroups of 64. `n` is the first word of its uniform;
-/// `words` follow.
-pub(super) fn invocations(cx: &Launch<'_>, n: usize, kernel: Kernel, binds: &[Bind], words: &[u32]) -> Program {
-    let words = [&[n as u32], words].concat();
-    Program::one(kernel, binds, &words, cx.profile.grid(n.div_ceil(GROUP)))
+/// Sets the knobs of a kernel that makes `n` elements one by one, and says in how many workgroups.
+/// On software adapters starting an invocation costs as much as several loads, so each makes many.
+pub(super) fn spread(profile: &Profile, n: usize, kernel: Kernel) -> (Kernel, [u32; 3]) {
+    let (invocations, each) = match profile.class {
+        AdapterClass::Cpu => (8, 64),
+        AdapterClass::Gpu => (64, 1),
+    };
+    let kernel = kernel.knob("INVOCATIONS", invocations as u32).knob("EACH", each as u32);
+    (kernel, profile.grid(n.div_ceil(invocations * each)))
 }
 
-/// [`invocations`] for a kernel that makes a quad of the output in each.
+/// One dispatch that makes `n` elements one by one. `n` is the first word of its uniform; `words`
+/// follow.
+pub(super) fn elements(cx: &Launch<'_>, n: usize, kernel: Kernel, binds: &[Bind], words: &[u32]) -> Program {
+    let (kernel, groups) = spread(cx.profile, n, kernel);
+    Program::one(kernel, binds, &[&[n as u32], words].concat(), groups)
+}
+
+/// [`elements`] for a kernel whose elements are the quads of the output.
 pub(super) fn quads(cx: &Launch<'_>, kernel: Kernel, binds: &[Bind], words: &[u32]) -> Program {
-    invocations(cx, cx.outputs[0].len().div_ceil(4), kernel, binds, words)
+    elements(cx, cx.outputs[0].len().div_ceil(4), kernel, binds, words)
 }

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::{Bind, Case, Launch, Op, Program, Row, expect_f32, expect_shape, table_kernel};
+use super::{Bind, Case, Launch, Op, Program, Row, elementwise, expect_f32, expect_shape, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
 use crate::gpu::AdapterClass;
@@ -125,7 +125,8 @@ impl Op for Embedding {
         let len = tokens * cols;
         let words = [len, cols, vocab, tokens].map(|w| w as u32);
         let binds = [Bind::In(0), Bind::In(1), Bind::Out(0)];
-        Ok(Program::one(kernel, &binds, &words, cx.profile.grid(len.div_ceil(64))))
+        let (kernel, groups) = elementwise::spread(cx.profile, len, kernel);
+        Ok(Program::one(kernel, &binds, &words, groups))
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {

@@ -38,7 +38,9 @@ fn cases() -> Vec<Case> {
     let plain = Matmul::default();
     let mut cases = Vec::new();
     // (m, n, k): every transpose form on shapes that fit no tile, and one that fits.
-    for (m, n, k) in [(1, 1, 1), (127, 1, 5), (1, 130, 127), (17, 67, 33), (64, 64, 32), (20, 36, 1757), (4, 68, 13), (7, 5, 8)] {
+    for (m, n, k) in
+        [(1, 1, 1), (127, 1, 5), (1, 130, 127), (17, 67, 33), (64, 64, 32), (20, 36, 1757), (4, 68, 13), (7, 5, 8)]
+    {
         for (ta, tb) in [(false, false), (false, true), (true, false), (true, true)] {
             let a = if ta { [k, m] } else { [m, k] };
             let b = if tb { [n, k] } else { [k, n] };

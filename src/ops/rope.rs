@@ -194,12 +194,12 @@ impl Op for Rope {
             .knob("UNITS", units as u32)
             .knob("HAS_START", self.has_start);
         let sign = if self.inverse { -1.0f32 } else { 1.0 };
-        // Behind the first word, which is the number of invocations; the table starts at a quad.
+        // Behind the first word, which is the number of elements; the table starts at a quad.
         let mut words = vec![time as u32, self.heads as u32, group as u32, groups as u32, sign.to_bits(), 0, 0];
         words.extend(self.table(head, width));
         let start = if self.has_start { Bind::In(1) } else { Bind::Null };
         let binds = [Bind::In(0), start, Bind::Out(0)];
-        Ok(elementwise::invocations(cx, rows * groups * units, kernel, &binds, &words))
+        Ok(elementwise::elements(cx, rows * groups * units, kernel, &binds, &words))
     }
 
     fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {

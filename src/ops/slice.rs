@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{Bind, Case, Launch, Op, Program, Row, expect_f32, table_kernel};
+use super::{Bind, Case, Launch, Op, Program, Row, elementwise, expect_f32, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
 use crate::graph::{Graph, Value};
@@ -151,7 +151,8 @@ impl Op for Slice {
         let runs = Runs::new(&cx.inputs[0].shape, self.axis, self.start, self.len);
         let (len, words) = runs.words(cx.outputs[0].len());
         let kernel = table_kernel("slice", SOURCE, "forward").knob("E", runs.unit("vec4<u32>", "u32"));
-        Ok(Program::one(kernel, &[Bind::In(0), Bind::Out(0)], &words, cx.profile.grid(len.div_ceil(64))))
+        let (kernel, groups) = elementwise::spread(cx.profile, len, kernel);
+        Ok(Program::one(kernel, &[Bind::In(0), Bind::Out(0)], &words, groups))
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
@@ -210,7 +211,8 @@ impl Op for SlicePad {
         let kernel = table_kernel("slice", SOURCE, "pad")
             .knob("E", runs.unit("vec4<f32>", "f32"))
             .knob("ACCUMULATE", self.accumulate);
-        Ok(Program::one(kernel, &[Bind::In(0), Bind::Out(0)], &words, cx.profile.grid(len.div_ceil(64))))
+        let (kernel, groups) = elementwise::spread(cx.profile, len, kernel);
+        Ok(Program::one(kernel, &[Bind::In(0), Bind::Out(0)], &words, groups))
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::rowwise::CHUNK;
-use super::{Bind, Case, Launch, Op, Program, Row, expect_f32, table_kernel};
+use super::{Bind, Case, Launch, Op, Program, Row, elementwise, expect_f32, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
 use crate::gpu::Profile;
@@ -191,7 +191,8 @@ impl Op for Broadcast {
         let len = n / width;
         let kernel = table_kernel("sum", SOURCE, "broadcast").knob("E", elem);
         let words = [(n / cols) as u32, (cols / width) as u32, 0, len as u32];
-        Ok(Program::one(kernel, &[Bind::In(0), Bind::Out(0)], &words, cx.profile.grid(len.div_ceil(64))))
+        let (kernel, groups) = elementwise::spread(cx.profile, len, kernel);
+        Ok(Program::one(kernel, &[Bind::In(0), Bind::Out(0)], &words, groups))
     }
 
     fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {

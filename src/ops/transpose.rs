@@ -1,6 +1,6 @@
 //! Swaps two axes. The gradient is the same swap.
 
-use super::{Bind, Case, Launch, Op, Program, Row, table_kernel};
+use super::{Bind, Case, Launch, Op, Program, Row, elementwise, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
 use crate::graph::{Graph, Value};
@@ -90,7 +90,8 @@ impl Op for Transpose {
         let len = cx.outputs[0].len() / width;
         let words = [len, a, mid, b, inner / width].map(|w| w as u32);
         let kernel = table_kernel("transpose", SOURCE, "forward").knob("E", unit);
-        Ok(Program::one(kernel, &[Bind::In(0), Bind::Out(0)], &words, cx.profile.grid(len.div_ceil(64))))
+        let (kernel, groups) = elementwise::spread(cx.profile, len, kernel);
+        Ok(Program::one(kernel, &[Bind::In(0), Bind::Out(0)], &words, groups))
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
