@@ -1,19 +1,19 @@
 // Layer norm: y = xhat * gamma + beta, xhat = (x - mean(x)) * rstd, rstd = 1 / sqrt(var(x) + eps), by
 // row. RMS norm is the same with the mean taken as zero and without beta.
-// Behind common/rows.wgsl. Two passes over x for the variance: E[x^2] - E[x]^2 cancels.
+// Behind common/rows.wgsl. The lanes of a row work on ROWS rows at a time, which share the loads of
+// gamma and beta, and whose share of dgamma and dbeta they sum on the way.
 
 // knobs
 const CENTERED: bool = true; // layer norm; else RMS norm
 const ACCUMULATE: bool = false; // backward adds dx to what is there
+const ROWS: u32 = 1u;
 
 struct Params {
     rows: u32,
     cols: u32, // in units of E
     n: f32, // elements of a row
     eps: f32,
-    groups: u32, // workgroups of forward and backward
-    chunk: u32, // rows an invocation of backward_params sums
-    chunks: u32,
+    groups: u32, // workgroups
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -26,16 +26,24 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> xhat_out: array<E>;
 @group(0) @binding(6) var<storage, read_write> rstd_out: array<f32>;
 
-// backward and backward_params
+// backward
 @group(0) @binding(1) var<storage, read> dy: array<E>;
 @group(0) @binding(2) var<storage, read> xhat: array<E>;
-// backward
 @group(0) @binding(3) var<storage, read> rstd: array<f32>;
 @group(0) @binding(4) var<storage, read> gamma_b: array<E>;
 @group(0) @binding(5) var<storage, read_write> dx: array<E>;
-// backward_params
-@group(0) @binding(3) var<storage, read_write> dgamma: array<E>;
-@group(0) @binding(4) var<storage, read_write> dbeta: array<E>;
+@group(0) @binding(6) var<storage, read_write> dgamma: array<E>; // one row for every ROWS of x
+@group(0) @binding(7) var<storage, read_write> dbeta: array<E>;
+
+// Where each of the rows from `row0` on starts. Past the end the last row is taken again rather than
+// none, to keep barriers uniform.
+fn starts(row0: u32) -> array<u32, ROWS> {
+    var at: array<u32, ROWS>;
+    for (var r = 0u; r < ROWS; r++) {
+        at[r] = min(row0 + r, p.rows - 1u) * p.cols;
+    }
+    return at;
+}
 
 @compute @workgroup_size(GROUP)
 fn forward(
@@ -47,42 +55,59 @@ fn forward(
     if (group >= p.groups) {
         return;
     }
-    // Past the end a row is computed again rather than skipped, to keep barriers uniform.
-    let row = group * (GROUP / LANES) + lid / LANES;
-    let base = min(row, p.rows - 1u) * p.cols;
-    var mean = 0.0;
-    if (CENTERED) {
-        var sum = E();
-        for (var c = lid % LANES; c < p.cols; c += LANES) {
-            sum += x[base + c];
+    let row0 = (group * (GROUP / LANES) + lid / LANES) * ROWS;
+    let at = starts(row0);
+    let rows = p.rows;
+    let cols = p.cols; // loads in a loop are dear, of uniforms too
+    // Mean and squared deviations of what this lane has seen, by Welford's update: one pass, and no
+    // cancellation as in E[x^2] - E[x]^2.
+    var count = 0.0;
+    var mean: array<E, ROWS>;
+    var squares: array<E, ROWS>;
+    for (var c = lid % LANES; c < cols; c += LANES) {
+        count += 1.0;
+        let share = 1.0 / count;
+        for (var r = 0u; r < ROWS; r++) {
+            let v = x[at[r] + c];
+            let d = v - mean[r];
+            if (CENTERED) {
+                mean[r] += d * share;
+            }
+            squares[r] += d * (v - mean[r]);
         }
-        mean = row_sum(total(sum), lid) / p.n;
     }
-    var squares = E();
-    for (var c = lid % LANES; c < p.cols; c += LANES) {
-        let d = x[base + c] - E(mean);
-        squares += d * d;
-    }
-    let variance = row_sum(total(squares), lid) / p.n;
-    let r = 1.0 / sqrt(variance + p.eps);
-    if (row >= p.rows) {
-        return;
-    }
-    for (var c = lid % LANES; c < p.cols; c += LANES) {
-        let v = (x[base + c] - E(mean)) * r;
-        xhat_out[base + c] = v;
+    var row_mean: array<f32, ROWS>;
+    var row_rstd: array<f32, ROWS>;
+    for (var r = 0u; r < ROWS; r++) {
         if (CENTERED) {
-            y[base + c] = v * gamma[c] + beta[c];
-        } else {
-            y[base + c] = v * gamma[c];
+            row_mean[r] = row_sum(total(mean[r]) * count, lid) / p.n;
+        }
+        let d = mean[r] - E(row_mean[r]);
+        let variance = row_sum(total(squares[r] + d * d * count), lid) / p.n;
+        row_rstd[r] = 1.0 / sqrt(variance + p.eps);
+        if (lid % LANES == 0u && row0 + r < rows) {
+            rstd_out[row0 + r] = row_rstd[r];
         }
     }
-    if (lid % LANES == 0u) {
-        rstd_out[row] = r;
+    for (var c = lid % LANES; c < cols; c += LANES) {
+        let g = gamma[c];
+        var b = E();
+        if (CENTERED) {
+            b = beta[c];
+        }
+        for (var r = 0u; r < ROWS; r++) {
+            if (row0 + r < rows) {
+                let i = at[r] + c;
+                let v = (x[i] - E(row_mean[r])) * row_rstd[r];
+                xhat_out[i] = v;
+                y[i] = v * g + b;
+            }
+        }
     }
 }
 
 // dx = rstd * (g - mean(g) - xhat * mean(g * xhat)), g = dy * gamma; without mean(g) in RMS norm.
+// dgamma = sum_rows dy * xhat, dbeta = sum_rows dy.
 @compute @workgroup_size(GROUP)
 fn backward(
     @builtin(workgroup_id) wid: vec3<u32>,
@@ -93,53 +118,53 @@ fn backward(
     if (group >= p.groups) {
         return;
     }
-    let row = group * (GROUP / LANES) + lid / LANES;
-    let base = min(row, p.rows - 1u) * p.cols;
-    var sum_g = E();
-    var sum_gx = E();
-    for (var c = lid % LANES; c < p.cols; c += LANES) {
-        let g = dy[base + c] * gamma_b[c];
-        sum_g += g;
-        sum_gx += g * xhat[base + c];
-    }
-    var means = row_sums(total(sum_g), total(sum_gx), lid) / p.n;
-    if (!CENTERED) {
-        means.x = 0.0;
-    }
-    if (row >= p.rows) {
-        return;
-    }
-    let r = rstd[row];
-    for (var c = lid % LANES; c < p.cols; c += LANES) {
-        let i = base + c;
-        var v = (dy[i] * gamma_b[c] - E(means.x) - xhat[i] * means.y) * r;
-        if (ACCUMULATE) {
-            v += dx[i];
+    let block = group * (GROUP / LANES) + lid / LANES;
+    let row0 = block * ROWS;
+    let at = starts(row0);
+    let rows = p.rows;
+    let cols = p.cols;
+    var sum_g: array<E, ROWS>;
+    var sum_gx: array<E, ROWS>;
+    for (var c = lid % LANES; c < cols; c += LANES) {
+        let gamma = gamma_b[c];
+        for (var r = 0u; r < ROWS; r++) {
+            let i = at[r] + c;
+            let g = dy[i] * gamma;
+            sum_g[r] += g;
+            sum_gx[r] += g * xhat[i];
         }
-        dx[i] = v;
     }
-}
-
-// dgamma = sum_rows dy * xhat, dbeta = sum_rows dy: one chunk of rows an invocation.
-@compute @workgroup_size(64)
-fn backward_params(
-    @builtin(workgroup_id) wid: vec3<u32>,
-    @builtin(num_workgroups) nwg: vec3<u32>,
-    @builtin(local_invocation_index) lid: u32,
-) {
-    let i = (wid.x + wid.y * nwg.x) * 64u + lid;
-    if (i >= p.chunks * p.cols) {
+    var means: array<vec2<f32>, ROWS>;
+    var row_rstd: array<f32, ROWS>;
+    for (var r = 0u; r < ROWS; r++) {
+        means[r] = row_sums(total(sum_g[r]), total(sum_gx[r]), lid) / p.n;
+        if (!CENTERED) {
+            means[r].x = 0.0;
+        }
+        row_rstd[r] = rstd[min(row0 + r, p.rows - 1u)];
+    }
+    if (row0 >= p.rows) {
         return;
     }
-    let col = i % p.cols;
-    let first = (i / p.cols) * p.chunk;
-    var sum_gx = E();
-    var sum_g = E();
-    for (var r = first; r < min(first + p.chunk, p.rows); r++) {
-        let v = dy[r * p.cols + col];
-        sum_g += v;
-        sum_gx += v * xhat[r * p.cols + col];
+    for (var c = lid % LANES; c < cols; c += LANES) {
+        let gamma = gamma_b[c];
+        var dg = E();
+        var db = E();
+        for (var r = 0u; r < ROWS; r++) {
+            if (row0 + r < rows) {
+                let i = at[r] + c;
+                let d = dy[i];
+                let n = xhat[i];
+                dg += d * n;
+                db += d;
+                var v = (d * gamma - E(means[r].x) - n * means[r].y) * row_rstd[r];
+                if (ACCUMULATE) {
+                    v += dx[i];
+                }
+                dx[i] = v;
+            }
+        }
+        dgamma[block * cols + c] = dg;
+        dbeta[block * cols + c] = db;
     }
-    dgamma[i] = sum_gx;
-    dbeta[i] = sum_g;
 }

@@ -125,7 +125,8 @@ fn naga_error(wgsl: &str) -> Option<String> {
 fn tint_error(wgsl: &str) -> Option<String> {
     let file = tempfile::Builder::new().suffix(".wgsl").tempfile().unwrap();
     // Where naga wants no such line, the standard does.
-    let enable = if wgsl.contains("= subgroup") || wgsl.contains("return subgroup") { "enable subgroups;\n" } else { "" };
+    let enable =
+        if wgsl.contains("= subgroup") || wgsl.contains("return subgroup") { "enable subgroups;\n" } else { "" };
     std::fs::write(file.path(), format!("{enable}{wgsl}")).unwrap();
     let out = std::process::Command::new("tint").args(["--format", "wgsl"]).arg(file.path()).output().ok()?;
     (!out.status.success()).then(|| String::from_utf8_lossy(&out.stderr).into_owned())

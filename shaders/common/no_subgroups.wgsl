@@ -8,3 +8,7 @@ alias Moved = vec4<f32>; // knob: what moves
 fn from_lane(v: Moved, lane: u32) -> Moved {
     return v;
 }
+
+fn across(v: vec2<f32>, step: u32) -> vec2<f32> {
+    return v;
+}

@@ -1,8 +1,9 @@
-// Kernels that work row by row: this text stands in front of theirs.
+// Kernels that work row by row: this text stands in front of theirs, behind subgroups.wgsl or
+// no_subgroups.wgsl.
 //
-// A row is the work of LANES invocations: 1 on software adapters, where a lane is a thread of its
-// own and a barrier costs a context switch; many on GPUs, with a tree reduction in workgroup
-// memory.
+// A row is the work of LANES invocations. With subgroups these are lanes of one, and sums over the
+// row go through shuffles. Without, software adapters take one lane a row, since a barrier costs
+// them a context switch; GPUs take many, with a tree reduction in workgroup memory.
 
 // knobs
 const GROUP: u32 = 8u; // invocations of a workgroup
@@ -24,18 +25,36 @@ fn largest(v: E) -> f32 {
     return max(max(q.x, q.y), max(q.z, q.w));
 }
 
+fn combine(a: vec2<f32>, b: vec2<f32>, sum: bool) -> vec2<f32> {
+    return select(max(a, b), a + b, sum);
+}
+
 // Sum or maximum of `v` over the LANES invocations of this row, to all of them.
 fn reduce(v: vec2<f32>, lid: u32, sum: bool) -> vec2<f32> {
     if (LANES == 1u) {
         return v;
+    }
+    if (SUBGROUPS && GROUP == LANES) {
+        // A software adapter: there values of a constant lane are cheap, those of other lanes dear.
+        var all = from_lane(v.xyxy, 0u).xy;
+        for (var i = 1u; i < LANES; i++) {
+            all = combine(all, from_lane(v.xyxy, i).xy, sum);
+        }
+        return all;
+    }
+    if (SUBGROUPS) {
+        var all = v;
+        for (var step = LANES / 2u; step > 0u; step /= 2u) {
+            all = combine(all, across(all, step), sum);
+        }
+        return all;
     }
     partial[lid] = v;
     workgroupBarrier();
     let lane = lid % LANES;
     for (var step = LANES / 2u; step > 0u; step /= 2u) {
         if (lane < step) {
-            let other = partial[lid + step];
-            partial[lid] = select(max(partial[lid], other), partial[lid] + other, sum);
+            partial[lid] = combine(partial[lid], partial[lid + step], sum);
         }
         workgroupBarrier();
     }

@@ -9,3 +9,8 @@ alias Moved = vec4<f32>; // knob: what moves
 fn from_lane(v: Moved, lane: u32) -> Moved {
     return subgroupShuffle(v, lane);
 }
+
+// `v` of the lane whose number differs in the one bit of `step`.
+fn across(v: vec2<f32>, step: u32) -> vec2<f32> {
+    return subgroupShuffleXor(v, step);
+}

@@ -196,7 +196,7 @@ impl Tile {
         let lanes = if self.subgroups { self.group } else { 8 };
         let span = (1..=lanes.min(dim)).rev().find(|n| dim.is_multiple_of(*n)).unwrap_or(1);
         let step = if self.subgroups { lanes / span } else { 1 };
-        table_kernel("attention", if self.subgroups { SOURCE.subgroups } else { SOURCE.plain }, entry)
+        table_kernel("attention", SOURCE.text(self.subgroups), entry)
             .knob("Moved", elem)
             .knob("GROUP", self.group as u32)
             .knob("ROWS", self.rows as u32)

@@ -5,7 +5,7 @@
 //! in the mean: use `u32::MAX` for positions to ignore.
 
 use super::rowwise::RowLayout;
-use super::{Bind, Case, InputFill, Launch, Op, Program, Row, expect_f32, sum, table_kernel};
+use super::{Bind, Case, InputFill, LaneSource, Launch, Op, Program, Row, expect_f32, lane_source, sum, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
 use crate::graph::{Graph, Value};
@@ -13,13 +13,12 @@ use crate::kernel::Kernel;
 use crate::reference::Array;
 use crate::tensor::{DType, TensorType};
 
-const SOURCE: &str =
-    concat!(include_str!("../../shaders/common/rows.wgsl"), include_str!("../../shaders/cross_entropy.wgsl"));
+const SOURCE: LaneSource = lane_source!("common/rows.wgsl", "cross_entropy.wgsl");
 
 pub(super) const ROW: Row = Row {
     name: "cross_entropy",
     summary: "loss = mean over rows of logsumexp(logits) - logits[target]",
-    source: SOURCE,
+    source: SOURCE.plain,
     cases: || {
         let case = |rows: usize, classes: usize, ids: u32| {
             let case = Case::new(format!("{rows}x{classes}, targets below {ids}"), CrossEntropy, &[&[rows, classes]]);
@@ -96,7 +95,7 @@ impl Op for CrossEntropy {
         program.dispatch(kernel(&layout, "forward"), &binds, &words, cx.profile.grid(layout.groups));
         sum::sum_rows(&mut program, cx.profile, (Bind::ScratchIn(losses), Bind::Scratch(sums)), (rows, 2), false);
         let binds = [Bind::ScratchIn(sums), Bind::Out(0), Bind::Out(2)];
-        program.dispatch(table_kernel("cross_entropy", SOURCE, "finish"), &binds, &[], [1, 1, 1]);
+        program.dispatch(table_kernel("cross_entropy", SOURCE.plain, "finish"), &binds, &[], [1, 1, 1]);
         Ok(program)
     }
 
@@ -158,11 +157,11 @@ impl Op for CrossEntropyBackward {
 
 fn layout(cx: &Launch<'_>) -> (RowLayout, [u32; 3]) {
     let (rows, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
-    let layout = RowLayout::new(cx, rows, cols);
+    let layout = RowLayout::new(cx, rows, cols, 1);
     (layout, [rows as u32, (cols / layout.width) as u32, layout.groups as u32])
 }
 
 fn kernel(layout: &RowLayout, entry: &'static str) -> Kernel {
     let offsets = if layout.width == 4 { "vec4<f32>(0.0, 1.0, 2.0, 3.0)" } else { "0.0" };
-    layout.knobs(table_kernel("cross_entropy", SOURCE, entry)).knob("OFFSETS", offsets)
+    layout.kernel("cross_entropy", SOURCE, entry).knob("OFFSETS", offsets)
 }

@@ -214,7 +214,7 @@ impl Op for Matmul {
             (true, _) => "forward",
             (false, _) => "forward_tiled",
         };
-        let source = if software && subgroups { SOURCE.subgroups } else { SOURCE.plain };
+        let source = SOURCE.text(software && subgroups);
         let kernel = table_kernel("matmul", source, entry)
             .knob("A_TRANSPOSED", self.transpose_a)
             .knob("B_TRANSPOSED", self.transpose_b)

@@ -181,16 +181,23 @@ pub(crate) struct LaneSource {
     pub subgroups: &'static str,
 }
 
+impl LaneSource {
+    /// The one or the other.
+    pub fn text(&self, subgroups: bool) -> &'static str {
+        if subgroups { self.subgroups } else { self.plain }
+    }
+}
+
 macro_rules! lane_source {
-    ($file:literal) => {
+    ($($file:literal),+) => {
         $crate::ops::LaneSource {
             plain: concat!(
                 include_str!("../../shaders/common/no_subgroups.wgsl"),
-                include_str!(concat!("../../shaders/", $file))
+                $(include_str!(concat!("../../shaders/", $file))),+
             ),
             subgroups: concat!(
                 include_str!("../../shaders/common/subgroups.wgsl"),
-                include_str!(concat!("../../shaders/", $file))
+                $(include_str!(concat!("../../shaders/", $file))),+
             ),
         }
     };

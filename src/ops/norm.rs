@@ -8,20 +8,21 @@
 
 use std::sync::Arc;
 
-use super::rowwise::{CHUNK, RowLayout};
-use super::{Bind, Case, InputFill, Launch, Op, Program, Row, expect_f32, expect_shape, sum, table_kernel};
+use super::rowwise::RowLayout;
+use super::{Bind, Case, InputFill, LaneSource, Launch, Op, Program, Row, expect_f32, expect_shape, lane_source, sum};
 use crate::autodiff::Vjp;
 use crate::error::Result;
+use crate::gpu::AdapterClass;
 use crate::graph::{Graph, Value};
 use crate::reference::Array;
 use crate::tensor::TensorType;
 
-const SOURCE: &str = concat!(include_str!("../../shaders/common/rows.wgsl"), include_str!("../../shaders/norm.wgsl"));
+const SOURCE: LaneSource = lane_source!("common/rows.wgsl", "norm.wgsl");
 
 pub(super) const LAYERNORM: Row = Row {
     name: "layernorm",
     summary: "y = (x - mean(x)) / sqrt(var(x) + eps) * gamma + beta, by row",
-    source: SOURCE,
+    source: SOURCE.plain,
     cases: || cases(true),
     bench: || vec![case(true, &[1024, 384]), case(true, &[4096, 768])],
 };
@@ -29,7 +30,7 @@ pub(super) const LAYERNORM: Row = Row {
 pub(super) const RMSNORM: Row = Row {
     name: "rmsnorm",
     summary: "y = x / sqrt(mean(x^2) + eps) * gamma, by row",
-    source: SOURCE,
+    source: SOURCE.plain,
     cases: || cases(false),
     bench: || vec![case(false, &[4096, 768])],
 };
@@ -97,8 +98,8 @@ impl Op for Norm {
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let (rows, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
-        let layout = RowLayout::new(cx, rows, cols);
-        let kernel = layout.knobs(table_kernel("norm", SOURCE, "forward")).knob("CENTERED", self.centered);
+        let (layout, each) = layout(cx, rows, cols, 1);
+        let kernel = layout.kernel("norm", SOURCE, "forward").knob("CENTERED", self.centered).knob("ROWS", each as u32);
         let beta = if self.centered { Bind::In(2) } else { Bind::Null };
         let binds = [Bind::In(0), Bind::In(1), beta, Bind::Out(0), Bind::Out(1), Bind::Out(2)];
         let words = words(&layout, rows, cols, self.eps);
@@ -149,25 +150,21 @@ impl Op for NormBackward {
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let (rows, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
-        let layout = RowLayout::new(cx, rows, cols);
+        let (layout, each) = layout(cx, rows, cols, 8);
         let words = words(&layout, rows, cols, 0.0);
-        let kernel = layout.knobs(table_kernel("norm", SOURCE, "backward"));
-        let kernel = kernel.knob("CENTERED", self.centered).knob("ACCUMULATE", self.accumulate);
-        let ins = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::In(3)];
+        let kernel = layout.kernel("norm", SOURCE, "backward").knob("CENTERED", self.centered);
+        let kernel = kernel.knob("ACCUMULATE", self.accumulate).knob("ROWS", each as u32);
+        // The sums of a few rows each, which are then summed: a fixed order of additions.
         let mut program = Program::default();
-        program.dispatch(kernel, &[&ins[..], &[Bind::Out(0)]].concat(), &words, cx.profile.grid(layout.groups));
-
-        // Rows in chunks first, then the chunks: dgamma and dbeta in a fixed order of additions.
-        let chunks = rows.div_ceil(CHUNK);
-        let ty = TensorType::f32([chunks, cols]);
+        let blocks = rows.div_ceil(each);
+        let ty = TensorType::f32([blocks, cols]);
         let (dgamma, dbeta) = (program.scratch(ty.clone()), program.scratch(ty));
-        let kernel = layout.element(table_kernel("norm", SOURCE, "backward_params"));
-        let binds = [Bind::In(0), Bind::In(1), Bind::Scratch(dgamma), Bind::Scratch(dbeta)];
-        let groups = (chunks * cols / layout.width).div_ceil(64);
-        program.dispatch(kernel, &binds, &words, cx.profile.grid(groups));
+        let ins = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::In(3)];
+        let outs = [Bind::Out(0), Bind::Scratch(dgamma), Bind::Scratch(dbeta)];
+        program.dispatch(kernel, &[&ins[..], &outs].concat(), &words, cx.profile.grid(layout.groups));
         for (from, to) in [(dgamma, 1), (dbeta, 2)].into_iter().take(cx.outputs.len() - 1) {
             let ends = (Bind::ScratchIn(from), Bind::Out(to));
-            sum::sum_rows(&mut program, cx.profile, ends, (chunks, cols), false);
+            sum::sum_rows(&mut program, cx.profile, ends, (blocks, cols), false);
         }
         Ok(program)
     }
@@ -207,8 +204,15 @@ impl Op for NormBackward {
     }
 }
 
-fn words(layout: &RowLayout, rows: usize, cols: usize, eps: f32) -> [u32; 7] {
+/// The layout, and how many rows are worked on at a time: `on_gpus` at most, and on software adapters,
+/// where loads are dear, four.
+fn layout(cx: &Launch<'_>, rows: usize, cols: usize, on_gpus: usize) -> (RowLayout, usize) {
+    let most = if cx.profile.class == AdapterClass::Cpu { 4 } else { on_gpus };
+    let each = rows.next_power_of_two().min(most);
+    (RowLayout::new(cx, rows, cols, each), each)
+}
+
+fn words(layout: &RowLayout, rows: usize, cols: usize, eps: f32) -> [u32; 5] {
     let n = (cols as f32).to_bits();
-    let cols = (cols / layout.width) as u32;
-    [rows as u32, cols, n, eps.to_bits(), layout.groups as u32, CHUNK as u32, rows.div_ceil(CHUNK) as u32]
+    [rows as u32, (cols / layout.width) as u32, n, eps.to_bits(), layout.groups as u32]
 }

@@ -2,20 +2,19 @@
 //! `dx = y * (dy - sum(dy * y))`.
 
 use super::rowwise::RowLayout;
-use super::{Bind, Case, InputFill, Launch, Op, Program, Row, expect_f32, table_kernel};
+use super::{Bind, Case, InputFill, LaneSource, Launch, Op, Program, Row, expect_f32, lane_source};
 use crate::autodiff::Vjp;
 use crate::error::Result;
 use crate::graph::{Graph, Value};
 use crate::reference::Array;
 use crate::tensor::TensorType;
 
-const SOURCE: &str =
-    concat!(include_str!("../../shaders/common/rows.wgsl"), include_str!("../../shaders/softmax.wgsl"));
+const SOURCE: LaneSource = lane_source!("common/rows.wgsl", "softmax.wgsl");
 
 pub(super) const ROW: Row = Row {
     name: "softmax",
     summary: "y = exp(x) / sum(exp(x)), by row",
-    source: SOURCE,
+    source: SOURCE.plain,
     cases: || {
         let shapes: [&[usize]; 6] = [&[1, 1], &[127, 3], &[5, 1757], &[257, 12], &[2, 9, 64], &[3, 4096]];
         let case = |s: &&[usize]| Case::new(format!("{s:?}"), Softmax, &[s]);
@@ -44,10 +43,10 @@ impl Graph {
 /// Both directions are one kernel over rows: `inputs`, then the output.
 fn launch(cx: &Launch<'_>, entry: &'static str) -> Program {
     let (rows, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
-    let layout = RowLayout::new(cx, rows, cols);
+    let layout = RowLayout::new(cx, rows, cols, 1);
     let binds: Vec<Bind> = (0..cx.inputs.len()).map(Bind::In).chain([Bind::Out(0)]).collect();
     let words = [rows as u32, (cols / layout.width) as u32, layout.groups as u32];
-    let kernel = layout.knobs(table_kernel("softmax", SOURCE, entry));
+    let kernel = layout.kernel("softmax", SOURCE, entry);
     Program::one(kernel, &binds, &words, cx.profile.grid(layout.groups))
 }
 
