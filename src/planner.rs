@@ -104,7 +104,7 @@ impl<'a> Planner<'a> {
         }
         let inputs: Vec<TensorType> =
             node.inputs.iter().map(|v| self.nodes[v.node].outputs[v.output].clone()).collect();
-        let cx = Launch { inputs: &inputs, outputs: &node.outputs, profile: self.profile };
+        let cx = Launch { inputs: &inputs, outputs: &node.outputs, profile: self.profile, variant: 0 };
         let program = op.launch(&cx).map_err(|message| Error::Node {
             node: node.name.clone(),
             op: op.name(),

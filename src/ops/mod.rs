@@ -59,6 +59,13 @@ pub trait Op: Debug + Send + Sync + 'static {
     /// [`Vjp::no_gradient`], so that differentiating through it is an error and not a silent zero.
     fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()>;
 
+    /// Ways to cut the work on this adapter, by name: `cx.variant` of [`launch`](Self::launch) is an
+    /// index into them. The first is the one to take unmeasured; a tuner tries them all. By default
+    /// there is one way.
+    fn variants(&self, _cx: &Launch<'_>) -> Vec<String> {
+        vec![]
+    }
+
     /// The dispatches that compute the outputs. Pure: no GPU is needed.
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String>;
 
@@ -107,6 +114,8 @@ pub struct Launch<'a> {
     pub outputs: &'a [TensorType],
     /// The adapter.
     pub profile: &'a Profile,
+    /// Which of the op's [`variants`](Op::variants).
+    pub variant: usize,
 }
 
 /// What a binding of a dispatch is.
