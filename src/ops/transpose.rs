@@ -1,8 +1,9 @@
 //! Swaps two axes. The gradient is the same swap.
 
-use super::{Bind, Case, Launch, Op, Program, Row, elementwise, table_kernel};
+use super::{Bind, Case, Launch, Op, Program, Row, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
+use crate::gpu::AdapterClass;
 use crate::graph::{Graph, Value};
 use crate::reference::Array;
 use crate::tensor::{Shape, TensorType};
@@ -21,6 +22,8 @@ pub(super) const ROW: Row = Row {
             case(&[127, 3], 0, 1),
             case(&[4, 1757], 1, 0),
             case(&[2, 9, 3, 8], 1, 2),
+            case(&[3, 36, 2, 300], 1, 3),
+            case(&[2, 4, 8], 2, 1),
             case(&[5, 7, 6], 0, 1),
             case(&[5, 7, 6], 0, 2),
             case(&[5, 7, 6], 2, 1),
@@ -86,11 +89,27 @@ impl Op for Transpose {
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let [a, mid, b, inner] = self.dims(&cx.inputs[0].shape);
-        let (unit, width) = if inner % 4 == 0 { ("vec4<u32>", 4) } else { ("u32", 1) };
-        let len = cx.outputs[0].len() / width;
-        let words = [len, a, mid, b, inner / width].map(|w| w as u32);
-        let kernel = table_kernel("transpose", SOURCE, "forward").knob("E", unit);
-        let (kernel, groups) = elementwise::spread(cx.profile, len, kernel);
+        let planes = cx.inputs[0].len() / (a * b * inner);
+        // Lengths of the axes and behind them, in the kernel's units.
+        let (entry, unit, [a, b, inner]) = match inner {
+            1 if a % 4 == 0 && b % 4 == 0 => ("quads", "vec4<u32>", [a / 4, b / 4, 1]),
+            n if n % 4 == 0 => ("forward", "vec4<u32>", [a, b, n / 4]),
+            n => ("forward", "u32", [a, b, n]),
+        };
+        // On software adapters starting an invocation costs as much as several moves. GPUs want
+        // neighbours in both directions, since reads run along one and writes along the other.
+        let [wide, tall, each] = match cx.profile.class {
+            AdapterClass::Cpu => [8, 1, 64],
+            AdapterClass::Gpu => [8, 8, 1],
+        };
+        let (across, down) = ((b * inner).div_ceil(wide), a.div_ceil(tall * each));
+        let kernel = table_kernel("transpose", SOURCE, entry)
+            .knob("WIDE", wide as u32)
+            .knob("TALL", tall as u32)
+            .knob("EACH", each as u32)
+            .knob("E", unit);
+        let words = [planes, a, mid, b, inner, across, down].map(|w| w as u32);
+        let groups = cx.profile.grid(planes * across * down);
         Ok(Program::one(kernel, &[Bind::In(0), Bind::Out(0)], &words, groups))
     }
 
