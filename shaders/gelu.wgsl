@@ -41,23 +41,21 @@ fn phi_tanh(v: vec4<f32>) -> Phi {
     return Phi(s, e * s * s * 1.5957691216 * (1.0 + 0.134145 * v2));
 }
 
-// erfc(|v| / sqrt(2)) / 2, or one minus that where v > 0. The fit of erfc is that of Numerical
-// Recipes (Press et al. 1992, section 6.2): within 1.2e-7 of the value itself, everywhere.
+// erfc(|v| / sqrt(2)) / 2 = exp(-v^2 / 2) t P(t), t = 1 / (1 + |v| / sqrt(8)), or one minus that where
+// v > 0. P is a fit of ours by least squares, weighted until no error sticks out: within 4e-7 of the
+// value itself for |v| up to 9. The exp is the derivative's too.
 fn phi_erf(v: vec4<f32>) -> Phi {
-    let z = abs(v) * 0.70710678119;
-    let t = 1.0 / (1.0 + 0.5 * z);
-    var fit = vec4<f32>(0.17087277);
-    fit = fit * t - 0.82215223;
-    fit = fit * t + 1.48851587;
-    fit = fit * t - 1.13520398;
-    fit = fit * t + 0.27886807;
-    fit = fit * t - 0.18628806;
-    fit = fit * t + 0.09678418;
-    fit = fit * t + 0.37409196;
-    fit = fit * t + 1.00002368;
-    fit = fit * t - 1.26551223;
-    let tail = 0.5 * t * exp(fit - z * z);
-    return Phi(select(tail, 1.0 - tail, v > vec4<f32>()), 0.39894228040 * exp(-z * z));
+    let t = 1.0 / (1.0 + 0.35355339059 * abs(v));
+    var fit = vec4<f32>(0.047651075);
+    fit = fit * t - 0.191029728;
+    fit = fit * t + 0.212666439;
+    fit = fit * t + 0.005833474;
+    fit = fit * t + 0.145843482;
+    fit = fit * t + 0.137792714;
+    fit = fit * t + 0.141242722;
+    let bell = exp(-0.5 * v * v);
+    let tail = bell * (fit * t);
+    return Phi(select(tail, 1.0 - tail, v > vec4<f32>()), 0.39894228040 * bell);
 }
 
 fn phi(v: vec4<f32>) -> Phi {

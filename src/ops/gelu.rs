@@ -110,7 +110,7 @@ impl Op for Gelu {
 
     fn flops(&self, _: &[TensorType], outputs: &[TensorType]) -> u64 {
         // An exp counts as one.
-        outputs[0].len() as u64 * if self.tanh { 9 } else { 29 }
+        outputs[0].len() as u64 * if self.tanh { 9 } else { 22 }
     }
 }
 
@@ -143,6 +143,6 @@ impl Op for GeluBackward {
     }
 
     fn flops(&self, _: &[TensorType], outputs: &[TensorType]) -> u64 {
-        outputs[0].len() as u64 * if self.tanh { 17 } else { 33 }
+        outputs[0].len() as u64 * if self.tanh { 17 } else { 25 }
     }
 }
