@@ -4,6 +4,7 @@
 const INVOCATIONS: u32 = 64u; // of a workgroup
 const EACH: u32 = 1u; // how many an invocation makes, INVOCATIONS apart
 alias E = vec4<f32>; // f32 where b's length is no multiple of 4 and b repeats
+const REPEATS: bool = true; // b is shorter than a
 
 struct Params {
     len: u32, // of y, in units of E
@@ -23,7 +24,17 @@ fn forward(
 ) {
     let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
     let end = min(first + INVOCATIONS * EACH, p.len);
+    // Where in b: counted along, as divisions are dear.
+    let period = p.period;
+    let step = INVOCATIONS % period;
+    var at = first % period;
     for (var i = first; i < end; i += INVOCATIONS) {
-        y[i] = a[i] + b[i % p.period];
+        if (!REPEATS) {
+            y[i] = a[i] + b[i];
+            continue;
+        }
+        y[i] = a[i] + b[at];
+        at += step;
+        at -= select(0u, period, at >= period);
     }
 }

@@ -25,7 +25,20 @@ fn forward(
 ) {
     let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
     let end = min(first + INVOCATIONS * EACH, p.len);
+    // Where in the larger one: counted along, as divisions are dear.
+    let run = p.run;
+    let stride = p.stride;
+    let step = INVOCATIONS % run;
+    let skip = INVOCATIONS / run * stride;
+    var col = first % run;
+    var base = first / run * stride + p.start;
     for (var i = first; i < end; i += INVOCATIONS) {
-        y[(i / p.run) * p.stride + p.start + i % p.run] = x[i];
+        y[base + col] = x[i];
+        col += step;
+        base += skip;
+        if (col >= run) {
+            col -= run;
+            base += stride;
+        }
     }
 }

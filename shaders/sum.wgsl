@@ -1,44 +1,51 @@
-// `columns`: y[c] = sum_r x[r, c] over one chunk of rows; a launch repeats it until one chunk is
-// left. `broadcast`: y[r, c] = x[c].
+// `columns`: y[c] = sum_r x[r, c] over one chunk of rows; a launch repeats it until one row is left. `broadcast`: y[r, c] = x[c].
 
 // knobs
 const INVOCATIONS: u32 = 64u; // of a workgroup
-const EACH: u32 = 1u; // how many an invocation makes, INVOCATIONS apart
+const EACH: u32 = 1u; // broadcast: how many an invocation makes, INVOCATIONS apart
 alias E = vec4<f32>; // f32 where the columns are no multiple of 4
 const ACCUMULATE: bool = false; // add to what y holds; for the last level
 
 struct Params {
+    len: u32, // broadcast: elements E of the output
     rows: u32,
     cols: u32, // in units of E
     chunk: u32, // rows an invocation sums
-    len: u32, // elements E of the output
+    across: u32, // workgroups along the columns
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> x: array<E>;
 @group(0) @binding(2) var<storage, read_write> y: array<E>;
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(INVOCATIONS)
 fn columns(
     @builtin(workgroup_id) wid: vec3<u32>,
     @builtin(num_workgroups) nwg: vec3<u32>,
     @builtin(local_invocation_index) lid: u32,
 ) {
-    let i = (wid.x + wid.y * nwg.x) * 64u + lid;
-    if (i >= p.len) {
+    let group = wid.x + wid.y * nwg.x;
+    let col = group % p.across * INVOCATIONS + lid;
+    let first = group / p.across * p.chunk;
+    if (col >= p.cols || first >= p.rows) {
         return;
     }
-    let col = i % p.cols;
-    let first = (i / p.cols) * p.chunk;
+    let cols = p.cols; // loads in a loop are dear, of uniforms too
     let end = min(first + p.chunk, p.rows);
     var sum = E();
-    for (var r = first; r < end; r++) {
-        sum += x[r * p.cols + col];
+    var r = first;
+    for (; r + 4u <= end; r += 4u) {
+        let at = r * cols + col;
+        sum += (x[at] + x[at + cols]) + (x[at + 2u * cols] + x[at + 3u * cols]);
     }
+    for (; r < end; r++) {
+        sum += x[r * cols + col];
+    }
+    let at = group / p.across * cols + col;
     if (ACCUMULATE) {
-        sum += y[i];
+        sum += y[at];
     }
-    y[i] = sum;
+    y[at] = sum;
 }
 
 @compute @workgroup_size(INVOCATIONS)
@@ -49,7 +56,13 @@ fn broadcast(
 ) {
     let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
     let end = min(first + INVOCATIONS * EACH, p.len);
+    // Where in x: counted along, as divisions are dear.
+    let cols = p.cols;
+    let step = INVOCATIONS % cols;
+    var at = first % cols;
     for (var i = first; i < end; i += INVOCATIONS) {
-        y[i] = x[i % p.cols];
+        y[i] = x[at];
+        at += step;
+        at -= select(0u, cols, at >= cols);
     }
 }

@@ -5,11 +5,10 @@
 
 use std::sync::Arc;
 
-use super::rowwise::CHUNK;
 use super::{Bind, Case, Launch, Op, Program, Row, elementwise, expect_f32, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
-use crate::gpu::Profile;
+use crate::gpu::{AdapterClass, Profile};
 use crate::graph::{Graph, Value};
 use crate::reference::Array;
 use crate::tensor::{Shape, TensorType};
@@ -32,6 +31,9 @@ pub(super) const ROW: Row = Row {
             sum(&[5, 7, 12], &[12]),
             sum(&[5, 7, 12], &[7, 12]),
             sum(&[2, 3, 1757], &[1]),
+            sum(&[3000, 2], &[2]),
+            sum(&[2100, 36], &[36]),
+            sum(&[64, 64], &[1]),
             Case::new("accumulate", Sum { to: [12].into(), accumulate: true }, &[&[70, 12], &[12]]),
             repeat(&[1], &[127]),
             repeat(&[12], &[5, 12]),
@@ -94,20 +96,37 @@ pub(super) fn sum_rows(
     (mut rows, cols): (usize, usize),
     accumulate: bool,
 ) {
-    let (elem, width) = if cols % 4 == 0 { ("vec4<f32>", 4) } else { ("f32", 1) };
+    // Software adapters want few invocations and few dispatches, GPUs many invocations: of a
+    // workgroup, elements that rows have at least where that can be had, rows that are summed at
+    // once, and rows that an invocation sums where there are more.
+    let (invocations, wide, most, chunk) = match profile.class {
+        AdapterClass::Cpu => (8, 32, 2048, 128),
+        AdapterClass::Gpu => (64, 256, 64, 32),
+    };
     loop {
-        let chunks = rows.div_ceil(CHUNK);
-        let last = chunks == 1;
-        let scratch = if last { 0 } else { program.scratch(TensorType::f32([chunks, cols])) };
+        // Several short rows are one long one, whose parts are summed at the next level.
+        let mut fold = 1;
+        while 2 * fold * cols <= wide && rows.is_multiple_of(2 * fold) && 4 * fold * fold <= rows {
+            fold *= 2;
+        }
+        let (long, wide_cols) = (rows / fold, cols * fold);
+        let (elem, width) = if wide_cols.is_multiple_of(4) { ("vec4<f32>", 4) } else { ("f32", 1) };
+        let chunk = if long <= most { long } else { chunk };
+        let chunks = long.div_ceil(chunk);
+        let last = chunks * fold == 1;
+        let scratch = if last { 0 } else { program.scratch(TensorType::f32([chunks, wide_cols])) };
         let out = if last { to } else { Bind::Scratch(scratch) };
-        let len = chunks * cols / width;
-        let kernel = table_kernel("sum", SOURCE, "columns").knob("E", elem).knob("ACCUMULATE", accumulate && last);
-        let words = [rows as u32, (cols / width) as u32, CHUNK as u32, len as u32];
-        program.dispatch(kernel, &[from, out], &words, profile.grid(len.div_ceil(64)));
+        let across = (wide_cols / width).div_ceil(invocations);
+        let kernel = table_kernel("sum", SOURCE, "columns")
+            .knob("INVOCATIONS", invocations as u32)
+            .knob("E", elem)
+            .knob("ACCUMULATE", accumulate && last);
+        let words = [0, long, wide_cols / width, chunk, across].map(|w| w as u32);
+        program.dispatch(kernel, &[from, out], &words, profile.grid(across * chunks));
         if last {
             return;
         }
-        (from, rows) = (Bind::ScratchIn(scratch), chunks);
+        (from, rows) = (Bind::ScratchIn(scratch), chunks * fold);
     }
 }
 
@@ -190,9 +209,8 @@ impl Op for Broadcast {
         let (elem, width) = if cols % 4 == 0 { ("vec4<f32>", 4) } else { ("f32", 1) };
         let len = n / width;
         let kernel = table_kernel("sum", SOURCE, "broadcast").knob("E", elem);
-        let words = [(n / cols) as u32, (cols / width) as u32, 0, len as u32];
-        let (kernel, groups) = elementwise::spread(cx.profile, len, kernel);
-        Ok(Program::one(kernel, &[Bind::In(0), Bind::Out(0)], &words, groups))
+        let words = [n / cols, cols / width, 0, 0].map(|w| w as u32);
+        Ok(elementwise::elements(cx, len, kernel, &[Bind::In(0), Bind::Out(0)], &words))
     }
 
     fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
