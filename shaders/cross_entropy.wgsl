@@ -1,14 +1,16 @@
 // loss = mean over rows of logsumexp(logits) - logits[target], softmax never stored. Rows whose
 // target is no class count for nothing.
 //
-// Behind common/rows.wgsl.
+// Behind common/rows.wgsl. Logits are read in quads even where the columns are no multiple of 4 and
+// a quad may hold the end of a row and the start of the next.
 
 // knobs
 const OFFSETS: E = vec4<f32>(0.0, 1.0, 2.0, 3.0); // of the elements of an E; 0.0 for f32
+const RAGGED: bool = true; // the columns are no multiple of WIDTH
 
 struct Params {
     rows: u32,
-    cols: u32, // in units of E
+    cols: u32,
     groups: u32,
 }
 
@@ -21,7 +23,7 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> row_loss: array<vec2<f32>>; // loss, 1 if it counts
 
 // finish
-@group(0) @binding(1) var<storage, read> sums: array<vec2<f32>>;
+@group(0) @binding(1) var<storage, read> losses: array<vec2<f32>>;
 @group(0) @binding(2) var<storage, read_write> loss: array<f32>;
 @group(0) @binding(3) var<storage, read_write> weight_out: array<f32>;
 
@@ -30,6 +32,12 @@ struct Params {
 @group(0) @binding(4) var<storage, read> weight: array<f32>;
 @group(0) @binding(5) var<storage, read> dloss: array<f32>;
 @group(0) @binding(6) var<storage, read_write> dlogits: array<E>;
+
+// Columns of the elements of E number `i` in a row that starts at element `start`; below zero before
+// it. Exact, as there are less than 2^24.
+fn columns(i: u32, start: u32) -> E {
+    return E(f32(i32(i * WIDTH - start))) + OFFSETS;
+}
 
 @compute @workgroup_size(GROUP)
 fn forward(
@@ -42,41 +50,68 @@ fn forward(
         return;
     }
     let row = group * (GROUP / LANES) + lid / LANES;
-    let base = min(row, p.rows - 1u) * p.cols;
-    let target_id = targets[min(row, p.rows - 1u)];
     let lane = lid % LANES;
-    // Lanes without a column start from the first one, so that there is no infinity.
-    var top = logits[base];
-    for (var c = lane; c < p.cols; c += LANES) {
-        top = max(top, logits[base + c]);
+    let cols = E(f32(p.cols));
+    let start = min(row, p.rows - 1u) * p.cols;
+    let end = (start + p.cols + WIDTH - 1u) / WIDTH;
+    var soft = Soft(LOWEST, 0.0);
+    for (var i = start / WIDTH + lane; i < end; i += LANES) {
+        var v = logits[i];
+        if (RAGGED) {
+            let col = columns(i, start);
+            v = select(select(v, E(LOWEST), col >= cols), E(LOWEST), col < E());
+        }
+        soft = soften(soft, v);
     }
-    let maximum = row_max(largest(top), lid);
-    var sum = E();
-    var chosen = E();
-    for (var c = lane; c < p.cols; c += LANES) {
-        let v = logits[base + c];
-        sum += exp(v - E(maximum));
-        let hit = E(f32(c * WIDTH)) + OFFSETS == E(f32(target_id));
-        chosen += select(E(), v - E(maximum), hit);
-    }
-    let log_sum = log(row_sum(total(sum), lid));
-    let score = row_sum(total(chosen), lid);
+    soft = soft_row(soft, lid);
     if (row >= p.rows || lane > 0u) {
         return;
     }
-    lse_out[row] = maximum + log_sum;
-    let counts = target_id < p.cols * WIDTH;
-    row_loss[row] = select(vec2<f32>(), vec2<f32>(log_sum - score, 1.0), counts);
+    let log_sum = log(soft.sum);
+    lse_out[row] = soft.top + log_sum;
+    let target_id = targets[row];
+    var result = vec2<f32>();
+    if (target_id < p.cols) {
+        let i = (start + target_id) / WIDTH;
+        let hit = columns(i, start) == E(f32(target_id));
+        let score = total(select(E(), logits[i] - E(soft.top), hit));
+        result = vec2<f32>(log_sum - score, 1.0);
+    }
+    row_loss[row] = result;
 }
 
-@compute @workgroup_size(1)
-fn finish() {
-    let w = 1.0 / max(sums[0].y, 1.0);
-    loss[0] = sums[0].x * w;
-    weight_out[0] = w;
+// The sum over all rows: one workgroup, to which they are one row.
+@compute @workgroup_size(GROUP)
+fn finish(@builtin(local_invocation_index) lid: u32) {
+    var sum = vec2<f32>();
+    for (var row = lid; row < p.rows; row += GROUP) {
+        sum += losses[row];
+    }
+    sum = row_sums(sum.x, sum.y, lid);
+    if (lid == 0u) {
+        let w = 1.0 / max(sum.y, 1.0);
+        loss[0] = sum.x * w;
+        weight_out[0] = w;
+    }
 }
 
-// dlogits = (softmax - onehot(target)) * dloss / count
+// What backward needs of a row: dlogits = (softmax - onehot(target)) * dloss / count.
+struct Row {
+    hit: f32, // column of the target
+    lse: f32,
+    scale: f32,
+}
+
+fn row_of(row: u32) -> Row {
+    let r = min(row, p.rows - 1u);
+    let id = targets[r];
+    if (id < p.cols) {
+        return Row(f32(id), lse[r], dloss[0] * weight[0]);
+    }
+    return Row(-1.0, lse[r], 0.0);
+}
+
+// The invocations of a row make the quads that start in it; the last may hold columns of the next.
 @compute @workgroup_size(GROUP)
 fn backward(
     @builtin(workgroup_id) wid: vec3<u32>,
@@ -88,12 +123,26 @@ fn backward(
     if (group >= p.groups || row >= p.rows) {
         return;
     }
-    let base = row * p.cols;
-    let target_id = targets[row];
-    let scale = select(0.0, dloss[0] * weight[0], target_id < p.cols * WIDTH);
-    let log_sum = lse[row];
-    for (var c = lid % LANES; c < p.cols; c += LANES) {
-        let hit = E(f32(c * WIDTH)) + OFFSETS == E(f32(target_id));
-        dlogits[base + c] = (exp(logits[base + c] - E(log_sum)) - select(E(), E(1.0), hit)) * scale;
+    let cols = f32(p.cols);
+    let start = row * p.cols;
+    let end = (start + p.cols + WIDTH - 1u) / WIDTH;
+    let own = row_of(row);
+    var next = own;
+    if (RAGGED) {
+        next = row_of(row + 1u);
+        next.hit += cols;
+    }
+    for (var i = (start + WIDTH - 1u) / WIDTH + lid % LANES; i < end; i += LANES) {
+        let col = columns(i, start);
+        var hit = E(own.hit);
+        var sums = E(own.lse);
+        var scale = E(own.scale);
+        if (RAGGED) {
+            let behind = col >= E(cols);
+            hit = select(hit, E(next.hit), behind);
+            sums = select(sums, E(next.lse), behind);
+            scale = select(scale, E(next.scale), behind);
+        }
+        dlogits[i] = (exp(logits[i] - sums) - select(E(), E(1.0), col == hit)) * scale;
     }
 }

@@ -1,21 +1,20 @@
-// sqrt(sum x^2), level by level: every invocation adds CHUNK quads, the first level squares them,
-// the last takes the root. Also its gradient, dx = x * dy / norm.
+// sqrt(sum x^2), in two levels: every workgroup adds one chunk of x, squared, and then one workgroup
+// adds their sums and takes the root. Also its gradient, dx = x * dy / norm.
+//
+// Behind common/rows.wgsl, for which a chunk is a row.
 
 // knobs
-const GROUP: u32 = 64u; // invocations of a workgroup of forward
-const CHUNK: u32 = 16u; // quads that an invocation adds
 const SQUARE: bool = false; // the first level
-const ROOT: bool = false; // the last level
+const ROOT: bool = false; // the last level; both if there is one
+const INVOCATIONS: u32 = 64u; // of a workgroup of backward
+const EACH: u32 = 1u; // how many quads an invocation makes, INVOCATIONS apart
 const ACCUMULATE: bool = false; // backward adds to what dx holds
 
-// Quads that are added before they join the sum, so that rounding errors grow slowly.
-const BLOCK: u32 = 16u;
-
 struct Params {
+    quads: u32, // backward: quads of x
     len: u32, // elements of x
-    quads: u32, // the same in quads, the last one perhaps not full
-    count: u32, // elements of y
-    lanes: u32, // invocations of a workgroup that have work
+    chunk: u32, // quads that a workgroup adds
+    groups: u32, // workgroups
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -29,6 +28,10 @@ struct Params {
 @group(0) @binding(3) var<storage, read> dy: array<f32>;
 @group(0) @binding(4) var<storage, read_write> dx: array<vec4<f32>>;
 
+fn term(v: vec4<f32>) -> vec4<f32> {
+    return select(v, v * v, SQUARE);
+}
+
 @compute @workgroup_size(GROUP)
 fn forward(
     @builtin(workgroup_id) wid: vec3<u32>,
@@ -36,46 +39,48 @@ fn forward(
     @builtin(local_invocation_index) lid: u32,
 ) {
     let group = wid.x + wid.y * nwg.x;
-    let i = group * GROUP + lid;
-    if (i >= p.count) {
+    if (group >= p.groups) {
         return;
     }
-    // A workgroup's quads are contiguous and its invocations take turns.
-    var at = group * GROUP * CHUNK + lid;
-    let end = min(group * GROUP * CHUNK + p.lanes * CHUNK, p.quads);
+    let whole = p.len / 4u;
+    let end = min((group + 1u) * p.chunk, whole);
     var sum = vec4<f32>();
-    while (at < end) {
-        let block_end = min(at + p.lanes * BLOCK, end);
-        var block = vec4<f32>();
-        for (; at < block_end; at += p.lanes) {
-            // What lies behind the last element may be anything, NaN too.
-            let inside = vec4<u32>(at * 4u) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(p.len);
-            let v = select(vec4<f32>(), x[at], inside);
-            block += select(v, v * v, SQUARE);
-        }
-        sum += block;
+    var at = group * p.chunk + lid;
+    // Four that are added before they join the sum: fewer rounding errors, and loops are dear.
+    for (; at + 3u * GROUP < end; at += 4u * GROUP) {
+        sum += (term(x[at]) + term(x[at + GROUP])) + (term(x[at + 2u * GROUP]) + term(x[at + 3u * GROUP]));
     }
-    let total = (sum.x + sum.y) + (sum.z + sum.w);
-    y[i] = select(total, sqrt(total), ROOT);
+    for (; at < end; at += GROUP) {
+        sum += term(x[at]);
+    }
+    if (group == p.groups - 1u && lid == 0u && whole * 4u < p.len) {
+        // What lies behind the last element may be anything, NaN too.
+        let inside = vec4<u32>(whole * 4u) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(p.len);
+        sum += term(select(vec4<f32>(), x[whole], inside));
+    }
+    let total_sum = row_sum(total(sum), lid);
+    if (lid == 0u) {
+        y[group] = select(total_sum, sqrt(total_sum), ROOT);
+    }
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(INVOCATIONS)
 fn backward(
     @builtin(workgroup_id) wid: vec3<u32>,
     @builtin(num_workgroups) nwg: vec3<u32>,
     @builtin(local_invocation_index) lid: u32,
 ) {
-    let i = (wid.x + wid.y * nwg.x) * 64u + lid;
-    if (i >= p.quads) {
-        return;
-    }
+    let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
+    let end = min(first + INVOCATIONS * EACH, p.quads);
     var scale = 0.0;
     if (norm[0] > 0.0) {
         scale = dy[0] / norm[0];
     }
-    var v = x[i] * scale;
-    if (ACCUMULATE) {
-        v += dx[i];
+    for (var i = first; i < end; i += INVOCATIONS) {
+        var v = x[i] * scale;
+        if (ACCUMULATE) {
+            v += dx[i];
+        }
+        dx[i] = v;
     }
-    dx[i] = v;
 }

@@ -28,22 +28,20 @@ fn forward(
         return;
     }
     let row = group * (GROUP / LANES) + lid / LANES;
-    let base = min(row, p.rows - 1u) * p.cols;
+    let cols = p.cols; // loads in a loop are dear, of uniforms too
+    let base = min(row, p.rows - 1u) * cols;
     let lane = lid % LANES;
-    var top = x[base];
-    for (var c = lane; c < p.cols; c += LANES) {
-        top = max(top, x[base + c]);
+    var soft = Soft(LOWEST, 0.0);
+    for (var c = lane; c < cols; c += LANES) {
+        soft = soften(soft, x[base + c]);
     }
-    let maximum = E(row_max(largest(top), lid));
-    var sum = E();
-    for (var c = lane; c < p.cols; c += LANES) {
-        sum += exp(x[base + c] - maximum);
-    }
-    let scale = 1.0 / row_sum(total(sum), lid);
+    soft = soft_row(soft, lid);
+    let maximum = E(soft.top);
+    let scale = 1.0 / soft.sum;
     if (row >= p.rows) {
         return;
     }
-    for (var c = lane; c < p.cols; c += LANES) {
+    for (var c = lane; c < cols; c += LANES) {
         y_out[base + c] = exp(x[base + c] - maximum) * scale;
     }
 }
@@ -60,17 +58,18 @@ fn backward(
         return;
     }
     let row = group * (GROUP / LANES) + lid / LANES;
-    let base = min(row, p.rows - 1u) * p.cols;
+    let cols = p.cols;
+    let base = min(row, p.rows - 1u) * cols;
     let lane = lid % LANES;
     var product = E();
-    for (var c = lane; c < p.cols; c += LANES) {
+    for (var c = lane; c < cols; c += LANES) {
         product += dy[base + c] * y[base + c];
     }
     let mean = E(row_sum(total(product), lid));
     if (row >= p.rows) {
         return;
     }
-    for (var c = lane; c < p.cols; c += LANES) {
+    for (var c = lane; c < cols; c += LANES) {
         dx[base + c] = y[base + c] * (dy[base + c] - mean);
     }
 }

@@ -1,13 +1,14 @@
 // Kernels that work row by row: this text stands in front of theirs, behind subgroups.wgsl or
 // no_subgroups.wgsl.
 //
-// A row is the work of LANES invocations. With subgroups these are lanes of one, and sums over the
-// row go through shuffles. Without, software adapters take one lane a row, since a barrier costs
-// them a context switch; GPUs take many, with a tree reduction in workgroup memory.
+// A row is the work of LANES neighbours. Sums over it go through shuffles as far as subgroups reach,
+// and from there through a tree in workgroup memory. Software adapters never come so far: a barrier
+// costs them a context switch, so there a row is the work of one vector of lanes, or of one lane.
 
 // knobs
 const GROUP: u32 = 8u; // invocations of a workgroup
 const LANES: u32 = 1u; // of those, how many share a row; a power of two
+const REACH: u32 = 1u; // neighbours that shuffles reach; a power of two
 alias E = vec4<f32>; // f32 where the columns are no multiple of 4
 const WIDTH: u32 = 4u; // elements in an E
 
@@ -34,7 +35,7 @@ fn reduce(v: vec2<f32>, lid: u32, sum: bool) -> vec2<f32> {
     if (LANES == 1u) {
         return v;
     }
-    if (SUBGROUPS && GROUP == LANES) {
+    if (SUBGROUPS && GROUP == REACH) {
         // A software adapter: there values of a constant lane are cheap, those of other lanes dear.
         var all = from_lane(v.xyxy, 0u).xy;
         for (var i = 1u; i < LANES; i++) {
@@ -42,25 +43,27 @@ fn reduce(v: vec2<f32>, lid: u32, sum: bool) -> vec2<f32> {
         }
         return all;
     }
+    var all = v;
     if (SUBGROUPS) {
-        var all = v;
-        for (var step = LANES / 2u; step > 0u; step /= 2u) {
+        for (var step = min(LANES, REACH) / 2u; step > 0u; step /= 2u) {
             all = combine(all, across(all, step), sum);
         }
+    }
+    if (LANES <= REACH) {
         return all;
     }
-    partial[lid] = v;
+    partial[lid] = all;
     workgroupBarrier();
     let lane = lid % LANES;
-    for (var step = LANES / 2u; step > 0u; step /= 2u) {
+    for (var step = LANES / 2u; step >= REACH; step /= 2u) {
         if (lane < step) {
             partial[lid] = combine(partial[lid], partial[lid + step], sum);
         }
         workgroupBarrier();
     }
-    let result = partial[lid - lane];
+    all = partial[lid - lane];
     workgroupBarrier();
-    return result;
+    return all;
 }
 
 fn row_sum(v: f32, lid: u32) -> f32 {
@@ -75,3 +78,24 @@ fn row_max(v: f32, lid: u32) -> f32 {
     return reduce(vec2<f32>(v, v), lid, false).x;
 }
 
+// Stands for elements that are not there where a maximum is sought: finite, as WGSL promises nothing
+// of infinities.
+const LOWEST: f32 = -3e38;
+
+// Largest element so far, and the sum of exp(element - largest).
+struct Soft {
+    top: f32,
+    sum: f32,
+}
+
+// The same with the elements of `v` too. One pass instead of two: loads are what costs.
+fn soften(s: Soft, v: E) -> Soft {
+    let top = max(s.top, largest(v));
+    return Soft(top, s.sum * exp(s.top - top) + total(exp(v - E(top))));
+}
+
+// What the lanes of a row have seen together, to all of them.
+fn soft_row(s: Soft, lid: u32) -> Soft {
+    let top = row_max(s.top, lid);
+    return Soft(top, row_sum(s.sum * exp(s.top - top), lid));
+}

@@ -5,7 +5,7 @@
 //! in the mean: use `u32::MAX` for positions to ignore.
 
 use super::rowwise::RowLayout;
-use super::{Bind, Case, InputFill, LaneSource, Launch, Op, Program, Row, expect_f32, lane_source, sum, table_kernel};
+use super::{Bind, Case, InputFill, LaneSource, Launch, Op, Program, Row, expect_f32, lane_source};
 use crate::autodiff::Vjp;
 use crate::error::Result;
 use crate::graph::{Graph, Value};
@@ -31,6 +31,9 @@ pub(super) const ROW: Row = Row {
             case(33, 65, 80),
             case(5, 1757, 1757),
             case(96, 64, 64),
+            case(67, 2, 3),
+            case(131, 3, 4),
+            case(7, 1025, 1025),
             case(2, 20_000, 20_000),
         ];
         let ignored = Case::new("all ignored", CrossEntropy, &[&[5, 12]]).ids(&[5], 1);
@@ -73,8 +76,8 @@ impl Op for CrossEntropy {
             return Err(format!("targets must be {} u32 ids, one for each row of logits", logits.shape.rows()));
         }
         // Classes are compared as f32.
-        if logits.shape.cols() > 1 << 24 {
-            return Err(format!("at most 2^24 classes, got {}", logits.shape.cols()));
+        if logits.shape.cols() > (1 << 24) - 4 {
+            return Err(format!("at most 2^24 - 4 classes, got {}", logits.shape.cols()));
         }
         Ok(vec![TensorType::f32([1]), TensorType::f32([logits.shape.rows()]), TensorType::f32([1])])
     }
@@ -87,15 +90,16 @@ impl Op for CrossEntropy {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        let (layout, words) = layout(cx);
-        let rows = cx.inputs[0].shape.rows();
+        let (rows, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
+        let (kernel, layout) = kernel(cx, "forward");
         let mut program = Program::default();
-        let (losses, sums) = (program.scratch(TensorType::f32([rows, 2])), program.scratch(TensorType::f32([2])));
+        let losses = program.scratch(TensorType::f32([rows, 2]));
+        let words = [rows, cols, layout.groups].map(|w| w as u32);
         let binds = [Bind::In(0), Bind::In(1), Bind::Out(1), Bind::Scratch(losses)];
-        program.dispatch(kernel(&layout, "forward"), &binds, &words, cx.profile.grid(layout.groups));
-        sum::sum_rows(&mut program, cx.profile, (Bind::ScratchIn(losses), Bind::Scratch(sums)), (rows, 2), false);
-        let binds = [Bind::ScratchIn(sums), Bind::Out(0), Bind::Out(2)];
-        program.dispatch(table_kernel("cross_entropy", SOURCE.plain, "finish"), &binds, &[], [1, 1, 1]);
+        program.dispatch(kernel, &binds, &words, cx.profile.grid(layout.groups));
+        let finish = RowLayout::whole(cx).kernel("cross_entropy", SOURCE, "finish");
+        let binds = [Bind::ScratchIn(losses), Bind::Out(0), Bind::Out(2)];
+        program.dispatch(finish, &binds, &words, [1, 1, 1]);
         Ok(program)
     }
 
@@ -133,9 +137,10 @@ impl Op for CrossEntropyBackward {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        let (layout, words) = layout(cx);
+        let (kernel, layout) = kernel(cx, "backward");
         let binds = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::In(3), Bind::In(4), Bind::Out(0)];
-        Ok(Program::one(kernel(&layout, "backward"), &binds, &words, cx.profile.grid(layout.groups)))
+        let words = [cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols(), layout.groups].map(|w| w as u32);
+        Ok(Program::one(kernel, &binds, &words, cx.profile.grid(layout.groups)))
     }
 
     fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
@@ -155,13 +160,12 @@ impl Op for CrossEntropyBackward {
     }
 }
 
-fn layout(cx: &Launch<'_>) -> (RowLayout, [u32; 3]) {
+/// Quads hold columns of two rows at most, unless there are fewer than three: then elements.
+fn kernel(cx: &Launch<'_>, entry: &'static str) -> (Kernel, RowLayout) {
     let (rows, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
-    let layout = RowLayout::new(cx, rows, cols, 1);
-    (layout, [rows as u32, (cols / layout.width) as u32, layout.groups as u32])
-}
-
-fn kernel(layout: &RowLayout, entry: &'static str) -> Kernel {
-    let offsets = if layout.width == 4 { "vec4<f32>(0.0, 1.0, 2.0, 3.0)" } else { "0.0" };
-    layout.kernel("cross_entropy", SOURCE, entry).knob("OFFSETS", offsets)
+    let (width, offsets) = if cols < 3 { (1, "0.0") } else { (4, "vec4<f32>(0.0, 1.0, 2.0, 3.0)") };
+    let mut layout = RowLayout::independent(cx, rows, cols.next_multiple_of(width));
+    layout.width = width;
+    let kernel = layout.kernel("cross_entropy", SOURCE, entry).knob("OFFSETS", offsets);
+    (kernel.knob("RAGGED", !cols.is_multiple_of(width)), layout)
 }

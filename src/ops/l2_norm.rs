@@ -5,7 +5,11 @@
 
 use std::sync::Arc;
 
-use super::{Bind, Case, InputFill, Launch, Op, Program, Row, expect_f32, expect_shape, table_kernel};
+use super::rowwise::RowLayout;
+use super::{
+    Bind, Case, InputFill, LaneSource, Launch, Op, Program, Row, elementwise, expect_f32, expect_shape, lane_source,
+    table_kernel,
+};
 use crate::autodiff::Vjp;
 use crate::error::Result;
 use crate::gpu::AdapterClass;
@@ -13,12 +17,12 @@ use crate::graph::{Graph, Value};
 use crate::reference::Array;
 use crate::tensor::TensorType;
 
-const SOURCE: &str = include_str!("../../shaders/l2_norm.wgsl");
+const SOURCE: LaneSource = lane_source!("common/rows.wgsl", "l2_norm.wgsl");
 
 pub(super) const ROW: Row = Row {
     name: "l2_norm",
     summary: "y = sqrt(sum x^2) over all elements",
-    source: SOURCE,
+    source: SOURCE.plain,
     cases: || {
         let shapes: [&[usize]; 5] = [&[1], &[127], &[1757], &[33, 7, 5], &[2, 4999]];
         let mut cases: Vec<Case> = shapes.iter().map(|s| Case::new(format!("{s:?}"), L2Norm, &[s])).collect();
@@ -76,33 +80,27 @@ impl Op for L2Norm {
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let mut program = Program::default();
-        let (group, chunk) = match cx.profile.class {
-            // Few invocations that each do much: starting one costs as much as several loads.
-            AdapterClass::Cpu => (8, 256),
-            AdapterClass::Gpu => (64, 16),
+        let layout = RowLayout::whole(cx);
+        let len = cx.inputs[0].len();
+        // Few workgroups that each do much on software adapters, where starting one is dear.
+        let chunk = match cx.profile.class {
+            AdapterClass::Cpu => 2048,
+            AdapterClass::Gpu => 4096,
         };
-        let (mut from, mut len) = (Bind::In(0), cx.inputs[0].len());
-        loop {
-            let quads = len.div_ceil(4);
-            let groups = quads.div_ceil(group * chunk);
-            // One workgroup alone may need only a few of its invocations.
-            let lanes = if groups == 1 { quads.div_ceil(chunk) } else { group };
-            let count = groups * lanes;
-            let first = from == Bind::In(0);
-            let last = count == 1;
-            let to = if last { Bind::Out(0) } else { Bind::Scratch(program.scratch(TensorType::f32([count]))) };
-            let kernel = table_kernel("l2_norm", SOURCE, "forward")
-                .knob("GROUP", group as u32)
-                .knob("CHUNK", chunk as u32)
-                .knob("SQUARE", first)
-                .knob("ROOT", last);
-            let words = [len, quads, count, lanes].map(|w| w as u32);
+        let groups = len.div_ceil(4 * chunk);
+        let mut level = |[from, to]: [Bind; 2], [len, chunk, groups]: [usize; 3], [square, root]: [bool; 2]| {
+            let kernel = layout.kernel("l2_norm", SOURCE, "forward").knob("SQUARE", square).knob("ROOT", root);
+            let words = [0, len, chunk, groups].map(|w| w as u32);
             program.dispatch(kernel, &[from, to], &words, cx.profile.grid(groups));
-            match to {
-                Bind::Scratch(i) => (from, len) = (Bind::ScratchIn(i), count),
-                _ => return Ok(program),
-            }
+        };
+        if groups == 1 {
+            level([Bind::In(0), Bind::Out(0)], [len, chunk, 1], [true, true]);
+            return Ok(program);
         }
+        level([Bind::In(0), Bind::Scratch(0)], [len, chunk, groups], [true, false]);
+        level([Bind::ScratchIn(0), Bind::Out(0)], [groups, groups.div_ceil(4), 1], [false, true]);
+        program.scratch(TensorType::f32([groups]));
+        Ok(program)
     }
 
     fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
@@ -134,12 +132,9 @@ impl Op for L2NormBackward {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        let len = cx.inputs[0].len();
-        let quads = len.div_ceil(4);
-        let kernel = table_kernel("l2_norm", SOURCE, "backward").knob("ACCUMULATE", self.accumulate);
+        let kernel = table_kernel("l2_norm", SOURCE.plain, "backward").knob("ACCUMULATE", self.accumulate);
         let binds = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::Out(0)];
-        let words = [len, quads, 1, 1].map(|w| w as u32);
-        Ok(Program::one(kernel, &binds, &words, cx.profile.grid(quads.div_ceil(64))))
+        Ok(elementwise::quads(cx, kernel, &binds, &[0, 0, 0]))
     }
 
     fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {

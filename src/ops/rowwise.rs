@@ -4,50 +4,80 @@ use super::{LaneSource, Launch, table_kernel};
 use crate::gpu::AdapterClass;
 use crate::kernel::Kernel;
 
-/// Rows that one invocation sums, in kernels that sum over rows.
-pub(super) const CHUNK: usize = 32;
-
-/// How `rows` rows of `cols` elements map to workgroups, with the knobs `GROUP`, `LANES`, `E` and
-/// `WIDTH` that say so to a kernel.
+/// How `rows` rows of `cols` elements map to workgroups, with the knobs that say so to a kernel.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RowLayout {
     /// Invocations of a workgroup.
     group: usize,
     /// Invocations that share a row, or several.
     lanes: usize,
-    /// Whether these hand values round through subgroup operations.
-    subgroups: bool,
+    /// Neighbours between which subgroup operations move values: 1 if there are none.
+    reach: usize,
     /// Elements of a load: 4, or 1 where rows are no multiple of 4.
     pub width: usize,
     /// Workgroups.
     pub groups: usize,
 }
 
+/// Invocations of a workgroup on GPUs.
+const GPU_GROUP: usize = 256;
+
 impl RowLayout {
-    /// The lanes of one subgroup, where the device has these. Without, one lane on software
-    /// adapters, and up to a workgroup on GPUs. The lanes work on `each` rows at a time.
+    /// Lanes for rows of `cols` elements; they work on `each` rows at a time.
     pub fn new(cx: &Launch<'_>, rows: usize, cols: usize, each: usize) -> Self {
         let width = if cols.is_multiple_of(4) { 4 } else { 1 };
-        let ((vector, shuffles), subgroups) = (cx.profile.vector_lanes(), cx.profile.subgroups);
-        let (group, lanes, subgroups) = match (cx.profile.class, subgroups) {
-            (AdapterClass::Cpu, _) if shuffles => (vector, vector, true),
-            (AdapterClass::Cpu, _) => (8, 1, false),
-            // As many as every subgroup has, of whatever size it is.
-            (AdapterClass::Gpu, Some([min, _])) if min >= 4 && min.is_power_of_two() => {
-                (256, min.min(256) as usize, true)
+        let reach = reach(cx);
+        let (group, lanes) = match cx.profile.class {
+            // One vector where its lanes can reduce. Else one lane a row, since a barrier costs a
+            // context switch.
+            AdapterClass::Cpu if reach > 1 => (reach, reach),
+            AdapterClass::Cpu => (8, 1),
+            // A subgroup, and up to the whole workgroup where lanes would have more than 8 loads.
+            AdapterClass::Gpu if reach > 1 => {
+                (GPU_GROUP, (cols / width).div_ceil(8).next_power_of_two().clamp(reach, GPU_GROUP))
             }
-            (AdapterClass::Gpu, _) => (256, (cols / width).next_power_of_two().clamp(16, 256), false),
+            AdapterClass::Gpu => (GPU_GROUP, (cols / width).next_power_of_two().clamp(16, GPU_GROUP)),
         };
-        RowLayout { group, lanes, subgroups, width, groups: rows.div_ceil(group / lanes * each) }
+        RowLayout { group, lanes, reach, width, groups: rows.div_ceil(group / lanes * each) }
+    }
+
+    /// As [`new`](Self::new) for kernels that share nothing between rows. On software adapters these
+    /// are best off with a lane a row, if there are enough: no reduction, no idle lanes in short rows.
+    pub fn independent(cx: &Launch<'_>, rows: usize, cols: usize) -> Self {
+        let layout = Self::new(cx, rows, cols, 1);
+        if cx.profile.class == AdapterClass::Cpu && rows >= 8 * layout.group {
+            return RowLayout { lanes: 1, groups: rows.div_ceil(layout.group), ..layout };
+        }
+        layout
+    }
+
+    /// One row, the work of one workgroup.
+    pub fn whole(cx: &Launch<'_>) -> Self {
+        let reach = reach(cx);
+        let group = match cx.profile.class {
+            AdapterClass::Cpu => reach,
+            AdapterClass::Gpu => GPU_GROUP,
+        };
+        RowLayout { group, lanes: group, reach, width: 4, groups: 1 }
     }
 
     /// A kernel with these knobs.
     pub fn kernel(&self, label: &'static str, source: LaneSource, entry: &'static str) -> Kernel {
         let elem = if self.width == 4 { "vec4<f32>" } else { "f32" };
-        table_kernel(label, source.text(self.subgroups), entry)
+        table_kernel(label, source.text(self.reach > 1), entry)
             .knob("GROUP", self.group as u32)
             .knob("LANES", self.lanes as u32)
+            .knob("REACH", self.reach as u32)
             .knob("E", elem)
             .knob("WIDTH", self.width as u32)
+    }
+}
+
+/// See [`RowLayout::reach`]. On GPUs as many as every subgroup has, of whatever size it is.
+fn reach(cx: &Launch<'_>) -> usize {
+    match (cx.profile.class, cx.profile.vector_lanes(), cx.profile.subgroups) {
+        (AdapterClass::Cpu, (lanes, true), _) => lanes,
+        (AdapterClass::Gpu, _, Some([min, _])) if min >= 4 && min.is_power_of_two() => (min as usize).min(GPU_GROUP),
+        _ => 1,
     }
 }

@@ -43,7 +43,7 @@ impl Graph {
 /// Both directions are one kernel over rows: `inputs`, then the output.
 fn launch(cx: &Launch<'_>, entry: &'static str) -> Program {
     let (rows, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
-    let layout = RowLayout::new(cx, rows, cols, 1);
+    let layout = RowLayout::independent(cx, rows, cols);
     let binds: Vec<Bind> = (0..cx.inputs.len()).map(Bind::In).chain([Bind::Out(0)]).collect();
     let words = [rows as u32, (cols / layout.width) as u32, layout.groups as u32];
     let kernel = layout.kernel("softmax", SOURCE, entry);
