@@ -20,6 +20,31 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<E>;
 @group(0) @binding(2) var<storage, read_write> y: array<E>;
 
+// Steps of INVOCATIONS units through runs: counted along, as divisions are dear.
+struct Walk {
+    at: u32, // unit in its run
+    base: u32, // where runs of `pitch` units have this one
+    period: u32, // units of a run
+    pitch: u32,
+    step: u32,
+    skip: u32,
+}
+
+fn walk(i: u32, period: u32, pitch: u32) -> Walk {
+    return Walk(i % period, i / period * pitch, period, pitch, INVOCATIONS % period, INVOCATIONS / period * pitch);
+}
+
+fn next(w: Walk) -> Walk {
+    var n = w;
+    n.at += w.step;
+    n.base += w.skip;
+    if (n.at >= w.period) {
+        n.at -= w.period;
+        n.base += w.pitch;
+    }
+    return n;
+}
+
 @compute @workgroup_size(INVOCATIONS)
 fn forward(
     @builtin(workgroup_id) wid: vec3<u32>,
@@ -28,21 +53,11 @@ fn forward(
 ) {
     let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
     let end = min(first + INVOCATIONS * EACH, p.len);
-    // Where in the larger one: counted along, as divisions are dear.
-    let run = p.run;
-    let stride = p.stride;
-    let step = INVOCATIONS % run;
-    let skip = INVOCATIONS / run * stride;
-    var col = first % run;
-    var base = first / run * stride + p.start;
+    let start = p.start;
+    var w = walk(first, p.run, p.stride);
     for (var i = first; i < end; i += INVOCATIONS) {
-        y[i] = x[base + col];
-        col += step;
-        base += skip;
-        if (col >= run) {
-            col -= run;
-            base += stride;
-        }
+        y[i] = x[w.base + start + w.at];
+        w = next(w);
     }
 }
 
@@ -54,16 +69,23 @@ fn pad(
 ) {
     let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
     let end = min(first + INVOCATIONS * EACH, p.len);
-    for (var i = first; i < end; i += INVOCATIONS) {
-        if (ACCUMULATE) {
-            y[(i / p.run) * p.stride + p.start + i % p.run] += x[i];
-            continue;
+    let start = p.start;
+    let run = p.run;
+    if (ACCUMULATE) {
+        var w = walk(first, run, p.stride);
+        for (var i = first; i < end; i += INVOCATIONS) {
+            y[w.base + start + w.at] += x[i];
+            w = next(w);
         }
-        let at = i % p.stride;
+        return;
+    }
+    var w = walk(first, p.stride, run);
+    for (var i = first; i < end; i += INVOCATIONS) {
         var v = E();
-        if (at >= p.start && at - p.start < p.run) {
-            v = x[(i / p.stride) * p.run + at - p.start];
+        if (w.at >= start && w.at - start < run) {
+            v = x[w.base + w.at - start];
         }
         y[i] = v;
+        w = next(w);
     }
 }
