@@ -31,7 +31,7 @@ fn draw(svg: &mut String, adapter: &str, unit: &str, roofs: &Roofs, figures: &[F
         .build_cartesian_2d((left..right).log_scale(), (low..high).log_scale())?;
     let number = |x: &f64| if *x < 0.1 { format!("{x:.2}") } else { format!("{x}") };
     let mut mesh = chart.configure_mesh();
-    mesh.x_desc("FLOP per byte").y_desc(format!("GFLOP per {unit}"));
+    mesh.x_desc("FLOP per byte (filled: forward, open: backward)").y_desc(format!("GFLOP per {unit}"));
     mesh.x_label_formatter(&number).y_label_formatter(&number);
     mesh.light_line_style(TRANSPARENT).draw()?;
     // Even steps on the logarithmic axis; the roof's corner among them.
@@ -40,8 +40,8 @@ fn draw(svg: &mut String, adapter: &str, unit: &str, roofs: &Roofs, figures: &[F
     chart.draw_series(LineSeries::new(roof, BLACK.stroke_width(2)))?;
     let label = |text: String, x, y| Text::new(text, (x, y), ("sans-serif", 13));
     chart.draw_series([
-        label(format!("{:.1} GFLOP", roofs.gflops), corner, roofs.gflops * 1.12),
-        label(format!("{:.2} GB", roofs.gbs), left * 1.1, left * 1.1 * roofs.gbs * 1.25),
+        label(format!("{:.1} GFLOP", roofs.gflops), corner, roofs.gflops * 1.4),
+        label(format!("{:.2} GB", roofs.gbs), left * 1.1, left * roofs.gbs * 3.0),
     ])?;
     let mut ops: Vec<&str> = shown.iter().map(|f| f.op).collect();
     ops.dedup();
@@ -52,7 +52,7 @@ fn draw(svg: &mut String, adapter: &str, unit: &str, roofs: &Roofs, figures: &[F
             Circle::new((f.flop_per_byte, f.gflops), 4, style)
         });
         let series = chart.draw_series(points)?;
-        series.label(*op).legend(move |(x, y)| Circle::new((x + 8, y), 4, color.filled()));
+        series.label(*op).legend(move |(x, y)| Circle::new((x - 6, y), 4, color.filled()));
     }
     chart
         .configure_series_labels()
