@@ -32,6 +32,9 @@ struct Flags {
     /// Leave out cases of more than this many GFLOP, whose f64 reference takes long
     #[arg(long, default_value_t = 5.0)]
     max_gflop: f64,
+    /// Milliseconds to spend on each figure
+    #[arg(long, default_value_t = 400)]
+    budget: u64,
     /// Write the figures here
     #[arg(long)]
     json: Option<PathBuf>,
@@ -76,7 +79,8 @@ fn main() -> Result<()> {
     let gpu = common::gpu();
     let clock = Clock::of(gpu);
     println!("{}; rates per {}", gpu.describe(), clock.unit());
-    let roofs = Roofs::measure(gpu, clock)?;
+    let budget = Duration::from_millis(flags.budget);
+    let roofs = Roofs::measure(gpu, clock, budget)?;
     println!("multiply-adds: {:.1} GFLOP ({}); copy: {:.2} GB ({})", roofs.gflops, roofs.fma, roofs.gbs, roofs.copy);
     let mut report = Report { adapter: gpu.describe(), rates_per: clock.unit(), roofs, kernels: vec![] };
     println!("{:14} {:44} {:8} {:>10} {:>8} {:>7} {:>6}", "op", "case", "", "us", "GFLOP", "GB", "roof");
@@ -88,7 +92,7 @@ fn main() -> Result<()> {
                 println!("{:14} {:44} left out: over {} GFLOP", row.name, case.name, flags.max_gflop);
                 continue;
             }
-            report.kernels.extend(figures(row.name, &case, gpu, clock, &report.roofs));
+            report.kernels.extend(figures(row.name, &case, gpu, (clock, budget), &report.roofs));
         }
     }
     if let Some(path) = &flags.json {
@@ -104,11 +108,11 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn figures(op: &'static str, case: &Case, gpu: &Gpu, clock: Clock, roofs: &Roofs) -> Vec<Figure> {
+fn figures(op: &'static str, case: &Case, gpu: &Gpu, (clock, budget): (Clock, Duration), roofs: &Roofs) -> Vec<Figure> {
     let harness = Harness::new(case, 1);
     let check = Check::of(case, &harness, gpu);
     let figure = |piece: measure::Piece| {
-        let seconds = clock.seconds(&piece.exec, Duration::from_millis(400));
+        let seconds = clock.seconds(&piece.exec, budget);
         let (share, roof) = roofs.share(piece.flops, piece.bytes, seconds);
         let figure = Figure {
             op,

@@ -27,14 +27,14 @@ pub struct Roofs {
 }
 
 impl Roofs {
-    pub fn measure(gpu: &Gpu, clock: Clock) -> Result<Roofs> {
+    pub fn measure(gpu: &Gpu, clock: Clock, budget: Duration) -> Result<Roofs> {
         let software = clock == Clock::Cpu;
         // As large as the tensors of the table's cases, whose share of cache is thus the same; on a GPU
         // too large for its caches.
         let quads = if software { 4096 * 768 / 4 } else { 8 << 20 };
         let (invocations, turns) = if software { (1 << 12, 1 << 9) } else { (1 << 17, 1 << 10) };
-        let (gflops, fma) = best(gpu, clock, Fma { invocations, turns }, 2, |op, y| op.flops(&[], y))?;
-        let (gbs, copy) = best(gpu, clock, Copy, quads, |_, y| 2 * y[0].bytes() as u64)?;
+        let (gflops, fma) = best(gpu, (clock, budget), Fma { invocations, turns }, 2, |op, y| op.flops(&[], y))?;
+        let (gbs, copy) = best(gpu, (clock, budget), Copy, quads, |_, y| 2 * y[0].bytes() as u64)?;
         Ok(Roofs { gflops, fma, gbs, copy })
     }
 
@@ -49,7 +49,7 @@ impl Roofs {
 /// Work done per nanosecond by the best variant of a probe, and its name. The input has `quads` quads.
 fn best(
     gpu: &Gpu,
-    clock: Clock,
+    (clock, budget): (Clock, Duration),
     op: impl Op + Clone,
     quads: usize,
     work: impl Fn(&dyn Op, &[TensorType]) -> u64,
@@ -66,7 +66,7 @@ fn best(
         let plan = Plan::new(&g, &[y], &profile)?;
         let exec = Executable::new_blocking(gpu, Arc::new(plan), ExecOptions::default())?;
         exec.write(x, &vec![0.5f32; 4 * quads])?;
-        results.push((amount / clock.seconds(&exec, Duration::from_millis(250)) / 1e9, name));
+        results.push((amount / clock.seconds(&exec, budget) / 1e9, name));
     }
     results.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).context("a probe without variants")
 }
