@@ -1,0 +1,120 @@
+//! Which kernels there are: all that a GPU might run for the op table's benchmarks, in every variant.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use throughline::graph::{Node, Source};
+use throughline::kernel::Kernel;
+use throughline::ops::{Case, Launch, Op, TABLE};
+use throughline::{AdapterClass, Graph, Profile, TensorType};
+
+/// A kernel to compile.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Job {
+    /// Name of the op's row, or of the file.
+    pub op: String,
+    /// The entry point.
+    pub entry: String,
+    /// Knobs and their values.
+    pub knobs: Vec<(String, String)>,
+    /// Whether the text uses subgroup operations, or might.
+    pub subgroups: bool,
+    /// The text.
+    pub wgsl: String,
+}
+
+impl Job {
+    /// A kernel, for a row or file of this name.
+    pub fn new(op: &str, kernel: &Kernel, subgroups: bool) -> Result<Job> {
+        let knobs = kernel.knobs.iter().map(|(name, value)| (name.to_string(), value.clone())).collect();
+        Ok(Job { op: op.into(), entry: kernel.entry.into(), knobs, subgroups, wgsl: kernel.wgsl()? })
+    }
+
+    /// The value of a knob.
+    pub fn knob(&self, name: &str) -> Option<&String> {
+        self.knobs.iter().find(|(n, _)| n == name).map(|(_, value)| value)
+    }
+
+    /// `op.entry[KNOB=value ...]`, and whether it uses subgroups.
+    pub fn describe(&self) -> String {
+        let knobs: Vec<String> = self.knobs.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let subgroups = if self.subgroups { ", subgroups" } else { "" };
+        format!("{}.{}[{}]{subgroups}", self.op, self.entry, knobs.join(" "))
+    }
+}
+
+/// The GPUs that variants are collected for: one without subgroup operations, and AMD's.
+fn profiles() -> [Profile; 2] {
+    let portable = Profile::portable(AdapterClass::Gpu);
+    [portable.clone(), Profile { subgroups: Some([32, 64]), ..portable }]
+}
+
+/// The kernels of the rows whose names are in `ops`, or of all. Each once, though several shapes and
+/// both profiles may launch it.
+pub fn collect(ops: &[String]) -> Result<Vec<Job>> {
+    if let Some(op) = ops.iter().find(|op| !TABLE.iter().any(|row| row.name == **op)) {
+        let names: Vec<&str> = TABLE.iter().map(|row| row.name).collect();
+        bail!("there is no op `{op}`; there are {}", names.join(", "));
+    }
+    let mut seen = BTreeMap::new();
+    for row in TABLE.iter().filter(|row| ops.is_empty() || ops.iter().any(|op| op == row.name)) {
+        for case in (row.bench)() {
+            let graph = with_gradients(&case).with_context(|| format!("{} {}", row.name, case.name))?;
+            for profile in profiles() {
+                for kernel in of_graph(&graph, &profile).with_context(|| format!("{} {}", row.name, case.name))? {
+                    let job = Job::new(row.name, &kernel, profile.subgroups.is_some())?;
+                    // The profile without subgroups comes first, and gives its name to what both run.
+                    seen.entry((row.name, job.entry.clone(), job.wgsl.clone())).or_insert(job);
+                }
+            }
+        }
+    }
+    let mut jobs: Vec<Job> = seen.into_values().collect();
+    jobs.sort();
+    Ok(jobs)
+}
+
+/// A case's op `y`, and the gradients of its inputs.
+fn with_gradients(case: &Case) -> Result<Graph> {
+    let (mut graph, inputs, outputs) = case.graph()?;
+    let wrt: Vec<_> = inputs.iter().zip(&case.inputs).filter(|(_, spec)| spec.grad).map(|(v, _)| *v).collect();
+    for (i, &y) in outputs.iter().take(case.main_outputs).enumerate() {
+        let dy = graph.input(&format!("dy{i}"), graph.ty(y).clone())?;
+        let product = graph.mul("loss.mul", y, dy)?;
+        let loss = graph.sum("loss", product)?;
+        graph.gradients(loss, &wrt)?;
+    }
+    Ok(graph)
+}
+
+/// What the nodes of `y` and its gradient would launch, in every variant, also of the op that fusion
+/// may put in its place. The loss is scaffolding: its ops have rows of their own.
+fn of_graph(graph: &Graph, profile: &Profile) -> Result<Vec<Kernel>> {
+    let mut kernels = vec![];
+    for node in graph.nodes().iter().filter(|node| node.name == "y" || node.name.starts_with("y.")) {
+        let Source::Op(op) = &node.source else { continue };
+        if op.is_view() {
+            continue;
+        }
+        let inputs: Vec<TensorType> = node.inputs.iter().map(|&v| graph.ty(v).clone()).collect();
+        of_op(op, &inputs, node, profile, &mut kernels)?;
+        for output in 0..node.outputs.len() {
+            if let Some(fused) = op.with_addend(output) {
+                let inputs = [&inputs[..], &node.outputs[output..=output]].concat();
+                of_op(&fused, &inputs, node, profile, &mut kernels)?;
+            }
+        }
+    }
+    Ok(kernels)
+}
+
+fn of_op(op: &Arc<dyn Op>, inputs: &[TensorType], node: &Node, profile: &Profile, to: &mut Vec<Kernel>) -> Result<()> {
+    let mut cx = Launch { inputs, outputs: &node.outputs, profile, variant: 0 };
+    for variant in 0..op.variants(&cx).len().max(1) {
+        cx.variant = variant;
+        let program = op.launch(&cx).map_err(|e| anyhow::anyhow!("`{}` ({}): {e}", node.name, op.name()))?;
+        to.extend(program.dispatches.into_iter().map(|d| d.kernel));
+    }
+    Ok(())
+}
