@@ -126,11 +126,13 @@ fn mnemonics(line: &str) -> impl Iterator<Item = &str> {
     code.split("::").filter_map(|part| part.split_whitespace().next()).filter(|word| is_mnemonic(word))
 }
 
-/// Instructions have an underscore in their names; labels, comments and constant data do not.
+/// Instructions have an underscore in their names; labels, remarks and constant data do not. The
+/// disassembler may be older than the card: `(invalid instruction)` is one that it does not know.
 fn is_mnemonic(word: &str) -> bool {
-    word.starts_with(|c: char| c.is_ascii_lowercase())
-        && word.contains('_')
-        && word.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    word == "(invalid"
+        || word.starts_with(|c: char| c.is_ascii_lowercase())
+            && word.contains('_')
+            && word.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
 /// How many more times the line before this one stands there.
@@ -143,4 +145,64 @@ fn branch_target(line: &str) -> Option<&str> {
     let mut words = line.split(';').next()?.split_whitespace();
     let mnemonic = words.next()?;
     (mnemonic == "s_branch" || mnemonic.starts_with("s_cbranch")).then(|| words.next())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Three loops: one for staging and one that multiplies, both within one over k, with few
+    /// multiply-adds of its own.
+    const TEXT: &str = include_str!("../tests/data/loops.txt");
+
+    #[test]
+    fn loops_reach_from_the_label_to_the_last_branch_back() {
+        let assembly = Assembly::new(TEXT);
+        let ends =
+            |l: &Range<usize>| (assembly.lines()[l.start], assembly.lines()[l.end - 1].split(';').next().unwrap());
+        let loops = assembly.loops();
+        let found: Vec<_> = loops.iter().map(ends).map(|(a, b)| (a, b.trim())).collect();
+        let expected = [("BB1:", "s_branch BB1"), ("BB2:", "s_cbranch_execnz BB2"), ("BB5:", "s_cbranch_scc0 BB5")];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn the_hot_loop_has_most_multiply_adds_of_its_own() {
+        let assembly = Assembly::new(TEXT);
+        let hot = assembly.hot_loop().unwrap();
+        assert_eq!(assembly.lines()[hot.start], "BB5:");
+        // Two ds_load, a wait, a delay, a dual pair, v_fmac three times, v_fma, v_mul, one unknown,
+        // and three scalar.
+        let expected = Mix { all: 15, fma: 6, valu: 7, memory: 0, lds: 2, scalar_loads: 0, waits: 1 };
+        assert_eq!(assembly.mix(hot), expected);
+        assert_eq!(expected.fma_share(), 40.0);
+    }
+
+    #[test]
+    fn a_loop_counts_what_lies_in_loops_within() {
+        let assembly = Assembly::new(TEXT);
+        let outer = assembly.mix(assembly.loops()[0].clone());
+        assert_eq!((outer.fma, outer.memory, outer.scalar_loads), (7, 2, 1));
+    }
+
+    #[test]
+    fn without_a_branch_back_there_is_no_loop() {
+        let text =
+            "BB0:\n\ts_cbranch_scc0 BB2 ; bf84\nBB1:\n\tv_fma_f32 v0, v1, v2, v3 ; d54b\nBB2:\n\ts_endpgm ; bf81\n";
+        assert_eq!(Assembly::new(text).hot_loop(), None);
+    }
+
+    #[test]
+    fn multiply_adds_are_told_from_their_neighbours() {
+        for yes in ["v_fma_f32", "v_fmac_f32_e32", "v_fmaak_f32", "v_fma_mix_f32", "v_pk_fma_f16", "v_dual_fmamk_f32"] {
+            assert!(is_fma(yes), "{yes}");
+        }
+        for yes in ["v_dot2_f32_f16", "v_dual_dot2acc_f32_f16", "v_wmma_f32_16x16x16_f16"] {
+            assert!(is_fma(yes), "{yes}");
+        }
+        for no in ["v_mul_f32_e32", "v_div_fmas_f32", "v_div_fixup_f32", "v_pk_mul_f16", "v_mad_u64_u32", "s_fmac_f32"]
+        {
+            assert!(!is_fma(no), "{no}");
+        }
+    }
 }

@@ -29,7 +29,8 @@ pub struct Answer {
 /// it, else the system's.
 pub fn find() -> Result<PathBuf> {
     let named = std::env::var_os("VK_DRIVER_FILES").or_else(|| std::env::var_os("VK_ICD_FILENAMES"));
-    let mut places: Vec<PathBuf> = named.iter().flat_map(std::env::split_paths).collect();
+    let mut places: Vec<PathBuf> =
+        named.iter().flat_map(std::env::split_paths).filter(|p| p != Path::new("")).collect();
     if places.is_empty() {
         places.extend(FOLDERS.iter().map(PathBuf::from));
     }

@@ -12,23 +12,23 @@ use throughline::{AdapterClass, Graph, Profile, TensorType};
 /// A kernel to compile.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Job {
-    /// Name of the op's row, or of the file.
+    /// The kernel's label: the stem of the op's file.
     pub op: String,
     /// The entry point.
     pub entry: String,
     /// Knobs and their values.
     pub knobs: Vec<(String, String)>,
-    /// Whether the text uses subgroup operations, or might.
+    /// Whether only devices with subgroup operations launch it.
     pub subgroups: bool,
     /// The text.
     pub wgsl: String,
 }
 
 impl Job {
-    /// A kernel, for a row or file of this name.
-    pub fn new(op: &str, kernel: &Kernel, subgroups: bool) -> Result<Job> {
+    /// A kernel, for a device with subgroup operations or without.
+    pub fn new(kernel: &Kernel, subgroups: bool) -> Result<Job> {
         let knobs = kernel.knobs.iter().map(|(name, value)| (name.to_string(), value.clone())).collect();
-        Ok(Job { op: op.into(), entry: kernel.entry.into(), knobs, subgroups, wgsl: kernel.wgsl()? })
+        Ok(Job { op: kernel.label.into(), entry: kernel.entry.into(), knobs, subgroups, wgsl: kernel.wgsl()? })
     }
 
     /// The value of a knob.
@@ -59,13 +59,15 @@ pub fn collect(ops: &[String]) -> Result<Vec<Job>> {
     }
     let mut seen = BTreeMap::new();
     for row in TABLE.iter().filter(|row| ops.is_empty() || ops.iter().any(|op| op == row.name)) {
-        for case in (row.bench)() {
+        let bench = (row.bench)();
+        // An op that is not worth a benchmark has a kernel all the same.
+        for case in if bench.is_empty() { (row.cases)() } else { bench } {
             let graph = with_gradients(&case).with_context(|| format!("{} {}", row.name, case.name))?;
             for profile in profiles() {
                 for kernel in of_graph(&graph, &profile).with_context(|| format!("{} {}", row.name, case.name))? {
-                    let job = Job::new(row.name, &kernel, profile.subgroups.is_some())?;
+                    let job = Job::new(&kernel, profile.subgroups.is_some())?;
                     // The profile without subgroups comes first, and gives its name to what both run.
-                    seen.entry((row.name, job.entry.clone(), job.wgsl.clone())).or_insert(job);
+                    seen.entry((job.entry.clone(), job.wgsl.clone())).or_insert(job);
                 }
             }
         }
@@ -117,4 +119,34 @@ fn of_op(op: &Arc<dyn Op>, inputs: &[TensorType], node: &Node, profile: &Profile
         to.extend(program.dispatches.into_iter().map(|d| d.kernel));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spirv;
+
+    #[test]
+    fn every_kernel_becomes_spirv_with_its_bindings_in_a_row() {
+        for row in TABLE {
+            let jobs = collect(&[row.name.into()]).unwrap();
+            assert!(row.source.is_empty() || !jobs.is_empty(), "{} has no kernels", row.name);
+        }
+        for job in collect(&[]).unwrap() {
+            let shader = spirv::translate(&job.wgsl, &job.entry).unwrap();
+            assert_eq!(shader.words[0], 0x0723_0203, "{}", job.describe());
+            // The uniform is binding 0, where there is one; storage counts from 1.
+            let first = shader.bindings[0].number;
+            let in_a_row = shader.bindings.iter().zip(first..).all(|(b, n)| b.number == n && b.uniform == (n == 0));
+            assert!(first <= 1 && in_a_row, "{}: {:?}", job.describe(), shader.bindings);
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_several_cases_launch_is_there_once() {
+        let mut seen = std::collections::HashSet::new();
+        for job in collect(&["matmul".into(), "softmax".into()]).unwrap() {
+            assert!(seen.insert((job.entry.clone(), job.wgsl.clone())), "{} twice", job.describe());
+        }
+    }
 }

@@ -8,14 +8,17 @@ mod spirv;
 mod table;
 mod vulkan;
 
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread::ScopedJoinHandle;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use throughline::kernel::Kernel;
 
 use asm::Assembly;
+use driver::Answer;
 use kernels::Job;
 use table::Report;
 
@@ -48,8 +51,11 @@ struct Flags {
     /// Least share of multiply-adds in a matmul's hot loop, in percent
     #[arg(long, default_value_t = 80.0)]
     min_fma: f64,
-    /// Write the table into docs/kernels.md
+    /// Print the table as docs/kernels.md has it
     #[arg(long)]
+    markdown: bool,
+    /// Write that table, of all ops, into docs/kernels.md
+    #[arg(long, conflicts_with_all = ["ops", "kernel", "wgsl", "asm"])]
     write: bool,
 }
 
@@ -77,13 +83,14 @@ fn run(flags: &Flags) -> Result<()> {
     jobs.retain(|job| job.describe().contains(&flags.kernel));
     ensure!(!jobs.is_empty(), "no kernel's description contains `{}`", flags.kernel);
     let (devices, reports) = compile(&jobs, &flags.family)?;
-    if flags.asm {
-        reports.iter().for_each(print_assembly);
-    }
-    let table = format!("{}\n\n{}", devices.join("; "), table::markdown(&reports));
-    println!("{table}");
-    if flags.write {
-        write(Path::new("docs/kernels.md"), &table)?;
+    let columns = if flags.markdown || flags.write { table::DOCUMENTED } else { table::COLUMNS.len() };
+    let table = format!("{}\n\n{}", devices.join("; "), table::markdown(&reports, columns));
+    match flags.write {
+        true => write(Path::new("docs/kernels.md"), &table)?,
+        false => {
+            let listings: Vec<String> = reports.iter().filter(|_| flags.asm).map(listing).collect();
+            print(&(listings.concat() + &table))?;
+        }
     }
     if flags.check { check(&reports, flags.min_fma) } else { Ok(()) }
 }
@@ -97,11 +104,12 @@ fn scratch(flags: &Flags) -> Result<Vec<Job>> {
         Some(entry) => vec![entry.clone()],
         None => spirv::entry_points(source)?,
     };
-    let name = flags.wgsl.last().and_then(|f| f.file_stem()).unwrap_or_default().to_string_lossy();
+    let name = flags.wgsl.last().and_then(|f| f.file_stem()).unwrap_or_default();
+    let label: &'static str = name.to_string_lossy().into_owned().leak();
     let job = |entry: String| {
-        let kernel = Kernel::new("scratch", source, entry.leak());
+        let kernel = Kernel::new(label, source, entry.leak());
         let set = |kernel: Kernel, (name, value): &(String, String)| kernel.knob(name.clone().leak(), value.as_str());
-        Job::new(&name, &flags.knob.iter().fold(kernel, set), false)
+        Job::new(&flags.knob.iter().fold(kernel, set), false)
     };
     entries.into_iter().map(job).collect()
 }
@@ -111,13 +119,13 @@ fn compile(jobs: &[Job], families: &[String]) -> Result<(Vec<String>, Vec<Report
     let translate = |job: &Job| spirv::translate(&job.wgsl, &job.entry).with_context(|| job.describe());
     let shaders = jobs.iter().map(translate).collect::<Result<Vec<_>>>()?;
     let icd = driver::find()?;
+    let (icd, shaders) = (&icd, &shaders);
     let answers = std::thread::scope(|scope| {
-        let (icd, shaders) = (&icd, &shaders);
-        let running: Vec<_> =
-            families.iter().map(|family| scope.spawn(move || driver::compile(icd, family, shaders))).collect();
-        running.into_iter().map(|thread| thread.join().unwrap_or_else(|_| bail!("a thread panicked"))).collect()
-    });
-    let answers: Vec<driver::Answer> = Result::from_iter::<Vec<_>>(answers)?;
+        let start = |family| scope.spawn(move || driver::compile(icd, family, shaders));
+        let running: Vec<_> = families.iter().map(String::as_str).map(start).collect();
+        let finish = |thread: ScopedJoinHandle<'_, _>| thread.join().unwrap_or_else(|_| bail!("a thread panicked"));
+        running.into_iter().map(finish).collect::<Result<Vec<Answer>>>()
+    })?;
     let mut reports = vec![];
     for (at, job) in jobs.iter().enumerate() {
         for (family, answer) in families.iter().zip(&answers) {
@@ -129,14 +137,22 @@ fn compile(jobs: &[Job], families: &[String]) -> Result<(Vec<String>, Vec<Report
     Ok((answers.into_iter().map(|a| a.device).collect(), reports))
 }
 
-fn print_assembly(report: &Report) {
-    println!("{}, {}:", report.job.describe(), report.family);
+/// The disassembly, with the hot loop marked.
+fn listing(report: &Report) -> String {
     let assembly = Assembly::new(&report.compiled.assembly);
     let hot = assembly.hot_loop().unwrap_or_default();
-    for (at, line) in assembly.lines().iter().enumerate() {
-        println!("{} {line}", if hot.contains(&at) { '>' } else { ' ' });
+    let mark = |at: usize| if hot.contains(&at) { '>' } else { ' ' };
+    let lines: Vec<String> =
+        assembly.lines().iter().enumerate().map(|(at, line)| format!("{} {line}\n", mark(at))).collect();
+    format!("{}, {}:\n{}\n", report.job.describe(), report.family, lines.concat())
+}
+
+/// Prints to whoever still reads: `head` stops early.
+fn print(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(e).context("writing to stdout"),
+        _ => Ok(()),
     }
-    println!();
 }
 
 const BEGIN: &str = "<!-- isa:begin -->\n";
@@ -154,15 +170,20 @@ fn write(file: &Path, table: &str) -> Result<()> {
 
 /// Whether no kernel keeps registers in memory, and matmuls multiply most of the time.
 fn check(reports: &[Report], min_fma: f64) -> Result<()> {
+    let jobs: Vec<&Job> = reports.iter().map(|r| &r.job).collect();
     let mut problems = vec![];
     for report in reports {
-        let name = format!("{} on {}", report.job.describe(), report.family);
+        let name = format!("{} on {}", table::short_name(&report.job, &jobs), report.family);
         if report.spills() > 0 || report.scratch() > 0 {
-            problems.push(format!("{name} spills {} registers, {} bytes", report.spills(), report.scratch()));
+            problems.push(format!(
+                "{name} spills {} registers and has {} bytes of scratch; expected none",
+                report.spills(),
+                report.scratch()
+            ));
         }
         let share = report.hot.map_or(0.0, |mix| mix.fma_share());
         if report.job.op == "matmul" && share < min_fma {
-            problems.push(format!("{name}: {share:.0}% of the hot loop multiplies and adds; expected {min_fma}%"));
+            problems.push(format!("{name}: {share:.0}% of its hot loop is multiply-adds; expected {min_fma}%"));
         }
     }
     ensure!(problems.is_empty(), "{}", problems.join("\n     "));

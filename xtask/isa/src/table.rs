@@ -44,53 +44,46 @@ impl Report {
         self.statistic("Subgroups per SIMD") * 32 / u64::from(self.compiled.subgroup_size.max(32))
     }
 
-    fn cells(&self, name: String) -> Vec<String> {
-        let hot = |f: fn(&Mix) -> String| self.hot.as_ref().map_or("-".into(), f);
-        vec![
-            name,
-            self.family.clone(),
-            self.compiled.subgroup_size.to_string(),
-            self.statistic("VGPRs").to_string(),
-            self.spills().to_string(),
-            self.scratch().to_string(),
-            self.waves().to_string(),
-            self.statistic("LDS size").to_string(),
-            hot(|m| format!("{:.0}%", m.fma_share())),
-            hot(|m| format!("{:.0}%", m.fma_of_valu())),
-            hot(|m| m.all.to_string()),
-            hot(|m| m.memory.to_string()),
-            hot(|m| m.lds.to_string()),
-            hot(|m| m.scalar_loads.to_string()),
-            hot(|m| m.waits.to_string()),
-        ]
+    fn hot(&self, cell: impl Fn(&Mix) -> String) -> String {
+        self.hot.as_ref().map_or("-".into(), cell)
     }
 }
 
-const HEADS: [&str; 15] = [
-    "kernel",
-    "card",
-    "wave",
-    "VGPRs",
-    "spills",
-    "scratch",
-    "waves/SIMD",
-    "LDS",
-    "FMA",
-    "FMA of VALU",
-    "instr.",
-    "mem.",
-    "LDS ops",
-    "scalar",
-    "waits",
+/// A column: its head, and what it says of a kernel on a card.
+type Column = (&'static str, fn(&Report) -> String);
+
+/// The columns behind the kernel's name. FMA and what follows is of the hot loop.
+pub const COLUMNS: [Column; 14] = [
+    ("card", |r| r.family.clone()),
+    ("wave", |r| r.compiled.subgroup_size.to_string()),
+    ("VGPRs", |r| r.statistic("VGPRs").to_string()),
+    ("spills", |r| r.spills().to_string()),
+    ("scratch", |r| r.scratch().to_string()),
+    ("waves/SIMD", |r| r.waves().to_string()),
+    ("LDS", |r| r.statistic("LDS size").to_string()),
+    ("FMA", |r| r.hot(|m| format!("{:.0}%", m.fma_share()))),
+    ("of VALU", |r| r.hot(|m| format!("{:.0}%", m.fma_of_valu()))),
+    ("instr.", |r| r.hot(|m| m.all.to_string())),
+    ("memory", |r| r.hot(|m| m.memory.to_string())),
+    ("LDS ops", |r| r.hot(|m| m.lds.to_string())),
+    ("s_load", |r| r.hot(|m| m.scalar_loads.to_string())),
+    ("waits", |r| r.hot(|m| m.waits.to_string())),
 ];
 
-/// The table as Markdown, which is also how a terminal shows it.
-pub fn markdown(reports: &[Report]) -> String {
+/// How many of these docs/kernels.md has.
+pub const DOCUMENTED: usize = 9;
+
+/// The table with the first of the columns, as Markdown, which is also how a terminal shows it.
+pub fn markdown(reports: &[Report], columns: usize) -> String {
     let jobs: Vec<&Job> = reports.iter().map(|r| &r.job).collect();
-    let mut rows = vec![HEADS.map(String::from).to_vec()];
-    rows.extend(reports.iter().map(|r| r.cells(short_name(&r.job, &jobs))));
+    let columns = &COLUMNS[..columns];
+    let mut rows = vec![std::iter::once("kernel").chain(columns.iter().map(|c| c.0)).map(String::from).collect()];
+    for report in reports {
+        let cells = columns.iter().map(|(_, cell)| cell(report));
+        rows.push(std::iter::once(short_name(&report.job, &jobs)).chain(cells).collect::<Vec<_>>());
+    }
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..HEADS.len()).map(width).collect();
+    let widths: Vec<usize> = (0..=columns.len()).map(width).collect();
     let line = |row: &Vec<String>| {
         let cells = row.iter().zip(&widths).enumerate();
         // Names to the left, numbers to the right.
@@ -106,7 +99,7 @@ pub fn markdown(reports: &[Report]) -> String {
 }
 
 /// `op.entry` and those knobs by which it differs from others of that name.
-fn short_name(job: &Job, all: &[&Job]) -> String {
+pub fn short_name(job: &Job, all: &[&Job]) -> String {
     let same = || all.iter().filter(|other| other.op == job.op && other.entry == job.entry);
     let mut parts = vec![format!("{}.{}", job.op, job.entry)];
     for (name, value) in &job.knobs {
