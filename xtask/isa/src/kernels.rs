@@ -20,15 +20,25 @@ pub struct Job {
     pub knobs: Vec<(String, String)>,
     /// Whether only devices with subgroup operations launch it.
     pub subgroups: bool,
+    /// Whether it is the unmeasured choice where arithmetic takes longer than memory: where the hot
+    /// loop decides.
+    pub heavy: bool,
     /// The text.
     pub wgsl: String,
 }
 
 impl Job {
-    /// A kernel, for a device with subgroup operations or without.
+    /// A kernel that is not heavy, for a device with subgroup operations or without.
     pub fn new(kernel: &Kernel, subgroups: bool) -> Result<Job> {
         let knobs = kernel.knobs.iter().map(|(name, value)| (name.to_string(), value.clone())).collect();
-        Ok(Job { op: kernel.label.into(), entry: kernel.entry.into(), knobs, subgroups, wgsl: kernel.wgsl()? })
+        Ok(Job {
+            op: kernel.label.into(),
+            entry: kernel.entry.into(),
+            knobs,
+            subgroups,
+            heavy: false,
+            wgsl: kernel.wgsl()?,
+        })
     }
 
     /// The value of a knob.
@@ -64,10 +74,12 @@ pub fn collect(ops: &[String]) -> Result<Vec<Job>> {
         for case in if bench.is_empty() { (row.cases)() } else { bench } {
             let graph = with_gradients(&case).with_context(|| format!("{} {}", row.name, case.name))?;
             for profile in profiles() {
-                for kernel in of_graph(&graph, &profile).with_context(|| format!("{} {}", row.name, case.name))? {
+                for (kernel, heavy) in
+                    of_graph(&graph, &profile).with_context(|| format!("{} {}", row.name, case.name))?
+                {
                     let job = Job::new(&kernel, profile.subgroups.is_some())?;
                     // The profile without subgroups comes first, and gives its name to what both run.
-                    seen.entry((job.entry.clone(), job.wgsl.clone())).or_insert(job);
+                    seen.entry((job.entry.clone(), job.wgsl.clone())).or_insert(job).heavy |= heavy;
                 }
             }
         }
@@ -91,8 +103,9 @@ fn with_gradients(case: &Case) -> Result<Graph> {
 }
 
 /// What the nodes of `y` and its gradient would launch, in every variant, also of the op that fusion
-/// may put in its place. The loss is scaffolding: its ops have rows of their own.
-fn of_graph(graph: &Graph, profile: &Profile) -> Result<Vec<Kernel>> {
+/// may put in its place, and whether it is [`Job::heavy`]. The loss is scaffolding: its ops have rows
+/// of their own.
+fn of_graph(graph: &Graph, profile: &Profile) -> Result<Vec<(Kernel, bool)>> {
     let mut kernels = vec![];
     for node in graph.nodes().iter().filter(|node| node.name == "y" || node.name.starts_with("y.")) {
         let Source::Op(op) = &node.source else { continue };
@@ -111,12 +124,24 @@ fn of_graph(graph: &Graph, profile: &Profile) -> Result<Vec<Kernel>> {
     Ok(kernels)
 }
 
-fn of_op(op: &Arc<dyn Op>, inputs: &[TensorType], node: &Node, profile: &Profile, to: &mut Vec<Kernel>) -> Result<()> {
-    let mut cx = Launch { inputs, outputs: &node.outputs, profile, variant: 0 };
+/// Floating-point operations a byte from which on arithmetic takes longer: cards offer some 60 for each
+/// byte that their memory moves. Products of 512 x 512 have 85.
+const HEAVY: u64 = 64;
+
+fn of_op(
+    op: &Arc<dyn Op>,
+    inputs: &[TensorType],
+    node: &Node,
+    profile: &Profile,
+    to: &mut Vec<(Kernel, bool)>,
+) -> Result<()> {
+    let outputs = &node.outputs;
+    let heavy = op.flops(inputs, outputs) >= HEAVY * op.bytes(inputs, outputs);
+    let mut cx = Launch { inputs, outputs, profile, variant: 0 };
     for variant in 0..op.variants(&cx).len().max(1) {
         cx.variant = variant;
         let program = op.launch(&cx).map_err(|e| anyhow::anyhow!("`{}` ({}): {e}", node.name, op.name()))?;
-        to.extend(program.dispatches.into_iter().map(|d| d.kernel));
+        to.extend(program.dispatches.into_iter().map(|d| (d.kernel, heavy && variant == 0)));
     }
     Ok(())
 }

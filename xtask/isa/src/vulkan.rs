@@ -195,7 +195,9 @@ fn describe(instance: &ash::Instance, physical: vk::PhysicalDevice) -> String {
     let mut properties = vk::PhysicalDeviceProperties2::default().push_next(&mut driver);
     // SAFETY: `physical` is one of the instance's devices, and the structures outlive the call.
     unsafe { instance.get_physical_device_properties2(physical, &mut properties) };
+    // `Null hardware (RADV NAVI31)`, where the card is not there.
     let name = text(&properties.properties.device_name);
+    let name = name.trim_start_matches("Null hardware (").trim_end_matches(')');
     format!("{name}, {}", text(&driver.driver_info))
 }
 
