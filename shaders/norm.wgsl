@@ -7,6 +7,7 @@
 const CENTERED: bool = true; // layer norm; else RMS norm
 const ACCUMULATE: bool = false; // backward adds dx to what is there
 const ROWS: u32 = 1u;
+const HELD: u32 = 1u; // backward_held: elements E of a row that a lane holds
 
 struct Params {
     rows: u32,
@@ -14,6 +15,7 @@ struct Params {
     n: f32, // elements of a row
     eps: f32,
     groups: u32, // workgroups
+    chunk: u32, // backward_held: rows of a workgroup
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -32,7 +34,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read> rstd: array<f32>;
 @group(0) @binding(4) var<storage, read> gamma_b: array<E>;
 @group(0) @binding(5) var<storage, read_write> dx: array<E>;
-@group(0) @binding(6) var<storage, read_write> dgamma: array<E>; // one row for every ROWS of x
+@group(0) @binding(6) var<storage, read_write> dgamma: array<E>; // one row for every ROWS of x, or chunk
 @group(0) @binding(7) var<storage, read_write> dbeta: array<E>;
 
 // Where each of the rows from `row0` on starts. Past the end the last row is taken again rather than
@@ -166,5 +168,68 @@ fn backward(
         }
         dgamma[block * cols + c] = dg;
         dbeta[block * cols + c] = db;
+    }
+}
+
+// The same where a row fits in registers, for software adapters: their loads are so dear that it pays
+// to unroll a whole row rather than to read it again. The workgroup goes down its rows one by one.
+@compute @workgroup_size(GROUP)
+fn backward_held(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) nwg: vec3<u32>,
+    @builtin(local_invocation_index) lid: u32,
+) {
+    let group = wid.x + wid.y * nwg.x;
+    if (group >= p.groups) {
+        return;
+    }
+    let cols = p.cols;
+    let share = 1.0 / p.n;
+    var gamma: array<E, HELD>;
+    var dg: array<E, HELD>;
+    var db: array<E, HELD>;
+    for (var k = 0u; k < HELD; k++) {
+        // Lanes behind the last column take it too, as if gamma were zero there.
+        let c = k * LANES + lid;
+        gamma[k] = select(E(), gamma_b[min(c, cols - 1u)], c < cols);
+    }
+    let end = min((group + 1u) * p.chunk, p.rows);
+    for (var row = group * p.chunk; row < end; row++) {
+        var d: array<E, HELD>;
+        var n: array<E, HELD>;
+        var sum_g = E();
+        var sum_gx = E();
+        for (var k = 0u; k < HELD; k++) {
+            let i = row * cols + min(k * LANES + lid, cols - 1u);
+            d[k] = dy[i];
+            n[k] = xhat[i];
+            let g = d[k] * gamma[k];
+            dg[k] += d[k] * n[k];
+            db[k] += d[k];
+            sum_g += g;
+            sum_gx += g * n[k];
+        }
+        var means = row_sums(total(sum_g), total(sum_gx), lid) * share;
+        if (!CENTERED) {
+            means.x = 0.0;
+        }
+        let row_rstd = rstd[row];
+        for (var k = 0u; k < HELD; k++) {
+            let c = k * LANES + lid;
+            if (c < cols) {
+                var v = (d[k] * gamma[k] - E(means.x) - n[k] * means.y) * row_rstd;
+                if (ACCUMULATE) {
+                    v += dx[row * cols + c];
+                }
+                dx[row * cols + c] = v;
+            }
+        }
+    }
+    for (var k = 0u; k < HELD; k++) {
+        let c = k * LANES + lid;
+        if (c < cols) {
+            dgamma[group * cols + c] = dg[k];
+            dbeta[group * cols + c] = db[k];
+        }
     }
 }

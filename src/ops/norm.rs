@@ -36,7 +36,8 @@ pub(super) const RMSNORM: Row = Row {
 };
 
 fn cases(centered: bool) -> Vec<Case> {
-    let shapes: [&[usize]; 6] = [&[1, 4], &[3, 127], &[5, 1757], &[257, 12], &[2, 9, 64], &[33, 384]];
+    let shapes: [&[usize]; 8] =
+        [&[1, 4], &[3, 127], &[5, 1757], &[257, 12], &[2, 9, 64], &[33, 384], &[7, 1028], &[67, 100]];
     shapes.iter().map(|s| case(centered, s)).collect()
 }
 
@@ -102,7 +103,7 @@ impl Op for Norm {
         let kernel = layout.kernel("norm", SOURCE, "forward").knob("CENTERED", self.centered).knob("ROWS", each as u32);
         let beta = if self.centered { Bind::In(2) } else { Bind::Null };
         let binds = [Bind::In(0), Bind::In(1), beta, Bind::Out(0), Bind::Out(1), Bind::Out(2)];
-        let words = words(&layout, rows, cols, self.eps);
+        let words = words(&layout, rows, cols, self.eps, 0);
         Ok(Program::one(kernel, &binds, &words, cx.profile.grid(layout.groups)))
     }
 
@@ -148,19 +149,32 @@ impl Op for NormBackward {
         Err(cx.no_gradient("second derivatives of norms are not implemented"))
     }
 
+    fn variants(&self, cx: &Launch<'_>) -> Vec<String> {
+        if held(cx).is_some() { vec!["held".into(), "rows".into()] } else { vec![] }
+    }
+
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let (rows, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
-        let (layout, each) = layout(cx, rows, cols, 8);
-        let words = words(&layout, rows, cols, 0.0);
-        let kernel = layout.kernel("norm", SOURCE, "backward").knob("CENTERED", self.centered);
-        let kernel = kernel.knob("ACCUMULATE", self.accumulate).knob("ROWS", each as u32);
-        // The sums of a few rows each, which are then summed: a fixed order of additions.
+        // `each` rows give one row of sums, which are then summed: a fixed order of additions.
+        let (entry, layout, each, knob) = match held(cx).filter(|_| cx.variant == 0) {
+            Some(held) => {
+                let each = rows.div_ceil(32).min(64);
+                ("backward_held", RowLayout::new(cx, rows, cols, each), each, ("HELD", held))
+            }
+            None => {
+                let (layout, each) = layout(cx, rows, cols, 4);
+                ("backward", layout, each, ("ROWS", each))
+            }
+        };
+        let kernel = layout.kernel("norm", SOURCE, entry).knob("CENTERED", self.centered);
+        let kernel = kernel.knob("ACCUMULATE", self.accumulate).knob(knob.0, knob.1 as u32);
         let mut program = Program::default();
         let blocks = rows.div_ceil(each);
         let ty = TensorType::f32([blocks, cols]);
         let (dgamma, dbeta) = (program.scratch(ty.clone()), program.scratch(ty));
         let ins = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::In(3)];
         let outs = [Bind::Out(0), Bind::Scratch(dgamma), Bind::Scratch(dbeta)];
+        let words = words(&layout, rows, cols, 0.0, each);
         program.dispatch(kernel, &[&ins[..], &outs].concat(), &words, cx.profile.grid(layout.groups));
         for (from, to) in [(dgamma, 1), (dbeta, 2)].into_iter().take(cx.outputs.len() - 1) {
             let ends = (Bind::ScratchIn(from), Bind::Out(to));
@@ -212,7 +226,16 @@ fn layout(cx: &Launch<'_>, rows: usize, cols: usize, on_gpus: usize) -> (RowLayo
     (RowLayout::new(cx, rows, cols, each), each)
 }
 
-fn words(layout: &RowLayout, rows: usize, cols: usize, eps: f32) -> [u32; 5] {
+fn words(layout: &RowLayout, rows: usize, cols: usize, eps: f32, chunk: usize) -> [u32; 6] {
     let n = (cols as f32).to_bits();
-    [rows as u32, (cols / layout.width) as u32, n, eps.to_bits(), layout.groups as u32]
+    [rows as u32, (cols / layout.width) as u32, n, eps.to_bits(), layout.groups as u32, chunk as u32]
+}
+
+/// Quads of a row that each lane of a vector would hold in `backward_held`, if it can: beyond 24 the
+/// kernel is large and no faster.
+fn held(cx: &Launch<'_>) -> Option<usize> {
+    let cols = cx.inputs[0].shape.cols();
+    let (lanes, shuffles) = cx.profile.vector_lanes();
+    let held = cols.div_ceil(4 * lanes);
+    (cx.profile.class == AdapterClass::Cpu && shuffles && cols.is_multiple_of(4) && held <= 24).then_some(held)
 }
