@@ -6,8 +6,8 @@
 //     p = p * (1 - lr * decay) - lr / correction1 * m / (sqrt(v) / sqrt(correction2) + eps)
 
 // knobs
-const GROUP: u32 = 64u; // invocations of a workgroup
-const QUADS: u32 = 1u; // quads that an invocation updates
+const INVOCATIONS: u32 = 64u; // of a workgroup
+const EACH: u32 = 1u; // quads that an invocation updates, INVOCATIONS apart
 
 struct Params {
     quads: u32,
@@ -22,13 +22,13 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> moment1: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> moment2: array<vec4<f32>>;
 
-@compute @workgroup_size(GROUP)
+@compute @workgroup_size(INVOCATIONS)
 fn forward(
     @builtin(workgroup_id) wid: vec3<u32>,
     @builtin(num_workgroups) nwg: vec3<u32>,
     @builtin(local_invocation_index) lid: u32,
 ) {
-    let first = (wid.x + wid.y * nwg.x) * GROUP * QUADS + lid;
+    let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
     if (first >= p.quads) {
         return;
     }
@@ -41,13 +41,14 @@ fn forward(
     let keep = 1.0 - rates.x * rest.x;
     let step = rates.x / rest.y;
     let root = sqrt(rest.z);
-    let end = min(first + GROUP * QUADS, p.quads);
-    for (var i = first; i < end; i += GROUP) {
+    let end = min(first + INVOCATIONS * EACH, p.quads);
+    let decay_len = vec4<u32>(p.decay_len);
+    for (var i = first; i < end; i += INVOCATIONS) {
         let g = grad[i] * clip;
         let m = moment1[i] + (g - moment1[i]) * (1.0 - rates.y);
         let v = moment2[i] * rates.z + g * g * (1.0 - rates.z);
         let element = vec4<u32>(i * 4u) + vec4<u32>(0u, 1u, 2u, 3u);
-        let decayed = param[i] * select(vec4<f32>(1.0), vec4<f32>(keep), element < vec4<u32>(p.decay_len));
+        let decayed = param[i] * select(vec4<f32>(1.0), vec4<f32>(keep), element < decay_len);
         moment1[i] = m;
         moment2[i] = v;
         param[i] = decayed - step * m / (sqrt(v) / root + rates.w);

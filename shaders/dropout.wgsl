@@ -42,9 +42,13 @@ fn forward(
 ) {
     let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
     let end = min(first + INVOCATIONS * EACH, p.quads);
+    // Loads in a loop are dear, of uniforms too.
+    let key = vec3<u32>(p.stream, seed[0]);
+    let threshold = vec4<u32>(p.threshold);
+    let scale = p.scale;
     for (var i = first; i < end; i += INVOCATIONS) {
-        let kept = hash(vec4<u32>(i, p.stream, seed[0])) >= vec4<u32>(p.threshold);
-        var v = select(vec4<f32>(), x[i] * p.scale, kept);
+        let kept = hash(vec4<u32>(i, key)) >= threshold;
+        var v = select(vec4<f32>(), x[i] * scale, kept);
         if (ACCUMULATE) {
             v += y[i];
         }

@@ -49,13 +49,26 @@ fn forward(
 ) {
     let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
     let end = min(first + INVOCATIONS * EACH, p.len);
+    // Counted along, as divisions are dear; loads of uniforms in a loop are, too.
+    let cols = p.cols;
+    let vocab = p.vocab;
+    let step = INVOCATIONS % cols;
+    let skip = INVOCATIONS / cols;
+    var token = first / cols;
+    var col = first % cols;
     for (var i = first; i < end; i += INVOCATIONS) {
-        let id = ids[i / p.cols];
+        let id = ids[token];
         var v = E();
-        if (id < p.vocab) {
-            v = table[id * p.cols + i % p.cols];
+        if (id < vocab) {
+            v = table[id * cols + col];
         }
         y[i] = v;
+        token += skip;
+        col += step;
+        if (col >= cols) {
+            token++;
+            col -= cols;
+        }
     }
 }
 

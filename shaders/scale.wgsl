@@ -22,8 +22,9 @@ fn forward(
 ) {
     let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
     let end = min(first + INVOCATIONS * EACH, p.quads);
+    let factor = p.factor; // loads in a loop are dear, of uniforms too
     for (var i = first; i < end; i += INVOCATIONS) {
-        var v = p.factor * x[i];
+        var v = factor * x[i];
         if (ACCUMULATE) {
             v += y[i];
         }

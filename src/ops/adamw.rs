@@ -4,10 +4,9 @@
 //! It runs over flat arenas, in place: one dispatch for all parameters. Parameters with weight
 //! decay come first in the arena.
 
-use super::{Bind, Case, InputFill, Launch, Op, Program, Row, expect_f32, expect_shape, table_kernel};
+use super::{Bind, Case, InputFill, Launch, Op, Program, Row, elementwise, expect_f32, expect_shape, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
-use crate::gpu::AdapterClass;
 use crate::graph::{Graph, Value};
 use crate::reference::Array;
 use crate::tensor::TensorType;
@@ -127,17 +126,9 @@ impl Op for AdamW {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        let quads = cx.outputs[0].len().div_ceil(4);
-        // Software adapters load slowly, so there the settings serve many quads.
-        let (group, per_invocation) = match cx.profile.class {
-            AdapterClass::Cpu => (8, 16), // measured: half the time of (64, 1)
-            AdapterClass::Gpu => (64, 1),
-        };
-        let kernel =
-            table_kernel("adamw", SOURCE, "forward").knob("GROUP", group as u32).knob("QUADS", per_invocation as u32);
+        let kernel = table_kernel("adamw", SOURCE, "forward");
         let binds = [Bind::In(1), Bind::In(4), Bind::In(5), Bind::Out(0), Bind::Out(1), Bind::Out(2)];
-        let groups = cx.profile.grid(quads.div_ceil(group * per_invocation));
-        Ok(Program::one(kernel, &binds, &[quads as u32, self.decay_len as u32], groups))
+        Ok(elementwise::quads(cx, kernel, &binds, &[self.decay_len as u32]))
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {

@@ -101,7 +101,7 @@ pub(super) fn sum_rows(
     // once, and rows that an invocation sums where there are more.
     let (invocations, wide, most, chunk) = match profile.class {
         AdapterClass::Cpu => (8, 32, 2048, 128),
-        AdapterClass::Gpu => (64, 256, 64, 32),
+        AdapterClass::Gpu => (64, 256, 64, 64),
     };
     loop {
         // Several short rows are one long one, whose parts are summed at the next level.
