@@ -2,8 +2,8 @@
 // no_subgroups.wgsl.
 //
 // A row is the work of LANES neighbours. Sums over it go through shuffles as far as subgroups reach,
-// and from there through a tree in workgroup memory. Software adapters never come so far: a barrier
-// costs them a context switch, so there a row is the work of one vector of lanes, or of one lane.
+// and from there through a tree in workgroup memory. Barriers cost software adapters context
+// switches, so there a row is the work of one vector of lanes, or of one lane, unless it is very long.
 
 // knobs
 const GROUP: u32 = 8u; // invocations of a workgroup

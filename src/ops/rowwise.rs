@@ -53,12 +53,11 @@ impl RowLayout {
 
     /// One row, the work of one workgroup.
     pub fn whole(cx: &Launch<'_>) -> Self {
-        let reach = reach(cx);
         let group = match cx.profile.class {
-            AdapterClass::Cpu => reach,
+            AdapterClass::Cpu => cx.profile.vector_lanes().0,
             AdapterClass::Gpu => GPU_GROUP,
         };
-        RowLayout { group, lanes: group, reach, width: 4, groups: 1 }
+        RowLayout { group, lanes: group, reach: reach(cx), width: 4, groups: 1 }
     }
 
     /// A kernel with these knobs.
