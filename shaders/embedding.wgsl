@@ -95,25 +95,15 @@ fn chain(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index)
     }
 }
 
-@compute @workgroup_size(64)
-fn backward(
-    @builtin(workgroup_id) wid: vec3<u32>,
-    @builtin(num_workgroups) nwg: vec3<u32>,
-    @builtin(local_invocation_index) lid: u32,
-) {
-    let i = (wid.x + wid.y * nwg.x) * 64u + lid;
-    if (i >= p.len) {
-        return;
-    }
-    let col = i % p.cols;
-    var row = i / p.cols;
+// Column `col` of the table's row `line`, or of that of token `line`.
+fn add_up(line: u32, col: u32, cols: u32) {
+    var row = line;
     if (BY_TOKEN) {
-        let first = row + 1u;
-        row = ids[row];
+        row = ids[line];
         if (row >= p.vocab) {
             return;
         }
-        if (head[row] != first) {
+        if (head[row] != line + 1u) {
             return; // the first token of this id does the work
         }
     }
@@ -123,11 +113,35 @@ fn backward(
     }
     var sum = E();
     while (t != 0u) {
-        sum += dy[(t - 1u) * p.cols + col];
+        sum += dy[(t - 1u) * cols + col];
         t = next[t - 1u];
     }
     if (ACCUMULATE) {
-        sum += dtable[row * p.cols + col];
+        sum += dtable[row * cols + col];
     }
-    dtable[row * p.cols + col] = sum;
+    dtable[row * cols + col] = sum;
+}
+
+@compute @workgroup_size(INVOCATIONS)
+fn backward(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) nwg: vec3<u32>,
+    @builtin(local_invocation_index) lid: u32,
+) {
+    let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
+    let end = min(first + INVOCATIONS * EACH, p.len);
+    let cols = p.cols;
+    let step = INVOCATIONS % cols;
+    let skip = INVOCATIONS / cols;
+    var line = first / cols;
+    var col = first % cols;
+    for (var i = first; i < end; i += INVOCATIONS) {
+        add_up(line, col, cols);
+        line += skip;
+        col += step;
+        if (col >= cols) {
+            line++;
+            col -= cols;
+        }
+    }
 }

@@ -209,7 +209,8 @@ impl Op for EmbeddingBackward {
         self.chain(&mut program, cx, &words, [head, next]);
         let kernel = kernel.knob("BY_TOKEN", by_token).knob("ACCUMULATE", self.accumulate);
         let binds = [Bind::In(0), Bind::In(1), Bind::ScratchIn(head), Bind::ScratchIn(next), Bind::Out(0)];
-        program.dispatch(kernel, &binds, &words, cx.profile.grid(len.div_ceil(64)));
+        let (kernel, groups) = elementwise::spread(cx.profile, len, kernel);
+        program.dispatch(kernel, &binds, &words, groups);
         Ok(program)
     }
 
