@@ -336,53 +336,76 @@ const B_WIDTH: u32 = TILE_N / 4u;
 const DOWN: u32 = A_WIDTH / TILE_ROWS; // invocations along m and n
 const ACROSS: u32 = B_WIDTH / TILE_QUADS;
 const TILE_GROUP: u32 = DOWN * ACROSS;
-const A_BLOCKS: u32 = A_WIDTH * TILE_K / 4u; // 4 x 4 blocks of the strips
+// 4 x 4 blocks of the strips, and how many an invocation stages.
+const A_BLOCKS: u32 = A_WIDTH * TILE_K / 4u;
 const BLOCKS: u32 = A_BLOCKS + B_WIDTH * TILE_K / 4u;
+const BLOCKS_EACH: u32 = (BLOCKS + TILE_GROUP - 1u) / TILE_GROUP;
 
 // tile_a[k][m / 4], tile_b[k][n / 4]
 var<workgroup> tile_a: array<vec4<f32>, A_WIDTH * TILE_K>;
 var<workgroup> tile_b: array<vec4<f32>, B_WIDTH * TILE_K>;
 
-// Where quad `x` of row `k` of a strip is. Invocations that load along k store to four rows k at a
+// Where quad `x` of row 4*k4 of a strip is. Invocations that load along k store to four rows at a
 // time, which are in the same banks of memory but for this exchange of quads.
-fn slot(k: u32, x: u32, width: u32) -> u32 {
-    return k * width + (x ^ (k / 4u * 2u % width));
+fn slot(k4: u32, x: u32, width: u32) -> u32 {
+    return 4u * k4 * width + (x ^ (2u * k4 % width));
 }
 
-// Quad along m or n, and quad along k, of block `t` of a strip: neighbours load neighbouring memory.
-fn place(t: u32, width: u32, along_k: bool) -> vec2<u32> {
+// A 4 x 4 block on its way to a strip: where in memory its quads start for the strip at k = 0, its
+// first k, and its slot. Worked out once, for there is little time between barriers.
+struct Block {
+    quads: vec4<u32>,
+    k: u32,
+    slot: u32,
+}
+
+// Block `t` of a strip along m or n, of `size` rows or columns in all, from `x0` on. Neighbouring
+// invocations load neighbouring quads.
+fn block(t: u32, x0: u32, size: u32, width: u32, matrix: u32, along_k: bool) -> Block {
+    let count = vec4<u32>(0u, 1u, 2u, 3u);
     if (along_k) {
-        return vec2<u32>(t / (TILE_K / 4u), t % (TILE_K / 4u));
+        let at = vec2<u32>(t / (TILE_K / 4u), t % (TILE_K / 4u));
+        let x = min(vec4<u32>(x0 + 4u * at.x) + count, vec4<u32>(size - 1u));
+        return Block(x * p.k + vec4<u32>(matrix + 4u * at.y), 4u * at.y, slot(at.y, at.x, width));
     }
-    return vec2<u32>(t % width, t / width);
+    let at = vec2<u32>(t % width, t / width);
+    let x = min(x0 + 4u * at.x, size - 1u);
+    return Block((vec4<u32>(4u * at.y) + count) * size + vec4<u32>(matrix + x), 4u * at.y, slot(at.y, at.x, width));
 }
 
-// Stages the strips of a and b from `k`, of the tile at (row0, col0), in 4 x 4 blocks.
-fn stage_strips(row0: u32, col0: u32, k: u32, z: u32, lid: u32) {
-    let a0 = z * p.m * p.k;
-    let b0 = z * p.k * p.n;
-    let a_last = a0 + p.m * p.k - 1u;
-    for (var i = 0u; i < BLOCKS; i += TILE_GROUP) {
-        let t = i + lid;
-        if (t < A_BLOCKS) {
-            let at = place(t, A_WIDTH, !A_TRANSPOSED);
-            let r = row0 + 4u * at.x;
-            let kk = k + 4u * at.y;
-            var block = mat4x4<f32>(a_block(0u, r, kk, a0, a_last), a_block(1u, r, kk, a0, a_last),
-                a_block(2u, r, kk, a0, a_last), a_block(3u, r, kk, a0, a_last));
-            if (!A_TRANSPOSED) {
-                block = transpose(block);
-            }
-            for (var j = 0u; j < 4u; j++) {
-                tile_a[slot(4u * at.y + j, at.x, A_WIDTH)] = block[j];
-            }
-        } else if (BLOCKS % TILE_GROUP == 0u || t < BLOCKS) {
-            let at = place(t - A_BLOCKS, B_WIDTH, B_TRANSPOSED);
-            let block = b_block(col0 + 4u * at.x, k + 4u * at.y, b0, b0 + p.k * p.n - 1u);
-            for (var j = 0u; j < 4u; j++) {
-                tile_b[slot(4u * at.y + j, at.x, B_WIDTH)] = block[0][j];
-            }
-        }
+fn stage_a(at: Block, k: u32, last: u32) {
+    let i = at.quads + vec4<u32>(k * select(1u, p.m, A_TRANSPOSED));
+    let step = select(0u, 1u, A_TRANSPOSED);
+    let kk = at.k + k;
+    var rows = mat4x4<f32>(
+        mask(a_quad(i.x, last), kk, !A_TRANSPOSED),
+        mask(a_quad(i.y, last), kk + step, !A_TRANSPOSED),
+        mask(a_quad(i.z, last), kk + 2u * step, !A_TRANSPOSED),
+        mask(a_quad(i.w, last), kk + 3u * step, !A_TRANSPOSED),
+    );
+    if (!A_TRANSPOSED) {
+        rows = transpose(rows);
+    }
+    for (var j = 0u; j < 4u; j++) {
+        tile_a[at.slot + j * A_WIDTH] = rows[j];
+    }
+}
+
+fn stage_b(at: Block, k: u32, last: u32) {
+    let i = at.quads + vec4<u32>(k * select(p.n, 1u, B_TRANSPOSED));
+    let step = select(1u, 0u, B_TRANSPOSED);
+    let kk = at.k + k;
+    var rows = mat4x4<f32>(
+        mask(b_quad(i.x, last), kk, B_TRANSPOSED),
+        mask(b_quad(i.y, last), kk + step, B_TRANSPOSED),
+        mask(b_quad(i.z, last), kk + 2u * step, B_TRANSPOSED),
+        mask(b_quad(i.w, last), kk + 3u * step, B_TRANSPOSED),
+    );
+    if (B_TRANSPOSED) {
+        rows = transpose(rows);
+    }
+    for (var j = 0u; j < 4u; j++) {
+        tile_b[at.slot + j * B_WIDTH] = rows[j];
     }
 }
 
@@ -392,22 +415,42 @@ alias TileSums = array<array<array<vec4<f32>, TILE_QUADS>, 4>, TILE_ROWS>;
 // Invocation (x, y) sums quads x, x + ACROSS.. of columns and y, y + DOWN.. of rows: neighbours read
 // neighbouring quads of workgroup memory, or the same.
 fn tile_sums(row0: u32, col0: u32, z: u32, lid: u32) -> TileSums {
+    let a0 = z * p.m * p.k;
+    let b0 = z * p.k * p.n;
+    var blocks: array<Block, BLOCKS_EACH>;
+    for (var i = 0u; i < BLOCKS_EACH; i++) {
+        let t = i * TILE_GROUP + lid;
+        if (t < A_BLOCKS) {
+            blocks[i] = block(t, row0, p.m, A_WIDTH, a0, !A_TRANSPOSED);
+        } else {
+            blocks[i] = block(t - A_BLOCKS, col0, p.n, B_WIDTH, b0, B_TRANSPOSED);
+        }
+    }
     var acc: TileSums;
     for (var k = 0u; k < p.k; k += TILE_K) {
-        stage_strips(row0, col0, k, z, lid);
-        workgroupBarrier();
-        for (var t = 0u; t < TILE_K; t++) {
-            var va: array<vec4<f32>, TILE_ROWS>;
-            for (var i = 0u; i < TILE_ROWS; i++) {
-                va[i] = tile_a[slot(t, lid / ACROSS + i * DOWN, A_WIDTH)];
+        for (var i = 0u; i < BLOCKS_EACH; i++) {
+            let t = i * TILE_GROUP + lid;
+            if (t < A_BLOCKS) {
+                stage_a(blocks[i], k, a0 + p.m * p.k - 1u);
+            } else if (BLOCKS % TILE_GROUP == 0u || t < BLOCKS) {
+                stage_b(blocks[i], k, b0 + p.k * p.n - 1u);
             }
-            for (var q = 0u; q < TILE_QUADS; q++) {
-                let vb = tile_b[slot(t, lid % ACROSS + q * ACROSS, B_WIDTH)];
+        }
+        workgroupBarrier();
+        for (var k4 = 0u; k4 < TILE_K / 4u; k4++) {
+            for (var j = 0u; j < 4u; j++) {
+                var va: array<vec4<f32>, TILE_ROWS>;
                 for (var i = 0u; i < TILE_ROWS; i++) {
-                    acc[i][0][q] = fma(vec4<f32>(va[i].x), vb, acc[i][0][q]);
-                    acc[i][1][q] = fma(vec4<f32>(va[i].y), vb, acc[i][1][q]);
-                    acc[i][2][q] = fma(vec4<f32>(va[i].z), vb, acc[i][2][q]);
-                    acc[i][3][q] = fma(vec4<f32>(va[i].w), vb, acc[i][3][q]);
+                    va[i] = tile_a[slot(k4, lid / ACROSS + i * DOWN, A_WIDTH) + j * A_WIDTH];
+                }
+                for (var q = 0u; q < TILE_QUADS; q++) {
+                    let vb = tile_b[slot(k4, lid % ACROSS + q * ACROSS, B_WIDTH) + j * B_WIDTH];
+                    for (var i = 0u; i < TILE_ROWS; i++) {
+                        acc[i][0][q] = fma(vec4<f32>(va[i].x), vb, acc[i][0][q]);
+                        acc[i][1][q] = fma(vec4<f32>(va[i].y), vb, acc[i][1][q]);
+                        acc[i][2][q] = fma(vec4<f32>(va[i].z), vb, acc[i][2][q]);
+                        acc[i][3][q] = fma(vec4<f32>(va[i].w), vb, acc[i][3][q]);
+                    }
                 }
             }
         }

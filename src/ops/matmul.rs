@@ -53,10 +53,11 @@ const FEW: usize = 4;
 const TILE_K: usize = 16;
 
 /// The tiles of GPUs, from the largest.
-const TILED: [Tile; 5] = [
+const TILED: [Tile; 6] = [
     Tile::Tiled { m: 128, n: 128, rows: 2, quads: 2 },
     Tile::Tiled { m: 128, n: 64, rows: 2, quads: 2 },
     Tile::Tiled { m: 64, n: 64, rows: 2, quads: 2 },
+    Tile::Tiled { m: 64, n: 32, rows: 2, quads: 1 },
     Tile::Tiled { m: 32, n: 32, rows: 1, quads: 1 },
     Tile::Tiled { m: 16, n: 64, rows: 1, quads: 1 },
 ];
@@ -283,7 +284,7 @@ fn tiled(d: &Dims) -> Vec<Tile> {
         let waste = (d.m.next_multiple_of(m) * d.n.next_multiple_of(n)) as f64 / (d.m * d.n) as f64;
         groups >= 64 && waste < 1.25
     };
-    let best = tiles.iter().position(good).unwrap_or(if d.m <= 16 { 4 } else { 3 });
+    let best = tiles.iter().position(good).unwrap_or(if d.m <= 16 { 5 } else { 4 });
     tiles[..=best].rotate_right(1);
     tiles
 }
