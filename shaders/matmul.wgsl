@@ -172,6 +172,28 @@ const COLS: u32 = 4u * QUADS;
 const SHARES: u32 = max(ROWS / LANES, 1u); // quads of a block of a that a lane loads
 const SHARE_QUADS: u32 = max(min(ROWS, LANES) / 4u, 1u);
 
+// b_block of misaligned columns. Each quad takes two, of which the first is what the block before
+// ended with, and is held: loads are what costs.
+fn b_block_held(
+    col: u32,
+    k: u32,
+    b0: u32,
+    last: u32,
+    held: ptr<function, array<vec4<f32>, COLS>>,
+) -> array<mat4x4<f32>, QUADS> {
+    var block: array<mat4x4<f32>, QUADS>;
+    for (var q = 0u; q < QUADS; q++) {
+        for (var j = 0u; j < 4u; j++) {
+            let at = b0 + k + min(col + 4u * q + j, p.n - 1u) * p.k;
+            let next = b[min(at / 4u + 1u, last / 4u)];
+            block[q][j] = mask(shifted((*held)[4u * q + j], next, at % 4u), k, true);
+            (*held)[4u * q + j] = next;
+        }
+        block[q] = transpose(block[q]);
+    }
+    return block;
+}
+
 alias Sums = array<array<array<array<vec4<f32>, QUADS>, 4>, SHARE_QUADS>, SHARES>;
 
 // The sums of the tile that starts at (row0, col0), in matrix `z` of the batch.
@@ -181,8 +203,19 @@ fn lane_sums(row0: u32, col0: u32, z: u32, lane: u32) -> Sums {
     let a_last = a0 + p.m * p.k - 1u;
     let b_last = b0 + p.k * p.n - 1u;
     var acc: Sums;
+    var held: array<vec4<f32>, COLS>;
+    if (B_TRANSPOSED && !B_ALIGNED) {
+        for (var j = 0u; j < COLS; j++) {
+            held[j] = b[(b0 + min(col0 + j, p.n - 1u) * p.k) / 4u];
+        }
+    }
     for (var k = 0u; k < p.k; k += 4u) {
-        let bs = b_block(col0, k, b0, b_last);
+        var bs: array<mat4x4<f32>, QUADS>;
+        if (B_TRANSPOSED && !B_ALIGNED) {
+            bs = b_block_held(col0, k, b0, b_last, &held);
+        } else {
+            bs = b_block(col0, k, b0, b_last);
+        }
         // All lanes need all of a's block. With subgroups each loads some quads and hands them
         // round: a load costs as much as tens of multiply-adds on software adapters.
         for (var s = 0u; s < SHARES; s++) {
@@ -351,62 +384,50 @@ fn slot(k4: u32, x: u32, width: u32) -> u32 {
     return 4u * k4 * width + (x ^ (2u * k4 % width));
 }
 
-// A 4 x 4 block on its way to a strip: where in memory its quads start for the strip at k = 0, its
-// first k, and its slot. Worked out once, for there is little time between barriers.
+// A 4 x 4 block on its way to a strip: where in memory its quads start in the strip at k = 0, its
+// first k there, and its quad along m or n. Worked out once: there is little time between barriers.
 struct Block {
-    quads: vec4<u32>,
+    at: vec4<u32>,
     k: u32,
-    slot: u32,
+    x: u32,
 }
 
-// Block `t` of a strip along m or n, of `size` rows or columns in all, from `x0` on. Neighbouring
-// invocations load neighbouring quads.
+// Block `t` of a strip along m or n, `width` quads wide, from `x0` of `size` rows or columns on.
+// Neighbouring invocations load neighbouring quads.
 fn block(t: u32, x0: u32, size: u32, width: u32, matrix: u32, along_k: bool) -> Block {
     let count = vec4<u32>(0u, 1u, 2u, 3u);
+    let x = select(t % width, t / (TILE_K / 4u), along_k);
+    let k = 4u * select(t / width, t % (TILE_K / 4u), along_k);
     if (along_k) {
-        let at = vec2<u32>(t / (TILE_K / 4u), t % (TILE_K / 4u));
-        let x = min(vec4<u32>(x0 + 4u * at.x) + count, vec4<u32>(size - 1u));
-        return Block(x * p.k + vec4<u32>(matrix + 4u * at.y), 4u * at.y, slot(at.y, at.x, width));
+        let row = min(vec4<u32>(x0 + 4u * x) + count, vec4<u32>(size - 1u));
+        return Block(row * p.k + vec4<u32>(matrix + k), k, x);
     }
-    let at = vec2<u32>(t % width, t / width);
-    let x = min(x0 + 4u * at.x, size - 1u);
-    return Block((vec4<u32>(4u * at.y) + count) * size + vec4<u32>(matrix + x), 4u * at.y, slot(at.y, at.x, width));
+    return Block((vec4<u32>(k) + count) * size + vec4<u32>(matrix + min(x0 + 4u * x, size - 1u)), k, x);
 }
 
-fn stage_a(at: Block, k: u32, last: u32) {
-    let i = at.quads + vec4<u32>(k * select(1u, p.m, A_TRANSPOSED));
-    let step = select(0u, 1u, A_TRANSPOSED);
-    let kk = at.k + k;
-    var rows = mat4x4<f32>(
-        mask(a_quad(i.x, last), kk, !A_TRANSPOSED),
-        mask(a_quad(i.y, last), kk + step, !A_TRANSPOSED),
-        mask(a_quad(i.z, last), kk + 2u * step, !A_TRANSPOSED),
-        mask(a_quad(i.w, last), kk + 3u * step, !A_TRANSPOSED),
-    );
-    if (!A_TRANSPOSED) {
-        rows = transpose(rows);
-    }
+// The block in the strip at `k`, as quads along m, by k.
+fn load_a(source: Block, k: u32, last: u32) -> mat4x4<f32> {
+    let at = source.at + vec4<u32>(k * select(1u, p.m, A_TRANSPOSED));
+    var rows: mat4x4<f32>;
     for (var j = 0u; j < 4u; j++) {
-        tile_a[at.slot + j * A_WIDTH] = rows[j];
+        rows[j] = mask(a_quad(at[j], last), source.k + k + select(0u, j, A_TRANSPOSED), !A_TRANSPOSED);
     }
+    if (A_TRANSPOSED) {
+        return rows;
+    }
+    return transpose(rows);
 }
 
-fn stage_b(at: Block, k: u32, last: u32) {
-    let i = at.quads + vec4<u32>(k * select(p.n, 1u, B_TRANSPOSED));
-    let step = select(1u, 0u, B_TRANSPOSED);
-    let kk = at.k + k;
-    var rows = mat4x4<f32>(
-        mask(b_quad(i.x, last), kk, B_TRANSPOSED),
-        mask(b_quad(i.y, last), kk + step, B_TRANSPOSED),
-        mask(b_quad(i.z, last), kk + 2u * step, B_TRANSPOSED),
-        mask(b_quad(i.w, last), kk + 3u * step, B_TRANSPOSED),
-    );
+fn load_b(source: Block, k: u32, last: u32) -> mat4x4<f32> {
+    let at = source.at + vec4<u32>(k * select(p.n, 1u, B_TRANSPOSED));
+    var rows: mat4x4<f32>;
+    for (var j = 0u; j < 4u; j++) {
+        rows[j] = mask(b_quad(at[j], last), source.k + k + select(j, 0u, B_TRANSPOSED), B_TRANSPOSED);
+    }
     if (B_TRANSPOSED) {
-        rows = transpose(rows);
+        return transpose(rows);
     }
-    for (var j = 0u; j < 4u; j++) {
-        tile_b[at.slot + j * B_WIDTH] = rows[j];
-    }
+    return rows;
 }
 
 // [row / 4][row % 4][quad of columns]
@@ -431,9 +452,15 @@ fn tile_sums(row0: u32, col0: u32, z: u32, lid: u32) -> TileSums {
         for (var i = 0u; i < BLOCKS_EACH; i++) {
             let t = i * TILE_GROUP + lid;
             if (t < A_BLOCKS) {
-                stage_a(blocks[i], k, a0 + p.m * p.k - 1u);
+                let rows = load_a(blocks[i], k, a0 + p.m * p.k - 1u);
+                for (var j = 0u; j < 4u; j++) {
+                    tile_a[slot(blocks[i].k / 4u, blocks[i].x, A_WIDTH) + j * A_WIDTH] = rows[j];
+                }
             } else if (BLOCKS % TILE_GROUP == 0u || t < BLOCKS) {
-                stage_b(blocks[i], k, b0 + p.k * p.n - 1u);
+                let rows = load_b(blocks[i], k, b0 + p.k * p.n - 1u);
+                for (var j = 0u; j < 4u; j++) {
+                    tile_b[slot(blocks[i].k / 4u, blocks[i].x, B_WIDTH) + j * B_WIDTH] = rows[j];
+                }
             }
         }
         workgroupBarrier();

@@ -7,13 +7,26 @@ use std::sync::Arc;
 use super::{Bind, Case, LaneSource, Launch, Op, Program, Row, expect_f32, expect_shape, lane_source, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
-use crate::gpu::{AdapterClass, Profile};
+use crate::gpu::{AdapterClass, Cooperative, Profile};
 use crate::graph::{Graph, Value};
 use crate::kernel::Kernel;
 use crate::reference::Array;
 use crate::tensor::{Shape, TensorType};
 
 const SOURCE: LaneSource = lane_source!("matmul.wgsl");
+
+macro_rules! cooperative_source {
+    ($($enable:literal),+) => {
+        concat!(
+            $("enable ", $enable, ";\n",)+
+            include_str!("../../shaders/common/no_subgroups.wgsl"),
+            include_str!("../../shaders/matmul.wgsl"),
+            include_str!("../../shaders/matmul_cooperative.wgsl"),
+        )
+    };
+}
+const COOPERATIVE_F32: &str = cooperative_source!("wgpu_cooperative_matrix");
+const COOPERATIVE_F16: &str = cooperative_source!("wgpu_cooperative_matrix", "f16");
 
 /// Ways to cut a product into workgroups. docs/rejected.md has others.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,6 +37,8 @@ enum Tile {
     Few { lanes: usize, slices: usize, quads: usize },
     /// GPUs: rows and columns of a workgroup, quads of rows and of columns of an invocation.
     Tiled { m: usize, n: usize, rows: usize, quads: usize },
+    /// GPUs with cooperative matrices: rows and columns of a subgroup.
+    Cooperative { kind: Cooperative, m: usize, n: usize },
 }
 
 impl Tile {
@@ -33,6 +48,7 @@ impl Tile {
             Tile::Lanes { rows, quads } => format!("{rows}x{quads}"),
             Tile::Few { lanes, slices, quads } => format!("few {lanes}x{slices}x{quads}"),
             Tile::Tiled { m, n, .. } => format!("{m}x{n}"),
+            Tile::Cooperative { kind, m, n } => format!("cooperative {kind:?} {m}x{n}"),
         }
     }
 
@@ -41,7 +57,7 @@ impl Tile {
         match self {
             Tile::Lanes { rows, quads } => (rows, lanes * quads * 4),
             Tile::Few { lanes, quads, .. } => (d.m, lanes * quads * 4),
-            Tile::Tiled { m, n, .. } => (m, n),
+            Tile::Tiled { m, n, .. } | Tile::Cooperative { m, n, .. } => (m, n),
         }
     }
 }
@@ -58,9 +74,12 @@ const TILED: [Tile; 6] = [
     Tile::Tiled { m: 128, n: 64, rows: 2, quads: 2 },
     Tile::Tiled { m: 64, n: 64, rows: 2, quads: 2 },
     Tile::Tiled { m: 64, n: 32, rows: 2, quads: 1 },
-    Tile::Tiled { m: 32, n: 32, rows: 1, quads: 1 },
     Tile::Tiled { m: 16, n: 64, rows: 1, quads: 1 },
+    Tile::Tiled { m: 32, n: 32, rows: 1, quads: 1 },
 ];
+
+/// Workgroups that keep a GPU busy, for choosing tiles unmeasured.
+const ENOUGH_GROUPS: usize = 64;
 
 pub(super) const ROW: Row = Row {
     name: "matmul",
@@ -103,6 +122,12 @@ fn cases() -> Vec<Case> {
             let op = Matmul { transpose_a: ta, transpose_b: tb, ..plain };
             cases.push(Case::new(form, op, &[&a, &b]));
         }
+    }
+    // More than the largest tile, in forms that between them load and store in all ways.
+    for (m, n, k, ta, tb) in [(130, 132, 20, false, false), (132, 129, 36, true, true), (131, 150, 18, false, true)] {
+        let op = Matmul { transpose_a: ta, transpose_b: tb, ..plain };
+        let (a, b) = (if ta { [k, m] } else { [m, k] }, if tb { [n, k] } else { [k, n] });
+        cases.push(Case::new(format!("{m}x{n}x{k}"), op, &[&a, &b]));
     }
     let bias = Matmul { bias: true, ..plain };
     cases.push(Case::new("bias", bias, &[&[3, 5, 24], &[24, 20], &[20]]));
@@ -218,7 +243,15 @@ impl Matmul {
             AdapterClass::Gpu if few => {
                 [(8, 16), (16, 16), (16, 4)].map(|(lanes, slices)| Tile::Few { lanes, slices, quads: 1 }).to_vec()
             }
-            AdapterClass::Gpu => tiled(d),
+            AdapterClass::Gpu => {
+                let mut tiles = tiled(d);
+                match profile.cooperative {
+                    Some(kind @ Cooperative::F32) => tiles.insert(0, Tile::Cooperative { kind, m: 32, n: 32 }),
+                    Some(kind @ Cooperative::F16) => tiles.insert(0, Tile::Cooperative { kind, m: 32, n: 64 }),
+                    None => {}
+                }
+                tiles
+            }
         }
     }
 
@@ -239,12 +272,18 @@ impl Matmul {
             }
             (Tile::Tiled { .. }, 0) => ("forward_tiled_quads", TILE_K, false),
             (Tile::Tiled { .. }, _) => ("forward_tiled", TILE_K, false),
+            (Tile::Cooperative { .. }, _) => ("forward_cooperative", TILE_K, false),
         };
         // With one row a column is as good as a row. Quads run along the contiguous axis.
         let transpose_a = self.transpose_a && d.m > 1;
         let a_axis = if transpose_a { d.m } else { d.k };
         let b_axis = if self.transpose_b { d.k } else { d.n };
-        let kernel = table_kernel("matmul", SOURCE.text(subgroups), entry)
+        let source = match tile {
+            Tile::Cooperative { kind: Cooperative::F32, .. } => COOPERATIVE_F32,
+            Tile::Cooperative { kind: Cooperative::F16, .. } => COOPERATIVE_F16,
+            _ => SOURCE.text(subgroups),
+        };
+        let kernel = table_kernel("matmul", source, entry)
             .knob("A_TRANSPOSED", transpose_a)
             .knob("B_TRANSPOSED", self.transpose_b)
             .knob("A_ALIGNED", a_axis.is_multiple_of(4))
@@ -266,6 +305,22 @@ impl Matmul {
                 .knob("TILE_N", n as u32)
                 .knob("TILE_ROWS", rows as u32)
                 .knob("TILE_QUADS", quads as u32),
+            Tile::Cooperative { kind, m, n } => {
+                let kernel = kernel
+                    .knob("QUADS", 1u32)
+                    .knob("TILE_M", m as u32)
+                    .knob("TILE_N", n as u32)
+                    .knob("COOPERATING", profile.subgroups.map_or(32, |[_, max]| max));
+                match kind {
+                    Cooperative::F32 => kernel,
+                    Cooperative::F16 => kernel
+                        .knob("E", "f16")
+                        .knob("MatrixA", "coop_mat16x16<f16, A>")
+                        .knob("MatrixB", "coop_mat16x16<f16, B>")
+                        .knob("MatrixC", "coop_mat16x16<f32, C>")
+                        .knob("SIZE", 16u32),
+                }
+            }
         }
     }
 
@@ -275,16 +330,24 @@ impl Matmul {
 }
 
 /// The tiles of GPUs that suit a product. First the largest that still makes enough workgroups and
-/// wastes little on edges; where none does, the one that makes most.
+/// wastes little on edges; where none does, the smallest of those that waste least.
 fn tiled(d: &Dims) -> Vec<Tile> {
-    let mut tiles: Vec<Tile> = TILED.to_vec();
+    let suits = |tile: &Tile| match tile.size(d, 0) {
+        (16, _) => d.m <= 16,
+        (32, _) => true,
+        (m, n) => d.m > m / 2 && d.n > n / 2,
+    };
+    let padded = |tile: &Tile| {
+        let (m, n) = tile.size(d, 0);
+        d.m.next_multiple_of(m) * d.n.next_multiple_of(n)
+    };
     let good = |tile: &Tile| {
         let (m, n) = tile.size(d, 0);
-        let groups = d.batch * d.m.div_ceil(m) * d.n.div_ceil(n);
-        let waste = (d.m.next_multiple_of(m) * d.n.next_multiple_of(n)) as f64 / (d.m * d.n) as f64;
-        groups >= 64 && waste < 1.25
+        d.batch * padded(tile) / (m * n) >= ENOUGH_GROUPS && padded(tile) <= d.m * d.n * 5 / 4
     };
-    let best = tiles.iter().position(good).unwrap_or(if d.m <= 16 { 5 } else { 4 });
+    let mut tiles: Vec<Tile> = TILED.into_iter().filter(suits).collect();
+    let least = || (0..tiles.len()).rev().min_by_key(|&i| padded(&tiles[i]));
+    let best = tiles.iter().position(good).or_else(least).unwrap_or(0);
     tiles[..=best].rotate_right(1);
     tiles
 }
