@@ -226,11 +226,16 @@ impl Matmul {
         match profile.class {
             AdapterClass::Cpu => {
                 let lanes = profile.vector_lanes().0;
-                let mut tiles: Vec<Tile> = [(16, 2), (8, 2), (4, 2), (16, 1)]
+                let mut tiles: Vec<Tile> = [(16, 2), (24, 1), (16, 1), (8, 2), (4, 2)]
                     .into_iter()
                     .filter(|&(rows, _)| rows == 4 || rows < 2 * d.m)
+                    .filter(|&(rows, _)| rows < lanes || rows % lanes == 0)
                     .map(|(rows, quads)| Tile::Lanes { rows, quads })
                     .collect();
+                // Half of the last tiles of two quads would be waste.
+                if (1..=4 * lanes).contains(&(d.n % (8 * lanes))) {
+                    tiles.sort_by_key(|&tile| tile != Tile::Lanes { rows: 24, quads: 1 });
+                }
                 if few {
                     let (lanes, slices) = if self.transpose_b { (1, lanes) } else { (lanes, 1) };
                     tiles.insert(0, Tile::Few { lanes, slices, quads: 2 });
