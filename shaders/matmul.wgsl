@@ -15,6 +15,7 @@ const A_TRANSPOSED: bool = false; // a is [k, m] in memory, not [m, k]
 const B_TRANSPOSED: bool = false; // b is [n, k] in memory, not [k, n]
 const A_ALIGNED: bool = true; // a's contiguous axis is a multiple of 4
 const B_ALIGNED: bool = true;
+const B_PACKED: bool = false; // forward_lanes: b is as pack leaves it
 const K_TAIL: bool = true; // k is no multiple of the k that the kernel takes at a time
 const LANES: u32 = 8u; // invocations along n
 const ROWS: u32 = 16u; // sums of an invocation: ROWS x 4*QUADS
@@ -194,6 +195,49 @@ fn b_block_held(
     return block;
 }
 
+// Columns of a workgroup behind one another, by k, with zeros where k ends: in memory's own order,
+// whatever shape b has. Packing reads b once, the tiles read it once for every ROWS rows.
+const STRIP: u32 = LANES * QUADS; // quads
+@group(0) @binding(2) var<storage, read_write> packed: array<vec4<f32>>;
+
+fn b_block_packed(strip: u32, k: u32, lane: u32) -> array<mat4x4<f32>, QUADS> {
+    var block: array<mat4x4<f32>, QUADS>;
+    for (var j = 0u; j < 4u; j++) {
+        for (var q = 0u; q < QUADS; q++) {
+            block[q][j] = b[(strip * ((p.k + 3u) / 4u * 4u) + k + j) * STRIP + lane * QUADS + q];
+        }
+    }
+    return block;
+}
+
+// Packs a matrix, a 4 x 4 block an invocation. It is bound as `a`: n is m here.
+@compute @workgroup_size(64)
+fn pack(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) nwg: vec3<u32>,
+    @builtin(local_invocation_index) lid: u32,
+) {
+    let width = p.groups_n * STRIP;
+    let depth = (p.k + 3u) / 4u;
+    let i = (wid.x + wid.y * nwg.x) * 64u + lid;
+    if (i >= width * depth) {
+        return;
+    }
+    let x = i % width;
+    let k = i / width * 4u;
+    let a0 = wid.z * p.m * p.k;
+    let last = a0 + p.m * p.k - 1u;
+    var rows = mat4x4<f32>(a_block(0u, 4u * x, k, a0, last), a_block(1u, 4u * x, k, a0, last),
+        a_block(2u, 4u * x, k, a0, last), a_block(3u, 4u * x, k, a0, last));
+    if (!A_TRANSPOSED) {
+        rows = transpose(rows);
+    }
+    let strip = wid.z * p.groups_n + x / STRIP;
+    for (var j = 0u; j < 4u; j++) {
+        packed[(strip * 4u * depth + k + j) * STRIP + x % STRIP] = rows[j];
+    }
+}
+
 alias Sums = array<array<array<array<vec4<f32>, QUADS>, 4>, SHARE_QUADS>, SHARES>;
 
 // The sums of the tile that starts at (row0, col0), in matrix `z` of the batch.
@@ -204,14 +248,16 @@ fn lane_sums(row0: u32, col0: u32, z: u32, lane: u32) -> Sums {
     let b_last = b0 + p.k * p.n - 1u;
     var acc: Sums;
     var held: array<vec4<f32>, COLS>;
-    if (B_TRANSPOSED && !B_ALIGNED) {
+    if (B_TRANSPOSED && !B_ALIGNED && !B_PACKED) {
         for (var j = 0u; j < COLS; j++) {
             held[j] = b[(b0 + min(col0 + j, p.n - 1u) * p.k) / 4u];
         }
     }
     for (var k = 0u; k < p.k; k += 4u) {
         var bs: array<mat4x4<f32>, QUADS>;
-        if (B_TRANSPOSED && !B_ALIGNED) {
+        if (B_PACKED) {
+            bs = b_block_packed(z * p.groups_n + col0 / (LANES * COLS), k, lane);
+        } else if (B_TRANSPOSED && !B_ALIGNED) {
             bs = b_block_held(col0, k, b0, b_last, &held);
         } else {
             bs = b_block(col0, k, b0, b_last);

@@ -32,7 +32,8 @@ const COOPERATIVE_F16: &str = cooperative_source!("wgpu_cooperative_matrix", "f1
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Tile {
     /// Software adapters: rows and quads of columns that each lane of a vector keeps.
-    Lanes { rows: usize, quads: usize },
+    /// `packed` first copies b into the order in which the lanes read it.
+    Lanes { rows: usize, quads: usize, packed: bool },
     /// Few rows: invocations along n and along k, quads of columns of each.
     Few { lanes: usize, slices: usize, quads: usize },
     /// GPUs: rows and columns of a workgroup, quads of rows and of columns of an invocation.
@@ -45,7 +46,8 @@ impl Tile {
     /// For measurements and messages.
     fn name(self) -> String {
         match self {
-            Tile::Lanes { rows, quads } => format!("{rows}x{quads}"),
+            Tile::Lanes { rows, quads, packed: false } => format!("{rows}x{quads}"),
+            Tile::Lanes { rows, quads, packed: true } => format!("{rows}x{quads} packed"),
             Tile::Few { lanes, slices, quads } => format!("few {lanes}x{slices}x{quads}"),
             Tile::Tiled { m, n, .. } => format!("{m}x{n}"),
             Tile::Cooperative { kind, m, n } => format!("cooperative {kind:?} {m}x{n}"),
@@ -55,7 +57,7 @@ impl Tile {
     /// Rows and columns of y that a workgroup makes.
     fn size(self, d: &Dims, lanes: usize) -> (usize, usize) {
         match self {
-            Tile::Lanes { rows, quads } => (rows, lanes * quads * 4),
+            Tile::Lanes { rows, quads, .. } => (rows, lanes * quads * 4),
             Tile::Few { lanes, quads, .. } => (d.m, lanes * quads * 4),
             Tile::Tiled { m, n, .. } | Tile::Cooperative { m, n, .. } => (m, n),
         }
@@ -141,6 +143,8 @@ fn cases() -> Vec<Case> {
         let b: &[usize] = if tb { &[2, 3, 17, 12] } else { &[2, 3, 12, 17] };
         cases.push(Case::new(format!("batch {ta} {tb}"), op, &[a, b]));
     }
+    // Rows enough for packing.
+    cases.push(Case::new("tall batch", Matmul { batch: true, ..plain }, &[&[2, 129, 9], &[2, 9, 17]]));
     cases
 }
 
@@ -224,24 +228,7 @@ impl Matmul {
     fn tiles(&self, d: &Dims, profile: &Profile) -> Vec<Tile> {
         let few = d.m <= FEW && (!self.transpose_a || d.m == 1);
         match profile.class {
-            AdapterClass::Cpu => {
-                let lanes = profile.vector_lanes().0;
-                let mut tiles: Vec<Tile> = [(16, 2), (24, 1), (16, 1), (8, 2), (4, 2)]
-                    .into_iter()
-                    .filter(|&(rows, _)| rows == 4 || rows < 2 * d.m)
-                    .filter(|&(rows, _)| rows < lanes || rows % lanes == 0)
-                    .map(|(rows, quads)| Tile::Lanes { rows, quads })
-                    .collect();
-                // Half of the last tiles of two quads would be waste.
-                if (1..=4 * lanes).contains(&(d.n % (8 * lanes))) {
-                    tiles.sort_by_key(|&tile| tile != Tile::Lanes { rows: 24, quads: 1 });
-                }
-                if few {
-                    let (lanes, slices) = if self.transpose_b { (1, lanes) } else { (lanes, 1) };
-                    tiles.insert(0, Tile::Few { lanes, slices, quads: 2 });
-                }
-                tiles
-            }
+            AdapterClass::Cpu => self.lanes(d, profile, few),
             AdapterClass::Gpu if few && self.transpose_b => {
                 [(1, 64), (1, 32), (4, 16)].map(|(lanes, slices)| Tile::Few { lanes, slices, quads: 1 }).to_vec()
             }
@@ -258,6 +245,54 @@ impl Matmul {
                 tiles
             }
         }
+    }
+
+    /// The tiles of software adapters.
+    fn lanes(&self, d: &Dims, profile: &Profile, few: bool) -> Vec<Tile> {
+        let lanes = profile.vector_lanes().0;
+        let mut tiles: Vec<Tile> = [(16, 2), (24, 1), (16, 1), (8, 2), (4, 2)]
+            .into_iter()
+            .filter(|&(rows, _)| rows == 4 || rows < 2 * d.m)
+            .filter(|&(rows, _)| rows < lanes || rows % lanes == 0)
+            .map(|(rows, quads)| Tile::Lanes { rows, quads, packed: false })
+            .collect();
+        // Half of the last tiles of two quads would be waste.
+        let narrow = (1..=4 * lanes).contains(&(d.n % (8 * lanes)));
+        if narrow {
+            tiles.sort_by_key(|&tile| tile != Tile::Lanes { rows: 24, quads: 1, packed: false });
+        }
+        // Where many rows share the cost. It pays for misaligned b, and for b so large that
+        // strips of it are far apart in memory.
+        let bytes = 4 * d.batch * d.k.next_multiple_of(4) * d.n.next_multiple_of(8 * lanes);
+        if d.m >= 128 && bytes as u64 <= profile.max_binding_bytes {
+            let large = |size: usize| !narrow && d.k * d.n >= size;
+            let misaligned = !b_axis(self, d).is_multiple_of(4);
+            let pays = (misaligned && large(1 << 16)) || (!self.transpose_b && large(1 << 20));
+            tiles.insert(if pays { 0 } else { tiles.len() }, Tile::Lanes { rows: 16, quads: 2, packed: true });
+        }
+        if few {
+            let (lanes, slices) = if self.transpose_b { (1, lanes) } else { (lanes, 1) };
+            tiles.insert(0, Tile::Few { lanes, slices, quads: 2 });
+        }
+        tiles
+    }
+
+    /// Adds the dispatch that packs b for lanes of `quads`; returns the scratch that it fills.
+    fn pack(&self, program: &mut Program, quads: usize, d: &Dims, profile: &Profile) -> usize {
+        let lanes = profile.vector_lanes().0;
+        let strips = d.n.div_ceil(4 * lanes * quads);
+        let [strip, depth] = [lanes * quads, d.k.div_ceil(4)];
+        let scratch = program.scratch(TensorType::f32([d.batch * strips, 4 * depth, 4 * strip]));
+        let kernel = table_kernel("matmul", SOURCE.plain, "pack")
+            .knob("A_TRANSPOSED", !self.transpose_b)
+            .knob("A_ALIGNED", b_axis(self, d).is_multiple_of(4))
+            .knob("K_TAIL", !d.k.is_multiple_of(4))
+            .knob("LANES", lanes as u32)
+            .knob("QUADS", quads as u32);
+        let [x, y, _] = profile.grid((strips * strip * depth).div_ceil(64));
+        let words = [d.n as u32, 0, d.k as u32, strips as u32, 0, 0, 0];
+        program.dispatch(kernel, &[Bind::In(1), Bind::Scratch(scratch)], &words, [x, y, d.batch as u32]);
+        scratch
     }
 
     /// The kernel of a tile.
@@ -282,7 +317,6 @@ impl Matmul {
         // With one row a column is as good as a row. Quads run along the contiguous axis.
         let transpose_a = self.transpose_a && d.m > 1;
         let a_axis = if transpose_a { d.m } else { d.k };
-        let b_axis = if self.transpose_b { d.k } else { d.n };
         let source = match tile {
             Tile::Cooperative { kind: Cooperative::F32, .. } => COOPERATIVE_F32,
             Tile::Cooperative { kind: Cooperative::F16, .. } => COOPERATIVE_F16,
@@ -292,10 +326,14 @@ impl Matmul {
             .knob("A_TRANSPOSED", transpose_a)
             .knob("B_TRANSPOSED", self.transpose_b)
             .knob("A_ALIGNED", a_axis.is_multiple_of(4))
-            .knob("B_ALIGNED", b_axis.is_multiple_of(4))
+            .knob("B_ALIGNED", b_axis(self, d).is_multiple_of(4))
             .knob("K_TAIL", !d.k.is_multiple_of(step));
         match tile {
-            Tile::Lanes { rows, quads } => {
+            Tile::Lanes { rows, quads, packed } => {
+                let kernel = match packed {
+                    true => kernel.knob("B_PACKED", true),
+                    false => kernel,
+                };
                 kernel.knob("LANES", vector as u32).knob("ROWS", rows as u32).knob("QUADS", quads as u32)
             }
             Tile::Few { lanes, slices, quads } => kernel
@@ -332,6 +370,11 @@ impl Matmul {
     fn extra_inputs(&self) -> usize {
         usize::from(self.bias) + usize::from(self.accumulate)
     }
+}
+
+/// The dimension along which b is contiguous.
+fn b_axis(op: &Matmul, d: &Dims) -> usize {
+    if op.transpose_b { d.k } else { d.n }
 }
 
 /// The tiles of GPUs that suit a product. First the largest that still makes enough workgroups and
@@ -424,8 +467,14 @@ impl Op for Matmul {
         let bias = if self.bias { Bind::In(2) } else { Bind::Null };
         let [m, n, k, groups_n, groups] = [d.m, d.n, d.k, groups_n, groups].map(|x| x as u32);
         let words = [m, n, k, groups_n, groups, u32::from(self.bias), u32::from(self.accumulate)];
-        let binds = [Bind::In(0), Bind::In(1), bias, Bind::Out(0)];
-        Ok(Program::one(self.kernel(tile, &d, cx.profile), &binds, &words, [x, y, d.batch as u32]))
+        let mut program = Program::default();
+        let b = match tile {
+            Tile::Lanes { quads, packed: true, .. } => Bind::ScratchIn(self.pack(&mut program, quads, &d, cx.profile)),
+            _ => Bind::In(1),
+        };
+        let binds = [Bind::In(0), b, bias, Bind::Out(0)];
+        program.dispatch(self.kernel(tile, &d, cx.profile), &binds, &words, [x, y, d.batch as u32]);
+        Ok(program)
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
