@@ -25,6 +25,40 @@ pub enum AdapterClass {
     Gpu,
 }
 
+/// Cooperative matrices (tensor cores, simdgroup matrices) that matmuls may use. Never by default:
+/// wgpu calls them experimental. See [`Gpu::headless_cooperative`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Cooperative {
+    /// 8 x 8 tiles of f32.
+    F32,
+    /// 16 x 16 tiles of f16, summed in f32: inputs of matmuls lose all but 11 bits, and those
+    /// beyond 65504 become infinite.
+    F16,
+}
+
+impl Cooperative {
+    /// What a device must be opened with.
+    pub fn features(self) -> wgpu::Features {
+        let base = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SUBGROUP;
+        match self {
+            Cooperative::F32 => base,
+            Cooperative::F16 => base | wgpu::Features::SHADER_F16,
+        }
+    }
+
+    /// Whether an adapter of these properties has such matrices.
+    pub fn is_in(self, properties: &[wgpu::CooperativeMatrixProperties]) -> bool {
+        use wgpu::CooperativeScalarType as Scalar;
+        let (size, ab) = match self {
+            Cooperative::F32 => (8, Scalar::F32),
+            Cooperative::F16 => (16, Scalar::F16),
+        };
+        properties
+            .iter()
+            .any(|p| [p.m_size, p.n_size, p.k_size] == [size; 3] && p.ab_type == ab && p.cr_type == Scalar::F32)
+    }
+}
+
 /// The facts about an adapter that plans depend on. Plain data: a plan can be made and printed for
 /// a machine that is not here.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,6 +79,8 @@ pub struct Profile {
     pub max_workgroup_bytes: u32,
     /// Smallest and largest subgroup, where the device was opened with subgroup operations.
     pub subgroups: Option<[u32; 2]>,
+    /// Cooperative matrices, where the app opted in.
+    pub cooperative: Option<Cooperative>,
     /// Which variants ops take, where a [`Tuner`] has measured.
     pub choices: Choices,
 }
@@ -61,6 +97,7 @@ impl Profile {
             max_invocations: 256,
             max_workgroup_bytes: 16 << 10,
             subgroups: None,
+            cooperative: None,
             choices: Choices::default(),
         }
     }
@@ -81,6 +118,7 @@ impl Profile {
             subgroups: features
                 .contains(wgpu::Features::SUBGROUP)
                 .then_some([info.subgroup_min_size, info.subgroup_max_size]),
+            cooperative: None,
             choices: Choices::default(),
         }
     }
@@ -132,8 +170,30 @@ impl Gpu {
     /// Runs on a device that the app already owns. Any features and limits will do: plans keep
     /// within what the device was opened with.
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Self {
+        Gpu::with_cooperative(device, queue, None)
+    }
+
+    /// [`from_device`](Self::from_device), with matmuls on cooperative matrices: `properties` are
+    /// those of the adapter (`wgpu::Adapter::cooperative_matrix_properties`), and the device was
+    /// opened with [`Cooperative::features`].
+    pub fn from_device_cooperative(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        properties: &[wgpu::CooperativeMatrixProperties],
+        kind: Cooperative,
+    ) -> Result<Self> {
+        if !kind.is_in(properties) || !device.features().contains(kind.features()) {
+            let name = device.adapter_info().name;
+            return Err(Error::Device(format!(
+                "{name} has no cooperative matrices of {kind:?}, or was opened without"
+            )));
+        }
+        Ok(Gpu::with_cooperative(device, queue, Some(kind)))
+    }
+
+    fn with_cooperative(device: wgpu::Device, queue: wgpu::Queue, cooperative: Option<Cooperative>) -> Self {
         let info = device.adapter_info();
-        let profile = Profile::of(&info, device.features(), &device.limits());
+        let profile = Profile { cooperative, ..Profile::of(&info, device.features(), &device.limits()) };
         let null = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("throughline null"),
             size: 16,
@@ -162,35 +222,20 @@ impl Gpu {
     /// Opens the best adapter there is, software ones included, with the adapter's own limits.
     /// `WGPU_BACKEND` and `WGPU_ADAPTER_NAME` choose among several, as in other wgpu programs.
     pub async fn headless() -> Result<Self> {
-        let mut desc = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
-        // Validation layers are for people who write backends; wgpu's own checks stay on.
-        desc.flags = wgpu::InstanceFlags::empty();
-        let instance = wgpu::Instance::new(desc);
-        let adapter = match wgpu::util::initialize_adapter_from_env(&instance, None).await {
-            Ok(adapter) => adapter,
-            Err(_) => {
-                let options = wgpu::RequestAdapterOptions {
-                    power_preference: wgpu::PowerPreference::HighPerformance,
-                    ..Default::default()
-                };
-                instance.request_adapter(&options).await.map_err(|e| {
-                    Error::NoAdapter(format!(
-                        "{e}. throughline needs a Vulkan, Metal or DX12 driver; on Linux without a GPU install \
-                         Mesa's software driver (Debian: apt-get install mesa-vulkan-drivers libvulkan1)"
-                    ))
-                })?
-            }
-        };
-        let (device, queue) = adapter
-            .request_device(&wgpu::DeviceDescriptor {
-                label: Some("throughline"),
-                required_features: adapter.features() & Self::USEFUL_FEATURES,
-                required_limits: adapter.limits(),
-                ..Default::default()
-            })
-            .await
-            .map_err(|e| Error::NoAdapter(format!("{} does not open: {e}", adapter.get_info().name)))?;
+        let (_, device, queue) = open(None).await?;
         Ok(Gpu::from_device(device, queue))
+    }
+
+    /// [`headless`](Self::headless), with matmuls on cooperative matrices; an `Err` where the adapter
+    /// has none of this kind. Experimental in wgpu, and so here.
+    pub async fn headless_cooperative(kind: Cooperative) -> Result<Self> {
+        let (adapter, device, queue) = open(Some(kind)).await?;
+        Gpu::from_device_cooperative(device, queue, &adapter.cooperative_matrix_properties(), kind)
+    }
+
+    /// [`headless_cooperative`](Self::headless_cooperative), waiting.
+    pub fn headless_cooperative_blocking(kind: Cooperative) -> Result<Self> {
+        pollster::block_on(Self::headless_cooperative(kind))
     }
 
     /// [`headless`](Self::headless), waiting.
@@ -366,6 +411,53 @@ impl Gpu {
         }
         result
     }
+}
+
+/// The best adapter there is.
+async fn best_adapter() -> Result<wgpu::Adapter> {
+    let mut desc = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
+    // Validation layers are for people who write backends; wgpu's own checks stay on.
+    desc.flags = wgpu::InstanceFlags::empty();
+    let instance = wgpu::Instance::new(desc);
+    match wgpu::util::initialize_adapter_from_env(&instance, None).await {
+        Ok(adapter) => Ok(adapter),
+        Err(_) => {
+            let options = wgpu::RequestAdapterOptions {
+                power_preference: wgpu::PowerPreference::HighPerformance,
+                ..Default::default()
+            };
+            instance.request_adapter(&options).await.map_err(|e| {
+                Error::NoAdapter(format!(
+                    "{e}. throughline needs a Vulkan, Metal or DX12 driver; on Linux without a GPU install \
+                         Mesa's software driver (Debian: apt-get install mesa-vulkan-drivers libvulkan1)"
+                ))
+            })
+        }
+    }
+}
+
+/// The best adapter and its device, with the experimental features of `cooperative` if it has them.
+async fn open(cooperative: Option<Cooperative>) -> Result<(wgpu::Adapter, wgpu::Device, wgpu::Queue)> {
+    let adapter = best_adapter().await?;
+    let wanted = Gpu::USEFUL_FEATURES | cooperative.map_or(wgpu::Features::empty(), Cooperative::features);
+    let experimental_features = match cooperative {
+        // SAFETY: the token says that its holder knows of bugs that safe calls may run into; the
+        // caller opted in to that. The one feature asked for with it is cooperative matrices, used by
+        // one kernel, whose loads and stores of matrices stay within its workgroup memory.
+        Some(_) => unsafe { wgpu::ExperimentalFeatures::enabled() },
+        None => wgpu::ExperimentalFeatures::disabled(),
+    };
+    let (device, queue) = adapter
+        .request_device(&wgpu::DeviceDescriptor {
+            label: Some("throughline"),
+            required_features: adapter.features() & wanted,
+            required_limits: adapter.limits(),
+            experimental_features,
+            ..Default::default()
+        })
+        .await
+        .map_err(|e| Error::NoAdapter(format!("{} does not open: {e}", adapter.get_info().name)))?;
+    Ok((adapter, device, queue))
 }
 
 /// A copy of a tensor on its way to the host. Recording it costs one copy; nothing waits until

@@ -32,7 +32,7 @@ pub mod tune;
 
 pub use error::{Error, Result};
 pub use exec::{ExecOptions, Executable};
-pub use gpu::{AdapterClass, Gpu, Profile, Readback};
+pub use gpu::{AdapterClass, Cooperative, Gpu, Profile, Readback};
 pub use graph::{Graph, Value};
 pub use plan::Plan;
 pub use tensor::{DType, Element, Shape, Tensor, TensorType};

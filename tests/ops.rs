@@ -10,6 +10,7 @@ use common::Harness;
 use libtest_mimic::{Arguments, Failed, Trial};
 use throughline::ops::{Row, TABLE};
 use throughline::reference::{self, nmse};
+use throughline::{AdapterClass, Cooperative, Profile};
 
 fn main() {
     type Check = fn(&Row) -> Vec<String>;
@@ -98,7 +99,13 @@ fn shaders_are_valid(row: &Row) -> Vec<String> {
     let mut variants = BTreeMap::from([(format!("{} as written", row.name), row.source.to_string())]);
     for case in (row.cases)() {
         let harness = Harness::new(&case, 3);
-        for profile in harness.profiles() {
+        // No adapter is needed to check text: nor, then, one with cooperative matrices.
+        let cooperative = [Cooperative::F32, Cooperative::F16].map(|kind| Profile {
+            subgroups: Some([32, 32]),
+            cooperative: Some(kind),
+            ..Profile::portable(AdapterClass::Gpu)
+        });
+        for profile in harness.profiles().into_iter().chain(cooperative) {
             let plan = throughline::Plan::new(&harness.graph, &harness.wanted(), &profile).unwrap();
             for d in plan.steps.iter().flat_map(|s| &s.dispatches) {
                 variants.insert(d.kernel.describe(), d.kernel.wgsl().unwrap());
@@ -116,13 +123,17 @@ fn naga_error(wgsl: &str) -> Option<String> {
     match naga::front::wgsl::parse_str(wgsl) {
         Err(e) => Some(e.emit_to_string(wgsl)),
         Ok(module) => {
-            let result = Validator::new(ValidationFlags::all(), Capabilities::SUBGROUP).validate(&module);
+            let capabilities = Capabilities::SUBGROUP | Capabilities::COOPERATIVE_MATRIX | Capabilities::SHADER_FLOAT16;
+            let result = Validator::new(ValidationFlags::all(), capabilities).validate(&module);
             result.err().map(|e| e.emit_to_string(wgsl))
         }
     }
 }
 
 fn tint_error(wgsl: &str) -> Option<String> {
+    if wgsl.starts_with("enable wgpu_") {
+        return None; // extensions that only naga knows
+    }
     let file = tempfile::Builder::new().suffix(".wgsl").tempfile().unwrap();
     // Where naga wants no such line, the standard does.
     let enable =

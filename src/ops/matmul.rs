@@ -7,17 +7,81 @@ use std::sync::Arc;
 use super::{Bind, Case, LaneSource, Launch, Op, Program, Row, expect_f32, expect_shape, lane_source, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
-use crate::gpu::AdapterClass;
+use crate::gpu::{AdapterClass, Cooperative, Profile};
 use crate::graph::{Graph, Value};
+use crate::kernel::Kernel;
 use crate::reference::Array;
 use crate::tensor::{Shape, TensorType};
 
 const SOURCE: LaneSource = lane_source!("matmul.wgsl");
 
-/// The tile of software adapters: the rows and quads of columns that each lane keeps. Fewer rows
-/// where there are fewer, as in decoding. See docs/rejected.md for others.
-const ROWS: [usize; 3] = [4, 8, 16];
-const QUADS: usize = 2;
+macro_rules! cooperative_source {
+    ($($enable:literal),+) => {
+        concat!(
+            $("enable ", $enable, ";\n",)+
+            include_str!("../../shaders/common/no_subgroups.wgsl"),
+            include_str!("../../shaders/matmul.wgsl"),
+            include_str!("../../shaders/matmul_cooperative.wgsl"),
+        )
+    };
+}
+const COOPERATIVE_F32: &str = cooperative_source!("wgpu_cooperative_matrix");
+const COOPERATIVE_F16: &str = cooperative_source!("wgpu_cooperative_matrix", "f16");
+
+/// Ways to cut a product into workgroups. docs/rejected.md has others.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Tile {
+    /// Software adapters: rows and quads of columns that each lane of a vector keeps.
+    /// `packed` first copies b into the order in which the lanes read it.
+    Lanes { rows: usize, quads: usize, packed: bool },
+    /// Few rows: invocations along n and along k, quads of columns of each.
+    Few { lanes: usize, slices: usize, quads: usize },
+    /// GPUs: rows and columns of a workgroup, quads of rows and of columns of an invocation.
+    Tiled { m: usize, n: usize, rows: usize, quads: usize },
+    /// GPUs with cooperative matrices: rows and columns of a subgroup.
+    Cooperative { kind: Cooperative, m: usize, n: usize },
+}
+
+impl Tile {
+    /// For measurements and messages.
+    fn name(self) -> String {
+        match self {
+            Tile::Lanes { rows, quads, packed: false } => format!("{rows}x{quads}"),
+            Tile::Lanes { rows, quads, packed: true } => format!("{rows}x{quads} packed"),
+            Tile::Few { lanes, slices, quads } => format!("few {lanes}x{slices}x{quads}"),
+            Tile::Tiled { m, n, .. } => format!("{m}x{n}"),
+            Tile::Cooperative { kind, m, n } => format!("cooperative {kind:?} {m}x{n}"),
+        }
+    }
+
+    /// Rows and columns of y that a workgroup makes.
+    fn size(self, d: &Dims, lanes: usize) -> (usize, usize) {
+        match self {
+            Tile::Lanes { rows, quads, .. } => (rows, lanes * quads * 4),
+            Tile::Few { lanes, quads, .. } => (d.m, lanes * quads * 4),
+            Tile::Tiled { m, n, .. } | Tile::Cooperative { m, n, .. } => (m, n),
+        }
+    }
+}
+
+/// Most rows that count as few: with more, elements of b are used often enough for the tiles.
+const FEW: usize = 4;
+
+/// k of a strip in workgroup memory, as in the WGSL.
+const TILE_K: usize = 16;
+
+/// The tiles of GPUs, from the largest.
+const TILED: [Tile; 6] = [
+    Tile::Tiled { m: 128, n: 128, rows: 2, quads: 2 },
+    Tile::Tiled { m: 128, n: 64, rows: 2, quads: 2 },
+    Tile::Tiled { m: 64, n: 64, rows: 2, quads: 2 },
+    Tile::Tiled { m: 64, n: 32, rows: 2, quads: 1 },
+    Tile::Tiled { m: 16, n: 64, rows: 1, quads: 1 },
+    Tile::Tiled { m: 32, n: 32, rows: 1, quads: 1 },
+];
+
+/// Workgroups that keep a GPU busy, for choosing tiles unmeasured.
+const ENOUGH_GROUPS: usize = 64;
 
 pub(super) const ROW: Row = Row {
     name: "matmul",
@@ -26,11 +90,23 @@ pub(super) const ROW: Row = Row {
     cases,
     bench: || {
         let square = |n: usize| Case::new(format!("{n}"), Matmul::default(), &[&[n, n], &[n, n]]);
-        let form = |name: &str, ta: bool, tb: bool| {
-            let op = Matmul { transpose_a: ta, transpose_b: tb, ..Matmul::default() };
-            Case::new(format!("512 {name}"), op, &[&[512, 512], &[512, 512]])
-        };
-        vec![square(256), square(512), square(1024), form("nt", false, true), form("tn", true, false)]
+        let op = |ta: bool, tb: bool| Matmul { transpose_a: ta, transpose_b: tb, ..Matmul::default() };
+        let form =
+            |name: &str, ta: bool, tb: bool| Case::new(format!("512 {name}"), op(ta, tb), &[&[512, 512], &[512, 512]]);
+        vec![
+            square(256),
+            square(512),
+            square(1024),
+            square(2048),
+            form("nt", false, true),
+            form("tn", true, false),
+            form("tt", true, true),
+            Case::new("509x1021x383", op(false, false), &[&[509, 383], &[383, 1021]]),
+            // Decoding: one row, weights as nn::Linear and as a tied head have them.
+            Case::new("1x1536x576", op(false, false), &[&[1, 576], &[576, 1536]]),
+            Case::new("1x576x1536 nt", op(false, true), &[&[1, 1536], &[576, 1536]]),
+            Case::new("1x32768x768 nt", op(false, true), &[&[1, 768], &[32768, 768]]),
+        ]
     },
 };
 
@@ -49,6 +125,12 @@ fn cases() -> Vec<Case> {
             cases.push(Case::new(form, op, &[&a, &b]));
         }
     }
+    // More than the largest tile, in forms that between them load and store in all ways.
+    for (m, n, k, ta, tb) in [(130, 132, 20, false, false), (132, 129, 36, true, true), (131, 150, 18, false, true)] {
+        let op = Matmul { transpose_a: ta, transpose_b: tb, ..plain };
+        let (a, b) = (if ta { [k, m] } else { [m, k] }, if tb { [n, k] } else { [k, n] });
+        cases.push(Case::new(format!("{m}x{n}x{k}"), op, &[&a, &b]));
+    }
     let bias = Matmul { bias: true, ..plain };
     cases.push(Case::new("bias", bias, &[&[3, 5, 24], &[24, 20], &[20]]));
     let add = Matmul { accumulate: true, ..plain };
@@ -61,6 +143,8 @@ fn cases() -> Vec<Case> {
         let b: &[usize] = if tb { &[2, 3, 17, 12] } else { &[2, 3, 12, 17] };
         cases.push(Case::new(format!("batch {ta} {tb}"), op, &[a, b]));
     }
+    // Rows enough for packing.
+    cases.push(Case::new("tall batch", Matmul { batch: true, ..plain }, &[&[2, 129, 9], &[2, 9, 17]]));
     cases
 }
 
@@ -140,9 +224,180 @@ impl Matmul {
         Matmul { transpose_a, transpose_b, batch: self.batch, bias: false, accumulate: false }
     }
 
+    /// The tiles worth trying for a product, first the one to take unmeasured.
+    fn tiles(&self, d: &Dims, profile: &Profile) -> Vec<Tile> {
+        let few = d.m <= FEW && (!self.transpose_a || d.m == 1);
+        match profile.class {
+            AdapterClass::Cpu => self.lanes(d, profile, few),
+            AdapterClass::Gpu if few && self.transpose_b => {
+                [(1, 64), (1, 32), (4, 16)].map(|(lanes, slices)| Tile::Few { lanes, slices, quads: 1 }).to_vec()
+            }
+            AdapterClass::Gpu if few => {
+                [(8, 16), (16, 16), (16, 4)].map(|(lanes, slices)| Tile::Few { lanes, slices, quads: 1 }).to_vec()
+            }
+            AdapterClass::Gpu => {
+                let mut tiles = tiled(d);
+                match profile.cooperative {
+                    Some(kind @ Cooperative::F32) => tiles.insert(0, Tile::Cooperative { kind, m: 32, n: 32 }),
+                    Some(kind @ Cooperative::F16) => tiles.insert(0, Tile::Cooperative { kind, m: 32, n: 64 }),
+                    None => {}
+                }
+                tiles
+            }
+        }
+    }
+
+    /// The tiles of software adapters.
+    fn lanes(&self, d: &Dims, profile: &Profile, few: bool) -> Vec<Tile> {
+        let lanes = profile.vector_lanes().0;
+        let mut tiles: Vec<Tile> = [(16, 2), (24, 1), (16, 1), (8, 2), (4, 2)]
+            .into_iter()
+            .filter(|&(rows, _)| rows == 4 || rows < 2 * d.m)
+            .filter(|&(rows, _)| rows < lanes || rows % lanes == 0)
+            .map(|(rows, quads)| Tile::Lanes { rows, quads, packed: false })
+            .collect();
+        // Half of the last tiles of two quads would be waste.
+        let narrow = (1..=4 * lanes).contains(&(d.n % (8 * lanes)));
+        if narrow {
+            tiles.sort_by_key(|&tile| tile != Tile::Lanes { rows: 24, quads: 1, packed: false });
+        }
+        // Where many rows share the cost. It pays for misaligned b, and for b so large that
+        // strips of it are far apart in memory.
+        let bytes = 4 * d.batch * d.k.next_multiple_of(4) * d.n.next_multiple_of(8 * lanes);
+        if d.m >= 128 && bytes as u64 <= profile.max_binding_bytes {
+            let large = |size: usize| !narrow && d.k * d.n >= size;
+            let misaligned = !b_axis(self, d).is_multiple_of(4);
+            let pays = (misaligned && large(1 << 16)) || (!self.transpose_b && large(1 << 20));
+            tiles.insert(if pays { 0 } else { tiles.len() }, Tile::Lanes { rows: 16, quads: 2, packed: true });
+        }
+        if few {
+            let (lanes, slices) = if self.transpose_b { (1, lanes) } else { (lanes, 1) };
+            tiles.insert(0, Tile::Few { lanes, slices, quads: 2 });
+        }
+        tiles
+    }
+
+    /// Adds the dispatch that packs b for lanes of `quads`; returns the scratch that it fills.
+    fn pack(&self, program: &mut Program, quads: usize, d: &Dims, profile: &Profile) -> usize {
+        let lanes = profile.vector_lanes().0;
+        let strips = d.n.div_ceil(4 * lanes * quads);
+        let [strip, depth] = [lanes * quads, d.k.div_ceil(4)];
+        let scratch = program.scratch(TensorType::f32([d.batch * strips, 4 * depth, 4 * strip]));
+        let kernel = table_kernel("matmul", SOURCE.plain, "pack")
+            .knob("A_TRANSPOSED", !self.transpose_b)
+            .knob("A_ALIGNED", b_axis(self, d).is_multiple_of(4))
+            .knob("K_TAIL", !d.k.is_multiple_of(4))
+            .knob("LANES", lanes as u32)
+            .knob("QUADS", quads as u32);
+        let [x, y, _] = profile.grid((strips * strip * depth).div_ceil(64));
+        let words = [d.n as u32, 0, d.k as u32, strips as u32, 0, 0, 0];
+        program.dispatch(kernel, &[Bind::In(1), Bind::Scratch(scratch)], &words, [x, y, d.batch as u32]);
+        scratch
+    }
+
+    /// The kernel of a tile.
+    fn kernel(&self, tile: Tile, d: &Dims, profile: &Profile) -> Kernel {
+        let software = profile.class == AdapterClass::Cpu;
+        let (vector, shuffles) = profile.vector_lanes();
+        // As many as every subgroup has, of whatever size it is.
+        let subgroup = match profile.subgroups {
+            Some([min, _]) if min >= 4 && min.is_power_of_two() => min,
+            _ => 1,
+        };
+        let (entry, step, subgroups) = match (tile, d.n % 4) {
+            (Tile::Lanes { .. }, 0) => ("forward_lanes_quads", 4, shuffles),
+            (Tile::Lanes { .. }, _) => ("forward_lanes", 4, shuffles),
+            (Tile::Few { slices, .. }, _) => {
+                ("forward_few", 4, slices > 1 && if software { shuffles } else { subgroup > 1 })
+            }
+            (Tile::Tiled { .. }, 0) => ("forward_tiled_quads", TILE_K, false),
+            (Tile::Tiled { .. }, _) => ("forward_tiled", TILE_K, false),
+            (Tile::Cooperative { .. }, _) => ("forward_cooperative", TILE_K, false),
+        };
+        // With one row a column is as good as a row. Quads run along the contiguous axis.
+        let transpose_a = self.transpose_a && d.m > 1;
+        let a_axis = if transpose_a { d.m } else { d.k };
+        let source = match tile {
+            Tile::Cooperative { kind: Cooperative::F32, .. } => COOPERATIVE_F32,
+            Tile::Cooperative { kind: Cooperative::F16, .. } => COOPERATIVE_F16,
+            _ => SOURCE.text(subgroups),
+        };
+        let kernel = table_kernel("matmul", source, entry)
+            .knob("A_TRANSPOSED", transpose_a)
+            .knob("B_TRANSPOSED", self.transpose_b)
+            .knob("A_ALIGNED", a_axis.is_multiple_of(4))
+            .knob("B_ALIGNED", b_axis(self, d).is_multiple_of(4))
+            .knob("K_TAIL", !d.k.is_multiple_of(step));
+        match tile {
+            Tile::Lanes { rows, quads, packed } => {
+                let kernel = match packed {
+                    true => kernel.knob("B_PACKED", true),
+                    false => kernel,
+                };
+                kernel.knob("LANES", vector as u32).knob("ROWS", rows as u32).knob("QUADS", quads as u32)
+            }
+            Tile::Few { lanes, slices, quads } => kernel
+                .knob("LANES", lanes as u32)
+                .knob("SLICES", slices as u32)
+                .knob("ROWS", d.m as u32)
+                .knob("QUADS", quads as u32)
+                .knob("SUBGROUP", if subgroups { subgroup.min((lanes * slices) as u32) } else { 1 }),
+            Tile::Tiled { m, n, rows, quads } => kernel
+                .knob("QUADS", 1u32)
+                .knob("TILE_M", m as u32)
+                .knob("TILE_N", n as u32)
+                .knob("TILE_ROWS", rows as u32)
+                .knob("TILE_QUADS", quads as u32),
+            Tile::Cooperative { kind, m, n } => {
+                let kernel = kernel
+                    .knob("QUADS", 1u32)
+                    .knob("TILE_M", m as u32)
+                    .knob("TILE_N", n as u32)
+                    .knob("COOPERATING", profile.subgroups.map_or(32, |[_, max]| max));
+                match kind {
+                    Cooperative::F32 => kernel,
+                    Cooperative::F16 => kernel
+                        .knob("E", "f16")
+                        .knob("MatrixA", "coop_mat16x16<f16, A>")
+                        .knob("MatrixB", "coop_mat16x16<f16, B>")
+                        .knob("MatrixC", "coop_mat16x16<f32, C>")
+                        .knob("SIZE", 16u32),
+                }
+            }
+        }
+    }
+
     fn extra_inputs(&self) -> usize {
         usize::from(self.bias) + usize::from(self.accumulate)
     }
+}
+
+/// The dimension along which b is contiguous.
+fn b_axis(op: &Matmul, d: &Dims) -> usize {
+    if op.transpose_b { d.k } else { d.n }
+}
+
+/// The tiles of GPUs that suit a product. First the largest that still makes enough workgroups and
+/// wastes little on edges; where none does, the smallest of those that waste least.
+fn tiled(d: &Dims) -> Vec<Tile> {
+    let suits = |tile: &Tile| match tile.size(d, 0) {
+        (16, _) => d.m <= 16,
+        (32, _) => true,
+        (m, n) => d.m > m / 2 && d.n > n / 2,
+    };
+    let padded = |tile: &Tile| {
+        let (m, n) = tile.size(d, 0);
+        d.m.next_multiple_of(m) * d.n.next_multiple_of(n)
+    };
+    let good = |tile: &Tile| {
+        let (m, n) = tile.size(d, 0);
+        d.batch * padded(tile) / (m * n) >= ENOUGH_GROUPS && padded(tile) <= d.m * d.n * 5 / 4
+    };
+    let mut tiles: Vec<Tile> = TILED.into_iter().filter(suits).collect();
+    let least = || (0..tiles.len()).rev().min_by_key(|&i| padded(&tiles[i]));
+    let best = tiles.iter().position(good).or_else(least).unwrap_or(0);
+    tiles[..=best].rotate_right(1);
+    tiles
 }
 
 impl Op for Matmul {
@@ -196,54 +451,43 @@ impl Op for Matmul {
         Ok(())
     }
 
+    fn variants(&self, cx: &Launch<'_>) -> Vec<String> {
+        let dims = self.dims(&cx.inputs[0].shape, &cx.inputs[1].shape);
+        dims.map_or(vec![], |d| self.tiles(&d, cx.profile).into_iter().map(Tile::name).collect())
+    }
+
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let d = self.dims(&cx.inputs[0].shape, &cx.inputs[1].shape)?;
-        let software = cx.profile.class == AdapterClass::Cpu;
-        let (lanes, subgroups) = cx.profile.vector_lanes();
-        let rows = ROWS.into_iter().find(|&rows| rows >= d.m).unwrap_or(ROWS[2]);
-        let (tile_m, tile_n) = if software { (rows, lanes * QUADS * 4) } else { (64, 64) };
+        let tiles = self.tiles(&d, cx.profile);
+        let tile = *tiles.get(cx.variant).ok_or_else(|| format!("no variant {} of {}", cx.variant, tiles.len()))?;
+        let (tile_m, tile_n) = tile.size(&d, cx.profile.vector_lanes().0);
         let groups_n = d.n.div_ceil(tile_n);
         let groups = groups_n * d.m.div_ceil(tile_m);
         let [x, y, _] = cx.profile.grid(groups);
-        // Quads run along the contiguous axis, and must not straddle rows.
-        let a_quads = (if self.transpose_a { d.m } else { d.k }) % 4 == 0;
-        let b_quads = (if self.transpose_b { d.k } else { d.n }) % 4 == 0;
-        let elem = |quads: bool| if quads { "vec4<f32>" } else { "f32" };
-        let entry = match (software, d.n % 4) {
-            (true, 0) => "forward_quads",
-            (true, _) => "forward",
-            (false, _) => "forward_tiled",
-        };
-        let source = SOURCE.text(software && subgroups);
-        let kernel = table_kernel("matmul", source, entry)
-            .knob("A_TRANSPOSED", self.transpose_a)
-            .knob("B_TRANSPOSED", self.transpose_b)
-            .knob("LANES", lanes as u32)
-            .knob("ROWS", rows as u32)
-            .knob("QUADS", QUADS as u32)
-            .knob("A", elem(a_quads))
-            .knob("B", elem(b_quads))
-            .knob("A_QUADS", a_quads)
-            .knob("B_QUADS", b_quads)
-            .knob("K_TAIL", !d.k.is_multiple_of(4));
         let bias = if self.bias { Bind::In(2) } else { Bind::Null };
         let [m, n, k, groups_n, groups] = [d.m, d.n, d.k, groups_n, groups].map(|x| x as u32);
         let words = [m, n, k, groups_n, groups, u32::from(self.bias), u32::from(self.accumulate)];
-        let binds = [Bind::In(0), Bind::In(1), bias, Bind::Out(0)];
-        Ok(Program::one(kernel, &binds, &words, [x, y, d.batch as u32]))
+        let mut program = Program::default();
+        let b = match tile {
+            Tile::Lanes { quads, packed: true, .. } => Bind::ScratchIn(self.pack(&mut program, quads, &d, cx.profile)),
+            _ => Bind::In(1),
+        };
+        let binds = [Bind::In(0), b, bias, Bind::Out(0)];
+        program.dispatch(self.kernel(tile, &d, cx.profile), &binds, &words, [x, y, d.batch as u32]);
+        Ok(program)
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
         let (a, b) = (inputs[0], inputs[1]);
         // `infer` accepted these shapes, so there are dimensions.
         let Ok(d) = self.dims(&a.shape, &b.shape) else { return vec![] };
+        // Both by rows of k, so that each element is a product of two slices.
+        let a_rows = if self.transpose_a { transposed(&a.data, d.k, d.m) } else { a.data.clone() };
+        let b_cols = if self.transpose_b { b.data.clone() } else { transposed(&b.data, d.k, d.n) };
         let mut y = Array::zeros(outputs[0].shape.clone());
         for (i, out) in y.data.iter_mut().enumerate() {
-            let (z, r, c) = (i / (d.m * d.n), i / d.n % d.m, i % d.n);
-            let (a0, b0) = (z * d.m * d.k, z * d.k * d.n);
-            let a_at = |k: usize| a.data[a0 + if self.transpose_a { k * d.m + r } else { r * d.k + k }];
-            let b_at = |k: usize| b.data[b0 + if self.transpose_b { c * d.k + k } else { k * d.n + c }];
-            *out = (0..d.k).map(|k| a_at(k) * b_at(k)).sum();
+            let (row, col) = (i / d.n, i / (d.m * d.n) * d.n + i % d.n);
+            *out = dot(&a_rows[row * d.k..][..d.k], &b_cols[col * d.k..][..d.k]);
         }
         if self.bias {
             y = y.zip(inputs[2], |y, b| y + b);
@@ -266,4 +510,22 @@ impl Op for Matmul {
     fn with_addend(&self, _output: usize) -> Option<Arc<dyn Op>> {
         (!self.accumulate).then(|| Arc::new(Matmul { accumulate: true, ..*self }) as Arc<dyn Op>)
     }
+}
+
+/// Each `[rows, cols]` matrix of `data` as `[cols, rows]`.
+fn transposed(data: &[f64], rows: usize, cols: usize) -> Vec<f64> {
+    let matrices = data.chunks_exact(rows * cols);
+    matrices.flat_map(|x| (0..cols).flat_map(move |c| (0..rows).map(move |r| x[r * cols + c]))).collect()
+}
+
+/// In eight sums, so that the compiler can use vectors.
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let (a, b) = (a.chunks(8), b.chunks(8));
+    let mut sums = [0.0; 8];
+    for (a, b) in a.zip(b) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * b;
+        }
+    }
+    sums.iter().sum()
 }

@@ -6,27 +6,29 @@ use std::sync::{Arc, OnceLock};
 
 use throughline::ops::Case;
 use throughline::reference::{self, Array};
-use throughline::{AdapterClass, DType, ExecOptions, Executable, Gpu, Graph, Plan, Profile, Value, tune};
+use throughline::{AdapterClass, Cooperative, DType, ExecOptions, Executable, Gpu, Graph, Plan, Profile, Value, tune};
 
 /// One device for all tests of a binary. Without an adapter every test fails, and says so.
 pub fn gpu() -> &'static Gpu {
     static GPU: OnceLock<Gpu> = OnceLock::new();
-    GPU.get_or_init(|| match Gpu::headless_blocking() {
+    let open = || Gpu::headless_cooperative_blocking(Cooperative::F32).or_else(|_| Gpu::headless_blocking());
+    GPU.get_or_init(|| match open() {
         Ok(gpu) => gpu,
         Err(e) => panic!("these tests need a GPU adapter, a software one will do: {e}"),
     })
 }
 
 /// The adapter's profile with each class of kernels in turn, with its subgroups and without, so that
-/// all that can run here are tested here.
+/// all that can run here are tested here; and with its cooperative matrices, if it has any.
 pub fn profiles() -> Vec<Profile> {
     let here = gpu().profile();
     let mut profiles = vec![];
     for class in [AdapterClass::Cpu, AdapterClass::Gpu] {
         for subgroups in [None, here.subgroups] {
-            profiles.push(Profile { class, subgroups, ..here.clone() });
+            profiles.push(Profile { class, subgroups, cooperative: None, ..here.clone() });
         }
     }
+    profiles.push(Profile { class: AdapterClass::Gpu, ..here.clone() });
     profiles.dedup();
     profiles
 }
