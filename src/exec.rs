@@ -5,13 +5,15 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, binding_size};
+use crate::gpu::{Gpu, Readback, binding_size};
 use crate::graph::Value;
 use crate::kernel::Kernel;
 use crate::plan::{Plan, Slot, Step};
 use crate::tensor::{Element, Tensor, TensorType};
+use crate::timeline::{self, Clock, NodeTime, Span, Timeline};
 
 /// How an [`Executable`] is set up.
 #[derive(Clone, Debug, Default)]
@@ -36,9 +38,26 @@ pub struct Executable {
 }
 
 #[derive(Debug)]
-enum Command {
-    Copy { from: Place, to: Place, bytes: u64 },
-    Dispatch { pipeline: Arc<wgpu::ComputePipeline>, bind_group: wgpu::BindGroup, workgroups: [u32; 3] },
+struct Command {
+    /// Index of the plan's step; past the last one for its final copies.
+    step: usize,
+    work: Work,
+}
+
+#[derive(Debug)]
+enum Work {
+    Copy {
+        from: Place,
+        to: Place,
+        bytes: u64,
+    },
+    /// With `label.entry` of the kernel.
+    Dispatch {
+        name: String,
+        pipeline: Arc<wgpu::ComputePipeline>,
+        bind_group: wgpu::BindGroup,
+        workgroups: [u32; 3],
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -90,9 +109,9 @@ impl Executable {
     fn build_commands(&mut self, plan: &Plan) -> Result<()> {
         let uniforms = self.upload_uniforms(plan)?;
         let mut offset = 0;
-        for step in &plan.steps {
+        for (i, step) in plan.steps.iter().enumerate() {
             for c in &step.copies {
-                self.push_copy(c)?;
+                self.push_copy(i, c)?;
             }
             for d in &step.dispatches {
                 self.check_aliases(step, &d.binds)?;
@@ -101,11 +120,13 @@ impl Executable {
                 let uniform = wgpu::BufferBinding { buffer: &uniforms, offset, size };
                 let bind_group = self.bind_group(&pipeline, &d.kernel, (size.is_some()).then_some(uniform), &d.binds);
                 offset += uniform_stride(d.words.len());
-                self.commands.push(Command::Dispatch { pipeline, bind_group, workgroups: d.workgroups });
+                let name = format!("{}.{}", d.kernel.label, d.kernel.entry);
+                let work = Work::Dispatch { name, pipeline, bind_group, workgroups: d.workgroups };
+                self.commands.push(Command { step: i, work });
             }
         }
         for c in &plan.final_copies {
-            self.push_copy(c)?;
+            self.push_copy(plan.steps.len(), c)?;
         }
         Ok(())
     }
@@ -192,7 +213,7 @@ impl Executable {
         }
     }
 
-    fn push_copy(&mut self, copy: &crate::plan::Copy) -> Result<()> {
+    fn push_copy(&mut self, step: usize, copy: &crate::plan::Copy) -> Result<()> {
         let (from, to) = (self.place(copy.from), self.place(copy.to));
         if from.buffer == to.buffer {
             return Err(Error::Graph(format!(
@@ -201,26 +222,20 @@ impl Executable {
                 self.plan.slot_name(copy.to)
             )));
         }
-        self.commands.push(Command::Copy { from, to, bytes: copy.bytes as u64 });
+        self.commands.push(Command { step, work: Work::Copy { from, to, bytes: copy.bytes as u64 } });
         Ok(())
     }
 
     /// Records one step into the caller's encoder. Costs no allocation on the GPU, no submit and
     /// no wait.
     pub fn record(&self, encoder: &mut wgpu::CommandEncoder) {
-        let mut commands = self.commands.iter().peekable();
-        while let Some(command) = commands.peek() {
-            if let Command::Copy { from, to, bytes } = command {
-                encoder.copy_buffer_to_buffer(&from.buffer, from.offset, &to.buffer, to.offset, Some(*bytes));
-                commands.next();
-                continue;
-            }
-            let mut pass = encoder.begin_compute_pass(&Default::default());
-            while let Some(Command::Dispatch { pipeline, bind_group, workgroups: [x, y, z] }) = commands.peek() {
-                pass.set_pipeline(pipeline);
-                pass.set_bind_group(0, bind_group, &[]);
-                pass.dispatch_workgroups(*x, *y, *z);
-                commands.next();
+        let is_copy = |c: &Command| matches!(c.work, Work::Copy { .. });
+        for run in self.commands.chunk_by(|a, b| is_copy(a) == is_copy(b)) {
+            if is_copy(&run[0]) {
+                run.iter().for_each(|c| c.work.copy(encoder));
+            } else {
+                let mut pass = encoder.begin_compute_pass(&Default::default());
+                run.iter().for_each(|c| c.work.dispatch(&mut pass));
             }
         }
     }
@@ -230,6 +245,104 @@ impl Executable {
         let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
         self.record(&mut encoder);
         self.gpu.queue().submit([encoder.finish()]);
+    }
+
+    /// Runs one step with a timestamp before and behind every kernel. Resolves once the device has
+    /// been polled; an `Err` says so where it was opened without `TIMESTAMP_QUERY`. Each kernel gets a
+    /// compute pass of its own, so the step as a whole takes a little longer than otherwise.
+    pub async fn profile(&self) -> Result<Timeline> {
+        let mut ticks = vec![];
+        for readback in self.submit_timed()? {
+            ticks.extend(readback.take::<u32>().await?);
+        }
+        Ok(self.timeline_of_ticks(&ticks))
+    }
+
+    /// [`profile`](Self::profile), waiting; where the device has no timestamps, with the host's
+    /// clock around each kernel.
+    pub fn profile_blocking(&self) -> Result<Timeline> {
+        if !self.gpu.device().features().contains(wgpu::Features::TIMESTAMP_QUERY) {
+            return self.profile_by_host_clock();
+        }
+        let mut ticks = vec![];
+        for readback in self.submit_timed()? {
+            ticks.extend(readback.wait_blocking::<u32>(&self.gpu)?);
+        }
+        Ok(self.timeline_of_ticks(&ticks))
+    }
+
+    /// Submits a step that leaves two timestamps for every command.
+    fn submit_timed(&self) -> Result<Vec<Readback>> {
+        let device = self.gpu.device();
+        if !device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
+            return Err(Error::Device("profiling needs a device opened with TIMESTAMP_QUERY".into()));
+        }
+        let mut encoder = device.create_command_encoder(&Default::default());
+        let mut readbacks = vec![];
+        for commands in self.commands.chunks(wgpu::QUERY_SET_MAX_QUERIES as usize / 2) {
+            let count = 2 * commands.len() as u32;
+            let label = Some("throughline timestamps");
+            let queries =
+                device.create_query_set(&wgpu::QuerySetDescriptor { label, ty: wgpu::QueryType::Timestamp, count });
+            for (command, at) in commands.iter().zip((0..).step_by(2)) {
+                command.work.encode_timed(&mut encoder, &queries, at);
+            }
+            let ty = TensorType::u32([count as usize, 2]);
+            let usage = Tensor::USAGES | wgpu::BufferUsages::QUERY_RESOLVE;
+            let size = ty.storage_bytes() as u64;
+            let desc = wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false };
+            let ticks = Tensor::from_buffer(device.create_buffer(&desc), 0, ty)?;
+            encoder.resolve_query_set(&queries, 0..count, ticks.buffer(), 0);
+            readbacks.push(ticks.read_later(&self.gpu, &mut encoder));
+        }
+        self.gpu.queue().submit([encoder.finish()]);
+        readbacks.iter_mut().for_each(Readback::request);
+        Ok(readbacks)
+    }
+
+    fn timeline_of_ticks(&self, ticks: &[u32]) -> Timeline {
+        let period = f64::from(self.gpu.queue().get_timestamp_period());
+        let ticks: Vec<u64> = ticks.chunks_exact(2).map(|w| u64::from(w[0]) | u64::from(w[1]) << 32).collect();
+        let first = ticks.first().copied().unwrap_or(0);
+        let ns = |t: u64| (t.saturating_sub(first) as f64 * period) as u64;
+        let times = ticks.chunks_exact(2).map(|t| (ns(t[0]), ns(t[1]).saturating_sub(ns(t[0]))));
+        self.timeline(Clock::Gpu, times)
+    }
+
+    fn profile_by_host_clock(&self) -> Result<Timeline> {
+        let start = Instant::now();
+        let mut times = vec![];
+        for command in &self.commands {
+            let begin = start.elapsed().as_nanos() as u64;
+            let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+            match &command.work {
+                Work::Copy { .. } => command.work.copy(&mut encoder),
+                Work::Dispatch { .. } => command.work.dispatch(&mut encoder.begin_compute_pass(&Default::default())),
+            }
+            self.gpu.queue().submit([encoder.finish()]);
+            self.gpu.wait_blocking()?;
+            times.push((begin, start.elapsed().as_nanos() as u64 - begin));
+        }
+        Ok(self.timeline(Clock::Host, times.into_iter()))
+    }
+
+    /// From start and length of every command, in nanoseconds.
+    fn timeline(&self, clock: Clock, times: impl Iterator<Item = (u64, u64)>) -> Timeline {
+        let timed: Vec<(&Command, (u64, u64))> = self.commands.iter().zip(times).collect();
+        let node = |run: &[(&Command, (u64, u64))]| {
+            let spans =
+                run.iter().map(|(c, (start_ns, ns))| Span { what: c.work.name().into(), start_ns: *start_ns, ns: *ns });
+            let spans = spans.collect();
+            match self.plan.steps.get(run[0].0.step) {
+                Some(s) => {
+                    let op = s.op.name();
+                    NodeTime { node: s.name.clone(), op, flops: s.flops, bytes: s.bytes, spans }
+                }
+                None => NodeTime { node: "final copies".into(), op: "", flops: 0, bytes: 0, spans },
+            }
+        };
+        let nodes = timed.chunk_by(|a, b| a.0.step == b.0.step).map(node).collect();
+        Timeline { adapter: self.gpu.describe(), clock, nodes }
     }
 
     /// The tensor of an input, parameter, state or planned output.
@@ -295,6 +408,52 @@ impl Executable {
             }
         }
         Ok(())
+    }
+}
+
+impl Work {
+    fn name(&self) -> &str {
+        match self {
+            Work::Copy { .. } => timeline::COPY,
+            Work::Dispatch { name, .. } => name,
+        }
+    }
+
+    /// Nothing, if this is a dispatch.
+    fn copy(&self, encoder: &mut wgpu::CommandEncoder) {
+        if let Work::Copy { from, to, bytes } = self {
+            encoder.copy_buffer_to_buffer(&from.buffer, from.offset, &to.buffer, to.offset, Some(*bytes));
+        }
+    }
+
+    /// Nothing, if this is a copy.
+    fn dispatch(&self, pass: &mut wgpu::ComputePass<'_>) {
+        if let Work::Dispatch { pipeline, bind_group, workgroups: [x, y, z], .. } = self {
+            pass.set_pipeline(pipeline);
+            pass.set_bind_group(0, bind_group, &[]);
+            pass.dispatch_workgroups(*x, *y, *z);
+        }
+    }
+
+    /// With the time before in query `at`, and the time behind in the next.
+    fn encode_timed(&self, encoder: &mut wgpu::CommandEncoder, query_set: &wgpu::QuerySet, at: u32) {
+        let desc = |begin, end| wgpu::ComputePassDescriptor {
+            label: None,
+            timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
+                query_set,
+                beginning_of_pass_write_index: begin,
+                end_of_pass_write_index: end,
+            }),
+        };
+        match self {
+            Work::Dispatch { .. } => self.dispatch(&mut encoder.begin_compute_pass(&desc(Some(at), Some(at + 1)))),
+            // Copies stand between passes, so two empty ones take the time for them.
+            Work::Copy { .. } => {
+                drop(encoder.begin_compute_pass(&desc(None, Some(at))));
+                self.copy(encoder);
+                drop(encoder.begin_compute_pass(&desc(Some(at + 1), None)));
+            }
+        }
     }
 }
 

@@ -2,13 +2,17 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_intrusive::channel::shared::{OneshotReceiver, oneshot_channel};
 
 use crate::error::{Error, Result};
+use crate::graph::{Graph, Value};
 use crate::kernel::Kernel;
+use crate::plan::Plan;
 use crate::tensor::{Element, Tensor, TensorType};
+use crate::tune::{Choices, Tuner};
 
 /// What kind of processor the shaders run on; kernels pick their variant by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -40,6 +44,8 @@ pub struct Profile {
     pub max_workgroup_bytes: u32,
     /// Smallest and largest subgroup, where the device was opened with subgroup operations.
     pub subgroups: Option<[u32; 2]>,
+    /// Which variants ops take, where a [`Tuner`] has measured.
+    pub choices: Choices,
 }
 
 impl Profile {
@@ -54,6 +60,7 @@ impl Profile {
             max_invocations: 256,
             max_workgroup_bytes: 16 << 10,
             subgroups: None,
+            choices: Choices::default(),
         }
     }
 
@@ -73,6 +80,7 @@ impl Profile {
             subgroups: features
                 .contains(wgpu::Features::SUBGROUP)
                 .then_some([info.subgroup_min_size, info.subgroup_max_size]),
+            choices: Choices::default(),
         }
     }
 
@@ -99,6 +107,7 @@ impl Profile {
 #[derive(Clone, Debug)]
 pub struct Gpu {
     inner: Arc<Inner>,
+    tuner: Option<Arc<Mutex<Tuner>>>,
 }
 
 #[derive(Debug)]
@@ -108,16 +117,16 @@ struct Inner {
     info: wgpu::AdapterInfo,
     profile: Profile,
     pipelines: Mutex<HashMap<Kernel, Arc<wgpu::ComputePipeline>>>,
+    /// The driver's cache of compiled pipelines, where it has one that can be saved.
+    cache: Mutex<Option<wgpu::PipelineCache>>,
     null: wgpu::Buffer,
 }
 
 impl Gpu {
     /// Features that make throughline faster or let it measure itself. None is needed: ask for
     /// those of them that the adapter has.
-    pub const USEFUL_FEATURES: wgpu::Features = wgpu::Features::SUBGROUP
-        .union(wgpu::Features::TIMESTAMP_QUERY)
-        .union(wgpu::Features::TIMESTAMP_QUERY_INSIDE_PASSES)
-        .union(wgpu::Features::PIPELINE_CACHE);
+    pub const USEFUL_FEATURES: wgpu::Features =
+        wgpu::Features::SUBGROUP.union(wgpu::Features::TIMESTAMP_QUERY).union(wgpu::Features::PIPELINE_CACHE);
 
     /// Runs on a device that the app already owns. Any features and limits will do: plans keep
     /// within what the device was opened with.
@@ -130,7 +139,23 @@ impl Gpu {
             usage: wgpu::BufferUsages::STORAGE,
             mapped_at_creation: false,
         });
-        Gpu { inner: Arc::new(Inner { device, queue, info, profile, pipelines: Mutex::default(), null }) }
+        let (pipelines, cache) = (Mutex::default(), Mutex::default());
+        Gpu { inner: Arc::new(Inner { device, queue, info, profile, pipelines, cache, null }), tuner: None }
+    }
+
+    /// A handle on the same device on which [`plan`](Self::plan) measures the variants of ops first.
+    pub fn with_tuner(&self, tuner: Tuner) -> Self {
+        Gpu { inner: self.inner.clone(), tuner: Some(Arc::new(Mutex::new(tuner))) }
+    }
+
+    /// [`Plan::new`] for this device. On a handle [with a tuner](Self::with_tuner) this measures what
+    /// the tuner does not remember, which blocks; everything in this crate that plans does it here.
+    pub fn plan(&self, graph: &Graph, outputs: &[Value]) -> Result<Plan> {
+        let plan = Plan::new(graph, outputs, self.profile())?;
+        let Some(tuner) = &self.tuner else { return Ok(plan) };
+        let mut tuner = tuner.lock().unwrap_or_else(PoisonError::into_inner);
+        let choices = tuner.choose_blocking(self, &plan)?;
+        Plan::new(graph, outputs, &Profile { choices, ..self.profile().clone() })
     }
 
     /// Opens the best adapter there is, software ones included, with the adapter's own limits.
@@ -226,7 +251,7 @@ impl Gpu {
         Ok(self.device().create_buffer(&wgpu::BufferDescriptor {
             label: Some(label),
             size,
-            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+            usage: Tensor::USAGES,
             mapped_at_creation: false,
         }))
     }
@@ -246,6 +271,62 @@ impl Gpu {
     /// Forgets compiled pipelines, so that the next plan compiles again: for measuring cold starts.
     pub fn clear_pipelines(&self) {
         self.inner.pipelines.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Starts from the compiled pipelines that [`save_pipelines`](Self::save_pipelines) has left in
+    /// this folder, if any. Call it before anything is planned. `false` if the driver has no such
+    /// cache or the folder has none for this adapter.
+    ///
+    /// # Safety
+    /// The driver trusts the file: nobody but `save_pipelines` may have written to the folder.
+    pub unsafe fn load_pipelines(&self, dir: &Path) -> Result<bool> {
+        let Some(path) = self.pipelines_path(dir) else { return Ok(false) };
+        let data = match std::fs::read(&path) {
+            Ok(data) => data,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            Err(source) => return Err(Error::Io { path: path.display().to_string(), source }),
+        };
+        // SAFETY: the caller vouches that the bytes come from `PipelineCache::get_data`.
+        let cache = unsafe { self.create_pipeline_cache(Some(&data)) };
+        *self.inner.cache.lock().unwrap_or_else(PoisonError::into_inner) = Some(cache);
+        Ok(true)
+    }
+
+    /// Leaves the pipelines compiled so far in this folder, for the next process. `false` if the
+    /// driver has no cache that can be saved.
+    pub fn save_pipelines(&self, dir: &Path) -> Result<bool> {
+        let Some(path) = self.pipelines_path(dir) else { return Ok(false) };
+        let cache = self.inner.cache.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(data) = cache.and_then(|cache| cache.get_data()) else { return Ok(false) };
+        let io = |source| Error::Io { path: path.display().to_string(), source };
+        // Beside it first: a reader never sees half a file.
+        let half = path.with_extension("new");
+        std::fs::create_dir_all(dir).map_err(io)?;
+        std::fs::write(&half, data).and_then(|()| std::fs::rename(&half, &path)).map_err(io)?;
+        Ok(true)
+    }
+
+    fn pipelines_path(&self, dir: &Path) -> Option<PathBuf> {
+        let supported = self.device().features().contains(wgpu::Features::PIPELINE_CACHE);
+        supported.then(|| wgpu::util::pipeline_cache_key(self.info()).map(|key| dir.join(key))).flatten()
+    }
+
+    /// # Safety
+    /// As for wgpu's own: data must come from `PipelineCache::get_data`.
+    unsafe fn create_pipeline_cache(&self, data: Option<&[u8]>) -> wgpu::PipelineCache {
+        let desc = wgpu::PipelineCacheDescriptor { label: Some("throughline"), data, fallback: true };
+        // SAFETY: the caller's, and the device has the feature, or there would be no path.
+        unsafe { self.device().create_pipeline_cache(&desc) }
+    }
+
+    /// The driver's cache, made empty the first time; `None` where it has none.
+    fn pipeline_cache(&self) -> Option<wgpu::PipelineCache> {
+        if !self.device().features().contains(wgpu::Features::PIPELINE_CACHE) {
+            return None;
+        }
+        let mut cache = self.inner.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: without data there is nothing to trust.
+        Some(cache.get_or_insert_with(|| unsafe { self.create_pipeline_cache(None) }).clone())
     }
 
     fn compile(&self, kernel: &Kernel) -> Result<wgpu::ComputePipeline> {
@@ -271,7 +352,7 @@ impl Gpu {
                 zero_initialize_workgroup_memory: !kernel.trusted,
                 ..Default::default()
             },
-            cache: None,
+            cache: self.pipeline_cache().as_ref(),
         }))
     }
 

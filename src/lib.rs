@@ -26,7 +26,9 @@ pub mod reference;
 pub mod rng;
 pub mod sample;
 pub mod tensor;
+pub mod timeline;
 pub mod train;
+pub mod tune;
 
 pub use error::{Error, Result};
 pub use exec::{ExecOptions, Executable};
@@ -34,3 +36,5 @@ pub use gpu::{AdapterClass, Gpu, Profile, Readback};
 pub use graph::{Graph, Value};
 pub use plan::Plan;
 pub use tensor::{DType, Element, Shape, Tensor, TensorType};
+pub use timeline::Timeline;
+pub use tune::Tuner;

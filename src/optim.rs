@@ -16,6 +16,7 @@ use crate::nn::{Gpt, GptConfig};
 use crate::ops::adamw::AdamWSettings;
 use crate::plan::Plan;
 use crate::tensor::{Shape, Tensor, TensorType};
+use crate::timeline::Timeline;
 
 /// Where each tensor lies in an arena. Pure data.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -232,7 +233,7 @@ impl Optimizer {
         for (value, state) in new.into_iter().zip([p_in, m_in, v_in]) {
             g.store(value, state)?;
         }
-        let plan = Plan::new(&g, &[norm], gpu.profile())?;
+        let plan = gpu.plan(&g, &[norm])?;
         let arenas = [(p_in, params), (g_in, grads), (m_in, &m), (v_in, &v)];
         let bindings = arenas.map(|(value, arena)| (value, arena.whole.clone())).into();
         let exec = Executable::new(gpu, Arc::new(plan), ExecOptions { bindings, ..Default::default() }).await?;
@@ -242,13 +243,23 @@ impl Optimizer {
     /// Records an update with learning rate `lr`. `step` counts from 0 and sets the bias
     /// correction. The rate is written to the queue: one update per submit.
     pub fn record(&self, encoder: &mut wgpu::CommandEncoder, lr: f64, step: u64) -> Result<()> {
+        self.write_hyper(lr, step)?;
+        self.exec.record(encoder);
+        Ok(())
+    }
+
+    /// An update like that of [`record`](Self::record), timed kernel by kernel; waits for the GPU.
+    pub fn profile_blocking(&self, lr: f64, step: u64) -> Result<Timeline> {
+        self.write_hyper(lr, step)?;
+        self.exec.profile_blocking()
+    }
+
+    fn write_hyper(&self, lr: f64, step: u64) -> Result<()> {
         let c = self.config;
         let [lr, beta1, beta2, eps, weight_decay, max_grad_norm] =
             [lr, c.beta1, c.beta2, c.eps, c.weight_decay, c.max_grad_norm].map(|x| x as f32);
         let hyper = AdamWSettings { lr, beta1, beta2, eps, weight_decay, max_grad_norm }.at_step(step + 1);
-        self.exec.write(self.hyper, &hyper)?;
-        self.exec.record(encoder);
-        Ok(())
+        self.exec.write(self.hyper, &hyper)
     }
 
     /// The global gradient norm of the last step, before clipping: `[1]`.

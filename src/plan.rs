@@ -3,12 +3,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::sync::Arc;
 
 use crate::error::Result;
 use crate::fuse;
 use crate::gpu::Profile;
 use crate::graph::{Graph, Node, Value};
 use crate::kernel::Kernel;
+use crate::ops::Op;
 use crate::planner;
 use crate::tensor::TensorType;
 
@@ -72,10 +74,10 @@ pub struct PlannedDispatch {
 pub struct Step {
     /// Name of the node.
     pub name: String,
-    /// Name of its op.
-    pub op: &'static str,
-    /// Where its inputs live, before the copies.
-    pub inputs: Vec<Slot>,
+    /// Its op.
+    pub op: Arc<dyn Op>,
+    /// Where its inputs live, before the copies, with their types.
+    pub inputs: Vec<(Slot, TensorType)>,
     /// For each output the input that it starts as, if any.
     pub starts_as: Vec<Option<usize>>,
     /// Copies to make first.

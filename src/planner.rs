@@ -96,7 +96,7 @@ impl<'a> Planner<'a> {
         if op.is_view() {
             return Ok(());
         }
-        let slots = node.inputs.iter().map(|v| self.slot[&self.root[v]]).collect();
+        let slots: Vec<Slot> = node.inputs.iter().map(|v| self.slot[&self.root[v]]).collect();
         let mut copies = vec![];
         let mut taken = HashSet::new();
         for output in 0..node.outputs.len() {
@@ -104,7 +104,8 @@ impl<'a> Planner<'a> {
         }
         let inputs: Vec<TensorType> =
             node.inputs.iter().map(|v| self.nodes[v.node].outputs[v.output].clone()).collect();
-        let cx = Launch { inputs: &inputs, outputs: &node.outputs, profile: self.profile, variant: 0 };
+        let mut cx = Launch { inputs: &inputs, outputs: &node.outputs, profile: self.profile, variant: 0 };
+        cx.variant = self.profile.choices.variant(op.as_ref(), &cx);
         let program = op.launch(&cx).map_err(|message| Error::Node {
             node: node.name.clone(),
             op: op.name(),
@@ -120,8 +121,8 @@ impl<'a> Planner<'a> {
             .collect();
         self.plan.steps.push(Step {
             name: node.name.clone(),
-            op: op.name(),
-            inputs: slots,
+            op: op.clone(),
+            inputs: slots.into_iter().zip(inputs.iter().cloned()).collect(),
             starts_as: (0..node.outputs.len()).map(|output| op.starts_as(output)).collect(),
             copies,
             dispatches,

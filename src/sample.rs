@@ -8,7 +8,6 @@ use crate::gpu::Gpu;
 use crate::graph::{Graph, Value};
 use crate::nn::{Gpt, GptConfig};
 use crate::optim::Arena;
-use crate::plan::Plan;
 use crate::rng::Rng;
 
 /// How to choose a token from logits.
@@ -98,7 +97,7 @@ impl Generator {
     pub async fn new(gpu: &Gpu, config: &GptConfig, params: &Arena) -> Result<Self> {
         let mut g = Graph::new();
         let gpt = Gpt::build(&mut g, config, 1, config.context, false)?;
-        let plan = Arc::new(Plan::new(&g, &[gpt.logits], gpu.profile())?);
+        let plan = Arc::new(gpu.plan(&g, &[gpt.logits])?);
         let bindings = gpt.params.iter().map(|p| p.value).zip(params.tensors.iter().cloned()).collect();
         let exec = Executable::new(gpu, plan, ExecOptions { bindings, ..Default::default() }).await?;
         let (context, vocab_size) = (config.context, config.vocab_size);

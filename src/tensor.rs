@@ -191,23 +191,25 @@ pub struct Tensor {
 }
 
 impl Tensor {
+    /// What the buffer of a tensor must be usable for.
+    pub const USAGES: wgpu::BufferUsages =
+        wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
+
     /// A zeroed tensor in a buffer of its own.
     pub fn zeros(gpu: &Gpu, label: &str, ty: TensorType) -> Result<Tensor> {
         let buffer = gpu.storage_buffer(label, ty.storage_bytes() as u64)?;
         Ok(Tensor { buffer, offset: 0, ty })
     }
 
-    /// A range of a buffer that the caller owns. The buffer needs the usages STORAGE, COPY_SRC and
-    /// COPY_DST; `offset` must be a multiple of 256 and the range must hold
+    /// A range of a buffer that the caller owns. The buffer needs [`USAGES`](Self::USAGES); `offset` must be a multiple of 256 and the range must hold
     /// [`TensorType::storage_bytes`].
     pub fn from_buffer(buffer: wgpu::Buffer, offset: u64, ty: TensorType) -> Result<Tensor> {
-        let need = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let err = |expected: String, got: String| Error::Data { tensor: "buffer range".into(), expected, got };
         if let Some(problem) = ty.shape.problem() {
             return Err(err("a shape with elements".into(), problem));
         }
-        if !buffer.usage().contains(need) {
-            return Err(err(format!("usages {need:?}"), format!("{:?}", buffer.usage())));
+        if !buffer.usage().contains(Self::USAGES) {
+            return Err(err(format!("usages {:?}", Self::USAGES), format!("{:?}", buffer.usage())));
         }
         if !offset.is_multiple_of(256) {
             return Err(err("an offset that is a multiple of 256".into(), offset.to_string()));

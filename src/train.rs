@@ -13,6 +13,7 @@ use crate::nn::{Gpt, GptConfig};
 use crate::optim::{AdamWConfig, Arena, ArenaLayout, Optimizer, Schedule};
 use crate::plan::Plan;
 use crate::tensor::{Tensor, TensorType};
+use crate::timeline::Timeline;
 
 /// Everything that defines a training run, but for the text.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -193,6 +194,43 @@ impl Trainer {
     /// recorded: the tokens and the learning rate go through the queue, which writes them before
     /// the next submit. Returns the loss, `[1]`, on its way to the host.
     pub fn record(&mut self, encoder: &mut wgpu::CommandEncoder, batches: &[Batch]) -> Result<Readback> {
+        self.begin(encoder, batches)?;
+        for i in 0..self.config.micro_batches {
+            self.load(encoder, i)?;
+            self.forward_backward.exec.record(encoder);
+        }
+        self.optimizer.record(encoder, self.config.schedule.at(self.step), self.step)?;
+        self.step += 1;
+        Ok(self.loss()?.read_later(&self.gpu, encoder))
+    }
+
+    /// Runs one step and says what it spent its time on, node by node. It is a step like others; only
+    /// the copies of the batch are not timed. Waits for the GPU.
+    pub fn profile_blocking(&mut self, batches: &[Batch]) -> Result<Timeline> {
+        let mut timeline: Option<Timeline> = None;
+        for i in 0..self.config.micro_batches {
+            let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+            if i == 0 {
+                self.begin(&mut encoder, batches)?;
+            }
+            self.load(&mut encoder, i)?;
+            self.gpu.queue().submit([encoder.finish()]);
+            let part = self.forward_backward.exec.profile_blocking()?;
+            timeline = Some(match timeline {
+                Some(all) => all.then(part),
+                None => part,
+            });
+        }
+        let update = self.optimizer.profile_blocking(self.config.schedule.at(self.step), self.step)?;
+        self.step += 1;
+        Ok(match timeline {
+            Some(all) => all.then(update),
+            None => update,
+        })
+    }
+
+    /// Hands a step's batches to the queue and records what comes before its first micro-batch.
+    fn begin(&self, encoder: &mut wgpu::CommandEncoder, batches: &[Batch]) -> Result<()> {
         let s = &self.forward_backward;
         self.stage(batches)?;
         if let Some(seed) = s.dropout_seed {
@@ -204,18 +242,19 @@ impl Trainer {
             encoder.clear_buffer(grads.buffer(), 0, None);
             encoder.clear_buffer(loss.buffer(), loss.offset(), Some(loss.ty().storage_bytes() as u64));
         }
+        Ok(())
+    }
+
+    /// Records the copies that make micro-batch `i` the input.
+    fn load(&self, encoder: &mut wgpu::CommandEncoder, i: usize) -> Result<()> {
+        let s = &self.forward_backward;
+        let (i, n) = (i as u64, self.config.micro_batches as u64);
         let part = (self.config.batch * self.config.model.context * 4) as u64;
         let (tokens, targets) = (s.exec.tensor(s.tokens)?, s.exec.tensor(s.targets)?);
-        for i in 0..self.config.micro_batches as u64 {
-            let at = [i * part, (self.config.micro_batches as u64 + i) * part];
-            for (to, at) in [&tokens, &targets].into_iter().zip(at) {
-                encoder.copy_buffer_to_buffer(self.staged.buffer(), at, to.buffer(), to.offset(), Some(part));
-            }
-            s.exec.record(encoder);
+        for (to, at) in [(tokens, i * part), (targets, (n + i) * part)] {
+            encoder.copy_buffer_to_buffer(self.staged.buffer(), at, to.buffer(), to.offset(), Some(part));
         }
-        self.optimizer.record(encoder, self.config.schedule.at(self.step), self.step)?;
-        self.step += 1;
-        Ok(self.loss()?.read_later(&self.gpu, encoder))
+        Ok(())
     }
 
     fn stage(&self, batches: &[Batch]) -> Result<()> {
@@ -295,7 +334,7 @@ async fn training_graph(
         g.store(sum, state)?;
         loss_state = Some(state);
     }
-    let plan = Arc::new(Plan::new(&g, &[loss], gpu.profile())?);
+    let plan = Arc::new(gpu.plan(&g, &[loss])?);
     let options = ExecOptions { bindings: bindings.into_iter().collect(), ..Default::default() };
     let exec = Executable::new(gpu, plan, options).await?;
     Ok(StepGraph { exec, tokens: gpt.tokens, targets, dropout_seed: gpt.dropout_seed, loss, loss_state })
@@ -307,7 +346,7 @@ async fn evaluation_graph(gpu: &Gpu, config: &TrainConfig, params: &Arena) -> Re
     let gpt = Gpt::build(&mut g, &config.model, config.batch, config.model.context, false)?;
     let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
     let loss = g.cross_entropy("loss", gpt.logits, targets)?;
-    let plan = Arc::new(Plan::new(&g, &[loss], gpu.profile())?);
+    let plan = Arc::new(gpu.plan(&g, &[loss])?);
     let bindings = gpt.params.iter().map(|p| p.value).zip(params.tensors.iter().cloned()).collect();
     let exec = Executable::new(gpu, plan, ExecOptions { bindings, ..Default::default() }).await?;
     Ok(StepGraph { exec, tokens: gpt.tokens, targets, dropout_seed: None, loss, loss_state: None })

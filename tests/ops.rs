@@ -6,7 +6,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
-use common::{Harness, profiles};
+use common::Harness;
 use libtest_mimic::{Arguments, Failed, Trial};
 use throughline::ops::{Row, TABLE};
 use throughline::reference::{self, nmse};
@@ -36,8 +36,8 @@ fn gpu_matches_reference(row: &Row) -> Vec<String> {
     for case in (row.cases)() {
         let harness = Harness::new(&case, 1);
         let want = harness.reference();
-        for profile in profiles() {
-            let mut fail = |what: &dyn Display| failures.push(format!("{} ({:?}): {what}", case.name, profile.class));
+        for profile in harness.profiles() {
+            let mut fail = |what: &dyn Display| failures.push(format!("{} ({profile:?}): {what}", case.name));
             let exec = harness.executable(&profile, 256);
             exec.poison();
             exec.submit();
@@ -98,7 +98,7 @@ fn shaders_are_valid(row: &Row) -> Vec<String> {
     let mut variants = BTreeMap::from([(format!("{} as written", row.name), row.source.to_string())]);
     for case in (row.cases)() {
         let harness = Harness::new(&case, 3);
-        for profile in profiles() {
+        for profile in harness.profiles() {
             let plan = throughline::Plan::new(&harness.graph, &harness.wanted(), &profile).unwrap();
             for d in plan.steps.iter().flat_map(|s| &s.dispatches) {
                 variants.insert(d.kernel.describe(), d.kernel.wgsl().unwrap());

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use throughline::ops::Case;
 use throughline::reference::{self, Array};
-use throughline::{AdapterClass, DType, ExecOptions, Executable, Gpu, Graph, Plan, Profile, Value};
+use throughline::{AdapterClass, DType, ExecOptions, Executable, Gpu, Graph, Plan, Profile, Value, tune};
 
 /// One device for all tests of a binary. Without an adapter every test fails, and says so.
 pub fn gpu() -> &'static Gpu {
@@ -29,6 +29,21 @@ pub fn profiles() -> Vec<Profile> {
     }
     profiles.dedup();
     profiles
+}
+
+/// `profile` once for each variant of the ops in a graph: the second has the second variant of each op
+/// that has one, and so on.
+pub fn with_variants(profile: Profile, graph: &Graph, wanted: &[Value]) -> Vec<Profile> {
+    let tunables = tune::tunables(&Plan::new(graph, wanted, &profile).unwrap(), &profile);
+    let most = tunables.iter().map(|t| t.variants.len()).max().unwrap_or(1);
+    let nth = |n: usize| {
+        let mut profile = profile.clone();
+        for t in &tunables {
+            profile.choices.set(t.key.clone(), t.variants[n.min(t.variants.len() - 1)].clone());
+        }
+        profile
+    };
+    (0..most).map(nth).collect()
 }
 
 /// A case's op in a graph with loss = sum of dot(random dy, y) over its main outputs, and the
@@ -73,6 +88,11 @@ impl Harness {
     /// Outputs and gradients, in that order.
     pub fn wanted(&self) -> Vec<Value> {
         self.outputs.iter().copied().chain(self.grads.iter().map(|g| g.2)).collect()
+    }
+
+    /// Every profile that can run here, with every variant.
+    pub fn profiles(&self) -> Vec<Profile> {
+        profiles().into_iter().flat_map(|p| with_variants(p, &self.graph, &self.wanted())).collect()
     }
 
     pub fn reference(&self) -> Vec<Array> {

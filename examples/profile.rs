@@ -1,0 +1,81 @@
+//! Where a training step's time goes: a table by node and by op, and a trace for Perfetto.
+//!
+//! `cargo run --release --example profile -- --layers 6 --dim 384 --heads 6 --context 256 --batch 4 --trace step.json`
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Parser;
+use throughline::data::Batch;
+use throughline::nn::GptConfig;
+use throughline::optim::{AdamWConfig, Schedule};
+use throughline::rng::Rng;
+use throughline::train::{TrainConfig, Trainer};
+use throughline::{Gpu, Tuner};
+
+#[derive(Parser)]
+#[command(about = "Profiles a GPT's training step on random tokens")]
+struct Flags {
+    #[arg(long, default_value_t = 65)]
+    vocab: usize,
+    #[arg(long, default_value_t = 4)]
+    layers: usize,
+    #[arg(long, default_value_t = 128)]
+    dim: usize,
+    #[arg(long, default_value_t = 4)]
+    heads: usize,
+    #[arg(long, default_value_t = 64)]
+    context: usize,
+    #[arg(long, default_value_t = 12)]
+    batch: usize,
+    /// RMSNorm, RoPE and SwiGLU in place of GPT-2's parts
+    #[arg(long)]
+    llama: bool,
+    /// Measure the variants of ops first, and remember the fastest in this file
+    #[arg(long)]
+    tune: Option<PathBuf>,
+    /// Keep the driver's compiled pipelines in this folder, which nobody else may write to
+    #[arg(long)]
+    pipelines: Option<PathBuf>,
+    /// Write a trace for Perfetto or chrome://tracing
+    #[arg(long)]
+    trace: Option<PathBuf>,
+}
+
+fn main() -> anyhow::Result<()> {
+    let started = Instant::now();
+    let f = Flags::parse();
+    let mut gpu = Gpu::headless_blocking()?;
+    if let Some(dir) = &f.pipelines {
+        // SAFETY: the flag's help asks for a folder that only this program writes to.
+        unsafe { gpu.load_pipelines(dir)? };
+    }
+    if let Some(path) = &f.tune {
+        gpu = gpu.with_tuner(Tuner::open(path)?);
+    }
+    let parts = if f.llama { GptConfig::llama } else { GptConfig::gpt2 };
+    let config = TrainConfig {
+        model: parts(f.vocab, f.context, f.layers, f.dim, f.heads),
+        batch: f.batch,
+        micro_batches: 1,
+        schedule: Schedule::constant(1e-3),
+        adamw: AdamWConfig::default(),
+        seed: 0,
+    };
+    let mut rng = Rng::new(&[1]);
+    let mut ids = || (0..config.tokens_per_step()).map(|_| rng.below(f.vocab as u64) as u32).collect::<Vec<_>>();
+    let batch = Batch { tokens: ids(), targets: ids() };
+    let mut trainer = Trainer::new_blocking(&gpu, config)?;
+    trainer.step(std::slice::from_ref(&batch))?.wait_blocking(&gpu)?;
+    println!("first step done after {:.2} s", started.elapsed().as_secs_f64());
+    let timeline = trainer.profile_blocking(std::slice::from_ref(&batch))?;
+    print!("{timeline}");
+    if let Some(path) = &f.trace {
+        timeline.write_trace(path)?;
+        println!("trace in {}", path.display());
+    }
+    if let Some(dir) = &f.pipelines {
+        gpu.save_pipelines(dir)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,233 @@
+//! The profiler, the tuner and the pipeline cache.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::gpu;
+use throughline::autodiff::Vjp;
+use throughline::kernel::Kernel;
+use throughline::ops::{Bind, Launch, Op, Program};
+use throughline::reference::Array;
+use throughline::timeline::Clock;
+use throughline::tune::{self, Choices};
+use throughline::{
+    Error, ExecOptions, Executable, Gpu, Graph, Plan, Profile, Readback, Result, TensorType, Tuner, Value,
+};
+
+/// y = x, by a kernel that takes its time in one of two variants.
+#[derive(Debug)]
+struct Dawdle;
+
+const WGSL: &str = "
+const ROUNDS: u32 = 1u;
+@group(0) @binding(0) var<uniform> n: u32;
+@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+@compute @workgroup_size(64)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    if (id.x < n) {
+        var v = x[id.x];
+        for (var i = 0u; i < ROUNDS; i++) {
+            v = sin(v);
+        }
+        y[id.x] = select(v, x[id.x], v < 2.0);
+    }
+}";
+
+impl Op for Dawdle {
+    fn name(&self) -> &'static str {
+        "dawdle"
+    }
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        Ok(inputs.to_vec())
+    }
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        Err(cx.no_gradient("only for timing"))
+    }
+    fn variants(&self, _: &Launch<'_>) -> Vec<String> {
+        vec!["slow".into(), "quick".into()]
+    }
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let n = cx.outputs[0].len();
+        let kernel = Kernel::new("dawdle", WGSL, "main").knob("ROUNDS", [100_000u32, 1][cx.variant]);
+        Ok(Program::one(kernel, &[Bind::In(0), Bind::Out(0)], &[n as u32], cx.profile.grid(n.div_ceil(64))))
+    }
+    fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
+        vec![inputs[0].clone()]
+    }
+    fn flops(&self, _: &[TensorType], _: &[TensorType]) -> u64 {
+        1_000
+    }
+}
+
+/// y = x, then z = y + y.
+fn dawdle(n: usize) -> (Graph, Value, Value) {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([n])).unwrap();
+    let y = g.op1("y", Dawdle, &[x]).unwrap();
+    let z = g.residual_add("z", y, y).unwrap();
+    (g, x, z)
+}
+
+fn rounds(plan: &Plan) -> &str {
+    &plan.steps[0].dispatches[0].kernel.knobs[0].1
+}
+
+#[test]
+fn the_tuner_takes_the_fastest_variant_and_remembers_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tuned.json");
+    let (g, x, z) = dawdle(100);
+    assert_eq!(rounds(&Plan::new(&g, &[z], gpu().profile()).unwrap()), "100000u"); // unmeasured: the first
+    let tuned = gpu().with_tuner(Tuner::open(&path).unwrap());
+    let plan = tuned.plan(&g, &[z]).unwrap();
+    assert_eq!(rounds(&plan), "1u");
+    let exec = Executable::new_blocking(&tuned, Arc::new(plan), ExecOptions::default()).unwrap();
+    exec.write(x, &[3.0f32; 100]).unwrap();
+    exec.submit();
+    assert_eq!(exec.read_blocking::<f32>(z).unwrap(), [6.0; 100]);
+
+    // Another process finds it in the file; so does another shape of the same class.
+    let mut again = Tuner::open(&path).unwrap();
+    let plan = |n: usize| {
+        let (g, _, z) = dawdle(n);
+        Plan::new(&g, &[z], gpu().profile()).unwrap()
+    };
+    let key = tune::tunables(&plan(100), gpu().profile())[0].key.clone();
+    assert_eq!(again.choose_blocking(gpu(), &plan(100)).unwrap().get(&key), Some("quick"));
+    assert_eq!(again.choose_blocking(gpu(), &plan(100)).unwrap().get(&key), Some("quick"));
+    assert_eq!(again.measured(), 0);
+    again.choose_blocking(gpu(), &plan(1000)).unwrap();
+    assert_eq!(again.measured(), 1);
+
+    // A choice that the op does not offer is as none, and other kernels are measured anew.
+    let mut profile = Profile { choices: Choices::default(), ..gpu().profile().clone() };
+    profile.choices.set(key, "gone".into());
+    assert_eq!(rounds(&Plan::new(&g, &[z], &profile).unwrap()), "100000u");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let kernels = text.split("\"kernels\": ").nth(1).unwrap().split(',').next().unwrap().to_string();
+    std::fs::write(&path, text.replace(&kernels, "1")).unwrap();
+    let mut stale = Tuner::open(&path).unwrap();
+    stale.choose_blocking(gpu(), &plan(100)).unwrap();
+    stale.choose_blocking(gpu(), &plan(1000)).unwrap();
+    assert_eq!(stale.measured(), 1);
+}
+
+#[test]
+fn a_bad_tuner_file_is_an_error_that_names_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tuned.json");
+    for (text, want) in [
+        ("", "EOF"),
+        ("{\"format\": 1, \"adapters\": {", "EOF"),
+        ("{\"format\": 1, \"adapters\": []}", "expected a map"),
+        ("{\"format\": 9, \"adapters\": {}}", "expected 1, got 9"),
+        ("{\"adapters\": {}}", "format"),
+    ] {
+        std::fs::write(&path, text).unwrap();
+        let message = Tuner::open(&path).unwrap_err().to_string();
+        assert!(message.contains("tuned.json") && message.contains(want), "{text}: {message}");
+    }
+    std::fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+    assert!(matches!(Tuner::open(&path), Err(Error::Format { .. })));
+    let nowhere = gpu().with_tuner(Tuner::open(dir.path().join("no/such/dir.json")).unwrap());
+    let (g, _, z) = dawdle(10);
+    assert!(matches!(nowhere.plan(&g, &[z]), Err(Error::Io { .. })));
+}
+
+#[test]
+fn the_profiler_sees_every_node_and_which_is_slow() {
+    let (g, x, z) = dawdle(1000);
+    let plan = Arc::new(Plan::new(&g, &[z], gpu().profile()).unwrap());
+    let exec = Executable::new_blocking(gpu(), plan, ExecOptions::default()).unwrap();
+    exec.write(x, &[0.5f32; 1000]).unwrap();
+    exec.submit(); // compiles
+    let timeline = exec.profile_blocking().unwrap();
+    assert_eq!(timeline.clock, Clock::Gpu);
+    let nodes: Vec<(&str, &str)> = timeline.nodes.iter().map(|n| (n.node.as_str(), n.op)).collect();
+    assert_eq!(nodes, [("y", "dawdle"), ("z", "residual_add")]);
+    let (y, z_) = (&timeline.nodes[0], &timeline.nodes[1]);
+    assert!(y.ns() > 10 * z_.ns(), "{timeline}");
+    assert_eq!(y.flops, 1_000);
+    assert!(z_.spans.last().unwrap().start_ns >= y.spans[0].start_ns + y.spans[0].ns, "{timeline}");
+    assert_eq!(exec.read_blocking::<f32>(z).unwrap(), [1.0; 1000]); // a step like others
+    let table = timeline.to_string();
+    assert!(table.contains("dawdle.main") && table.contains("GFLOP/s") && table.contains("by op:"), "{table}");
+    let dir = tempfile::tempdir().unwrap();
+    timeline.write_trace(dir.path().join("trace.json")).unwrap();
+}
+
+/// A device with nothing but WebGPU's defaults.
+fn plain_gpu() -> Gpu {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+    pollster::block_on(async {
+        let adapter = instance.request_adapter(&Default::default()).await.unwrap();
+        let (device, queue) = adapter.request_device(&Default::default()).await.unwrap();
+        Gpu::from_device(device, queue)
+    })
+}
+
+#[test]
+fn without_timestamps_the_hosts_clock_serves() {
+    let gpu = plain_gpu();
+    let (g, x, z) = dawdle(1000);
+    let plan = Arc::new(Plan::new(&g, &[z], gpu.profile()).unwrap());
+    let exec = Executable::new_blocking(&gpu, plan, ExecOptions::default()).unwrap();
+    exec.write(x, &[0.5f32; 1000]).unwrap();
+    exec.submit();
+    let timeline = exec.profile_blocking().unwrap();
+    assert_eq!(timeline.clock, Clock::Host);
+    assert_eq!(timeline.nodes.len(), 2);
+    assert!(timeline.nodes.iter().all(|n| n.ns() > 0), "{timeline}");
+    assert_eq!(exec.read_blocking::<f32>(z).unwrap(), [1.0; 1000]);
+    let error = pollster::block_on(exec.profile()).unwrap_err().to_string();
+    assert!(error.contains("TIMESTAMP_QUERY"), "{error}");
+    // Nor is there a pipeline cache.
+    let dir = tempfile::tempdir().unwrap();
+    assert!(!gpu.save_pipelines(dir.path()).unwrap());
+    // SAFETY: the folder is empty.
+    assert!(!unsafe { gpu.load_pipelines(dir.path()) }.unwrap());
+}
+
+#[test]
+fn compiled_pipelines_serve_the_next_device() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |gpu: &Gpu| {
+        let (g, x, z) = dawdle(10);
+        let plan = Arc::new(Plan::new(&g, &[z], gpu.profile()).unwrap());
+        let exec = Executable::new_blocking(gpu, plan, ExecOptions::default()).unwrap();
+        exec.write(x, &[0.25f32; 10]).unwrap();
+        exec.submit();
+        assert_eq!(exec.read_blocking::<f32>(z).unwrap(), [0.5; 10]);
+    };
+    run(gpu());
+    let supported = gpu().device().features().contains(wgpu::Features::PIPELINE_CACHE);
+    assert_eq!(gpu().save_pipelines(dir.path()).unwrap(), supported);
+    let next = Gpu::headless_blocking().unwrap();
+    // SAFETY: nobody but `save_pipelines` has written to the folder.
+    assert_eq!(unsafe { next.load_pipelines(dir.path()) }.unwrap(), supported);
+    run(&next);
+}
+
+#[test]
+fn a_profile_can_be_awaited() {
+    let (g, _, z) = dawdle(10);
+    let plan = Arc::new(Plan::new(&g, &[z], gpu().profile()).unwrap());
+    let exec = Executable::new_blocking(gpu(), plan, ExecOptions::default()).unwrap();
+    let timeline = std::thread::scope(|s| {
+        let profile = s.spawn(|| pollster::block_on(exec.profile()));
+        while !profile.is_finished() {
+            gpu().wait_blocking().unwrap(); // the app's frame loop
+        }
+        profile.join().unwrap().unwrap()
+    });
+    assert_eq!(timeline.nodes.len(), 2);
+}
+
+const _: fn() = || {
+    fn both<T: Send + Sync>() {}
+    both::<Gpu>();
+    both::<Executable>();
+    both::<Readback>();
+};
