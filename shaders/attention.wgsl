@@ -24,13 +24,14 @@ alias E = vec4<f32>; // f32 where the width of a head is no multiple of 4
 const WIDTH: u32 = 4u;
 const DIM: u32 = 8u; // width of a head, in units of E
 const SPAN: u32 = 1u; // of those, how many the lanes hand round at a time; divides DIM
+const PIECE: u32 = 1u; // how many a lane loads or stores of a row at a time; divides DIM
 const STEP: u32 = 1u; // rows of the other side that are loaded at a time
 const LANES: u32 = 4u; // tiled, decode: invocations that share rows; divides GROUP
 const CHUNK: u32 = 4u; // tiled: units of a row that are staged at a time for scores; divides DIM
 const SLAB: u32 = 8u; // tiled: rows that are staged at a time for sums; divides OTHERS
 
 const SPANS: u32 = DIM / SPAN;
-alias Vector = array<array<E, SPAN>, SPANS>; // one row of one head
+alias Vector = array<E, DIM>; // one row of one head
 
 struct Params {
     heads: u32,
@@ -114,6 +115,18 @@ fn unit(mine: E, lane: u32, direct: E) -> E {
     return direct;
 }
 
+// A row moved down by PIECE units, of which the last stay. A lane's own rows are loaded at their end
+// and stored from their start, a piece at a time between shifts. Mesa compiles loads and stores
+// slowly, so there should be few and they must stand in a loop; it must not unroll that, hence a loop
+// that counts from the row's number; and arrays indexed by its variable compile slower still.
+fn shifted(row: Vector) -> Vector {
+    var next = row;
+    for (var i = 0u; i < DIM - PIECE; i++) {
+        next[i] = next[i + PIECE];
+    }
+    return next;
+}
+
 // Keys that a query row sees.
 fn visible(row: u32) -> u32 {
     if (CAUSAL) {
@@ -144,13 +157,16 @@ fn forward(
     var top: array<f32, ROWS>;
     var norm: array<f32, ROWS>;
     for (var r = 0u; r < ROWS; r++) {
-        let base = q_at(at, at.row0 + r);
-        for (var c = 0u; c < SPANS; c++) {
-            for (var i = 0u; i < SPAN; i++) {
-                qs[r][c][i] = q[base + c * SPAN + i] * p.scale;
+        top[r] = MASKED;
+    }
+    for (var u = at.row0; u < at.row0 + DIM; u += PIECE) {
+        for (var r = 0u; r < ROWS; r++) {
+            let base = q_at(at, at.row0 + r) + u - at.row0;
+            qs[r] = shifted(qs[r]);
+            for (var i = 0u; i < PIECE; i++) {
+                qs[r][DIM - PIECE + i] = q[base + i] * p.scale;
             }
         }
-        top[r] = MASKED;
     }
     let end = visible(last_row(group));
     for (var key0 = 0u; key0 < end; key0 += STEP) {
@@ -169,7 +185,7 @@ fn forward(
                 for (var i = 0u; i < SPAN; i++) {
                     let x = unit(k_mine[c], j * SPAN + i, k[base + c * SPAN + i]);
                     for (var r = 0u; r < ROWS; r++) {
-                        s[r] += qs[r][c][i] * x;
+                        s[r] += qs[r][c * SPAN + i] * x;
                     }
                 }
             }
@@ -188,7 +204,7 @@ fn forward(
                     norm[r] *= shrink;
                     for (var c = 0u; c < SPANS; c++) {
                         for (var i = 0u; i < SPAN; i++) {
-                            sums[r][c][i] *= shrink;
+                            sums[r][c * SPAN + i] *= shrink;
                         }
                     }
                 }
@@ -201,20 +217,25 @@ fn forward(
                 for (var i = 0u; i < SPAN; i++) {
                     let x = unit(v_mine[c], j * SPAN + i, v[base + c * SPAN + i]);
                     for (var r = 0u; r < ROWS; r++) {
-                        sums[r][c][i] += score[r] * x;
+                        sums[r][c * SPAN + i] += score[r] * x;
                     }
                 }
             }
         }
     }
-    for (var r = 0u; r < ROWS; r++) {
-        if (at.row0 + r < p.tq) {
-            let base = q_at(at, at.row0 + r);
-            for (var c = 0u; c < SPANS; c++) {
-                for (var i = 0u; i < SPAN; i++) {
-                    o_out[base + c * SPAN + i] = sums[r][c][i] / norm[r];
+    for (var u = at.row0; u < at.row0 + DIM; u += PIECE) {
+        for (var r = 0u; r < ROWS; r++) {
+            if (at.row0 + r < p.tq) {
+                let base = q_at(at, at.row0 + r) + u - at.row0;
+                for (var i = 0u; i < PIECE; i++) {
+                    o_out[base + i] = sums[r][i] / norm[r];
                 }
             }
+            sums[r] = shifted(sums[r]);
+        }
+    }
+    for (var r = 0u; r < ROWS; r++) {
+        if (at.row0 + r < p.tq) {
             lse_out[stat_at(at, at.row0 + r)] = top[r] + log(norm[r]);
         }
     }
@@ -235,8 +256,8 @@ fn row_dots(
     let at = Place(i / p.tq / p.heads, i / p.tq % p.heads, i % p.tq);
     let base = q_at(at, at.row0);
     var sum = E();
-    for (var c = 0u; c < DIM; c++) {
-        sum += o[base + c] * do_dots[base + c];
+    for (var u = base; u < base + DIM; u++) { // not unrolled; see `shifted`
+        sum += o[u] * do_dots[u];
     }
     delta_out[i] = total(sum);
 }
@@ -260,15 +281,19 @@ fn backward_q(
     var row_lse: array<f32, ROWS>;
     var row_delta: array<f32, ROWS>;
     for (var r = 0u; r < ROWS; r++) {
-        let base = q_at(at, at.row0 + r);
-        for (var c = 0u; c < SPANS; c++) {
-            for (var i = 0u; i < SPAN; i++) {
-                qs[r][c][i] = q[base + c * SPAN + i] * p.scale;
-                dos[r][c][i] = do_[base + c * SPAN + i];
-            }
-        }
         row_lse[r] = lse[stat_at(at, at.row0 + r)];
         row_delta[r] = delta[stat_at(at, at.row0 + r)];
+    }
+    for (var u = at.row0; u < at.row0 + DIM; u += PIECE) {
+        for (var r = 0u; r < ROWS; r++) {
+            let base = q_at(at, at.row0 + r) + u - at.row0;
+            qs[r] = shifted(qs[r]);
+            dos[r] = shifted(dos[r]);
+            for (var i = 0u; i < PIECE; i++) {
+                qs[r][DIM - PIECE + i] = q[base + i] * p.scale;
+                dos[r][DIM - PIECE + i] = do_[base + i];
+            }
+        }
     }
     let end = visible(last_row(group));
     for (var key0 = 0u; key0 < end; key0 += STEP) {
@@ -288,8 +313,8 @@ fn backward_q(
                     let x = unit(k_mine[c], j * SPAN + i, k[base + c * SPAN + i]);
                     let y = unit(v_mine[c], j * SPAN + i, v[base + c * SPAN + i]);
                     for (var r = 0u; r < ROWS; r++) {
-                        s[r] += qs[r][c][i] * x;
-                        dp[r] += dos[r][c][i] * y;
+                        s[r] += qs[r][c * SPAN + i] * x;
+                        dp[r] += dos[r][c * SPAN + i] * y;
                     }
                 }
             }
@@ -302,20 +327,21 @@ fn backward_q(
                 for (var i = 0u; i < SPAN; i++) {
                     let x = unit(k_mine[c], j * SPAN + i, k[base + c * SPAN + i]);
                     for (var r = 0u; r < ROWS; r++) {
-                        sums[r][c][i] += ds[r] * x;
+                        sums[r][c * SPAN + i] += ds[r] * x;
                     }
                 }
             }
         }
     }
-    for (var r = 0u; r < ROWS; r++) {
-        if (at.row0 + r < p.tq) {
-            let base = q_at(at, at.row0 + r);
-            for (var c = 0u; c < SPANS; c++) {
-                for (var i = 0u; i < SPAN; i++) {
-                    dq[base + c * SPAN + i] = sums[r][c][i] * p.scale;
+    for (var u = at.row0; u < at.row0 + DIM; u += PIECE) {
+        for (var r = 0u; r < ROWS; r++) {
+            if (at.row0 + r < p.tq) {
+                let base = q_at(at, at.row0 + r) + u - at.row0;
+                for (var i = 0u; i < PIECE; i++) {
+                    dq[base + i] = sums[r][i] * p.scale;
                 }
             }
+            sums[r] = shifted(sums[r]);
         }
     }
 }
@@ -337,12 +363,14 @@ fn backward_kv(
     var vs: array<Vector, ROWS>;
     var dks: array<Vector, ROWS>;
     var dvs: array<Vector, ROWS>;
-    for (var r = 0u; r < ROWS; r++) {
-        let base = kv_at(at, kv_head, at.row0 + r);
-        for (var c = 0u; c < SPANS; c++) {
-            for (var i = 0u; i < SPAN; i++) {
-                ks[r][c][i] = k[base + c * SPAN + i] * p.scale;
-                vs[r][c][i] = v[base + c * SPAN + i];
+    for (var u = at.row0; u < at.row0 + DIM; u += PIECE) {
+        for (var r = 0u; r < ROWS; r++) {
+            let base = kv_at(at, kv_head, at.row0 + r) + u - at.row0;
+            ks[r] = shifted(ks[r]);
+            vs[r] = shifted(vs[r]);
+            for (var i = 0u; i < PIECE; i++) {
+                ks[r][DIM - PIECE + i] = k[base + i] * p.scale;
+                vs[r][DIM - PIECE + i] = v[base + i];
             }
         }
     }
@@ -373,8 +401,8 @@ fn backward_kv(
                         let x = unit(q_mine[c], j * SPAN + i, q[base + c * SPAN + i]);
                         let y = unit(do_mine[c], j * SPAN + i, do_[base + c * SPAN + i]);
                         for (var r = 0u; r < ROWS; r++) {
-                            s[r] += ks[r][c][i] * x;
-                            dp[r] += vs[r][c][i] * y;
+                            s[r] += ks[r][c * SPAN + i] * x;
+                            dp[r] += vs[r][c * SPAN + i] * y;
                         }
                     }
                 }
@@ -390,23 +418,25 @@ fn backward_kv(
                         let x = unit(q_mine[c], j * SPAN + i, q[base + c * SPAN + i]);
                         let y = unit(do_mine[c], j * SPAN + i, do_[base + c * SPAN + i]);
                         for (var r = 0u; r < ROWS; r++) {
-                            dks[r][c][i] += ds[r] * x;
-                            dvs[r][c][i] += prob[r] * y;
+                            dks[r][c * SPAN + i] += ds[r] * x;
+                            dvs[r][c * SPAN + i] += prob[r] * y;
                         }
                     }
                 }
             }
         }
     }
-    for (var r = 0u; r < ROWS; r++) {
-        if (at.row0 + r < p.tk) {
-            let base = kv_at(at, kv_head, at.row0 + r);
-            for (var c = 0u; c < SPANS; c++) {
-                for (var i = 0u; i < SPAN; i++) {
-                    dk[base + c * SPAN + i] = dks[r][c][i] * p.scale;
-                    dv[base + c * SPAN + i] = dvs[r][c][i];
+    for (var u = at.row0; u < at.row0 + DIM; u += PIECE) {
+        for (var r = 0u; r < ROWS; r++) {
+            if (at.row0 + r < p.tk) {
+                let base = kv_at(at, kv_head, at.row0 + r) + u - at.row0;
+                for (var i = 0u; i < PIECE; i++) {
+                    dk[base + i] = dks[r][i] * p.scale;
+                    dv[base + i] = dvs[r][i];
                 }
             }
+            dks[r] = shifted(dks[r]);
+            dvs[r] = shifted(dvs[r]);
         }
     }
 }
@@ -780,16 +810,19 @@ fn decode(
     let at = Place(group / p.tq / p.heads, group / p.tq % p.heads, group % p.tq);
     let end = visible(at.row0);
     let team = lane / LANES * LANES;
+    let base = q_at(at, at.row0);
     var sums: array<E, OWN>;
     var top = MASKED;
     var norm = 0.0;
     for (var key0 = 0u; key0 < end; key0 += 4u * GROUP) {
         let keys = key0 + lane + vec4<u32>(0u, 1u, 2u, 3u) * GROUP;
         var s: vec4<f32>;
-        for (var c = 0u; c < DIM; c++) {
-            let x = q[q_at(at, at.row0) + c];
-            for (var j = 0u; j < 4u; j++) {
-                s[j] = add_dot(x, k[kv_at(at, kv_head(at), keys[j]) + c], s[j]);
+        for (var u = base; u < base + DIM; u += PIECE) { // not unrolled; see `shifted`
+            for (var i = 0u; i < PIECE; i++) {
+                let x = q[u + i];
+                for (var j = 0u; j < 4u; j++) {
+                    s[j] = add_dot(x, k[kv_at(at, kv_head(at), keys[j]) + u - base + i], s[j]);
+                }
             }
         }
         s = select(vec4<f32>(MASKED), s * p.scale, keys < vec4<u32>(end));
@@ -838,7 +871,7 @@ fn decode(
     }
     for (var i = 0u; i < OWN; i++) {
         if (unit_of(i, lane) < DIM) {
-            o_out[q_at(at, at.row0) + unit_of(i, lane)] = result[i] / all;
+            o_out[base + unit_of(i, lane)] = result[i] / all;
         }
     }
     if (lane == 0u) {
