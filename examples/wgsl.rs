@@ -6,7 +6,7 @@
 use anyhow::{Context, Result};
 use clap::Parser;
 use throughline::ops::{Row, TABLE};
-use throughline::{AdapterClass, Plan, Profile};
+use throughline::{AdapterClass, Plan, Profile, tune};
 
 #[derive(Parser)]
 #[command(about = "Prints the final WGSL of the kernels of an op")]
@@ -18,6 +18,17 @@ struct Flags {
     /// Kernels for software adapters, not for GPUs
     #[arg(long)]
     cpu: bool,
+    /// Kernels for devices with subgroups of these sizes, as in 32,64; without, for devices with none
+    #[arg(long, value_parser = sizes, value_name = "MIN,MAX")]
+    subgroups: Option<[u32; 2]>,
+    /// Which variant of those that a tuner chooses from, counted from 0
+    #[arg(long, default_value_t = 0)]
+    variant: usize,
+}
+
+fn sizes(text: &str) -> Result<[u32; 2], String> {
+    let sizes = text.split_once(',').and_then(|(min, max)| Some([min.parse().ok()?, max.parse().ok()?]));
+    sizes.ok_or_else(|| format!("expected two sizes as in 32,64, got `{text}`"))
 }
 
 fn main() -> Result<()> {
@@ -33,7 +44,15 @@ fn main() -> Result<()> {
         cases.iter().find(|c| c.name.contains(&part)).context("no case of that name; leave it out to list them")?;
     let (graph, _, outputs) = case.graph()?;
     let class = if flags.cpu { AdapterClass::Cpu } else { AdapterClass::Gpu };
-    let plan = Plan::new(&graph, &outputs, &Profile::portable(class))?;
+    let mut profile = Profile::portable(class);
+    profile.subgroups = flags.subgroups;
+    let mut plan = Plan::new(&graph, &outputs, &profile)?;
+    for t in tune::tunables(&plan, &profile) {
+        println!("// variants: {}", t.variants.join(", "));
+        let name = t.variants.get(flags.variant).with_context(|| format!("there is no variant {}", flags.variant))?;
+        profile.choices.set(t.key, name.clone());
+        plan = Plan::new(&graph, &outputs, &profile)?;
+    }
     for d in plan.steps.iter().flat_map(|s| &s.dispatches) {
         println!("// {} x {:?} workgroups\n{}", d.kernel.describe(), d.workgroups, d.kernel.wgsl()?);
     }

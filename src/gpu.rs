@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_intrusive::channel::shared::{OneshotReceiver, oneshot_channel};
 
+use crate::checkpoint::write_atomically;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
 use crate::kernel::Kernel;
@@ -298,12 +299,8 @@ impl Gpu {
         let Some(path) = self.pipelines_path(dir) else { return Ok(false) };
         let cache = self.inner.cache.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(data) = cache.and_then(|cache| cache.get_data()) else { return Ok(false) };
-        let io = |source| Error::Io { path: path.display().to_string(), source };
-        // Beside it first: a reader never sees half a file.
-        let half = path.with_extension("new");
-        std::fs::create_dir_all(dir).map_err(io)?;
-        std::fs::write(&half, data).and_then(|()| std::fs::rename(&half, &path)).map_err(io)?;
-        Ok(true)
+        std::fs::create_dir_all(dir).map_err(|source| Error::Io { path: dir.display().to_string(), source })?;
+        write_atomically(&path, &data).map(|()| true)
     }
 
     fn pipelines_path(&self, dir: &Path) -> Option<PathBuf> {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::write_atomically;
 use crate::error::{Error, Result};
 use crate::exec::{ExecOptions, Executable};
 use crate::gpu::{Gpu, Profile};
@@ -197,12 +198,9 @@ impl Tuner {
 
     fn save(&self) -> Result<()> {
         let Some(path) = &self.path else { return Ok(()) };
-        let io = |source| Error::Io { path: path.display().to_string(), source };
         let text = serde_json::to_string_pretty(&self.cache)
             .map_err(|e| Error::Format { path: path.display().to_string(), message: e.to_string() })?;
-        // Beside it first: a reader never sees half a file.
-        let half = path.with_extension("new");
-        std::fs::write(&half, text).and_then(|()| std::fs::rename(&half, path)).map_err(io)
+        write_atomically(path, text.as_bytes())
     }
 }
 

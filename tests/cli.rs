@@ -9,8 +9,9 @@ use std::sync::OnceLock;
 fn example(name: &str) -> PathBuf {
     static BUILT: OnceLock<()> = OnceLock::new();
     BUILT.get_or_init(|| {
-        let args = ["build", "--quiet", "--example", "train", "--example", "generate", "--example", "demo"];
-        assert!(Command::new(env!("CARGO")).args(args).status().unwrap().success());
+        let names = ["train", "generate", "demo", "profile", "roofline", "wgsl"];
+        let args = names.iter().flat_map(|name| ["--example", name]);
+        assert!(Command::new(env!("CARGO")).args(["build", "--quiet"]).args(args).status().unwrap().success());
     });
     let deps = std::env::current_exe().unwrap();
     let target = deps.parent().unwrap().parent().unwrap();
@@ -92,6 +93,43 @@ fn demo_writes_its_four_files() {
     assert_eq!(run["summary"]["steps"], 6);
     assert!(!read("sample.txt").is_empty());
     assert!(out.join("model.safetensors").metadata().unwrap().len() > 1000);
+}
+
+#[test]
+fn a_profile_has_every_op_and_a_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let [trace, tuned] = ["trace.json", "tuned.json"].map(|f| dir.path().join(f).to_str().unwrap().to_string());
+    let model = &TINY[..10];
+    let stdout = ok("profile", &[model, &["--trace", &trace, "--tune", &tuned]].concat());
+    for part in ["first step done after", "layernorm_backward", "adamw", "GFLOP/s", "by op:"] {
+        assert!(stdout.contains(part), "{part}: {stdout}");
+    }
+    let trace: serde_json::Value = serde_json::from_slice(&std::fs::read(trace).unwrap()).unwrap();
+    assert!(trace["traceEvents"].as_array().unwrap().len() > 50);
+    assert!(std::fs::metadata(tuned).unwrap().len() > 0);
+}
+
+#[test]
+fn the_roofline_checks_what_it_measures() {
+    let dir = tempfile::tempdir().unwrap();
+    let [json, svg] = ["r.json", "r.svg"].map(|f| dir.path().join(f).to_str().unwrap().to_string());
+    let stdout = ok("roofline", &["layernorm", "--budget", "20", "--json", &json, "--svg", &svg]);
+    assert!(stdout.contains("multiply-adds:") && stdout.contains("right, NMSE"), "{stdout}");
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    assert!(report["roofs"]["gflops"].as_f64().unwrap() > 0.1);
+    let kernels = report["kernels"].as_array().unwrap();
+    assert!(kernels.iter().any(|k| k["op"] == "layernorm" && k["direction"] == "backward"), "{report}");
+    assert!(kernels.iter().all(|k| k["right"] == true && k["percent"].as_f64().unwrap() > 0.0), "{report}");
+    assert!(std::fs::read_to_string(svg).unwrap().contains("<svg"));
+    assert!(refused("roofline", &["layer_norm"]).contains("`layer_norm`"));
+}
+
+#[test]
+fn wgsl_prints_any_kernel() {
+    assert!(ok("wgsl", &["matmul"]).contains("accumulate"));
+    let stdout = ok("wgsl", &["matmul", "bias", "--cpu", "--subgroups", "8,8"]);
+    assert!(stdout.contains("fn forward") && stdout.contains("SUBGROUPS: bool = true"), "{stdout}");
+    assert!(refused("wgsl", &["matmul", "no such case"]).contains("no case"));
 }
 
 #[test]

@@ -11,13 +11,13 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde::Serialize;
-use throughline::Gpu;
 use throughline::checkpoint::{Checkpoint, RunState, text_hash};
 use throughline::data::{Batch, CharTokenizer, Dataset};
 use throughline::nn::{GptConfig, Init, Mlp, Norm, NormPlacement};
 use throughline::optim::{AdamWConfig, Decay, Schedule};
 use throughline::sample::{Generator, Sampling};
 use throughline::train::{StepLoss, TrainConfig, Trainer};
+use throughline::{Gpu, Tuner};
 
 /// Share of the text that is kept for validation.
 const VAL_FRACTION: f64 = 0.1;
@@ -116,6 +116,10 @@ pub struct TrainFlags {
     /// Steps between validations, checkpoints and samples [steps / 10]
     #[arg(long)]
     pub eval_every: Option<u64>,
+    /// Measure the variants of kernels first, and remember the fastest in this file. Other variants
+    /// may round otherwise
+    #[arg(long)]
+    pub tune: Option<PathBuf>,
 }
 
 impl TrainFlags {
@@ -332,7 +336,10 @@ impl Run {
         if resumed.is_none() && out.join(LOG).exists() {
             std::fs::remove_file(out.join(LOG)).context("removing the log of an earlier run")?;
         }
-        let gpu = Gpu::headless_blocking()?;
+        let mut gpu = Gpu::headless_blocking()?;
+        if let Some(path) = &flags.tune {
+            gpu = gpu.with_tuner(Tuner::open(path)?);
+        }
         let mut trainer = Trainer::new_blocking(&gpu, config.clone())?;
         if let Some(checkpoint) = &resumed {
             checkpoint.restore(&mut trainer)?;

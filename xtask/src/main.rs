@@ -1,5 +1,5 @@
-//! The project's commands: `cargo xtask demo` and `cargo xtask test`. Each first makes sure that
-//! there is a GPU adapter to run on, and installs a software one where it can.
+//! The project's commands. `cargo xtask demo` and `cargo xtask test` first make sure that there is a
+//! GPU adapter to run on, and install a software one where they can; `cargo xtask isa` needs none.
 
 mod adapter;
 mod install;
@@ -10,8 +10,9 @@ use std::process::{Command, ExitCode};
 const HELP: &str = "\
 cargo xtask demo [-- flags]   train a small GPT on Shakespeare and write target/demo/report.html
 cargo xtask test [-- flags]   run all tests; flags go to `cargo test`
+cargo xtask isa [-- flags]    what RADV makes of the GPU kernels for AMD cards that are not here
 
-Both make sure first that there is a Vulkan, Metal or DX12 adapter; on Linux without one they
+The first two make sure first that there is a Vulkan, Metal or DX12 adapter; on Linux without one they
 install Mesa's software driver with the system's package manager.";
 
 /// What went wrong, for people.
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
     let outcome = match command.as_str() {
         "demo" => demo(&rest),
         "test" => test(&rest),
+        "isa" => isa(&rest),
         "help" | "-h" | "--help" => {
             println!("{HELP}");
             Ok(())
@@ -52,6 +54,11 @@ fn demo(args: &[String]) -> Outcome {
 fn test(args: &[String]) -> Outcome {
     adapter::ensure(&[])?;
     run(cargo(&["test", "--workspace"]).args(args))
+}
+
+/// A package of its own, since it needs libraries and this one must build at once.
+fn isa(args: &[String]) -> Outcome {
+    run(cargo(&["run", "--quiet", "--package", "isa", "--"]).args(args))
 }
 
 /// The repository's root: this crate is one folder below.

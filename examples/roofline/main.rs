@@ -1,0 +1,146 @@
+//! How near the kernels come to what the adapter can do: measures its multiply-add peak and copy
+//! bandwidth with two probes, then every op of the table, each figure with its check against the f64
+//! reference.
+//!
+//! `cargo run --release --example roofline -- --json roofline.json --svg roofline.svg`
+//! `cargo run --release --example roofline -- matmul attention`
+
+mod chart;
+#[path = "../../tests/common/mod.rs"]
+mod common;
+#[path = "../../benches/measure/mod.rs"]
+mod measure;
+mod probes;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use common::Harness;
+use measure::{Check, Clock};
+use probes::Roofs;
+use serde::Serialize;
+use throughline::Gpu;
+use throughline::ops::{Case, TABLE};
+
+#[derive(Parser)]
+#[command(about = "Measures every kernel against the adapter's peak and bandwidth")]
+struct Flags {
+    /// Ops, as in docs/ops.md; all of them if none is named
+    ops: Vec<String>,
+    /// Leave out cases of more than this many GFLOP, whose f64 reference takes long
+    #[arg(long, default_value_t = 5.0)]
+    max_gflop: f64,
+    /// Milliseconds to spend on each figure
+    #[arg(long, default_value_t = 400)]
+    budget: u64,
+    /// Write the figures here
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Draw the roofline here
+    #[arg(long)]
+    svg: Option<PathBuf>,
+}
+
+/// What is measured, as in the JSON file. Rates are per second of the clock.
+#[derive(Serialize)]
+struct Report {
+    adapter: String,
+    /// `CPU-second` on software adapters, where a rate is that of one core; else `second`.
+    rates_per: &'static str,
+    roofs: Roofs,
+    kernels: Vec<Figure>,
+}
+
+/// One direction of one case.
+#[derive(Serialize)]
+pub struct Figure {
+    op: &'static str,
+    case: String,
+    direction: &'static str,
+    microseconds: f64,
+    gflops: f64,
+    gbs: f64,
+    flop_per_byte: f64,
+    /// Percent of the nearer roof.
+    percent: f64,
+    roof: &'static str,
+    /// Largest normalised mean squared error of outputs and gradients, and what the row allows.
+    nmse: f64,
+    nmse_bound: f64,
+    right: bool,
+}
+
+fn main() -> Result<()> {
+    let flags = Flags::parse();
+    let unknown = flags.ops.iter().find(|op| TABLE.iter().all(|row| row.name != op.as_str()));
+    ensure!(unknown.is_none(), "there is no op `{}`; see docs/ops.md", unknown.map_or("", String::as_str));
+    let gpu = common::gpu();
+    let clock = Clock::of(gpu);
+    println!("{}; rates per {}", gpu.describe(), clock.unit());
+    let budget = Duration::from_millis(flags.budget);
+    let roofs = Roofs::measure(gpu, clock, budget)?;
+    println!("multiply-adds: {:.1} GFLOP ({}); copy: {:.2} GB ({})", roofs.gflops, roofs.fma, roofs.gbs, roofs.copy);
+    let mut report = Report { adapter: gpu.describe(), rates_per: clock.unit(), roofs, kernels: vec![] };
+    println!("{:14} {:44} {:8} {:>10} {:>8} {:>7} {:>6}", "op", "case", "", "us", "GFLOP", "GB", "roof");
+    for row in TABLE.iter().filter(|r| flags.ops.is_empty() || flags.ops.iter().any(|op| op == r.name)) {
+        for case in (row.bench)() {
+            let op = case.op.clone();
+            let outputs = op.infer(&case.types()).map_err(|e| anyhow::anyhow!("{}: {e}", case.name))?;
+            if op.flops(&case.types(), &outputs) as f64 > flags.max_gflop * 1e9 {
+                println!("{:14} {:44} left out: over {} GFLOP", row.name, case.name, flags.max_gflop);
+                continue;
+            }
+            report.kernels.extend(figures(row.name, &case, gpu, (clock, budget), &report.roofs));
+        }
+    }
+    if let Some(path) = &flags.json {
+        let text = serde_json::to_string_pretty(&report)?;
+        std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+    }
+    if let Some(path) = &flags.svg {
+        let svg = chart::svg(&report.adapter, report.rates_per, &report.roofs, &report.kernels)?;
+        std::fs::write(path, svg).with_context(|| format!("writing {}", path.display()))?;
+    }
+    let wrong = report.kernels.iter().filter(|f| !f.right).count();
+    ensure!(wrong == 0, "{wrong} figures are of kernels that differ from the reference");
+    Ok(())
+}
+
+fn figures(op: &'static str, case: &Case, gpu: &Gpu, (clock, budget): (Clock, Duration), roofs: &Roofs) -> Vec<Figure> {
+    let harness = Harness::new(case, 1);
+    let check = Check::of(case, &harness, gpu);
+    let figure = |piece: measure::Piece| {
+        let seconds = clock.seconds(&piece.exec, budget);
+        let (share, roof) = roofs.share(piece.flops, piece.bytes, seconds);
+        let figure = Figure {
+            op,
+            case: case.name.clone(),
+            direction: piece.name,
+            microseconds: seconds * 1e6,
+            gflops: piece.flops / seconds / 1e9,
+            gbs: piece.bytes / seconds / 1e9,
+            flop_per_byte: piece.flops / piece.bytes,
+            percent: 100.0 * share,
+            roof,
+            nmse: check.nmse,
+            nmse_bound: check.bound,
+            right: check.ok(),
+        };
+        println!("{figure}");
+        figure
+    };
+    measure::pieces(&harness, gpu).into_iter().map(figure).collect()
+}
+
+impl std::fmt::Display for Figure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Figure { op, case, direction, microseconds, gflops, gbs, percent, roof, nmse, .. } = self;
+        write!(
+            f,
+            "{op:14} {case:44} {direction:8} {microseconds:10.1} {gflops:8.2} {gbs:7.2} {percent:5.1}% of {roof:7}"
+        )?;
+        write!(f, "  {}, NMSE {nmse:.0e}", if self.right { "right" } else { "WRONG" })
+    }
+}

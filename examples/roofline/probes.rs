@@ -1,0 +1,155 @@
+//! What the adapter can do at best: two kernels in many sizes, as ops with variants.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use throughline::autodiff::Vjp;
+use throughline::kernel::Kernel;
+use throughline::ops::{Bind, Launch, Op, Program};
+use throughline::reference::Array;
+use throughline::{ExecOptions, Executable, Gpu, Graph, Plan, TensorType, tune};
+
+use crate::measure::Clock;
+
+/// The roofs: what no kernel can beat.
+#[derive(Clone, Debug, Serialize)]
+pub struct Roofs {
+    /// GFLOP of multiply-adds per second of the clock.
+    pub gflops: f64,
+    /// The variant that reached it.
+    pub fma: String,
+    /// GB read and written per second of the clock.
+    pub gbs: f64,
+    /// The variant that reached it.
+    pub copy: String,
+}
+
+impl Roofs {
+    pub fn measure(gpu: &Gpu, clock: Clock, budget: Duration) -> Result<Roofs> {
+        let software = clock == Clock::Cpu;
+        // As large as the tensors of the table's cases, whose share of cache is thus the same; on a GPU
+        // too large for its caches.
+        let quads = if software { 4096 * 768 / 4 } else { 8 << 20 };
+        let (invocations, turns) = if software { (1 << 12, 1 << 9) } else { (1 << 17, 1 << 10) };
+        let (gflops, fma) = best(gpu, (clock, budget), Fma { invocations, turns }, 2, |op, y| op.flops(&[], y))?;
+        let (gbs, copy) = best(gpu, (clock, budget), Copy, quads, |_, y| 2 * y[0].bytes() as u64)?;
+        Ok(Roofs { gflops, fma, gbs, copy })
+    }
+
+    /// The share of the nearer roof, and which it is. `bytes` and `flops` are of a kernel that takes
+    /// `seconds`.
+    pub fn share(&self, flops: f64, bytes: f64, seconds: f64) -> (f64, &'static str) {
+        let (compute, memory) = (flops / seconds / 1e9 / self.gflops, bytes / seconds / 1e9 / self.gbs);
+        if compute > memory { (compute, "compute") } else { (memory, "memory") }
+    }
+}
+
+/// Work done per nanosecond by the best variant of a probe, and its name. The input has `quads` quads.
+fn best(
+    gpu: &Gpu,
+    (clock, budget): (Clock, Duration),
+    op: impl Op + Clone,
+    quads: usize,
+    work: impl Fn(&dyn Op, &[TensorType]) -> u64,
+) -> Result<(f64, String)> {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([4 * quads]))?;
+    let y = g.op1("y", op.clone(), &[x])?;
+    let amount = work(&op, &[g.ty(y).clone()]) as f64;
+    let tunable = tune::tunables(&Plan::new(&g, &[y], gpu.profile())?, gpu.profile()).remove(0);
+    let mut results = vec![];
+    for name in tunable.variants {
+        let mut profile = gpu.profile().clone();
+        profile.choices.set(tunable.key.clone(), name.clone());
+        let plan = Plan::new(&g, &[y], &profile)?;
+        let exec = Executable::new_blocking(gpu, Arc::new(plan), ExecOptions::default())?;
+        exec.write(x, &vec![0.5f32; 4 * quads])?;
+        results.push((amount / clock.seconds(&exec, budget) / 1e9, name));
+    }
+    results.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).context("a probe without variants")
+}
+
+/// `x [2 quads] -> y [one quad an invocation]`: chains of multiply-adds.
+#[derive(Clone, Debug)]
+struct Fma {
+    invocations: usize,
+    turns: usize,
+}
+
+/// Workgroup, chains and fours of links in a turn, of the variants.
+const FMA: [[usize; 3]; 8] =
+    [[8, 4, 4], [8, 8, 4], [8, 8, 8], [8, 16, 1], [8, 16, 2], [64, 4, 4], [64, 8, 2], [256, 8, 2]];
+/// Links that `turns` counts, whatever the variant.
+const LINKS: usize = 256;
+
+impl Op for Fma {
+    fn name(&self) -> &'static str {
+        "fma probe"
+    }
+    fn infer(&self, _: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        Ok(vec![TensorType::f32([4 * self.invocations])])
+    }
+    fn vjp(&self, cx: &mut Vjp<'_>) -> throughline::Result<()> {
+        Err(cx.no_gradient("a probe"))
+    }
+    fn variants(&self, _: &Launch<'_>) -> Vec<String> {
+        FMA.map(|[group, chains, unroll]| format!("{group} x {chains} chains x {unroll}")).into()
+    }
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let [group, chains, unroll] = FMA[cx.variant];
+        let kernel = Kernel::new("fma", include_str!("fma.wgsl"), "main")
+            .knob("GROUP", group as u32)
+            .knob("CHAINS", chains as u32)
+            .knob("UNROLL", unroll as u32);
+        let turns = self.turns * LINKS / (chains * unroll * 4);
+        let words = [self.invocations as u32, turns as u32];
+        let groups = [self.invocations.div_ceil(group) as u32, 1, 1];
+        Ok(Program::one(kernel, &[Bind::In(0), Bind::Out(0)], &words, groups))
+    }
+    fn reference(&self, _: &[&Array], _: &[TensorType]) -> Vec<Array> {
+        vec![] // its result is of no interest
+    }
+    fn flops(&self, _: &[TensorType], _: &[TensorType]) -> u64 {
+        // A link is a multiply-add of four components.
+        (self.invocations * self.turns * LINKS * 8) as u64
+    }
+}
+
+/// `x -> x`.
+#[derive(Clone, Debug)]
+struct Copy;
+
+/// Workgroup and quads an invocation.
+const COPY: [[usize; 2]; 9] = [[8, 16], [8, 64], [8, 256], [64, 1], [64, 4], [64, 16], [64, 64], [256, 1], [256, 4]];
+
+impl Op for Copy {
+    fn name(&self) -> &'static str {
+        "copy probe"
+    }
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        Ok(inputs.to_vec())
+    }
+    fn vjp(&self, cx: &mut Vjp<'_>) -> throughline::Result<()> {
+        Err(cx.no_gradient("a probe"))
+    }
+    fn variants(&self, _: &Launch<'_>) -> Vec<String> {
+        COPY.map(|[group, each]| format!("{group} x {each} quads")).into()
+    }
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let [group, each] = COPY[cx.variant];
+        let quads = cx.outputs[0].len() / 4;
+        let kernel = Kernel::new("copy", include_str!("copy.wgsl"), "main")
+            .knob("GROUP", group as u32)
+            .knob("EACH", each as u32);
+        let groups = cx.profile.grid(quads.div_ceil(group * each));
+        Ok(Program::one(kernel, &[Bind::In(0), Bind::Out(0)], &[quads as u32], groups))
+    }
+    fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
+        vec![inputs[0].clone()]
+    }
+    fn flops(&self, _: &[TensorType], _: &[TensorType]) -> u64 {
+        0
+    }
+}
