@@ -4,9 +4,14 @@
 //! The composition is favoured: its inputs come head by head, so that it needs no transposes, and it
 //! masks nothing. It computes what a mask would hide, since its matmuls know no triangles.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+#[path = "../tests/common/mod.rs"]
+mod common;
+mod measure;
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use measure::Clock;
 use throughline::ops::attention::Attention;
 use throughline::ops::matmul::Matmul;
 use throughline::{ExecOptions, Executable, Gpu, Graph, Plan, Result, TensorType, Value};
@@ -17,6 +22,7 @@ const WIDTH: usize = 64;
 fn main() -> Result<()> {
     let gpu = Gpu::headless_blocking()?;
     println!("{}", gpu.describe());
+    let clock = Clock::of(&gpu);
     for time in [256, 1024] {
         let fused = times(&gpu, &[1, time, HEADS * WIDTH], |g, [q, k, v]| {
             let op = Attention { heads: HEADS, kv_heads: HEADS, causal: true, scale: None };
@@ -31,31 +37,18 @@ fn main() -> Result<()> {
             Ok(g.op("sums", nn, &[weights, v])?[0])
         })?;
         for (i, pass) in ["forward", "backward"].into_iter().enumerate() {
-            let (f, c) = (fused[i], composed[i]);
+            let (f, c) = (fused[i] * 1e3, composed[i] * 1e3);
             println!(
-                "T {time} {pass}: attention {:.2} ms of CPU, {:.2} ms; composition {:.2} ms, {:.2} ms: {:.1} and {:.1} \
-                 times as long",
-                f.cpu,
-                f.wall,
-                c.cpu,
-                c.wall,
-                c.cpu / f.cpu,
-                c.wall / f.wall
+                "T {time} {pass}: attention {f:.2} ms of {clock:?} time, composition {c:.2} ms: {:.1} times",
+                c / f
             );
         }
     }
     Ok(())
 }
 
-/// Milliseconds of one call. `cpu` is of all threads, the driver's included; 0 where not on Linux.
-#[derive(Clone, Copy)]
-struct Time {
-    wall: f64,
-    cpu: f64,
-}
-
-/// Forward and backward of `f` on inputs of this shape. Backward is the run of both less forward.
-fn times(gpu: &Gpu, dims: &[usize], f: impl Fn(&mut Graph, [Value; 3]) -> Result<Value>) -> Result<[Time; 2]> {
+/// Seconds of forward and of backward of `f` on inputs of this shape. Backward is a run of both less forward.
+fn times(gpu: &Gpu, dims: &[usize], f: impl Fn(&mut Graph, [Value; 3]) -> Result<Value>) -> Result<[f64; 2]> {
     let mut g = Graph::new();
     let ty = TensorType::f32(dims);
     let [q, k, v, dy] = ["q", "k", "v", "dy"].map(|name| g.input(name, ty.clone()));
@@ -66,31 +59,14 @@ fn times(gpu: &Gpu, dims: &[usize], f: impl Fn(&mut Graph, [Value; 3]) -> Result
     let grads = g.gradients(loss, &inputs)?;
     let forward = time(gpu, Plan::new(&g, &[y], gpu.profile())?, &inputs)?;
     let both = time(gpu, Plan::new(&g, &[&[y], &grads[..]].concat(), gpu.profile())?, &[&inputs[..], &[dy]].concat())?;
-    Ok([forward, Time { wall: both.wall - forward.wall, cpu: both.cpu - forward.cpu }])
+    Ok([forward, both - forward])
 }
 
-fn time(gpu: &Gpu, plan: Plan, inputs: &[Value]) -> Result<Time> {
+fn time(gpu: &Gpu, plan: Plan, inputs: &[Value]) -> Result<f64> {
     let exec = Executable::new_blocking(gpu, Arc::new(plan), ExecOptions::default())?;
     for &value in inputs {
         let n = exec.tensor(value)?.ty().len();
         exec.write(value, &(0..n).map(|i| (i * 7919 % 1000) as f32 / 500.0 - 1.0).collect::<Vec<f32>>())?;
     }
-    exec.submit();
-    gpu.wait_blocking()?;
-    let (begin, cpu) = (Instant::now(), cpu_seconds());
-    let mut calls = 0.0;
-    while begin.elapsed() < Duration::from_secs(2) {
-        exec.submit();
-        gpu.wait_blocking()?;
-        calls += 1e-3;
-    }
-    Ok(Time { wall: begin.elapsed().as_secs_f64() / calls, cpu: (cpu_seconds() - cpu) / calls })
-}
-
-fn cpu_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let fields: Vec<f64> =
-        stat.rsplit(')').next().unwrap_or_default().split_whitespace().map(|f| f.parse().unwrap_or(0.0)).collect();
-    // utime and stime, in ticks of 1/100 s.
-    fields.get(11..13).map_or(0.0, |ticks| ticks.iter().sum::<f64>() / 100.0)
+    Ok(Clock::of(gpu).seconds(&exec, Duration::from_secs(2)))
 }

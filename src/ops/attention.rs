@@ -205,9 +205,10 @@ impl Tile {
             // Handing rows round costs no more loads, and those are what takes time.
             (AdapterClass::Cpu, (_, true)) => vec![],
             (AdapterClass::Cpu, (group, false)) => vec![Tile { cut: Cut::Decode(group), group, subgroups: false }],
-            (AdapterClass::Gpu, _) => [(128, 16), (128, 32)].map(|t| Tile::gpu(cx, Cut::Decode, t)).to_vec(),
+            (AdapterClass::Gpu, _) => vec![Tile::gpu(cx, Cut::Decode, (128, 16))],
         };
-        if few {
+        if few && !decode.is_empty() {
+            tiles.truncate(1);
             tiles.splice(..0, decode);
         }
         tiles
