@@ -12,3 +12,7 @@ fn from_lane(v: Moved, lane: u32) -> Moved {
 fn across(v: vec2<f32>, step: u32) -> vec2<f32> {
     return v;
 }
+
+fn across4(v: vec4<f32>, step: u32) -> vec4<f32> {
+    return v;
+}

@@ -22,8 +22,9 @@ pub(super) const ROW: Row = Row {
     source: SOURCE.plain,
     cases,
     bench: || {
-        let case = |t: usize| case(1, (t, t), (6, 6), 64, true);
-        vec![case(256), case(1024)]
+        let square = |t: usize, heads: usize| case(1, (t, t), (heads, heads), 64, true);
+        let decode = case(1, (1, 1024), (12, 12), 64, true);
+        vec![square(256, 6), square(1024, 6), square(4096, 1), decode]
     },
 };
 
@@ -41,6 +42,9 @@ fn cases() -> Vec<Case> {
         // Fewer queries than keys: decoding, and attention to another sequence.
         case(2, (3, 70), (4, 2), 16, causal),
         case(1, (1, 33), (2, 2), 32, causal),
+        case(1, (1, 600), (2, 1), 64, causal),
+        case(1, (2, 131), (1, 1), 128, causal),
+        case(1, (1, 9), (1, 1), 7, full),
         case(2, (37, 5), (2, 2), 8, full),
         case(1, (513, 513), (1, 1), 4, causal),
     ];
@@ -121,8 +125,7 @@ impl Attention {
         self.scale.unwrap_or(1.0 / (dh as f32).sqrt())
     }
 
-    /// Adds the dispatch of one kernel, in which each invocation keeps `rows` of `times` rows of
-    /// `heads` heads.
+    /// Adds the dispatch of one kernel for `times` rows of `heads` heads.
     fn dispatch(
         &self,
         program: &mut Program,
@@ -132,7 +135,7 @@ impl Attention {
         tile: Tile,
     ) -> Result<(), String> {
         let d = self.dims(cx.inputs)?;
-        let blocks = times.div_ceil(tile.group * tile.rows);
+        let blocks = times.div_ceil(tile.rows_of_group());
         let groups = blocks * heads * d.batch;
         let kernel = tile.kernel(entry, d.dh).knob("CAUSAL", self.causal);
         program.dispatch(kernel, binds, &self.words(&d, blocks, groups), cx.profile.grid(groups));
@@ -171,45 +174,158 @@ impl Attention {
     }
 }
 
-/// How much an invocation keeps, and how rows of the other side reach it.
-#[derive(Clone, Copy)]
+/// How one kernel cuts its work.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Cut {
+    /// An invocation keeps so many whole rows.
+    Rows(usize),
+    /// This many invocations share four rows, and as many sets of them make a workgroup.
+    Tiled(usize),
+    /// A workgroup works on one row; this many invocations share keys.
+    Decode(usize),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Tile {
+    cut: Cut,
     group: usize,
-    rows: usize,
     subgroups: bool,
 }
 
+/// Queries up to which a workgroup for each wastes less than a tile that they do not fill.
+const FEW: usize = 4;
+
 impl Tile {
+    /// The ways to cut a forward pass.
+    fn forward(cx: &Launch<'_>, d: &Dims) -> Vec<Tile> {
+        let few = d.tq <= FEW;
+        let rows = if d.dh <= 64 && !few { [2, 1] } else { [1, 2] };
+        let mut tiles = Tile::all(cx, d, &rows);
+        let decode = match (cx.profile.class, cx.profile.vector_lanes()) {
+            // Handing rows round costs no more loads, and those are what takes time.
+            (AdapterClass::Cpu, (_, true)) => vec![],
+            (AdapterClass::Cpu, (group, false)) => vec![Tile { cut: Cut::Decode(group), group, subgroups: false }],
+            (AdapterClass::Gpu, _) => vec![Tile::gpu(cx, Cut::Decode, (128, 16))],
+        };
+        if few && !decode.is_empty() {
+            tiles.truncate(1);
+            tiles.splice(..0, decode);
+        }
+        tiles
+    }
+
+    /// The ways to cut a backward pass.
+    fn backward(cx: &Launch<'_>, d: &Dims) -> Vec<Tile> {
+        let rows: &[usize] = match d.dh {
+            0..=32 => &[2, 1],
+            33..=64 => &[1, 2],
+            _ => &[1],
+        };
+        Tile::all(cx, d, rows)
+    }
+
     /// On software adapters a row of the other side is expensive to load and registers spill
-    /// cheaply, so a lane keeps several `rows` if it may. On GPUs occupancy counts: one each.
-    fn new(cx: &Launch<'_>, rows: usize) -> Self {
-        match (cx.profile.class, cx.profile.vector_lanes()) {
-            (AdapterClass::Cpu, (group, subgroups)) => Tile { group, rows, subgroups },
-            (AdapterClass::Gpu, _) => Tile { group: 64, rows: 1, subgroups: false },
+    /// cheaply, so an invocation keeps one of these numbers of `rows`. On GPUs workgroup memory is
+    /// cheap and occupancy counts; wide heads are shared by more invocations.
+    fn all(cx: &Launch<'_>, d: &Dims, rows: &[usize]) -> Vec<Tile> {
+        if cx.profile.class == AdapterClass::Cpu {
+            let (group, subgroups) = cx.profile.vector_lanes();
+            return rows.iter().map(|&n| Tile { cut: Cut::Rows(n), group, subgroups }).collect();
+        }
+        let shapes: &[(usize, usize)] = match d.dh {
+            0..=16 => &[(64, 4), (64, 8)],
+            17..=64 => &[(128, 8), (128, 16), (64, 8)],
+            _ => &[(128, 16), (64, 16)],
+        };
+        shapes.iter().map(|&t| Tile::gpu(cx, Cut::Tiled, t)).collect()
+    }
+
+    /// Subgroups help where every one of them holds those who share a row.
+    fn gpu(cx: &Launch<'_>, cut: fn(usize) -> Cut, (group, lanes): (usize, usize)) -> Tile {
+        let subgroups = cx.profile.subgroups.is_some_and(|[min, _]| min.is_power_of_two() && min as usize >= lanes);
+        Tile { cut: cut(lanes), group, subgroups }
+    }
+
+    /// The one that a launch asks for.
+    fn pick(tiles: &[Tile], variant: usize) -> Result<Tile, String> {
+        tiles.get(variant).copied().ok_or_else(|| format!("there are {} variants, not {variant}", tiles.len()))
+    }
+
+    fn names(tiles: &[Tile]) -> Vec<String> {
+        let name = |t: &Tile| match t.cut {
+            Cut::Rows(n) => format!("{n} rows a lane"),
+            Cut::Tiled(lanes) => format!("{} rows x {}", t.rows_of_group(), 4 * lanes),
+            Cut::Decode(lanes) => format!("a row by {} of {lanes}", t.group),
+        };
+        tiles.iter().map(name).collect()
+    }
+
+    fn rows_of_group(&self) -> usize {
+        match self.cut {
+            Cut::Rows(n) => self.group * n,
+            Cut::Tiled(lanes) => 4 * self.group / lanes,
+            Cut::Decode(_) => 1,
         }
     }
 
-    fn kernel(&self, entry: &'static str, dh: usize) -> Kernel {
+    /// `plain` is the entry point's name where it is not tiled.
+    fn entry(&self, plain: &'static str) -> &'static str {
+        match (self.cut, plain) {
+            (Cut::Decode(_), _) => "decode",
+            (Cut::Tiled(_), "forward") => "tiled_forward",
+            (Cut::Tiled(_), "backward_q") => "tiled_backward_q",
+            (Cut::Tiled(_), "backward_kv") => "tiled_backward_kv",
+            _ => plain,
+        }
+    }
+
+    fn kernel(&self, plain: &'static str, dh: usize) -> Kernel {
         let (elem, width) = if dh.is_multiple_of(4) { ("vec4<f32>", 4) } else { ("f32", 1) };
         let dim = dh / width;
-        // As much of a row as the lanes can hold, and as many rows as fit beside each other.
-        let lanes = if self.subgroups { self.group } else { 8 };
-        let span = (1..=lanes.min(dim)).rev().find(|n| dim.is_multiple_of(*n)).unwrap_or(1);
-        let step = if self.subgroups { lanes / span } else { 1 };
-        table_kernel("attention", SOURCE.text(self.subgroups), entry)
+        let divisor = |most: usize| (1..=most.min(dim)).rev().find(|n| dim.is_multiple_of(*n)).unwrap_or(1);
+        let kernel = table_kernel("attention", SOURCE.text(self.subgroups), self.entry(plain))
             .knob("Moved", elem)
             .knob("GROUP", self.group as u32)
-            .knob("ROWS", self.rows as u32)
             .knob("E", elem)
             .knob("WIDTH", width as u32)
-            .knob("DIM", dim as u32)
-            .knob("SPAN", span as u32)
-            .knob("STEP", step as u32)
+            .knob("DIM", dim as u32);
+        match self.cut {
+            Cut::Rows(rows) => {
+                // As much of a row as the lanes can hold, and as many rows as fit beside each other.
+                let lanes = if self.subgroups { self.group } else { 8 };
+                let span = divisor(lanes);
+                let step = if self.subgroups { lanes / span } else { 1 };
+                kernel
+                    .knob("ROWS", rows as u32)
+                    .knob("SPAN", span as u32)
+                    .knob("PIECE", divisor(2) as u32)
+                    .knob("STEP", step as u32)
+            }
+            Cut::Tiled(lanes) => {
+                // 64 bytes of a row at a time; then as many whole rows as fit in the same memory.
+                let chunk = divisor(16 / width);
+                let (rows, others) = (self.rows_of_group(), 4 * lanes);
+                let memory = (rows + others) * (chunk | 1);
+                let slab = (memory / dim.next_multiple_of(lanes)).clamp(1, others);
+                kernel.knob("LANES", lanes as u32).knob("CHUNK", chunk as u32).knob("SLAB", 1 << slab.ilog2())
+            }
+            // Software adapters are slow to compile loads, GPUs like many in flight.
+            Cut::Decode(lanes) => {
+                let piece = divisor(if self.group == lanes { 1 } else { 4 });
+                kernel.knob("LANES", lanes as u32).knob("PIECE", piece as u32)
+            }
+        }
     }
 }
 
+/// In four sums, which the compiler makes one vector.
 fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<4>(), b.as_chunks::<4>());
+    let mut sums = [0.0; 4];
+    for (a, b) in a.iter().zip(b) {
+        (0..4).for_each(|i| sums[i] += a[i] * b[i]);
+    }
+    sums.iter().sum::<f64>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f64>()
 }
 
 impl Op for Attention {
@@ -231,11 +347,15 @@ impl Op for Attention {
         Ok(())
     }
 
+    fn variants(&self, cx: &Launch<'_>) -> Vec<String> {
+        self.dims(cx.inputs).map(|d| Tile::names(&Tile::forward(cx, &d))).unwrap_or_default()
+    }
+
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let d = self.dims(cx.inputs)?;
         let binds = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::Out(0), Bind::Out(1)];
         let mut program = Program::default();
-        let tile = Tile::new(cx, if d.dh <= 64 { 2 } else { 1 });
+        let tile = Tile::pick(&Tile::forward(cx, &d), cx.variant)?;
         self.dispatch(&mut program, cx, ("forward", &binds), (d.tq, self.heads), tile)?;
         Ok(program)
     }
@@ -283,16 +403,20 @@ impl Op for AttentionBackward {
         Err(cx.no_gradient("second derivatives of attention are not implemented"))
     }
 
+    fn variants(&self, cx: &Launch<'_>) -> Vec<String> {
+        self.0.dims(cx.inputs).map(|d| Tile::names(&Tile::backward(cx, &d))).unwrap_or_default()
+    }
+
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let (op, d) = (&self.0, self.0.dims(cx.inputs)?);
         let mut program = Program::default();
         let rows = d.batch * op.heads * d.tq;
         let delta = program.scratch(TensorType::f32([rows]));
-        let kernel = Tile::new(cx, 1).kernel("row_dots", d.dh);
+        let tile = Tile::pick(&Tile::backward(cx, &d), cx.variant)?;
+        let kernel = Tile { cut: Cut::Rows(1), ..tile }.kernel("row_dots", d.dh);
         let binds = [Bind::In(3), Bind::In(5), Bind::Scratch(delta)];
         program.dispatch(kernel, &binds, &op.words(&d, 1, rows), cx.profile.grid(rows.div_ceil(64)));
         let ins = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::In(5), Bind::In(4), Bind::ScratchIn(delta)];
-        let tile = Tile::new(cx, 1);
         let binds = [&ins[..], &[Bind::Out(0)]].concat();
         op.dispatch(&mut program, cx, ("backward_q", &binds), (d.tq, op.heads), tile)?;
         let binds = [&ins[..], &[Bind::Out(1), Bind::Out(2)]].concat();
