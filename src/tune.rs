@@ -2,7 +2,7 @@
 //!
 //! Ops offer [`variants`](crate::ops::Op::variants), tiles mostly, the first of them sensible
 //! unmeasured. A [`Tuner`] runs all of them on the shapes of a graph and keeps the fastest as
-//! [`Choices`], which are a part of the [`Profile`](crate::Profile) that plans are made for.
+//! [`Choices`], which are a part of the [`Profile`] that plans are made for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
