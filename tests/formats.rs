@@ -176,6 +176,7 @@ fn hostile_gguf_headers() -> Vec<Case> {
         ("alignment_0", alignment(raw().u32(4).u32(0)), &["`general.alignment`", "power of two", "0"]),
         ("alignment_24", alignment(raw().u32(4).u32(24)), &["`general.alignment`", "power of two", "24"]),
         ("alignment_type", alignment(raw().u32(8).text("32")), &["`general.alignment`", "u32", "string `32`"]),
+        ("split", Raw::header(3, 0, 1).text("split.count").u32(2).bytes(&[4, 0]).0, &["`split.count`", "4"]),
         ("names_twice", pair(("w", 0), ("w", 32)), &["tensor `w`", "twice"]),
         ("overlap", pair(("v", 32), ("w", 32)), &["`v`", "`w`", "overlap"]),
     ]

@@ -56,6 +56,10 @@ pub fn gguf_header(path: &str, file: &[u8]) -> Result<Header> {
         let value = r.value(kind, &field)?;
         metadata.insert(key, value)?;
     }
+    const PARTS: &str = "split.count";
+    if let Ok(parts @ 2..) = metadata.usize(PARTS) {
+        return Err(bad(path, format!("metadata `{PARTS}`: one of {parts} files; this crate reads models in one")));
+    }
     let alignment = alignment(path, &metadata)?;
     let tensor_count = r.count(tensor_count, MIN_TENSOR_BYTES, "tensor count")?;
     let mut entries = vec![];

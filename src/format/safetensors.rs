@@ -279,8 +279,10 @@ impl View for SaveTensor<'_> {
 /// memory first.
 ///
 /// `metadata` goes under `__metadata__`, with `format: pt` unless it says otherwise: some loaders
-/// insist on that. Its entries are written in no particular order. An `Err` names the tensor whose name is taken, whose shape does not fit its values,
-/// whose type is none of safetensors', or which has finite values that its type cannot hold.
+/// insist on that. Its entries are written in no particular order.
+///
+/// An `Err` names the tensor whose name is taken, whose shape does not fit its values, whose type is
+/// none of safetensors', or which has finite values that its type cannot hold.
 ///
 /// ```
 /// use throughline::format::{SaveTensor, Stored, Weights, save_safetensors};
