@@ -4,7 +4,7 @@
 //!
 //! Build a [`Graph`] (by hand, or with [`nn`]), differentiate it ([`Graph::gradients`]), turn it into
 //! a [`Plan`] and run that as an [`Executable`] on a [`Gpu`]. [`train`], [`optim`], [`data`],
-//! [`sample`] and [`checkpoint`] are what training needs around it. [`ops`] holds the op table,
+//! [`sample`] and [`checkpoint`] are what training needs around it. [`mod@format`] reads model files. [`ops`] holds the op table,
 //! [`mod@reference`] the f64 oracle.
 #![warn(missing_docs, missing_debug_implementations, rust_2018_idioms)]
 
@@ -13,6 +13,7 @@ pub mod checkpoint;
 pub mod data;
 pub mod error;
 pub mod exec;
+pub mod format;
 mod fuse;
 pub mod gpu;
 pub mod graph;

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 fn example(name: &str) -> PathBuf {
     static BUILT: OnceLock<()> = OnceLock::new();
     BUILT.get_or_init(|| {
-        let names = ["train", "generate", "demo", "profile", "roofline", "wgsl"];
+        let names = ["train", "generate", "demo", "profile", "roofline", "wgsl", "tensors"];
         let args = names.iter().flat_map(|name| ["--example", name]);
         assert!(Command::new(env!("CARGO")).args(["build", "--quiet"]).args(args).status().unwrap().success());
     });
@@ -130,6 +130,13 @@ fn wgsl_prints_any_kernel() {
     let stdout = ok("wgsl", &["matmul", "bias", "--cpu", "--subgroups", "8,8"]);
     assert!(stdout.contains("fn forward") && stdout.contains("SUBGROUPS: bool = true"), "{stdout}");
     assert!(refused("wgsl", &["matmul", "no such case"]).contains("no case"));
+}
+
+#[test]
+fn tensors_lists_what_is_in_a_file() {
+    let stdout = ok("tensors", &["tests/data/tiny_llama.safetensors", "--check"]);
+    assert!(stdout.contains("model.norm.weight: F32[48]") && stdout.contains("tensors of F32"), "{stdout}");
+    assert!(refused("tensors", &["Cargo.toml"]).contains("neither a GGUF"));
 }
 
 #[test]

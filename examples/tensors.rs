@@ -1,0 +1,45 @@
+//! What is in a model file: `cargo run --example tensors -- MODEL.gguf` (or `.safetensors`, or a
+//! folder with `config.json` and safetensors files).
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::Parser;
+use throughline::format::Weights;
+
+#[derive(Parser)]
+#[command(about = "Lists a model file's metadata and tensors.")]
+struct Args {
+    /// A GGUF or safetensors file, or a folder with safetensors files.
+    path: PathBuf,
+    /// Also decode every tensor, and fail if one has NaN or infinite elements.
+    #[arg(long)]
+    check: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let weights = Weights::open(&args.path)?;
+    for (key, value) in weights.metadata().iter() {
+        println!("{key} = {}", value.summary());
+    }
+    if let Some(config) = weights.config() {
+        println!("config.json = {config:#}");
+    }
+    let mut totals: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
+    for tensor in weights.iter() {
+        println!("{}: {}{}", tensor.name(), tensor.stored(), tensor.shape());
+        let total = totals.entry(tensor.stored().name()).or_default();
+        *total = (total.0 + 1, total.1 + tensor.bytes().len());
+        if args.check {
+            tensor.check_finite()?;
+        }
+    }
+    for (name, ty) in weights.unread() {
+        println!("{name}: {ty} (not read)");
+    }
+    for (stored, (count, bytes)) in totals {
+        println!("{count} tensors of {stored}, {:.1} MiB", bytes as f64 / f64::from(1 << 20));
+    }
+    Ok(())
+}

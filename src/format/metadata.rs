@@ -1,0 +1,238 @@
+//! Metadata of a model file: keys with typed values, and accessors whose errors name the key.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use super::{bad, quoted};
+use crate::error::Result;
+
+/// A value, with the types of GGUF. Metadata of safetensors files is all [`String`](Self::String).
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)] // the names say all
+pub enum MetaValue {
+    U8(u8),
+    I8(i8),
+    U16(u16),
+    I16(i16),
+    U32(u32),
+    I32(i32),
+    U64(u64),
+    I64(i64),
+    F32(f32),
+    F64(f64),
+    Bool(bool),
+    String(String),
+    Array(MetaArray),
+}
+
+/// An array; elements are all of one type. Typed vectors, so that an array takes about as much
+/// memory as it takes in the file.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs)] // the names say all
+pub enum MetaArray {
+    U8(Vec<u8>),
+    I8(Vec<i8>),
+    U16(Vec<u16>),
+    I16(Vec<i16>),
+    U32(Vec<u32>),
+    I32(Vec<i32>),
+    U64(Vec<u64>),
+    I64(Vec<i64>),
+    F32(Vec<f32>),
+    F64(Vec<f64>),
+    Bool(Vec<bool>),
+    String(Vec<String>),
+    Array(Vec<MetaArray>),
+}
+
+impl MetaArray {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.kind().1
+    }
+
+    /// True if there is no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Element type and number of elements.
+    fn kind(&self) -> (&'static str, usize) {
+        match self {
+            MetaArray::U8(v) => ("u8", v.len()),
+            MetaArray::I8(v) => ("i8", v.len()),
+            MetaArray::U16(v) => ("u16", v.len()),
+            MetaArray::I16(v) => ("i16", v.len()),
+            MetaArray::U32(v) => ("u32", v.len()),
+            MetaArray::I32(v) => ("i32", v.len()),
+            MetaArray::U64(v) => ("u64", v.len()),
+            MetaArray::I64(v) => ("i64", v.len()),
+            MetaArray::F32(v) => ("f32", v.len()),
+            MetaArray::F64(v) => ("f64", v.len()),
+            MetaArray::Bool(v) => ("bool", v.len()),
+            MetaArray::String(v) => ("string", v.len()),
+            MetaArray::Array(v) => ("array", v.len()),
+        }
+    }
+}
+
+impl MetaValue {
+    /// Type and value in short, for messages and listings: long strings and arrays are cut.
+    pub fn summary(&self) -> String {
+        match self {
+            MetaValue::U8(v) => format!("u8 {v}"),
+            MetaValue::I8(v) => format!("i8 {v}"),
+            MetaValue::U16(v) => format!("u16 {v}"),
+            MetaValue::I16(v) => format!("i16 {v}"),
+            MetaValue::U32(v) => format!("u32 {v}"),
+            MetaValue::I32(v) => format!("i32 {v}"),
+            MetaValue::U64(v) => format!("u64 {v}"),
+            MetaValue::I64(v) => format!("i64 {v}"),
+            MetaValue::F32(v) => format!("f32 {v}"),
+            MetaValue::F64(v) => format!("f64 {v}"),
+            MetaValue::Bool(v) => format!("bool {v}"),
+            MetaValue::String(v) => format!("string {}", quoted(v)),
+            MetaValue::Array(v) => format!("array of {} {}", v.len(), v.kind().0),
+        }
+    }
+
+    fn as_i128(&self) -> Option<i128> {
+        Some(match self {
+            MetaValue::U8(v) => (*v).into(),
+            MetaValue::I8(v) => (*v).into(),
+            MetaValue::U16(v) => (*v).into(),
+            MetaValue::I16(v) => (*v).into(),
+            MetaValue::U32(v) => (*v).into(),
+            MetaValue::I32(v) => (*v).into(),
+            MetaValue::U64(v) => (*v).into(),
+            MetaValue::I64(v) => (*v).into(),
+            _ => return None,
+        })
+    }
+}
+
+/// Keys and values in file order. Accessors give an `Err` that names file and key if the key is
+/// missing or has another type; writers differ in the width of integers, so any will do.
+#[derive(Clone, Debug, Default)]
+pub struct Metadata {
+    path: String,
+    entries: Vec<(String, MetaValue)>,
+    by_key: HashMap<String, usize>,
+}
+
+impl Metadata {
+    pub(super) fn new(path: &str) -> Self {
+        Metadata { path: path.into(), ..Default::default() }
+    }
+
+    /// Adds an entry; an `Err` if the key is taken.
+    pub(super) fn insert(&mut self, key: String, value: MetaValue) -> Result<()> {
+        match self.by_key.entry(key.clone()) {
+            Entry::Occupied(_) => Err(bad(&self.path, format!("metadata {} is there twice", quoted(&key)))),
+            Entry::Vacant(slot) => {
+                slot.insert(self.entries.len());
+                self.entries.push((key, value));
+                Ok(())
+            }
+        }
+    }
+
+    /// Number of entries.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// True if there is no entry.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Keys and values in file order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &MetaValue)> {
+        self.entries.iter().map(|(key, value)| (key.as_str(), value))
+    }
+
+    /// The value of a key, whatever its type.
+    pub fn get(&self, key: &str) -> Option<&MetaValue> {
+        self.by_key.get(key).map(|&i| &self.entries[i].1)
+    }
+
+    /// True if there is such a key.
+    pub fn contains(&self, key: &str) -> bool {
+        self.by_key.contains_key(key)
+    }
+
+    /// The value of a key through `read`, which gives `None` for a type that it does not take.
+    fn typed<'a, T>(&'a self, key: &str, expected: &str, read: impl Fn(&'a MetaValue) -> Option<T>) -> Result<T> {
+        let key_shown = quoted(key);
+        let value = self.get(key);
+        let value = value.ok_or_else(|| bad(&self.path, format!("metadata {key_shown} is missing: {expected}")))?;
+        read(value).ok_or_else(|| {
+            bad(&self.path, format!("metadata {key_shown}: expected {expected}, got {}", value.summary()))
+        })
+    }
+
+    /// An integer that fits `usize`: a count or a size.
+    pub fn usize(&self, key: &str) -> Result<usize> {
+        self.typed(key, "an integer of at least 0", |v| usize::try_from(v.as_i128()?).ok())
+    }
+
+    /// A float.
+    pub fn f32(&self, key: &str) -> Result<f32> {
+        self.typed(key, "a float", |v| match v {
+            MetaValue::F32(v) => Some(*v),
+            MetaValue::F64(v) => Some(*v as f32),
+            _ => None,
+        })
+    }
+
+    /// A bool.
+    pub fn bool(&self, key: &str) -> Result<bool> {
+        self.typed(key, "a bool", |v| match v {
+            MetaValue::Bool(v) => Some(*v),
+            _ => None,
+        })
+    }
+
+    /// A string.
+    pub fn str(&self, key: &str) -> Result<&str> {
+        self.typed(key, "a string", |v| match v {
+            MetaValue::String(v) => Some(v.as_str()),
+            _ => None,
+        })
+    }
+
+    /// An array of strings, such as `tokenizer.ggml.tokens`.
+    pub fn strs(&self, key: &str) -> Result<&[String]> {
+        self.typed(key, "an array of strings", |v| match v {
+            MetaValue::Array(MetaArray::String(v)) => Some(v.as_slice()),
+            _ => None,
+        })
+    }
+
+    /// An array of f32, such as `tokenizer.ggml.scores`.
+    pub fn f32s(&self, key: &str) -> Result<&[f32]> {
+        self.typed(key, "an array of f32", |v| match v {
+            MetaValue::Array(MetaArray::F32(v)) => Some(v.as_slice()),
+            _ => None,
+        })
+    }
+
+    /// An array of integers that fit `i64`, such as `tokenizer.ggml.token_type`.
+    pub fn ints(&self, key: &str) -> Result<Vec<i64>> {
+        fn widen<T: Copy + Into<i64>>(v: &[T]) -> Option<Vec<i64>> {
+            Some(v.iter().map(|&v| v.into()).collect())
+        }
+        self.typed(key, "an array of integers", |v| match v {
+            MetaValue::Array(MetaArray::U8(v)) => widen(v),
+            MetaValue::Array(MetaArray::I8(v)) => widen(v),
+            MetaValue::Array(MetaArray::U16(v)) => widen(v),
+            MetaValue::Array(MetaArray::I16(v)) => widen(v),
+            MetaValue::Array(MetaArray::U32(v)) => widen(v),
+            MetaValue::Array(MetaArray::I32(v)) => widen(v),
+            MetaValue::Array(MetaArray::I64(v)) => Some(v.clone()),
+            MetaValue::Array(MetaArray::U64(v)) => v.iter().map(|&v| v.try_into().ok()).collect(),
+            _ => None,
+        })
+    }
+}

@@ -1,0 +1,328 @@
+//! safetensors: the header of a file, folders of a model, and writing.
+//!
+//! A file is the header's length (u64, little-endian), the header (a JSON object: types, shapes and
+//! ranges by name, and strings under `__metadata__`), and the data, without gaps. Types and writing
+//! are those of the `safetensors` crate. The header is read here, because the crate's reader takes the
+//! last of two tensors with one name and does not say which tensor is wrong. Source: the format's
+//! description in <https://github.com/huggingface/safetensors>.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use ::safetensors::tensor::{Dtype, TensorInfo as RawInfo, View};
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+
+use super::mapped::{self, Bytes};
+use super::metadata::{MetaValue, Metadata};
+use super::{Header, MAX_RANK, Stored, TensorInfo, bad, quant, quoted};
+use crate::checkpoint::write_atomically;
+use crate::error::{Error, Result};
+use crate::tensor::Shape;
+
+/// Longest header that is read, as in the `safetensors` crate.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// Longest JSON files beside the weights that are read.
+const MAX_CONFIG_BYTES: u64 = 16 << 20;
+const MAX_INDEX_BYTES: u64 = 64 << 20;
+
+/// A JSON object's entries in file order; the same key twice is an error.
+struct Entries<T>(Vec<(String, T)>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ByKey<T>(std::marker::PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for ByKey<T> {
+            type Value = Entries<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries<T>, A::Error> {
+                let mut seen = BTreeSet::new();
+                let mut entries = vec![];
+                while let Some(key) = map.next_key::<String>()? {
+                    let shown = quoted(&key);
+                    if !seen.insert(key.clone()) {
+                        return Err(A::Error::custom(format!("{shown} is there twice")));
+                    }
+                    let value = map.next_value().map_err(|e| A::Error::custom(format!("{shown}: {e}")))?;
+                    entries.push((key, value));
+                }
+                Ok(Entries(entries))
+            }
+        }
+        deserializer.deserialize_map(ByKey(std::marker::PhantomData))
+    }
+}
+
+/// The header's JSON: tensors in the order in which they are written there.
+struct RawHeader {
+    metadata: Vec<(String, String)>,
+    tensors: Vec<(String, RawInfo)>,
+}
+
+impl<'de> Deserialize<'de> for RawHeader {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ByName;
+        impl<'de> Visitor<'de> for ByName {
+            type Value = RawHeader;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
+                let (mut metadata, mut tensors) = (None, vec![]);
+                while let Some(name) = map.next_key::<String>()? {
+                    let named = |e| A::Error::custom(format!("{}: {e}", quoted(&name)));
+                    if name == "__metadata__" && metadata.is_some() {
+                        return Err(named(A::Error::custom("is there twice")));
+                    } else if name == "__metadata__" {
+                        metadata = Some(map.next_value::<Entries<String>>().map_err(named)?.0);
+                    } else {
+                        let info = map.next_value().map_err(named)?;
+                        tensors.push((name, info));
+                    }
+                }
+                Ok(RawHeader { metadata: metadata.unwrap_or_default(), tensors })
+            }
+        }
+        deserializer.deserialize_map(ByName)
+    }
+}
+
+/// Reads and checks the header of a safetensors file. `path` is for messages; `file` is the whole
+/// file, so that every tensor's range is known to lie in it. Takes memory in proportion to the header.
+///
+/// An `Err` names file, field or tensor, and what was expected. Tensors of types other than F32, F16
+/// and BF16 (integer buffers, say), and such without elements, are in [`Header::unread`]. See
+/// [`Weights`](super::Weights) for use on files.
+pub fn safetensors_header(path: &str, file: &[u8]) -> Result<Header> {
+    let Some((len, rest)) = file.split_first_chunk::<8>() else {
+        return Err(bad(path, format!("header length: needs 8 bytes, but the file has {}", file.len())));
+    };
+    let len = u64::from_le_bytes(*len);
+    if len > MAX_HEADER_BYTES.min(rest.len() as u64) {
+        let left = rest.len();
+        let limit = format!("the file has {left} more bytes and the format's limit is {MAX_HEADER_BYTES}");
+        return Err(bad(path, format!("header length: {len}, but {limit}")));
+    }
+    let (json, data) = rest.split_at(len as usize);
+    let raw: RawHeader = serde_json::from_slice(json).map_err(|e| bad(path, format!("header: {e}")))?;
+    let mut metadata = Metadata::new(path);
+    for (key, value) in raw.metadata {
+        metadata.insert(key, MetaValue::String(value))?;
+    }
+    let mut header = Header { metadata, tensors: vec![], unread: vec![] };
+    let mut tensors = raw.tensors;
+    tensors.sort_by_key(|(_, info)| info.data_offsets);
+    let mut end = 0;
+    for (name, info) in tensors {
+        check(&info, end, data.len()).map_err(|why| bad(path, format!("tensor {}: {why}", quoted(&name))))?;
+        end = info.data_offsets.1;
+        let start = file.len() - data.len();
+        let range = start + info.data_offsets.0..start + info.data_offsets.1;
+        match stored(info.dtype) {
+            Some(_) if range.is_empty() => header.unread.push((name, format!("{} {:?}", info.dtype, info.shape))),
+            Some(stored) => header.tensors.push(TensorInfo { name, stored, shape: shape(info.shape), range }),
+            None => header.unread.push((name, format!("{} {:?}", info.dtype, info.shape))),
+        }
+    }
+    if end != data.len() {
+        return Err(bad(path, format!("data_offsets: tensors end at {end}, but the file's data at {}", data.len())));
+    }
+    header.check_names(path)?;
+    Ok(header)
+}
+
+/// What is wrong with a tensor's entry, if the one before it ends at `end` in `data_len` bytes.
+fn check(info: &RawInfo, end: usize, data_len: usize) -> Result<(), String> {
+    if info.shape.len() > MAX_RANK {
+        return Err(format!("shape has {} dimensions, expected {MAX_RANK} at most", info.shape.len()));
+    }
+    let (from, to) = info.data_offsets;
+    if from != end || to < from || to > data_len {
+        return Err(format!("data_offsets are [{from}, {to}], expected to start at {end} and end by {data_len}"));
+    }
+    let elements = info.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+    let bits = elements.and_then(|n| n.checked_mul(info.dtype.bitsize()));
+    let bytes = bits.filter(|b| b.is_multiple_of(8)).map(|b| b / 8);
+    match bytes {
+        Some(bytes) if bytes == to - from => Ok(()),
+        Some(bytes) => {
+            let (dtype, shape) = (info.dtype, &info.shape);
+            Err(format!("{dtype}{shape:?} takes {bytes} bytes, but data_offsets [{from}, {to}] hold {}", to - from))
+        }
+        None => Err(format!("{}{:?} is not a size in bytes", info.dtype, info.shape)),
+    }
+}
+
+fn stored(dtype: Dtype) -> Option<Stored> {
+    match dtype {
+        Dtype::F32 => Some(Stored::F32),
+        Dtype::F16 => Some(Stored::F16),
+        Dtype::BF16 => Some(Stored::BF16),
+        _ => None,
+    }
+}
+
+/// A scalar, which has no dimensions in the file, is `[1]` here.
+fn shape(dims: Vec<usize>) -> Shape {
+    if dims.is_empty() { Shape::from([1]) } else { Shape::new(dims) }
+}
+
+/// What is in a model's folder.
+pub(super) struct Folder {
+    /// Paths and bytes of the weights' files, in order of their names.
+    pub files: Vec<(String, Bytes)>,
+    /// Which tensor is in which file, if the folder has an index.
+    pub index: Option<Vec<(String, String)>>,
+    /// `config.json`, if there is one.
+    pub config: Option<serde_json::Value>,
+}
+
+/// Opens `model.safetensors`, or else the files that `model.safetensors.index.json` names.
+pub(super) fn open_folder(dir: &Path) -> Result<Folder> {
+    let config = dir.join("config.json");
+    let config = if config.exists() { Some(read_json(&config, MAX_CONFIG_BYTES)?) } else { None };
+    let single = dir.join("model.safetensors");
+    if single.exists() {
+        let files = vec![(single.display().to_string(), mapped::map(&single)?)];
+        return Ok(Folder { files, index: None, config });
+    }
+    let index_path = dir.join("model.safetensors.index.json");
+    if !index_path.exists() {
+        let message = "has neither `model.safetensors` nor `model.safetensors.index.json`";
+        return Err(bad(&dir.display().to_string(), message));
+    }
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: Entries<String>,
+    }
+    let index: Index = read_json(&index_path, MAX_INDEX_BYTES)?;
+    let mut files = vec![];
+    for name in index.weight_map.0.iter().map(|(_, file)| file).collect::<BTreeSet<_>>() {
+        // A file of this folder, so that an index cannot name others.
+        if name.contains(['/', '\\', ':']) || !name.ends_with(".safetensors") {
+            let message = format!("weight_map: {} is not the name of a safetensors file", quoted(name));
+            return Err(bad(&index_path.display().to_string(), message));
+        }
+        let path = dir.join(name);
+        files.push((path.display().to_string(), mapped::map(&path)?));
+    }
+    let in_folder = |(tensor, file): (String, String)| (tensor, dir.join(file).display().to_string());
+    let index = index.weight_map.0.into_iter().map(in_folder).collect();
+    Ok(Folder { files, index: Some(index), config })
+}
+
+/// Reads a JSON file that is not longer than `limit`.
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path, limit: u64) -> Result<T> {
+    let shown = path.display().to_string();
+    let io = |source| Error::Io { path: shown.clone(), source };
+    if !std::fs::metadata(path).map_err(io)?.is_file() {
+        return Err(bad(&shown, "is not a regular file"));
+    }
+    let mut text = vec![];
+    File::open(path).map_err(io)?.take(limit + 1).read_to_end(&mut text).map_err(io)?;
+    if text.len() as u64 > limit {
+        return Err(bad(&shown, format!("is longer than {limit} bytes")));
+    }
+    serde_json::from_slice(&text).map_err(|e| bad(&shown, e.to_string()))
+}
+
+/// A tensor to be written by [`save_safetensors`].
+#[derive(Clone, Copy, Debug)]
+pub struct SaveTensor<'a> {
+    /// Its name in the file.
+    pub name: &'a str,
+    /// Row-major dimensions.
+    pub shape: &'a [usize],
+    /// Its elements in order.
+    pub values: &'a [f32],
+    /// How to store them: `F32`, `F16` or `BF16`, rounded to nearest even.
+    pub stored: Stored,
+}
+
+/// Converted when it is written, so that one tensor at a time is in memory twice.
+impl View for SaveTensor<'_> {
+    fn dtype(&self) -> Dtype {
+        match self.stored {
+            Stored::F16 => Dtype::F16,
+            Stored::BF16 => Dtype::BF16,
+            _ => Dtype::F32,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        // No error is left: save_safetensors has checked the type.
+        quant::quantize(self.stored, self.values).unwrap_or_default().into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.values.len() * self.stored.block_bytes()
+    }
+}
+
+/// Writes tensors to a safetensors file that PyTorch and others load by the same names. The path
+/// holds the old file or the new one, whole, whatever happens meanwhile. The file is made in host
+/// memory first.
+///
+/// `metadata` goes under `__metadata__`, with `format: pt` unless it says otherwise: some loaders
+/// insist on that. Its entries are written in no particular order.
+///
+/// An `Err` names the tensor whose name is taken, whose shape does not fit its values, whose type is
+/// none of safetensors', or which has finite values that its type cannot hold.
+///
+/// ```
+/// use throughline::format::{SaveTensor, Stored, Weights, save_safetensors};
+///
+/// let path = std::env::temp_dir().join(format!("doc-{}.safetensors", std::process::id()));
+/// let table = SaveTensor { name: "wte.weight", shape: &[2, 3], values: &[0.5; 6], stored: Stored::BF16 };
+/// save_safetensors(&path, &[table], &Default::default())?;
+///
+/// let weights = Weights::open(&path)?;
+/// let table = weights.get("wte.weight")?.of_shape([2, 3])?;
+/// assert_eq!(table.stored(), Stored::BF16);
+/// assert_eq!(table.values()?, [0.5; 6]);
+/// # drop(weights);
+/// # std::fs::remove_file(path).unwrap();
+/// # Ok::<(), throughline::Error>(())
+/// ```
+pub fn save_safetensors(path: &Path, tensors: &[SaveTensor<'_>], metadata: &BTreeMap<String, String>) -> Result<()> {
+    let mut names = BTreeSet::from(["__metadata__"]);
+    for t in tensors {
+        let err =
+            |expected: &str, got: String| Err(Error::Data { tensor: t.name.into(), expected: expected.into(), got });
+        if !names.insert(t.name) {
+            return err("a name of its own", "one that is taken".into());
+        }
+        if t.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)) != Some(t.values.len()) {
+            return err("as many values as the shape has", format!("{} for {:?}", t.values.len(), t.shape));
+        }
+        let largest = match t.stored {
+            Stored::F32 => f32::MAX,
+            Stored::F16 => half::f16::MAX.to_f32(),
+            Stored::BF16 => half::bf16::MAX.to_f32(),
+            other => return err("F32, F16 or BF16", other.to_string()),
+        };
+        if let Some(v) = t.values.iter().find(|v| v.is_finite() && v.abs() > largest) {
+            return err(&format!("values of {}, at most {largest}", t.stored), v.to_string());
+        }
+    }
+    let mut entries: HashMap<_, _> = metadata.clone().into_iter().collect();
+    entries.entry("format".into()).or_insert_with(|| "pt".into());
+    let bytes = ::safetensors::serialize(tensors.iter().map(|t| (t.name, *t)), Some(entries));
+    let bytes = bytes.map_err(|e| bad(&path.display().to_string(), e.to_string()))?;
+    write_atomically(path, &bytes)
+}
