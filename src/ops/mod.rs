@@ -18,6 +18,7 @@ use crate::tensor::TensorType;
 pub mod adamw;
 pub mod add;
 pub mod attention;
+pub mod cache;
 pub mod concat;
 pub mod cross_entropy;
 pub mod dropout;
@@ -243,6 +244,7 @@ pub const TABLE: &[Row] = &[
     adamw::ROW,
     add::ROW,
     attention::ROW,
+    cache::ROW,
     concat::ROW,
     cross_entropy::ROW,
     dropout::ROW,
