@@ -116,7 +116,11 @@ fn naga_error(wgsl: &str) -> Option<String> {
     match naga::front::wgsl::parse_str(wgsl) {
         Err(e) => Some(e.emit_to_string(wgsl)),
         Ok(module) => {
-            let result = Validator::new(ValidationFlags::all(), Capabilities::SUBGROUP).validate(&module);
+            let result = Validator::new(
+                ValidationFlags::all(),
+                Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32,
+            )
+            .validate(&module);
             result.err().map(|e| e.emit_to_string(wgsl))
         }
     }

@@ -29,6 +29,7 @@ pub mod l2_norm;
 pub mod matmul;
 pub mod mul;
 pub mod norm;
+pub mod packed;
 pub mod reshape;
 pub mod residual_add;
 pub mod rope;
@@ -256,6 +257,7 @@ pub const TABLE: &[Row] = &[
     mul::ROW,
     norm::LAYERNORM,
     norm::RMSNORM,
+    packed::ROW,
     residual_add::ROW,
     rope::ROW,
     scale::ROW,
