@@ -123,7 +123,10 @@ fn naga_error(wgsl: &str) -> Option<String> {
     match naga::front::wgsl::parse_str(wgsl) {
         Err(e) => Some(e.emit_to_string(wgsl)),
         Ok(module) => {
-            let capabilities = Capabilities::SUBGROUP | Capabilities::COOPERATIVE_MATRIX | Capabilities::SHADER_FLOAT16;
+            let capabilities = Capabilities::SUBGROUP
+                | Capabilities::COOPERATIVE_MATRIX
+                | Capabilities::SHADER_FLOAT16
+                | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
             let result = Validator::new(ValidationFlags::all(), capabilities).validate(&module);
             result.err().map(|e| e.emit_to_string(wgsl))
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Op;
+use super::packed::Packed;
 use crate::error::Result;
 use crate::graph::{Graph, Value};
 use crate::reference::Array;
@@ -37,6 +38,8 @@ pub enum Fill {
     Constant(f64),
     /// These values, from the first again after the last: settings that a kernel reads.
     Values(&'static [f64]),
+    /// Words of a matrix in this format, every bit of them random but for the exponents of scales.
+    Packed(Packed),
 }
 
 /// An input of a case.
@@ -87,6 +90,12 @@ impl Case {
         self
     }
 
+    /// Appends a packed matrix, which has no gradient.
+    pub fn packed(mut self, matrix: Packed) -> Self {
+        self.inputs.push(InputSpec { ty: matrix.ty(), fill: Fill::Packed(matrix), grad: false });
+        self
+    }
+
     /// Changes how input `i` is filled.
     pub fn fill(mut self, i: usize, fill: Fill) -> Self {
         self.inputs[i].fill = fill;
@@ -117,7 +126,10 @@ impl Case {
         self.inputs
             .iter()
             .map(|spec| {
-                let data = (0..spec.ty.len()).map(|i| sample(&mut rng, spec.fill, i)).collect();
+                let data = match spec.fill {
+                    Fill::Packed(matrix) => matrix.random_words(&mut rng),
+                    fill => (0..spec.ty.len()).map(|i| sample(&mut rng, fill, i)).collect(),
+                };
                 Array::new(spec.ty.shape.clone(), data)
             })
             .collect()
@@ -148,6 +160,7 @@ fn sample(rng: &mut Rng, fill: Fill, i: usize) -> f64 {
         Fill::Below(n) => return rng.below(u64::from(n)) as f64,
         Fill::Constant(c) => c,
         Fill::Values(values) => values[i % values.len()],
+        Fill::Packed(_) => return 0.0, // whole matrices are made by `Packed::random_words`
     };
     f64::from(x as f32)
 }

@@ -18,6 +18,7 @@ use crate::tensor::TensorType;
 pub mod adamw;
 pub mod add;
 pub mod attention;
+pub mod cache;
 pub mod concat;
 pub mod cross_entropy;
 pub mod dropout;
@@ -28,6 +29,7 @@ pub mod l2_norm;
 pub mod matmul;
 pub mod mul;
 pub mod norm;
+pub mod packed;
 pub mod reshape;
 pub mod residual_add;
 pub mod rope;
@@ -243,6 +245,7 @@ pub const TABLE: &[Row] = &[
     adamw::ROW,
     add::ROW,
     attention::ROW,
+    cache::ROW,
     concat::ROW,
     cross_entropy::ROW,
     dropout::ROW,
@@ -254,6 +257,7 @@ pub const TABLE: &[Row] = &[
     mul::ROW,
     norm::LAYERNORM,
     norm::RMSNORM,
+    packed::ROW,
     residual_add::ROW,
     rope::ROW,
     scale::ROW,

@@ -1,0 +1,192 @@
+//! Rows of longer sequences from a place that only the step knows: writing the keys and values of new
+//! tokens into a cache, and its dual, reading them out.
+
+use super::{Bind, Case, InputFill, Launch, Op, Program, Row, elementwise, table_kernel};
+use crate::autodiff::Vjp;
+use crate::error::Result;
+use crate::graph::{Graph, Value};
+use crate::reference::Array;
+use crate::tensor::{DType, TensorType};
+
+const SOURCE: &str = include_str!("../../shaders/cache.wgsl");
+
+pub(super) const ROW: Row = Row {
+    name: "cache",
+    summary: "cache[b, start + i] = rows[b, i] in place, and its dual rows[b, i] = cache[b, start + i]",
+    source: SOURCE,
+    cases: || {
+        let write = |[b, t, capacity, d]: [usize; 4], start: u32| {
+            let name = format!("write {t} of {capacity} at {start}, b{b} d{d}");
+            let case = Case::new(name, CacheWrite, &[&[b, t, d]]).ids(&[1], 1);
+            case.fill(1, InputFill::Constant(f64::from(start))).also(&[b, capacity, d])
+        };
+        let read = |[b, t, capacity, d]: [usize; 4], start: u32| {
+            let name = format!("read {t} of {capacity} at {start}, b{b} d{d}");
+            let case = Case::new(name, CacheRead { time: t }, &[&[b, capacity, d]]).ids(&[1], 1);
+            case.fill(1, InputFill::Constant(f64::from(start)))
+        };
+        let mut cases = vec![];
+        for (shape, start) in [
+            ([1, 1, 1, 1], 0),
+            ([1, 1, 127, 64], 126),
+            ([2, 5, 33, 12], 7),
+            ([3, 2, 9, 7], 0),
+            ([2, 4, 6, 20], 4), // the last two rows do not fit
+            ([2, 3, 5, 4], 1757),
+        ] {
+            cases.extend([write(shape, start), read(shape, start)]);
+        }
+        cases
+    },
+    bench: || {
+        let case = Case::new("write 128 of 2048, d768", CacheWrite, &[&[1, 128, 768]]).ids(&[1], 1);
+        vec![case.fill(1, InputFill::Constant(512.0)).also(&[1, 2048, 768])]
+    },
+};
+
+/// `(rows, start, cache) -> cache`: `[batch, time, d], u32 [1], [batch, capacity, d]`, with `rows` from row
+/// `start` on. Rows that do not fit are left out.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheWrite;
+
+/// `(cache, start) -> rows`: `[batch, capacity, d], u32 [1] -> [batch, time, d]`. Zeros past the end.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheRead {
+    /// How many rows of each sequence.
+    pub time: usize,
+}
+
+impl Graph {
+    /// `cache` with `rows` from row `start` on: `[batch, time, d]`, u32 `[1]`, `[batch, capacity, d]`. In
+    /// place, where the cache is a state that the result is stored to.
+    pub fn cache_write(&mut self, name: &str, rows: Value, start: Value, cache: Value) -> Result<Value> {
+        self.op1(name, CacheWrite, &[rows, start, cache])
+    }
+}
+
+/// Checks the cache and the start; batch, capacity and width.
+fn dims(cache: &TensorType, start: &TensorType) -> Result<[usize; 3], String> {
+    if *start != TensorType::u32([1]) {
+        return Err(format!("the start must be u32[1], got {start}"));
+    }
+    match (cache.dtype, cache.shape.dims()) {
+        (DType::F32, &[batch, capacity, d]) => Ok([batch, capacity, d]),
+        _ => Err(format!("the cache must be f32 [batch, capacity, d], got {cache}")),
+    }
+}
+
+/// The dispatch of `entry` for these rows and this cache.
+fn launch(cx: &Launch<'_>, entry: &'static str, rows: &TensorType, cache: &TensorType, binds: &[Bind]) -> Program {
+    let (time, d) = (rows.shape.dims()[1], rows.shape.cols());
+    let (elem, width) = if d.is_multiple_of(4) { ("vec4<f32>", 4) } else { ("f32", 1) };
+    let cols = d / width;
+    let words = [time * cols, cols, cache.shape.dims()[1]].map(|x| x as u32);
+    let kernel = table_kernel("cache", SOURCE, entry).knob("E", elem);
+    elementwise::elements(cx, rows.len() / width, kernel, binds, &words)
+}
+
+/// Calls `f(index in rows, index in cache)` for every element that fits.
+fn for_each(rows: &Array, cache: &Array, start: f64, mut f: impl FnMut(usize, usize)) {
+    let (time, capacity, d) = (rows.shape.dims()[1], cache.shape.dims()[1], rows.shape.cols());
+    for i in 0..rows.data.len() {
+        let (b, t, c) = (i / d / time, start as usize + i / d % time, i % d);
+        if t < capacity {
+            f(i, (b * capacity + t) * d + c);
+        }
+    }
+}
+
+impl Op for CacheWrite {
+    fn name(&self) -> &'static str {
+        "cache_write"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        let [rows, start, cache] = inputs else { return Err(format!("takes 3 inputs, got {}", inputs.len())) };
+        let [batch, _, d] = dims(cache, start)?;
+        match (rows.dtype, rows.shape.dims()) {
+            (DType::F32, &[b, _, cols]) if [b, cols] == [batch, d] => Ok(vec![cache.clone()]),
+            _ => Err(format!("rows must be f32 [{batch}, time, {d}], got {rows}")),
+        }
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        let (dy, start) = (cx.dy0()?, cx.inputs[1]);
+        let rows = cx.graph.ty(cx.inputs[0]).clone();
+        if cx.needs(0) {
+            let read = CacheRead { time: rows.shape.dims()[1] };
+            let drows = cx.graph.op1(&format!("{}.rows", cx.name), read, &[dy, start])?;
+            cx.set(0, drows);
+        }
+        if cx.needs(2) {
+            let zeros = cx.graph.fill(&format!("{}.zeros", cx.name), rows.shape, 0.0)?;
+            let dcache = cx.graph.cache_write(&format!("{}.cache", cx.name), zeros, start, dy)?;
+            cx.set(2, dcache);
+        }
+        Ok(())
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let binds = [Bind::In(1), Bind::In(0), Bind::Out(0)];
+        Ok(launch(cx, "write_rows", &cx.inputs[0], &cx.inputs[2], &binds))
+    }
+
+    fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
+        let (rows, mut cache) = (inputs[0], inputs[2].clone());
+        for_each(rows, inputs[2], inputs[1].data[0], |i, at| cache.data[at] = rows.data[i]);
+        vec![cache]
+    }
+
+    fn flops(&self, _: &[TensorType], _: &[TensorType]) -> u64 {
+        0
+    }
+
+    fn bytes(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
+        2 * inputs[0].bytes() as u64
+    }
+
+    fn starts_as(&self, _output: usize) -> Option<usize> {
+        Some(2)
+    }
+}
+
+impl Op for CacheRead {
+    fn name(&self) -> &'static str {
+        "cache_read"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        let [cache, start] = inputs else { return Err(format!("takes 2 inputs, got {}", inputs.len())) };
+        let [batch, _, d] = dims(cache, start)?;
+        Ok(vec![TensorType::f32([batch, self.time, d])])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        let (dy, start) = (cx.dy0()?, cx.inputs[1]);
+        let cache = cx.graph.ty(cx.inputs[0]).shape.clone();
+        let zeros = cx.graph.fill(&format!("{}.zeros", cx.name), cache, 0.0)?;
+        let dcache = cx.graph.cache_write(&format!("{}.cache", cx.name), dy, start, zeros)?;
+        cx.set(0, dcache);
+        Ok(())
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let binds = [Bind::In(1), Bind::In(0), Bind::Out(0)];
+        Ok(launch(cx, "read_rows", &cx.outputs[0], &cx.inputs[0], &binds))
+    }
+
+    fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
+        let mut rows = Array::zeros(outputs[0].shape.clone());
+        let shape = rows.clone();
+        for_each(&shape, inputs[0], inputs[1].data[0], |i, at| rows.data[i] = inputs[0].data[at]);
+        vec![rows]
+    }
+
+    fn flops(&self, _: &[TensorType], _: &[TensorType]) -> u64 {
+        0
+    }
+
+    fn bytes(&self, _: &[TensorType], outputs: &[TensorType]) -> u64 {
+        2 * outputs[0].bytes() as u64
+    }
+}

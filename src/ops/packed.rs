@@ -1,0 +1,409 @@
+//! Products with weights that stay as a file stores them: f16, bf16 or ggml's blocks of few bits, decoded
+//! inside the kernels.
+//!
+//! A weight is a `u32` tensor with the file's bytes of a matrix `[n, k]`, rows one behind the other. It
+//! is frozen: gradients pass through to `x`, and asking for the weight's own is an error.
+
+use std::sync::Arc;
+
+use super::{Bind, Case, LaneSource, Launch, Op, Program, Row, expect_shape, lane_source, table_kernel};
+use crate::autodiff::Vjp;
+use crate::error::Result;
+use crate::format::{Stored, quant};
+use crate::gpu::AdapterClass;
+use crate::graph::{Graph, Value};
+use crate::kernel::Kernel;
+use crate::reference::Array;
+use crate::rng::Rng;
+use crate::tensor::{DType, TensorType};
+
+const SOURCE: LaneSource = lane_source!("packed.wgsl");
+
+/// Elements that the kernels decode at a time.
+const UNIT: usize = 32;
+
+pub(super) const ROW: Row = Row {
+    name: "packed",
+    summary: "y = x w^T + bias, and rows of w by id, with w as f16, bf16 or in ggml's blocks",
+    source: SOURCE.plain,
+    cases,
+    bench: || {
+        let case = |m, n, k, stored| linear(m, Packed { stored, n, k }, false);
+        vec![
+            case(1, 1536, 576, Stored::Q4_1),
+            case(1, 49_152, 576, Stored::Q8_0),
+            case(128, 1536, 576, Stored::Q4_1),
+            case(1, 4096, 4096, Stored::Q4_K),
+            case(1, 4096, 4096, Stored::F16),
+        ]
+    },
+};
+
+fn cases() -> Vec<Case> {
+    let mut cases = vec![];
+    for stored in Stored::ALL.into_iter().filter(|s| *s != Stored::F32) {
+        let k = if stored.block_len() == 256 { 512 } else { 96 };
+        cases.push(linear(3, Packed { stored, n: 5, k }, true));
+        let matrix = Packed { stored, n: 7, k };
+        let rows = Case::new(format!("rows {stored} {k}"), PackedRows(matrix), &[]).packed(matrix);
+        cases.push(rows.ids(&[2, 5], 9));
+    }
+    let plain = Packed { stored: Stored::Q4_1, n: 37, k: 96 };
+    cases.extend([linear(1, plain, false), linear(17, Packed { n: 8, ..plain }, false)]);
+    let wide = Packed { stored: Stored::Q4_1, n: 70, k: 1120 };
+    let op = PackedLinear { matrix: wide, bias: true, accumulate: true };
+    let case = Case::new("bias, accumulate", op, &[&[2, 5, 1120]]).packed(wide).also(&[70]).also(&[2, 5, 70]);
+    cases.push(case);
+    cases
+}
+
+fn linear(m: usize, matrix: Packed, bias: bool) -> Case {
+    let Packed { stored, n, k } = matrix;
+    let op = PackedLinear { matrix, bias, accumulate: false };
+    let case = Case::new(format!("{m}x{n}x{k} {stored}"), op, &[&[m, k]]).packed(matrix);
+    if bias { case.also(&[n]) } else { case }
+}
+
+/// A matrix `[n, k]` as a file stores it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Packed {
+    /// How its elements are stored.
+    pub stored: Stored,
+    /// Rows.
+    pub n: usize,
+    /// Columns: whole blocks of the format, and a multiple of 32.
+    pub k: usize,
+}
+
+impl Packed {
+    /// Bytes of its rows.
+    pub fn bytes(&self) -> usize {
+        self.n * (self.k / self.stored.block_len()) * self.stored.block_bytes()
+    }
+
+    /// The type of the tensor that holds it: the bytes as words, the last one filled up.
+    pub fn ty(&self) -> TensorType {
+        TensorType::u32([self.bytes().div_ceil(4)])
+    }
+
+    fn check(&self, ty: &TensorType) -> Result<(), String> {
+        if self.stored == Stored::F32 {
+            return Err("f32 weights are not packed; use a matmul".into());
+        }
+        let block = self.stored.block_len().max(UNIT);
+        if self.n == 0 || self.k == 0 || !self.k.is_multiple_of(block) {
+            return Err(format!("rows of {} elements are not whole blocks of {block}", self.k));
+        }
+        match *ty == self.ty() {
+            true => Ok(()),
+            false => Err(format!("{self:?} takes {} of words, got {ty}", self.ty())),
+        }
+    }
+
+    /// The matrix of a reference input, decoded: exact, since f64 holds any word.
+    fn decode(&self, words: &Array) -> Vec<f64> {
+        let bytes: Vec<u8> = words.data.iter().flat_map(|&w| (w as u32).to_le_bytes()).collect();
+        // `check` has seen that the blocks are whole.
+        let values = quant::dequantize(self.stored, &bytes[..self.bytes()]).unwrap_or_default();
+        values.into_iter().map(f64::from).collect()
+    }
+
+    /// Test data: random bytes, but with the f16 fields of every block near 1/64, so that no element is
+    /// huge or NaN.
+    pub(super) fn random_words(&self, rng: &mut Rng) -> Vec<f64> {
+        let mut bytes: Vec<u8> = (0..self.bytes()).map(|_| rng.below(256) as u8).collect();
+        let halves: &[usize] = match self.stored {
+            Stored::F16 | Stored::BF16 | Stored::Q4_0 | Stored::Q5_0 | Stored::Q8_0 => &[0],
+            Stored::Q6_K => &[208],
+            _ => &[0, 2],
+        };
+        for block in bytes.chunks_exact_mut(self.stored.block_bytes()) {
+            for &at in halves {
+                // Sign and mantissa stay random. 0x24 is the exponent of 2^-6 in an f16, 0x3c that of
+                // 2^-7 in a bf16.
+                let exponent = if self.stored == Stored::BF16 { 0x3c } else { 0x24 };
+                block[at + 1] = (block[at + 1] & 0x83) | exponent;
+            }
+        }
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes.chunks_exact(4).map(|w| f64::from(u32::from_le_bytes([w[0], w[1], w[2], w[3]]))).collect()
+    }
+
+    fn kernel(&self, subgroups: bool, entry: &'static str, group: usize) -> Kernel {
+        table_kernel("packed", SOURCE.text(subgroups), entry)
+            .knob("FORMAT", self.stored.name())
+            .knob("GROUP", group as u32)
+    }
+
+    /// `m, n, units, groups_n, groups, has_bias, accumulate, last`.
+    fn words(&self, m: usize, groups: [usize; 2], bias: bool, accumulate: bool) -> [u32; 8] {
+        let last = self.bytes().div_ceil(4) - 1;
+        [m, self.n, self.k / UNIT, groups[0], groups[1], usize::from(bias), usize::from(accumulate), last]
+            .map(|x| x as u32)
+    }
+}
+
+/// `(x, w [, bias] [, base]) -> x w^T [+ bias] [+ base]`: `[.., k], words [, [n]] -> [.., n]`.
+#[derive(Clone, Copy, Debug)]
+pub struct PackedLinear {
+    /// The weight.
+    pub matrix: Packed,
+    /// Whether there is a bias.
+    pub bias: bool,
+    accumulate: bool,
+}
+
+/// `(dy, w [, base]) -> dy w [+ base]`: `[.., n], words -> [.., k]`.
+#[derive(Clone, Copy, Debug)]
+pub struct PackedLinearBackward {
+    matrix: Packed,
+    accumulate: bool,
+}
+
+/// `(w, ids) -> w[ids]`: `words, u32 [..] -> [.., k]`. Zeros where an id is `n` or more.
+#[derive(Clone, Copy, Debug)]
+pub struct PackedRows(pub Packed);
+
+impl Graph {
+    /// `x w^T + bias` with a packed weight: `[.., k] -> [.., n]`.
+    pub fn packed_linear(
+        &mut self,
+        name: &str,
+        x: Value,
+        w: Value,
+        matrix: Packed,
+        bias: Option<Value>,
+    ) -> Result<Value> {
+        let op = PackedLinear { matrix, bias: bias.is_some(), accumulate: false };
+        let inputs: Vec<Value> = [x, w].into_iter().chain(bias).collect();
+        self.op1(name, op, &inputs)
+    }
+
+    /// Rows of a packed matrix by id: `u32 [..] -> [.., k]`. Zeros where an id is `n` or more.
+    pub fn packed_rows(&mut self, name: &str, w: Value, matrix: Packed, ids: Value) -> Result<Value> {
+        self.op1(name, PackedRows(matrix), &[w, ids])
+    }
+}
+
+/// How a product is cut: invocations of a workgroup, how many of them split k, and the sums of each.
+#[derive(Clone, Copy)]
+struct Tile {
+    group: usize,
+    slices: usize,
+    rows: usize,
+    cols: usize,
+    subgroups: bool,
+}
+
+impl Tile {
+    /// On software adapters a lane has columns of its own, and rows of x go round; on GPUs neighbours
+    /// read neighbouring blocks of one row of the weight.
+    fn new(cx: &Launch<'_>, m: usize) -> Self {
+        let rows = m.next_power_of_two().min(4);
+        match (cx.profile.class, cx.profile.vector_lanes()) {
+            (AdapterClass::Cpu, (group, shuffles)) => {
+                Tile { group, slices: 1, rows, cols: if rows > 2 { 2 } else { 1 }, subgroups: shuffles && group >= 8 }
+            }
+            (AdapterClass::Gpu, _) => Tile { group: 64, slices: 16, rows, cols: 1, subgroups: false },
+        }
+    }
+}
+
+fn expect_f32(what: &str, ty: &TensorType, cols: usize) -> Result<(), String> {
+    match ty.dtype == DType::F32 && ty.shape.cols() == cols {
+        true => Ok(()),
+        false => Err(format!("{what} must be f32 [.., {cols}], got {ty}")),
+    }
+}
+
+impl Op for PackedLinear {
+    fn name(&self) -> &'static str {
+        "packed_linear"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        let expected = 2 + usize::from(self.bias) + usize::from(self.accumulate);
+        if inputs.len() != expected {
+            return Err(format!("takes {expected} inputs, got {}", inputs.len()));
+        }
+        expect_f32("x", &inputs[0], self.matrix.k)?;
+        self.matrix.check(&inputs[1])?;
+        if self.bias {
+            expect_shape("the bias", &inputs[2], &[self.matrix.n])?;
+        }
+        let y = TensorType::f32(inputs[0].shape.with_cols(self.matrix.n));
+        if self.accumulate {
+            expect_shape("the tensor to add to", &inputs[expected - 1], y.shape.dims())?;
+        }
+        Ok(vec![y])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        let dy = cx.dy0()?;
+        if cx.needs(1) {
+            return Err(cx.no_gradient("packed weights are frozen; decode them to f32 to train them"));
+        }
+        if cx.needs(0) {
+            let op = PackedLinearBackward { matrix: self.matrix, accumulate: false };
+            let dx = cx.graph.op1(&format!("{}.x", cx.name), op, &[dy, cx.inputs[1]])?;
+            cx.set(0, dx);
+        }
+        if self.bias && cx.needs(2) {
+            let dbias = cx.graph.sum_to(&format!("{}.bias", cx.name), dy, [self.matrix.n])?;
+            cx.set(2, dbias);
+        }
+        if self.accumulate {
+            cx.set(2 + usize::from(self.bias), dy);
+        }
+        Ok(())
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let m = cx.inputs[0].shape.rows();
+        let tile = Tile::new(cx, m);
+        let groups_n = self.matrix.n.div_ceil(tile.group / tile.slices * tile.cols);
+        let groups = groups_n * m.div_ceil(tile.rows);
+        let kernel = (self.matrix.kernel(tile.subgroups, "forward", tile.group))
+            .knob("SLICES", tile.slices as u32)
+            .knob("ROWS", tile.rows as u32)
+            .knob("COLS", tile.cols as u32);
+        let bias = if self.bias { Bind::In(2) } else { Bind::Null };
+        let binds = [Bind::In(1), Bind::In(0), bias, Bind::Out(0)];
+        let words = self.matrix.words(m, [groups_n, groups], self.bias, self.accumulate);
+        Ok(Program::one(kernel, &binds, &words, cx.profile.grid(groups)))
+    }
+
+    fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
+        let Packed { k, n, .. } = self.matrix;
+        let (x, w) = (inputs[0], self.matrix.decode(inputs[1]));
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let y = x.data.chunks(k).flat_map(|x| w.chunks(k).map(move |w| dot(x, w))).collect();
+        let mut y = Array::new(outputs[0].shape.clone(), y);
+        debug_assert_eq!(y.shape.cols(), n);
+        if self.bias {
+            y = y.zip(inputs[2], |y, b| y + b);
+        }
+        if self.accumulate {
+            y = y.zip(inputs[inputs.len() - 1], |y, x| y + x);
+        }
+        vec![y]
+    }
+
+    fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
+        2 * (inputs[0].len() * self.matrix.n) as u64
+    }
+
+    fn starts_as(&self, _output: usize) -> Option<usize> {
+        self.accumulate.then_some(2 + usize::from(self.bias))
+    }
+
+    fn with_addend(&self, _output: usize) -> Option<Arc<dyn Op>> {
+        (!self.accumulate).then(|| Arc::new(PackedLinear { accumulate: true, ..*self }) as Arc<dyn Op>)
+    }
+}
+
+impl Op for PackedLinearBackward {
+    fn name(&self) -> &'static str {
+        "packed_linear_backward"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        let expected = 2 + usize::from(self.accumulate);
+        if inputs.len() != expected {
+            return Err(format!("takes {expected} inputs, got {}", inputs.len()));
+        }
+        expect_f32("dy", &inputs[0], self.matrix.n)?;
+        self.matrix.check(&inputs[1])?;
+        Ok(vec![TensorType::f32(inputs[0].shape.with_cols(self.matrix.k))])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        Err(cx.no_gradient("second derivatives of packed products are not implemented"))
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let m = cx.inputs[0].shape.rows();
+        let group = if cx.profile.class == AdapterClass::Cpu { cx.profile.vector_lanes().0 } else { 32 };
+        // Eight quads of sums a row, in registers.
+        let rows = m.next_power_of_two().min(4);
+        let groups_k = (self.matrix.k / UNIT).div_ceil(group);
+        let groups = groups_k * m.div_ceil(rows);
+        let kernel = self.matrix.kernel(false, "backward", group).knob("ROWS", rows as u32);
+        let binds = [Bind::In(1), Bind::In(0), Bind::Out(0)];
+        let words = self.matrix.words(m, [groups_k, groups], false, self.accumulate);
+        Ok(Program::one(kernel, &binds, &words, cx.profile.grid(groups)))
+    }
+
+    fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
+        let Packed { n, k, .. } = self.matrix;
+        let w = self.matrix.decode(inputs[1]);
+        let mut dx = Array::zeros(outputs[0].shape.clone());
+        for (dx, dy) in dx.data.chunks_mut(k).zip(inputs[0].data.chunks(n)) {
+            for (dy, w) in dy.iter().zip(w.chunks(k)) {
+                dx.iter_mut().zip(w).for_each(|(dx, w)| *dx += dy * w);
+            }
+        }
+        if self.accumulate {
+            dx = dx.zip(inputs[2], |dx, base| dx + base);
+        }
+        vec![dx]
+    }
+
+    fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
+        2 * (inputs[0].len() * self.matrix.k) as u64
+    }
+
+    fn starts_as(&self, _output: usize) -> Option<usize> {
+        self.accumulate.then_some(2)
+    }
+
+    fn with_addend(&self, _output: usize) -> Option<Arc<dyn Op>> {
+        (!self.accumulate).then(|| Arc::new(PackedLinearBackward { accumulate: true, ..*self }) as Arc<dyn Op>)
+    }
+}
+
+impl Op for PackedRows {
+    fn name(&self) -> &'static str {
+        "packed_rows"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        let [w, ids] = inputs else { return Err(format!("takes 2 inputs, got {}", inputs.len())) };
+        self.0.check(w)?;
+        if ids.dtype != DType::U32 {
+            return Err(format!("ids must be u32, got {}", ids.dtype));
+        }
+        Ok(vec![TensorType::f32([ids.shape.dims(), &[self.0.k]].concat())])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        match cx.needs(0) {
+            true => Err(cx.no_gradient("packed weights are frozen; decode them to f32 to train them")),
+            false => Ok(()),
+        }
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let tokens = cx.inputs[1].len();
+        let group = if cx.profile.class == AdapterClass::Cpu { cx.profile.vector_lanes().0 } else { 64 };
+        let groups = (tokens * self.0.k / UNIT).div_ceil(group);
+        let words = self.0.words(tokens, [0, groups], false, false);
+        let binds = [Bind::In(0), Bind::In(1), Bind::Out(0)];
+        Ok(Program::one(self.0.kernel(false, "rows", group), &binds, &words, cx.profile.grid(groups)))
+    }
+
+    fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
+        let w = self.0.decode(inputs[0]);
+        let row = |&id: &f64| w.chunks(self.0.k).nth(id as usize).map_or(vec![0.0; self.0.k], <[f64]>::to_vec);
+        vec![Array::new(outputs[0].shape.clone(), inputs[1].data.iter().flat_map(row).collect())]
+    }
+
+    fn flops(&self, _: &[TensorType], _: &[TensorType]) -> u64 {
+        0
+    }
+
+    fn bytes(&self, inputs: &[TensorType], outputs: &[TensorType]) -> u64 {
+        let tokens = inputs[1].len();
+        (tokens * self.0.bytes() / self.0.n + inputs[1].bytes() + outputs[0].bytes()) as u64
+    }
+}
