@@ -272,7 +272,9 @@ impl Matmul {
         }
         if few {
             let (lanes, slices) = if self.transpose_b { (1, lanes) } else { (lanes, 1) };
-            tiles.insert(0, Tile::Few { lanes, slices, quads: 2 });
+            // With more rows than two, that each lane loads all of a for itself costs too much.
+            let at = if d.m <= 2 { 0 } else { tiles.len() };
+            tiles.insert(at, Tile::Few { lanes, slices, quads: 2 });
         }
         tiles
     }
