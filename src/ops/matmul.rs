@@ -81,7 +81,7 @@ const TILED: [Tile; 6] = [
 ];
 
 /// Workgroups that keep a GPU busy, for choosing tiles unmeasured.
-const ENOUGH_GROUPS: usize = 64;
+const ENOUGH_GROUPS: usize = 48;
 
 pub(super) const ROW: Row = Row {
     name: "matmul",

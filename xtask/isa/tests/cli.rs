@@ -45,6 +45,12 @@ fn the_table_has_every_kernel_on_both_cards() {
     }
 }
 
+/// On the card that old compilers, too, have all registers of.
+#[test]
+fn no_kernel_spills_and_large_matmuls_mostly_multiply() {
+    compiled(&isa(&["--check", "--family", "gfx1030"]));
+}
+
 /// A private array with a varying index, too large for registers.
 const INDEXED: &str = "
 @group(0) @binding(1) var<storage, read_write> y: array<f32>;
