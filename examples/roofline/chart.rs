@@ -51,15 +51,12 @@ fn draw(svg: &mut String, adapter: &str, unit: &str, roofs: &Roofs, figures: &[F
             let style = if f.direction == "forward" { color.filled() } else { color.stroke_width(1) };
             Circle::new((f.flop_per_byte, f.gflops), 4, style)
         });
-        let series = chart.draw_series(points)?;
-        series.label(*op).legend(move |(x, y)| Circle::new((x - 6, y), 4, color.filled()));
+        chart.draw_series(points)?;
+        // The legend, in the margin.
+        let y = 50 + 18 * i as i32;
+        root.draw(&Circle::new((866, y), 4, color.filled()))?;
+        root.draw(&Text::new(op.to_string(), (878, y - 5), ("sans-serif", 12)))?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::Coordinate(790, 0))
-        .label_font(("sans-serif", 12))
-        .border_style(TRANSPARENT)
-        .draw()?;
     root.present()?;
     Ok(())
 }
