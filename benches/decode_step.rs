@@ -1,5 +1,5 @@
-//! One token of GPT-2 small behind a full context: what a decoder with a cache of keys and values
-//! computes for each, most of it products of one row. The cache is an input here, filled with noise.
+//! One token of GPT-2 small behind a full context, with a cache of keys and values: most of it products
+//! of one row.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -69,11 +69,13 @@ fn bench(criterion: &mut Criterion, name: &str, exec: &Executable) {
 
 fn executable(gpu: &Gpu, vocab: usize) -> Result<Executable> {
     let mut g = Graph::new();
-    let outputs = decode_step(&mut g, vocab)?;
-    let plan = Arc::new(Plan::new(&g, &outputs, gpu.profile())?);
+    let logits = decode_step(&mut g, vocab)?;
+    let plan = Arc::new(Plan::new(&g, &[logits], gpu.profile())?);
     let exec = Executable::new_blocking(gpu, plan, ExecOptions::default())?;
     for (seed, external) in exec.plan().externals.iter().enumerate() {
-        if external.ty.dtype == DType::F32 {
+        if external.name == "start" {
+            exec.write(external.value, &[CONTEXT as u32 - 1])?;
+        } else if external.ty.dtype == DType::F32 {
             let noise = random_array(&[1 << 12].into(), seed as u64).data;
             let data: Vec<f32> = (0..external.ty.len()).map(|i| 0.02 * noise[i % noise.len()] as f32).collect();
             exec.write(external.value, &data)?;
@@ -82,9 +84,8 @@ fn executable(gpu: &Gpu, vocab: usize) -> Result<Executable> {
     Ok(exec)
 }
 
-/// The token behind `CONTEXT - 1` others: its keys and values, and the logits of the next.
-fn decode_step(g: &mut Graph, vocab: usize) -> Result<Vec<Value>> {
-    let mut outputs = vec![];
+/// The token behind `CONTEXT - 1` others: the logits of the next.
+fn decode_step(g: &mut Graph, vocab: usize) -> Result<Value> {
     let linear = |g: &mut Graph, name: &str, x: Value, d_in: usize, d_out: usize| {
         let w = g.param(&format!("{name}.weight"), [d_in, d_out])?;
         let b = g.param(&format!("{name}.bias"), [d_out])?;
@@ -95,19 +96,25 @@ fn decode_step(g: &mut Graph, vocab: usize) -> Result<Vec<Value>> {
         let beta = g.param(&format!("{name}.bias"), [D])?;
         g.layernorm(name, x, gamma, beta, 1e-5)
     };
+    let cached = |g: &mut Graph, name: &str, rows: Value, start: Value| {
+        let cache = g.state(name, TensorType::f32([1, CONTEXT, D]))?;
+        let new = g.cache_write(&format!("{name}.write"), rows, start, cache)?;
+        g.store(new, cache)?;
+        Ok(new)
+    };
     let token = g.input("token", TensorType::u32([1, 1]))?;
+    let start = g.input("start", TensorType::u32([1]))?;
     let table = g.param("embed", [vocab, D])?;
     let mut x = g.embedding("embedding", table, token)?;
     for i in 0..LAYERS {
         let h = norm(g, &format!("h{i}.ln1"), x)?;
         let q = linear(g, &format!("h{i}.q"), h, D, D)?;
-        // The new key and value belong at the end of the cache; that one row is not copied there.
-        outputs.push(linear(g, &format!("h{i}.k"), h, D, D)?);
-        outputs.push(linear(g, &format!("h{i}.v"), h, D, D)?);
-        let keys = g.input(&format!("h{i}.keys"), TensorType::f32([1, CONTEXT, D]))?;
-        let values = g.input(&format!("h{i}.values"), TensorType::f32([1, CONTEXT, D]))?;
+        let k = linear(g, &format!("h{i}.k"), h, D, D)?;
+        let v = linear(g, &format!("h{i}.v"), h, D, D)?;
+        let keys = cached(g, &format!("h{i}.keys"), k, start)?;
+        let values = cached(g, &format!("h{i}.values"), v, start)?;
         let op = Attention { heads: HEADS, kv_heads: HEADS, causal: true, scale: None };
-        let o = g.attention(&format!("h{i}.attention"), q, keys, values, op)?;
+        let o = g.attention_cached(&format!("h{i}.attention"), q, [keys, values], start, op)?;
         let o = linear(g, &format!("h{i}.o"), o, D, D)?;
         x = g.residual_add(&format!("h{i}.add1"), x, o)?;
         let h = norm(g, &format!("h{i}.ln2"), x)?;
@@ -117,6 +124,5 @@ fn decode_step(g: &mut Graph, vocab: usize) -> Result<Vec<Value>> {
         x = g.residual_add(&format!("h{i}.add2"), x, down)?;
     }
     let x = norm(g, "ln", x)?;
-    outputs.push(g.matmul_nt("logits", x, table)?);
-    Ok(outputs)
+    g.matmul_nt("logits", x, table)
 }

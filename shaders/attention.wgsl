@@ -18,6 +18,7 @@
 
 // knobs
 const CAUSAL: bool = true; // query t sees keys up to t + tk - tq
+const CACHED: bool = false; // or up to t + start[0]; forward only
 const GROUP: u32 = 8u; // invocations of a workgroup
 const ROWS: u32 = 4u;
 alias E = vec4<f32>; // f32 where the width of a head is no multiple of 4
@@ -51,6 +52,7 @@ struct Params {
 // forward
 @group(0) @binding(4) var<storage, read_write> o_out: array<E>;
 @group(0) @binding(5) var<storage, read_write> lse_out: array<f32>;
+@group(0) @binding(6) var<storage, read> start: array<u32>;
 
 // row_dots
 @group(0) @binding(1) var<storage, read> o: array<E>;
@@ -127,10 +129,21 @@ fn shifted(row: Vector) -> Vector {
     return next;
 }
 
-// Keys that a query row sees.
-fn visible(row: u32) -> u32 {
+// Keys before that of the first query, in kernels that may have a cache.
+fn ahead() -> u32 {
+    if (CACHED) {
+        return min(start[0], p.tk);
+    }
+    return p.tk - p.tq;
+}
+
+// Keys that a query row sees, of which `ahead` are before that of the first query.
+fn visible(row: u32, ahead: u32) -> u32 {
+    if (CACHED) {
+        return min(min(row, p.tq - 1u) + ahead + 1u, p.tk);
+    }
     if (CAUSAL) {
-        return min(row, p.tq - 1u) + p.tk - p.tq + 1u;
+        return min(row, p.tq - 1u) + ahead + 1u;
     }
     return p.tk;
 }
@@ -156,8 +169,11 @@ fn forward(
     var sums: array<Vector, ROWS>;
     var top: array<f32, ROWS>;
     var norm: array<f32, ROWS>;
+    var seen: array<u32, ROWS>;
+    let before = ahead();
     for (var r = 0u; r < ROWS; r++) {
         top[r] = MASKED;
+        seen[r] = visible(at.row0 + r, before);
     }
     for (var u = at.row0; u < at.row0 + DIM; u += PIECE) {
         for (var r = 0u; r < ROWS; r++) {
@@ -168,7 +184,7 @@ fn forward(
             }
         }
     }
-    let end = visible(last_row(group));
+    let end = visible(last_row(group), before);
     for (var key0 = 0u; key0 < end; key0 += STEP) {
         let mine_at = kv_at(at, kv_head, key0 + lane / SPAN) + lane % SPAN;
         var k_mine: array<E, SPANS>;
@@ -192,7 +208,7 @@ fn forward(
             var score: array<f32, ROWS>;
             var grew = false;
             for (var r = 0u; r < ROWS; r++) {
-                score[r] = select(MASKED, total(s[r]), key < visible(at.row0 + r));
+                score[r] = select(MASKED, total(s[r]), key < seen[r]);
                 grew = grew || score[r] > top[r];
             }
             // A new maximum is rare after the first keys, so what it costs is behind a branch.
@@ -295,7 +311,7 @@ fn backward_q(
             }
         }
     }
-    let end = visible(last_row(group));
+    let end = visible(last_row(group), p.tk - p.tq);
     for (var key0 = 0u; key0 < end; key0 += STEP) {
         let mine_at = kv_at(at, kv_head, key0 + lane / SPAN) + lane % SPAN;
         var k_mine: array<E, SPANS>;
@@ -320,7 +336,7 @@ fn backward_q(
             }
             var ds: array<f32, ROWS>;
             for (var r = 0u; r < ROWS; r++) {
-                let prob = select(0.0, exp(total(s[r]) - row_lse[r]), key0 + j < visible(at.row0 + r));
+                let prob = select(0.0, exp(total(s[r]) - row_lse[r]), key0 + j < visible(at.row0 + r, p.tk - p.tq));
                 ds[r] = prob * (total(dp[r]) - row_delta[r]);
             }
             for (var c = 0u; c < SPANS; c++) {
@@ -409,7 +425,7 @@ fn backward_kv(
                 var prob: array<f32, ROWS>;
                 var ds: array<f32, ROWS>;
                 for (var r = 0u; r < ROWS; r++) {
-                    let sees = row < p.tq && at.row0 + r < visible(row);
+                    let sees = row < p.tq && at.row0 + r < visible(row, p.tk - p.tq);
                     prob[r] = select(0.0, exp(total(s[r]) - lse[stat]), sees);
                     ds[r] = prob[r] * (total(dp[r]) - delta[stat]);
                 }
@@ -521,8 +537,13 @@ fn four(row0: u32, lane: u32) -> vec4<u32> {
     return row0 + lane / LANES + vec4<u32>(0u, 1u, 2u, 3u) * QUARTER;
 }
 
-fn visible4(rows: vec4<u32>) -> vec4<u32> {
-    return vec4<u32>(visible(rows.x), visible(rows.y), visible(rows.z), visible(rows.w));
+fn visible4(rows: vec4<u32>, ahead: u32) -> vec4<u32> {
+    return vec4<u32>(
+        visible(rows.x, ahead),
+        visible(rows.y, ahead),
+        visible(rows.z, ahead),
+        visible(rows.w, ahead),
+    );
 }
 
 // scores += products of the rows staged as MINE and THEIRS.
@@ -590,11 +611,12 @@ fn tiled_forward(
     }
     let at = tile_place(group, p.heads);
     let rows = four(at.row0, lane);
-    let seen = visible4(rows);
+    let before = ahead();
+    let seen = visible4(rows, before);
     var sums: Sums;
     var top = vec4<f32>(MASKED);
     var norm: vec4<f32>; // this invocation's share
-    let end = visible(at.row0 + TILE - 1u);
+    let end = visible(at.row0 + TILE - 1u, before);
     for (var key0 = 0u; key0 < end; key0 += OTHERS) {
         var s: Scores;
         for (var c = 0u; c < DIM; c += CHUNK) {
@@ -659,7 +681,7 @@ fn tiled_backward_q(
     }
     let at = tile_place(group, p.heads);
     let rows = four(at.row0, lane);
-    let seen = visible4(rows);
+    let seen = visible4(rows, p.tk - p.tq);
     var row_lse: vec4<f32>;
     var row_delta: vec4<f32>;
     for (var r = 0u; r < 4u; r++) {
@@ -667,7 +689,7 @@ fn tiled_backward_q(
         row_delta[r] = delta[stat_at(at, rows[r])];
     }
     var sums: Sums;
-    let end = visible(at.row0 + TILE - 1u);
+    let end = visible(at.row0 + TILE - 1u, p.tk - p.tq);
     for (var key0 = 0u; key0 < end; key0 += OTHERS) {
         var s: Scores;
         var dp: Scores;
@@ -751,7 +773,7 @@ fn tiled_backward_kv(
                 let other = lane % LANES + j * LANES;
                 let row = row0 + other;
                 let stat = stat_at(at, row);
-                let sees = keys < vec4<u32>(select(0u, visible(row), row < p.tq));
+                let sees = keys < vec4<u32>(select(0u, visible(row, p.tk - p.tq), row < p.tq));
                 let prob = select(vec4<f32>(), exp(s[j] * p.scale - lse[stat]), sees);
                 s[j] = prob * (dp[j] - delta[stat]);
                 weights[weight_at(other, lane / LANES)] = prob;
@@ -808,7 +830,7 @@ fn decode(
     }
     // group counts (batch, head, time).
     let at = Place(group / p.tq / p.heads, group / p.tq % p.heads, group % p.tq);
-    let end = visible(at.row0);
+    let end = visible(at.row0, ahead());
     let team = lane / LANES * LANES;
     let base = q_at(at, at.row0);
     var sums: array<E, OWN>;

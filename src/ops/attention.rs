@@ -51,7 +51,25 @@ fn cases() -> Vec<Case> {
     let mut large = case(1, (65, 65), (2, 2), 16, causal);
     large.name += ", large scores";
     cases.push(large.fill(0, InputFill::Normal(4.0)).fill(1, InputFill::Normal(4.0)));
+    cases.extend([
+        cached(1, (1, 1), (1, 1), 1, 0),
+        cached(2, (1, 64), (4, 2), 16, 33),
+        cached(1, (1, 600), (2, 1), 64, 599),
+        cached(1, (19, 131), (3, 1), 64, 40),
+        cached(1, (70, 96), (2, 2), 5, 0),
+        cached(1, (9, 40), (1, 1), 128, 37), // the last queries see all that there is
+        cached(1, (3, 8), (1, 1), 4, 100),
+    ]);
     cases
+}
+
+/// `start` keys stand before the first query.
+fn cached(b: usize, times: (usize, usize), heads: (usize, usize), dh: usize, start: u32) -> Case {
+    let plain = case(b, times, heads, dh, true);
+    let op = Attention { heads: heads.0, kv_heads: heads.1, causal: true, scale: None };
+    let mut case = Case::new(format!("{}, cache of {start}", plain.name), CachedAttention(op), &[]).forward_only();
+    case.inputs = plain.inputs;
+    case.ids(&[1], 1).fill(3, InputFill::Constant(f64::from(start)))
 }
 
 fn case(b: usize, (tq, tk): (usize, usize), (heads, kv_heads): (usize, usize), dh: usize, causal: bool) -> Case {
@@ -75,6 +93,12 @@ pub struct Attention {
     pub scale: Option<f32>,
 }
 
+/// `(q, k, v, start) -> (o, lse)`: causal attention to a cache of keys and values, of which `start`, u32
+/// `[1]`, stand before that of the first query. Query `t` sees the keys up to `t + start`; what the cache holds
+/// behind them does not matter, as long as it is finite. For decoding: there is no gradient.
+#[derive(Clone, Copy, Debug)]
+pub struct CachedAttention(Attention);
+
 /// `(q, k, v, o, lse, do) -> (dq, dk, dv)`.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionBackward(Attention);
@@ -84,6 +108,38 @@ impl Graph {
     /// as q.
     pub fn attention(&mut self, name: &str, q: Value, k: Value, v: Value, op: Attention) -> Result<Value> {
         self.op1(name, op, &[q, k, v])
+    }
+
+    /// [`attention`](Self::attention) to a cache: `k` and `v` are `[batch, capacity, kv_heads * dh]`, of which
+    /// the rows before `start`, u32 `[1]`, were there before the first row of `q`; the rows of `q` have
+    /// theirs behind these already (see [`cache_write`](Self::cache_write)). `op` must be causal.
+    ///
+    /// ```
+    /// use throughline::ops::attention::Attention;
+    /// use throughline::{Graph, TensorType};
+    /// let mut g = Graph::new();
+    /// let start = g.input("start", TensorType::u32([1]))?;
+    /// let [q, k, v] = ["q", "k", "v"].map(|n| g.input(n, TensorType::f32([1, 1, 64])));
+    /// let [keys, values] = ["keys", "values"].map(|n| g.state(n, TensorType::f32([1, 512, 64])));
+    /// let (q, k, v, keys, values) = (q?, k?, v?, keys?, values?);
+    /// let new_keys = g.cache_write("new_keys", k, start, keys)?;
+    /// let new_values = g.cache_write("new_values", v, start, values)?;
+    /// let op = Attention { heads: 1, kv_heads: 1, causal: true, scale: None };
+    /// let o = g.attention_cached("o", q, [new_keys, new_values], start, op)?;
+    /// g.store(new_keys, keys)?;
+    /// g.store(new_values, values)?;
+    /// assert_eq!(g.ty(o).shape.dims(), [1, 1, 64]);
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub fn attention_cached(
+        &mut self,
+        name: &str,
+        q: Value,
+        [k, v]: [Value; 2],
+        start: Value,
+        op: Attention,
+    ) -> Result<Value> {
+        self.op1(name, CachedAttention(op), &[q, k, v, start])
     }
 }
 
@@ -130,16 +186,54 @@ impl Attention {
         &self,
         program: &mut Program,
         cx: &Launch<'_>,
-        (entry, binds): (&'static str, &[Bind]),
+        (kernel, binds): (Kernel, &[Bind]),
         (times, heads): (usize, usize),
         tile: Tile,
     ) -> Result<(), String> {
-        let d = self.dims(cx.inputs)?;
+        let d = self.dims(&cx.inputs[..3])?;
         let blocks = times.div_ceil(tile.rows_of_group());
         let groups = blocks * heads * d.batch;
-        let kernel = tile.kernel(entry, d.dh).knob("CAUSAL", self.causal);
+        let kernel = kernel.knob("CAUSAL", self.causal);
         program.dispatch(kernel, binds, &self.words(&d, blocks, groups), cx.profile.grid(groups));
         Ok(())
+    }
+
+    /// Forward; with a cache where the fourth input says how much is in it.
+    fn launch_forward(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let (d, cached) = (self.dims(&cx.inputs[..3])?, cx.inputs.len() > 3);
+        let start = if cached { Bind::In(3) } else { Bind::Null };
+        let binds = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::Out(0), Bind::Out(1), start];
+        let tile = Tile::pick(&Tile::forward(cx, &d), cx.variant)?;
+        let kernel = tile.kernel("forward", d.dh);
+        let kernel = if cached { kernel.knob("CACHED", true) } else { kernel };
+        let mut program = Program::default();
+        self.dispatch(&mut program, cx, (kernel, &binds), (d.tq, self.heads), tile)?;
+        Ok(program)
+    }
+
+    /// `o` and `lse`, with `ahead` keys before that of the first query.
+    fn reference_forward(&self, inputs: &[&Array], outputs: &[TensorType], ahead: usize) -> Vec<Array> {
+        let types: Vec<TensorType> = inputs[..3].iter().map(|a| TensorType::f32(a.shape.clone())).collect();
+        // `infer` accepted these shapes.
+        let Ok(d) = self.dims(&types) else { return vec![] };
+        let (q, k, v) = (&inputs[0].data, &inputs[1].data, &inputs[2].data);
+        let scale = f64::from(self.scale(d.dh));
+        let mut o = Array::zeros(outputs[0].shape.clone());
+        let mut lse = vec![f64::NEG_INFINITY; d.batch * self.heads * d.tq];
+        let stat = |b: usize, h: usize, t: usize| (b * self.heads + h) * d.tq + t;
+        // Two passes: the sums of exponentials, then the weighted values.
+        self.for_each_pair(&d, ahead, |b, t, h, key| {
+            let [qr, kr] = self.ranges(&d, (b, t, h, key));
+            let s = scale * dot(&q[qr], &k[kr]);
+            let l = &mut lse[stat(b, h, t)];
+            *l = l.max(s) + (-(*l - s).abs()).exp().ln_1p();
+        });
+        self.for_each_pair(&d, ahead, |b, t, h, key| {
+            let [qr, kr] = self.ranges(&d, (b, t, h, key));
+            let prob = (scale * dot(&q[qr.clone()], &k[kr.clone()]) - lse[stat(b, h, t)]).exp();
+            o.data[qr].iter_mut().zip(&v[kr]).for_each(|(o, v)| *o += prob * v);
+        });
+        vec![o, Array::new(outputs[1].shape.clone(), lse)]
     }
 
     fn words(&self, d: &Dims, blocks: usize, groups: usize) -> [u32; 7] {
@@ -154,12 +248,13 @@ impl Attention {
         pairs * (d.batch * self.heads) as u64
     }
 
-    /// Calls `f(batch, query, head, key)` for all pairs that see each other, in order.
-    fn for_each_pair(&self, d: &Dims, mut f: impl FnMut(usize, usize, usize, usize)) {
+    /// Calls `f(batch, query, head, key)` for all pairs that see each other, in order. `ahead` keys stand
+    /// before that of the first query.
+    fn for_each_pair(&self, d: &Dims, ahead: usize, mut f: impl FnMut(usize, usize, usize, usize)) {
         for b in 0..d.batch {
             for h in 0..self.heads {
                 for t in 0..d.tq {
-                    let visible = if self.causal { t + d.tk - d.tq + 1 } else { d.tk };
+                    let visible = if self.causal { (t + ahead + 1).min(d.tk) } else { d.tk };
                     (0..visible).for_each(|key| f(b, t, h, key));
                 }
             }
@@ -352,40 +447,54 @@ impl Op for Attention {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        let d = self.dims(cx.inputs)?;
-        let binds = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::Out(0), Bind::Out(1)];
-        let mut program = Program::default();
-        let tile = Tile::pick(&Tile::forward(cx, &d), cx.variant)?;
-        self.dispatch(&mut program, cx, ("forward", &binds), (d.tq, self.heads), tile)?;
-        Ok(program)
+        self.launch_forward(cx)
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
-        let types: Vec<TensorType> = inputs.iter().map(|a| TensorType::f32(a.shape.clone())).collect();
-        // `infer` accepted these shapes.
-        let Ok(d) = self.dims(&types) else { return vec![] };
-        let (q, k, v) = (&inputs[0].data, &inputs[1].data, &inputs[2].data);
-        let scale = f64::from(self.scale(d.dh));
-        let mut o = Array::zeros(outputs[0].shape.clone());
-        let mut lse = vec![f64::NEG_INFINITY; d.batch * self.heads * d.tq];
-        let stat = |b: usize, h: usize, t: usize| (b * self.heads + h) * d.tq + t;
-        // Two passes: the sums of exponentials, then the weighted values.
-        self.for_each_pair(&d, |b, t, h, key| {
-            let [qr, kr] = self.ranges(&d, (b, t, h, key));
-            let s = scale * dot(&q[qr], &k[kr]);
-            let l = &mut lse[stat(b, h, t)];
-            *l = l.max(s) + (-(*l - s).abs()).exp().ln_1p();
-        });
-        self.for_each_pair(&d, |b, t, h, key| {
-            let [qr, kr] = self.ranges(&d, (b, t, h, key));
-            let prob = (scale * dot(&q[qr.clone()], &k[kr.clone()]) - lse[stat(b, h, t)]).exp();
-            o.data[qr].iter_mut().zip(&v[kr]).for_each(|(o, v)| *o += prob * v);
-        });
-        vec![o, Array::new(outputs[1].shape.clone(), lse)]
+        let [tq, tk] = [0, 1].map(|i: usize| inputs[i].shape.dims()[1]);
+        self.reference_forward(inputs, outputs, tk.saturating_sub(tq))
     }
 
     fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
         self.dims(inputs).map_or(0, |d| 4 * d.dh as u64 * self.pairs(&d))
+    }
+}
+
+impl Op for CachedAttention {
+    fn name(&self) -> &'static str {
+        "attention_cached"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        let [_, _, _, start] = inputs else { return Err(format!("takes 4 inputs, got {}", inputs.len())) };
+        if *start != TensorType::u32([1]) {
+            return Err(format!("the start must be u32[1], got {start}"));
+        }
+        if !self.0.causal {
+            return Err("attention to a cache must be causal".into());
+        }
+        self.0.infer(&inputs[..3])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        Err(cx.no_gradient("attention to a cache is for decoding; train with `attention`"))
+    }
+
+    fn variants(&self, cx: &Launch<'_>) -> Vec<String> {
+        self.0.variants(&Launch { inputs: &cx.inputs[..3], ..*cx })
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        self.0.launch_forward(cx)
+    }
+
+    fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
+        self.0.reference_forward(&inputs[..3], outputs, inputs[3].data[0] as usize)
+    }
+
+    /// As if the cache were full: what is in it is not known before the step.
+    fn flops(&self, inputs: &[TensorType], outputs: &[TensorType]) -> u64 {
+        self.0.flops(&inputs[..3], outputs)
     }
 }
 
@@ -418,9 +527,9 @@ impl Op for AttentionBackward {
         program.dispatch(kernel, &binds, &op.words(&d, 1, rows), cx.profile.grid(rows.div_ceil(64)));
         let ins = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::In(5), Bind::In(4), Bind::ScratchIn(delta)];
         let binds = [&ins[..], &[Bind::Out(0)]].concat();
-        op.dispatch(&mut program, cx, ("backward_q", &binds), (d.tq, op.heads), tile)?;
+        op.dispatch(&mut program, cx, (tile.kernel("backward_q", d.dh), &binds), (d.tq, op.heads), tile)?;
         let binds = [&ins[..], &[Bind::Out(1), Bind::Out(2)]].concat();
-        op.dispatch(&mut program, cx, ("backward_kv", &binds), (d.tk, op.kv_heads), tile)?;
+        op.dispatch(&mut program, cx, (tile.kernel("backward_kv", d.dh), &binds), (d.tk, op.kv_heads), tile)?;
         Ok(program)
     }
 
@@ -431,7 +540,7 @@ impl Op for AttentionBackward {
         let [q, k, v, o, lse, dy] = [0, 1, 2, 3, 4, 5].map(|i| &inputs[i].data);
         let scale = f64::from(op.scale(d.dh));
         let [mut dq, mut dk, mut dv] = [0, 1, 2].map(|i: usize| Array::zeros(outputs[i].shape.clone()));
-        op.for_each_pair(&d, |b, t, h, key| {
+        op.for_each_pair(&d, d.tk.saturating_sub(d.tq), |b, t, h, key| {
             let [qr, kr] = op.ranges(&d, (b, t, h, key));
             let (q, k, v, dy) = (&q[qr.clone()], &k[kr.clone()], &v[kr.clone()], &dy[qr.clone()]);
             let prob = (scale * dot(q, k) - lse[(b * op.heads + h) * d.tq + t]).exp();
