@@ -251,7 +251,8 @@ impl Graph {
         self.nodes.len() - 1
     }
 
-    fn full_name(&self, name: &str) -> String {
+    /// The name with the current scopes in front.
+    pub(crate) fn full_name(&self, name: &str) -> String {
         let mut parts: Vec<&str> = self.scopes.iter().map(String::as_str).collect();
         parts.push(name);
         parts.join(".")

@@ -11,6 +11,7 @@
 pub mod autodiff;
 pub mod checkpoint;
 pub mod data;
+pub mod decode;
 pub mod error;
 pub mod exec;
 pub mod format;

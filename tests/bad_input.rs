@@ -122,7 +122,10 @@ fn settings_are_checked() {
     expect(bad(|c| c.n_kv_heads = 3), &["`n_kv_heads`", "4", "3"]);
     expect(bad(|c| c.dropout = 1.0), &["`dropout`", "1"]);
     expect(bad(|c| c.norm_eps = f32::NAN), &["`norm_eps`", "NaN"]);
-    expect(bad(|c| (c.d_model, c.n_heads, c.positions) = (12, 4, Positions::Rope { theta: 1e4 })), &["RoPE", "3"]);
+    expect(
+        bad(|c| (c.d_model, c.n_heads, c.positions) = (12, 4, Positions::Rope { theta: 1e4, interleaved: false })),
+        &["RoPE", "3"],
+    );
     expect(Gpt::build(&mut Graph::new(), &good, 1, 33, false), &["`context`", "33", "32"]);
     expect(Sampling { temperature: -1.0, ..Default::default() }.validate(), &["`temperature`", "-1"]);
     expect(Sampling { top_p: 0.0, ..Default::default() }.validate(), &["`top_p`", "0"]);

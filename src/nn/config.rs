@@ -30,10 +30,13 @@ pub enum Norm {
 pub enum Positions {
     /// A learned vector per position, added to the embedding.
     Learned,
-    /// Rotary embedding of queries and keys, in the rotate-half layout.
+    /// Rotary embedding of queries and keys.
     Rope {
         /// Base of the geometric series of wavelengths; usually 10,000.
         theta: f32,
+        /// Rotates neighbours `(2 j, 2 j + 1)`, as GGUF files of Llamas want it, rather than halves of a head.
+        #[serde(default)]
+        interleaved: bool,
     },
 }
 
@@ -132,7 +135,7 @@ impl GptConfig {
         GptConfig {
             d_ff: (8 * d_model / 3).next_multiple_of(16),
             norm: Norm::RmsNorm,
-            positions: Positions::Rope { theta: 10_000.0 },
+            positions: Positions::Rope { theta: 10_000.0, interleaved: false },
             mlp: Mlp::SwiGlu,
             bias: false,
             tied_head: false,

@@ -1,9 +1,12 @@
 //! A decoder-only transformer as nodes of a graph.
 
+use std::collections::BTreeMap;
+
 use super::config::{GptConfig, Init, Mlp, Norm, NormPlacement, Positions};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
 use crate::ops::attention::Attention;
+use crate::ops::packed::Packed;
 use crate::ops::rope::Rope;
 use crate::rng::Rng;
 use crate::tensor::TensorType;
@@ -81,7 +84,7 @@ impl Gpt {
             true => Some(g.input("dropout_seed", TensorType::u32([2]))?),
             false => None,
         };
-        let mut b = Builder { config, dropout, dropout_seed, dropout_sites: 0, params: vec![] };
+        let mut b = Builder { dropout, dropout_seed, ..Builder::new(config) };
         let (embedding, mut x) = b.embed(g, tokens, time)?;
         let mut stream = vec![x];
         for layer in 0..config.n_layers {
@@ -97,8 +100,95 @@ impl Gpt {
     }
 }
 
+/// The values of a GPT that decodes with a cache: what to write, what to read, what to bind.
+#[derive(Clone, Debug)]
+pub struct GptDecoder {
+    /// Input: the ids of the new tokens, u32 `[1, time]`.
+    pub tokens: Value,
+    /// Input: how many tokens came before, u32 `[1]`.
+    pub start: Value,
+    /// Input: which of the new tokens the logits are of, u32 `[1]`.
+    pub last: Value,
+    /// Scores of the token behind that one, `[1, vocab_size]`.
+    pub logits: Value,
+    /// Parameters: f32, or packed as words.
+    pub params: Vec<Value>,
+    /// States: keys and values of each layer, `[1, capacity, n_kv_heads * head_dim]`.
+    pub caches: Vec<Value>,
+}
+
+impl GptDecoder {
+    /// Adds the forward pass for `time` new tokens behind a cache of at most `capacity`. Matrices that
+    /// `packed` names stay as a file stores them; the others are as those of [`Gpt`]. Positions must be
+    /// rotary.
+    pub fn build(
+        g: &mut Graph,
+        config: &GptConfig,
+        packed: &BTreeMap<String, Packed>,
+        time: usize,
+        capacity: usize,
+    ) -> Result<GptDecoder> {
+        config.validate()?;
+        if config.positions == Positions::Learned {
+            return Err(Error::Config { field: "positions", message: "a decoder needs rotary ones".into() });
+        }
+        if capacity == 0 || capacity > config.context {
+            let message = format!("a cache of {capacity} tokens must be from 1 to the context, {}", config.context);
+            return Err(Error::Config { field: "context", message });
+        }
+        let tokens = g.input("tokens", TensorType::u32([1, time]))?;
+        let start = g.input("start", TensorType::u32([1]))?;
+        let last = g.input("last", TensorType::u32([1]))?;
+        let cache = Some(Cache { start, capacity, states: vec![] });
+        let mut b = Builder { packed: Some(packed), cache, ..Builder::new(config) };
+        let (embedding, mut x) = b.embed(g, tokens, time)?;
+        for layer in 0..config.n_layers {
+            x = g.scoped(&format!("h.{layer}"), |g| b.block(g, x))?;
+        }
+        // Only one row goes on to the head, which is as large as many blocks.
+        let rows = g.reshape("rows", x, [time, config.d_model])?;
+        let mut x = g.embedding("last_row", rows, last)?;
+        if config.norm_placement == NormPlacement::Pre {
+            x = b.norm(g, "norm_f", x)?;
+        }
+        let logits = b.head(g, embedding, x)?;
+        let params = b.params.iter().map(|p| p.value).collect();
+        let caches = b.cache.map_or(vec![], |cache| cache.states);
+        Ok(GptDecoder { tokens, start, last, logits, params, caches })
+    }
+}
+
+/// The caches of a decoder, as blocks are added.
+struct Cache {
+    start: Value,
+    capacity: usize,
+    states: Vec<Value>,
+}
+
+impl Cache {
+    /// A cache of its own for `rows`, with them written.
+    fn write(&mut self, g: &mut Graph, name: &str, rows: Value) -> Result<Value> {
+        let width = g.ty(rows).shape.cols();
+        let state = g.state(name, TensorType::f32([1, self.capacity, width]))?;
+        let written = g.cache_write(&format!("{name}.write"), rows, self.start, state)?;
+        g.store(written, state)?;
+        self.states.push(state);
+        Ok(written)
+    }
+}
+
+/// The table of embeddings.
+#[derive(Clone, Copy)]
+struct Table {
+    value: Value,
+    packed: Option<Packed>,
+}
+
 struct Builder<'a> {
     config: &'a GptConfig,
+    /// Matrices that stay packed, by name.
+    packed: Option<&'a BTreeMap<String, Packed>>,
+    cache: Option<Cache>,
     dropout: f32,
     dropout_seed: Option<Value>,
     /// Each place that drops has a random stream of its own.
@@ -106,7 +196,25 @@ struct Builder<'a> {
     params: Vec<Param>,
 }
 
-impl Builder<'_> {
+impl<'a> Builder<'a> {
+    fn new(config: &'a GptConfig) -> Self {
+        let (packed, cache, dropout_seed) = (None, None, None);
+        Builder { config, packed, cache, dropout: 0.0, dropout_seed, dropout_sites: 0, params: vec![] }
+    }
+
+    /// The matrix `[n, k]` of this name, if it stays packed.
+    fn packed_matrix(&mut self, g: &mut Graph, name: &str, n: usize, k: usize) -> Result<Option<(Value, Packed)>> {
+        let full = g.full_name(name);
+        let Some(&matrix) = self.packed.and_then(|packed| packed.get(&full)) else { return Ok(None) };
+        if [matrix.n, matrix.k] != [n, k] {
+            let (expected, got) = (format!("{n} x {k}"), format!("{} x {}", matrix.n, matrix.k));
+            return Err(Error::Data { tensor: full, expected, got });
+        }
+        let value = g.input(name, matrix.ty())?; // frozen, so no parameter
+        self.params.push(Param { value, init: ParamInit::Constant(0.0) });
+        Ok(Some((value, matrix)))
+    }
+
     fn param(&mut self, g: &mut Graph, name: &str, shape: &[usize], init: ParamInit) -> Result<Value> {
         let value = g.param(name, shape)?;
         self.params.push(Param { value, init });
@@ -123,9 +231,13 @@ impl Builder<'_> {
         }
     }
 
-    fn embed(&mut self, g: &mut Graph, tokens: Value, time: usize) -> Result<(Value, Value)> {
+    fn embed(&mut self, g: &mut Graph, tokens: Value, time: usize) -> Result<(Table, Value)> {
         let c = self.config;
         let init = self.weight_init(false);
+        if let Some((table, matrix)) = self.packed_matrix(g, "embed.weight", c.vocab_size, c.d_model)? {
+            let x = g.packed_rows("embed", table, matrix, tokens)?;
+            return Ok((Table { value: table, packed: Some(matrix) }, x));
+        }
         let table = self.param(g, "embed.weight", &[c.vocab_size, c.d_model], init)?;
         let mut x = g.embedding("embed", table, tokens)?;
         if c.positions == Positions::Learned {
@@ -136,7 +248,7 @@ impl Builder<'_> {
             };
             x = g.add("position", x, used)?;
         }
-        Ok((table, self.drop(g, x)?))
+        Ok((Table { value: table, packed: None }, self.drop(g, x)?))
     }
 
     fn block(&mut self, g: &mut Graph, x: Value) -> Result<Value> {
@@ -168,11 +280,23 @@ impl Builder<'_> {
         let mut q = self.linear(g, "q", x, c.d_model, false)?;
         let mut k = self.linear(g, "k", x, kv_width, false)?;
         let v = self.linear(g, "v", x, kv_width, false)?;
-        if let Positions::Rope { theta } = c.positions {
-            q = g.rope("q_rope", q, Rope { heads, theta, ..Rope::default() })?;
-            k = g.rope("k_rope", k, Rope { heads: kv_heads, theta, ..Rope::default() })?;
+        if let Positions::Rope { theta, interleaved } = c.positions {
+            let rope = |heads| Rope { heads, theta, interleaved, ..Rope::default() };
+            for (name, x, rope) in [("q_rope", &mut q, rope(heads)), ("k_rope", &mut k, rope(kv_heads))] {
+                *x = match &self.cache {
+                    Some(cache) => g.rope_from(name, *x, cache.start, rope)?,
+                    None => g.rope(name, *x, rope)?,
+                };
+            }
         }
-        let y = g.attention("scores", q, k, v, Attention { heads, kv_heads, causal: true, scale: None })?;
+        let op = Attention { heads, kv_heads, causal: true, scale: None };
+        let y = match &mut self.cache {
+            Some(cache) => {
+                let written = [cache.write(g, "keys", k)?, cache.write(g, "values", v)?];
+                g.attention_cached("scores", q, written, cache.start, op)?
+            }
+            None => g.attention("scores", q, k, v, op)?,
+        };
         self.linear(g, "o", y, c.d_model, true)
     }
 
@@ -190,11 +314,15 @@ impl Builder<'_> {
         self.linear(g, "down", hidden, c.d_model, true)
     }
 
-    fn head(&mut self, g: &mut Graph, embedding: Value, x: Value) -> Result<Value> {
-        match self.config.tied_head {
-            true => g.matmul_nt("head", x, embedding),
-            false => {
-                let c = self.config;
+    fn head(&mut self, g: &mut Graph, embedding: Table, x: Value) -> Result<Value> {
+        let c = self.config;
+        match (c.tied_head, embedding.packed) {
+            (true, Some(matrix)) => g.packed_linear("head", x, embedding.value, matrix, None),
+            (true, None) => g.matmul_nt("head", x, embedding.value),
+            (false, _) => {
+                if let Some((w, matrix)) = self.packed_matrix(g, "head.weight", c.vocab_size, c.d_model)? {
+                    return g.packed_linear("head", x, w, matrix, None);
+                }
                 let init = self.weight_init(false);
                 let w = self.param(g, "head.weight", &[c.d_model, c.vocab_size], init)?;
                 g.linear("head", x, w, None)
@@ -205,12 +333,20 @@ impl Builder<'_> {
     fn linear(&mut self, g: &mut Graph, name: &str, x: Value, d_out: usize, into_stream: bool) -> Result<Value> {
         let d_in = g.ty(x).shape.cols();
         let init = self.weight_init(into_stream);
-        let w = self.param(g, &format!("{name}.weight"), &[d_in, d_out], init)?;
+        let weight = format!("{name}.weight");
+        let packed = self.packed_matrix(g, &weight, d_out, d_in)?;
+        let w = match packed {
+            Some((w, _)) => w,
+            None => self.param(g, &weight, &[d_in, d_out], init)?,
+        };
         let bias = match self.config.bias {
             true => Some(self.param(g, &format!("{name}.bias"), &[d_out], ParamInit::Constant(0.0))?),
             false => None,
         };
-        g.linear(name, x, w, bias)
+        match packed {
+            Some((_, matrix)) => g.packed_linear(name, x, w, matrix, bias),
+            None => g.linear(name, x, w, bias),
+        }
     }
 
     fn norm(&mut self, g: &mut Graph, name: &str, x: Value) -> Result<Value> {

@@ -8,4 +8,4 @@ mod config;
 mod gpt;
 
 pub use config::{GptConfig, Init, Mlp, Norm, NormPlacement, Positions};
-pub use gpt::{Gpt, Param, ParamInit};
+pub use gpt::{Gpt, GptDecoder, Param, ParamInit};

