@@ -92,9 +92,10 @@ impl Harness {
         self.outputs.iter().copied().chain(self.grads.iter().map(|g| g.2)).collect()
     }
 
-    /// Every profile that can run here, with every variant.
-    pub fn profiles(&self) -> Vec<Profile> {
-        profiles().into_iter().flat_map(|p| with_variants(p, &self.graph, &self.wanted())).collect()
+    /// Every profile that can run here, with every variant, and which variant that is.
+    pub fn profiles(&self) -> Vec<(usize, Profile)> {
+        let variants = |p| with_variants(p, &self.graph, &self.wanted()).into_iter().enumerate();
+        profiles().into_iter().flat_map(variants).collect()
     }
 
     pub fn reference(&self) -> Vec<Array> {
