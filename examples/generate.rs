@@ -1,32 +1,43 @@
-//! Writes text with a model that `train` made, as it comes.
+//! Writes text with a model that `train` made, as it comes; or decodes token ids with a GGUF file.
 //!
 //! `cargo run --release --example generate -- --model DIR --prompt "KING:"`
+//! `cargo run --release --example generate -- --model FILE.gguf --ids 504,28899,436 --temperature 0`
 
 mod common;
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
+use anyhow::ensure;
 use clap::Parser;
 use throughline::Gpu;
 use throughline::checkpoint::Checkpoint;
 use throughline::data::CharTokenizer;
+use throughline::decode::Decoder;
+use throughline::format::Weights;
 use throughline::optim::{Arena, ArenaLayout};
 use throughline::sample::{Generator, Sampling};
 
 #[derive(Parser)]
-#[command(about = "Writes text with a model that the train example made")]
+#[command(about = "Writes text with a model that the train example made, or token ids with a GGUF file")]
 struct Flags {
-    /// Folder or file of the checkpoint
+    /// Folder or file of the checkpoint, or a GGUF file
     #[arg(long)]
     model: PathBuf,
-    /// Text to go on from
-    #[arg(long, default_value = "\n")]
-    prompt: String,
-    /// Characters to write
+    /// Text to go on from [a new line]; for checkpoints
+    #[arg(long, conflicts_with = "ids")]
+    prompt: Option<String>,
+    /// Token ids to go on from, as in 1,2,3; for GGUF files, whose tokenizers are not read yet
+    #[arg(long, value_delimiter = ',')]
+    ids: Vec<u32>,
+    /// Characters, or tokens, to write
     #[arg(long, default_value_t = 500)]
     tokens: usize,
+    /// Print figures as JSON on the last line; for GGUF files
+    #[arg(long)]
+    json: bool,
     /// Divides the logits; 0 takes the likeliest character
     #[arg(long, default_value_t = 0.8)]
     temperature: f32,
@@ -43,9 +54,54 @@ struct Flags {
 
 fn main() -> anyhow::Result<()> {
     let flags = Flags::parse();
+    match flags.model.extension().is_some_and(|e| e == "gguf") {
+        true => decode(&flags),
+        false => write_text(&flags),
+    }
+}
+
+impl Flags {
+    fn sampling(&self) -> Sampling {
+        Sampling { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p, seed: self.seed }
+    }
+}
+
+/// Ids of a GGUF's tokens, one a line, as they come.
+fn decode(flags: &Flags) -> anyhow::Result<()> {
+    ensure!(flags.prompt.is_none(), "the tokenizers of GGUF files are not read yet: give --ids");
+    ensure!(!flags.ids.is_empty(), "--ids: expected the tokens to go on from, got none");
+    let gpu = Gpu::headless_blocking()?;
+    let weights = Weights::open(&flags.model)?;
+    let mut decoder = Decoder::new_blocking(&gpu, &weights, flags.ids.len() + flags.tokens)?;
+    let (mut ids, begin, mut first) = (vec![], Instant::now(), None);
+    let show = |id| {
+        first.get_or_insert_with(|| begin.elapsed());
+        ids.push(id);
+        writeln!(std::io::stdout(), "{id}").is_ok()
+    };
+    decoder.generate_blocking(&flags.ids, flags.tokens, &flags.sampling(), show)?;
+    if flags.json {
+        let prefill = first.unwrap_or_default().as_secs_f64();
+        let decode = begin.elapsed().as_secs_f64() - prefill;
+        let figures = serde_json::json!({
+            "prompt_ids": flags.ids,
+            "ids": ids,
+            "prefill_tokens_per_s": flags.ids.len() as f64 / prefill,
+            "decode_tokens_per_s": ids.len().saturating_sub(1) as f64 / decode,
+            "weight_bytes": decoder.weight_bytes(),
+            "adapter": gpu.describe(),
+        });
+        println!("{figures}");
+    }
+    Ok(())
+}
+
+fn write_text(flags: &Flags) -> anyhow::Result<()> {
+    ensure!(flags.ids.is_empty(), "--ids is for GGUF files; this is a checkpoint: give --prompt");
+    let prompt = flags.prompt.as_deref().unwrap_or("\n");
     let checkpoint = Checkpoint::load(&common::checkpoint_path(&flags.model))?;
     let tokenizer = CharTokenizer::of(&checkpoint.state.alphabet);
-    let mut ids = tokenizer.encode(&flags.prompt)?;
+    let mut ids = tokenizer.encode(prompt)?;
     let config = &checkpoint.state.config.model;
 
     let gpu = Gpu::headless_blocking()?;
@@ -53,13 +109,11 @@ fn main() -> anyhow::Result<()> {
     checkpoint.restore_weights(&gpu, &params)?;
     let generator = Generator::new_blocking(&gpu, config, &params)?;
 
-    let Flags { temperature, top_k, top_p, seed, .. } = flags;
-    let sampling = Sampling { temperature, top_k, top_p, seed };
     let mut out = std::io::stdout();
-    write!(out, "{}", flags.prompt)?;
+    write!(out, "{prompt}")?;
     // A reader that hangs up ends the text, and is no error.
     let show = |id| write!(out, "{}", tokenizer.decode(&[id])).and_then(|()| out.flush()).is_ok();
-    generator.generate_blocking(&mut ids, flags.tokens, &sampling, show)?;
+    generator.generate_blocking(&mut ids, flags.tokens, &flags.sampling(), show)?;
     println!();
     Ok(())
 }

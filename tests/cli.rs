@@ -125,6 +125,19 @@ fn the_roofline_checks_what_it_measures() {
 }
 
 #[test]
+fn generate_refuses_what_is_no_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let model = path.to_str().unwrap();
+    assert!(refused("generate", &["--model", model, "--ids", "1,2"]).contains("model.gguf"));
+    std::fs::write(&path, "GGUF, but no more").unwrap();
+    assert!(refused("generate", &["--model", model, "--ids", "1,2"]).contains("model.gguf"));
+    assert!(refused("generate", &["--model", model, "--prompt", "hi"]).contains("--ids"));
+    assert!(refused("generate", &["--model", model]).contains("--ids"));
+    assert!(refused("generate", &["--model", "nowhere", "--ids", "1"]).contains("--prompt"));
+}
+
+#[test]
 fn wgsl_prints_any_kernel() {
     assert!(ok("wgsl", &["matmul"]).contains("accumulate"));
     let stdout = ok("wgsl", &["matmul", "bias", "--cpu", "--subgroups", "8,8"]);
