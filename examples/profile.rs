@@ -2,12 +2,14 @@
 //!
 //! `cargo run --release --example profile -- --layers 6 --dim 384 --heads 6 --context 256 --batch 4 --trace step.json`
 
+mod shape;
+
 use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Parser;
+use shape::Shape;
 use throughline::data::Batch;
-use throughline::nn::GptConfig;
 use throughline::optim::{AdamWConfig, Schedule};
 use throughline::rng::Rng;
 use throughline::train::{TrainConfig, Trainer};
@@ -16,21 +18,8 @@ use throughline::{Gpu, Tuner};
 #[derive(Parser)]
 #[command(about = "Profiles a GPT's training step on random tokens")]
 struct Flags {
-    #[arg(long, default_value_t = 65)]
-    vocab: usize,
-    #[arg(long, default_value_t = 4)]
-    layers: usize,
-    #[arg(long, default_value_t = 128)]
-    dim: usize,
-    #[arg(long, default_value_t = 4)]
-    heads: usize,
-    #[arg(long, default_value_t = 64)]
-    context: usize,
-    #[arg(long, default_value_t = 12)]
-    batch: usize,
-    /// RMSNorm, RoPE and SwiGLU in place of GPT-2's parts
-    #[arg(long)]
-    llama: bool,
+    #[command(flatten)]
+    shape: Shape,
     /// Measure the variants of ops first, and remember the fastest in this file
     #[arg(long)]
     tune: Option<PathBuf>,
@@ -53,17 +42,16 @@ fn main() -> anyhow::Result<()> {
     if let Some(path) = &f.tune {
         gpu = gpu.with_tuner(Tuner::open(path)?);
     }
-    let parts = if f.llama { GptConfig::llama } else { GptConfig::gpt2 };
     let config = TrainConfig {
-        model: parts(f.vocab, f.context, f.layers, f.dim, f.heads),
-        batch: f.batch,
+        model: f.shape.config(),
+        batch: f.shape.batch,
         micro_batches: 1,
         schedule: Schedule::constant(1e-3),
         adamw: AdamWConfig::default(),
         seed: 0,
     };
     let mut rng = Rng::new(&[1]);
-    let mut ids = || (0..config.tokens_per_step()).map(|_| rng.below(f.vocab as u64) as u32).collect::<Vec<_>>();
+    let mut ids = || (0..config.tokens_per_step()).map(|_| rng.below(f.shape.vocab as u64) as u32).collect::<Vec<_>>();
     let batch = Batch { tokens: ids(), targets: ids() };
     let mut trainer = Trainer::new_blocking(&gpu, config)?;
     trainer.step(std::slice::from_ref(&batch))?.wait_blocking(&gpu)?;
