@@ -1,7 +1,7 @@
-//! Writes text with a model that `train` made, as it comes; or decodes token ids with a GGUF file.
+//! Writes text as it comes, with a model that `train` made or one in a GGUF file.
 //!
 //! `cargo run --release --example generate -- --model DIR --prompt "KING:"`
-//! `cargo run --release --example generate -- --model FILE.gguf --ids 504,28899,436 --temperature 0`
+//! `cargo run --release --example generate -- --model FILE.gguf --prompt "The harbour was quiet" --temperature 0`
 
 mod common;
 
@@ -10,26 +10,26 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::ensure;
+use anyhow::{anyhow, ensure};
 use clap::Parser;
-use throughline::Gpu;
 use throughline::checkpoint::Checkpoint;
 use throughline::data::CharTokenizer;
 use throughline::decode::Decoder;
 use throughline::format::Weights;
 use throughline::optim::{Arena, ArenaLayout};
 use throughline::sample::{Generator, Sampling};
+use throughline::{Gpu, tokenize};
 
 #[derive(Parser)]
-#[command(about = "Writes text with a model that the train example made, or token ids with a GGUF file")]
+#[command(about = "Writes text with a model that the train example made, or one in a GGUF file")]
 struct Flags {
     /// Folder or file of the checkpoint, or a GGUF file
     #[arg(long)]
     model: PathBuf,
-    /// Text to go on from [a new line]; for checkpoints
+    /// Text to go on from [a new line]
     #[arg(long, conflicts_with = "ids")]
     prompt: Option<String>,
-    /// Token ids to go on from, as in 1,2,3; for GGUF files, whose tokenizers are not read yet
+    /// Token ids to go on from, as in 1,2,3; for GGUF files
     #[arg(long, value_delimiter = ',')]
     ids: Vec<u32>,
     /// Characters, or tokens, to write
@@ -66,27 +66,45 @@ impl Flags {
     }
 }
 
-/// Ids of a GGUF's tokens, one a line, as they come.
+/// With a model of a GGUF file.
 fn decode(flags: &Flags) -> anyhow::Result<()> {
-    ensure!(flags.prompt.is_none(), "the tokenizers of GGUF files are not read yet: give --ids");
-    ensure!(!flags.ids.is_empty(), "--ids: expected the tokens to go on from, got none");
-    let gpu = Gpu::headless_blocking()?;
     let weights = Weights::open(&flags.model)?;
-    let mut decoder = Decoder::new_blocking(&gpu, &weights, flags.ids.len() + flags.tokens)?;
-    let (mut ids, begin, mut first) = (vec![], Instant::now(), None);
+    let tokenizer = tokenize::of_gguf(&weights)?;
+    let end = tokenize::end_of_text(&weights)?;
+    let prompt = match flags.ids.is_empty() {
+        true => {
+            let text = flags.prompt.as_deref().unwrap_or("\n");
+            tokenizer.encode(text, false).map_err(|e| anyhow!("--prompt: {e}"))?.get_ids().to_vec()
+        }
+        false => flags.ids.clone(),
+    };
+    let gpu = Gpu::headless_blocking()?;
+    let mut decoder = Decoder::new_blocking(&gpu, &weights, prompt.len() + flags.tokens)?;
+    let mut text = tokenizer.decode_stream(false);
+    let (mut ids, mut whole, begin, mut first) = (vec![], String::new(), Instant::now(), None);
+    let mut out = std::io::stdout();
+    // A reader that hangs up ends the text, and is no error.
     let show = |id| {
         first.get_or_insert_with(|| begin.elapsed());
+        if Some(id) == end {
+            return false;
+        }
         ids.push(id);
-        writeln!(std::io::stdout(), "{id}").is_ok()
+        // Some characters take several tokens, and come with the last.
+        let piece = text.step(id).ok().flatten().unwrap_or_default();
+        whole += &piece;
+        write!(out, "{piece}").and_then(|()| out.flush()).is_ok()
     };
-    decoder.generate_blocking(&flags.ids, flags.tokens, &flags.sampling(), show)?;
+    decoder.generate_blocking(&prompt, flags.tokens, &flags.sampling(), show)?;
+    println!();
     if flags.json {
         let prefill = first.unwrap_or_default().as_secs_f64();
         let decode = begin.elapsed().as_secs_f64() - prefill;
         let figures = serde_json::json!({
-            "prompt_ids": flags.ids,
+            "prompt_ids": prompt,
             "ids": ids,
-            "prefill_tokens_per_s": flags.ids.len() as f64 / prefill,
+            "text": whole,
+            "prefill_tokens_per_s": prompt.len() as f64 / prefill,
             "decode_tokens_per_s": ids.len().saturating_sub(1) as f64 / decode,
             "weight_bytes": decoder.weight_bytes(),
             "adapter": gpu.describe(),

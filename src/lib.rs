@@ -29,6 +29,8 @@ pub mod rng;
 pub mod sample;
 pub mod tensor;
 pub mod timeline;
+#[cfg(feature = "tokenizers")]
+pub mod tokenize;
 pub mod train;
 pub mod tune;
 

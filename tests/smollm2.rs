@@ -8,7 +8,7 @@ use safetensors::SafeTensors;
 use throughline::decode::Decoder;
 use throughline::format::Weights;
 use throughline::sample::Sampling;
-use throughline::{Error, Gpu};
+use throughline::{Error, Gpu, tokenize};
 
 fn model() -> PathBuf {
     let path =
@@ -79,6 +79,21 @@ fn logits_and_continuations_are_those_of_pytorch() {
         decoder.generate_blocking(&prompt.ids, 32, &GREEDY, each).unwrap();
         assert_eq!(ids, prompt.greedy);
     }
+}
+
+#[test]
+fn text_becomes_the_tokens_that_hugging_face_gives() {
+    let tokenizer = tokenize::of_gguf(&Weights::open(&model()).unwrap()).unwrap();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/smollm2_tokenizer.json");
+    let cases: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    for case in cases.as_array().unwrap() {
+        let text = case["text"].as_str().unwrap();
+        let ids = tokenizer.encode(text, false).unwrap().get_ids().to_vec();
+        assert_eq!(serde_json::json!(ids), case["ids"], "{text:?}");
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
+    }
+    let chat = tokenizer.encode("<|im_start|>user", false).unwrap();
+    assert_eq!(chat.get_ids()[0], 1); // one control token, not its letters
 }
 
 #[test]
