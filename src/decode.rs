@@ -13,7 +13,7 @@ use crate::gpu::Gpu;
 use crate::graph::{Graph, Value};
 use crate::nn::{GptConfig, GptDecoder, Positions};
 use crate::ops::packed::Packed;
-use crate::sample::Sampling;
+use crate::sample::{Sampling, check_ids};
 use crate::tensor::{Tensor, TensorType};
 
 /// A model that decodes. Sequences are one at a time; [`clear`](Self::clear) starts another.
@@ -125,9 +125,7 @@ impl Decoder {
 
     fn check(&self, ids: &[u32]) -> Result<()> {
         let err = |expected: String, got: String| Err(Error::Data { tensor: "tokens".into(), expected, got });
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.config.vocab_size) {
-            return err(format!("ids below {}", self.config.vocab_size), id.to_string());
-        }
+        check_ids(ids, self.config.vocab_size)?;
         let room = self.capacity - self.length;
         match ids.len() {
             0 => err("at least one token".into(), "none".into()),

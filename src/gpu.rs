@@ -132,6 +132,12 @@ impl Profile {
         }
     }
 
+    /// Lanes that can shuffle on a GPU: as many as every subgroup has, of whatever size it is. `None` without
+    /// subgroup operations, or where that is no power of two of at least 4.
+    pub(crate) fn subgroup_lanes(&self) -> Option<u32> {
+        self.subgroups.map(|[min, _]| min).filter(|min| *min >= 4 && min.is_power_of_two())
+    }
+
     /// Splits `n` workgroups over x and y so that neither exceeds the limit. Kernels take
     /// `workgroup_id.x + workgroup_id.y * num_workgroups.x` as the index and return where it is
     /// `>= n`.

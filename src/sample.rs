@@ -81,6 +81,18 @@ impl Sampling {
     }
 }
 
+/// An `Err` names the first id that is not in the vocabulary.
+pub(crate) fn check_ids(ids: &[u32], vocab_size: usize) -> Result<()> {
+    match ids.iter().find(|&&id| id as usize >= vocab_size) {
+        None => Ok(()),
+        Some(id) => Err(Error::Data {
+            tensor: "tokens".into(),
+            expected: format!("ids below {vocab_size}"),
+            got: id.to_string(),
+        }),
+    }
+}
+
 /// Generates text with a GPT: one forward pass over the last `context` tokens for each new one.
 #[derive(Debug)]
 pub struct Generator {
@@ -111,13 +123,7 @@ impl Generator {
 
     /// Scores of the token after `ids`, of which the last `context` count; waits for the GPU.
     pub fn logits_blocking(&self, ids: &[u32]) -> Result<Vec<f32>> {
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.vocab_size) {
-            return Err(Error::Data {
-                tensor: "tokens".into(),
-                expected: format!("ids below {}", self.vocab_size),
-                got: id.to_string(),
-            });
-        }
+        check_ids(ids, self.vocab_size)?;
         if ids.is_empty() {
             return Err(Error::Data {
                 tensor: "tokens".into(),

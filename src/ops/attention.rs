@@ -337,7 +337,7 @@ impl Tile {
 
     /// Subgroups help where every one of them holds those who share a row.
     fn gpu(cx: &Launch<'_>, cut: fn(usize) -> Cut, (group, lanes): (usize, usize)) -> Tile {
-        let subgroups = cx.profile.subgroups.is_some_and(|[min, _]| min.is_power_of_two() && min as usize >= lanes);
+        let subgroups = cx.profile.subgroup_lanes().is_some_and(|n| n as usize >= lanes);
         Tile { cut: cut(lanes), group, subgroups }
     }
 

@@ -301,11 +301,7 @@ impl Matmul {
     fn kernel(&self, tile: Tile, d: &Dims, profile: &Profile) -> Kernel {
         let software = profile.class == AdapterClass::Cpu;
         let (vector, shuffles) = profile.vector_lanes();
-        // As many as every subgroup has, of whatever size it is.
-        let subgroup = match profile.subgroups {
-            Some([min, _]) if min >= 4 && min.is_power_of_two() => min,
-            _ => 1,
-        };
+        let subgroup = profile.subgroup_lanes().unwrap_or(1);
         let (entry, step, subgroups) = match (tile, d.n % 4) {
             (Tile::Lanes { .. }, 0) => ("forward_lanes_quads", 4, shuffles),
             (Tile::Lanes { .. }, _) => ("forward_lanes", 4, shuffles),

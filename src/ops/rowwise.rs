@@ -72,11 +72,11 @@ impl RowLayout {
     }
 }
 
-/// See [`RowLayout::reach`]. On GPUs as many as every subgroup has, of whatever size it is.
+/// See [`RowLayout::reach`].
 fn reach(cx: &Launch<'_>) -> usize {
-    match (cx.profile.class, cx.profile.vector_lanes(), cx.profile.subgroups) {
-        (AdapterClass::Cpu, (lanes, true), _) => lanes,
-        (AdapterClass::Gpu, _, Some([min, _])) if min >= 4 && min.is_power_of_two() => (min as usize).min(GPU_GROUP),
-        _ => 1,
+    match (cx.profile.class, cx.profile.vector_lanes()) {
+        (AdapterClass::Cpu, (lanes, true)) => lanes,
+        (AdapterClass::Cpu, _) => 1,
+        (AdapterClass::Gpu, _) => cx.profile.subgroup_lanes().map_or(1, |lanes| (lanes as usize).min(GPU_GROUP)),
     }
 }
