@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use criterion::{Criterion, Throughput};
 use throughline::Gpu;
 use throughline::data::Batch;
-use throughline::nn::GptConfig;
+use throughline::nn::TransformerConfig;
 use throughline::optim::{AdamWConfig, Schedule};
 use throughline::rng::Rng;
 use throughline::train::{TrainConfig, Trainer};
@@ -28,7 +28,7 @@ fn main() {
         .configure_from_args();
     for (name, [vocab, layers, dim, heads, context, batch]) in SHAPES {
         let config = TrainConfig {
-            model: GptConfig::gpt2(vocab, context, layers, dim, heads),
+            model: TransformerConfig::gpt2(vocab, context, layers, dim, heads),
             batch,
             micro_batches: 1,
             schedule: Schedule::constant(1e-3),

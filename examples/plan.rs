@@ -6,7 +6,7 @@ mod shape;
 
 use clap::Parser;
 use shape::Shape;
-use throughline::nn::Gpt;
+use throughline::nn::Transformer;
 use throughline::{AdapterClass, Graph, Plan, Profile, Value};
 
 #[derive(Parser)]
@@ -22,7 +22,7 @@ struct Flags {
 fn main() -> anyhow::Result<()> {
     let f = Flags::parse();
     let mut g = Graph::new();
-    let gpt = Gpt::build(&mut g, &f.shape.config(), f.shape.batch, f.shape.context, true)?;
+    let gpt = Transformer::build(&mut g, &f.shape.config(), f.shape.batch, f.shape.context, true)?;
     let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
     let loss = g.cross_entropy("loss", gpt.logits, targets)?;
     let params: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();

@@ -11,7 +11,7 @@ use crate::exec::{ExecOptions, Executable};
 use crate::format::{Stored, Weights};
 use crate::gpu::Gpu;
 use crate::graph::{Graph, Value};
-use crate::nn::{GptConfig, GptDecoder, Positions};
+use crate::nn::{Positions, TransformerConfig, TransformerDecoder};
 use crate::ops::packed::Packed;
 use crate::sample::{Sampling, check_ids};
 use crate::tensor::{Tensor, TensorType};
@@ -38,7 +38,7 @@ use crate::tensor::{Tensor, TensorType};
 #[derive(Debug)]
 pub struct Decoder {
     gpu: Gpu,
-    config: GptConfig,
+    config: TransformerConfig,
     chunk: Step,
     single: Step,
     capacity: usize,
@@ -53,7 +53,7 @@ const CHUNK: usize = 32;
 #[derive(Debug)]
 struct Step {
     exec: Executable,
-    values: GptDecoder,
+    values: TransformerDecoder,
     time: usize,
 }
 
@@ -74,7 +74,7 @@ impl Decoder {
     }
 
     /// The model.
-    pub fn config(&self) -> &GptConfig {
+    pub fn config(&self) -> &TransformerConfig {
         &self.config
     }
 
@@ -165,14 +165,14 @@ impl Step {
     /// Binds what `tensors` has by name, and adds the caches to it, for the next step to share.
     async fn new(
         gpu: &Gpu,
-        config: &GptConfig,
+        config: &TransformerConfig,
         packed: &BTreeMap<String, Packed>,
         time: usize,
         capacity: usize,
         tensors: &mut HashMap<String, Tensor>,
     ) -> Result<Step> {
         let mut g = Graph::new();
-        let values = GptDecoder::build(&mut g, config, packed, time, capacity)?;
+        let values = TransformerDecoder::build(&mut g, config, packed, time, capacity)?;
         for &cache in &values.caches {
             if !tensors.contains_key(g.name(cache)) {
                 let tensor = Tensor::zeros(gpu, g.name(cache), g.ty(cache).clone())?;
@@ -204,7 +204,7 @@ impl Step {
 }
 
 /// The shape of a Llama in a GGUF file.
-fn llama_config(weights: &Weights) -> Result<GptConfig> {
+fn llama_config(weights: &Weights) -> Result<TransformerConfig> {
     let meta = weights.metadata();
     let bad = |message: String| Error::Format { path: weights.path().into(), message };
     let architecture = meta.str("general.architecture")?;
@@ -216,7 +216,7 @@ fn llama_config(weights: &Weights) -> Result<GptConfig> {
     let context = meta.usize("llama.context_length")?;
     let kv = "llama.attention.head_count_kv";
     let theta = "llama.rope.freq_base";
-    let config = GptConfig {
+    let config = TransformerConfig {
         n_kv_heads: if meta.contains(kv) { meta.usize(kv)? } else { n_heads },
         d_ff: meta.usize("llama.feed_forward_length")?,
         norm_eps: meta.f32("llama.attention.layer_norm_rms_epsilon")?,
@@ -225,7 +225,7 @@ fn llama_config(weights: &Weights) -> Result<GptConfig> {
             interleaved: true, // rows of q and k are permuted for it
         },
         tied_head: !weights.contains("output.weight"),
-        ..GptConfig::llama(vocab_size, context, meta.usize("llama.block_count")?, d_model, n_heads)
+        ..TransformerConfig::llama(vocab_size, context, meta.usize("llama.block_count")?, d_model, n_heads)
     };
     for key in ["llama.rope.scaling.type", "llama.rope.scaling.factor"] {
         if meta.contains(key) {

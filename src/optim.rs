@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::exec::{ExecOptions, Executable};
 use crate::gpu::Gpu;
 use crate::graph::{Graph, Value};
-use crate::nn::{Gpt, GptConfig};
+use crate::nn::{Transformer, TransformerConfig};
 use crate::ops::adamw::AdamWSettings;
 use crate::plan::Plan;
 use crate::tensor::{Shape, Tensor, TensorType};
@@ -54,9 +54,9 @@ impl ArenaLayout {
     }
 
     /// The layout of a model's parameters.
-    pub fn of_model(config: &GptConfig) -> Result<Self> {
+    pub fn of_model(config: &TransformerConfig) -> Result<Self> {
         let mut g = Graph::new();
-        let gpt = Gpt::build(&mut g, config, 1, 1, false)?;
+        let gpt = Transformer::build(&mut g, config, 1, 1, false)?;
         Ok(Self::of(&g, &gpt.params.iter().map(|p| p.value).collect::<Vec<_>>()))
     }
 

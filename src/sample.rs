@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::exec::{ExecOptions, Executable};
 use crate::gpu::Gpu;
 use crate::graph::{Graph, Value};
-use crate::nn::{Gpt, GptConfig};
+use crate::nn::{Transformer, TransformerConfig};
 use crate::optim::Arena;
 use crate::rng::Rng;
 
@@ -106,9 +106,9 @@ pub struct Generator {
 
 impl Generator {
     /// A generator on these parameters, which stay shared: it sees what training changes.
-    pub async fn new(gpu: &Gpu, config: &GptConfig, params: &Arena) -> Result<Self> {
+    pub async fn new(gpu: &Gpu, config: &TransformerConfig, params: &Arena) -> Result<Self> {
         let mut g = Graph::new();
-        let gpt = Gpt::build(&mut g, config, 1, config.context, false)?;
+        let gpt = Transformer::build(&mut g, config, 1, config.context, false)?;
         let plan = Arc::new(gpu.plan(&g, &[gpt.logits])?);
         let bindings = gpt.params.iter().map(|p| p.value).zip(params.tensors.iter().cloned()).collect();
         let exec = Executable::new(gpu, plan, ExecOptions { bindings, ..Default::default() }).await?;
@@ -117,7 +117,7 @@ impl Generator {
     }
 
     /// [`new`](Self::new), waiting.
-    pub fn new_blocking(gpu: &Gpu, config: &GptConfig, params: &Arena) -> Result<Self> {
+    pub fn new_blocking(gpu: &Gpu, config: &TransformerConfig, params: &Arena) -> Result<Self> {
         pollster::block_on(Self::new(gpu, config, params))
     }
 

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::exec::{ExecOptions, Executable};
 use crate::gpu::{Gpu, Readback};
 use crate::graph::{Graph, Value};
-use crate::nn::{Gpt, GptConfig};
+use crate::nn::{Transformer, TransformerConfig};
 use crate::optim::{AdamWConfig, Arena, ArenaLayout, Optimizer, Schedule};
 use crate::plan::Plan;
 use crate::tensor::{Tensor, TensorType};
@@ -19,7 +19,7 @@ use crate::timeline::Timeline;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainConfig {
     /// The model.
-    pub model: GptConfig,
+    pub model: TransformerConfig,
     /// Sequences per micro-batch. Their length is the model's context.
     pub batch: usize,
     /// Micro-batches per step; their gradients are averaged.
@@ -111,7 +111,7 @@ impl Trainer {
     pub async fn new(gpu: &Gpu, config: TrainConfig) -> Result<Self> {
         config.validate()?;
         let mut graph = Graph::new();
-        let gpt = Gpt::build(&mut graph, &config.model, config.batch, config.model.context, true)?;
+        let gpt = Transformer::build(&mut graph, &config.model, config.batch, config.model.context, true)?;
         let values: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
         let layout = Arc::new(ArenaLayout::of(&graph, &values));
         let params = Arena::zeros(gpu, "parameters", &layout)?;
@@ -302,7 +302,7 @@ impl Trainer {
 async fn training_graph(
     gpu: &Gpu,
     mut g: Graph,
-    gpt: &Gpt,
+    gpt: &Transformer,
     config: &TrainConfig,
     params: &Arena,
     grads: &Arena,
@@ -343,7 +343,7 @@ async fn training_graph(
 /// Forward and loss alone, on the same parameters.
 async fn evaluation_graph(gpu: &Gpu, config: &TrainConfig, params: &Arena) -> Result<StepGraph> {
     let mut g = Graph::new();
-    let gpt = Gpt::build(&mut g, &config.model, config.batch, config.model.context, false)?;
+    let gpt = Transformer::build(&mut g, &config.model, config.batch, config.model.context, false)?;
     let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
     let loss = g.cross_entropy("loss", gpt.logits, targets)?;
     let plan = Arc::new(gpu.plan(&g, &[loss])?);

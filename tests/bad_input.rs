@@ -9,7 +9,7 @@ use common::{gpu, profiles};
 use throughline::autodiff::Vjp;
 use throughline::data::{CharTokenizer, Dataset};
 use throughline::kernel::Kernel;
-use throughline::nn::{Gpt, GptConfig, Positions};
+use throughline::nn::{Positions, Transformer, TransformerConfig};
 use throughline::ops::{Bind, Launch, Op, Program};
 use throughline::reference::{self, Array};
 use throughline::sample::Sampling;
@@ -100,8 +100,8 @@ fn a_plan_over_the_adapters_limits_names_the_tensor() {
     let profile = Profile { max_binding_bytes: 1 << 20, ..Profile::portable(AdapterClass::Gpu) };
     expect(Plan::new(&g, &[y], &profile), &["limits", "`x`", "4194304", "1048576"]);
     let mut other = Graph::new();
-    let config = GptConfig::gpt2(50_257, 64, 1, 768, 12);
-    let gpt = Gpt::build(&mut other, &config, 1, 64, false).unwrap();
+    let config = TransformerConfig::gpt2(50_257, 64, 1, 768, 12);
+    let gpt = Transformer::build(&mut other, &config, 1, 64, false).unwrap();
     expect(
         Plan::new(&other, &[gpt.logits], &Profile::portable(AdapterClass::Gpu)),
         &["`embed.weight`", "binds at most"],
@@ -111,8 +111,8 @@ fn a_plan_over_the_adapters_limits_names_the_tensor() {
 
 #[test]
 fn settings_are_checked() {
-    let good = GptConfig::gpt2(65, 32, 2, 48, 4);
-    let bad = |f: fn(&mut GptConfig)| {
+    let good = TransformerConfig::gpt2(65, 32, 2, 48, 4);
+    let bad = |f: fn(&mut TransformerConfig)| {
         let mut c = good.clone();
         f(&mut c);
         c.validate()
@@ -126,7 +126,7 @@ fn settings_are_checked() {
         bad(|c| (c.d_model, c.n_heads, c.positions) = (12, 4, Positions::Rope { theta: 1e4, interleaved: false })),
         &["RoPE", "3"],
     );
-    expect(Gpt::build(&mut Graph::new(), &good, 1, 33, false), &["`context`", "33", "32"]);
+    expect(Transformer::build(&mut Graph::new(), &good, 1, 33, false), &["`context`", "33", "32"]);
     expect(Sampling { temperature: -1.0, ..Default::default() }.validate(), &["`temperature`", "-1"]);
     expect(Sampling { top_p: 0.0, ..Default::default() }.validate(), &["`top_p`", "0"]);
     expect(Dataset::new(vec![], 0.1, 8), &["empty"]);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use common::gpu;
 use safetensors::SafeTensors;
 use throughline::data::Batch;
-use throughline::nn::{Gpt, GptConfig};
+use throughline::nn::{Transformer, TransformerConfig};
 use throughline::optim::{AdamWConfig, Arena, Schedule};
 use throughline::train::{TrainConfig, Trainer};
 use throughline::{ExecOptions, Executable, Graph, Plan};
@@ -37,15 +37,15 @@ fn load(name: &str) -> Tensors {
 /// A model of tests/data: its configuration and how its tensors map to ours.
 struct Model {
     name: &'static str,
-    config: GptConfig,
+    config: TransformerConfig,
     /// Values of one of our parameters in a file with the original names, if it is there.
     find: fn(&Tensors, &str) -> Option<Vec<f32>>,
 }
 
 fn models() -> [Model; 2] {
-    let llama = GptConfig { n_kv_heads: 2, d_ff: 136, ..GptConfig::llama(65, 32, 2, 48, 4) };
+    let llama = TransformerConfig { n_kv_heads: 2, d_ff: 136, ..TransformerConfig::llama(65, 32, 2, 48, 4) };
     [
-        Model { name: "tiny_gpt2", config: GptConfig::gpt2(65, 32, 2, 48, 4), find: gpt2_tensor },
+        Model { name: "tiny_gpt2", config: TransformerConfig::gpt2(65, 32, 2, 48, 4), find: gpt2_tensor },
         Model { name: "tiny_llama", config: llama, find: llama_tensor },
     ]
 }
@@ -148,7 +148,7 @@ fn logits_match_pytorch() {
     for model in models() {
         let file = load(&format!("{}_batches.safetensors", model.name));
         let mut g = Graph::new();
-        let gpt = Gpt::build(&mut g, &model.config, 3, 32, false).unwrap();
+        let gpt = Transformer::build(&mut g, &model.config, 3, 32, false).unwrap();
         let weights = load(&format!("{}.safetensors", model.name));
         let plan = Plan::new(&g, &[gpt.logits], gpu().profile()).unwrap();
         let exec = Executable::new_blocking(gpu(), Arc::new(plan), ExecOptions::default()).unwrap();

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use common::gpu;
 use throughline::checkpoint::Checkpoint;
 use throughline::data::{Batch, Dataset};
-use throughline::nn::{Gpt, GptConfig, Init, Mlp, Norm, NormPlacement};
+use throughline::nn::{Init, Mlp, Norm, NormPlacement, Transformer, TransformerConfig};
 use throughline::optim::{AdamWConfig, Decay, Schedule};
 use throughline::plan::Slot;
 use throughline::train::{TrainConfig, Trainer};
 use throughline::{AdapterClass, ExecOptions, Executable, Graph, Plan, Profile, Value};
 
-fn tiny(model: GptConfig) -> TrainConfig {
+fn tiny(model: TransformerConfig) -> TrainConfig {
     let schedule = Schedule { peak: 3e-3, warmup: 2, steps: 8, final_fraction: 0.1, decay: Decay::Cosine };
     TrainConfig { model, batch: 2, micro_batches: 1, schedule, adamw: AdamWConfig::default(), seed: 7 }
 }
@@ -45,10 +45,10 @@ fn bits(values: &[Vec<f32>]) -> Vec<u32> {
 /// embedding at every depth, and the loss's gradient is the same at every depth. Bit for bit.
 #[test]
 fn at_zero_initialisation_the_stream_is_a_throughline() {
-    let zero = |c: GptConfig| GptConfig { init: Init::ZeroResidual { std: 0.1 }, ..c };
-    for config in [zero(GptConfig::gpt2(31, 16, 4, 32, 4)), zero(GptConfig::llama(31, 16, 4, 32, 4))] {
+    let zero = |c: TransformerConfig| TransformerConfig { init: Init::ZeroResidual { std: 0.1 }, ..c };
+    for config in [zero(TransformerConfig::gpt2(31, 16, 4, 32, 4)), zero(TransformerConfig::llama(31, 16, 4, 32, 4))] {
         let mut g = Graph::new();
-        let gpt = Gpt::build(&mut g, &config, 2, 16, false).unwrap();
+        let gpt = Transformer::build(&mut g, &config, 2, 16, false).unwrap();
         let targets = g.input("targets", g.ty(gpt.tokens).clone()).unwrap();
         let loss = g.cross_entropy("loss", gpt.logits, targets).unwrap();
         let gradients = g.gradients(loss, &gpt.stream).unwrap();
@@ -79,7 +79,7 @@ fn at_zero_initialisation_the_stream_is_a_throughline() {
 fn stream_and_stream_gradient_are_one_buffer_each() {
     for layers in [1, 2, 6] {
         for class in [AdapterClass::Cpu, AdapterClass::Gpu] {
-            let config = GptConfig::gpt2(31, 16, layers, 32, 4);
+            let config = TransformerConfig::gpt2(31, 16, layers, 32, 4);
             let plan = training_plan(&config, &Profile::portable(class));
             let slots = |suffix: &str| -> Vec<Slot> {
                 let steps = plan.steps.iter().filter(|s| s.name.ends_with(suffix));
@@ -97,9 +97,9 @@ fn stream_and_stream_gradient_are_one_buffer_each() {
     }
 }
 
-fn training_plan(config: &GptConfig, profile: &Profile) -> Plan {
+fn training_plan(config: &TransformerConfig, profile: &Profile) -> Plan {
     let mut g = Graph::new();
-    let gpt = Gpt::build(&mut g, config, 2, 16, true).unwrap();
+    let gpt = Transformer::build(&mut g, config, 2, 16, true).unwrap();
     let targets = g.input("targets", g.ty(gpt.tokens).clone()).unwrap();
     let loss = g.cross_entropy("loss", gpt.logits, targets).unwrap();
     let params: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
@@ -111,7 +111,8 @@ fn training_plan(config: &GptConfig, profile: &Profile) -> Plan {
 /// What the planner prints for a two-layer GPT-2, kept as a file so that a change shows in review.
 #[test]
 fn plan_of_a_gpt2_is_as_recorded() {
-    let plan = training_plan(&GptConfig::gpt2(31, 16, 2, 32, 4), &Profile::portable(AdapterClass::Cpu)).to_string();
+    let plan =
+        training_plan(&TransformerConfig::gpt2(31, 16, 2, 32, 4), &Profile::portable(AdapterClass::Cpu)).to_string();
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/plan_gpt2.txt");
     let recorded = std::fs::read_to_string(&path).unwrap_or_default();
     if plan != recorded {
@@ -124,7 +125,7 @@ fn plan_of_a_gpt2_is_as_recorded() {
 /// A run that is saved, dropped, loaded and continued ends with the same bits as an unbroken one.
 #[test]
 fn a_resumed_run_equals_an_unbroken_one_bit_for_bit() {
-    let config = tiny(GptConfig { dropout: 0.1, ..GptConfig::llama(31, 16, 2, 32, 4) });
+    let config = tiny(TransformerConfig { dropout: 0.1, ..TransformerConfig::llama(31, 16, 2, 32, 4) });
     let mut whole = Trainer::new_blocking(gpu(), config.clone()).unwrap();
     let losses = train(&mut whole, 8);
 
@@ -148,7 +149,7 @@ fn a_resumed_run_equals_an_unbroken_one_bit_for_bit() {
 /// Two micro-batches of two are one batch of four, up to rounding.
 #[test]
 fn accumulated_gradients_equal_those_of_one_large_batch() {
-    let large = TrainConfig { batch: 4, ..tiny(GptConfig::gpt2(31, 16, 2, 32, 4)) };
+    let large = TrainConfig { batch: 4, ..tiny(TransformerConfig::gpt2(31, 16, 2, 32, 4)) };
     let small = TrainConfig { batch: 2, micro_batches: 2, ..large.clone() };
     let Batch { tokens, targets } = dataset().batch(1, 0, 4, 16);
     let halves: Vec<Batch> = (tokens.chunks(32).zip(targets.chunks(32)))
@@ -177,14 +178,20 @@ fn accumulated_gradients_equal_those_of_one_large_batch() {
 /// Every arrangement of the parts builds, trains and learns a text that repeats.
 #[test]
 fn every_arrangement_learns() {
-    let base = GptConfig { init: Init::Gpt2 { std: 0.1 }, ..GptConfig::gpt2(31, 16, 2, 32, 4) };
-    let llama = GptConfig { n_kv_heads: 2, ..GptConfig::llama(31, 16, 2, 32, 4) };
+    let base = TransformerConfig { init: Init::Gpt2 { std: 0.1 }, ..TransformerConfig::gpt2(31, 16, 2, 32, 4) };
+    let llama = TransformerConfig { n_kv_heads: 2, ..TransformerConfig::llama(31, 16, 2, 32, 4) };
     let configs = [
         base.clone(),
-        GptConfig { norm_placement: NormPlacement::Post, ..base.clone() },
-        GptConfig { norm: Norm::RmsNorm, mlp: Mlp::GeluErf, tied_head: false, ..base.clone() },
-        GptConfig { init: Init::ZeroResidual { std: 0.1 }, dropout: 0.1, ..llama.clone() },
-        GptConfig { norm_placement: NormPlacement::Post, tied_head: true, bias: true, init: base.init, ..llama },
+        TransformerConfig { norm_placement: NormPlacement::Post, ..base.clone() },
+        TransformerConfig { norm: Norm::RmsNorm, mlp: Mlp::GeluErf, tied_head: false, ..base.clone() },
+        TransformerConfig { init: Init::ZeroResidual { std: 0.1 }, dropout: 0.1, ..llama.clone() },
+        TransformerConfig {
+            norm_placement: NormPlacement::Post,
+            tied_head: true,
+            bias: true,
+            init: base.init,
+            ..llama
+        },
     ];
     let ids: Vec<u32> = (0..2000).map(|i| [3, 1, 4, 1, 5, 9, 2, 6][i % 8]).collect();
     let data = Dataset::new(ids, 0.1, 16).unwrap();

@@ -13,7 +13,7 @@ use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde::Serialize;
 use throughline::checkpoint::{Checkpoint, RunState, text_hash};
 use throughline::data::{Batch, CharTokenizer, Dataset};
-use throughline::nn::{GptConfig, Init, Mlp, Norm, NormPlacement};
+use throughline::nn::{Init, Mlp, Norm, NormPlacement, TransformerConfig};
 use throughline::optim::{AdamWConfig, Decay, Schedule};
 use throughline::sample::{Generator, Sampling};
 use throughline::train::{StepLoss, TrainConfig, Trainer};
@@ -126,13 +126,13 @@ impl TrainFlags {
     fn config(&self, vocab_size: usize) -> TrainConfig {
         let (context, dim, heads) = (self.context.unwrap_or(64), self.dim.unwrap_or(64), self.heads.unwrap_or(4));
         let layers = self.layers.unwrap_or(3);
-        let gpt2 = GptConfig::gpt2(vocab_size, context, layers, dim, heads);
-        let llama = GptConfig::llama(vocab_size, context, layers, dim, heads);
+        let gpt2 = TransformerConfig::gpt2(vocab_size, context, layers, dim, heads);
+        let llama = TransformerConfig::llama(vocab_size, context, layers, dim, heads);
         let mut model = match self.parts.unwrap_or(PartsFlag::Mixed) {
             PartsFlag::Gpt2 => gpt2,
             PartsFlag::Llama => llama,
             PartsFlag::Mixed => {
-                GptConfig { norm: Norm::LayerNorm, mlp: Mlp::SwiGlu, bias: true, tied_head: true, ..llama }
+                TransformerConfig { norm: Norm::LayerNorm, mlp: Mlp::SwiGlu, bias: true, tied_head: true, ..llama }
             }
         };
         let std = self.std.unwrap_or(0.1);

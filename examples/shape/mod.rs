@@ -1,7 +1,7 @@
 //! Flags for the shape of a GPT and its batches.
 
 use clap::Args;
-use throughline::nn::GptConfig;
+use throughline::nn::TransformerConfig;
 
 #[derive(Args)]
 pub struct Shape {
@@ -23,8 +23,8 @@ pub struct Shape {
 }
 
 impl Shape {
-    pub fn config(&self) -> GptConfig {
-        let parts = if self.llama { GptConfig::llama } else { GptConfig::gpt2 };
+    pub fn config(&self) -> TransformerConfig {
+        let parts = if self.llama { TransformerConfig::llama } else { TransformerConfig::gpt2 };
         parts(self.vocab, self.context, self.layers, self.dim, self.heads)
     }
 }

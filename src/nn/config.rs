@@ -70,9 +70,9 @@ pub enum Init {
     },
 }
 
-/// Shape and parts of a GPT. [`GptConfig::gpt2`] and [`GptConfig::llama`] give the usual sets.
+/// Shape and parts of a GPT. [`TransformerConfig::gpt2`] and [`TransformerConfig::llama`] give the usual sets.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct GptConfig {
+pub struct TransformerConfig {
     /// Number of different tokens.
     pub vocab_size: usize,
     /// Longest sequence, in tokens.
@@ -107,10 +107,10 @@ pub struct GptConfig {
     pub init: Init,
 }
 
-impl GptConfig {
+impl TransformerConfig {
     /// GPT-2's parts: pre-norm LayerNorm, learned positions, GELU, biases, tied head.
     pub fn gpt2(vocab_size: usize, context: usize, n_layers: usize, d_model: usize, n_heads: usize) -> Self {
-        GptConfig {
+        TransformerConfig {
             vocab_size,
             context,
             n_layers,
@@ -132,7 +132,7 @@ impl GptConfig {
 
     /// Llama's parts: pre-norm RMSNorm, RoPE, SwiGLU of about 8/3 the width, no biases, own head.
     pub fn llama(vocab_size: usize, context: usize, n_layers: usize, d_model: usize, n_heads: usize) -> Self {
-        GptConfig {
+        TransformerConfig {
             d_ff: (8 * d_model / 3).next_multiple_of(16),
             norm: Norm::RmsNorm,
             positions: Positions::Rope { theta: 10_000.0, interleaved: false },

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::config::{GptConfig, Init, Mlp, Norm, NormPlacement, Positions};
+use super::config::{Init, Mlp, Norm, NormPlacement, Positions, TransformerConfig};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
 use crate::ops::attention::Attention;
@@ -46,7 +46,7 @@ pub struct Param {
 
 /// The values of a GPT in a graph: what to write, what to read, what to train.
 #[derive(Clone, Debug)]
-pub struct Gpt {
+pub struct Transformer {
     /// Input: token ids, u32 `[batch, time]`.
     pub tokens: Value,
     /// Input, if `dropout` is not 0: seed and step, u32 `[2]`.
@@ -59,20 +59,26 @@ pub struct Gpt {
     pub params: Vec<Param>,
 }
 
-impl Gpt {
+impl Transformer {
     /// Adds the forward pass for `batch` sequences of `time` tokens. `train` puts dropout in, where
     /// the configuration asks for it.
     ///
     /// ```
-    /// use throughline::{Graph, nn::{Gpt, GptConfig}};
+    /// use throughline::{Graph, nn::{Transformer, TransformerConfig}};
     /// let mut g = Graph::new();
-    /// let config = GptConfig::gpt2(65, 32, 2, 48, 4);
-    /// let gpt = Gpt::build(&mut g, &config, 3, 32, false)?;
+    /// let config = TransformerConfig::gpt2(65, 32, 2, 48, 4);
+    /// let gpt = Transformer::build(&mut g, &config, 3, 32, false)?;
     /// assert_eq!(g.ty(gpt.logits).shape.dims(), [3, 32, 65]);
     /// assert_eq!(gpt.stream.len(), 3); // the embedding and two blocks
     /// # Ok::<(), throughline::Error>(())
     /// ```
-    pub fn build(g: &mut Graph, config: &GptConfig, batch: usize, time: usize, train: bool) -> Result<Gpt> {
+    pub fn build(
+        g: &mut Graph,
+        config: &TransformerConfig,
+        batch: usize,
+        time: usize,
+        train: bool,
+    ) -> Result<Transformer> {
         config.validate()?;
         if time > config.context {
             let message = format!("must be at least the sequence length {time}, but is {}", config.context);
@@ -96,13 +102,13 @@ impl Gpt {
             x = b.norm(g, "norm_f", x)?;
         }
         let logits = b.head(g, embedding, x)?;
-        Ok(Gpt { tokens, dropout_seed, stream, logits, params: b.params })
+        Ok(Transformer { tokens, dropout_seed, stream, logits, params: b.params })
     }
 }
 
 /// The values of a GPT that decodes with a cache: what to write, what to read, what to bind.
 #[derive(Clone, Debug)]
-pub struct GptDecoder {
+pub struct TransformerDecoder {
     /// Input: the ids of the new tokens, u32 `[1, time]`.
     pub tokens: Value,
     /// Input: how many tokens came before, u32 `[1]`.
@@ -117,17 +123,17 @@ pub struct GptDecoder {
     pub caches: Vec<Value>,
 }
 
-impl GptDecoder {
+impl TransformerDecoder {
     /// Adds the forward pass for `time` new tokens behind a cache of at most `capacity`. Matrices that
-    /// `packed` names stay as a file stores them; the others are as those of [`Gpt`]. Positions must be
+    /// `packed` names stay as a file stores them; the others are as those of [`Transformer`]. Positions must be
     /// rotary.
     pub fn build(
         g: &mut Graph,
-        config: &GptConfig,
+        config: &TransformerConfig,
         packed: &BTreeMap<String, Packed>,
         time: usize,
         capacity: usize,
-    ) -> Result<GptDecoder> {
+    ) -> Result<TransformerDecoder> {
         config.validate()?;
         if config.positions == Positions::Learned {
             return Err(Error::Config { field: "positions", message: "a decoder needs rotary ones".into() });
@@ -154,7 +160,7 @@ impl GptDecoder {
         let logits = b.head(g, embedding, x)?;
         let params = b.params.iter().map(|p| p.value).collect();
         let caches = b.cache.map_or(vec![], |cache| cache.states);
-        Ok(GptDecoder { tokens, start, last, logits, params, caches })
+        Ok(TransformerDecoder { tokens, start, last, logits, params, caches })
     }
 }
 
@@ -185,7 +191,7 @@ struct Table {
 }
 
 struct Builder<'a> {
-    config: &'a GptConfig,
+    config: &'a TransformerConfig,
     /// Matrices that stay packed, by name.
     packed: Option<&'a BTreeMap<String, Packed>>,
     cache: Option<Cache>,
@@ -197,7 +203,7 @@ struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    fn new(config: &'a GptConfig) -> Self {
+    fn new(config: &'a TransformerConfig) -> Self {
         let (packed, cache, dropout_seed) = (None, None, None);
         Builder { config, packed, cache, dropout: 0.0, dropout_seed, dropout_sites: 0, params: vec![] }
     }
