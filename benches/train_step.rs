@@ -30,6 +30,7 @@ fn main() {
         let config = TrainConfig {
             model: TransformerConfig::gpt2(vocab, context, layers, dim, heads),
             batch,
+            seq_len: None,
             micro_batches: 1,
             schedule: Schedule::constant(1e-3),
             adamw: AdamWConfig::default(),

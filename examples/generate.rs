@@ -14,8 +14,8 @@ use anyhow::{anyhow, ensure};
 use clap::Parser;
 use throughline::checkpoint::Checkpoint;
 use throughline::data::CharTokenizer;
-use throughline::decode::Decoder;
-use throughline::format::Weights;
+use throughline::decode::{Decoder, GenerationOptions};
+use throughline::model::Model;
 use throughline::optim::{Arena, ArenaLayout};
 use throughline::sample::{Generator, Sampling};
 use throughline::{Gpu, tokenize};
@@ -68,9 +68,9 @@ impl Flags {
 
 /// With a model of a GGUF file.
 fn decode(flags: &Flags) -> anyhow::Result<()> {
-    let weights = Weights::open(&flags.model)?;
-    let tokenizer = tokenize::of_gguf(&weights)?;
-    let end = tokenize::end_of_text(&weights)?;
+    let model = Model::open(&flags.model)?;
+    let tokenizer = tokenize::of_gguf(model.weights())?;
+    let end = tokenize::end_of_text(model.weights())?;
     let prompt = match flags.ids.is_empty() {
         true => {
             let text = flags.prompt.as_deref().unwrap_or("\n");
@@ -79,23 +79,24 @@ fn decode(flags: &Flags) -> anyhow::Result<()> {
         false => flags.ids.clone(),
     };
     let gpu = Gpu::headless_blocking()?;
-    let mut decoder = Decoder::new_blocking(&gpu, &weights, prompt.len() + flags.tokens)?;
+    let mut decoder = Decoder::new_blocking(&gpu, &model, prompt.len() + flags.tokens)?;
     let mut text = tokenizer.decode_stream(false);
     let (mut ids, mut whole, begin, mut first) = (vec![], String::new(), Instant::now(), None);
     let mut out = std::io::stdout();
-    // A reader that hangs up ends the text, and is no error.
-    let show = |id| {
+    let stop = end.into_iter().collect();
+    let options = GenerationOptions { max_tokens: flags.tokens, sampling: flags.sampling(), stop };
+    for id in decoder.generate(&prompt, options)?.blocking() {
+        let id = id?;
         first.get_or_insert_with(|| begin.elapsed());
-        if Some(id) == end {
-            return false;
-        }
         ids.push(id);
         // Some characters take several tokens, and come with the last.
         let piece = text.step(id).ok().flatten().unwrap_or_default();
         whole += &piece;
-        write!(out, "{piece}").and_then(|()| out.flush()).is_ok()
-    };
-    decoder.generate_blocking(&prompt, flags.tokens, &flags.sampling(), show)?;
+        // A reader that hangs up ends the text, and is no error.
+        if write!(out, "{piece}").and_then(|()| out.flush()).is_err() {
+            break;
+        }
+    }
     println!();
     if flags.json {
         let prefill = first.unwrap_or_default().as_secs_f64();

@@ -45,6 +45,7 @@ fn main() -> anyhow::Result<()> {
     let config = TrainConfig {
         model: f.shape.config(),
         batch: f.shape.batch,
+        seq_len: None,
         micro_batches: 1,
         schedule: Schedule::constant(1e-3),
         adamw: AdamWConfig::default(),

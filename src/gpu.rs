@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 
 use futures_intrusive::channel::shared::{OneshotReceiver, oneshot_channel};
 
@@ -278,6 +279,30 @@ impl Gpu {
     /// Waits until everything submitted so far has run.
     pub fn wait_blocking(&self) -> Result<()> {
         self.poll_blocking(wgpu::PollType::wait_indefinitely())
+    }
+
+    /// Runs a future of this crate to its end, polling the device while it waits. For futures that wait for this
+    /// device alone: others would keep a core busy.
+    ///
+    /// ```
+    /// use throughline::{Gpu, Tensor, TensorType};
+    /// let gpu = Gpu::headless_blocking()?;
+    /// let x = Tensor::zeros(&gpu, "x", TensorType::f32([3]))?;
+    /// let mut encoder = gpu.device().create_command_encoder(&Default::default());
+    /// let readback = x.read_later(&gpu, &mut encoder);
+    /// gpu.queue().submit([encoder.finish()]);
+    /// assert_eq!(gpu.run_blocking(readback.take::<f32>())?, [0.0; 3]);
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub fn run_blocking<T>(&self, future: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut future = std::pin::pin!(future);
+        let mut context = Context::from_waker(Waker::noop());
+        loop {
+            if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
+                return output;
+            }
+            self.wait_blocking()?;
+        }
     }
 
     /// Waits until this submission, and those before it, have run.

@@ -143,10 +143,19 @@ impl Graph {
 
     /// Runs `f` with `scope.` in front of every name.
     pub fn scoped<T>(&mut self, scope: &str, f: impl FnOnce(&mut Graph) -> Result<T>) -> Result<T> {
-        self.scopes.push(scope.to_string());
+        self.enter(scope);
         let result = f(self);
-        self.scopes.pop();
+        self.leave();
         result
+    }
+
+    /// Puts `scope.` in front of every name from here to [`leave`](Self::leave).
+    pub(crate) fn enter(&mut self, scope: &str) {
+        self.scopes.push(scope.to_string());
+    }
+
+    pub(crate) fn leave(&mut self) {
+        self.scopes.pop();
     }
 
     /// Makes each step leave `value` in `state`.

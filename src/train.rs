@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::exec::{ExecOptions, Executable};
 use crate::gpu::{Gpu, Readback};
 use crate::graph::{Graph, Value};
-use crate::nn::{Transformer, TransformerConfig};
+use crate::nn::{Block, StandardBlock, Transformer, TransformerConfig};
 use crate::optim::{AdamWConfig, Arena, ArenaLayout, Optimizer, Schedule};
 use crate::plan::Plan;
 use crate::tensor::{Tensor, TensorType};
@@ -20,8 +20,11 @@ use crate::timeline::Timeline;
 pub struct TrainConfig {
     /// The model.
     pub model: TransformerConfig,
-    /// Sequences per micro-batch. Their length is the model's context.
+    /// Sequences per micro-batch.
     pub batch: usize,
+    /// Tokens of a sequence; the model's context by default.
+    #[serde(default)]
+    pub seq_len: Option<usize>,
     /// Micro-batches per step; their gradients are averaged.
     pub micro_batches: usize,
     /// Learning rate by step.
@@ -35,11 +38,16 @@ pub struct TrainConfig {
 impl TrainConfig {
     /// Tokens of one step.
     pub fn tokens_per_step(&self) -> usize {
-        self.batch * self.micro_batches * self.model.context
+        self.batch * self.micro_batches * self.seq_len()
+    }
+
+    /// Tokens of a sequence.
+    pub fn seq_len(&self) -> usize {
+        self.seq_len.unwrap_or(self.model.context)
     }
 
     fn validate(&self) -> Result<()> {
-        for (field, n) in [("batch", self.batch), ("micro_batches", self.micro_batches)] {
+        for (field, n) in [("batch", self.batch), ("micro_batches", self.micro_batches), ("seq_len", self.seq_len())] {
             if n == 0 || n > 1 << 20 {
                 return Err(Error::Config { field, message: format!("must be from 1 to 2^20, but is {n}") });
             }
@@ -109,9 +117,14 @@ impl StepLoss {
 impl Trainer {
     /// A fresh model, initialised as the configuration says.
     pub async fn new(gpu: &Gpu, config: TrainConfig) -> Result<Self> {
+        Self::with_block(gpu, config, &StandardBlock).await
+    }
+
+    /// The same with layers of another kind.
+    pub async fn with_block(gpu: &Gpu, config: TrainConfig, block: &dyn Block) -> Result<Self> {
         config.validate()?;
         let mut graph = Graph::new();
-        let gpt = Transformer::build(&mut graph, &config.model, config.batch, config.model.context, true)?;
+        let gpt = Transformer::build_with(&mut graph, &config.model, block, config.batch, config.seq_len(), true)?;
         let values: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
         let layout = Arc::new(ArenaLayout::of(&graph, &values));
         let params = Arena::zeros(gpu, "parameters", &layout)?;
@@ -121,9 +134,9 @@ impl Trainer {
             .collect();
         params.write(gpu, &initial)?;
         let forward_backward = training_graph(gpu, graph, &gpt, &config, &params, &grads).await?;
-        let evaluation = evaluation_graph(gpu, &config, &params).await?;
+        let evaluation = evaluation_graph(gpu, &config, block, &params).await?;
         let optimizer = Optimizer::new(gpu, config.adamw, &params, &grads).await?;
-        let staged = TensorType::u32([2, config.micro_batches, config.batch, config.model.context]);
+        let staged = TensorType::u32([2, config.micro_batches, config.batch, config.seq_len()]);
         let staged = Tensor::zeros(gpu, "staged batches", staged)?;
         Ok(Trainer {
             gpu: gpu.clone(),
@@ -141,6 +154,11 @@ impl Trainer {
     /// [`new`](Self::new), waiting.
     pub fn new_blocking(gpu: &Gpu, config: TrainConfig) -> Result<Self> {
         pollster::block_on(Self::new(gpu, config))
+    }
+
+    /// [`with_block`](Self::with_block), waiting.
+    pub fn with_block_blocking(gpu: &Gpu, config: TrainConfig, block: &dyn Block) -> Result<Self> {
+        pollster::block_on(Self::with_block(gpu, config, block))
     }
 
     /// The settings.
@@ -249,7 +267,7 @@ impl Trainer {
     fn load(&self, encoder: &mut wgpu::CommandEncoder, i: usize) -> Result<()> {
         let s = &self.forward_backward;
         let (i, n) = (i as u64, self.config.micro_batches as u64);
-        let part = (self.config.batch * self.config.model.context * 4) as u64;
+        let part = (self.config.batch * self.config.seq_len() * 4) as u64;
         let (tokens, targets) = (s.exec.tensor(s.tokens)?, s.exec.tensor(s.targets)?);
         for (to, at) in [(tokens, i * part), (targets, (n + i) * part)] {
             encoder.copy_buffer_to_buffer(self.staged.buffer(), at, to.buffer(), to.offset(), Some(part));
@@ -258,7 +276,7 @@ impl Trainer {
     }
 
     fn stage(&self, batches: &[Batch]) -> Result<()> {
-        let n = self.config.batch * self.config.model.context;
+        let n = self.config.batch * self.config.seq_len();
         let fits = |b: &Batch| b.tokens.len() == n && b.targets.len() == n;
         if batches.len() != self.config.micro_batches || !batches.iter().all(fits) {
             return Err(Error::Data {
@@ -341,9 +359,9 @@ async fn training_graph(
 }
 
 /// Forward and loss alone, on the same parameters.
-async fn evaluation_graph(gpu: &Gpu, config: &TrainConfig, params: &Arena) -> Result<StepGraph> {
+async fn evaluation_graph(gpu: &Gpu, config: &TrainConfig, block: &dyn Block, params: &Arena) -> Result<StepGraph> {
     let mut g = Graph::new();
-    let gpt = Transformer::build(&mut g, &config.model, config.batch, config.model.context, false)?;
+    let gpt = Transformer::build_with(&mut g, &config.model, block, config.batch, config.seq_len(), false)?;
     let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
     let loss = g.cross_entropy("loss", gpt.logits, targets)?;
     let plan = Arc::new(gpu.plan(&g, &[loss])?);

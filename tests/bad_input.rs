@@ -10,6 +10,7 @@ use throughline::autodiff::Vjp;
 use throughline::data::{CharTokenizer, Dataset};
 use throughline::kernel::Kernel;
 use throughline::nn::{Positions, Transformer, TransformerConfig};
+use throughline::ops::rope::Scaling;
 use throughline::ops::{Bind, Launch, Op, Program};
 use throughline::reference::{self, Array};
 use throughline::sample::Sampling;
@@ -123,7 +124,10 @@ fn settings_are_checked() {
     expect(bad(|c| c.dropout = 1.0), &["`dropout`", "1"]);
     expect(bad(|c| c.norm_eps = f32::NAN), &["`norm_eps`", "NaN"]);
     expect(
-        bad(|c| (c.d_model, c.n_heads, c.positions) = (12, 4, Positions::Rope { theta: 1e4, interleaved: false })),
+        bad(|c| {
+            (c.d_model, c.n_heads, c.positions) =
+                (12, 4, Positions::Rope { theta: 1e4, interleaved: false, scaling: Scaling::None })
+        }),
         &["RoPE", "3"],
     );
     expect(Transformer::build(&mut Graph::new(), &good, 1, 33, false), &["`context`", "33", "32"]);

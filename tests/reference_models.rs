@@ -123,6 +123,7 @@ fn trainer(model: &Model) -> Trainer {
     let config = TrainConfig {
         model: model.config.clone(),
         batch: 3,
+        seq_len: None,
         micro_batches: 1,
         schedule: Schedule::constant(1e-3),
         adamw: AdamWConfig::default(),

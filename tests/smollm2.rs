@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use safetensors::SafeTensors;
-use throughline::decode::Decoder;
+use throughline::decode::{Decoder, Finish, GenerationOptions};
 use throughline::format::Weights;
+use throughline::model::Model;
 use throughline::sample::Sampling;
 use throughline::{Error, Gpu, tokenize};
 
@@ -20,7 +21,7 @@ fn model() -> PathBuf {
 fn decoder() -> Decoder {
     static GPU: OnceLock<Gpu> = OnceLock::new();
     let gpu = GPU.get_or_init(|| Gpu::headless_blocking().expect("a GPU adapter, a software one will do"));
-    Decoder::new_blocking(gpu, &Weights::open(&model()).unwrap(), 128).unwrap()
+    Decoder::new_blocking(gpu, &Model::open(&model()).unwrap(), 128).unwrap()
 }
 
 const GREEDY: Sampling = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 };
@@ -63,7 +64,7 @@ fn logits_and_continuations_are_those_of_pytorch() {
         let logits = decoder.feed_blocking(&prompt.ids).unwrap();
         let worst = logits.iter().zip(&prompt.logits).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(worst < 2e-3, "logits differ by {worst}");
-        assert_eq!(decoder.len(), prompt.ids.len());
+        assert_eq!(decoder.lengths()[0], prompt.ids.len());
         // Token by token.
         decoder.clear();
         for (at, (&id, &want)) in prompt.ids.iter().zip(&prompt.argmax).enumerate() {
@@ -71,12 +72,8 @@ fn logits_and_continuations_are_those_of_pytorch() {
             assert_eq!(argmax(&logits), want, "position {at}");
         }
         decoder.clear();
-        let mut ids = vec![];
-        let each = |id| {
-            ids.push(id);
-            true
-        };
-        decoder.generate_blocking(&prompt.ids, 32, &GREEDY, each).unwrap();
+        let options = GenerationOptions { max_tokens: 32, sampling: GREEDY, stop: vec![] };
+        let ids: Vec<u32> = decoder.generate(&prompt.ids, options).unwrap().blocking().map(Result::unwrap).collect();
         assert_eq!(ids, prompt.greedy);
     }
 }
@@ -107,16 +104,14 @@ fn what_does_not_fit_is_an_error_and_leaves_the_sequence() {
     refused(&mut decoder, &[1; 29], &["at most 28 more", "128", "29"]);
     refused(&mut decoder, &[1, 49_152], &["ids below 49152", "49152"]);
     refused(&mut decoder, &[], &["at least one"]);
-    assert_eq!(decoder.len(), 100);
+    assert_eq!(decoder.lengths()[0], 100);
     // Exactly full, then drawing stops by itself.
-    let mut drawn = 0;
-    let each = |_| {
-        drawn += 1;
-        true
-    };
-    decoder.generate_blocking(&[1; 27], 100, &GREEDY, each).unwrap();
-    assert_eq!((drawn, decoder.len()), (2, 128));
+    let options = GenerationOptions { max_tokens: 100, sampling: GREEDY, stop: vec![] };
+    let mut generation = decoder.generate(&[1; 27], options).unwrap();
+    assert_eq!(generation.blocking().map(Result::unwrap).count(), 2);
+    assert_eq!(generation.finish(), Some(Finish::Capacity));
+    assert_eq!(decoder.lengths(), [128]);
     let gpu = decoder.gpu().clone();
-    let too_long = Decoder::new_blocking(&gpu, &Weights::open(&model()).unwrap(), 8193).unwrap_err().to_string();
+    let too_long = Decoder::new_blocking(&gpu, &Model::open(&model()).unwrap(), 8193).unwrap_err().to_string();
     assert!(too_long.contains("8193") && too_long.contains("8192"), "{too_long}");
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use common::gpu;
 use throughline::checkpoint::Checkpoint;
 use throughline::data::{Batch, Dataset};
-use throughline::nn::{Init, Mlp, Norm, NormPlacement, Transformer, TransformerConfig};
+use throughline::nn::{Biases, Init, Mlp, Norm, NormPlacement, Transformer, TransformerConfig};
 use throughline::optim::{AdamWConfig, Decay, Schedule};
 use throughline::plan::Slot;
 use throughline::train::{TrainConfig, Trainer};
@@ -15,7 +15,7 @@ use throughline::{AdapterClass, ExecOptions, Executable, Graph, Plan, Profile, V
 
 fn tiny(model: TransformerConfig) -> TrainConfig {
     let schedule = Schedule { peak: 3e-3, warmup: 2, steps: 8, final_fraction: 0.1, decay: Decay::Cosine };
-    TrainConfig { model, batch: 2, micro_batches: 1, schedule, adamw: AdamWConfig::default(), seed: 7 }
+    TrainConfig { model, batch: 2, seq_len: None, micro_batches: 1, schedule, adamw: AdamWConfig::default(), seed: 7 }
 }
 
 fn dataset() -> Dataset {
@@ -188,7 +188,7 @@ fn every_arrangement_learns() {
         TransformerConfig {
             norm_placement: NormPlacement::Post,
             tied_head: true,
-            bias: true,
+            biases: Biases::ALL,
             init: base.init,
             ..llama
         },

@@ -13,7 +13,7 @@ use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde::Serialize;
 use throughline::checkpoint::{Checkpoint, RunState, text_hash};
 use throughline::data::{Batch, CharTokenizer, Dataset};
-use throughline::nn::{Init, Mlp, Norm, NormPlacement, TransformerConfig};
+use throughline::nn::{Biases, Init, Mlp, Norm, NormPlacement, TransformerConfig};
 use throughline::optim::{AdamWConfig, Decay, Schedule};
 use throughline::sample::{Generator, Sampling};
 use throughline::train::{StepLoss, TrainConfig, Trainer};
@@ -131,9 +131,13 @@ impl TrainFlags {
         let mut model = match self.parts.unwrap_or(PartsFlag::Mixed) {
             PartsFlag::Gpt2 => gpt2,
             PartsFlag::Llama => llama,
-            PartsFlag::Mixed => {
-                TransformerConfig { norm: Norm::LayerNorm, mlp: Mlp::SwiGlu, bias: true, tied_head: true, ..llama }
-            }
+            PartsFlag::Mixed => TransformerConfig {
+                norm: Norm::LayerNorm,
+                mlp: Mlp::SwiGlu,
+                biases: Biases::ALL,
+                tied_head: true,
+                ..llama
+            },
         };
         let std = self.std.unwrap_or(0.1);
         model.n_kv_heads = self.kv_heads.unwrap_or(heads);
@@ -150,6 +154,7 @@ impl TrainFlags {
         TrainConfig {
             model,
             batch: self.batch.unwrap_or(8),
+            seq_len: None,
             micro_batches: self.micro_batches.unwrap_or(1),
             schedule: Schedule {
                 peak: self.lr.unwrap_or(6e-3),
@@ -329,7 +334,7 @@ impl Run {
                 flags.resumed_config(&checkpoint.state)?
             }
         };
-        let data = Dataset::new(tokenizer.encode(&text)?, VAL_FRACTION, config.model.context)
+        let data = Dataset::new(tokenizer.encode(&text)?, VAL_FRACTION, config.seq_len())
             .with_context(|| format!("splitting {}", path.display()))?;
         let out = flags.out_dir();
         std::fs::create_dir_all(&out).with_context(|| format!("making the folder {}", out.display()))?;
@@ -356,11 +361,7 @@ impl Run {
         bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}, {eta} left")?);
         // Time left goes by the steps of this run, not by those before a resume.
         bar.reset_eta();
-        let val = data.val_batches(
-            (10_240 / (config.batch * config.model.context)).max(1),
-            config.batch,
-            config.model.context,
-        );
+        let val = data.val_batches((10_240 / (config.batch * config.seq_len())).max(1), config.batch, config.seq_len());
         Ok(Run {
             trainer,
             generator,
@@ -381,7 +382,7 @@ impl Run {
         let c = self.trainer.config();
         let (micro, step) = (c.micro_batches as u64, self.trainer.step_count());
         let batches: Vec<Batch> =
-            (0..micro).map(|i| self.data.batch(c.seed, step * micro + i, c.batch, c.model.context)).collect();
+            (0..micro).map(|i| self.data.batch(c.seed, step * micro + i, c.batch, c.seq_len())).collect();
         self.pending.push_back(self.trainer.step(&batches)?);
         self.drain(IN_FLIGHT - 1)
     }

@@ -125,6 +125,37 @@ impl Metadata {
         Metadata { path: path.into(), ..Default::default() }
     }
 
+    /// The entries of a JSON object. Those of objects in it are named `outer.inner`; nulls and arrays of anything
+    /// but strings are left out.
+    pub(crate) fn of_json(path: &str, object: &serde_json::Value) -> Result<Self> {
+        let mut meta = Metadata::new(path);
+        meta.insert_json("", object)?;
+        Ok(meta)
+    }
+
+    fn insert_json(&mut self, key: &str, value: &serde_json::Value) -> Result<()> {
+        use serde_json::Value as Json;
+        let value = match value {
+            Json::Object(entries) => {
+                let inner = |name: &str| if key.is_empty() { name.to_string() } else { format!("{key}.{name}") };
+                return entries.iter().try_for_each(|(name, v)| self.insert_json(&inner(name), v));
+            }
+            Json::Bool(v) => MetaValue::Bool(*v),
+            Json::String(v) => MetaValue::String(v.clone()),
+            Json::Number(v) => match (v.as_i64(), v.as_f64()) {
+                (Some(v), _) => MetaValue::I64(v),
+                (None, Some(v)) => MetaValue::F64(v),
+                _ => return Ok(()),
+            },
+            Json::Array(v) => match v.iter().map(|v| v.as_str().map(String::from)).collect() {
+                Some(strings) => MetaValue::Array(MetaArray::String(strings)),
+                None => return Ok(()),
+            },
+            Json::Null => return Ok(()),
+        };
+        self.insert(key.to_string(), value)
+    }
+
     /// Adds an entry; an `Err` if the key is taken.
     pub(super) fn insert(&mut self, key: String, value: MetaValue) -> Result<()> {
         match self.by_key.entry(key.clone()) {
@@ -177,12 +208,17 @@ impl Metadata {
         self.typed(key, "an integer of at least 0", |v| usize::try_from(v.as_i128()?).ok())
     }
 
-    /// A float.
+    /// What `read` gives for a key, or `None` if it is missing.
+    pub fn optional<'a, T>(&'a self, key: &str, read: impl Fn(&'a Self, &str) -> Result<T>) -> Result<Option<T>> {
+        if self.contains(key) { read(self, key).map(Some) } else { Ok(None) }
+    }
+
+    /// A float, or an integer for one.
     pub fn f32(&self, key: &str) -> Result<f32> {
-        self.typed(key, "a float", |v| match v {
+        self.typed(key, "a number", |v| match v {
             MetaValue::F32(v) => Some(*v),
             MetaValue::F64(v) => Some(*v as f32),
-            _ => None,
+            other => other.as_i128().map(|v| v as f32),
         })
     }
 

@@ -45,6 +45,7 @@ pub use quant::Stored;
 pub use safetensors::{SaveTensor, safetensors_header, save_safetensors};
 
 use mapped::Bytes;
+pub(crate) use safetensors::{MAX_CONFIG_BYTES, read_json};
 
 /// Largest rank of a tensor that is read.
 const MAX_RANK: usize = 8;

@@ -28,7 +28,7 @@ use crate::tensor::Shape;
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// Longest JSON files beside the weights that are read.
-const MAX_CONFIG_BYTES: u64 = 16 << 20;
+pub(crate) const MAX_CONFIG_BYTES: u64 = 16 << 20;
 const MAX_INDEX_BYTES: u64 = 64 << 20;
 
 /// A JSON object's entries in file order; the same key twice is an error.
@@ -223,7 +223,7 @@ pub(super) fn open_folder(dir: &Path) -> Result<Folder> {
 }
 
 /// Reads a JSON file that is not longer than `limit`.
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path, limit: u64) -> Result<T> {
+pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path, limit: u64) -> Result<T> {
     let shown = path.display().to_string();
     let io = |source| Error::Io { path: shown.clone(), source };
     if !std::fs::metadata(path).map_err(io)?.is_file() {

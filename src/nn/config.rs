@@ -1,8 +1,9 @@
-//! What a GPT is made of.
+//! What a transformer is made of.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::ops::rope::Scaling;
 
 /// Where a block normalises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +38,9 @@ pub enum Positions {
         /// Rotates neighbours `(2 j, 2 j + 1)`, as GGUF files of Llamas want it, rather than halves of a head.
         #[serde(default)]
         interleaved: bool,
+        /// Changes for a longer context.
+        #[serde(default)]
+        scaling: Scaling,
     },
 }
 
@@ -50,6 +54,26 @@ pub enum Mlp {
     GeluErf,
     /// `(silu(x gate) * x up) down`, as Llama.
     SwiGlu,
+}
+
+/// Which linear layers have biases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Biases {
+    /// Queries, keys and values.
+    pub qkv: bool,
+    /// The projection out of attention.
+    pub out: bool,
+    /// The feed-forward half.
+    pub mlp: bool,
+}
+
+impl Biases {
+    /// Everywhere, as GPT-2 and BERT.
+    pub const ALL: Biases = Biases { qkv: true, out: true, mlp: true };
+    /// Nowhere, as Llama.
+    pub const NONE: Biases = Biases { qkv: false, out: false, mlp: false };
+    /// Queries, keys and values only, as Qwen2.
+    pub const QKV: Biases = Biases { qkv: true, ..Self::NONE };
 }
 
 /// How weights start.
@@ -70,7 +94,8 @@ pub enum Init {
     },
 }
 
-/// Shape and parts of a GPT. [`TransformerConfig::gpt2`] and [`TransformerConfig::llama`] give the usual sets.
+/// Shape and parts of a transformer. [`gpt2`](Self::gpt2), [`llama`](Self::llama) and [`bert`](Self::bert) give the
+/// usual sets.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TransformerConfig {
     /// Number of different tokens.
@@ -81,10 +106,13 @@ pub struct TransformerConfig {
     pub n_layers: usize,
     /// Width of the residual stream.
     pub d_model: usize,
-    /// Query heads; `d_model` must be a multiple.
+    /// Query heads.
     pub n_heads: usize,
     /// Key and value heads; `n_heads` must be a multiple.
     pub n_kv_heads: usize,
+    /// Width of a head; `d_model / n_heads` by default.
+    #[serde(default)]
+    pub head_dim: Option<usize>,
     /// Hidden width of the feed-forward half.
     pub d_ff: usize,
     /// Pre- or post-norm.
@@ -97,8 +125,20 @@ pub struct TransformerConfig {
     pub positions: Positions,
     /// The feed-forward half.
     pub mlp: Mlp,
-    /// Whether linear layers have biases.
-    pub bias: bool,
+    /// Which linear layers have biases.
+    pub biases: Biases,
+    /// Whether queries and keys go through an RMSNorm of their own, head by head, before they are rotated.
+    #[serde(default)]
+    pub qk_norm: bool,
+    /// Whether a token sees those behind it: an encoder's does.
+    #[serde(default)]
+    pub bidirectional: bool,
+    /// Whether the embedding is normalised before the first block.
+    #[serde(default)]
+    pub embed_norm: bool,
+    /// Kinds of tokens with a learned vector each, added to the embedding: BERT has 2. 0 for none.
+    #[serde(default)]
+    pub token_types: usize,
     /// Whether the head is the embedding, transposed.
     pub tied_head: bool,
     /// Probability of dropping an element of the embedding and of each branch while training.
@@ -117,13 +157,18 @@ impl TransformerConfig {
             d_model,
             n_heads,
             n_kv_heads: n_heads,
+            head_dim: None,
             d_ff: 4 * d_model,
             norm_placement: NormPlacement::Pre,
             norm: Norm::LayerNorm,
             norm_eps: 1e-5,
             positions: Positions::Learned,
             mlp: Mlp::GeluTanh,
-            bias: true,
+            biases: Biases::ALL,
+            qk_norm: false,
+            bidirectional: false,
+            embed_norm: false,
+            token_types: 0,
             tied_head: true,
             dropout: 0.0,
             init: Init::Gpt2 { std: 0.02 },
@@ -135,17 +180,39 @@ impl TransformerConfig {
         TransformerConfig {
             d_ff: (8 * d_model / 3).next_multiple_of(16),
             norm: Norm::RmsNorm,
-            positions: Positions::Rope { theta: 10_000.0, interleaved: false },
+            positions: Positions::Rope { theta: 10_000.0, interleaved: false, scaling: Scaling::None },
             mlp: Mlp::SwiGlu,
-            bias: false,
+            biases: Biases::NONE,
             tied_head: false,
+            ..Self::gpt2(vocab_size, context, n_layers, d_model, n_heads)
+        }
+    }
+
+    /// BERT's parts: an encoder, post-norm LayerNorm, learned positions, exact GELU, biases, two token types.
+    pub fn bert(vocab_size: usize, context: usize, n_layers: usize, d_model: usize, n_heads: usize) -> Self {
+        TransformerConfig {
+            norm_placement: NormPlacement::Post,
+            norm_eps: 1e-12,
+            mlp: Mlp::GeluErf,
+            bidirectional: true,
+            embed_norm: true,
+            token_types: 2,
             ..Self::gpt2(vocab_size, context, n_layers, d_model, n_heads)
         }
     }
 
     /// Width of one head.
     pub fn head_dim(&self) -> usize {
-        self.d_model / self.n_heads.max(1)
+        self.head_dim.unwrap_or(self.d_model / self.n_heads.max(1))
+    }
+
+    /// Factor of the scores in attention.
+    pub(crate) fn attention_scale(&self) -> f32 {
+        let rotated = match self.positions {
+            Positions::Rope { scaling, .. } => scaling.attention_factor().powi(2),
+            Positions::Learned => 1.0,
+        };
+        rotated / (self.head_dim() as f32).sqrt()
     }
 
     /// An `Err` names the first field that cannot be.
@@ -158,19 +225,25 @@ impl TransformerConfig {
             ("d_model", self.d_model),
             ("n_heads", self.n_heads),
             ("n_kv_heads", self.n_kv_heads),
+            ("head_dim", self.head_dim()),
             ("d_ff", self.d_ff),
         ];
         if let Some((field, n)) = counts.into_iter().find(|(_, n)| *n == 0 || *n > 1 << 24) {
             return err(field, format!("must be from 1 to 2^24, but is {n}"));
         }
-        if !self.d_model.is_multiple_of(self.n_heads) {
+        if self.head_dim.is_none() && !self.d_model.is_multiple_of(self.n_heads) {
             return err("n_heads", format!("d_model {} is not a multiple of {}", self.d_model, self.n_heads));
         }
         if !self.n_heads.is_multiple_of(self.n_kv_heads) {
             return err("n_kv_heads", format!("n_heads {} is not a multiple of {}", self.n_heads, self.n_kv_heads));
         }
-        if matches!(self.positions, Positions::Rope { .. }) && !self.head_dim().is_multiple_of(2) {
-            return err("n_heads", format!("RoPE needs an even width of heads, but it is {}", self.head_dim()));
+        if let Positions::Rope { scaling, .. } = self.positions {
+            if !self.head_dim().is_multiple_of(2) {
+                return err("head_dim", format!("RoPE needs an even width of heads, but it is {}", self.head_dim()));
+            }
+            if let Some(problem) = scaling.problem() {
+                return err("positions", problem);
+            }
         }
         if !(0.0..1.0).contains(&self.dropout) {
             return err("dropout", format!("must be in [0, 1), but is {}", self.dropout));

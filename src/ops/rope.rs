@@ -10,6 +10,8 @@
 
 use std::f64::consts::TAU;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Bind, Case, InputFill, Launch, Op, Program, Row, elementwise, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
@@ -47,6 +49,18 @@ fn cases() -> Vec<Case> {
             case(Rope { theta: 500_000.0, ..rope(2) }, &[7, 256]),
             case(Rope { inverse: true, ..rope(2) }, &[2, 127, 16]),
         ]);
+        let llama3 = Scaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 64 };
+        let yarn = Scaling::Yarn {
+            factor: 4.0,
+            original_context: 64,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            truncate: true,
+            attention_factor: None,
+        };
+        for scaling in [Scaling::Linear { factor: 4.0 }, llama3, yarn] {
+            cases.push(case(Rope { scaling, ..rope(2) }, &[1, 300, 64]));
+        }
         // Decoding far into a sequence: the first is the last position of a 128k context.
         for start in [131_071, 1_000_003] {
             let op = Rope { has_start: true, ..rope(3) };
@@ -73,12 +87,118 @@ pub struct Rope {
     pub inverse: bool,
     /// Takes the position of the first row as a second input, for decoding with a cache.
     pub has_start: bool,
+    /// How the frequencies were stretched for a longer context than the model was first trained with.
+    pub scaling: Scaling,
+}
+
+/// Changes to the frequencies of a model that was made fit for a longer context.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Scaling {
+    /// None.
+    #[default]
+    None,
+    /// All are divided (Chen et al. 2023, <https://arxiv.org/abs/2306.15595>).
+    Linear {
+        /// By how much.
+        factor: f32,
+    },
+    /// As Llama 3.1: wavelengths longer than `original_context / low_freq_factor` are stretched by `factor`,
+    /// those shorter than `original_context / high_freq_factor` are kept, those between are mixed.
+    Llama3 {
+        /// By how much.
+        factor: f32,
+        /// How often the longest wavelength that is not stretched in full fits the context.
+        low_freq_factor: f32,
+        /// How often the longest wavelength that is kept fits the context.
+        high_freq_factor: f32,
+        /// Context before the change.
+        original_context: usize,
+    },
+    /// YaRN (Peng et al. 2023, <https://arxiv.org/abs/2309.00071>): pairs that turn more than `beta_fast` times in
+    /// the original context are kept, those that turn less than `beta_slow` times are stretched. It also
+    /// scales the scores: see [`attention_factor`](Self::attention_factor).
+    Yarn {
+        /// By how much.
+        factor: f32,
+        /// Context before the change.
+        original_context: usize,
+        /// Usually 32.
+        beta_fast: f32,
+        /// Usually 1.
+        beta_slow: f32,
+        /// Rounds the ends of the ramp between them to whole pairs, as most files want it.
+        truncate: bool,
+        /// Factor of rotated queries and keys; `0.1 ln(factor) + 1` by default.
+        attention_factor: Option<f32>,
+    },
+}
+
+impl Scaling {
+    /// Factor of the rotated queries and of the keys, 1 but for YaRN. It is not in the rotation: multiply the
+    /// scores by its square.
+    pub fn attention_factor(&self) -> f32 {
+        match *self {
+            Scaling::Yarn { attention_factor: Some(given), .. } => given,
+            Scaling::Yarn { factor, .. } if factor > 1.0 => 0.1 * factor.ln() + 1.0,
+            _ => 1.0,
+        }
+    }
+
+    /// What is wrong with the numbers, if something is.
+    pub(crate) fn problem(&self) -> Option<String> {
+        let (numbers, context) = match *self {
+            Scaling::None => return None,
+            Scaling::Linear { factor } => (vec![factor], 1),
+            Scaling::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, original_context } => {
+                (vec![factor, low, high, high - low], original_context)
+            }
+            Scaling::Yarn { factor, original_context, beta_fast: fast, beta_slow: slow, .. } => {
+                (vec![factor, fast, slow, fast - slow, self.attention_factor()], original_context)
+            }
+        };
+        let fine = context > 0 && numbers.iter().all(|x| x.is_finite() && *x > 0.0);
+        (!fine).then(|| format!("the numbers of {self:?} must be positive, and the bounds in order"))
+    }
+
+    /// What the frequency of each pair of a head of `head` elements is divided by.
+    pub(crate) fn divisors(&self, theta: f32, head: usize) -> Vec<f64> {
+        let rope = Rope { theta, scaling: *self, ..Rope::default() };
+        let plain = Rope { scaling: Scaling::None, ..rope };
+        (0..head / 2).map(|j| plain.frequency(j, head) / rope.frequency(j, head)).collect()
+    }
+
+    /// The frequency of pair `j`, which is `plain` radians per position unscaled.
+    fn apply(&self, plain: f64, j: usize, head: usize, theta: f64) -> f64 {
+        // The share of the unscaled frequency in the mixture.
+        let (factor, kept) = match *self {
+            Scaling::None => return plain,
+            Scaling::Linear { factor } => (factor, 0.0),
+            Scaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+                let (low, high) = (f64::from(low_freq_factor), f64::from(high_freq_factor));
+                (factor, (original_context as f64 * plain / TAU - low) / (high - low))
+            }
+            Scaling::Yarn { factor, original_context, beta_fast, beta_slow, truncate, .. } => {
+                // The pair, as a fraction, that turns this often in the original context.
+                let pair = |turns: f32| {
+                    head as f64 * (original_context as f64 / (f64::from(turns) * TAU)).ln() / (2.0 * theta.ln())
+                };
+                let (low, high) = (pair(beta_fast), pair(beta_slow));
+                let (low, high) = if truncate { (low.floor(), high.ceil()) } else { (low, high) };
+                let (low, high) = (low.max(0.0), high.min(head as f64 - 1.0));
+                let span = if low == high { 0.001 } else { high - low };
+                (factor, 1.0 - (j as f64 - low) / span)
+            }
+        };
+        let kept = kept.clamp(0.0, 1.0);
+        plain * kept + plain / f64::from(factor) * (1.0 - kept)
+    }
 }
 
 impl Default for Rope {
     /// One head, theta 10000, halves, forward, positions from 0.
     fn default() -> Self {
-        Rope { heads: 1, theta: 10_000.0, interleaved: false, inverse: false, has_start: false }
+        Rope { heads: 1, theta: 10_000.0, interleaved: false, inverse: false, has_start: false, scaling: Scaling::None }
     }
 }
 
@@ -112,7 +232,8 @@ impl Rope {
 
     /// Radians per position of pair `j`.
     fn frequency(&self, j: usize, head: usize) -> f64 {
-        f64::from(self.theta).powf(-2.0 * j as f64 / head as f64)
+        let theta = f64::from(self.theta);
+        self.scaling.apply(theta.powf(-2.0 * j as f64 / head as f64), j, head, theta)
     }
 
     /// The kernel's table: for each unit of `width` pairs the high words, then the low ones, each
@@ -136,7 +257,8 @@ impl Rope {
 
     fn label(&self, name: &str) -> String {
         let layout = if self.interleaved { "interleaved" } else { "halves" };
-        format!("{name} {} heads, {layout}{}", self.heads, if self.inverse { ", inverse" } else { "" })
+        let scaled = if self.scaling == Scaling::None { String::new() } else { format!(", {:?}", self.scaling) };
+        format!("{name} {} heads, {layout}{}{scaled}", self.heads, if self.inverse { ", inverse" } else { "" })
     }
 }
 
@@ -162,6 +284,9 @@ impl Op for Rope {
         }
         if !self.theta.is_finite() || self.theta < 1.0 {
             return Err(format!("theta must be finite and at least 1, got {}", self.theta));
+        }
+        if let Some(problem) = self.scaling.problem() {
+            return Err(problem);
         }
         if self.has_start && inputs[1] != TensorType::u32([1]) {
             return Err(format!("the start must be u32[1], got {}", inputs[1]));

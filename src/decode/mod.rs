@@ -1,0 +1,295 @@
+//! Decoding with a cache of keys and values: a model from a file, fed tokens, giving the scores of the next.
+//!
+//! Matrices stay as the file stores them and are decoded inside the kernels. A prompt goes through in chunks,
+//! then a token takes one submit. Several sequences may go side by side, of any lengths.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::exec::{ExecOptions, Executable};
+use crate::gpu::{Gpu, Readback};
+use crate::graph::{Graph, Value};
+use crate::model::Model;
+use crate::nn::{DecodeRows, DecodeShape, TransformerConfig, TransformerDecoder};
+use crate::ops::packed::Packed;
+use crate::sample::check_ids;
+use crate::tensor::Tensor;
+
+mod generation;
+
+pub use generation::{Finish, Generation, GenerationOptions};
+
+/// A model that decodes.
+///
+/// ```no_run
+/// use std::path::Path;
+/// use throughline::decode::{Decoder, GenerationOptions};
+/// use throughline::{Gpu, model::Model};
+///
+/// let gpu = Gpu::headless_blocking()?;
+/// let model = Model::open(Path::new("SmolLM2-135M-Instruct.Q4_1.gguf"))?;
+/// let mut decoder = Decoder::new_blocking(&gpu, &model, 512)?;
+/// let options = GenerationOptions { max_tokens: 20, ..Default::default() };
+/// for id in decoder.generate(&[504, 28899, 436], options)?.blocking() {
+///     println!("{}", id?);
+/// }
+/// # Ok::<(), throughline::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Decoder {
+    gpu: Gpu,
+    config: TransformerConfig,
+    bound: Bound,
+    batch: usize,
+    capacity: usize,
+    chunk: Step,
+    single: Step,
+    /// Made when it is first needed.
+    all: Option<Step>,
+    /// Tokens in the cache of each sequence.
+    lengths: Vec<usize>,
+}
+
+/// Tokens of a prompt that go through at a time.
+const CHUNK: usize = 32;
+
+/// What all steps share: weights, and caches once the first step has made them.
+#[derive(Debug)]
+struct Bound {
+    tensors: HashMap<String, Tensor>,
+    packed: BTreeMap<String, Packed>,
+    weight_bytes: usize,
+}
+
+/// The executable for some new tokens at a time.
+#[derive(Debug)]
+struct Step {
+    exec: Executable,
+    values: TransformerDecoder,
+    shape: DecodeShape,
+}
+
+impl Decoder {
+    /// Reads a model into GPU memory, with room for `capacity` tokens of one sequence.
+    pub async fn new(gpu: &Gpu, model: &Model, capacity: usize) -> Result<Self> {
+        Self::with_batch(gpu, model, 1, capacity).await
+    }
+
+    /// [`new`](Self::new), waiting.
+    pub fn new_blocking(gpu: &Gpu, model: &Model, capacity: usize) -> Result<Self> {
+        pollster::block_on(Self::new(gpu, model, capacity))
+    }
+
+    /// The same for `batch` sequences side by side, each with room for `capacity` tokens. An `Err` if the capacity
+    /// is beyond the model's context.
+    pub async fn with_batch(gpu: &Gpu, model: &Model, batch: usize, capacity: usize) -> Result<Self> {
+        if batch == 0 {
+            return Err(Error::Config { field: "batch", message: "must be at least 1".into() });
+        }
+        let config = model.config().clone();
+        let (tensors, packed) = model.upload(gpu)?;
+        let weight_bytes = tensors.values().map(|t| t.ty().bytes()).sum();
+        let mut bound = Bound { tensors, packed, weight_bytes };
+        let shape = |time| DecodeShape { batch, time, capacity, rows: DecodeRows::Last };
+        let chunk = Step::new(gpu, &config, shape(CHUNK.min(capacity)), &mut bound).await?;
+        let single = Step::new(gpu, &config, shape(1), &mut bound).await?;
+        let lengths = vec![0; batch];
+        Ok(Decoder { gpu: gpu.clone(), config, bound, batch, capacity, chunk, single, all: None, lengths })
+    }
+
+    /// [`with_batch`](Self::with_batch), waiting.
+    pub fn with_batch_blocking(gpu: &Gpu, model: &Model, batch: usize, capacity: usize) -> Result<Self> {
+        pollster::block_on(Self::with_batch(gpu, model, batch, capacity))
+    }
+
+    /// The model.
+    pub fn config(&self) -> &TransformerConfig {
+        &self.config
+    }
+
+    /// The device that this runs on.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Tokens in the cache of each sequence.
+    pub fn lengths(&self) -> &[usize] {
+        &self.lengths
+    }
+
+    /// How many tokens the cache of a sequence holds at most.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Bytes that the weights take in GPU memory.
+    pub fn weight_bytes(&self) -> usize {
+        self.bound.weight_bytes
+    }
+
+    /// Bytes of all buffers: weights, caches, activations.
+    pub fn buffer_bytes(&self) -> usize {
+        let shared: usize = self.bound.tensors.values().map(|t| t.ty().storage_bytes()).sum();
+        let steps = [Some(&self.chunk), Some(&self.single), self.all.as_ref()].into_iter().flatten();
+        shared + steps.map(|s| s.exec.plan().buffer_bytes()).sum::<usize>()
+    }
+
+    /// Forgets all sequences.
+    pub fn clear(&mut self) {
+        self.lengths.fill(0);
+    }
+
+    /// Forgets what a sequence has behind its first `len` tokens: to try another continuation, or to keep a
+    /// common beginning. Does nothing to a sequence that is shorter.
+    pub fn truncate(&mut self, sequence: usize, len: usize) {
+        if let Some(length) = self.lengths.get_mut(sequence) {
+            *length = (*length).min(len);
+        }
+    }
+
+    /// Appends tokens to the one sequence; the scores of the token behind the last. An `Err` leaves the sequence
+    /// as it was. Resolves once the device has been polled.
+    pub async fn feed(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
+        Ok(self.feed_batch(&[ids]).await?.swap_remove(0))
+    }
+
+    /// [`feed`](Self::feed), waiting for the GPU.
+    pub fn feed_blocking(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
+        self.gpu.clone().run_blocking(self.feed(ids))
+    }
+
+    /// Appends tokens to each sequence, none to some if you like; the scores behind the last of each, which mean
+    /// nothing where there was none. An `Err` leaves the sequences as they were.
+    pub async fn feed_batch(&mut self, new: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
+        let step = self.submit(new)?;
+        let logits = step.read(step.values.logits)?.take::<f32>().await?;
+        self.appended(new);
+        Ok(logits.chunks_exact(self.config.vocab_size).map(<[f32]>::to_vec).collect())
+    }
+
+    /// [`feed_batch`](Self::feed_batch), waiting for the GPU.
+    pub fn feed_batch_blocking(&mut self, new: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
+        self.gpu.clone().run_blocking(self.feed_batch(new))
+    }
+
+    /// Appends tokens to the one sequence; the scores behind each of them, `[ids.len(), vocab_size]`: to measure
+    /// how likely a text is. Waits for the GPU.
+    pub fn feed_all_blocking(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
+        self.check(&[ids])?;
+        if self.all.is_none() {
+            let shape = DecodeShape { rows: DecodeRows::All, ..self.chunk.shape };
+            self.all = Some(pollster::block_on(Step::new(&self.gpu, &self.config, shape, &mut self.bound))?);
+        }
+        let Some(step) = &self.all else { return Ok(vec![]) };
+        let mut all = vec![];
+        let mut start = self.lengths[0];
+        for part in ids.chunks(step.shape.time) {
+            step.submit(&[part], &[start])?;
+            let logits: Vec<f32> = step.exec.read_blocking(step.values.logits)?;
+            all.extend_from_slice(&logits[..part.len() * self.config.vocab_size]);
+            start += part.len();
+        }
+        self.lengths[0] = start;
+        Ok(all)
+    }
+
+    fn check(&self, new: &[&[u32]]) -> Result<()> {
+        let err = |expected: String, got: String| Err(Error::Data { tensor: "tokens".into(), expected, got });
+        if new.len() != self.batch {
+            return err(format!("tokens of {} sequences", self.batch), format!("{}", new.len()));
+        }
+        if new.iter().all(|ids| ids.is_empty()) {
+            return err("at least one token".into(), "none".into());
+        }
+        for (ids, length) in new.iter().zip(&self.lengths) {
+            check_ids(ids, self.config.vocab_size)?;
+            let room = self.capacity - length;
+            if ids.len() > room {
+                let expected = format!("at most {room} more in a cache of {}", self.capacity);
+                return err(expected, ids.len().to_string());
+            }
+        }
+        Ok(())
+    }
+
+    /// Submits the passes for new tokens; gives the step that made the last one holds the scores.
+    fn submit(&self, new: &[&[u32]]) -> Result<&Step> {
+        self.check(new)?;
+        let longest = new.iter().map(|ids| ids.len()).max().unwrap_or(0);
+        // One token costs less in a step of its own. All sequences end in the last pass, so that it has
+        // the scores of all.
+        let step = if longest > 1 { &self.chunk } else { &self.single };
+        let time = step.shape.time;
+        let passes = longest.div_ceil(time);
+        let fed = |ids: &[u32], passes_left: usize| ids.len().saturating_sub(passes_left * time);
+        for pass in 0..passes {
+            let left = passes - pass;
+            let parts: Vec<&[u32]> = new.iter().map(|ids| &ids[fed(ids, left)..fed(ids, left - 1)]).collect();
+            let starts: Vec<usize> = new.iter().zip(&self.lengths).map(|(ids, n)| n + fed(ids, left)).collect();
+            step.submit(&parts, &starts)?;
+        }
+        Ok(step)
+    }
+
+    fn appended(&mut self, new: &[&[u32]]) {
+        self.lengths.iter_mut().zip(new).for_each(|(length, ids)| *length += ids.len());
+    }
+}
+
+impl Bound {
+    /// The tensor of each value, by its name. Caches are made when the first step asks for them.
+    fn bind(&mut self, gpu: &Gpu, g: &Graph, values: &TransformerDecoder) -> Result<HashMap<Value, Tensor>> {
+        for &cache in &values.caches {
+            if !self.tensors.contains_key(g.name(cache)) {
+                let tensor = Tensor::zeros(gpu, g.name(cache), g.ty(cache).clone())?;
+                self.tensors.insert(g.name(cache).to_string(), tensor);
+            }
+        }
+        let tensor = |&v: &Value| {
+            let missing = || Error::Graph(format!("the model has no tensor for `{}`", g.name(v)));
+            Ok((v, self.tensors.get(g.name(v)).ok_or_else(missing)?.clone()))
+        };
+        values.params.iter().chain(&values.caches).map(tensor).collect()
+    }
+}
+
+impl Step {
+    async fn new(gpu: &Gpu, config: &TransformerConfig, shape: DecodeShape, bound: &mut Bound) -> Result<Step> {
+        let mut g = Graph::new();
+        let values = TransformerDecoder::build(&mut g, config, &bound.packed, shape)?;
+        let bindings = bound.bind(gpu, &g, &values)?;
+        let plan = Arc::new(gpu.plan(&g, &[values.logits])?);
+        let options = ExecOptions { bindings, ..Default::default() };
+        Ok(Step { exec: Executable::new(gpu, plan, options).await?, values, shape })
+    }
+
+    /// Runs on up to `time` tokens of each sequence. Rows that stand for none leave keys behind those in use, which
+    /// the next tokens overwrite.
+    fn submit(&self, parts: &[&[u32]], starts: &[usize]) -> Result<()> {
+        let time = self.shape.time;
+        let padded = |ids: &&[u32]| ids.iter().copied().chain(std::iter::repeat(0)).take(time).collect::<Vec<_>>();
+        self.exec.write(self.values.tokens, &parts.iter().flat_map(padded).collect::<Vec<u32>>())?;
+        self.exec.write(self.values.start, &starts.iter().map(|&n| n as u32).collect::<Vec<u32>>())?;
+        if let Some(positions) = self.values.positions {
+            let rows = starts.iter().flat_map(|&start| start..start + time);
+            self.exec.write(positions, &rows.map(|p| p as u32).collect::<Vec<u32>>())?;
+        }
+        if let Some(last) = self.values.last {
+            let row = |(b, ids): (usize, &&[u32])| (b * time + ids.len().saturating_sub(1)) as u32;
+            self.exec.write(last, &parts.iter().enumerate().map(row).collect::<Vec<u32>>())?;
+        }
+        self.exec.submit();
+        Ok(())
+    }
+
+    /// A value of the last pass, on its way.
+    fn read(&self, value: Value) -> Result<Readback> {
+        let gpu = self.exec.gpu();
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        let mut readback = self.exec.tensor(value)?.read_later(gpu, &mut encoder);
+        gpu.queue().submit([encoder.finish()]);
+        readback.request();
+        Ok(readback)
+    }
+}

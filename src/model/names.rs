@@ -1,0 +1,173 @@
+//! How files call the parameters, and which way round they keep matrices.
+
+/// A module of ours and what a kind of files calls it; `{}` stands for the layer.
+#[derive(Clone, Copy, Debug)]
+struct Module {
+    ours: &'static str,
+    theirs: &'static str,
+    /// Where the file keeps three of ours side by side: which of them.
+    third: Option<usize>,
+}
+
+const fn module(ours: &'static str, theirs: &'static str) -> Module {
+    Module { ours, theirs, third: None }
+}
+
+const fn third(ours: &'static str, theirs: &'static str, i: usize) -> Module {
+    Module { ours, theirs, third: Some(i) }
+}
+
+/// The names in one kind of files.
+#[derive(Debug)]
+pub(super) struct Names {
+    modules: &'static [Module],
+    /// In front of most names, unless the file has the model without its head.
+    prefix: &'static str,
+    /// Linear weights are `[d_in, d_out]`, as ours, rather than `[d_out, d_in]`.
+    pub input_major: bool,
+}
+
+/// Where a parameter is in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Name of the tensor.
+    pub tensor: String,
+    /// Which third of the tensor along the outputs.
+    pub third: Option<usize>,
+}
+
+impl Names {
+    /// Where the parameter that we call `name` is. `None` if these files have no such parameter.
+    pub fn place(&self, name: &str, bare: bool) -> Option<Place> {
+        let (stem, suffix) = name.rsplit_once('.')?;
+        let (stem, layer) = match stem.strip_prefix("h.").and_then(|rest| rest.split_once('.')) {
+            Some((layer, rest)) => (format!("h.{{}}.{rest}"), layer),
+            None => (stem.to_string(), ""),
+        };
+        let module = self.modules.iter().find(|m| m.ours == stem)?;
+        let theirs = module.theirs.replace("{}", layer);
+        let theirs = if bare { theirs.strip_prefix(self.prefix).unwrap_or(&theirs) } else { &theirs };
+        Some(Place { tensor: format!("{theirs}.{suffix}"), third: module.third })
+    }
+}
+
+/// Llama, Mistral, Qwen2, Qwen3 and others of the family, from Hugging Face.
+pub(super) const HF_LLAMA: Names = Names {
+    modules: &[
+        module("embed", "model.embed_tokens"),
+        module("norm_f", "model.norm"),
+        module("head", "lm_head"),
+        module("h.{}.attn_norm", "model.layers.{}.input_layernorm"),
+        module("h.{}.attn.q", "model.layers.{}.self_attn.q_proj"),
+        module("h.{}.attn.k", "model.layers.{}.self_attn.k_proj"),
+        module("h.{}.attn.v", "model.layers.{}.self_attn.v_proj"),
+        module("h.{}.attn.o", "model.layers.{}.self_attn.o_proj"),
+        module("h.{}.attn.q_norm", "model.layers.{}.self_attn.q_norm"),
+        module("h.{}.attn.k_norm", "model.layers.{}.self_attn.k_norm"),
+        module("h.{}.mlp_norm", "model.layers.{}.post_attention_layernorm"),
+        module("h.{}.mlp.gate", "model.layers.{}.mlp.gate_proj"),
+        module("h.{}.mlp.up", "model.layers.{}.mlp.up_proj"),
+        module("h.{}.mlp.down", "model.layers.{}.mlp.down_proj"),
+    ],
+    prefix: "model.",
+    input_major: false,
+};
+
+/// GPT-2 from Hugging Face, which keeps its matrices as ours are, and three of them in one.
+pub(super) const HF_GPT2: Names = Names {
+    modules: &[
+        module("embed", "transformer.wte"),
+        module("position", "transformer.wpe"),
+        module("norm_f", "transformer.ln_f"),
+        module("head", "lm_head"),
+        module("h.{}.attn_norm", "transformer.h.{}.ln_1"),
+        third("h.{}.attn.q", "transformer.h.{}.attn.c_attn", 0),
+        third("h.{}.attn.k", "transformer.h.{}.attn.c_attn", 1),
+        third("h.{}.attn.v", "transformer.h.{}.attn.c_attn", 2),
+        module("h.{}.attn.o", "transformer.h.{}.attn.c_proj"),
+        module("h.{}.mlp_norm", "transformer.h.{}.ln_2"),
+        module("h.{}.mlp.up", "transformer.h.{}.mlp.c_fc"),
+        module("h.{}.mlp.down", "transformer.h.{}.mlp.c_proj"),
+    ],
+    prefix: "transformer.",
+    input_major: true,
+};
+
+/// BERT and its like, from Hugging Face.
+pub(super) const HF_BERT: Names = Names {
+    modules: &[
+        module("embed", "bert.embeddings.word_embeddings"),
+        module("position", "bert.embeddings.position_embeddings"),
+        module("token_type", "bert.embeddings.token_type_embeddings"),
+        module("embed_norm", "bert.embeddings.LayerNorm"),
+        module("h.{}.attn.q", "bert.encoder.layer.{}.attention.self.query"),
+        module("h.{}.attn.k", "bert.encoder.layer.{}.attention.self.key"),
+        module("h.{}.attn.v", "bert.encoder.layer.{}.attention.self.value"),
+        module("h.{}.attn.o", "bert.encoder.layer.{}.attention.output.dense"),
+        module("h.{}.attn_norm", "bert.encoder.layer.{}.attention.output.LayerNorm"),
+        module("h.{}.mlp.up", "bert.encoder.layer.{}.intermediate.dense"),
+        module("h.{}.mlp.down", "bert.encoder.layer.{}.output.dense"),
+        module("h.{}.mlp_norm", "bert.encoder.layer.{}.output.LayerNorm"),
+    ],
+    prefix: "bert.",
+    input_major: false,
+};
+
+/// GGUF files of language models.
+pub(super) const GGUF: Names = Names {
+    modules: &[
+        module("embed", "token_embd"),
+        module("position", "position_embd"),
+        module("norm_f", "output_norm"),
+        module("head", "output"),
+        module("h.{}.attn_norm", "blk.{}.attn_norm"),
+        module("h.{}.attn.q", "blk.{}.attn_q"),
+        module("h.{}.attn.k", "blk.{}.attn_k"),
+        module("h.{}.attn.v", "blk.{}.attn_v"),
+        module("h.{}.attn.o", "blk.{}.attn_output"),
+        module("h.{}.attn.q_norm", "blk.{}.attn_q_norm"),
+        module("h.{}.attn.k_norm", "blk.{}.attn_k_norm"),
+        module("h.{}.mlp_norm", "blk.{}.ffn_norm"),
+        module("h.{}.mlp.gate", "blk.{}.ffn_gate"),
+        module("h.{}.mlp.up", "blk.{}.ffn_up"),
+        module("h.{}.mlp.down", "blk.{}.ffn_down"),
+    ],
+    prefix: "",
+    input_major: false,
+};
+
+/// GGUF files of GPT-2.
+pub(super) const GGUF_GPT2: Names = Names {
+    modules: &[
+        module("embed", "token_embd"),
+        module("position", "position_embd"),
+        module("norm_f", "output_norm"),
+        module("head", "output"),
+        module("h.{}.attn_norm", "blk.{}.attn_norm"),
+        third("h.{}.attn.q", "blk.{}.attn_qkv", 0),
+        third("h.{}.attn.k", "blk.{}.attn_qkv", 1),
+        third("h.{}.attn.v", "blk.{}.attn_qkv", 2),
+        module("h.{}.attn.o", "blk.{}.attn_output"),
+        module("h.{}.mlp_norm", "blk.{}.ffn_norm"),
+        module("h.{}.mlp.up", "blk.{}.ffn_up"),
+        module("h.{}.mlp.down", "blk.{}.ffn_down"),
+    ],
+    prefix: "",
+    input_major: false,
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places() {
+        let at = |tensor: &str, third| Some(Place { tensor: tensor.into(), third });
+        assert_eq!(HF_LLAMA.place("h.11.attn.q.bias", false), at("model.layers.11.self_attn.q_proj.bias", None));
+        assert_eq!(HF_LLAMA.place("norm_f.weight", true), at("norm.weight", None));
+        assert_eq!(HF_LLAMA.place("head.weight", true), at("lm_head.weight", None));
+        assert_eq!(HF_LLAMA.place("position.weight", false), None);
+        assert_eq!(HF_GPT2.place("h.0.attn.v.weight", true), at("h.0.attn.c_attn.weight", Some(2)));
+        assert_eq!(GGUF.place("h.3.mlp.down.weight", false), at("blk.3.ffn_down.weight", None));
+    }
+}

@@ -1,0 +1,52 @@
+//! What a layer does to the stream.
+
+use std::fmt;
+
+use super::builder::Builder;
+use crate::error::Result;
+use crate::graph::Value;
+
+/// How the stream goes on through a layer: the one thing that most new architectures change.
+///
+/// A block of your own is trained by [`Trainer::with_block`](crate::train::Trainer::with_block):
+///
+/// ```
+/// use throughline::nn::{Block, Builder, Transformer, TransformerConfig};
+/// use throughline::{Graph, Result, Value};
+///
+/// /// Attention and feed-forward side by side, as GPT-J has them: one norm, one addition.
+/// #[derive(Debug)]
+/// struct Parallel;
+///
+/// impl Block for Parallel {
+///     fn build(&self, b: &mut Builder<'_>, _layer: usize, x: Value) -> Result<Value> {
+///         b.residual("both", x, |b, x| {
+///             let attention = b.scoped("attn", |b| b.attention(x))?;
+///             let mlp = b.scoped("mlp", |b| b.mlp(x))?;
+///             b.g.add("sum", attention, mlp)
+///         })
+///     }
+/// }
+///
+/// let mut g = Graph::new();
+/// let config = TransformerConfig::llama(65, 32, 2, 48, 4);
+/// let model = Transformer::build_with(&mut g, &config, &Parallel, 3, 32, true)?;
+/// assert_eq!(model.stream.len(), 3);
+/// # Ok::<(), throughline::Error>(())
+/// ```
+pub trait Block: fmt::Debug + Send + Sync {
+    /// Adds layer `layer` to the graph: the stream `x`, `[batch, time, d_model]`, in and out. Names are in the
+    /// scope of the layer, `h.0` and so on.
+    fn build(&self, b: &mut Builder<'_>, layer: usize, x: Value) -> Result<Value>;
+}
+
+/// Attention, then the feed-forward half, each a branch of its own: GPT-2, Llama, BERT.
+#[derive(Clone, Copy, Debug)]
+pub struct StandardBlock;
+
+impl Block for StandardBlock {
+    fn build(&self, b: &mut Builder<'_>, _: usize, x: Value) -> Result<Value> {
+        let x = b.residual("attn", x, Builder::attention)?;
+        b.residual("mlp", x, Builder::mlp)
+    }
+}

@@ -1,0 +1,356 @@
+//! The parts of a transformer, as nodes of a graph and parameters that go with them.
+
+use std::collections::BTreeMap;
+
+use super::config::{Init, Mlp, Norm, NormPlacement, Positions, TransformerConfig};
+use crate::error::{Error, Result};
+use crate::graph::{Graph, Value};
+use crate::ops::attention::Attention;
+use crate::ops::packed::Packed;
+use crate::ops::rope::Rope;
+use crate::rng::Rng;
+use crate::tensor::TensorType;
+
+/// How a parameter starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ParamInit {
+    /// Normal with this standard deviation.
+    Normal(f32),
+    /// The same everywhere.
+    Constant(f32),
+}
+
+impl ParamInit {
+    /// `n` values. The stream depends on the seed and the parameter's name alone, so a model's
+    /// start does not depend on the order in which it was built.
+    pub fn values(self, n: usize, seed: u64, name: &str) -> Vec<f32> {
+        match self {
+            ParamInit::Constant(c) => vec![c; n],
+            ParamInit::Normal(std) => {
+                let key: Vec<u64> = [seed].into_iter().chain(name.bytes().map(u64::from)).collect();
+                let mut rng = Rng::new(&key);
+                (0..n).map(|_| (f64::from(std) * rng.normal()) as f32).collect()
+            }
+        }
+    }
+}
+
+/// A parameter of a model: its value in the graph and how it starts.
+#[derive(Clone, Copy, Debug)]
+pub struct Param {
+    /// The value; the graph knows name and shape.
+    pub value: Value,
+    /// How it starts.
+    pub init: ParamInit,
+}
+
+/// Caches of keys and values, as blocks are added.
+#[derive(Debug)]
+pub(super) struct Caches {
+    /// Tokens of each sequence that came before: u32 `[batch]`.
+    pub start: Value,
+    pub capacity: usize,
+    pub states: Vec<Value>,
+}
+
+impl Caches {
+    /// A cache of its own for `rows`, with them written.
+    fn write(&mut self, g: &mut Graph, name: &str, rows: Value) -> Result<Value> {
+        let (batch, width) = (g.ty(rows).shape.dims()[0], g.ty(rows).shape.cols());
+        let state = g.state(name, TensorType::f32([batch, self.capacity, width]))?;
+        let written = g.cache_write(&format!("{name}.write"), rows, self.start, state)?;
+        g.store(written, state)?;
+        self.states.push(state);
+        Ok(written)
+    }
+}
+
+/// The table of embeddings.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Table {
+    value: Value,
+    packed: Option<Packed>,
+}
+
+/// Adds parts of a transformer to a graph: what blocks are made of.
+///
+/// Parameters get the names of their parts, with the scopes they are made in: `h.0.attn.q.weight`.
+#[derive(Debug)]
+pub struct Builder<'a> {
+    /// The graph, for ops that are no parts of their own.
+    pub g: &'a mut Graph,
+    config: &'a TransformerConfig,
+    /// Matrices that stay packed, by name.
+    packed: Option<&'a BTreeMap<String, Packed>>,
+    pub(super) caches: Option<Caches>,
+    dropout: f32,
+    pub(super) dropout_seed: Option<Value>,
+    /// Each place that drops has a random stream of its own.
+    dropout_sites: u32,
+    /// What earlier layers left for later ones.
+    kept: BTreeMap<String, Value>,
+    pub(super) params: Vec<Param>,
+}
+
+impl<'a> Builder<'a> {
+    pub(super) fn new(g: &'a mut Graph, config: &'a TransformerConfig) -> Result<Self> {
+        config.validate()?;
+        let (packed, caches, dropout_seed) = (None, None, None);
+        Ok(Builder {
+            g,
+            config,
+            packed,
+            caches,
+            dropout: 0.0,
+            dropout_seed,
+            dropout_sites: 0,
+            kept: BTreeMap::new(),
+            params: vec![],
+        })
+    }
+
+    /// With dropout, as in training.
+    pub(super) fn training(mut self) -> Result<Self> {
+        self.dropout = self.config.dropout;
+        if self.dropout > 0.0 {
+            self.dropout_seed = Some(self.g.input("dropout_seed", TensorType::u32([2]))?);
+        }
+        Ok(self)
+    }
+
+    /// With matrices as a file stores them.
+    pub(super) fn packed(mut self, packed: &'a BTreeMap<String, Packed>) -> Self {
+        self.packed = Some(packed);
+        self
+    }
+
+    /// The model's configuration.
+    pub fn config(&self) -> &'a TransformerConfig {
+        self.config
+    }
+
+    /// Runs `f` with `scope.` in front of every name.
+    pub fn scoped<T>(&mut self, scope: &str, f: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+        self.g.enter(scope);
+        let result = f(self);
+        self.g.leave();
+        result
+    }
+
+    /// Leaves a value for later layers, under a name.
+    pub fn keep(&mut self, name: &str, value: Value) {
+        self.kept.insert(name.to_string(), value);
+    }
+
+    /// What an earlier layer left under this name.
+    pub fn kept(&self, name: &str) -> Option<Value> {
+        self.kept.get(name).copied()
+    }
+
+    /// A trained tensor.
+    pub fn param(&mut self, name: &str, shape: &[usize], init: ParamInit) -> Result<Value> {
+        let value = self.g.param(name, shape)?;
+        self.params.push(Param { value, init });
+        Ok(value)
+    }
+
+    /// The matrix `[n, k]` of this name, if it stays packed.
+    fn packed_matrix(&mut self, name: &str, n: usize, k: usize) -> Result<Option<(Value, Packed)>> {
+        let full = self.g.full_name(name);
+        let Some(&matrix) = self.packed.and_then(|packed| packed.get(&full)) else { return Ok(None) };
+        if [matrix.n, matrix.k] != [n, k] {
+            let (expected, got) = (format!("{n} x {k}"), format!("{} x {}", matrix.n, matrix.k));
+            return Err(Error::Data { tensor: full, expected, got });
+        }
+        let value = self.g.input(name, matrix.ty())?; // frozen, so no parameter
+        self.params.push(Param { value, init: ParamInit::Constant(0.0) });
+        Ok(Some((value, matrix)))
+    }
+
+    /// The initialisation of ordinary weights, and of projections into the residual stream.
+    pub fn weight_init(&self, into_stream: bool) -> ParamInit {
+        let scale = 1.0 / (2.0 * self.config.n_layers as f32).sqrt();
+        match (self.config.init, into_stream) {
+            (Init::Gpt2 { std }, true) => ParamInit::Normal(std * scale),
+            (Init::ZeroResidual { .. }, true) => ParamInit::Constant(0.0),
+            (Init::Gpt2 { std } | Init::ZeroResidual { std }, false) => ParamInit::Normal(std),
+        }
+    }
+
+    /// The embedding of `tokens`, `[batch, time]`, with what the model adds to it: the start of the stream,
+    /// `[batch, time, d_model]`. `positions` are those of the tokens, u32 `[batch, time]`; without, they
+    /// count from 0.
+    pub(super) fn embed(
+        &mut self,
+        tokens: Value,
+        token_types: Option<Value>,
+        positions: Option<Value>,
+    ) -> Result<(Table, Value)> {
+        let c = self.config;
+        let init = self.weight_init(false);
+        let (table, mut x) = match self.packed_matrix("embed.weight", c.vocab_size, c.d_model)? {
+            Some((value, matrix)) => {
+                let x = self.g.packed_rows("embed", value, matrix, tokens)?;
+                (Table { value, packed: Some(matrix) }, x)
+            }
+            None => {
+                let value = self.param("embed.weight", &[c.vocab_size, c.d_model], init)?;
+                (Table { value, packed: None }, self.g.embedding("embed", value, tokens)?)
+            }
+        };
+        if let Some(types) = token_types {
+            let table = self.param("token_type.weight", &[c.token_types, c.d_model], init)?;
+            let rows = self.g.embedding("token_type", table, types)?;
+            x = self.g.add("token_type.add", x, rows)?;
+        }
+        if c.positions == Positions::Learned {
+            let table = self.param("position.weight", &[c.context, c.d_model], init)?;
+            let time = self.g.ty(tokens).shape.cols();
+            let used = match positions {
+                Some(ids) => self.g.embedding("position.used", table, ids)?,
+                None if time == c.context => table,
+                None => self.g.slice("position.used", table, 0, 0, time)?,
+            };
+            x = self.g.add("position", x, used)?;
+        }
+        if c.embed_norm {
+            x = self.norm("embed_norm", x)?;
+        }
+        Ok((table, self.dropout(x)?))
+    }
+
+    /// A branch of the residual stream: `x + f(norm(x))`, or `norm(x + f(x))` in post-norm models.
+    pub fn residual(
+        &mut self,
+        name: &str,
+        x: Value,
+        branch: impl FnOnce(&mut Self, Value) -> Result<Value>,
+    ) -> Result<Value> {
+        let norm = format!("{name}_norm");
+        let pre = self.config.norm_placement == NormPlacement::Pre;
+        let input = if pre { self.norm(&norm, x)? } else { x };
+        let y = self.scoped(name, |b| branch(b, input))?;
+        let y = self.dropout(y)?;
+        let sum = self.g.residual_add(&format!("{name}_add"), x, y)?;
+        if pre { Ok(sum) } else { self.norm(&norm, sum) }
+    }
+
+    /// Attention of `x`, `[batch, time, d_model]`, to itself, or to itself and the cache; as wide as `x`.
+    pub fn attention(&mut self, x: Value) -> Result<Value> {
+        let qkv = self.qkv(x)?;
+        let y = self.attend(qkv)?;
+        self.linear("o", y, self.config.d_model, self.config.biases.out, true)
+    }
+
+    /// Queries, `[batch, time, n_heads * head_dim]`, and keys and values, `[batch, time, n_kv_heads * head_dim]`.
+    /// Queries and keys are normalised and rotated as the model wants it.
+    pub fn qkv(&mut self, x: Value) -> Result<[Value; 3]> {
+        let c = self.config;
+        let [q_width, kv_width] = [c.n_heads, c.n_kv_heads].map(|n| n * c.head_dim());
+        let q = self.linear("q", x, q_width, c.biases.qkv, false)?;
+        let k = self.linear("k", x, kv_width, c.biases.qkv, false)?;
+        let v = self.linear("v", x, kv_width, c.biases.qkv, false)?;
+        Ok([self.positioned("q", q, c.n_heads)?, self.positioned("k", k, c.n_kv_heads)?, v])
+    }
+
+    /// What the heads see, side by side: `[batch, time, n_heads * head_dim]`.
+    pub fn attend(&mut self, [q, k, v]: [Value; 3]) -> Result<Value> {
+        let c = self.config;
+        let (heads, kv_heads, causal) = (c.n_heads, c.n_kv_heads, !c.bidirectional);
+        let op = Attention { heads, kv_heads, causal, scale: Some(c.attention_scale()) };
+        match &mut self.caches {
+            Some(caches) => {
+                let written = [caches.write(self.g, "keys", k)?, caches.write(self.g, "values", v)?];
+                self.g.attention_cached("scores", q, written, caches.start, op)
+            }
+            None => self.g.attention("scores", q, k, v, op),
+        }
+    }
+
+    /// Queries or keys with the norm of heads and the rotation that the model gives them.
+    fn positioned(&mut self, name: &str, x: Value, heads: usize) -> Result<Value> {
+        let c = self.config;
+        let mut x = x;
+        if c.qk_norm {
+            let whole = self.g.ty(x).shape.clone();
+            let by_head = [self.g.ty(x).shape.rows() * heads, c.head_dim()];
+            let split = self.g.reshape(&format!("{name}.heads"), x, by_head)?;
+            let gamma = self.param(&format!("{name}_norm.weight"), &[c.head_dim()], ParamInit::Constant(1.0))?;
+            let normed = self.g.rmsnorm(&format!("{name}_norm"), split, gamma, c.norm_eps)?;
+            x = self.g.reshape(&format!("{name}.joined"), normed, whole)?;
+        }
+        let Positions::Rope { theta, interleaved, scaling } = c.positions else { return Ok(x) };
+        let rope = Rope { heads, theta, interleaved, scaling, ..Rope::default() };
+        let name = format!("{name}_rope");
+        match &self.caches {
+            Some(caches) => self.g.rope_from(&name, x, caches.start, rope),
+            None => self.g.rope(&name, x, rope),
+        }
+    }
+
+    /// The feed-forward half of a block: `[batch, time, d_model]` to the same.
+    pub fn mlp(&mut self, x: Value) -> Result<Value> {
+        let c = self.config;
+        let up = self.linear("up", x, c.d_ff, c.biases.mlp, false)?;
+        let hidden = match c.mlp {
+            Mlp::GeluTanh => self.g.gelu_tanh("gelu", up)?,
+            Mlp::GeluErf => self.g.gelu("gelu", up)?,
+            Mlp::SwiGlu => {
+                let gate = self.linear("gate", x, c.d_ff, c.biases.mlp, false)?;
+                self.g.swiglu("swiglu", gate, up)?
+            }
+        };
+        self.linear("down", hidden, c.d_model, c.biases.mlp, true)
+    }
+
+    /// Scores of all tokens, from the normalised end of the stream.
+    pub(super) fn head(&mut self, embedding: Table, x: Value) -> Result<Value> {
+        let c = self.config;
+        match (c.tied_head, embedding.packed) {
+            (true, Some(matrix)) => self.g.packed_linear("head", x, embedding.value, matrix, None),
+            (true, None) => self.g.matmul_nt("head", x, embedding.value),
+            (false, _) => self.linear("head", x, c.vocab_size, false, false),
+        }
+    }
+
+    /// `x w + bias`: `[.., d_in]` to `[.., d_out]`. `into_stream` says that the result is added to the residual
+    /// stream, which matters to how the weight starts.
+    pub fn linear(&mut self, name: &str, x: Value, d_out: usize, bias: bool, into_stream: bool) -> Result<Value> {
+        let d_in = self.g.ty(x).shape.cols();
+        let init = self.weight_init(into_stream);
+        let weight = format!("{name}.weight");
+        let packed = self.packed_matrix(&weight, d_out, d_in)?;
+        let w = match packed {
+            Some((w, _)) => w,
+            None => self.param(&weight, &[d_in, d_out], init)?,
+        };
+        let bias = match bias {
+            true => Some(self.param(&format!("{name}.bias"), &[d_out], ParamInit::Constant(0.0))?),
+            false => None,
+        };
+        match packed {
+            Some((_, matrix)) => self.g.packed_linear(name, x, w, matrix, bias),
+            None => self.g.linear(name, x, w, bias),
+        }
+    }
+
+    /// The model's kind of norm over the last dimension.
+    pub fn norm(&mut self, name: &str, x: Value) -> Result<Value> {
+        let (d, eps) = (self.g.ty(x).shape.cols(), self.config.norm_eps);
+        let gamma = self.param(&format!("{name}.weight"), &[d], ParamInit::Constant(1.0))?;
+        match self.config.norm {
+            Norm::RmsNorm => self.g.rmsnorm(name, x, gamma, eps),
+            Norm::LayerNorm => {
+                let beta = self.param(&format!("{name}.bias"), &[d], ParamInit::Constant(0.0))?;
+                self.g.layernorm(name, x, gamma, beta, eps)
+            }
+        }
+    }
+
+    /// `x` with elements dropped, in training with dropout; else `x`.
+    pub fn dropout(&mut self, x: Value) -> Result<Value> {
+        let Some(seed) = self.dropout_seed else { return Ok(x) };
+        self.dropout_sites += 1;
+        self.g.dropout("drop", x, seed, self.dropout, self.dropout_sites)
+    }
+}

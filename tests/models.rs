@@ -1,0 +1,243 @@
+//! Every architecture from files of Hugging Face's form, against numbers that PyTorch computed in f64
+//! (tests/pytorch/make_references.py made the folders in tests/data/hf).
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use common::gpu;
+use safetensors::SafeTensors;
+use throughline::data::Batch;
+use throughline::decode::Decoder;
+use throughline::embed::{Pooling, SentenceEncoder};
+use throughline::model::{self, Model};
+use throughline::nn::TransformerEncoder;
+use throughline::optim::{AdamWConfig, Schedule};
+use throughline::train::{TrainConfig, Trainer};
+use throughline::{ExecOptions, Executable, Graph, Plan};
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/hf").join(name)
+}
+
+/// An expected tensor of a folder.
+fn expected<T: bytemuck::Pod>(name: &str, tensor: &str) -> Vec<T> {
+    let bytes = std::fs::read(folder(name).join("expected.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    bytemuck::pod_collect_to_vec(file.tensor(tensor).unwrap().data())
+}
+
+fn worst(got: &[f32], want: &[f32]) -> f32 {
+    assert_eq!(got.len(), want.len());
+    got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+/// A folder of its own that a test fills, removed behind it.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Scratch {
+        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("models-{name}"));
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir_all(&dir).unwrap();
+        Scratch(dir)
+    }
+
+    /// The model of a folder under another configuration.
+    fn with_config(name: &str, config: &str) -> Scratch {
+        let scratch = Scratch::new(&format!("{name}-{config}"));
+        std::fs::copy(folder(name).join(config), scratch.0.join("config.json")).unwrap();
+        std::fs::copy(folder(name).join("model.safetensors"), scratch.0.join("model.safetensors")).unwrap();
+        scratch
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+const TIME: usize = 24;
+const VOCAB: usize = 96;
+
+/// Scores of both sequences by decoding with a cache.
+fn decoded(model: &Model, ids: &[u32]) -> Vec<f32> {
+    let mut decoder = Decoder::new_blocking(gpu(), model, TIME).unwrap();
+    let mut logits = vec![];
+    for ids in ids.chunks(TIME) {
+        decoder.clear();
+        // Some at once, then the rest: the cache and the positions carry over.
+        logits.extend(decoder.feed_all_blocking(&ids[..10]).unwrap());
+        logits.extend(decoder.feed_all_blocking(&ids[10..23]).unwrap());
+        logits.extend(decoder.feed_blocking(&ids[23..]).unwrap());
+    }
+    logits
+}
+
+#[test]
+fn every_architecture_decodes_as_pytorch_does() {
+    // Weights in f16 and bf16 stay so, and PyTorch's numbers are from the same rounded ones.
+    let names = [
+        "gpt2",
+        "llama",
+        "llama_f16",
+        "llama_bf16",
+        "llama3",
+        "llama_linear",
+        "llama_yarn",
+        "mistral",
+        "qwen2",
+        "qwen3",
+    ];
+    for name in names {
+        let model = Model::open(&folder(name)).unwrap();
+        let got = decoded(&model, &expected(name, "ids"));
+        let worst = worst(&got, &expected(name, "logits"));
+        println!("{name}: {worst:.1e}");
+        assert!(worst < 1e-4, "{name}: {worst}");
+    }
+    // In seven files.
+    let got = decoded(&Model::open(&folder("qwen2_sharded")).unwrap(), &expected("qwen2", "ids"));
+    assert!(worst(&got, &expected("qwen2", "logits")) < 1e-4);
+}
+
+#[test]
+fn configurations_of_older_and_other_spelling() {
+    for (name, config) in [
+        ("llama", "config_v4.json"),
+        ("llama3", "config_v4.json"),
+        ("llama_linear", "config_v4.json"),
+        ("llama_yarn", "config_v4.json"),
+        ("qwen3", "config_v4.json"),
+    ] {
+        let scratch = Scratch::with_config(name, config);
+        assert_eq!(Model::open(&scratch.0).unwrap().config(), Model::open(&folder(name)).unwrap().config(), "{name}");
+    }
+    for (name, config, file) in [
+        ("llama3", "config_bands.json", "expected_bands.safetensors"),
+        ("llama_yarn", "config_explicit.json", "expected_explicit.safetensors"),
+    ] {
+        let scratch = Scratch::with_config(name, config);
+        let got = decoded(&Model::open(&scratch.0).unwrap(), &expected(name, "ids"));
+        let bytes = std::fs::read(folder(name).join(file)).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let want: Vec<f32> = bytemuck::pod_collect_to_vec(file.tensor("logits").unwrap().data());
+        assert!(worst(&got, &want) < 1e-4, "{name} {config}: {}", worst(&got, &want));
+    }
+}
+
+#[test]
+fn a_window_bounds_the_context() {
+    let model = Model::open(&folder("mistral_window")).unwrap();
+    assert_eq!(model.config().context, 8);
+    let mut decoder = Decoder::new_blocking(gpu(), &model, 8).unwrap();
+    let got = decoder.feed_all_blocking(&expected("mistral_window", "ids")[..8]).unwrap();
+    assert!(worst(&got, &expected("mistral_window", "logits")[..8 * VOCAB]) < 1e-4);
+    assert!(Decoder::new_blocking(gpu(), &model, 9).is_err());
+}
+
+/// A trainer of the model on sequences of 23 tokens, whose targets are the next ones.
+fn trainer(model: &Model) -> Trainer {
+    let config = TrainConfig {
+        model: model.config().clone(),
+        batch: 2,
+        seq_len: Some(TIME - 1),
+        micro_batches: 1,
+        schedule: Schedule::constant(1e-3),
+        adamw: AdamWConfig::default(),
+        seed: 0,
+    };
+    let trainer = Trainer::new_blocking(gpu(), config).unwrap();
+    model.load(gpu(), &trainer.params).unwrap();
+    trainer
+}
+
+fn batch(ids: &[u32]) -> Batch {
+    let rows = |from: usize| ids.chunks(TIME).flat_map(|row| row[from..from + TIME - 1].to_vec()).collect();
+    Batch { tokens: rows(0), targets: rows(1) }
+}
+
+#[test]
+fn loaded_models_have_the_loss_and_the_gradients_of_pytorch() {
+    for name in ["gpt2", "llama", "qwen2", "qwen3"] {
+        let mut trainer = trainer(&Model::open(&folder(name)).unwrap());
+        let loss = trainer.step(&[batch(&expected(name, "ids"))]).unwrap().wait_blocking(gpu()).unwrap();
+        let want = expected::<f32>(name, "loss")[0];
+        assert!((loss - want).abs() < 1e-4, "{name}: loss {loss}, PyTorch {want}");
+        // The gradients have the names and layouts of the weights, so they load as a model.
+        let scratch = Scratch::new(&format!("{name}-gradients"));
+        std::fs::copy(folder(name).join("config.json"), scratch.0.join("config.json")).unwrap();
+        let bytes = std::fs::read(folder(name).join("expected.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let gradients: BTreeMap<&str, _> =
+            file.iter().filter_map(|(n, view)| Some((n.strip_prefix("grad/")?, view))).collect();
+        safetensors::serialize_to_file(&gradients, None, &scratch.0.join("model.safetensors")).unwrap();
+        let gradients = Model::open(&scratch.0).unwrap();
+        for ((param, _), got) in trainer.grads.layout.tensors.iter().zip(trainer.grads.read_blocking(gpu()).unwrap()) {
+            let want = gradients.values(param).unwrap();
+            let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+            let error = norm(&mut got.iter().zip(&want).map(|(a, b)| a - b));
+            // That of a key bias is zero in theory.
+            let scale = norm(&mut want.iter().copied()).max(1e-3);
+            assert!(error < 1e-4 * scale, "{name} {param}: {error:.1e} of {scale:.1e}");
+        }
+    }
+}
+
+#[test]
+fn saved_models_load_again_bit_for_bit() {
+    for name in ["gpt2", "llama", "llama3", "llama_yarn", "qwen2", "qwen3"] {
+        let model = Model::open(&folder(name)).unwrap();
+        let params: Vec<(String, Vec<f32>)> =
+            model.params().iter().map(|(n, _)| (n.clone(), model.values(n).unwrap())).collect();
+        let scratch = Scratch::new(&format!("{name}-saved"));
+        model::save(&scratch.0, model.config(), &params).unwrap();
+        let again = Model::open(&scratch.0).unwrap();
+        assert_eq!(again.config(), model.config(), "{name}");
+        for tensor in model.weights().iter() {
+            let same = again.weights().get(tensor.name()).unwrap();
+            assert!(same.shape() == tensor.shape() && same.bytes() == tensor.bytes(), "{name}: {}", tensor.name());
+        }
+        assert_eq!(again.weights().len(), model.weights().len(), "{name}");
+    }
+}
+
+#[test]
+fn an_encoder_embeds_as_pytorch_does() {
+    let model = Model::open(&folder("bert")).unwrap();
+    let ids: Vec<u32> = expected("bert", "ids");
+    let mask: Vec<u32> = expected("bert", "attention_mask");
+    let want: Vec<f32> = expected("bert", "mean_pooled");
+    // PyTorch masks what pads the second sentence; here it is as long as it is.
+    let length = |i: usize| mask[i * 12..(i + 1) * 12].iter().sum::<u32>() as usize;
+    let sentences: Vec<Vec<u32>> = (0..2).map(|i| ids[i * 12..i * 12 + length(i)].to_vec()).collect();
+    assert_eq!(sentences[1].len(), 7);
+    let mut encoder = SentenceEncoder::new(gpu(), &model, Pooling::Mean).unwrap();
+    let got = encoder.embed_blocking(&sentences).unwrap().concat();
+    assert!(worst(&got, &want) < 1e-5, "{}", worst(&got, &want));
+}
+
+#[test]
+fn an_encoder_has_the_hidden_states_of_pytorch() {
+    let model = Model::open(&folder("bert")).unwrap();
+    for (expected_name, with_types) in [("hidden", false), ("hidden_types", true)] {
+        let mut g = Graph::new();
+        let encoder = TransformerEncoder::build(&mut g, model.config(), 2, 12).unwrap();
+        let plan = Plan::new(&g, &[encoder.hidden], gpu().profile()).unwrap();
+        let exec = Executable::new_blocking(gpu(), Arc::new(plan), ExecOptions::default()).unwrap();
+        for p in &encoder.params {
+            exec.write(p.value, &model.values(g.name(p.value)).unwrap()).unwrap();
+        }
+        exec.write(encoder.tokens, &expected::<u32>("bert", "ids")).unwrap();
+        if with_types {
+            exec.write(encoder.token_types.unwrap(), &expected::<u32>("bert", "token_types")).unwrap();
+        }
+        exec.submit();
+        let got: Vec<f32> = exec.read_blocking(encoder.hidden).unwrap();
+        let worst = worst(&got, &expected("bert", expected_name));
+        assert!(worst < 1e-5, "{expected_name}: {worst}");
+    }
+}
