@@ -127,6 +127,12 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// Names and values of the weights, without the optimiser's moments: for [`model::save`](crate::model::save).
+    pub fn weights(&self) -> Vec<(String, Vec<f32>)> {
+        let weights = self.tensors.iter().filter(|(name, _)| !name.starts_with("optimizer."));
+        weights.map(|(name, (_, values))| (name.clone(), values.clone())).collect()
+    }
+
     /// Puts the weights into an arena, for inference.
     pub fn restore_weights(&self, gpu: &Gpu, params: &Arena) -> Result<()> {
         params.write(gpu, &self.values("", &params.layout)?)

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use common::gpu;
+use common::{gpu, hf_expected as expected, hf_folder as folder, worst};
 use safetensors::SafeTensors;
 use throughline::data::Batch;
 use throughline::decode::Decoder;
@@ -17,22 +17,6 @@ use throughline::nn::TransformerEncoder;
 use throughline::optim::{AdamWConfig, Schedule};
 use throughline::train::{TrainConfig, Trainer};
 use throughline::{ExecOptions, Executable, Graph, Plan};
-
-fn folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/hf").join(name)
-}
-
-/// An expected tensor of a folder.
-fn expected<T: bytemuck::Pod>(name: &str, tensor: &str) -> Vec<T> {
-    let bytes = std::fs::read(folder(name).join("expected.safetensors")).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    bytemuck::pod_collect_to_vec(file.tensor(tensor).unwrap().data())
-}
-
-fn worst(got: &[f32], want: &[f32]) -> f32 {
-    assert_eq!(got.len(), want.len());
-    got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
-}
 
 /// A folder of its own that a test fills, removed behind it.
 struct Scratch(PathBuf);

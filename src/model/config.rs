@@ -295,8 +295,11 @@ fn llama3_of(weights: &Weights, theta: f32) -> Result<Scaling> {
 pub(super) fn to_hugging_face(c: &TransformerConfig) -> Result<(Json, &'static Names)> {
     let none = |field: &'static str, message: &str| Err(Error::Config { field, message: message.into() });
     let pre_norm_decoder = c.norm_placement == NormPlacement::Pre && !c.bidirectional && !c.embed_norm;
-    if !pre_norm_decoder || c.token_types > 0 {
-        return none("norm_placement", "only pre-norm decoders can be written as a model of Hugging Face's");
+    if !pre_norm_decoder || c.token_types > 0 || c.residual_gate.is_some() {
+        return none(
+            "norm_placement",
+            "only pre-norm decoders without gates can be written as a model of Hugging Face's",
+        );
     }
     let gpt2_like = c.n_kv_heads == c.n_heads && c.head_dim() * c.n_heads == c.d_model && !c.qk_norm;
     match (c.norm, c.positions, c.mlp) {
@@ -333,6 +336,8 @@ fn to_hf_gpt2(c: &TransformerConfig) -> Json {
         "activation_function": if c.mlp == Mlp::GeluTanh { "gelu_new" } else { "gelu" },
         "layer_norm_epsilon": exact(c.norm_eps),
         "tie_word_embeddings": c.tied_head,
+        "bos_token_id": null,
+        "eos_token_id": null,
         "torch_dtype": "float32",
     })
 }
@@ -361,6 +366,8 @@ fn to_hf_llama(c: &TransformerConfig, kind: &str, theta: f32, scaling: Scaling) 
         "attention_bias": c.biases.out,
         "mlp_bias": c.biases.mlp,
         "tie_word_embeddings": c.tied_head,
+        "bos_token_id": null,
+        "eos_token_id": null,
         "torch_dtype": "float32",
     })
 }

@@ -229,10 +229,21 @@ impl<'a> Builder<'a> {
         let norm = format!("{name}_norm");
         let pre = self.config.norm_placement == NormPlacement::Pre;
         let input = if pre { self.norm(&norm, x)? } else { x };
-        let y = self.scoped(name, |b| branch(b, input))?;
-        let y = self.dropout(y)?;
+        let mut y = self.scoped(name, |b| branch(b, input))?;
+        y = self.dropout(y)?;
+        if let Some(start) = self.config.residual_gate {
+            let gate = self.param(&format!("{name}_gate"), &[1], ParamInit::Constant(start))?;
+            y = self.scaled(&format!("{name}_gated"), y, gate)?;
+        }
         let sum = self.g.residual_add(&format!("{name}_add"), x, y)?;
         if pre { Ok(sum) } else { self.norm(&norm, sum) }
+    }
+
+    /// `x` times `factor`, a tensor of `[1]` or of the last dimensions of `x`.
+    pub fn scaled(&mut self, name: &str, x: Value, factor: Value) -> Result<Value> {
+        let shape = self.g.ty(x).shape.clone();
+        let factor = self.g.broadcast(&format!("{name}.factor"), factor, shape)?;
+        self.g.mul(name, x, factor)
     }
 
     /// Attention of `x`, `[batch, time, d_model]`, to itself, or to itself and the cache; as wide as `x`.

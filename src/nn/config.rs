@@ -117,6 +117,10 @@ pub struct TransformerConfig {
     pub d_ff: usize,
     /// Pre- or post-norm.
     pub norm_placement: NormPlacement,
+    /// Multiplies each branch by a trained number that starts at this, before it is added to the stream; 0 is
+    /// ReZero (Bachlechner et al. 2020, <https://arxiv.org/abs/2003.04887>).
+    #[serde(default)]
+    pub residual_gate: Option<f32>,
     /// Which norm.
     pub norm: Norm,
     /// Added to the variance in norms.
@@ -160,6 +164,7 @@ impl TransformerConfig {
             head_dim: None,
             d_ff: 4 * d_model,
             norm_placement: NormPlacement::Pre,
+            residual_gate: None,
             norm: Norm::LayerNorm,
             norm_eps: 1e-5,
             positions: Positions::Learned,
@@ -237,7 +242,10 @@ impl TransformerConfig {
         if !self.n_heads.is_multiple_of(self.n_kv_heads) {
             return err("n_kv_heads", format!("n_heads {} is not a multiple of {}", self.n_heads, self.n_kv_heads));
         }
-        if let Positions::Rope { scaling, .. } = self.positions {
+        if let Positions::Rope { theta, scaling, .. } = self.positions {
+            if !theta.is_finite() || theta < 1.0 {
+                return err("positions", format!("RoPE's theta must be finite and at least 1, but is {theta}"));
+            }
             if !self.head_dim().is_multiple_of(2) {
                 return err("head_dim", format!("RoPE needs an even width of heads, but it is {}", self.head_dim()));
             }
@@ -250,6 +258,9 @@ impl TransformerConfig {
         }
         if self.norm_eps.is_nan() || self.norm_eps <= 0.0 {
             return err("norm_eps", format!("must be positive, but is {}", self.norm_eps));
+        }
+        if self.residual_gate.is_some_and(|gate| !gate.is_finite()) {
+            return err("residual_gate", "must be finite".into());
         }
         let (Init::Gpt2 { std } | Init::ZeroResidual { std }) = self.init;
         if !std.is_finite() || std < 0.0 {

@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test binary uses a part
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use throughline::ops::Case;
@@ -141,4 +142,22 @@ pub fn read(exec: &Executable, graph: &Graph, value: Value) -> Vec<f32> {
         DType::F32 => exec.read_blocking(value).unwrap(),
         DType::U32 => exec.read_blocking::<u32>(value).unwrap().iter().map(|&x| x as f32).collect(),
     }
+}
+
+/// A folder of tests/data/hf: a tiny model of Hugging Face's, with what PyTorch made of it.
+pub fn hf_folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/hf").join(name)
+}
+
+/// An expected tensor of such a folder.
+pub fn hf_expected<T: bytemuck::Pod>(name: &str, tensor: &str) -> Vec<T> {
+    let bytes = std::fs::read(hf_folder(name).join("expected.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    bytemuck::pod_collect_to_vec(file.tensor(tensor).unwrap().data())
+}
+
+/// The largest difference between two arrays.
+pub fn worst(got: &[f32], want: &[f32]) -> f32 {
+    assert_eq!(got.len(), want.len());
+    got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }

@@ -1,0 +1,48 @@
+//! Writes a model that `train` made as a folder that PyTorch loads, with scores to check it by:
+//!
+//! `cargo run --release --example export -- --model DIR --out FOLDER`
+//! `python tests/pytorch/check_export.py FOLDER`
+
+mod common;
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use throughline::checkpoint::Checkpoint;
+use throughline::decode::Decoder;
+use throughline::model::{self, Model};
+use throughline::{Gpu, format};
+
+#[derive(Parser)]
+#[command(about = "Writes a model that the train example made as config.json and model.safetensors")]
+struct Flags {
+    /// Folder or file of the checkpoint
+    #[arg(long)]
+    model: PathBuf,
+    /// Folder to write
+    #[arg(long)]
+    out: PathBuf,
+}
+
+fn main() -> anyhow::Result<()> {
+    let flags = Flags::parse();
+    let checkpoint = Checkpoint::load(&common::checkpoint_path(&flags.model))?;
+    model::save(&flags.out, &checkpoint.state.config.model, &checkpoint.weights())?;
+
+    let model = Model::open(&flags.out)?;
+    let (context, vocab) = (model.config().context, model.config().vocab_size);
+    let mut decoder = Decoder::new_blocking(&Gpu::headless_blocking()?, &model, context)?;
+    let ids: Vec<u32> = (0..context).map(|i| (i * 7 % vocab) as u32).collect();
+    let logits = decoder.feed_all_blocking(&ids)?;
+    let path = flags.out.join("expected.safetensors");
+    // Ids are small, so that f32 holds them.
+    let ids: Vec<f32> = ids.iter().map(|&id| id as f32).collect();
+    let stored = format::Stored::F32;
+    let tensors = [
+        format::SaveTensor { name: "ids", shape: &[1, context], values: &ids, stored },
+        format::SaveTensor { name: "logits", shape: &[1, context, vocab], values: &logits, stored },
+    ];
+    format::save_safetensors(&path, &tensors, &Default::default())?;
+    println!("{}: {} tensors, and the scores of {context} tokens", flags.out.display(), model.weights().len());
+    Ok(())
+}

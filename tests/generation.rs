@@ -1,0 +1,109 @@
+//! Generating: streams, iterators and batches give the same tokens, and end as they should.
+
+mod common;
+
+use common::{gpu, hf_folder};
+use futures_util::StreamExt;
+use throughline::decode::{Decoder, Finish, GenerationOptions};
+use throughline::model::Model;
+use throughline::sample::Sampling;
+
+fn decoder(batch: usize, capacity: usize) -> Decoder {
+    Decoder::with_batch_blocking(gpu(), &Model::open(&hf_folder("llama")).unwrap(), batch, capacity).unwrap()
+}
+
+fn options(max_tokens: usize, seed: u64) -> GenerationOptions {
+    GenerationOptions { max_tokens, sampling: Sampling { temperature: 1.0, seed, ..Default::default() }, stop: vec![] }
+}
+
+fn text(decoder: &mut Decoder, prompt: &[u32], options: GenerationOptions) -> Vec<u32> {
+    decoder.clear();
+    decoder.generate(prompt, options).unwrap().blocking().map(Result::unwrap).collect()
+}
+
+#[test]
+fn streams_and_iterators_give_the_same_tokens() {
+    let mut decoder = decoder(1, 64);
+    let prompt = [5, 17, 80, 3];
+    let want = text(&mut decoder, &prompt, options(20, 3));
+    assert_eq!(want.len(), 20);
+    assert_ne!(want, text(&mut decoder, &prompt, options(20, 4)));
+    decoder.clear();
+    let stream = decoder.generate(&prompt, options(20, 3)).unwrap().stream();
+    let got = gpu().run_blocking(async { Ok(stream.map(Result::unwrap).collect::<Vec<u32>>().await) }).unwrap();
+    assert_eq!(got, want);
+}
+
+#[test]
+fn a_text_ends_at_a_stop_token_the_limit_or_the_capacity() {
+    let mut decoder = decoder(1, 16);
+    let all = text(&mut decoder, &[5, 17], options(8, 1));
+    let stop = all[5];
+    let first = all.iter().position(|&id| id == stop).unwrap();
+    decoder.clear();
+    let mut generation =
+        decoder.generate(&[5, 17], GenerationOptions { stop: vec![stop, 1000], ..options(8, 1) }).unwrap();
+    assert_eq!(generation.finish(), None);
+    let got: Vec<u32> = generation.blocking().map(Result::unwrap).collect();
+    assert_eq!((got.as_slice(), generation.finish()), (&all[..first], Some(Finish::Stop)));
+    assert!(generation.next_blocking().unwrap().is_none());
+    decoder.clear();
+    let mut generation = decoder.generate(&[5, 17], options(8, 1)).unwrap();
+    assert_eq!((generation.blocking().count(), generation.finish()), (8, Some(Finish::MaxTokens)));
+    decoder.clear();
+    // 16 tokens fit, and one more is drawn from them.
+    let mut generation = decoder.generate(&[5, 17], options(100, 1)).unwrap();
+    assert_eq!((generation.blocking().count(), generation.finish()), (15, Some(Finish::Capacity)));
+    // What goes beyond is an error that says by how much.
+    let error = decoder.generate(&[5], options(1, 1)).unwrap_err().to_string();
+    assert!(error.contains("at most 0 more") && error.contains("16"), "{error}");
+    decoder.clear();
+    assert_eq!(decoder.generate(&[5], options(0, 1)).unwrap().blocking().count(), 0);
+    let bad = GenerationOptions { sampling: Sampling { temperature: -1.0, ..Default::default() }, ..options(1, 1) };
+    assert!(decoder.generate(&[5], bad).unwrap_err().to_string().contains("temperature"));
+}
+
+#[test]
+fn going_back_and_on_is_like_never_having_been_there() {
+    let mut decoder = decoder(1, 64);
+    let want = decoder.feed_blocking(&[9, 8, 7, 6, 5]).unwrap();
+    decoder.truncate(0, 3);
+    decoder.feed_blocking(&[50, 51, 52, 53]).unwrap();
+    decoder.truncate(0, 3);
+    decoder.truncate(0, 60); // not longer than it is
+    assert_eq!(decoder.lengths(), [3]);
+    let got = decoder.feed_blocking(&[6, 5]).unwrap();
+    let worst = common::worst(&got, &want);
+    assert!(worst < 1e-5, "{worst}");
+}
+
+#[test]
+fn a_batch_gives_each_sequence_what_it_gets_alone() {
+    let prompts: [&[u32]; 3] = [&[5, 17, 80, 3], &[44], &(0..50).map(|i| (i * 7) % 96).collect::<Vec<u32>>()];
+    let mut alone = decoder(1, 64);
+    let mut together = decoder(3, 64);
+    // Scores, in chunks and one by one.
+    let got = together.feed_batch_blocking(&prompts).unwrap();
+    assert_eq!(together.lengths(), [4, 1, 50]);
+    let more: [&[u32]; 3] = [&[9], &[], &[1]];
+    let got_more = together.feed_batch_blocking(&more).unwrap();
+    assert_eq!(together.lengths(), [5, 1, 51]);
+    for i in 0..3 {
+        alone.clear();
+        let want = alone.feed_blocking(prompts[i]).unwrap();
+        assert!(common::worst(&got[i], &want) < 1e-5, "sequence {i}");
+        if !more[i].is_empty() {
+            let want = alone.feed_blocking(more[i]).unwrap();
+            assert!(common::worst(&got_more[i], &want) < 1e-5, "sequence {i}, one more");
+        }
+    }
+    // Texts, of which one is cut short by the capacity.
+    together.clear();
+    let texts = together.generate_batch_blocking(&prompts, &options(20, 7)).unwrap();
+    for (i, got) in texts.iter().enumerate() {
+        assert_eq!(*got, text(&mut alone, prompts[i], options(20, 7 + i as u64)), "sequence {i}");
+    }
+    assert_eq!(texts.iter().map(Vec::len).collect::<Vec<_>>(), [20, 20, 15]);
+    let error = together.feed_batch_blocking(&prompts[..2]).unwrap_err().to_string();
+    assert!(error.contains("3 sequences"), "{error}");
+}
