@@ -170,10 +170,10 @@ impl<'a> Builder<'a> {
     /// The initialisation of ordinary weights, and of projections into the residual stream.
     pub fn weight_init(&self, into_stream: bool) -> ParamInit {
         let scale = 1.0 / (2.0 * self.config.n_layers as f32).sqrt();
-        match (self.config.init, into_stream) {
-            (Init::Gpt2 { std }, true) => ParamInit::Normal(std * scale),
-            (Init::ZeroResidual { .. }, true) => ParamInit::Constant(0.0),
-            (Init::Gpt2 { std } | Init::ZeroResidual { std }, false) => ParamInit::Normal(std),
+        match self.config.init {
+            Init::Gpt2 { std } if into_stream => ParamInit::Normal(std * scale),
+            Init::ZeroResidual { .. } if into_stream => ParamInit::Constant(0.0),
+            Init::Plain { std } | Init::Gpt2 { std } | Init::ZeroResidual { std } => ParamInit::Normal(std),
         }
     }
 

@@ -80,6 +80,11 @@ impl Biases {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Init {
+    /// Normal of this standard deviation, whatever the weight is for.
+    Plain {
+        /// Standard deviation.
+        std: f32,
+    },
     /// GPT-2's: normal of this standard deviation; projections into the residual stream are scaled
     /// down by `1/sqrt(2 n_layers)`.
     Gpt2 {
@@ -262,7 +267,7 @@ impl TransformerConfig {
         if self.residual_gate.is_some_and(|gate| !gate.is_finite()) {
             return err("residual_gate", "must be finite".into());
         }
-        let (Init::Gpt2 { std } | Init::ZeroResidual { std }) = self.init;
+        let (Init::Plain { std } | Init::Gpt2 { std } | Init::ZeroResidual { std }) = self.init;
         if !std.is_finite() || std < 0.0 {
             return err("init", format!("the standard deviation must be finite and not negative, but is {std}"));
         }
