@@ -1,60 +1,74 @@
-//! Writes text as it comes, with a model that `train` made or one in a GGUF file.
+//! Writes text as it comes, with a model of a GGUF file or of a folder as model hubs have them, or with one that
+//! `train` made.
 //!
-//! `cargo run --release --example generate -- --model DIR --prompt "KING:"`
-//! `cargo run --release --example generate -- --model FILE.gguf --prompt "The harbour was quiet" --temperature 0`
+//! `cargo run --release --example generate -- --model FILE.gguf --chat --prompt "What is a tide?" --greedy`
+//! `cargo run --release --example generate -- --model FOLDER --prompt "The harbour was quiet"`
+//! `cargo run --release --example generate -- --model CHECKPOINT --prompt "KING:"`
 
 mod common;
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{anyhow, ensure};
+use anyhow::ensure;
 use clap::Parser;
+use throughline::Gpu;
 use throughline::checkpoint::Checkpoint;
 use throughline::data::CharTokenizer;
 use throughline::decode::{Decoder, GenerationOptions};
+use throughline::format::{SaveTensor, Stored, save_safetensors};
 use throughline::model::Model;
 use throughline::optim::{Arena, ArenaLayout};
 use throughline::sample::{Generator, Sampling};
-use throughline::{Gpu, tokenize};
+use throughline::tokenize::{Message, ModelTokenizer};
 
 #[derive(Parser)]
-#[command(about = "Writes text with a model that the train example made, or one in a GGUF file")]
+#[command(about = "Writes text with a model: a GGUF file, a folder of Hugging Face's, or a checkpoint of `train`")]
 struct Flags {
-    /// Folder or file of the checkpoint, or a GGUF file
+    /// A GGUF file, a folder with config.json and safetensors, or a checkpoint's file or folder
     #[arg(long)]
     model: PathBuf,
     /// Text to go on from [a new line]
     #[arg(long, conflicts_with = "ids")]
     prompt: Option<String>,
-    /// Token ids to go on from, as in 1,2,3; for GGUF files
+    /// Token ids to go on from, as in 1,2,3; not for checkpoints
     #[arg(long, value_delimiter = ',')]
     ids: Vec<u32>,
-    /// Characters, or tokens, to write
-    #[arg(long, default_value_t = 500)]
+    /// Make the prompt a user's message, in the form that the model was taught
+    #[arg(long, requires = "prompt")]
+    chat: bool,
+    /// Tokens (for checkpoints: characters) to write
+    #[arg(long, default_value_t = 100)]
     tokens: usize,
-    /// Print figures as JSON on the last line; for GGUF files
-    #[arg(long)]
-    json: bool,
-    /// Divides the logits; 0 takes the likeliest character
+    /// Always take the likeliest; the same as --temperature 0
+    #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p"])]
+    greedy: bool,
+    /// Divides the logits; 0 takes the likeliest
     #[arg(long, default_value_t = 0.8)]
     temperature: f32,
-    /// Keep this many likeliest characters; 0 keeps all
+    /// Keep this many likeliest; 0 keeps all
     #[arg(long, default_value_t = 0)]
     top_k: usize,
-    /// Keep the likeliest characters of this total probability
+    /// Keep the likeliest of this total probability
     #[arg(long, default_value_t = 1.0)]
     top_p: f32,
     /// Seed of the draws
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Also write the scores behind every token of the prompt: `logits`, f32 [T, vocab]; not for checkpoints
+    #[arg(long)]
+    dump_logits: Option<PathBuf>,
+    /// Print figures as JSON on the last line; not for checkpoints
+    #[arg(long)]
+    json: bool,
 }
 
 fn main() -> anyhow::Result<()> {
     let flags = Flags::parse();
-    match flags.model.extension().is_some_and(|e| e == "gguf") {
+    let is_gguf = flags.model.extension().is_some_and(|e| e == "gguf");
+    match is_gguf || flags.model.join("config.json").exists() {
         true => decode(&flags),
         false => write_text(&flags),
     }
@@ -62,52 +76,62 @@ fn main() -> anyhow::Result<()> {
 
 impl Flags {
     fn sampling(&self) -> Sampling {
-        Sampling { temperature: self.temperature, top_k: self.top_k, top_p: self.top_p, seed: self.seed }
+        let temperature = if self.greedy { 0.0 } else { self.temperature };
+        Sampling { temperature, top_k: self.top_k, top_p: self.top_p, seed: self.seed }
+    }
+
+    fn prompt_ids(&self, tokenizer: &ModelTokenizer) -> anyhow::Result<Vec<u32>> {
+        let text = self.prompt.as_deref().unwrap_or("\n");
+        Ok(match (self.ids.is_empty(), self.chat) {
+            (false, _) => self.ids.clone(),
+            (true, true) => tokenizer.chat_ids(&[Message::new("user", text)], true)?,
+            (true, false) => tokenizer.encode(text, true)?,
+        })
     }
 }
 
-/// With a model of a GGUF file.
+/// With a model of others.
 fn decode(flags: &Flags) -> anyhow::Result<()> {
     let model = Model::open(&flags.model)?;
-    let tokenizer = tokenize::of_gguf(model.weights())?;
-    let end = tokenize::end_of_text(model.weights())?;
-    let prompt = match flags.ids.is_empty() {
-        true => {
-            let text = flags.prompt.as_deref().unwrap_or("\n");
-            tokenizer.encode(text, false).map_err(|e| anyhow!("--prompt: {e}"))?.get_ids().to_vec()
-        }
-        false => flags.ids.clone(),
-    };
+    let tokenizer = ModelTokenizer::of(model.weights())?;
+    let prompt = flags.prompt_ids(&tokenizer)?;
     let gpu = Gpu::headless_blocking()?;
-    let mut decoder = Decoder::new_blocking(&gpu, &model, prompt.len() + flags.tokens)?;
-    let mut text = tokenizer.decode_stream(false);
-    let (mut ids, mut whole, begin, mut first) = (vec![], String::new(), Instant::now(), None);
-    let mut out = std::io::stdout();
-    let stop = end.into_iter().collect();
+    // What is drawn last is not fed.
+    let capacity = (prompt.len() + flags.tokens.saturating_sub(1)).max(1);
+    let mut decoder = Decoder::new_blocking(&gpu, &model, capacity)?;
+    if let Some(path) = &flags.dump_logits {
+        dump_logits(&mut decoder, &prompt, path)?;
+    }
+    let (mut text, mut ids, mut whole) = (tokenizer.stream(false), vec![], String::new());
+    let (begin, mut first) = (Instant::now(), None);
+    let stop = tokenizer.stop_tokens().to_vec();
     let options = GenerationOptions { max_tokens: flags.tokens, sampling: flags.sampling(), stop };
+    let mut out = std::io::stdout();
     for id in decoder.generate(&prompt, options)?.blocking() {
         let id = id?;
         first.get_or_insert_with(|| begin.elapsed());
         ids.push(id);
         // Some characters take several tokens, and come with the last.
-        let piece = text.step(id).ok().flatten().unwrap_or_default();
+        let piece = text.push(id)?;
         whole += &piece;
         // A reader that hangs up ends the text, and is no error.
         if write!(out, "{piece}").and_then(|()| out.flush()).is_err() {
-            break;
+            return Ok(());
         }
     }
-    println!();
+    let rest = text.finish()?;
+    println!("{rest}");
     if flags.json {
         let prefill = first.unwrap_or_default().as_secs_f64();
         let decode = begin.elapsed().as_secs_f64() - prefill;
         let figures = serde_json::json!({
             "prompt_ids": prompt,
             "ids": ids,
-            "text": whole,
+            "text": whole + &rest,
             "prefill_tokens_per_s": prompt.len() as f64 / prefill,
             "decode_tokens_per_s": ids.len().saturating_sub(1) as f64 / decode,
             "weight_bytes": decoder.weight_bytes(),
+            "peak_buffer_bytes": decoder.buffer_bytes(),
             "adapter": gpu.describe(),
         });
         println!("{figures}");
@@ -115,8 +139,21 @@ fn decode(flags: &Flags) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn dump_logits(decoder: &mut Decoder, prompt: &[u32], path: &Path) -> anyhow::Result<()> {
+    let values = decoder.feed_all_blocking(prompt)?;
+    decoder.clear();
+    let shape = [prompt.len(), values.len() / prompt.len()];
+    let logits = SaveTensor { name: "logits", shape: &shape, values: &values, stored: Stored::F32 };
+    Ok(save_safetensors(path, &[logits], &Default::default())?)
+}
+
+/// With a model of our own.
 fn write_text(flags: &Flags) -> anyhow::Result<()> {
-    ensure!(flags.ids.is_empty(), "--ids is for GGUF files; this is a checkpoint: give --prompt");
+    let others = flags.ids.is_empty() && !flags.chat && !flags.json && flags.dump_logits.is_none();
+    ensure!(
+        others,
+        "--ids, --chat, --json and --dump-logits are for models of others; this is a checkpoint of `train`"
+    );
     let prompt = flags.prompt.as_deref().unwrap_or("\n");
     let checkpoint = Checkpoint::load(&common::checkpoint_path(&flags.model))?;
     let tokenizer = CharTokenizer::of(&checkpoint.state.alphabet);

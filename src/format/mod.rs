@@ -42,17 +42,18 @@ mod safetensors;
 pub use gguf::gguf_header;
 pub use metadata::{MetaArray, MetaValue, Metadata};
 pub use quant::Stored;
+#[cfg(feature = "tokenizers")]
+pub(crate) use safetensors::{Entries, MAX_CONFIG_BYTES, read_file, read_json};
 pub use safetensors::{SaveTensor, safetensors_header, save_safetensors};
 
 use mapped::Bytes;
-pub(crate) use safetensors::{MAX_CONFIG_BYTES, read_json};
 
 /// Largest rank of a tensor that is read.
 const MAX_RANK: usize = 8;
 
 /// Names and other text from files, as messages show them: in backticks, without control characters,
 /// and not at any length.
-fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     const SHOWN: usize = 100;
     let mut shown: String = text.chars().take(SHOWN).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
     if text.chars().nth(SHOWN).is_some() {
@@ -61,7 +62,7 @@ fn quoted(text: &str) -> String {
     format!("`{shown}`")
 }
 
-fn bad(path: &str, message: impl Into<String>) -> Error {
+pub(crate) fn bad(path: &str, message: impl Into<String>) -> Error {
     Error::Format { path: path.into(), message: message.into() }
 }
 

@@ -32,7 +32,7 @@ pub(crate) const MAX_CONFIG_BYTES: u64 = 16 << 20;
 const MAX_INDEX_BYTES: u64 = 64 << 20;
 
 /// A JSON object's entries in file order; the same key twice is an error.
-struct Entries<T>(Vec<(String, T)>);
+pub(crate) struct Entries<T>(pub(crate) Vec<(String, T)>);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -224,17 +224,23 @@ pub(super) fn open_folder(dir: &Path) -> Result<Folder> {
 
 /// Reads a JSON file that is not longer than `limit`.
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path, limit: u64) -> Result<T> {
+    let text = read_file(path, limit)?;
+    serde_json::from_slice(&text).map_err(|e| bad(&path.display().to_string(), e.to_string()))
+}
+
+/// A regular file of at most `limit` bytes.
+pub(crate) fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let shown = path.display().to_string();
     let io = |source| Error::Io { path: shown.clone(), source };
     if !std::fs::metadata(path).map_err(io)?.is_file() {
         return Err(bad(&shown, "is not a regular file"));
     }
-    let mut text = vec![];
-    File::open(path).map_err(io)?.take(limit + 1).read_to_end(&mut text).map_err(io)?;
-    if text.len() as u64 > limit {
-        return Err(bad(&shown, format!("is longer than {limit} bytes")));
+    let mut bytes = vec![];
+    File::open(path).map_err(io)?.take(limit + 1).read_to_end(&mut bytes).map_err(io)?;
+    match bytes.len() as u64 > limit {
+        true => Err(bad(&shown, format!("is longer than {limit} bytes"))),
+        false => Ok(bytes),
     }
-    serde_json::from_slice(&text).map_err(|e| bad(&shown, e.to_string()))
 }
 
 /// A tensor to be written by [`save_safetensors`].

@@ -1,0 +1,68 @@
+//! How well a model predicts a text, in nats per token.
+//!
+//! `cargo run --release --example perplexity -- --model FILE.gguf --text FILE --tokens 256`
+
+use std::path::PathBuf;
+
+use anyhow::{Context, ensure};
+use clap::Parser;
+use throughline::Gpu;
+use throughline::decode::Decoder;
+use throughline::model::Model;
+use throughline::tokenize::ModelTokenizer;
+
+#[derive(Parser)]
+#[command(about = "How well a model predicts a text")]
+struct Flags {
+    /// A GGUF file, or a folder with config.json and safetensors
+    #[arg(long)]
+    model: PathBuf,
+    /// File with the text
+    #[arg(long)]
+    text: PathBuf,
+    /// How many tokens of it; each but the first is predicted from all before it
+    #[arg(long, default_value_t = 512)]
+    tokens: usize,
+    /// Print the figures as JSON on the last line
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    let flags = Flags::parse();
+    let text = std::fs::read_to_string(&flags.text).with_context(|| format!("reading {}", flags.text.display()))?;
+    let model = Model::open(&flags.model)?;
+    let tokenizer = ModelTokenizer::of(model.weights())?;
+    // A token takes a byte at least, and rarely more than 16.
+    let begin = text.char_indices().nth(16 * flags.tokens).map_or(text.len(), |(i, _)| i);
+    let mut ids = tokenizer.encode(&text[..begin], true)?;
+    ids.truncate(flags.tokens);
+    ensure!(ids.len() > 1, "{}: expected at least two tokens, got {}", flags.text.display(), ids.len());
+    let gpu = Gpu::headless_blocking()?;
+    let mut decoder = Decoder::new_blocking(&gpu, &model, ids.len())?;
+    let vocab = model.config().vocab_size;
+    let (mut nats, mut predicted) = (0.0, 0);
+    for (i, part) in ids.chunks(128).enumerate() {
+        let logits = decoder.feed_all_blocking(part)?;
+        for (logits, &next) in logits.chunks(vocab).zip(&ids[128 * i + 1..]) {
+            nats += cross_entropy(logits, next as usize);
+            predicted += 1;
+        }
+    }
+    let nats = nats / f64::from(predicted);
+    println!("{nats:.4} nats per token over {predicted} tokens; perplexity {:.2}", nats.exp());
+    if flags.json {
+        let figures = serde_json::json!({
+            "nats_per_token": nats, "perplexity": nats.exp(), "tokens": predicted, "adapter": gpu.describe(),
+        });
+        println!("{figures}");
+    }
+    Ok(())
+}
+
+/// Nats by which a prediction missed the token.
+fn cross_entropy(logits: &[f32], token: usize) -> f64 {
+    let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let sum: f64 = logits.iter().map(|&x| (f64::from(x) - max).exp()).sum();
+    max + sum.ln() - f64::from(logits[token])
+}
