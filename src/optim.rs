@@ -70,7 +70,7 @@ impl ArenaLayout {
                 if len > room {
                     return Err(Error::Limit(format!(
                         "tensor `{name}` is f32{shape}, {} bytes; the adapter binds at most {max_bytes}. Use a \
-                         smaller one, or several with rows of it each",
+                         smaller model, or several tensors with some of its rows each",
                         4 * shape.len()
                     )));
                 }
@@ -308,7 +308,8 @@ impl Optimizer {
     /// Moments for `params`, zeroed, and the dispatches of a step.
     pub async fn new(gpu: &Gpu, config: AdamWConfig, params: &Arena, grads: &Arena) -> Result<Self> {
         let layout = &params.layout;
-        let (m, v) = (Arena::zeros(gpu, "first moments", layout)?, Arena::zeros(gpu, "second moments", layout)?);
+        let m = gpu.scoped(|| Arena::zeros(gpu, "first moments", layout)).await?;
+        let v = gpu.scoped(|| Arena::zeros(gpu, "second moments", layout)).await?;
         let mut g = Graph::new();
         let mut bindings = HashMap::new();
         let mut states = vec![];

@@ -114,8 +114,8 @@ impl Trainer {
         let gpt = Transformer::build(&mut graph, &config.model, config.batch, config.model.context, true)?;
         let values: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
         let layout = Arc::new(ArenaLayout::of(&graph, &values, gpu.profile().max_tensor_bytes())?);
-        let params = Arena::zeros(gpu, "parameters", &layout)?;
-        let grads = Arena::zeros(gpu, "gradients", &layout)?;
+        let params = gpu.scoped(|| Arena::zeros(gpu, "parameters", &layout)).await?;
+        let grads = gpu.scoped(|| Arena::zeros(gpu, "gradients", &layout)).await?;
         for (i, p) in gpt.params.iter().enumerate() {
             let values = p.init.values(graph.ty(p.value).len(), config.seed, graph.name(p.value));
             params.write_tensor(gpu, i, &values)?;
