@@ -223,6 +223,8 @@ fn arenas_of_several_parts_train_like_whole_ones() {
     assert_eq!(bits(&weights_and_moments(&a)), bits(&weights_and_moments(&b)));
     let [from_a, from_b] = [&a, &b].map(|t| Checkpoint::of_blocking(t, "", 0).unwrap());
     assert!(from_a.same_bits(&from_b));
+    let [val_a, val_b] = [&a, &b].map(|t| t.evaluate_blocking(&dataset().val_batches(1, 2, 16)).unwrap());
+    assert_eq!(val_a.to_bits(), val_b.to_bits());
     let losses = train(&mut a, 6);
     let [mut c, mut d] = [&whole, &split].map(|gpu| Trainer::new_blocking(gpu, config.clone()).unwrap());
     for (trainer, checkpoint) in [(&mut c, &from_b), (&mut d, &from_a)] {
