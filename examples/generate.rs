@@ -161,7 +161,8 @@ fn write_text(flags: &Flags) -> anyhow::Result<()> {
     let config = &checkpoint.state.config.model;
 
     let gpu = Gpu::headless_blocking()?;
-    let params = Arena::zeros(&gpu, "parameters", &Arc::new(ArenaLayout::of_model(config)?))?;
+    let layout = ArenaLayout::of_model(config, gpu.profile().max_tensor_bytes())?;
+    let params = Arena::zeros(&gpu, "parameters", &Arc::new(layout))?;
     checkpoint.restore_weights(&gpu, &params)?;
     let generator = Generator::new_blocking(&gpu, config, &params)?;
 

@@ -1,6 +1,7 @@
-// forward: y[t] = table[ids[t]], zero where the id is out of range.
+// forward: y[t] = table[ids[t] - first], zero where there is no such row. (An id below `first` wraps to
+// a number that no table reaches.)
 //
-// Backward: dtable[v] = sum of dy[t] over the tokens t whose id is v, in the order of t, without
+// Backward: dtable[v] = sum of dy[t] over the tokens t whose id is first + v, in the order of t, without
 // atomics. `chain` links the tokens of each id into a list: head[v] is the first token plus one, or
 // 0, and next[t] is the following token plus one, or 0. Each of WAYS invocations owns the ids that
 // are equal to its index modulo WAYS and walks all tokens, so nobody shares a list. `backward` then
@@ -20,6 +21,7 @@ struct Params {
     cols: u32, // in units of E
     vocab: u32,
     tokens: u32,
+    first: u32, // id of the table's first row
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -52,12 +54,13 @@ fn forward(
     // Counted along, as divisions are dear; loads of uniforms in a loop are, too.
     let cols = p.cols;
     let vocab = p.vocab;
+    let first_row = p.first;
     let step = INVOCATIONS % cols;
     let skip = INVOCATIONS / cols;
     var token = first / cols;
     var col = first % cols;
     for (var i = first; i < end; i += INVOCATIONS) {
-        let id = ids[token];
+        let id = ids[token] - first_row;
         var v = E();
         if (id < vocab) {
             v = table[id * cols + col];
@@ -81,12 +84,13 @@ fn chain(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index)
     for (var v = way; v < p.vocab; v += WAYS) {
         head_out[v] = 0u;
     }
+    let first_row = p.first;
     // From the last token to the first: each becomes the head of what was linked before.
     for (var q = (p.tokens + 3u) / 4u; q > 0u; q--) {
         let quad = id_quads[q - 1u];
         for (var j = 4u; j > 0u; j--) {
             let t = (q - 1u) * 4u + j; // plus one
-            let id = quad[j - 1u];
+            let id = quad[j - 1u] - first_row;
             if (t <= p.tokens && id < p.vocab && id % WAYS == way) {
                 next_out[t - 1u] = head_out[id];
                 head_out[id] = t;
@@ -99,7 +103,7 @@ fn chain(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index)
 fn add_up(line: u32, col: u32, cols: u32) {
     var row = line;
     if (BY_TOKEN) {
-        row = ids[line];
+        row = ids[line] - p.first;
         if (row >= p.vocab) {
             return;
         }

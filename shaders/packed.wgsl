@@ -30,12 +30,13 @@ struct Params {
     has_bias: u32,
     accumulate: u32, // add to what the output holds
     last: u32, // index of the last word of w
+    first: u32, // id of the first row
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> w: array<u32>;
 
-// rows: y[t] = w[ids[t]], zeros where there is no such row
+// rows: y[t] = w[ids[t] - first], zeros where there is no such row: an id below `first` wraps far above n
 @group(0) @binding(2) var<storage, read> ids: array<u32>;
 @group(0) @binding(3) var<storage, read_write> rows_out: array<vec4<f32>>;
 
@@ -212,7 +213,7 @@ fn rows(
     if (i >= p.m * p.units) {
         return;
     }
-    let id = ids[i / p.units];
+    let id = ids[i / p.units] - p.first;
     var q: Unit;
     if (id < p.n) {
         q = unit(id * p.units + i % p.units);

@@ -120,8 +120,10 @@ impl Checkpoint {
 
     /// Puts weights, moments and step count into a trainer of the same configuration.
     pub fn restore(&self, trainer: &mut Trainer) -> Result<()> {
-        for (prefix, arena) in arenas(trainer) {
-            arena.write(trainer.gpu(), &self.values(prefix, &arena.layout)?)?;
+        // All are looked up before the first is written, so that an error leaves the trainer as it was.
+        let found = arenas(trainer).map(|(prefix, arena)| Ok((arena, self.values(prefix, &arena.layout)?)));
+        for (arena, values) in found.into_iter().collect::<Result<Vec<_>>>()? {
+            arena.write(trainer.gpu(), &values)?;
         }
         trainer.set_step_count(self.state.step);
         Ok(())
@@ -138,7 +140,7 @@ impl Checkpoint {
         params.write(gpu, &self.values("", &params.layout)?)
     }
 
-    fn values(&self, prefix: &str, layout: &ArenaLayout) -> Result<Vec<Vec<f32>>> {
+    fn values(&self, prefix: &str, layout: &ArenaLayout) -> Result<Vec<&[f32]>> {
         let bad = |message: String| Error::Format { path: self.path.clone(), message };
         (layout.tensors.iter())
             .map(|(name, shape)| {
@@ -147,7 +149,7 @@ impl Checkpoint {
                 if found.0 != shape.dims() {
                     return Err(bad(format!("tensor `{name}` has shape {:?}, expected {shape}", found.0)));
                 }
-                Ok(found.1.clone())
+                Ok(found.1.as_slice())
             })
             .collect()
     }

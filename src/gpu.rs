@@ -124,6 +124,11 @@ impl Profile {
         }
     }
 
+    /// Largest tensor, in bytes: one that a buffer holds and a binding covers.
+    pub fn max_tensor_bytes(&self) -> u64 {
+        self.max_binding_bytes.min(self.max_buffer_bytes)
+    }
+
     /// Lanes of a vector of a software adapter, and whether subgroup operations can move values
     /// between them: kernels of [`AdapterClass::Cpu`] use workgroups of one vector.
     pub fn vector_lanes(&self) -> (usize, bool) {

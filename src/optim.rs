@@ -1,8 +1,10 @@
 //! Parameters in arenas, and AdamW over them.
 //!
-//! Parameters, gradients and both moments are each one buffer with the same layout, so that a step
-//! is one AdamW dispatch, one norm reduction and one clear, and a checkpoint is one copy.
+//! Parameters, gradients and both moments are each an arena with the same layout: one buffer, so that a
+//! step is one AdamW dispatch, one norm reduction and one clear; or as few buffers as the adapter's
+//! limits ask for, and then one of each per buffer.
 
+use std::collections::HashMap;
 use std::f64::consts::PI;
 use std::sync::Arc;
 
@@ -23,103 +25,191 @@ use crate::timeline::Timeline;
 pub struct ArenaLayout {
     /// Names and shapes, in the order given.
     pub tensors: Vec<(String, Shape)>,
-    /// First element of each tensor.
-    pub offsets: Vec<usize>,
-    /// Elements in all, gaps included.
+    /// Where each of them lies.
+    pub places: Vec<ArenaPlace>,
+    /// The buffers, at least one.
+    pub parts: Vec<ArenaPart>,
+}
+
+/// Where a tensor lies in an arena.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ArenaPlace {
+    /// Index of the part.
+    pub part: usize,
+    /// First element in it.
+    pub offset: usize,
+}
+
+/// One buffer of an arena.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ArenaPart {
+    /// Elements, gaps included.
     pub len: usize,
     /// Weight decay applies to the elements before this one.
     pub decay_len: usize,
 }
 
+/// Elements at a multiple of which tensors lie: 256 bytes, the alignment of bindings.
+const ALIGN: usize = 64;
+
 impl ArenaLayout {
-    /// Lays out tensors: those that decay first, each at a multiple of 64 elements (256 bytes, the
-    /// alignment of bindings). By the usual rule a tensor decays if it has two dimensions or more:
-    /// weights and embeddings do, biases and gains do not.
-    pub fn new(tensors: Vec<(String, Shape)>) -> Self {
-        let mut offsets = vec![0; tensors.len()];
-        let mut len = 0;
-        let mut decay_len = 0;
+    /// Lays out tensors in parts of at most `max_bytes`, which a device gives as
+    /// [`Profile::max_tensor_bytes`](crate::Profile::max_tensor_bytes): those that decay first, each in the
+    /// first part that has room. By the usual rule a tensor decays if it has two dimensions or more: weights
+    /// and embeddings do, biases and gains do not. A tensor is never cut; an `Err` names one that fits no part.
+    pub fn new(tensors: Vec<(String, Shape)>, max_bytes: u64) -> Result<Self> {
+        let room = (max_bytes / 4).min(u64::from(u32::MAX / 4)) as usize / ALIGN * ALIGN;
+        let mut places = vec![ArenaPlace::default(); tensors.len()];
+        let mut parts: Vec<ArenaPart> = vec![];
         for decays in [true, false] {
-            for (offset, (_, shape)) in offsets.iter_mut().zip(&tensors) {
-                if (shape.rank() >= 2) == decays {
-                    *offset = len;
-                    len += shape.len().next_multiple_of(64);
+            for (place, (name, shape)) in places.iter_mut().zip(&tensors) {
+                if (shape.rank() >= 2) != decays {
+                    continue;
+                }
+                let len = shape.len().next_multiple_of(ALIGN);
+                if len > room {
+                    return Err(Error::Limit(format!(
+                        "tensor `{name}` is f32{shape}, {} bytes; the adapter binds at most {max_bytes}. Use a \
+                         smaller model, or several tensors with some of its rows each",
+                        4 * shape.len()
+                    )));
+                }
+                let part = parts.iter().position(|p| p.len + len <= room).unwrap_or(parts.len());
+                if part == parts.len() {
+                    parts.push(ArenaPart::default());
+                }
+                *place = ArenaPlace { part, offset: parts[part].len };
+                parts[part].len += len;
+                if decays {
+                    parts[part].decay_len = parts[part].len;
                 }
             }
-            if decays {
-                decay_len = len;
-            }
         }
-        ArenaLayout { tensors, offsets, len: len.max(64), decay_len }
+        if parts.is_empty() {
+            parts.push(ArenaPart { len: ALIGN, decay_len: 0 });
+        }
+        Ok(ArenaLayout { tensors, places, parts })
     }
 
-    /// The layout of a model's parameters.
-    pub fn of_model(config: &TransformerConfig) -> Result<Self> {
+    /// The layout of a model's parameters; `max_bytes` as for [`new`](Self::new).
+    pub fn of_model(config: &TransformerConfig, max_bytes: u64) -> Result<Self> {
         let mut g = Graph::new();
         let gpt = Transformer::build(&mut g, config, 1, 1, false)?;
-        Ok(Self::of(&g, &gpt.params.iter().map(|p| p.value).collect::<Vec<_>>()))
+        Self::of(&g, &gpt.params.iter().map(|p| p.value).collect::<Vec<_>>(), max_bytes)
     }
 
-    /// The layout of a graph's parameters.
-    pub fn of(graph: &Graph, params: &[Value]) -> Self {
+    /// The layout of a graph's parameters; `max_bytes` as for [`new`](Self::new).
+    pub fn of(graph: &Graph, params: &[Value], max_bytes: u64) -> Result<Self> {
         let tensor = |&v: &Value| (graph.name(v).to_string(), graph.ty(v).shape.clone());
-        Self::new(params.iter().map(tensor).collect())
+        Self::new(params.iter().map(tensor).collect(), max_bytes)
+    }
+
+    /// Elements of all parts, gaps included.
+    pub fn total_len(&self) -> usize {
+        self.parts.iter().map(|p| p.len).sum()
+    }
+
+    /// Checks that so many values came for tensor `i`.
+    fn expect_len(&self, i: usize, len: usize) -> Result<()> {
+        let (name, shape) = &self.tensors[i];
+        match len == shape.len() {
+            true => Ok(()),
+            false => Err(Error::Data {
+                tensor: name.clone(),
+                expected: format!("{} elements for shape {shape}", shape.len()),
+                got: len.to_string(),
+            }),
+        }
     }
 }
 
-/// One buffer that holds many tensors.
+/// Buffers that hold many tensors.
 #[derive(Clone, Debug)]
 pub struct Arena {
     /// Where the tensors lie.
     pub layout: Arc<ArenaLayout>,
-    /// The whole buffer as a flat tensor, gaps included.
-    pub whole: Tensor,
-    /// Each tensor as a range of the buffer.
+    /// Each part, gaps included, as a flat tensor in a buffer of its own.
+    pub parts: Vec<Tensor>,
+    /// Each tensor as a range of its part.
     pub tensors: Vec<Tensor>,
 }
 
 impl Arena {
-    /// A zeroed arena. The adapter's binding limit bounds its size.
+    /// A zeroed arena.
     pub fn zeros(gpu: &Gpu, label: &str, layout: &Arc<ArenaLayout>) -> Result<Self> {
-        let ty = TensorType::f32([layout.len]);
-        let max = gpu.profile().max_binding_bytes;
-        if ty.storage_bytes() as u64 > max {
-            return Err(Error::Limit(format!(
-                "the {label} take {} bytes in one buffer; the adapter binds at most {max}. Use a smaller model",
-                ty.storage_bytes()
-            )));
+        let max = gpu.profile().max_tensor_bytes();
+        let mut parts = vec![];
+        for (i, part) in layout.parts.iter().enumerate() {
+            let ty = TensorType::f32([part.len]);
+            if ty.storage_bytes() as u64 > max {
+                return Err(Error::Limit(format!(
+                    "part {i} of the {label} takes {} bytes; the adapter binds at most {max}. Make the layout for \
+                     this adapter",
+                    ty.storage_bytes()
+                )));
+            }
+            parts.push(Tensor::zeros(gpu, &numbered(label, i), ty)?);
         }
-        let whole = Tensor::zeros(gpu, label, ty)?;
-        let tensors = (layout.tensors.iter().zip(&layout.offsets))
-            .map(|((_, shape), &at)| {
-                Tensor::from_buffer(whole.buffer().clone(), 4 * at as u64, TensorType::f32(shape.clone()))
+        let tensors = (layout.tensors.iter().zip(&layout.places))
+            .map(|((_, shape), place)| {
+                let buffer = parts[place.part].buffer().clone();
+                Tensor::from_buffer(buffer, 4 * place.offset as u64, TensorType::f32(shape.clone()))
             })
             .collect::<Result<_>>()?;
-        Ok(Arena { layout: layout.clone(), whole, tensors })
+        Ok(Arena { layout: layout.clone(), parts, tensors })
     }
 
-    /// Queues a write of every tensor, gaps zeroed. `data` has one slice per tensor.
-    pub fn write(&self, gpu: &Gpu, data: &[Vec<f32>]) -> Result<()> {
-        let mut all = vec![0.0f32; self.layout.len];
-        for (((name, shape), &at), values) in self.layout.tensors.iter().zip(&self.layout.offsets).zip(data) {
-            if values.len() != shape.len() {
-                return Err(Error::Data {
-                    tensor: name.clone(),
-                    expected: format!("{} elements for shape {shape}", shape.len()),
-                    got: values.len().to_string(),
-                });
-            }
-            all[at..at + values.len()].copy_from_slice(values);
+    /// Writes every tensor, as [`write_tensor`](Self::write_tensor) does. `data` has one slice per tensor, in
+    /// the layout's order; nothing is written unless all of them fit.
+    pub fn write(&self, gpu: &Gpu, data: &[impl AsRef<[f32]>]) -> Result<()> {
+        if data.len() != self.tensors.len() {
+            return Err(Error::Data {
+                tensor: "arena".into(),
+                expected: format!("values of {} tensors", self.tensors.len()),
+                got: data.len().to_string(),
+            });
         }
-        self.whole.write(gpu, &all)
+        for (i, values) in data.iter().enumerate() {
+            self.layout.expect_len(i, values.as_ref().len())?;
+        }
+        (data.iter().enumerate()).try_for_each(|(i, values)| self.write_tensor(gpu, i, values.as_ref()))
+    }
+
+    /// Writes the tensor of this index in the layout. Submits the write, so that copies of a whole model
+    /// do not pile up in host memory until the next submit.
+    pub fn write_tensor(&self, gpu: &Gpu, i: usize, values: &[f32]) -> Result<()> {
+        let Some(tensor) = self.tensors.get(i) else {
+            return Err(Error::Data {
+                tensor: "arena".into(),
+                expected: format!("a tensor's index, below {}", self.tensors.len()),
+                got: i.to_string(),
+            });
+        };
+        self.layout.expect_len(i, values.len())?;
+        tensor.write(gpu, values)?;
+        gpu.queue().submit([]);
+        Ok(())
     }
 
     /// Reads every tensor; waits for the GPU.
     pub fn read_blocking(&self, gpu: &Gpu) -> Result<Vec<Vec<f32>>> {
-        let all: Vec<f32> = self.whole.read_blocking(gpu)?;
-        let ranges = self.layout.tensors.iter().zip(&self.layout.offsets);
-        Ok(ranges.map(|((_, shape), &at)| all[at..at + shape.len()].to_vec()).collect())
+        let mut values = vec![vec![]; self.tensors.len()];
+        // By part: one wait each, and no more than a part in host memory beside the result.
+        for (part, whole) in self.parts.iter().enumerate() {
+            let whole: Vec<f32> = whole.read_blocking(gpu)?;
+            for ((values, place), (_, shape)) in values.iter_mut().zip(&self.layout.places).zip(&self.layout.tensors) {
+                if place.part == part {
+                    *values = whole[place.offset..place.offset + shape.len()].to_vec();
+                }
+            }
+        }
+        Ok(values)
     }
+}
+
+/// A name for part `i` of something: the first has that of the whole.
+fn numbered(name: &str, i: usize) -> String {
+    if i == 0 { name.to_string() } else { format!("{name}.{i}") }
 }
 
 /// How the learning rate falls after the warm-up.
@@ -218,24 +308,29 @@ impl Optimizer {
     /// Moments for `params`, zeroed, and the dispatches of a step.
     pub async fn new(gpu: &Gpu, config: AdamWConfig, params: &Arena, grads: &Arena) -> Result<Self> {
         let layout = &params.layout;
-        let (m, v) = (Arena::zeros(gpu, "first moments", layout)?, Arena::zeros(gpu, "second moments", layout)?);
+        let m = gpu.scoped(|| Arena::zeros(gpu, "first moments", layout)).await?;
+        let v = gpu.scoped(|| Arena::zeros(gpu, "second moments", layout)).await?;
         let mut g = Graph::new();
-        let flat = TensorType::f32([layout.len]);
-        let [p_in, g_in, m_in, v_in] = [
-            g.state("params", flat.clone())?,
-            g.state("grads", flat.clone())?,
-            g.state("m", flat.clone())?,
-            g.state("v", flat)?,
-        ];
+        let mut bindings = HashMap::new();
+        let mut states = vec![];
+        for i in 0..layout.parts.len() {
+            let mut state = |name: &str, arena: &Arena| -> Result<Value> {
+                let value = g.state(&numbered(name, i), arena.parts[i].ty().clone())?;
+                bindings.insert(value, arena.parts[i].clone());
+                Ok(value)
+            };
+            states.push([state("params", params)?, state("grads", grads)?, state("m", &m)?, state("v", &v)?]);
+        }
         let hyper = g.input("hyper", TensorType::f32([8]))?;
-        let norm = g.l2_norm("grad_norm", g_in)?;
-        let new = g.adamw("adamw", [p_in, g_in, m_in, v_in], hyper, norm, layout.decay_len)?;
-        for (value, state) in new.into_iter().zip([p_in, m_in, v_in]) {
-            g.store(value, state)?;
+        let norm = global_norm(&mut g, &states.iter().map(|part| part[1]).collect::<Vec<_>>())?;
+        for (i, (&part, ArenaPart { decay_len, .. })) in states.iter().zip(&layout.parts).enumerate() {
+            let new = g.adamw(&numbered("adamw", i), part, hyper, norm, *decay_len)?;
+            let [p_in, _, m_in, v_in] = part;
+            for (value, state) in new.into_iter().zip([p_in, m_in, v_in]) {
+                g.store(value, state)?;
+            }
         }
         let plan = gpu.plan(&g, &[norm])?;
-        let arenas = [(p_in, params), (g_in, grads), (m_in, &m), (v_in, &v)];
-        let bindings = arenas.map(|(value, arena)| (value, arena.whole.clone())).into();
         let exec = Executable::new(gpu, Arc::new(plan), ExecOptions { bindings, ..Default::default() }).await?;
         Ok(Optimizer { config, m, v, exec, hyper, norm })
     }
@@ -270,5 +365,51 @@ impl Optimizer {
     /// The plan of an update.
     pub fn plan(&self) -> &Plan {
         self.exec.plan()
+    }
+}
+
+/// The Euclidean norm of all parts of an arena: that of the parts' norms.
+fn global_norm(g: &mut Graph, parts: &[Value]) -> Result<Value> {
+    if let [whole] = parts {
+        return g.l2_norm("grad_norm", *whole);
+    }
+    let norms = parts.iter().enumerate().map(|(i, &part)| g.l2_norm(&format!("grad_norm.{i}"), part));
+    let norms = norms.collect::<Result<Vec<_>>>()?;
+    let norms = g.concat("grad_norms", &norms, 0)?;
+    g.l2_norm("grad_norm", norms)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(lens: &[&[usize]], max_bytes: u64) -> ArenaLayout {
+        let tensors = lens.iter().enumerate().map(|(i, dims)| (format!("t{i}"), Shape::from(*dims))).collect();
+        ArenaLayout::new(tensors, max_bytes).unwrap()
+    }
+
+    #[test]
+    fn what_decays_comes_first_in_every_part() {
+        // 64 elements, 128, 64 and 128 with their gaps, in parts of 192.
+        let l = layout(&[&[3], &[8, 16], &[64, 1], &[2, 64]], 4 * 192 + 255);
+        let at = |part, offset| ArenaPlace { part, offset };
+        assert_eq!(l.places, [at(1, 128), at(0, 0), at(0, 128), at(1, 0)]);
+        assert_eq!(l.parts, [ArenaPart { len: 192, decay_len: 192 }, ArenaPart { len: 192, decay_len: 128 }]);
+        assert_eq!(l.total_len(), 384);
+    }
+
+    #[test]
+    fn one_part_is_in_the_order_given_but_for_decay() {
+        let l = layout(&[&[3], &[8, 16], &[5], &[2, 2]], u64::MAX);
+        assert_eq!(l.places.iter().map(|p| p.offset).collect::<Vec<_>>(), [192, 0, 256, 128]);
+        assert_eq!(l.parts, [ArenaPart { len: 320, decay_len: 192 }]);
+        assert_eq!(layout(&[], 1 << 20).parts, [ArenaPart { len: 64, decay_len: 0 }]);
+    }
+
+    #[test]
+    fn a_tensor_that_fits_no_part_is_named() {
+        let tensors = vec![("small".into(), [4, 4].into()), ("table".into(), [100, 64].into())];
+        let err = ArenaLayout::new(tensors, 10_000).unwrap_err().to_string();
+        assert!(["`table`", "[100, 64]", "25600", "10000"].iter().all(|w| err.contains(w)), "{err}");
     }
 }

@@ -290,7 +290,7 @@ impl<'a> Planner<'a> {
     }
 
     fn check_size(&self, name: &str, ty: &TensorType) -> Result<()> {
-        let max = self.profile.max_binding_bytes.min(self.profile.max_buffer_bytes);
+        let max = self.profile.max_tensor_bytes();
         if ty.storage_bytes() as u64 <= max {
             return Ok(());
         }

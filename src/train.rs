@@ -126,13 +126,13 @@ impl Trainer {
         let mut graph = Graph::new();
         let gpt = Transformer::build_with(&mut graph, &config.model, block, config.batch, config.seq_len(), true)?;
         let values: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
-        let layout = Arc::new(ArenaLayout::of(&graph, &values));
-        let params = Arena::zeros(gpu, "parameters", &layout)?;
-        let grads = Arena::zeros(gpu, "gradients", &layout)?;
-        let initial: Vec<Vec<f32>> = (gpt.params.iter())
-            .map(|p| p.init.values(graph.ty(p.value).len(), config.seed, graph.name(p.value)))
-            .collect();
-        params.write(gpu, &initial)?;
+        let layout = Arc::new(ArenaLayout::of(&graph, &values, gpu.profile().max_tensor_bytes())?);
+        let params = gpu.scoped(|| Arena::zeros(gpu, "parameters", &layout)).await?;
+        let grads = gpu.scoped(|| Arena::zeros(gpu, "gradients", &layout)).await?;
+        for (i, p) in gpt.params.iter().enumerate() {
+            let values = p.init.values(graph.ty(p.value).len(), config.seed, graph.name(p.value));
+            params.write_tensor(gpu, i, &values)?;
+        }
         let forward_backward = training_graph(gpu, graph, &gpt, &config, &params, &grads).await?;
         let evaluation = evaluation_graph(gpu, &config, block, &params).await?;
         let optimizer = Optimizer::new(gpu, config.adamw, &params, &grads).await?;
@@ -193,7 +193,7 @@ impl Trainer {
 
     /// Bytes in GPU memory: parameters, gradients, moments, activations, evaluation.
     pub fn buffer_bytes(&self) -> usize {
-        let arenas = 4 * 4 * self.params.layout.len;
+        let arenas = 4 * 4 * self.params.layout.total_len();
         let plans = [self.plan(), self.evaluation.exec.plan(), self.optimizer.plan()];
         arenas + plans.map(Plan::buffer_bytes).iter().sum::<usize>() + self.staged.ty().bytes()
     }
@@ -256,8 +256,8 @@ impl Trainer {
         }
         if let Some(loss) = s.loss_state {
             // Gradients and loss add up over micro-batches.
-            let (grads, loss) = (&self.grads.whole, s.exec.tensor(loss)?);
-            encoder.clear_buffer(grads.buffer(), 0, None);
+            let loss = s.exec.tensor(loss)?;
+            self.grads.parts.iter().for_each(|part| encoder.clear_buffer(part.buffer(), 0, None));
             encoder.clear_buffer(loss.buffer(), loss.offset(), Some(loss.ty().storage_bytes() as u64));
         }
         Ok(())

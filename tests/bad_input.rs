@@ -12,6 +12,7 @@ use throughline::kernel::Kernel;
 use throughline::nn::{Positions, Transformer, TransformerConfig};
 use throughline::ops::rope::Scaling;
 use throughline::ops::{Bind, Launch, Op, Program};
+use throughline::optim::{Arena, ArenaLayout};
 use throughline::reference::{self, Array};
 use throughline::sample::Sampling;
 use throughline::{
@@ -108,6 +109,32 @@ fn a_plan_over_the_adapters_limits_names_the_tensor() {
         &["`embed.weight`", "binds at most"],
     );
     expect(Plan::new(&Graph::new(), &[y], &profile), &["not a value of this graph"]);
+    let portable = profile.max_binding_bytes;
+    expect(ArenaLayout::of_model(&config, portable), &["`embed.weight`", "[50257, 768]", "154389504", "1048576"]);
+}
+
+#[test]
+fn data_for_an_arena_must_fit() {
+    let config = TransformerConfig::gpt2(31, 16, 1, 32, 4);
+    let layout = Arc::new(ArenaLayout::of_model(&config, 20 << 10).unwrap());
+    let arena = Arena::zeros(gpu(), "parameters", &layout).unwrap();
+    let mut data: Vec<Vec<f32>> = layout.tensors.iter().map(|(_, shape)| vec![1.0; shape.len()]).collect();
+    arena.write(gpu(), &data).unwrap();
+    assert_eq!(arena.read_blocking(gpu()).unwrap(), data);
+    let n = data.len().to_string();
+    expect(arena.write_tensor(gpu(), data.len(), &[]), &["arena", "below", &n]);
+    expect(arena.write_tensor(gpu(), 0, &[1.0]), &["`embed.weight`", "992", "[31, 32]", "1"]);
+    data[0].fill(2.0);
+    let last = data.last_mut().unwrap();
+    last.pop();
+    expect(arena.write(gpu(), &data), &[&layout.tensors.last().unwrap().0, "32", "31"]);
+    expect(arena.write(gpu(), &data[1..]), &["arena", &n]);
+    // Nothing of what did not fit as a whole was written.
+    assert_eq!(arena.read_blocking(gpu()).unwrap()[0][0], 1.0);
+    if gpu().profile().max_tensor_bytes() < 4 << 30 {
+        let layout = ArenaLayout::new(vec![("big".into(), [1 << 20, 1023].into())], u64::MAX).unwrap();
+        expect(Arena::zeros(gpu(), "parameters", &Arc::new(layout)), &["part 0 of the parameters", "4290772992"]);
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use throughline::nn::{Biases, Init, Mlp, Norm, NormPlacement, Transformer, Trans
 use throughline::optim::{AdamWConfig, Decay, Schedule};
 use throughline::plan::Slot;
 use throughline::train::{TrainConfig, Trainer};
-use throughline::{AdapterClass, ExecOptions, Executable, Graph, Plan, Profile, Value};
+use throughline::{AdapterClass, ExecOptions, Executable, Gpu, Graph, Plan, Profile, Value};
 
 fn tiny(model: TransformerConfig) -> TrainConfig {
     let schedule = Schedule { peak: 3e-3, warmup: 2, steps: 8, final_fraction: 0.1, decay: Decay::Cosine };
@@ -23,6 +23,21 @@ fn dataset() -> Dataset {
     Dataset::new(ids, 0.1, 16).unwrap()
 }
 
+/// Two devices of the adapter, opened alike but for the range that a binding may cover.
+fn whole_and_split(max_binding: u64) -> [Gpu; 2] {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+    let adapter = pollster::block_on(wgpu::util::initialize_adapter_from_env_or_default(&instance, None)).unwrap();
+    [adapter.limits().max_storage_buffer_binding_size, max_binding].map(|max_storage_buffer_binding_size| {
+        let descriptor = wgpu::DeviceDescriptor {
+            required_features: adapter.features() & Gpu::USEFUL_FEATURES,
+            required_limits: wgpu::Limits { max_storage_buffer_binding_size, ..adapter.limits() },
+            ..Default::default()
+        };
+        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).unwrap();
+        Gpu::from_device(device, queue)
+    })
+}
+
 fn train(trainer: &mut Trainer, until: u64) -> Vec<f32> {
     let data = dataset();
     let mut losses = vec![];
@@ -32,7 +47,8 @@ fn train(trainer: &mut Trainer, until: u64) -> Vec<f32> {
         let batches: Vec<Batch> = (0..micro)
             .map(|i| data.batch(c.seed, trainer.step_count() * micro + i, c.batch, c.model.context))
             .collect();
-        losses.push(trainer.step(&batches).unwrap().wait_blocking(gpu()).unwrap());
+        let loss = trainer.step(&batches).unwrap();
+        losses.push(loss.wait_blocking(trainer.gpu()).unwrap());
     }
     losses
 }
@@ -173,6 +189,72 @@ fn accumulated_gradients_equal_those_of_one_large_batch() {
             assert!(worst < 2e-4 * scale.max(1e-3), "{name}: {worst} of {scale}");
         }
     }
+}
+
+/// All that a run leaves behind.
+fn weights_and_moments(trainer: &Trainer) -> Vec<Vec<f32>> {
+    let arenas = [&trainer.params, &trainer.optimizer.m, &trainer.optimizer.v];
+    arenas.into_iter().flat_map(|arena| arena.read_blocking(trainer.gpu()).unwrap()).collect()
+}
+
+fn count(plan: &Plan, op: &str) -> usize {
+    plan.steps.iter().filter(|s| s.op.name() == op).count()
+}
+
+/// Where a binding covers less than the model, arenas have several parts, and nothing else changes:
+/// the same bits, and checkpoints go from one to the other.
+#[test]
+fn arenas_of_several_parts_train_like_whole_ones() {
+    let [whole, split] = whole_and_split(20 << 10);
+    let mut config = TrainConfig { micro_batches: 2, ..tiny(TransformerConfig::gpt2(31, 16, 2, 32, 4)) };
+    config.adamw.max_grad_norm = 0.0;
+    let [mut a, mut b] = [&whole, &split].map(|gpu| Trainer::new_blocking(gpu, config.clone()).unwrap());
+    let parts = b.params.layout.parts.len();
+    assert_eq!((a.params.layout.parts.len(), parts), (1, 6));
+    assert!(b.params.layout.parts.iter().all(|p| 4 * p.len <= 20 << 10));
+    assert!(b.params.layout.parts.iter().any(|p| p.decay_len > 0 && p.decay_len < p.len), "no part has both kinds");
+    assert_eq!(a.optimizer.plan().dispatches(), count(a.optimizer.plan(), "adamw") + 2); // a norm of two levels
+    assert_eq!([1, parts], [&a, &b].map(|t| count(t.optimizer.plan(), "adamw")));
+    assert_eq!([1, parts + 1], [&a, &b].map(|t| count(t.optimizer.plan(), "l2_norm")));
+    assert!(b.optimizer.plan().final_copies.is_empty(), "{}", b.optimizer.plan());
+
+    train(&mut a, 3);
+    train(&mut b, 3);
+    assert_eq!(bits(&weights_and_moments(&a)), bits(&weights_and_moments(&b)));
+    let [from_a, from_b] = [&a, &b].map(|t| Checkpoint::of_blocking(t, "", 0).unwrap());
+    assert!(from_a.same_bits(&from_b));
+    let [val_a, val_b] = [&a, &b].map(|t| t.evaluate_blocking(&dataset().val_batches(1, 2, 16)).unwrap());
+    assert_eq!(val_a.to_bits(), val_b.to_bits());
+    let losses = train(&mut a, 6);
+    let [mut c, mut d] = [&whole, &split].map(|gpu| Trainer::new_blocking(gpu, config.clone()).unwrap());
+    for (trainer, checkpoint) in [(&mut c, &from_b), (&mut d, &from_a)] {
+        checkpoint.restore(trainer).unwrap();
+        assert_eq!(bits(&[train(trainer, 6)]), bits(std::slice::from_ref(&losses)));
+        assert_eq!(bits(&weights_and_moments(trainer)), bits(&weights_and_moments(&a)));
+    }
+}
+
+/// The norm that gradients are clipped by is that of all parts. It is added up in another order than
+/// that of a whole arena, so it may differ in the last bits, and with it what it scales.
+#[test]
+fn clipping_is_by_the_norm_of_all_parts() {
+    let mut config = tiny(TransformerConfig::llama(31, 16, 2, 32, 4));
+    config.adamw.max_grad_norm = 0.05; // less than any step's
+    let gpus = whole_and_split(20 << 10);
+    let mut trainers = gpus.each_ref().map(|gpu| Trainer::new_blocking(gpu, config.clone()).unwrap());
+    for step in 1..=5 {
+        let [a, b] = trainers.each_mut().map(|t| train(t, step)[0]);
+        assert!((a - b).abs() <= 1e-6 * a.abs(), "loss of step {step}: {a} {b}");
+        let [a, b] = trainers.each_ref().map(|t| {
+            let norm: Vec<f32> = t.optimizer.grad_norm().unwrap().read_blocking(t.gpu()).unwrap();
+            norm[0]
+        });
+        assert!(a > 0.05 && (a - b).abs() <= 2e-6 * a, "norm of step {step}: {a} {b}");
+    }
+    let [a, b] = trainers.each_ref().map(|t| t.params.read_blocking(t.gpu()).unwrap().concat());
+    let worst = a.iter().zip(&b).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+    println!("weights differ by {worst:.1e} at most");
+    assert!(worst < 1e-6, "{worst}");
 }
 
 /// Every arrangement of the parts builds, trains and learns a text that repeats.

@@ -1,8 +1,9 @@
 //! Rows of a table by token id, and the gradient of the table.
 //!
-//! `y[t] = table[ids[t]]`. An id that is not below the vocabulary's size gives a row of zeros, and
-//! its gradient goes nowhere, so such ids serve as padding. Backward,
-//! `dtable[v] = sum of dy[t] where ids[t] = v`, in the order of `t`: the same bits on every run.
+//! `y[t] = table[ids[t] - first]`, where `first` is 0 but for tables that are parts of a larger one. An id
+//! without a row gives a row of zeros, and its gradient goes nowhere, so such ids serve as padding.
+//! Backward, `dtable[v] = sum of dy[t] where ids[t] = first + v`, in the order of `t`: the same bits on
+//! every run.
 
 use std::sync::Arc;
 
@@ -18,19 +19,25 @@ const SOURCE: &str = include_str!("../../shaders/embedding.wgsl");
 
 pub(super) const ROW: Row = Row {
     name: "embedding",
-    summary: "y[t] = table[ids[t]]; ids out of range give zeros",
+    summary: "y[t] = table[ids[t] - first]; ids out of range give zeros",
     source: SOURCE,
     cases: || {
         // The last number is what ids stay below: above the vocabulary, some are out of range.
         let forward = |table: &[usize; 2], ids: &[usize], below: u32| {
-            Case::new(format!("{table:?} by {ids:?} below {below}"), Embedding, &[table]).ids(ids, below)
+            Case::new(format!("{table:?} by {ids:?} below {below}"), Embedding::default(), &[table]).ids(ids, below)
         };
         let backward = |vocab: usize, dy: &[usize], below: u32, accumulate: bool| {
             let name = format!("backward {vocab} from {dy:?} below {below}, accumulate {accumulate}");
             let (ids, cols) = (&dy[..dy.len() - 1], dy[dy.len() - 1]);
-            let case = Case::new(name, EmbeddingBackward { vocab, accumulate }, &[dy]).ids(ids, below);
+            let case = Case::new(name, EmbeddingBackward { vocab, first: 0, accumulate }, &[dy]).ids(ids, below);
             if accumulate { case.also(&[vocab, cols]) } else { case }
         };
+        // A table whose first row has id 20: ids fall before it, in it and behind it.
+        let part = |cols: usize| {
+            Case::new(format!("part of {cols} columns"), Embedding { first: 20 }, &[&[33, cols]]).ids(&[3, 50], 70)
+        };
+        let part_backward = EmbeddingBackward { vocab: 63, first: 20, accumulate: true };
+        let part_backward = Case::new("part, backward by token", part_backward, &[&[40, 8]]).ids(&[40], 100);
         vec![
             forward(&[1, 1], &[1], 1),
             forward(&[63, 12], &[2, 127], 63),
@@ -43,14 +50,18 @@ pub(super) const ROW: Row = Row {
             backward(40, &[33, 5], 50, true),
             backward(300, &[35, 3], 300, true),
             backward(5000, &[1, 1], 5000, false),
+            part(8),
+            part(5),
+            part_backward.also(&[63, 8]),
         ]
     },
     bench: || {
         let forward = |vocab: usize, cols: usize, tokens: usize| {
-            Case::new(format!("{vocab}x{cols} by {tokens}"), Embedding, &[&[vocab, cols]]).ids(&[tokens], vocab as u32)
+            Case::new(format!("{vocab}x{cols} by {tokens}"), Embedding::default(), &[&[vocab, cols]])
+                .ids(&[tokens], vocab as u32)
         };
         let backward = |vocab: usize, cols: usize, tokens: usize| {
-            let op = EmbeddingBackward { vocab, accumulate: true };
+            let op = EmbeddingBackward { vocab, first: 0, accumulate: true };
             Case::new(format!("backward {vocab}x{cols} by {tokens}"), op, &[&[tokens, cols]])
                 .ids(&[tokens], vocab as u32)
                 .also(&[vocab, cols])
@@ -59,16 +70,19 @@ pub(super) const ROW: Row = Row {
     },
 };
 
-/// `(table, ids) -> table[ids]`: `[vocab, d], u32 [..] -> [.., d]`. Zeros where an id is `vocab` or
-/// more.
-#[derive(Clone, Copy, Debug)]
-pub struct Embedding;
+/// `(table, ids) -> table[ids - first]`: `[vocab, d], u32 [..] -> [.., d]`. Zeros where there is no such row.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Embedding {
+    /// Id of the table's first row.
+    pub first: usize,
+}
 
 /// `(dy, ids [, base]) -> dtable [+ base]`: `[.., d], u32 [..] -> [vocab, d]`. Rows that no id
 /// names are zero, or those of `base`.
 #[derive(Clone, Copy, Debug)]
 pub struct EmbeddingBackward {
     vocab: usize,
+    first: usize,
     accumulate: bool,
 }
 
@@ -76,7 +90,7 @@ impl Graph {
     /// Rows of a table by id: `[vocab, d], u32 [..] -> [.., d]`. Zeros where an id is `vocab` or
     /// more.
     pub fn embedding(&mut self, name: &str, table: Value, ids: Value) -> Result<Value> {
-        self.op1(name, Embedding, &[table, ids])
+        self.op1(name, Embedding::default(), &[table, ids])
     }
 }
 
@@ -86,6 +100,19 @@ fn expect_ids(ids: &TensorType) -> Result<(), String> {
         DType::U32 => Ok(()),
         dtype => Err(format!("ids must be u32, got {dtype}")),
     }
+}
+
+/// Checks that every row of a table has an id.
+pub(super) fn expect_rows(first: usize, rows: usize) -> Result<(), String> {
+    match first.checked_add(rows).is_some_and(|end| end <= u32::MAX as usize) {
+        true => Ok(()),
+        false => Err(format!("{rows} rows from id {first} are more than a u32 counts")),
+    }
+}
+
+/// The row of an id in a table of references, if it has one.
+pub(super) fn row_of(id: f64, first: usize) -> usize {
+    (id as usize).wrapping_sub(first)
 }
 
 /// Element type, columns in units of it, and the kernel with that knob set.
@@ -106,13 +133,14 @@ impl Op for Embedding {
         let [_, cols] = table.shape.dims() else {
             return Err(format!("the table must have shape [vocab, d], got {}", table.shape));
         };
+        expect_rows(self.first, table.shape.rows())?;
         Ok(vec![TensorType::f32([ids.shape.dims(), &[*cols]].concat())])
     }
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
         let dy = cx.dy0()?;
         let vocab = cx.graph.ty(cx.inputs[0]).shape.dims()[0];
-        let op = EmbeddingBackward { vocab, accumulate: false };
+        let op = EmbeddingBackward { vocab, first: self.first, accumulate: false };
         let dtable = cx.graph.op1(&cx.name, op, &[dy, cx.inputs[1]])?;
         cx.set(0, dtable);
         Ok(())
@@ -123,7 +151,7 @@ impl Op for Embedding {
         let tokens = cx.inputs[1].len();
         let (kernel, cols) = element("forward", cols);
         let len = tokens * cols;
-        let words = [len, cols, vocab, tokens].map(|w| w as u32);
+        let words = [len, cols, vocab, tokens, self.first].map(|w| w as u32);
         let binds = [Bind::In(0), Bind::In(1), Bind::Out(0)];
         let (kernel, groups) = elementwise::spread(cx.profile, len, kernel);
         Ok(Program::one(kernel, &binds, &words, groups))
@@ -133,7 +161,8 @@ impl Op for Embedding {
         let (table, ids) = (inputs[0], inputs[1]);
         let zeros = vec![0.0; table.shape.cols()];
         let rows: Vec<&[f64]> = table.rows().collect();
-        let data = ids.data.iter().flat_map(|&id| *rows.get(id as usize).unwrap_or(&&zeros[..])).copied().collect();
+        let row = |&id: &f64| *rows.get(row_of(id, self.first)).unwrap_or(&&zeros[..]);
+        let data = ids.data.iter().flat_map(row).copied().collect();
         vec![Array::new(outputs[0].shape.clone(), data)]
     }
 
@@ -187,7 +216,7 @@ impl Op for EmbeddingBackward {
         let dy = cx.dy0()?;
         if cx.needs(0) {
             let name = cx.name.clone();
-            let back = cx.graph.embedding(&name, dy, cx.inputs[1])?;
+            let back = cx.graph.op1(&name, Embedding { first: self.first }, &[dy, cx.inputs[1]])?;
             cx.set(0, back);
         }
         if self.accumulate {
@@ -202,7 +231,7 @@ impl Op for EmbeddingBackward {
         let by_token = self.accumulate && tokens < self.vocab;
         let (kernel, cols) = element("backward", cx.inputs[0].shape.cols());
         let len = if by_token { tokens } else { self.vocab } * cols;
-        let words = [len, cols, self.vocab, tokens].map(|w| w as u32);
+        let words = [len, cols, self.vocab, tokens, self.first].map(|w| w as u32);
         let mut program = Program::default();
         let head = program.scratch(TensorType::u32([self.vocab]));
         let next = program.scratch(TensorType::u32([tokens]));
@@ -221,7 +250,7 @@ impl Op for EmbeddingBackward {
         };
         let cols = dtable.shape.cols();
         for (dy, &id) in inputs[0].rows().zip(&inputs[1].data) {
-            let row = dtable.data.chunks_exact_mut(cols).nth(id as usize);
+            let row = dtable.data.chunks_exact_mut(cols).nth(row_of(id, self.first));
             row.into_iter().flatten().zip(dy).for_each(|(sum, d)| *sum += d);
         }
         vec![dtable]

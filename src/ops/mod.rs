@@ -30,6 +30,7 @@ pub mod matmul;
 pub mod mul;
 pub mod norm;
 pub mod packed;
+pub mod parts;
 pub mod reshape;
 pub mod residual_add;
 pub mod rope;

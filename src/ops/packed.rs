@@ -3,9 +3,15 @@
 //!
 //! A weight is a `u32` tensor with the file's bytes of a matrix `[n, k]`, rows one behind the other. It
 //! is frozen: gradients pass through to `x`, and asking for the weight's own is an error.
+//!
+//! Decoded elements are those of [`quant::dequantize`], bit for bit: scales times integers fit an f32's 24 bits, and
+//! a minimum adds one rounding, so that fused or reordered arithmetic changes nothing. tests/packed.rs shows it on the
+//! adapter at hand, and says what WGSL would allow another one: to take subnormal scales for zero, for instance.
 
 use std::sync::Arc;
 
+use super::embedding::{expect_rows, row_of};
+use super::parts::split_rows;
 use super::{Bind, Case, LaneSource, Launch, Op, Program, Row, expect_shape, lane_source, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
@@ -45,8 +51,9 @@ fn cases() -> Vec<Case> {
         let k = if stored.block_len() == 256 { 512 } else { 96 };
         cases.push(linear(3, Packed { stored, n: 5, k }, true));
         let matrix = Packed { stored, n: 7, k };
-        let rows = Case::new(format!("rows {stored} {k}"), PackedRows(matrix), &[]).packed(matrix);
-        cases.push(rows.ids(&[2, 5], 9));
+        // The first row has id 2: ids fall before the rows, in them and behind them.
+        let rows = PackedRows { matrix, first: if stored.is_quantized() { 2 } else { 0 } };
+        cases.push(Case::new(format!("rows {stored} {k}"), rows, &[]).packed(matrix).ids(&[3, 5], 11));
     }
     let plain = Packed { stored: Stored::Q4_1, n: 37, k: 96 };
     cases.extend([linear(1, plain, false), linear(17, Packed { n: 8, ..plain }, false)]);
@@ -84,6 +91,12 @@ impl Packed {
     /// The type of the tensor that holds it: the bytes as words, the last one filled up.
     pub fn ty(&self) -> TensorType {
         TensorType::u32([self.bytes().div_ceil(4)])
+    }
+
+    /// The same matrix in parts of whole rows, each of at most `max_bytes`; see [`parts`](super::parts).
+    pub fn split(&self, max_bytes: u64) -> Result<Vec<Packed>> {
+        let rows = split_rows(self.n, self.bytes() / self.n.max(1), max_bytes)?;
+        Ok(rows.into_iter().map(|n| Packed { n, ..*self }).collect())
     }
 
     fn check(&self, ty: &TensorType) -> Result<(), String> {
@@ -135,10 +148,10 @@ impl Packed {
             .knob("GROUP", group as u32)
     }
 
-    /// `m, n, units, groups_n, groups, has_bias, accumulate, last`.
-    fn words(&self, m: usize, groups: [usize; 2], bias: bool, accumulate: bool) -> [u32; 8] {
+    /// `m, n, units, groups_n, groups, has_bias, accumulate, last, first`.
+    fn words(&self, m: usize, groups: [usize; 2], [bias, accumulate]: [bool; 2], first: usize) -> [u32; 9] {
         let last = self.bytes().div_ceil(4) - 1;
-        [m, self.n, self.k / UNIT, groups[0], groups[1], usize::from(bias), usize::from(accumulate), last]
+        [m, self.n, self.k / UNIT, groups[0], groups[1], usize::from(bias), usize::from(accumulate), last, first]
             .map(|x| x as u32)
     }
 }
@@ -160,9 +173,14 @@ pub struct PackedLinearBackward {
     accumulate: bool,
 }
 
-/// `(w, ids) -> w[ids]`: `words, u32 [..] -> [.., k]`. Zeros where an id is `n` or more.
+/// `(w, ids) -> w[ids - first]`: `words, u32 [..] -> [.., k]`. Zeros where there is no such row.
 #[derive(Clone, Copy, Debug)]
-pub struct PackedRows(pub Packed);
+pub struct PackedRows {
+    /// The matrix.
+    pub matrix: Packed,
+    /// Id of its first row.
+    pub first: usize,
+}
 
 impl Graph {
     /// `x w^T + bias` with a packed weight: `[.., k] -> [.., n]`.
@@ -181,7 +199,7 @@ impl Graph {
 
     /// Rows of a packed matrix by id: `u32 [..] -> [.., k]`. Zeros where an id is `n` or more.
     pub fn packed_rows(&mut self, name: &str, w: Value, matrix: Packed, ids: Value) -> Result<Value> {
-        self.op1(name, PackedRows(matrix), &[w, ids])
+        self.op1(name, PackedRows { matrix, first: 0 }, &[w, ids])
     }
 }
 
@@ -269,7 +287,7 @@ impl Op for PackedLinear {
             .knob("COLS", tile.cols as u32);
         let bias = if self.bias { Bind::In(2) } else { Bind::Null };
         let binds = [Bind::In(1), Bind::In(0), bias, Bind::Out(0)];
-        let words = self.matrix.words(m, [groups_n, groups], self.bias, self.accumulate);
+        let words = self.matrix.words(m, [groups_n, groups], [self.bias, self.accumulate], 0);
         Ok(Program::one(kernel, &binds, &words, cx.profile.grid(groups)))
     }
 
@@ -330,7 +348,7 @@ impl Op for PackedLinearBackward {
         let groups = groups_k * m.div_ceil(rows);
         let kernel = self.matrix.kernel(false, "backward", group).knob("ROWS", rows as u32);
         let binds = [Bind::In(1), Bind::In(0), Bind::Out(0)];
-        let words = self.matrix.words(m, [groups_k, groups], false, self.accumulate);
+        let words = self.matrix.words(m, [groups_k, groups], [false, self.accumulate], 0);
         Ok(Program::one(kernel, &binds, &words, cx.profile.grid(groups)))
     }
 
@@ -369,11 +387,12 @@ impl Op for PackedRows {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         let [w, ids] = inputs else { return Err(format!("takes 2 inputs, got {}", inputs.len())) };
-        self.0.check(w)?;
+        self.matrix.check(w)?;
+        expect_rows(self.first, self.matrix.n)?;
         if ids.dtype != DType::U32 {
             return Err(format!("ids must be u32, got {}", ids.dtype));
         }
-        Ok(vec![TensorType::f32([ids.shape.dims(), &[self.0.k]].concat())])
+        Ok(vec![TensorType::f32([ids.shape.dims(), &[self.matrix.k]].concat())])
     }
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
@@ -386,15 +405,17 @@ impl Op for PackedRows {
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let tokens = cx.inputs[1].len();
         let group = if cx.profile.class == AdapterClass::Cpu { cx.profile.vector_lanes().0 } else { 64 };
-        let groups = (tokens * self.0.k / UNIT).div_ceil(group);
-        let words = self.0.words(tokens, [0, groups], false, false);
+        let groups = (tokens * self.matrix.k / UNIT).div_ceil(group);
+        let words = self.matrix.words(tokens, [0, groups], [false; 2], self.first);
         let binds = [Bind::In(0), Bind::In(1), Bind::Out(0)];
-        Ok(Program::one(self.0.kernel(false, "rows", group), &binds, &words, cx.profile.grid(groups)))
+        Ok(Program::one(self.matrix.kernel(false, "rows", group), &binds, &words, cx.profile.grid(groups)))
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
-        let w = self.0.decode(inputs[0]);
-        let row = |&id: &f64| w.chunks(self.0.k).nth(id as usize).map_or(vec![0.0; self.0.k], <[f64]>::to_vec);
+        let w = self.matrix.decode(inputs[0]);
+        let rows: Vec<&[f64]> = w.chunks(self.matrix.k).collect();
+        let zeros = vec![0.0; self.matrix.k];
+        let row = |&id: &f64| rows.get(row_of(id, self.first)).unwrap_or(&&zeros[..]).to_vec();
         vec![Array::new(outputs[0].shape.clone(), inputs[1].data.iter().flat_map(row).collect())]
     }
 
@@ -404,6 +425,6 @@ impl Op for PackedRows {
 
     fn bytes(&self, inputs: &[TensorType], outputs: &[TensorType]) -> u64 {
         let tokens = inputs[1].len();
-        (tokens * self.0.bytes() / self.0.n + inputs[1].bytes() + outputs[0].bytes()) as u64
+        (tokens * self.matrix.bytes() / self.matrix.n + inputs[1].bytes() + outputs[0].bytes()) as u64
     }
 }
