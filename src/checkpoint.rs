@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::nn::table_of_part;
 use crate::optim::{Arena, ArenaLayout};
 use crate::train::{TrainConfig, Trainer};
 
@@ -103,7 +104,12 @@ impl Checkpoint {
         for (prefix, arena) in arenas(trainer) {
             let values = arena.read_blocking(trainer.gpu())?;
             for ((name, shape), values) in arena.layout.tensors.iter().zip(values) {
-                tensors.insert(format!("{prefix}{name}"), (shape.dims().to_vec(), values));
+                // Files do not know of parts, which another device may not need.
+                let (table, first) = table_of_part(name);
+                let whole: &mut (Vec<usize>, Vec<f32>) = tensors.entry(format!("{prefix}{table}")).or_default();
+                whole.0 = shape.dims().to_vec();
+                whole.0[0] += first;
+                whole.1.extend(values);
             }
         }
         Ok(Checkpoint { state, tensors, path: String::new() })
@@ -143,13 +149,20 @@ impl Checkpoint {
     fn values(&self, prefix: &str, layout: &ArenaLayout) -> Result<Vec<&[f32]>> {
         let bad = |message: String| Error::Format { path: self.path.clone(), message };
         (layout.tensors.iter())
-            .map(|(name, shape)| {
-                let name = format!("{prefix}{name}");
-                let found = self.tensors.get(&name).ok_or_else(|| bad(format!("tensor `{name}` is missing")))?;
-                if found.0 != shape.dims() {
-                    return Err(bad(format!("tensor `{name}` has shape {:?}, expected {shape}", found.0)));
+            .map(|(layout_name, shape)| {
+                let (table, first) = table_of_part(layout_name);
+                let name = format!("{prefix}{table}");
+                let (dims, values) =
+                    self.tensors.get(&name).ok_or_else(|| bad(format!("tensor `{name}` is missing")))?;
+                let start = first * shape.cols();
+                let fits = match table == layout_name {
+                    true => dims == shape.dims(),
+                    false => dims.len() == 2 && dims[1] == shape.cols() && start + shape.len() <= values.len(),
+                };
+                if !fits {
+                    return Err(bad(format!("tensor `{name}` has shape {dims:?}, expected {shape}")));
                 }
-                Ok(found.1.as_slice())
+                Ok(&values[start..start + shape.len()])
             })
             .collect()
     }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::exec::{ExecOptions, Executable};
 use crate::format::{MAX_CONFIG_BYTES, read_json};
 use crate::gpu::{Gpu, Readback};
-use crate::graph::{Graph, Value};
+use crate::graph::Value;
 use crate::model::Model;
 use crate::nn::{TransformerConfig, TransformerEncoder};
 use crate::ops::packed::Packed;
@@ -152,7 +152,7 @@ impl SentenceEncoder {
     }
 
     async fn step(&self, time: usize) -> Result<Step> {
-        let mut g = Graph::new();
+        let mut g = self.gpu.graph();
         let encoder = TransformerEncoder::build_packed(&mut g, &self.config, &self.packed, 1, time)?;
         let d_model = self.config.d_model;
         let rows = g.reshape("rows", encoder.hidden, [time, d_model])?;

@@ -221,6 +221,11 @@ impl Gpu {
         Gpu { inner: self.inner.clone(), tuner: Some(Arc::new(Mutex::new(tuner))) }
     }
 
+    /// An empty graph for models on this device.
+    pub fn graph(&self) -> Graph {
+        Graph::with_max_tensor_bytes(self.profile().max_tensor_bytes())
+    }
+
     /// [`Plan::new`] for this device. On a handle [with a tuner](Self::with_tuner) this measures what
     /// the tuner does not remember, which blocks; everything in this crate that plans does it here.
     pub fn plan(&self, graph: &Graph, outputs: &[Value]) -> Result<Plan> {

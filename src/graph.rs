@@ -76,12 +76,24 @@ pub struct Graph {
     by_name: HashMap<String, usize>,
     scopes: Vec<String>,
     stores: Vec<(Value, Value)>,
+    max_tensor_bytes: Option<u64>,
 }
 
 impl Graph {
     /// An empty graph.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A graph for a device that binds tensors of at most so many bytes: [`nn`](crate::nn) puts larger tables in
+    /// parts. [`Gpu::graph`](crate::Gpu::graph) gives one for its device.
+    pub fn with_max_tensor_bytes(max: u64) -> Self {
+        Graph { max_tensor_bytes: Some(max), ..Self::default() }
+    }
+
+    /// The bytes that a tensor may take, as far as the graph knows.
+    pub fn max_tensor_bytes(&self) -> u64 {
+        self.max_tensor_bytes.unwrap_or(u64::MAX)
     }
 
     /// A tensor that the host writes before each step.

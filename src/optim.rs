@@ -93,7 +93,7 @@ impl ArenaLayout {
 
     /// The layout of a model's parameters; `max_bytes` as for [`new`](Self::new).
     pub fn of_model(config: &TransformerConfig, max_bytes: u64) -> Result<Self> {
-        let mut g = Graph::new();
+        let mut g = Graph::with_max_tensor_bytes(max_bytes);
         let gpt = Transformer::build(&mut g, config, 1, 1, false)?;
         Self::of(&g, &gpt.params.iter().map(|p| p.value).collect::<Vec<_>>(), max_bytes)
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::exec::{ExecOptions, Executable};
 use crate::gpu::Gpu;
-use crate::graph::{Graph, Value};
+use crate::graph::Value;
 use crate::nn::{Transformer, TransformerConfig};
 use crate::optim::Arena;
 use crate::rng::Rng;
@@ -107,7 +107,7 @@ pub struct Generator {
 impl Generator {
     /// A generator on these parameters, which stay shared: it sees what training changes.
     pub async fn new(gpu: &Gpu, config: &TransformerConfig, params: &Arena) -> Result<Self> {
-        let mut g = Graph::new();
+        let mut g = gpu.graph();
         let gpt = Transformer::build(&mut g, config, 1, config.context, false)?;
         let plan = Arc::new(gpu.plan(&g, &[gpt.logits])?);
         let bindings = gpt.params.iter().map(|p| p.value).zip(params.tensors.iter().cloned()).collect();

@@ -123,7 +123,7 @@ impl Trainer {
     /// The same with layers of another kind.
     pub async fn with_block(gpu: &Gpu, config: TrainConfig, block: &dyn Block) -> Result<Self> {
         config.validate()?;
-        let mut graph = Graph::new();
+        let mut graph = gpu.graph();
         let gpt = Transformer::build_with(&mut graph, &config.model, block, config.batch, config.seq_len(), true)?;
         let values: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
         let layout = Arc::new(ArenaLayout::of(&graph, &values, gpu.profile().max_tensor_bytes())?);
@@ -360,7 +360,7 @@ async fn training_graph(
 
 /// Forward and loss alone, on the same parameters.
 async fn evaluation_graph(gpu: &Gpu, config: &TrainConfig, block: &dyn Block, params: &Arena) -> Result<StepGraph> {
-    let mut g = Graph::new();
+    let mut g = gpu.graph();
     let gpt = Transformer::build_with(&mut g, &config.model, block, config.batch, config.seq_len(), false)?;
     let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
     let loss = g.cross_entropy("loss", gpt.logits, targets)?;

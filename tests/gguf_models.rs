@@ -48,7 +48,7 @@ fn tensors(model: &Model, arch: &str, stored: Stored) -> Vec<GgufTensor> {
     let mut all = vec![];
     for (name, shape) in model.params() {
         let values = model.values(name).unwrap();
-        let linear = shape.rank() == 2 && !["embed.weight", "position.weight"].contains(&name.as_str());
+        let linear = shape.rank() == 2 && !["embed.weight", "head.weight", "position.weight"].contains(&name.as_str());
         let (mut rows, cols) = match *shape.dims() {
             // Output-major, as in all GGUF files.
             [d_in, d_out] if linear => {

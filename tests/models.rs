@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use common::{gpu, hf_expected as expected, hf_folder as folder, worst};
+use common::{gpu, hf_expected as expected, hf_folder as folder, whole_and_split, worst};
 use safetensors::SafeTensors;
+use throughline::checkpoint::Checkpoint;
 use throughline::data::Batch;
 use throughline::decode::Decoder;
 use throughline::embed::{Pooling, SentenceEncoder};
@@ -16,7 +17,7 @@ use throughline::model::{self, Model};
 use throughline::nn::TransformerEncoder;
 use throughline::optim::{AdamWConfig, Schedule};
 use throughline::train::{TrainConfig, Trainer};
-use throughline::{ExecOptions, Executable, Graph, Plan};
+use throughline::{ExecOptions, Executable, Gpu, Graph, Plan};
 
 /// A folder of its own that a test fills, removed behind it.
 struct Scratch(PathBuf);
@@ -49,7 +50,11 @@ const VOCAB: usize = 96;
 
 /// Scores of both sequences by decoding with a cache.
 fn decoded(model: &Model, ids: &[u32]) -> Vec<f32> {
-    let mut decoder = Decoder::new_blocking(gpu(), model, TIME).unwrap();
+    decoded_on(gpu(), model, ids)
+}
+
+fn decoded_on(gpu: &Gpu, model: &Model, ids: &[u32]) -> Vec<f32> {
+    let mut decoder = Decoder::new_blocking(gpu, model, TIME).unwrap();
     let mut logits = vec![];
     for ids in ids.chunks(TIME) {
         decoder.clear();
@@ -123,32 +128,33 @@ fn a_window_bounds_the_context() {
     assert!(Decoder::new_blocking(gpu(), &model, 9).is_err());
 }
 
-/// A trainer of the model on sequences of 23 tokens, whose targets are the next ones.
-fn trainer(model: &Model) -> Trainer {
+/// A trainer of the model on sequences of so many tokens.
+fn trainer(gpu: &Gpu, model: &Model, seq_len: usize) -> Trainer {
     let config = TrainConfig {
         model: model.config().clone(),
         batch: 2,
-        seq_len: Some(TIME - 1),
+        seq_len: Some(seq_len),
         micro_batches: 1,
         schedule: Schedule::constant(1e-3),
         adamw: AdamWConfig::default(),
         seed: 0,
     };
-    let trainer = Trainer::new_blocking(gpu(), config).unwrap();
-    model.load(gpu(), &trainer.params).unwrap();
+    let trainer = Trainer::new_blocking(gpu, config).unwrap();
+    model.load(gpu, &trainer.params).unwrap();
     trainer
 }
 
-fn batch(ids: &[u32]) -> Batch {
-    let rows = |from: usize| ids.chunks(TIME).flat_map(|row| row[from..from + TIME - 1].to_vec()).collect();
+/// The first tokens of each sequence; the targets are the next ones.
+fn batch(ids: &[u32], seq_len: usize) -> Batch {
+    let rows = |from: usize| ids.chunks(TIME).flat_map(|row| row[from..from + seq_len].to_vec()).collect();
     Batch { tokens: rows(0), targets: rows(1) }
 }
 
 #[test]
 fn loaded_models_have_the_loss_and_the_gradients_of_pytorch() {
     for name in ["gpt2", "llama", "qwen2", "qwen3"] {
-        let mut trainer = trainer(&Model::open(&folder(name)).unwrap());
-        let loss = trainer.step(&[batch(&expected(name, "ids"))]).unwrap().wait_blocking(gpu()).unwrap();
+        let mut trainer = trainer(gpu(), &Model::open(&folder(name)).unwrap(), TIME - 1);
+        let loss = trainer.step(&[batch(&expected(name, "ids"), TIME - 1)]).unwrap().wait_blocking(gpu()).unwrap();
         let want = expected::<f32>(name, "loss")[0];
         assert!((loss - want).abs() < 1e-4, "{name}: loss {loss}, PyTorch {want}");
         // The gradients have the names and layouts of the weights, so they load as a model.
@@ -224,4 +230,34 @@ fn an_encoder_has_the_hidden_states_of_pytorch() {
         let worst = worst(&got, &expected("bert", expected_name));
         assert!(worst < 1e-5, "{expected_name}: {worst}");
     }
+}
+
+#[test]
+fn tables_larger_than_a_binding_are_in_parts() {
+    // All tensors of these models are within the limit but for the tables of tokens, and their heads.
+    let [_, split] = whole_and_split(11 << 10);
+    for (name, table) in [("gpt2", "embed.weight@64"), ("llama", "head.weight@64"), ("qwen2", "embed.weight@64")] {
+        let model = Model::open(&folder(name)).unwrap();
+        let ids = expected(name, "ids");
+        assert!(worst(&decoded_on(&split, &model, &ids), &expected(name, "logits")) < 1e-4, "{name}");
+        let (mut whole, mut parts) = (trainer(gpu(), &model, 12), trainer(&split, &model, 12));
+        assert!(parts.params.layout.tensors.iter().any(|(name, _)| name == table), "{:?}", parts.params.layout.tensors);
+        let losses = |trainer: &mut Trainer| {
+            let gpu = trainer.gpu().clone();
+            [0, 1, 2].map(|_| trainer.step(&[batch(&ids, 12)]).unwrap().wait_blocking(&gpu).unwrap())
+        };
+        let (a, b) = (losses(&mut whole), losses(&mut parts));
+        assert!(worst(&a, &b) < 1e-4, "{name}: {a:?} {b:?}");
+        // A checkpoint does not know of parts: it goes on where there are none.
+        let saved = Checkpoint::of_blocking(&parts, "", 0).unwrap();
+        saved.restore(&mut whole).unwrap();
+        assert!(Checkpoint::of_blocking(&whole, "", 0).unwrap().same_bits(&saved), "{name}");
+        saved.restore(&mut parts).unwrap();
+    }
+    // Packed tables too, in a narrower binding.
+    let [_, split] = whole_and_split(5 << 10);
+    let model = Model::open(&folder("llama_f16")).unwrap();
+    let mut decoder = Decoder::new_blocking(&split, &model, 8).unwrap();
+    let got = decoder.feed_all_blocking(&expected("llama_f16", "ids")[..8]).unwrap();
+    assert!(worst(&got, &expected("llama_f16", "logits")[..8 * VOCAB]) < 1e-4);
 }

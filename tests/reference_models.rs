@@ -93,7 +93,7 @@ fn llama_tensor(file: &Tensors, name: &str) -> Option<Vec<f32>> {
     };
     let (shape, data) = file.get(&theirs)?;
     Some(match shape[..] {
-        [rows, cols] if theirs != "model.embed_tokens.weight" => {
+        [rows, cols] if !["model.embed_tokens.weight", "lm_head.weight"].contains(&theirs.as_str()) => {
             (0..rows * cols).map(|i| data[i % rows * cols + i / rows]).collect()
         }
         _ => data.clone(),

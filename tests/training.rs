@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::gpu;
+use common::{gpu, whole_and_split};
 use throughline::checkpoint::Checkpoint;
 use throughline::data::{Batch, Dataset};
 use throughline::nn::{Biases, Init, Mlp, Norm, NormPlacement, Transformer, TransformerConfig};
@@ -21,21 +21,6 @@ fn tiny(model: TransformerConfig) -> TrainConfig {
 fn dataset() -> Dataset {
     let ids = (0..2000u32).map(|i| (i * i + i / 7) % 31).collect();
     Dataset::new(ids, 0.1, 16).unwrap()
-}
-
-/// Two devices of the adapter, opened alike but for the range that a binding may cover.
-fn whole_and_split(max_binding: u64) -> [Gpu; 2] {
-    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
-    let adapter = pollster::block_on(wgpu::util::initialize_adapter_from_env_or_default(&instance, None)).unwrap();
-    [adapter.limits().max_storage_buffer_binding_size, max_binding].map(|max_storage_buffer_binding_size| {
-        let descriptor = wgpu::DeviceDescriptor {
-            required_features: adapter.features() & Gpu::USEFUL_FEATURES,
-            required_limits: wgpu::Limits { max_storage_buffer_binding_size, ..adapter.limits() },
-            ..Default::default()
-        };
-        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).unwrap();
-        Gpu::from_device(device, queue)
-    })
 }
 
 fn train(trainer: &mut Trainer, until: u64) -> Vec<f32> {

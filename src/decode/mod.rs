@@ -256,7 +256,7 @@ impl Bound {
 
 impl Step {
     async fn new(gpu: &Gpu, config: &TransformerConfig, shape: DecodeShape, bound: &mut Bound) -> Result<Step> {
-        let mut g = Graph::new();
+        let mut g = gpu.graph();
         let values = TransformerDecoder::build(&mut g, config, &bound.packed, shape)?;
         let bindings = bound.bind(gpu, &g, &values)?;
         let plan = Arc::new(gpu.plan(&g, &[values.logits])?);

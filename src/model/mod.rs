@@ -19,8 +19,9 @@ use crate::error::{Error, Result};
 use crate::format::{SaveTensor, Stored, StoredTensor, Weights, save_safetensors};
 use crate::gpu::Gpu;
 use crate::graph::Graph;
-use crate::nn::{Param, Positions, Transformer, TransformerConfig, TransformerEncoder};
+use crate::nn::{Param, Positions, Transformer, TransformerConfig, TransformerEncoder, part_name, table_of_part};
 use crate::ops::packed::Packed;
+use crate::ops::parts::split_rows;
 use crate::optim::Arena;
 use crate::tensor::{Shape, Tensor, TensorType};
 
@@ -136,14 +137,17 @@ impl Model {
 
     /// Writes all parameters into an arena of theirs, one after the other.
     pub fn load(&self, gpu: &Gpu, params: &Arena) -> Result<()> {
-        for ((name, shape), tensor) in params.layout.tensors.iter().zip(&params.tensors) {
-            if self.shape(name)? != shape {
-                let (expected, got) = (self.shape(name)?.to_string(), shape.to_string());
-                return Err(Error::Data { tensor: name.clone(), expected, got });
-            }
-            tensor.write(gpu, &self.values(name)?)?;
-            // So that the staging memory of one tensor is free before the next needs some.
-            gpu.queue().submit([]);
+        for (i, (name, shape)) in params.layout.tensors.iter().enumerate() {
+            let (whole, first) = table_of_part(name);
+            let (values, cols) = (self.values(whole)?, self.shape(whole)?.cols());
+            let part = values.get(first * cols..first * cols + shape.len());
+            let part = part.filter(|part| part.len() == values.len() || whole != name);
+            let part = part.ok_or_else(|| Error::Data {
+                tensor: name.clone(),
+                expected: format!("a part of {} elements", values.len()),
+                got: shape.to_string(),
+            })?;
+            params.write_tensor(gpu, i, part)?;
         }
         Ok(())
     }
@@ -155,7 +159,7 @@ impl Model {
         let (stored, place) = self.find(name, shape)?;
         let [n, k] = match *shape.dims() {
             [d_in, d_out] if is_linear(name) && !self.names.input_major => [d_out, d_in],
-            [rows, cols] if name == "embed.weight" => [rows, cols],
+            [rows, cols] if is_table_of_tokens(name) => [rows, cols],
             _ => return Ok(None),
         };
         if stored.stored() == Stored::F32 || !k.is_multiple_of(32) {
@@ -170,20 +174,38 @@ impl Model {
     /// those are. What a decoder or an encoder is bound to.
     pub(crate) fn upload(&self, gpu: &Gpu) -> Result<(HashMap<String, Tensor>, BTreeMap<String, Packed>)> {
         let (mut tensors, mut packed) = (HashMap::new(), BTreeMap::new());
+        let max = gpu.profile().max_tensor_bytes();
         for (name, shape) in &self.params {
-            let tensor = match self.packed(name)? {
+            match self.packed(name)? {
                 Some((matrix, bytes)) => {
                     packed.insert(name.clone(), matrix);
-                    upload_packed(gpu, name, bytes, matrix)?
+                    let split = if is_table_of_tokens(name) { matrix.split(max)? } else { vec![matrix] };
+                    let (mut first, mut rest) = (0, bytes);
+                    for part in &split {
+                        let bytes;
+                        (bytes, rest) = rest.split_at(part.bytes());
+                        let name = part_name(name, first, split.len());
+                        tensors.insert(name.clone(), upload_packed(gpu, &name, bytes, *part)?);
+                        first += part.n;
+                    }
                 }
                 None => {
-                    let tensor = Tensor::zeros(gpu, name, TensorType::f32(shape.clone()))?;
-                    tensor.write(gpu, &self.values(name)?)?;
-                    tensor
+                    let (values, cols) = (self.values(name)?, shape.cols());
+                    let whole = vec![shape.rows()];
+                    let split = if is_table_of_tokens(name) { split_rows(whole[0], 4 * cols, max)? } else { whole };
+                    let mut first = 0;
+                    for &n in &split {
+                        let name = part_name(name, first, split.len());
+                        let ty = TensorType::f32(if split.len() == 1 { shape.clone() } else { [n, cols].into() });
+                        let tensor = Tensor::zeros(gpu, &name, ty)?;
+                        tensor.write(gpu, &values[first * cols..(first + n) * cols])?;
+                        tensors.insert(name, tensor);
+                        first += n;
+                    }
                 }
-            };
-            tensors.insert(name.clone(), tensor);
-            gpu.queue().submit([]); // as in `load`
+            }
+            // So that the staging memory of one tensor is free before the next needs some.
+            gpu.queue().submit([]);
         }
         Ok((tensors, packed))
     }
@@ -196,7 +218,12 @@ fn third_of(len: usize, third: Option<usize>) -> Range<usize> {
 
 /// Whether a parameter of two dimensions is a linear layer's, rather than a table of rows.
 fn is_linear(name: &str) -> bool {
-    !["embed.weight", "position.weight", "token_type.weight"].contains(&name)
+    !["embed.weight", "head.weight", "position.weight", "token_type.weight"].contains(&name)
+}
+
+/// Whether a parameter may be in parts of whole rows.
+fn is_table_of_tokens(name: &str) -> bool {
+    ["embed.weight", "head.weight"].contains(&name)
 }
 
 /// Names and shapes of a model's parameters.
@@ -262,12 +289,12 @@ pub fn save(dir: &Path, config: &TransformerConfig, params: &[(String, Vec<f32>)
     let shapes = parameters(config)?;
     let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = vec![];
     for (name, shape) in &shapes {
-        let values = params.iter().find(|(n, v)| n == name && v.len() == shape.len());
-        let values = values.map(|(_, v)| v).ok_or_else(|| Error::Data {
-            tensor: name.clone(),
-            expected: format!("{} values for {shape}", shape.len()),
-            got: "none, or another number".into(),
-        })?;
+        let parts = params.iter().filter(|(n, _)| table_of_part(n).0 == name);
+        let values: Vec<f32> = parts.flat_map(|(_, values)| values).copied().collect();
+        if values.len() != shape.len() {
+            let expected = format!("{} values for {shape}", shape.len());
+            return Err(Error::Data { tensor: name.clone(), expected, got: values.len().to_string() });
+        }
         let values = halves(config, name, values);
         // Places of both kinds of files are known: `to_hugging_face` has seen the parts.
         let Some(place) = names.place(name, false) else { continue };
@@ -302,11 +329,11 @@ fn beside(a: &[f32], a_cols: usize, b: &[f32], b_cols: usize) -> Vec<f32> {
 
 /// Values of a parameter for RoPE by halves of a head, if the model's rotates neighbours: columns `2 j` and
 /// `2 j + 1` of each head of q and k become `j` and `j + dh / 2`.
-fn halves(config: &TransformerConfig, name: &str, values: &[f32]) -> Vec<f32> {
+fn halves(config: &TransformerConfig, name: &str, values: Vec<f32>) -> Vec<f32> {
     let rotated = ["attn.q.", "attn.k.", "attn.q_norm.", "attn.k_norm."].iter().any(|part| name.contains(part));
-    let Positions::Rope { interleaved: true, .. } = config.positions else { return values.to_vec() };
+    let Positions::Rope { interleaved: true, .. } = config.positions else { return values };
     if !rotated {
-        return values.to_vec();
+        return values;
     }
     let dh = config.head_dim();
     let source = |i: usize| match i % dh {

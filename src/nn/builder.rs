@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
 use crate::ops::attention::Attention;
 use crate::ops::packed::Packed;
+use crate::ops::parts::split_rows;
 use crate::ops::rope::Rope;
 use crate::rng::Rng;
 use crate::tensor::TensorType;
@@ -65,11 +66,40 @@ impl Caches {
     }
 }
 
-/// The table of embeddings.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Table {
-    value: Value,
-    packed: Option<Packed>,
+/// A matrix `[rows, d_model]` with a row per token, in parts where it is too large for one tensor.
+#[derive(Clone, Debug)]
+pub(super) enum Table {
+    Plain(Vec<Value>),
+    Packed(Vec<(Value, Packed)>),
+}
+
+impl Table {
+    /// Rows by id.
+    fn rows(&self, g: &mut Graph, name: &str, ids: Value) -> Result<Value> {
+        match self {
+            Table::Plain(parts) => g.embedding_parts(name, parts, ids),
+            Table::Packed(parts) => g.packed_rows_parts(name, parts, ids),
+        }
+    }
+
+    /// The product of `x` with every row.
+    fn scores(&self, g: &mut Graph, name: &str, x: Value) -> Result<Value> {
+        match self {
+            Table::Plain(parts) => g.matmul_nt_parts(name, x, parts),
+            Table::Packed(parts) => g.packed_linear_parts(name, x, parts),
+        }
+    }
+}
+
+/// Name of the part of a table that starts at row `first`, if there are several.
+pub(crate) fn part_name(table: &str, first: usize, parts: usize) -> String {
+    if parts == 1 { table.to_string() } else { format!("{table}@{first}") }
+}
+
+/// The table and the first row of a parameter of this name.
+pub(crate) fn table_of_part(name: &str) -> (&str, usize) {
+    let part = name.rsplit_once('@').and_then(|(table, first)| Some((table, first.parse().ok()?)));
+    part.unwrap_or((name, 0))
 }
 
 /// Adds parts of a transformer to a graph: what blocks are made of.
@@ -158,13 +188,46 @@ impl<'a> Builder<'a> {
     fn packed_matrix(&mut self, name: &str, n: usize, k: usize) -> Result<Option<(Value, Packed)>> {
         let full = self.g.full_name(name);
         let Some(&matrix) = self.packed.and_then(|packed| packed.get(&full)) else { return Ok(None) };
-        if [matrix.n, matrix.k] != [n, k] {
-            let (expected, got) = (format!("{n} x {k}"), format!("{} x {}", matrix.n, matrix.k));
-            return Err(Error::Data { tensor: full, expected, got });
+        self.check_packed(name, matrix, n, k)?;
+        Ok(Some((self.packed_input(name, matrix)?, matrix)))
+    }
+
+    /// A table of `rows` rows, in as few parts as the device allows.
+    fn table(&mut self, name: &str, rows: usize) -> Result<Table> {
+        let (d, max) = (self.config.d_model, self.g.max_tensor_bytes());
+        if let Some(&matrix) = self.packed.and_then(|packed| packed.get(&self.g.full_name(name))) {
+            self.check_packed(name, matrix, rows, d)?;
+            let split = matrix.split(max)?;
+            let mut parts = vec![];
+            for part in &split {
+                let first = parts.iter().map(|(_, part): &(Value, Packed)| part.n).sum();
+                parts.push((self.packed_input(&part_name(name, first, split.len()), *part)?, *part));
+            }
+            return Ok(Table::Packed(parts));
         }
-        let value = self.g.input(name, matrix.ty())?; // frozen, so no parameter
+        let (split, init) = (split_rows(rows, 4 * d, max)?, self.weight_init(false));
+        let (mut parts, mut first) = (vec![], 0);
+        for &n in &split {
+            parts.push(self.param(&part_name(name, first, split.len()), &[n, d], init)?);
+            first += n;
+        }
+        Ok(Table::Plain(parts))
+    }
+
+    /// An `Err` if a packed matrix is not `[n, k]`.
+    fn check_packed(&self, name: &str, matrix: Packed, n: usize, k: usize) -> Result<()> {
+        if [matrix.n, matrix.k] == [n, k] {
+            return Ok(());
+        }
+        let (expected, got) = (format!("{n} x {k}"), format!("{} x {}", matrix.n, matrix.k));
+        Err(Error::Data { tensor: self.g.full_name(name), expected, got })
+    }
+
+    /// A packed matrix as an input: it is frozen, so it is no parameter to train.
+    fn packed_input(&mut self, name: &str, matrix: Packed) -> Result<Value> {
+        let value = self.g.input(name, matrix.ty())?;
         self.params.push(Param { value, init: ParamInit::Constant(0.0) });
-        Ok(Some((value, matrix)))
+        Ok(value)
     }
 
     /// The initialisation of ordinary weights, and of projections into the residual stream.
@@ -188,28 +251,20 @@ impl<'a> Builder<'a> {
     ) -> Result<(Table, Value)> {
         let c = self.config;
         let init = self.weight_init(false);
-        let (table, mut x) = match self.packed_matrix("embed.weight", c.vocab_size, c.d_model)? {
-            Some((value, matrix)) => {
-                let x = self.g.packed_rows("embed", value, matrix, tokens)?;
-                (Table { value, packed: Some(matrix) }, x)
-            }
-            None => {
-                let value = self.param("embed.weight", &[c.vocab_size, c.d_model], init)?;
-                (Table { value, packed: None }, self.g.embedding("embed", value, tokens)?)
-            }
-        };
+        let table = self.table("embed.weight", c.vocab_size)?;
+        let mut x = table.rows(self.g, "embed", tokens)?;
         if let Some(types) = token_types {
-            let table = self.param("token_type.weight", &[c.token_types, c.d_model], init)?;
-            let rows = self.g.embedding("token_type", table, types)?;
+            let kinds = self.param("token_type.weight", &[c.token_types, c.d_model], init)?;
+            let rows = self.g.embedding("token_type", kinds, types)?;
             x = self.g.add("token_type.add", x, rows)?;
         }
         if c.positions == Positions::Learned {
-            let table = self.param("position.weight", &[c.context, c.d_model], init)?;
+            let all = self.param("position.weight", &[c.context, c.d_model], init)?;
             let time = self.g.ty(tokens).shape.cols();
             let used = match positions {
-                Some(ids) => self.g.embedding("position.used", table, ids)?,
-                None if time == c.context => table,
-                None => self.g.slice("position.used", table, 0, 0, time)?,
+                Some(ids) => self.g.embedding("position.used", all, ids)?,
+                None if time == c.context => all,
+                None => self.g.slice("position.used", all, 0, 0, time)?,
             };
             x = self.g.add("position", x, used)?;
         }
@@ -316,12 +371,11 @@ impl<'a> Builder<'a> {
 
     /// Scores of all tokens, from the normalised end of the stream.
     pub(super) fn head(&mut self, embedding: Table, x: Value) -> Result<Value> {
-        let c = self.config;
-        match (c.tied_head, embedding.packed) {
-            (true, Some(matrix)) => self.g.packed_linear("head", x, embedding.value, matrix, None),
-            (true, None) => self.g.matmul_nt("head", x, embedding.value),
-            (false, _) => self.linear("head", x, c.vocab_size, false, false),
-        }
+        let table = match self.config.tied_head {
+            true => embedding,
+            false => self.table("head.weight", self.config.vocab_size)?,
+        };
+        table.scores(self.g, "head", x)
     }
 
     /// `x w + bias`: `[.., d_in]` to `[.., d_out]`. `into_stream` says that the result is added to the residual

@@ -12,5 +12,6 @@ mod transformer;
 
 pub use block::{Block, StandardBlock};
 pub use builder::{Builder, Param, ParamInit};
+pub(crate) use builder::{part_name, table_of_part};
 pub use config::{Biases, Init, Mlp, Norm, NormPlacement, Positions, TransformerConfig};
 pub use transformer::{DecodeRows, DecodeShape, Transformer, TransformerDecoder, TransformerEncoder};

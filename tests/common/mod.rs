@@ -161,3 +161,18 @@ pub fn worst(got: &[f32], want: &[f32]) -> f32 {
     assert_eq!(got.len(), want.len());
     got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
+
+/// Two devices of the adapter, opened alike but for the range that a binding may cover.
+pub fn whole_and_split(max_binding: u64) -> [Gpu; 2] {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+    let adapter = pollster::block_on(wgpu::util::initialize_adapter_from_env_or_default(&instance, None)).unwrap();
+    [adapter.limits().max_storage_buffer_binding_size, max_binding].map(|max_storage_buffer_binding_size| {
+        let descriptor = wgpu::DeviceDescriptor {
+            required_features: adapter.features() & Gpu::USEFUL_FEATURES,
+            required_limits: wgpu::Limits { max_storage_buffer_binding_size, ..adapter.limits() },
+            ..Default::default()
+        };
+        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).unwrap();
+        Gpu::from_device(device, queue)
+    })
+}
