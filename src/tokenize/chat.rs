@@ -1,23 +1,29 @@
 //! Chat templates: Jinja, as model files have them, through `minijinja`.
 
 use std::io::Write;
+use std::thread;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Kwargs;
+use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, ErrorKind, Value, context};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::format::{bad, quoted};
 
-/// What a template may spend on one chat: about a second of work, and memory of at most 64 bytes a unit.
+/// Steps of a template on one chat. A step makes at most 64 bytes, and a long template takes some hundred a message.
 const FUEL: u64 = 2_000_000;
 
 /// Longest template that is compiled; the longest known ones take 20 KB.
-const MAX_TEMPLATE_BYTES: usize = 1 << 20;
+const MAX_TEMPLATE_BYTES: usize = 64 << 10;
 
-/// Longest text that a template's `tojson` writes.
-const MAX_JSON_BYTES: usize = 16 << 20;
+/// Stack of a template's run: what parses, compares and frees values recurses, as deep as this many bytes of template
+/// or steps can nest them. It takes memory only as far as it is used.
+const STACK_BYTES: usize = 512 << 20;
+
+/// Longest and deepest values that are written out. Values share their parts, so that a small one can be long to write.
+const MAX_VALUE_BYTES: usize = 16 << 20;
+const MAX_VALUE_DEPTH: usize = 100;
 
 /// One turn of a chat.
 ///
@@ -61,16 +67,22 @@ impl ChatTemplate {
             let what = format!("expected a template of at most {MAX_TEMPLATE_BYTES} bytes, got {}", self.source.len());
             return Err(self.bad(&what));
         }
-        let source = without_generation_tags(&self.source);
-        let environment = environment();
+        let run = || self.run(messages, add_generation_prompt).map_err(|e| self.failed(&e));
+        thread::scope(|scope| {
+            let started = thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, run);
+            let started = started.map_err(|e| self.bad(&format!("no thread to run the template in: {e}")))?;
+            started.join().unwrap_or_else(|_| Err(self.bad("the template engine panicked")))
+        })
+    }
+
+    fn run(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, minijinja::Error> {
         // As `transformers` has it: `tools` and `documents` are there, and none; a token that a model lacks is not.
         let tokens = [("bos_token", &self.bos), ("eos_token", &self.eos)].into_iter();
         let tokens = Value::from_pairs(tokens.filter_map(|(name, text)| Some((name, text.as_deref()?))));
         let turn = |m: &Message| Value::from_pairs([("role", m.role.as_str()), ("content", m.content.as_str())]);
         let messages: Vec<Value> = messages.iter().map(turn).collect();
         let values = context! { messages, add_generation_prompt, tools => (), documents => (), ..tokens };
-        let template = environment.template_from_str(&source).map_err(|e| self.failed(&e))?;
-        template.render(values).map_err(|e| self.failed(&e))
+        environment().template_from_str(&without_generation_tags(&self.source))?.render(values)
     }
 
     fn bad(&self, what: &str) -> Error {
@@ -98,7 +110,14 @@ fn environment() -> Environment<'static> {
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     environment.set_syntax(syntax.unwrap_or_default());
     environment.set_fuel(Some(FUEL));
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(|state, value, method, args| {
+        // `format` pads to any width before it counts that as work.
+        let is_wide = |text: &str| text.as_bytes().windows(5).any(|part| part.iter().all(u8::is_ascii_digit));
+        if method == "format" && value.as_str().is_some_and(is_wide) {
+            return Err(minijinja::Error::new(ErrorKind::InvalidOperation, "a format of width 10000 or more"));
+        }
+        minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
+    });
     environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
     });
@@ -107,7 +126,13 @@ fn environment() -> Environment<'static> {
         let text = jiff::fmt::strtime::format(format, &now);
         text.map_err(|e| minijinja::Error::new(ErrorKind::InvalidOperation, e.to_string()))
     });
+    environment.set_formatter(|out, state, value| {
+        check_size(value)?;
+        minijinja::escape_formatter(out, state, value)
+    });
     environment.add_filter("tojson", tojson);
+    environment.add_filter("string", |value: &Value| check_size(value).map(|()| value.to_string()));
+    environment.remove_filter("pprint"); // indents without bound, and is for looking at templates
     // Here none is iterable, as an empty list.
     environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     environment
@@ -128,26 +153,45 @@ fn without_generation_tags(source: &str) -> String {
 
 /// `json.dumps` of Python: spaces behind `,` and `:`, nothing escaped that need not be.
 fn tojson(value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
-    let failed = |e: serde_json::Error| minijinja::Error::new(ErrorKind::BadSerialization, e.to_string());
     let indent: Option<usize> = options.get("indent")?;
     let _: Option<bool> = options.get("ensure_ascii")?;
     options.assert_all_used()?;
-    let out = Limited(vec![]);
-    let out = match indent {
+    check_size(value)?;
+    let mut out = vec![];
+    let done = match indent {
         Some(indent) => {
             let indent = " ".repeat(indent.min(16));
             let pretty = serde_json::ser::PrettyFormatter::with_indent(indent.as_bytes());
-            let mut json = serde_json::Serializer::with_formatter(out, pretty);
-            value.serialize(&mut json).map_err(failed)?;
-            json.into_inner()
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, pretty))
         }
-        None => {
-            let mut json = serde_json::Serializer::with_formatter(out, Spaced);
-            value.serialize(&mut json).map_err(failed)?;
-            json.into_inner()
-        }
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced)),
     };
-    Ok(String::from_utf8_lossy(&out.0).into_owned())
+    done.map_err(|e| minijinja::Error::new(ErrorKind::BadSerialization, e.to_string()))?;
+    Ok(String::from_utf8_lossy(&out).into_owned())
+}
+
+/// An `Err` if a value is too long or too deep to be written.
+fn check_size(value: &Value) -> Result<(), minijinja::Error> {
+    fn fits(value: &Value, depth: usize, left: &mut usize) -> bool {
+        let bytes = 64 + value.as_str().map_or(0, str::len);
+        let Some(rest) = left.checked_sub(bytes) else { return false };
+        *left = rest;
+        let parts = match value.kind() {
+            ValueKind::Seq | ValueKind::Map | ValueKind::Iterable => value.try_iter().ok(),
+            _ => None,
+        };
+        parts.into_iter().flatten().all(|part| {
+            let item = if value.kind() == ValueKind::Map { value.get_item(&part).ok() } else { None };
+            depth > 0 && fits(&part, depth - 1, left) && item.is_none_or(|item| fits(&item, depth - 1, left))
+        })
+    }
+    match fits(value, MAX_VALUE_DEPTH, &mut { MAX_VALUE_BYTES }) {
+        true => Ok(()),
+        false => {
+            let what = format!("a value of over {MAX_VALUE_BYTES} bytes or {MAX_VALUE_DEPTH} levels");
+            Err(minijinja::Error::new(ErrorKind::InvalidOperation, what))
+        }
+    }
 }
 
 /// JSON on one line with spaces, as Python writes it.
@@ -164,22 +208,5 @@ impl serde_json::ser::Formatter for Spaced {
 
     fn begin_object_value<W: ?Sized + Write>(&mut self, out: &mut W) -> std::io::Result<()> {
         out.write_all(b": ")
-    }
-}
-
-/// Refuses to grow past [`MAX_JSON_BYTES`]: a small value that holds itself many times over is a long text.
-struct Limited(Vec<u8>);
-
-impl Write for Limited {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if self.0.len() + bytes.len() > MAX_JSON_BYTES {
-            return Err(std::io::Error::other(format!("JSON of more than {MAX_JSON_BYTES} bytes")));
-        }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
     }
 }

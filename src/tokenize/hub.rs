@@ -7,8 +7,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use super::ModelTokenizer;
 use super::chat::ChatTemplate;
+use super::{ModelTokenizer, guarded};
 use crate::error::{Error, Result};
 use crate::format::{Entries, bad, quoted, read_file, read_json};
 
@@ -72,7 +72,7 @@ fn read_tokenizer(path: &Path) -> Result<Tokenizer> {
         let file: WithVocabulary = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
         file.model.check().map_err(bad)?;
     }
-    let tokenizer = Tokenizer::from_bytes(&text).map_err(|e| bad(e.to_string()))?;
+    let tokenizer = guarded(&shown, || Tokenizer::from_bytes(&text))?;
     // The crate counts on where ids do not fit, and only logs that.
     for Added { id, content } in &outline.added_tokens {
         let got = tokenizer.token_to_id(content);

@@ -2,9 +2,12 @@
 //! set up. Needs the feature `tokenizers`.
 //!
 //! [`ModelTokenizer::open`] takes a GGUF file or a folder as model hubs have them. Files may come from anywhere:
-//! what they hold makes an `Err` or a tokenizer, and chat templates run with bounded time and memory.
+//! what they hold makes an `Err` or a tokenizer. Chat templates are programs, and run with bounds on their steps, the
+//! depth and length of what they write, and without files or other templates. A template that is written for it can
+//! still take long: `minijinja` has no bound for joining and comparing lists that hold themselves many times over.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use tokenizers::{
@@ -79,14 +82,10 @@ impl ModelTokenizer {
         }
     }
 
-    fn failed(&self, error: impl fmt::Display) -> Error {
-        bad(&self.path, format!("tokenizer: {error}"))
-    }
-
     /// Ids of a text. `add_special` puts the tokens around it that the model wants around a whole text: one that
     /// begins it, say. Control tokens that are written out in the text become themselves.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding = self.tokenizer.encode_fast(text, add_special).map_err(|e| self.failed(e))?;
+        let encoding = guarded(&self.path, || self.tokenizer.encode_fast(text, add_special))?;
         match add_special {
             true => Ok([&self.before, encoding.get_ids(), &self.after].concat()),
             false => Ok(encoding.get_ids().to_vec()),
@@ -97,7 +96,7 @@ impl ModelTokenizer {
     /// there is no such token.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         ids.iter().try_for_each(|&id| self.check_id(id))?;
-        self.tokenizer.decode(ids, skip_special).map_err(|e| self.failed(e))
+        guarded(&self.path, || self.tokenizer.decode(ids, skip_special))
     }
 
     fn check_id(&self, id: u32) -> Result<()> {
@@ -179,6 +178,15 @@ impl fmt::Debug for ModelTokenizer {
     }
 }
 
+/// Work of the `tokenizers` crate, which panics on some files that its reader lets through: a post-processor with a
+/// token that it does not list, a pattern without text. There is no end of such checks to be made before, so the
+/// panic is caught; the process's hook still reports it.
+fn guarded<T>(path: &str, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+    let done = catch_unwind(AssertUnwindSafe(work));
+    let done = done.unwrap_or_else(|_| Err("the parts of the file do not fit each other".into()));
+    done.map_err(|e| bad(path, format!("tokenizer: {e}")))
+}
+
 /// Turns tokens into text one by one, so that it can be shown as it is made. A character of several tokens comes
 /// with the last of them.
 ///
@@ -206,7 +214,7 @@ impl TextStream<'_> {
     pub fn push(&mut self, id: u32) -> Result<String> {
         self.tokenizer.check_id(id)?;
         self.pending.push(id);
-        let text = self.inner.step(id).map_err(|e| self.tokenizer.failed(e))?;
+        let text = guarded(&self.tokenizer.path, || self.inner.step(id))?;
         if text.is_some() {
             self.pending.clear();
         }

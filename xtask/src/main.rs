@@ -56,7 +56,9 @@ fn demo(args: &[String]) -> Outcome {
 
 fn test(args: &[String]) -> Outcome {
     adapter::ensure(&[])?;
-    fetch::fetch("smollm2")?; // which tests/smollm2.rs runs
+    // What tests/smollm2.rs and tests/tokenizing.rs run.
+    fetch::fetch("smollm2")?;
+    fetch::fetch("minilm")?;
     run(cargo(&["test", "--workspace"]).args(args))
 }
 

