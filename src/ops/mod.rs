@@ -39,6 +39,7 @@ pub mod slice;
 pub mod softmax;
 pub mod sum;
 pub mod swiglu;
+pub mod top_k;
 pub mod transpose;
 
 mod cases;
@@ -266,5 +267,6 @@ pub const TABLE: &[Row] = &[
     softmax::ROW,
     sum::ROW,
     swiglu::ROW,
+    top_k::ROW,
     transpose::ROW,
 ];
