@@ -26,6 +26,7 @@ pub mod ops;
 pub mod optim;
 pub mod plan;
 mod planner;
+pub mod probe;
 pub mod reference;
 pub mod rng;
 pub mod sample;
@@ -35,6 +36,7 @@ pub mod timeline;
 pub mod tokenize;
 pub mod train;
 pub mod tune;
+pub mod views;
 
 pub use error::{Error, Result};
 pub use exec::{ExecOptions, Executable};
