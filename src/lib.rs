@@ -4,8 +4,8 @@
 //!
 //! Build a [`Graph`] (by hand, or with [`nn`]), differentiate it ([`Graph::gradients`]), turn it into
 //! a [`Plan`] and run that as an [`Executable`] on a [`Gpu`]. [`train`], [`optim`], [`data`],
-//! [`sample`] and [`checkpoint`] are what training needs around it. [`mod@format`] reads model files. [`ops`] holds the op table,
-//! [`mod@reference`] the f64 oracle.
+//! [`sample`] and [`checkpoint`] are what training needs around it; [`probe`] and [`views`] show what a
+//! model does. [`mod@format`] reads model files. [`ops`] holds the op table, [`mod@reference`] the f64 oracle.
 #![warn(missing_docs, missing_debug_implementations, rust_2018_idioms)]
 
 pub mod autodiff;

@@ -72,7 +72,8 @@ async fn number(readback: Readback) -> Result<f64> {
     Ok(f64::from(readback.take::<f32>().await?[0]))
 }
 
-/// The logit lens: what the model predicts if the final norm and the head come after fewer layers.
+/// The logit lens: what the model predicts if the final norm and the head come after fewer layers. It takes memory for
+/// the stream at every depth, and for about five times the scores of a batch.
 ///
 /// ```no_run
 /// # fn of(trainer: &throughline::train::Trainer, batch: throughline::data::Batch) -> throughline::Result<()> {
