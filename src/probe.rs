@@ -178,6 +178,11 @@ pub struct Readings {
 }
 
 impl Readings {
+    /// All numbers of this name: by layer, or by node.
+    pub fn named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Reading> {
+        self.values.iter().filter(move |r| r.name == name)
+    }
+
     /// The first number of this name and layer.
     pub fn get(&self, name: &str, layer: impl Into<Option<usize>>) -> Option<f64> {
         let layer = layer.into();

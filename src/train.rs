@@ -75,8 +75,8 @@ pub struct TrainOptions<'a> {
     pub block: &'a dyn Block,
     /// Whether the [standard probes](probe::standard) are in the step.
     pub standard_probes: bool,
-    /// More probes. With several micro-batches, what they tell is that of the last; but the gradients of parameters
-    /// are those of the whole step.
+    /// More probes. With several micro-batches, what they tell is that of the last, whose loss counts as a part of the
+    /// mean; but the gradients of parameters are those of the whole step, before clipping.
     pub probes: Vec<Probe>,
     /// Changes to the model, in training and evaluation alike. [`Trainer::write_patch`] writes their inputs.
     pub patches: Vec<Patch>,
