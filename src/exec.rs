@@ -4,8 +4,9 @@
 //! encoder of the caller's or one of its own, and one submit. Nothing is read back unless asked.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Readback, binding_size};
@@ -35,6 +36,14 @@ pub struct Executable {
     externals: Vec<Tensor>,
     commands: Vec<Command>,
     guard: usize,
+}
+
+/// A part of a step, from [`Executable::slices`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slice {
+    commands: Range<usize>,
+    /// How long the profile says that it takes.
+    pub estimate: Duration,
 }
 
 #[derive(Debug)]
@@ -229,8 +238,62 @@ impl Executable {
     /// Records one step into the caller's encoder. Costs no allocation on the GPU, no submit and
     /// no wait.
     pub fn record(&self, encoder: &mut wgpu::CommandEncoder) {
+        self.record_commands(encoder, &self.commands);
+    }
+
+    /// The step in consecutive slices that take at most `budget` each, as the times of a profile of it say; a
+    /// kernel that takes longer is a slice of its own. Recorded one after the other, over as many submits as you like,
+    /// they are the step. An `Err` if the profile is of something else.
+    ///
+    /// ```no_run
+    /// # fn frames(exec: &throughline::Executable) -> throughline::Result<()> {
+    /// let slices = exec.slices(&exec.profile_blocking()?, std::time::Duration::from_micros(500))?;
+    /// for slice in &slices {
+    ///     // Each frame, into the encoder that draws it:
+    ///     # let mut encoder = exec.gpu().device().create_command_encoder(&Default::default());
+    ///     exec.record_slice(&mut encoder, slice);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn slices(&self, profile: &Timeline, budget: Duration) -> Result<Vec<Slice>> {
+        let times: Vec<u64> = profile.nodes.iter().flat_map(|n| &n.spans).map(|s| s.ns).collect();
+        self.slices_of(&times, budget)
+    }
+
+    /// The same by nanoseconds of each command.
+    pub(crate) fn slices_of(&self, times: &[u64], budget: Duration) -> Result<Vec<Slice>> {
+        if times.len() != self.commands.len() {
+            let (expected, got) = (format!("times of {} commands", self.commands.len()), times.len().to_string());
+            return Err(Error::Data { tensor: "profile".into(), expected, got });
+        }
+        let mut slices: Vec<Slice> = vec![];
+        for (i, &ns) in times.iter().enumerate() {
+            let time = Duration::from_nanos(ns);
+            match slices.last_mut() {
+                Some(last) if last.estimate + time <= budget => {
+                    last.commands.end = i + 1;
+                    last.estimate += time;
+                }
+                _ => slices.push(Slice { commands: i..i + 1, estimate: time }),
+            }
+        }
+        Ok(slices)
+    }
+
+    /// Records a slice of a step of this executable. Does nothing for one of a longer one.
+    pub fn record_slice(&self, encoder: &mut wgpu::CommandEncoder, slice: &Slice) {
+        self.record_commands(encoder, self.commands.get(slice.commands.clone()).unwrap_or_default());
+    }
+
+    /// Number of kernels and copies of a step.
+    pub(crate) fn command_count(&self) -> usize {
+        self.commands.len()
+    }
+
+    fn record_commands(&self, encoder: &mut wgpu::CommandEncoder, commands: &[Command]) {
         let is_copy = |c: &Command| matches!(c.work, Work::Copy { .. });
-        for run in self.commands.chunk_by(|a, b| is_copy(a) == is_copy(b)) {
+        for run in commands.chunk_by(|a, b| is_copy(a) == is_copy(b)) {
             if is_copy(&run[0]) {
                 run.iter().for_each(|c| c.work.copy(encoder));
             } else {

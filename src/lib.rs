@@ -39,7 +39,7 @@ pub mod tune;
 pub mod views;
 
 pub use error::{Error, Result};
-pub use exec::{ExecOptions, Executable};
+pub use exec::{ExecOptions, Executable, Slice};
 pub use gpu::{AdapterClass, Cooperative, Gpu, Profile, Readback};
 pub use graph::{Graph, Value};
 pub use plan::Plan;

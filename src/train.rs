@@ -17,6 +17,10 @@ use crate::probe::{self, Instruments, Patch, Probe, ProbeReadback};
 use crate::tensor::{Tensor, TensorType};
 use crate::timeline::Timeline;
 
+mod slices;
+
+pub use slices::{SlicedStep, StepSlices};
+
 /// Everything that defines a training run, but for the text.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainConfig {
@@ -314,6 +318,11 @@ impl Trainer {
             self.load(encoder, i)?;
             self.forward_backward.exec.record(encoder);
         }
+        self.update(encoder)
+    }
+
+    /// Records what comes behind the last micro-batch.
+    fn update(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<Readback> {
         if let Some(instruments) = &self.forward_backward.instruments {
             self.probes = Some(instruments.read_later(&self.forward_backward.exec, encoder, self.step)?);
         }
@@ -349,11 +358,23 @@ impl Trainer {
 
     /// Hands a step's batches to the queue and records what comes before its first micro-batch.
     fn begin(&self, encoder: &mut wgpu::CommandEncoder, batches: &[Batch]) -> Result<()> {
-        let s = &self.forward_backward;
+        self.prepare(batches)?;
+        self.clear(encoder)
+    }
+
+    /// Hands a step's batches to the queue.
+    fn prepare(&self, batches: &[Batch]) -> Result<()> {
         self.stage(batches)?;
-        if let Some(seed) = s.dropout_seed {
-            s.exec.write(seed, &[self.config.seed as u32, self.step as u32])?;
+        let s = &self.forward_backward;
+        match s.dropout_seed {
+            Some(seed) => s.exec.write(seed, &[self.config.seed as u32, self.step as u32]),
+            None => Ok(()),
         }
+    }
+
+    /// Records the clearing of what adds up over micro-batches.
+    fn clear(&self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+        let s = &self.forward_backward;
         if let Some(loss) = s.loss_state {
             // Gradients and loss add up over micro-batches.
             let loss = s.exec.tensor(loss)?;

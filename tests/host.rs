@@ -3,6 +3,7 @@
 mod common;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::gpu;
 use throughline::checkpoint::Checkpoint;
@@ -11,8 +12,8 @@ use throughline::decode::Decoder;
 use throughline::nn::TransformerConfig;
 use throughline::optim::{AdamWConfig, Schedule};
 use throughline::rng::Rng;
-use throughline::train::{TrainConfig, Trainer};
-use throughline::{Error, ExecOptions, Executable, Gpu, Graph, Plan, Readback, Tensor, TensorType};
+use throughline::train::{SlicedStep, TrainConfig, Trainer};
+use throughline::{Error, ExecOptions, Executable, Gpu, Graph, Plan, Readback, Tensor, TensorType, Timeline};
 
 const VOCAB: usize = 31;
 const TIME: usize = 16;
@@ -230,4 +231,49 @@ fn what_an_app_holds_may_go_to_other_threads() {
     sent::<Decoder>();
     sent::<Readback>();
     sent::<Checkpoint>();
+}
+
+#[test]
+fn a_step_in_slices_gives_the_same_bits_and_readers_see_whole_steps() {
+    let (mut whole, mut sliced) = (trainer(gpu()), trainer(gpu()));
+    let profile = sliced.profile_blocking(&batches(0)).unwrap();
+    whole.step(&batches(0)).unwrap();
+    for (budget, at_least) in [(Duration::ZERO, 100), (profile_time(&profile) / 8, 6), (Duration::from_secs(9), 3)] {
+        let slices = sliced.slices(&profile, budget).unwrap();
+        let seen = sliced.evaluate_blocking(&batches(99)).unwrap();
+        let step = whole.step_count();
+        let want = whole.step(&batches(step)).unwrap().wait_blocking(gpu()).unwrap();
+        // One that is given up half-way leaves no trace.
+        let mut given_up = sliced.start_sliced(&slices, &batches(77)).unwrap();
+        record(&mut sliced, &mut given_up);
+        let mut running = sliced.start_sliced(&slices, &batches(step)).unwrap();
+        let mut frames = 0;
+        let loss = loop {
+            assert!(budget.is_zero() || frames < 2 || running.next_estimate() <= slices.longest());
+            assert_eq!(sliced.evaluate_blocking(&batches(99)).unwrap(), seen, "frame {frames}");
+            frames += 1;
+            if let Some(loss) = record(&mut sliced, &mut running) {
+                break loss.wait_blocking::<f32>(gpu()).unwrap()[0];
+            }
+        };
+        assert!(frames >= at_least, "{frames} frames for {budget:?}");
+        assert_eq!(loss.to_bits(), want.to_bits());
+        assert!(checkpoint(&whole).same_bits(&checkpoint(&sliced)));
+        // What is over cannot go on.
+        let mut encoder = gpu().device().create_command_encoder(&Default::default());
+        let error = sliced.record_slice(&mut encoder, &mut running).unwrap_err().to_string();
+        assert!(error.contains("step"), "{error}");
+    }
+}
+
+fn profile_time(profile: &Timeline) -> Duration {
+    Duration::from_nanos(profile.ns())
+}
+
+/// A frame.
+fn record(trainer: &mut Trainer, step: &mut SlicedStep) -> Option<Readback> {
+    let mut encoder = gpu().device().create_command_encoder(&Default::default());
+    let loss = trainer.record_slice(&mut encoder, step).unwrap();
+    gpu().queue().submit([encoder.finish()]);
+    loss
 }

@@ -1,0 +1,116 @@
+//! A training step over several frames: in slices of bounded time.
+
+use std::time::Duration;
+
+use super::Trainer;
+use crate::data::Batch;
+use crate::error::{Error, Result};
+use crate::exec::Slice;
+use crate::gpu::Readback;
+use crate::timeline::Timeline;
+
+/// How the steps of a trainer are cut; from [`Trainer::slices`].
+#[derive(Clone, Debug)]
+pub struct StepSlices {
+    /// Of forward and backward of a micro-batch.
+    passes: Vec<Slice>,
+    /// How long the update takes: always one slice.
+    update: Duration,
+}
+
+impl StepSlices {
+    /// The longest that a slice takes, by the profile. More than the budget where one kernel, or the update, does.
+    pub fn longest(&self) -> Duration {
+        self.passes.iter().map(|s| s.estimate).chain([self.update]).max().unwrap_or_default()
+    }
+}
+
+/// A step under way. Dropping it cancels the step: nothing that others read has changed before its last slice.
+#[derive(Clone, Debug)]
+pub struct SlicedStep {
+    slices: StepSlices,
+    /// The step that this is.
+    step: u64,
+    micro_batch: usize,
+    next: usize,
+}
+
+impl SlicedStep {
+    /// How long the next slice takes, by the profile.
+    pub fn next_estimate(&self) -> Duration {
+        self.slices.passes.get(self.next).map_or(self.slices.update, |s| s.estimate)
+    }
+}
+
+impl Trainer {
+    /// Cuts steps into slices of at most `budget`, by the times of one step, which
+    /// [`profile_blocking`](Self::profile_blocking) gives. What changes the weights is the last slice, as a whole, so
+    /// that whoever reads them sees the end of a step, whatever the budget.
+    pub fn slices(&self, profile: &Timeline, budget: Duration) -> Result<StepSlices> {
+        let exec = &self.forward_backward.exec;
+        let times: Vec<u64> = profile.nodes.iter().flat_map(|n| &n.spans).map(|s| s.ns).collect();
+        let passes = self.config.micro_batches * exec.command_count();
+        let (Some(pass), Some(update)) = (times.get(..exec.command_count()), times.get(passes..)) else {
+            let (expected, got) = (format!("times of at least {passes} commands"), times.len().to_string());
+            return Err(Error::Data { tensor: "profile".into(), expected, got });
+        };
+        let update = Duration::from_nanos(update.iter().sum());
+        Ok(StepSlices { passes: exec.slices_of(pass, budget)?, update })
+    }
+
+    /// Starts a step in slices: hands the batches to the queue, and records nothing yet.
+    ///
+    /// ```no_run
+    /// # fn app(trainer: &mut throughline::train::Trainer, batches: &[throughline::data::Batch]) -> throughline::Result<()> {
+    /// # let (device, queue) = (trainer.gpu().device().clone(), trainer.gpu().queue().clone());
+    /// let profile = trainer.profile_blocking(batches)?; // once; a step like others
+    /// let slices = trainer.slices(&profile, std::time::Duration::from_micros(500))?;
+    /// let mut step = trainer.start_sliced(&slices, batches)?;
+    /// loop {
+    ///     // A frame: your passes and one slice, in one submit.
+    ///     let mut encoder = device.create_command_encoder(&Default::default());
+    ///     if let Some(loss) = trainer.record_slice(&mut encoder, &mut step)? {
+    ///         step = trainer.start_sliced(&slices, batches)?;
+    ///         # drop(loss);
+    ///     }
+    ///     queue.submit([encoder.finish()]);
+    ///     # break;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn start_sliced(&mut self, slices: &StepSlices, batches: &[Batch]) -> Result<SlicedStep> {
+        self.prepare(batches)?;
+        Ok(SlicedStep { slices: slices.clone(), step: self.step, micro_batch: 0, next: 0 })
+    }
+
+    /// Records the next slice of a step. With the last one the step is done: that gives the loss, `[1]`, on its way to
+    /// the host. An `Err` if the trainer has made another step since this one started.
+    pub fn record_slice(
+        &mut self,
+        encoder: &mut wgpu::CommandEncoder,
+        step: &mut SlicedStep,
+    ) -> Result<Option<Readback>> {
+        if step.step != self.step {
+            let (expected, got) = (format!("slices of step {}", self.step), format!("one of step {}", step.step));
+            return Err(Error::Data { tensor: "sliced step".into(), expected, got });
+        }
+        if step.micro_batch == self.config.micro_batches {
+            return self.update(encoder).map(Some);
+        }
+        if step.next == 0 {
+            if step.micro_batch == 0 {
+                self.clear(encoder)?;
+            }
+            self.load(encoder, step.micro_batch)?;
+        }
+        self.forward_backward.exec.record_slice(encoder, &step.slices.passes[step.next]);
+        step.next += 1;
+        if step.next == step.slices.passes.len() {
+            step.micro_batch += 1;
+            // Past the last micro-batch the update comes.
+            step.next = if step.micro_batch == self.config.micro_batches { step.next } else { 0 };
+        }
+        Ok(None)
+    }
+}
