@@ -103,6 +103,12 @@ impl Profile {
         }
     }
 
+    /// What a device of this adapter would have, opened with all its limits and with [`Gpu::USEFUL_FEATURES`]: to plan
+    /// before there is one.
+    pub fn of_adapter(adapter: &wgpu::Adapter) -> Self {
+        Profile::of(&adapter.get_info(), adapter.features() & Gpu::USEFUL_FEATURES, &adapter.limits())
+    }
+
     fn of(info: &wgpu::AdapterInfo, features: wgpu::Features, limits: &wgpu::Limits) -> Self {
         let class = match info.device_type {
             wgpu::DeviceType::Cpu => AdapterClass::Cpu,

@@ -9,11 +9,14 @@ use common::gpu;
 use throughline::checkpoint::Checkpoint;
 use throughline::data::Batch;
 use throughline::decode::Decoder;
-use throughline::nn::TransformerConfig;
+use throughline::nn::{Transformer, TransformerConfig};
 use throughline::optim::{AdamWConfig, Schedule};
 use throughline::rng::Rng;
 use throughline::train::{SlicedStep, TrainConfig, Trainer};
-use throughline::{Error, ExecOptions, Executable, Gpu, Graph, Plan, Readback, Tensor, TensorType, Timeline};
+use throughline::{
+    Error, ExecOptions, Executable, Gpu, Graph, Plan, Profile, Readback, Requirements, Tensor, TensorType, Timeline,
+    Value,
+};
 
 const VOCAB: usize = 31;
 const TIME: usize = 16;
@@ -123,7 +126,9 @@ fn two_trainers_on_two_threads_give_the_bits_that_each_gives_alone() {
     };
     let run = || {
         let mut trainer = trainer(gpu());
-        (0..8).for_each(|step| drop(trainer.step(&batches(step)).unwrap().wait_blocking(gpu()).unwrap()));
+        for step in 0..8 {
+            trainer.step(&batches(step)).unwrap().wait_blocking(gpu()).unwrap();
+        }
         checkpoint(&trainer)
     };
     let [a, b] = std::thread::scope(|scope| [scope.spawn(run), scope.spawn(run)].map(|t| t.join().unwrap()));
@@ -138,6 +143,41 @@ fn webgpus_default_limits_and_no_features_will_do() {
     let mut trainer = trainer(&gpu);
     let losses = [0; 6].map(|step| trainer.step(&batches(step)).unwrap().wait_blocking(&gpu).unwrap());
     assert!(losses[5] < losses[0], "{losses:?}");
+}
+
+/// A plan made before there is a device says what to open it with, and no less does.
+#[test]
+fn a_device_with_just_what_a_plan_requires_runs_it() {
+    let mut g = Graph::new();
+    let model = Transformer::build(&mut g, &config().model, 2, TIME, false).unwrap();
+    let targets = g.input("targets", TensorType::u32([2, TIME])).unwrap();
+    let loss = g.cross_entropy("loss", model.logits, targets).unwrap();
+    let params: Vec<Value> = model.params.iter().map(|p| p.value).collect();
+    let outputs = [vec![loss], g.gradients(loss, &params).unwrap()].concat();
+    let profile = Profile { subgroups: None, ..Profile::portable(gpu().profile().class) };
+    let plan = Arc::new(Plan::new(&g, &outputs, &profile).unwrap());
+    let needs = Requirements::of(&plan);
+
+    let mut limits = wgpu::Limits::downlevel_defaults();
+    let low = needs.check(&limits).unwrap_err().to_string();
+    assert!(low.contains("max_storage_buffers_per_shader_stage must be") && low.contains("but is 4"), "{low}");
+    needs.raise(&mut limits);
+    needs.check(&limits).unwrap();
+    limits.max_storage_buffers_per_shader_stage = needs.storage_buffers;
+    let (device, queue) = device(|_| limits.clone());
+    let gpu = Gpu::from_device(device, queue);
+    let exec = Executable::new_blocking(&gpu, plan.clone(), ExecOptions::default()).unwrap();
+    for p in &model.params {
+        exec.write(p.value, &p.init.values(g.ty(p.value).len(), 0, g.name(p.value))).unwrap();
+    }
+    exec.submit();
+    let got = exec.read_blocking::<f32>(loss).unwrap()[0];
+    assert!((got - (VOCAB as f32).ln()).abs() < 0.5, "{got}");
+
+    // What two plans need is what either needs.
+    let small = Requirements::of(&Plan::new(&g, &[model.stream[0]], &profile).unwrap());
+    assert_eq!(small.and(needs), needs);
+    assert!(small.storage_buffers < needs.storage_buffers);
 }
 
 #[test]

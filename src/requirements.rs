@@ -1,0 +1,135 @@
+//! What a device must offer to run a plan, as plain data: before there is a device.
+
+use crate::error::{Error, Result};
+use crate::gpu::{AdapterClass, Profile};
+use crate::plan::Plan;
+
+/// What the kernels of some plans need of a device. None needs a feature;
+/// [`Gpu::USEFUL_FEATURES`](crate::Gpu::USEFUL_FEATURES) are those that help.
+///
+/// ```
+/// use throughline::{AdapterClass, Graph, Plan, Profile, Requirements, TensorType};
+///
+/// let mut g = Graph::new();
+/// let x = g.input("x", TensorType::f32([40 << 20]))?; // 160 MiB
+/// let y = g.gelu("y", x)?;
+/// // Of an adapter, `Profile::of_adapter`.
+/// let profile = Profile { max_binding_bytes: 1 << 30, ..Profile::portable(AdapterClass::Gpu) };
+/// let plan = Plan::new(&g, &[y], &profile)?;
+///
+/// // An app merges that into what it asks for anyway:
+/// let mut limits = wgpu::Limits::default();
+/// let needs = Requirements::of(&plan);
+/// assert_eq!(needs.missing(&limits).len(), 1);
+/// needs.raise(&mut limits);
+/// assert_eq!(limits.max_storage_buffer_binding_size, 160 << 20);
+/// needs.check(&limits)?;
+/// # Ok::<(), throughline::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Requirements {
+    /// Bytes of the largest storage binding.
+    pub binding_bytes: u64,
+    /// Bytes of the largest buffer.
+    pub buffer_bytes: u64,
+    /// Storage buffers of a kernel.
+    pub storage_buffers: u32,
+    /// Workgroups of a dispatch along one dimension.
+    pub workgroups: u32,
+    /// Invocations of a workgroup.
+    pub invocations: u32,
+    /// Bytes of workgroup memory.
+    pub workgroup_bytes: u32,
+    /// Bytes of a uniform.
+    pub uniform_bytes: u64,
+}
+
+impl Requirements {
+    /// Those of a plan.
+    pub fn of(plan: &Plan) -> Self {
+        let dispatches = || plan.steps.iter().flat_map(|s| &s.dispatches);
+        let bound = dispatches().flat_map(|d| d.binds.iter().flatten()).map(|&(_, bytes, _)| bytes as u64);
+        let external = plan.externals.iter().map(|e| e.ty.storage_bytes() as u64);
+        let planned = plan.buffers.iter().map(|b| b.bytes as u64);
+        // Kernels keep to these, whatever a device offers.
+        let Profile { max_invocations, max_workgroup_bytes, .. } = Profile::portable(AdapterClass::Gpu);
+        Requirements {
+            binding_bytes: bound.max().unwrap_or(0).next_multiple_of(16),
+            buffer_bytes: planned.chain(external).max().unwrap_or(0),
+            storage_buffers: dispatches().map(|d| d.binds.len() as u32).max().unwrap_or(0),
+            workgroups: dispatches().flat_map(|d| d.workgroups).max().unwrap_or(0),
+            invocations: max_invocations,
+            workgroup_bytes: max_workgroup_bytes,
+            uniform_bytes: dispatches().map(|d| 4 * d.words.len() as u64).max().unwrap_or(0),
+        }
+    }
+
+    /// What runs these and those.
+    pub fn and(self, other: Self) -> Self {
+        Requirements {
+            binding_bytes: self.binding_bytes.max(other.binding_bytes),
+            buffer_bytes: self.buffer_bytes.max(other.buffer_bytes),
+            storage_buffers: self.storage_buffers.max(other.storage_buffers),
+            workgroups: self.workgroups.max(other.workgroups),
+            invocations: self.invocations.max(other.invocations),
+            workgroup_bytes: self.workgroup_bytes.max(other.workgroup_bytes),
+            uniform_bytes: self.uniform_bytes.max(other.uniform_bytes),
+        }
+    }
+
+    /// Raises limits to what is needed, where they are lower.
+    pub fn raise(&self, limits: &mut wgpu::Limits) {
+        let l = limits;
+        l.max_storage_buffer_binding_size = l.max_storage_buffer_binding_size.max(self.binding_bytes);
+        l.max_buffer_size = l.max_buffer_size.max(self.buffer_bytes);
+        l.max_storage_buffers_per_shader_stage = l.max_storage_buffers_per_shader_stage.max(self.storage_buffers);
+        l.max_compute_workgroups_per_dimension = l.max_compute_workgroups_per_dimension.max(self.workgroups);
+        l.max_compute_invocations_per_workgroup = l.max_compute_invocations_per_workgroup.max(self.invocations);
+        l.max_compute_workgroup_size_x = l.max_compute_workgroup_size_x.max(self.invocations);
+        l.max_compute_workgroup_storage_size = l.max_compute_workgroup_storage_size.max(self.workgroup_bytes);
+        l.max_uniform_buffer_binding_size = l.max_uniform_buffer_binding_size.max(self.uniform_bytes);
+    }
+
+    /// What of it these limits do not offer: the limit's name in wgpu, what is needed, what is offered.
+    pub fn missing(&self, limits: &wgpu::Limits) -> Vec<(&'static str, u64, u64)> {
+        let l = limits;
+        let all = [
+            ("max_storage_buffer_binding_size", self.binding_bytes, l.max_storage_buffer_binding_size),
+            ("max_buffer_size", self.buffer_bytes, l.max_buffer_size),
+            (
+                "max_storage_buffers_per_shader_stage",
+                self.storage_buffers.into(),
+                l.max_storage_buffers_per_shader_stage.into(),
+            ),
+            (
+                "max_compute_workgroups_per_dimension",
+                self.workgroups.into(),
+                l.max_compute_workgroups_per_dimension.into(),
+            ),
+            (
+                "max_compute_invocations_per_workgroup",
+                self.invocations.into(),
+                l.max_compute_invocations_per_workgroup.into(),
+            ),
+            ("max_compute_workgroup_size_x", self.invocations.into(), l.max_compute_workgroup_size_x.into()),
+            (
+                "max_compute_workgroup_storage_size",
+                self.workgroup_bytes.into(),
+                l.max_compute_workgroup_storage_size.into(),
+            ),
+            ("max_uniform_buffer_binding_size", self.uniform_bytes, l.max_uniform_buffer_binding_size),
+        ];
+        all.into_iter().filter(|(_, needed, offered)| needed > offered).collect()
+    }
+
+    /// An `Err` that names each limit that is too low. Where a plan is too large, a smaller batch or context, or a plan
+    /// made for the device's own profile, may fit.
+    pub fn check(&self, limits: &wgpu::Limits) -> Result<()> {
+        let shown = |(limit, needed, offered): (&str, u64, u64)| format!("{limit} must be {needed}, but is {offered}");
+        let missing: Vec<String> = self.missing(limits).into_iter().map(shown).collect();
+        match missing.is_empty() {
+            true => Ok(()),
+            false => Err(Error::Limit(missing.join("; "))),
+        }
+    }
+}
