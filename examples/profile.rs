@@ -49,6 +49,7 @@ fn main() -> anyhow::Result<()> {
         micro_batches: 1,
         schedule: Schedule::constant(1e-3),
         adamw: AdamWConfig::default(),
+        muon: None,
         seed: 0,
     };
     let mut rng = Rng::new(&[1]);

@@ -9,8 +9,8 @@
 //! p = p (1 - lr decay) - lr rate X
 //! ```
 //!
-//! This raises every singular value that is not tiny into 0.68 .. 1.14 or so, and keeps the vectors. All of
-//! it is f32, where the published code has bfloat16. Matrices of one shape are a batch.
+//! Five iterations bring every singular value that is not tiny (0.004 of the norm or more) into 0.68 .. 1.21, and
+//! keep the vectors. All of it is f32, where the published code has bfloat16. Matrices of one shape are a batch.
 //!
 //! Three small ops do what matmul does not. X is kept times c^(1/4): then its product with itself is sqrt(c) A,
 //! and the square of that c A A, so that no product needs a factor; and a X goes into the polynomial of A as a I,
