@@ -340,6 +340,8 @@ impl Run {
             None => None,
             Some(dir) => Some(Checkpoint::load(&checkpoint_path(dir))?),
         };
+        let muon = flags.optimizer == Some(OptimizerFlag::Muon) || resumed.is_some();
+        ensure!(muon || flags.muon_factor.is_none(), "--muon-factor is for --optimizer muon");
         let config = match &resumed {
             None => flags.config(tokenizer.vocab_size()),
             Some(checkpoint) => {
