@@ -18,7 +18,7 @@
 
 // knobs
 const CAUSAL: bool = true; // query t sees keys up to t + tk - tq
-const CACHED: bool = false; // or up to t + start[0]; forward only
+const CACHED: bool = false; // or up to t + start[b], of sequence b; forward only
 const GROUP: u32 = 8u; // invocations of a workgroup
 const ROWS: u32 = 4u;
 alias E = vec4<f32>; // f32 where the width of a head is no multiple of 4
@@ -89,11 +89,14 @@ struct Place {
     batch: u32,
     head: u32,
     row0: u32, // of this invocation
+    // The last key that counts. It is read for those behind it, too: their weight is 0, but what a cache holds
+    // there may be no number.
+    last: u32,
 }
 
 fn place(group: u32, lane: u32, heads: u32) -> Place {
     let index = group / p.blocks;
-    return Place(index / heads, index % heads, ((group % p.blocks) * GROUP + lane) * ROWS);
+    return Place(index / heads, index % heads, ((group % p.blocks) * GROUP + lane) * ROWS, p.tk - 1u);
 }
 
 fn q_at(at: Place, row: u32) -> u32 {
@@ -101,7 +104,7 @@ fn q_at(at: Place, row: u32) -> u32 {
 }
 
 fn kv_at(at: Place, kv_head: u32, key: u32) -> u32 {
-    return ((at.batch * p.tk + min(key, p.tk - 1u)) * p.kv_heads + kv_head) * DIM;
+    return ((at.batch * p.tk + min(key, at.last)) * p.kv_heads + kv_head) * DIM;
 }
 
 fn stat_at(at: Place, row: u32) -> u32 {
@@ -130,9 +133,9 @@ fn shifted(row: Vector) -> Vector {
 }
 
 // Keys before that of the first query, in kernels that may have a cache.
-fn ahead() -> u32 {
+fn ahead(batch: u32) -> u32 {
     if (CACHED) {
-        return min(start[0], p.tk);
+        return min(start[batch], p.tk);
     }
     return p.tk - p.tq;
 }
@@ -163,14 +166,18 @@ fn forward(
     if (group >= p.groups) {
         return;
     }
-    let at = place(group, lane, p.heads);
+    var at = place(group, lane, p.heads);
     let kv_head = at.head / (p.heads / p.kv_heads);
+    let before = ahead(group / p.blocks / p.heads); // at.batch, of which a compiler sees that all lanes have it
+    let end = visible(last_row(group), before);
+    if (STEP > 1u) { // else no key behind them is read
+        at.last = end - 1u;
+    }
     var qs: array<Vector, ROWS>;
     var sums: array<Vector, ROWS>;
     var top: array<f32, ROWS>;
     var norm: array<f32, ROWS>;
     var seen: array<u32, ROWS>;
-    let before = ahead();
     for (var r = 0u; r < ROWS; r++) {
         top[r] = MASKED;
         seen[r] = visible(at.row0 + r, before);
@@ -184,7 +191,6 @@ fn forward(
             }
         }
     }
-    let end = visible(last_row(group), before);
     for (var key0 = 0u; key0 < end; key0 += STEP) {
         let mine_at = kv_at(at, kv_head, key0 + lane / SPAN) + lane % SPAN;
         var k_mine: array<E, SPANS>;
@@ -269,7 +275,7 @@ fn row_dots(
         return;
     }
     // i counts (batch, head, time).
-    let at = Place(i / p.tq / p.heads, i / p.tq % p.heads, i % p.tq);
+    let at = Place(i / p.tq / p.heads, i / p.tq % p.heads, i % p.tq, p.tk - 1u);
     let base = q_at(at, at.row0);
     var sum = E();
     for (var u = base; u < base + DIM; u++) { // not unrolled; see `shifted`
@@ -529,7 +535,7 @@ fn unit_of(i: u32, lane: u32) -> u32 {
 // the end.
 fn tile_place(group: u32, heads: u32) -> Place {
     let index = group / p.blocks;
-    return Place(index / heads, index % heads, (p.blocks - 1u - group % p.blocks) * TILE);
+    return Place(index / heads, index % heads, (p.blocks - 1u - group % p.blocks) * TILE, p.tk - 1u);
 }
 
 // This invocation's rows.
@@ -609,14 +615,15 @@ fn tiled_forward(
     if (group >= p.groups) {
         return;
     }
-    let at = tile_place(group, p.heads);
+    var at = tile_place(group, p.heads);
     let rows = four(at.row0, lane);
-    let before = ahead();
+    let before = ahead(at.batch);
     let seen = visible4(rows, before);
+    let end = visible(at.row0 + TILE - 1u, before);
+    at.last = end - 1u;
     var sums: Sums;
     var top = vec4<f32>(MASKED);
     var norm: vec4<f32>; // this invocation's share
-    let end = visible(at.row0 + TILE - 1u, before);
     for (var key0 = 0u; key0 < end; key0 += OTHERS) {
         var s: Scores;
         for (var c = 0u; c < DIM; c += CHUNK) {
@@ -742,7 +749,7 @@ fn tiled_backward_kv(
     }
     let index = group / p.blocks;
     let sharing = p.heads / p.kv_heads;
-    var at = Place(index / p.kv_heads, index % p.kv_heads * sharing, (group % p.blocks) * TILE);
+    var at = Place(index / p.kv_heads, index % p.kv_heads * sharing, (group % p.blocks) * TILE, p.tk - 1u);
     let keys = four(at.row0, lane);
     var dks: Sums;
     var dvs: Sums;
@@ -829,8 +836,9 @@ fn decode(
         return;
     }
     // group counts (batch, head, time).
-    let at = Place(group / p.tq / p.heads, group / p.tq % p.heads, group % p.tq);
-    let end = visible(at.row0, ahead());
+    var at = Place(group / p.tq / p.heads, group / p.tq % p.heads, group % p.tq, 0u);
+    let end = visible(at.row0, ahead(at.batch));
+    at.last = end - 1u;
     let team = lane / LANES * LANES;
     let base = q_at(at, at.row0);
     var sums: array<E, OWN>;

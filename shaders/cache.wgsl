@@ -1,5 +1,5 @@
-// Rows in the middle of longer sequences, from a place that only the step knows: keys and values of new
-// tokens into a cache, and back out of it.
+// Rows in the middle of longer sequences, from a place that only the step knows, one for each sequence: keys
+// and values of new tokens into a cache, and back out of it.
 
 // knobs
 const INVOCATIONS: u32 = 64u; // of a workgroup
@@ -26,7 +26,8 @@ struct Params {
 
 // Row of the cache that element `i` of the rows stands in.
 fn row(i: u32) -> u32 {
-    return start[0] + i % p.sequence / p.cols;
+    // What starts behind the end stays there, and does not wrap.
+    return min(start[i / p.sequence], p.capacity) + i % p.sequence / p.cols;
 }
 
 fn at(i: u32) -> u32 {

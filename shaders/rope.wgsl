@@ -12,7 +12,7 @@ alias E = vec4<f32>; // f32 where half a head is no multiple of 4, and for `inte
 alias U = vec4<u32>; // u32 likewise
 alias I = vec4<i32>; // i32 likewise
 const UNITS: u32 = 8u; // of E in half a head
-const HAS_START: bool = false; // positions count from start[0], not from 0
+const HAS_START: bool = false; // positions of sequence b count from start[b], not from 0
 
 // Turns per position in units of 2^-48, with whole turns dropped: 32 high bits and 16 low ones.
 struct Frequency {
@@ -56,7 +56,7 @@ fn work(i: u32) -> Work {
     let first = i / UNITS % p.groups * p.group;
     var position = row % p.time;
     if (HAS_START) {
-        position += start[0];
+        position += start[row / p.time];
     }
     // The position in two halves, so that its product with the low bits fits.
     let f = p.frequencies[unit];

@@ -47,6 +47,10 @@ pub enum Error {
     /// The driver refused or lost something.
     #[error("device: {0}")]
     Device(String),
+    /// The device is gone: destroyed, reset or removed. Nothing on it works any more; open another one, and go on
+    /// from the last checkpoint.
+    #[error("device lost: {0}")]
+    DeviceLost(String),
     /// Host data does not fit the tensor that it is meant for.
     #[error("tensor `{tensor}`: expected {expected}, got {got}")]
     Data {

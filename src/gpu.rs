@@ -321,7 +321,7 @@ impl Gpu {
     }
 
     fn poll_blocking(&self, poll: wgpu::PollType) -> Result<()> {
-        self.device().poll(poll).map(drop).map_err(|e| Error::Device(format!("waiting for the GPU: {e}")))
+        self.device().poll(poll).map(drop).map_err(|e| self.error(format!("waiting for the GPU: {e}")))
     }
 
     /// Bound where a kernel declares a read-only buffer that the launch does not have.
@@ -335,12 +335,9 @@ impl Gpu {
         if size > max {
             return Err(Error::Limit(format!("buffer `{label}` needs {size} bytes; the adapter allows {max}")));
         }
-        Ok(self.device().create_buffer(&wgpu::BufferDescriptor {
-            label: Some(label),
-            size,
-            usage: Tensor::USAGES,
-            mapped_at_creation: false,
-        }))
+        let descriptor =
+            wgpu::BufferDescriptor { label: Some(label), size, usage: Tensor::USAGES, mapped_at_creation: false };
+        self.guarded(|| Ok(self.device().create_buffer(&descriptor)))
     }
 
     /// The pipeline for a kernel, compiled the first time and cached. A compile error is the
@@ -439,6 +436,39 @@ impl Gpu {
         }))
     }
 
+    /// Whether the device is gone. wgpu tells that to the one callback that the app may have set, and otherwise makes
+    /// every object invalid, so this looks whether a new one is.
+    pub fn is_lost(&self) -> bool {
+        let scope = self.device().push_error_scope(wgpu::ErrorFilter::Validation);
+        let buffer = self.device().create_buffer(&wgpu::BufferDescriptor {
+            label: Some("throughline: is the device lost?"),
+            size: 4,
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        buffer.map_async(wgpu::MapMode::Read, .., |_| {});
+        now(scope.pop()).flatten().is_some()
+    }
+
+    /// An error of the device's as one of ours.
+    fn error(&self, e: impl ToString) -> Error {
+        let message = e.to_string();
+        if self.is_lost() { Error::DeviceLost(message) } else { Error::Device(message) }
+    }
+
+    /// [`scoped`](Self::scoped) for calls that cannot wait. On native devices, errors of the calls are known when they
+    /// return; browsers may tell them later, and then to the app's handler.
+    pub(crate) fn guarded<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
+        let memory = self.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let validation = self.device().push_error_scope(wgpu::ErrorFilter::Validation);
+        let result = f();
+        let errors = [now(validation.pop()).flatten(), now(memory.pop()).flatten()];
+        match (result, errors.into_iter().flatten().next()) {
+            (Ok(_), Some(e)) => Err(self.error(e)),
+            (result, _) => result,
+        }
+    }
+
     /// Runs `f` and turns what the device reports meanwhile (validation, memory) into an `Err`.
     pub(crate) async fn scoped<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
         let memory = self.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
@@ -447,10 +477,18 @@ impl Gpu {
         let result = f();
         for scope in [validation.pop().await, internal.pop().await, memory.pop().await] {
             if let (Ok(_), Some(e)) = (&result, scope) {
-                return Err(Error::Device(e.to_string()));
+                return Err(self.error(e));
             }
         }
         result
+    }
+}
+
+/// What a future gives without waiting.
+fn now<T>(future: impl Future<Output = T>) -> Option<T> {
+    match std::pin::pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => Some(output),
+        Poll::Pending => None,
     }
 }
 
@@ -505,9 +543,10 @@ async fn open(cooperative: Option<Cooperative>) -> Result<(wgpu::Adapter, wgpu::
 /// asked to. Submit the encoder first, then take the data in one of three ways.
 #[derive(Debug)]
 pub struct Readback {
+    gpu: Gpu,
     staging: wgpu::Buffer,
     ty: TensorType,
-    mapped: Option<OneshotReceiver<Result<(), wgpu::BufferAsyncError>>>,
+    mapped: Option<OneshotReceiver<Result<()>>>,
 }
 
 impl Readback {
@@ -521,7 +560,7 @@ impl Readback {
             mapped_at_creation: false,
         });
         encoder.copy_buffer_to_buffer(tensor.buffer(), tensor.offset(), &staging, 0, Some(size));
-        Readback { staging, ty, mapped: None }
+        Readback { gpu: gpu.clone(), staging, ty, mapped: None }
     }
 
     /// Asks for the data. Call after the submit; calling again does nothing.
@@ -530,10 +569,15 @@ impl Readback {
             return;
         }
         let (sender, receiver) = oneshot_channel();
-        self.staging.map_async(wgpu::MapMode::Read, .., move |result| {
-            // A dropped receiver means that nobody wants the data any more.
-            let _ = sender.send(result);
-        });
+        let map = || {
+            self.staging.map_async(wgpu::MapMode::Read, .., move |result| {
+                // A dropped receiver means that nobody wants the data any more.
+                let _ = sender.send(result.map_err(|e| Error::Device(e.to_string())));
+            });
+            Ok(())
+        };
+        // The callback is told of errors too.
+        let _ = self.gpu.guarded(map);
         self.mapped = Some(receiver);
     }
 
@@ -544,6 +588,7 @@ impl Readback {
         let receiver = self.mapped.take().ok_or_else(|| Error::Device("readback was not requested".into()))?;
         match receiver.receive().await {
             Some(Ok(())) => self.copy_out(),
+            Some(Err(_)) if self.gpu.is_lost() => Err(Error::DeviceLost(format!("reading {} back", self.ty))),
             Some(Err(e)) => Err(Error::Device(format!("reading {} back: {e}", self.ty))),
             None => Err(Error::Device(format!("reading {} back: the device was dropped", self.ty))),
         }

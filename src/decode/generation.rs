@@ -2,9 +2,9 @@
 
 use futures_util::stream::{Stream, unfold};
 
-use super::Decoder;
+use super::{Decoder, Step, Submitted};
 use crate::error::Result;
-use crate::sample::Sampling;
+use crate::sample::{Candidates, Sampling};
 
 /// How to go on from a prompt.
 #[derive(Clone, Debug, PartialEq)]
@@ -77,15 +77,13 @@ impl Decoder {
         self.check(prompts)?;
         let mut texts: Vec<Vec<u32>> = vec![vec![]; prompts.len()];
         let mut feeds: Vec<Vec<u32>> = prompts.iter().map(|p| p.to_vec()).collect();
+        let gpu = self.gpu.clone();
         for n in 0..options.max_tokens {
             let new: Vec<&[u32]> = feeds.iter().map(Vec::as_slice).collect();
-            let draws: Vec<Option<Sampling>> = (feeds.iter().zip(0..))
-                .map(|(feed, i)| {
-                    let sampling = Sampling { seed: options.sampling.seed.wrapping_add(i), ..options.sampling };
-                    (!feed.is_empty()).then_some(sampling)
-                })
-                .collect();
-            let drawn = self.gpu.clone().run_blocking(self.feed_and_draw(&new, &draws, n as u64))?;
+            let seed = |(feed, i): (&Vec<u32>, u64)| (!feed.is_empty()).then(|| options.sampling.seed.wrapping_add(i));
+            let seeds: Vec<Option<u64>> = feeds.iter().zip(0..).map(seed).collect();
+            let draw = self.feed_and_draw(&new, options.sampling, &seeds, n as u64);
+            let drawn = gpu.run_blocking(draw)?;
             for (i, id) in drawn.into_iter().enumerate() {
                 feeds[i].clear();
                 let Some(id) = id.filter(|id| !options.stop.contains(id)) else { continue };
@@ -101,11 +99,50 @@ impl Decoder {
         Ok(texts)
     }
 
-    /// Appends tokens and draws token number `n` behind those of the sequences that are given a way to.
-    async fn feed_and_draw(&mut self, new: &[&[u32]], draws: &[Option<Sampling>], n: u64) -> Result<Vec<Option<u32>>> {
-        let logits = self.feed_batch(new).await?;
-        let draw = |(sampling, logits): (&Option<Sampling>, &Vec<f32>)| sampling.map(|s| s.draw(logits, n));
-        Ok(draws.iter().zip(&logits).map(draw).collect())
+    /// Appends tokens and draws token number `n` behind those of the sequences that are given a seed for it. The
+    /// likeliest tokens come back from the GPU; all scores only where these do not decide.
+    async fn feed_and_draw(
+        &mut self,
+        new: &[&[u32]],
+        sampling: Sampling,
+        seeds: &[Option<u64>],
+        n: u64,
+    ) -> Result<Vec<Option<u32>>> {
+        for step in [&self.chunk, &self.single] {
+            if let Some(top) = step.top {
+                step.exec.write(top.temperature, &[sampling.temperature])?;
+            }
+        }
+        let candidates = |step: &Step| step.top.map_or(vec![], |top| top.candidates.to_vec());
+        let Submitted { step, readbacks } = self.submit(new, candidates)?;
+        let k = step.top.map_or(1, |top| top.k);
+        let mut readbacks = readbacks.into_iter();
+        let (Some(values), Some(ids), Some(lse)) = (readbacks.next(), readbacks.next(), readbacks.next()) else {
+            return Ok(vec![None; new.len()]);
+        };
+        let (values, ids, lse) = (values.take::<f32>().await?, ids.take::<u32>().await?, lse.take::<f32>().await?);
+        let mut all: Option<Vec<f32>> = None;
+        let mut drawn = vec![];
+        for (i, seed) in seeds.iter().enumerate() {
+            let Some(seed) = *seed else {
+                drawn.push(None);
+                continue;
+            };
+            let sampling = Sampling { seed, ..sampling };
+            let row = i * k..(i + 1) * k;
+            let candidates = Candidates { values: &values[row.clone()], ids: &ids[row], lse: lse[i] };
+            let mut id = sampling.draw_from(&candidates, n);
+            if id.is_none() {
+                if all.is_none() {
+                    all = Some(step.read(step.values.logits)?.take().await?);
+                }
+                let vocab = self.config.vocab_size;
+                id = all.as_ref().map(|logits| sampling.draw(&logits[i * vocab..(i + 1) * vocab], n));
+            }
+            drawn.push(id);
+        }
+        self.appended(new);
+        Ok(drawn)
     }
 }
 
@@ -116,8 +153,9 @@ impl<'a> Generation<'a> {
         if self.finish.is_some() {
             return Ok(None);
         }
-        let draws = [Some(self.options.sampling)];
-        let ids = self.decoder.feed_and_draw(&[&self.feed], &draws, self.drawn as u64).await?;
+        let Sampling { seed, .. } = self.options.sampling;
+        let drawn = self.drawn as u64;
+        let ids = self.decoder.feed_and_draw(&[&self.feed], self.options.sampling, &[Some(seed)], drawn).await?;
         Ok(ids[0].and_then(|id| self.drew(id)))
     }
 

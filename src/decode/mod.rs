@@ -13,8 +13,9 @@ use crate::graph::{Graph, Value};
 use crate::model::Model;
 use crate::nn::{DecodeRows, DecodeShape, TransformerConfig, TransformerDecoder};
 use crate::ops::packed::Packed;
+use crate::ops::top_k::MAX_K;
 use crate::sample::check_ids;
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, TensorType};
 
 mod generation;
 
@@ -68,6 +69,22 @@ struct Step {
     exec: Executable,
     values: TransformerDecoder,
     shape: DecodeShape,
+    top: Option<Top>,
+}
+
+/// The likeliest tokens, in steps that give scores for the last row only.
+#[derive(Clone, Copy, Debug)]
+struct Top {
+    temperature: Value,
+    /// Scores, ids and the log of the sum, as [`Graph::top_k`] gives them.
+    candidates: [Value; 3],
+    k: usize,
+}
+
+/// A step that was submitted, with what was asked for on its way to the host.
+struct Submitted<'a> {
+    step: &'a Step,
+    readbacks: Vec<Readback>,
 }
 
 impl Decoder {
@@ -162,8 +179,8 @@ impl Decoder {
     /// Appends tokens to each sequence, none to some if you like; the scores behind the last of each, which mean
     /// nothing where there was none. An `Err` leaves the sequences as they were.
     pub async fn feed_batch(&mut self, new: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
-        let step = self.submit(new)?;
-        let logits = step.read(step.values.logits)?.take::<f32>().await?;
+        let mut submitted = self.submit(new, |step| vec![step.values.logits])?;
+        let logits = submitted.readbacks.swap_remove(0).take::<f32>().await?;
         self.appended(new);
         Ok(logits.chunks_exact(self.config.vocab_size).map(<[f32]>::to_vec).collect())
     }
@@ -185,8 +202,8 @@ impl Decoder {
         let mut all = vec![];
         let mut start = self.lengths[0];
         for part in ids.chunks(step.shape.time) {
-            step.submit(&[part], &[start])?;
-            let logits: Vec<f32> = step.exec.read_blocking(step.values.logits)?;
+            let logits = step.submit(&[part], &[start], &[step.values.logits])?.swap_remove(0);
+            let logits: Vec<f32> = logits.wait_blocking(&self.gpu)?;
             all.extend_from_slice(&logits[..part.len() * self.config.vocab_size]);
             start += part.len();
         }
@@ -213,8 +230,8 @@ impl Decoder {
         Ok(())
     }
 
-    /// Submits the passes for new tokens; gives the step that made the last one holds the scores.
-    fn submit(&self, new: &[&[u32]]) -> Result<&Step> {
+    /// Submits the passes for new tokens. `read` says which values of the last one are wanted.
+    fn submit(&self, new: &[&[u32]], read: impl Fn(&Step) -> Vec<Value>) -> Result<Submitted<'_>> {
         self.check(new)?;
         let longest = new.iter().map(|ids| ids.len()).max().unwrap_or(0);
         // One token costs less in a step of its own. All sequences end in the last pass, so that it has
@@ -222,14 +239,16 @@ impl Decoder {
         let step = if longest > 1 { &self.chunk } else { &self.single };
         let time = step.shape.time;
         let passes = longest.div_ceil(time);
+        let mut readbacks = vec![];
         let fed = |ids: &[u32], passes_left: usize| ids.len().saturating_sub(passes_left * time);
         for pass in 0..passes {
             let left = passes - pass;
             let parts: Vec<&[u32]> = new.iter().map(|ids| &ids[fed(ids, left)..fed(ids, left - 1)]).collect();
             let starts: Vec<usize> = new.iter().zip(&self.lengths).map(|(ids, n)| n + fed(ids, left)).collect();
-            step.submit(&parts, &starts)?;
+            let wanted = if left == 1 { read(step) } else { vec![] };
+            readbacks = step.submit(&parts, &starts, &wanted)?;
         }
-        Ok(step)
+        Ok(Submitted { step, readbacks })
     }
 
     fn appended(&mut self, new: &[&[u32]]) {
@@ -258,15 +277,25 @@ impl Step {
     async fn new(gpu: &Gpu, config: &TransformerConfig, shape: DecodeShape, bound: &mut Bound) -> Result<Step> {
         let mut g = gpu.graph();
         let values = TransformerDecoder::build(&mut g, config, &bound.packed, shape)?;
+        let top = match shape.rows {
+            DecodeRows::Last => {
+                let temperature = g.input("temperature", TensorType::f32([1]))?;
+                let k = MAX_K.min(config.vocab_size);
+                Some(Top { temperature, candidates: g.top_k("top", values.logits, temperature, k)?, k })
+            }
+            DecodeRows::All => None,
+        };
         let bindings = bound.bind(gpu, &g, &values)?;
-        let plan = Arc::new(gpu.plan(&g, &[values.logits])?);
+        let candidates = top.iter().flat_map(|top| top.candidates);
+        let outputs: Vec<Value> = [values.logits].into_iter().chain(candidates).collect();
+        let plan = Arc::new(gpu.plan(&g, &outputs)?);
         let options = ExecOptions { bindings, ..Default::default() };
-        Ok(Step { exec: Executable::new(gpu, plan, options).await?, values, shape })
+        Ok(Step { exec: Executable::new(gpu, plan, options).await?, values, shape, top })
     }
 
-    /// Runs on up to `time` tokens of each sequence. Rows that stand for none leave keys behind those in use, which
+    /// Runs on up to `time` tokens of each sequence, in one submit with the copies of the values to read. Rows that stand for none leave keys behind those in use, which
     /// the next tokens overwrite.
-    fn submit(&self, parts: &[&[u32]], starts: &[usize]) -> Result<()> {
+    fn submit(&self, parts: &[&[u32]], starts: &[usize], read: &[Value]) -> Result<Vec<Readback>> {
         let time = self.shape.time;
         let padded = |ids: &&[u32]| ids.iter().copied().chain(std::iter::repeat(0)).take(time).collect::<Vec<_>>();
         self.exec.write(self.values.tokens, &parts.iter().flat_map(padded).collect::<Vec<u32>>())?;
@@ -279,8 +308,14 @@ impl Step {
             let row = |(b, ids): (usize, &&[u32])| (b * time + ids.len().saturating_sub(1)) as u32;
             self.exec.write(last, &parts.iter().enumerate().map(row).collect::<Vec<u32>>())?;
         }
-        self.exec.submit();
-        Ok(())
+        let gpu = self.exec.gpu();
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        self.exec.record(&mut encoder);
+        let later = |&value: &Value| Ok(self.exec.tensor(value)?.read_later(gpu, &mut encoder));
+        let mut readbacks: Vec<Readback> = read.iter().map(later).collect::<Result<_>>()?;
+        gpu.queue().submit([encoder.finish()]);
+        readbacks.iter_mut().for_each(Readback::request);
+        Ok(readbacks)
     }
 
     /// A value of the last pass, on its way.

@@ -277,7 +277,8 @@ fn upload_packed(gpu: &Gpu, name: &str, bytes: &[u8], matrix: Packed) -> Result<
 /// use throughline::optim::ArenaLayout;
 ///
 /// let config = TransformerConfig::gpt2(65, 32, 2, 48, 4);
-/// let params = ArenaLayout::of_model(&config)?.tensors.into_iter().map(|(name, shape)| (name, vec![0.5; shape.len()]));
+/// let layout = ArenaLayout::of_model(&config, u64::MAX)?;
+/// let params = layout.tensors.into_iter().map(|(name, shape)| (name, vec![0.5; shape.len()]));
 /// let dir = std::env::temp_dir().join(format!("doc-model-{}", std::process::id()));
 /// model::save(&dir, &config, &params.collect::<Vec<_>>())?;
 /// assert_eq!(Model::open(&dir)?.config(), &config);

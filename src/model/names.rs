@@ -21,6 +21,8 @@ const fn third(ours: &'static str, theirs: &'static str, i: usize) -> Module {
 #[derive(Debug)]
 pub(super) struct Names {
     modules: &'static [Module],
+    /// Where the names are that `modules` does not have.
+    rest: Option<&'static Names>,
     /// In front of most names, unless the file has the model without its head.
     prefix: &'static str,
     /// Linear weights are `[d_in, d_out]`, as ours, rather than `[d_out, d_in]`.
@@ -44,7 +46,9 @@ impl Names {
             Some((layer, rest)) => (format!("h.{{}}.{rest}"), layer),
             None => (stem.to_string(), ""),
         };
-        let module = self.modules.iter().find(|m| m.ours == stem)?;
+        let Some(module) = self.modules.iter().find(|m| m.ours == stem) else {
+            return self.rest?.place(name, bare);
+        };
         let theirs = module.theirs.replace("{}", layer);
         let theirs = if bare { theirs.strip_prefix(self.prefix).unwrap_or(&theirs) } else { &theirs };
         Some(Place { tensor: format!("{theirs}.{suffix}"), third: module.third })
@@ -69,6 +73,7 @@ pub(super) const HF_LLAMA: Names = Names {
         module("h.{}.mlp.up", "model.layers.{}.mlp.up_proj"),
         module("h.{}.mlp.down", "model.layers.{}.mlp.down_proj"),
     ],
+    rest: None,
     prefix: "model.",
     input_major: false,
 };
@@ -89,6 +94,7 @@ pub(super) const HF_GPT2: Names = Names {
         module("h.{}.mlp.up", "transformer.h.{}.mlp.c_fc"),
         module("h.{}.mlp.down", "transformer.h.{}.mlp.c_proj"),
     ],
+    rest: None,
     prefix: "transformer.",
     input_major: true,
 };
@@ -109,6 +115,7 @@ pub(super) const HF_BERT: Names = Names {
         module("h.{}.mlp.down", "bert.encoder.layer.{}.output.dense"),
         module("h.{}.mlp_norm", "bert.encoder.layer.{}.output.LayerNorm"),
     ],
+    rest: None,
     prefix: "bert.",
     input_major: false,
 };
@@ -132,6 +139,7 @@ pub(super) const GGUF: Names = Names {
         module("h.{}.mlp.up", "blk.{}.ffn_up"),
         module("h.{}.mlp.down", "blk.{}.ffn_down"),
     ],
+    rest: None,
     prefix: "",
     input_major: false,
 };
@@ -139,19 +147,11 @@ pub(super) const GGUF: Names = Names {
 /// GGUF files of GPT-2.
 pub(super) const GGUF_GPT2: Names = Names {
     modules: &[
-        module("embed", "token_embd"),
-        module("position", "position_embd"),
-        module("norm_f", "output_norm"),
-        module("head", "output"),
-        module("h.{}.attn_norm", "blk.{}.attn_norm"),
         third("h.{}.attn.q", "blk.{}.attn_qkv", 0),
         third("h.{}.attn.k", "blk.{}.attn_qkv", 1),
         third("h.{}.attn.v", "blk.{}.attn_qkv", 2),
-        module("h.{}.attn.o", "blk.{}.attn_output"),
-        module("h.{}.mlp_norm", "blk.{}.ffn_norm"),
-        module("h.{}.mlp.up", "blk.{}.ffn_up"),
-        module("h.{}.mlp.down", "blk.{}.ffn_down"),
     ],
+    rest: Some(&GGUF),
     prefix: "",
     input_major: false,
 };

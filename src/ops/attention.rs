@@ -5,6 +5,7 @@
 //! and value head (GQA, Ainslie et al. 2023). Forward leaves `lse`, the log of the sum of
 //! exponentials of each row of scores, from which backward recomputes the probabilities.
 
+use super::cache::expect_starts;
 use super::{Bind, Case, InputFill, LaneSource, Launch, Op, Program, Row, expect_f32, lane_source, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
@@ -24,7 +25,8 @@ pub(super) const ROW: Row = Row {
     bench: || {
         let square = |t: usize, heads: usize| case(1, (t, t), (heads, heads), 64, true);
         let decode = case(1, (1, 1024), (12, 12), 64, true);
-        vec![square(256, 6), square(1024, 6), square(4096, 1), decode]
+        let ragged = cached((1, 1024), (12, 12), 64, &[1023.0, 511.0, 255.0, 127.0]);
+        vec![square(256, 6), square(1024, 6), square(4096, 1), decode, ragged]
     },
 };
 
@@ -52,24 +54,25 @@ fn cases() -> Vec<Case> {
     large.name += ", large scores";
     cases.push(large.fill(0, InputFill::Normal(4.0)).fill(1, InputFill::Normal(4.0)));
     cases.extend([
-        cached(1, (1, 1), (1, 1), 1, 0),
-        cached(2, (1, 64), (4, 2), 16, 33),
-        cached(1, (1, 600), (2, 1), 64, 599),
-        cached(1, (19, 131), (3, 1), 64, 40),
-        cached(1, (70, 96), (2, 2), 5, 0),
-        cached(1, (9, 40), (1, 1), 128, 37), // the last queries see all that there is
-        cached(1, (3, 8), (1, 1), 4, 100),
+        cached((1, 1), (1, 1), 1, &[0.0]),
+        cached((1, 64), (4, 2), 16, &[33.0, 0.0, 63.0, 7.0]),
+        cached((1, 600), (2, 1), 64, &[599.0]),
+        cached((19, 131), (3, 1), 64, &[40.0, 0.0]),
+        cached((70, 96), (2, 2), 5, &[0.0]),
+        cached((9, 40), (1, 1), 128, &[37.0]), // the last queries see all that there is
+        cached((3, 8), (1, 1), 4, &[100.0]),
+        cached((6, 30), (2, 1), 8, &[20.0, 3.0, 4_294_967_295.0]),
     ]);
     cases
 }
 
-/// `start` keys stand before the first query.
-fn cached(b: usize, times: (usize, usize), heads: (usize, usize), dh: usize, start: u32) -> Case {
-    let plain = case(b, times, heads, dh, true);
+/// For each sequence, how many keys stand before the first query.
+fn cached(times: (usize, usize), heads: (usize, usize), dh: usize, starts: &'static [f64]) -> Case {
+    let plain = case(starts.len(), times, heads, dh, true);
     let op = Attention { heads: heads.0, kv_heads: heads.1, causal: true, scale: None };
-    let mut case = Case::new(format!("{}, cache of {start}", plain.name), CachedAttention(op), &[]).forward_only();
+    let mut case = Case::new(format!("{}, cache of {starts:?}", plain.name), CachedAttention(op), &[]).forward_only();
     case.inputs = plain.inputs;
-    case.ids(&[1], 1).fill(3, InputFill::Constant(f64::from(start)))
+    case.ids(&[starts.len()], 1).fill(3, InputFill::Values(starts))
 }
 
 fn case(b: usize, (tq, tk): (usize, usize), (heads, kv_heads): (usize, usize), dh: usize, causal: bool) -> Case {
@@ -94,8 +97,9 @@ pub struct Attention {
 }
 
 /// `(q, k, v, start) -> (o, lse)`: causal attention to a cache of keys and values, of which `start`, u32
-/// `[1]`, stand before that of the first query. Query `t` sees the keys up to `t + start`; what the cache holds
-/// behind them does not matter, as long as it is finite. For decoding: there is no gradient.
+/// `[batch]`, stand before that of each sequence's first query. Query `t` of sequence `b` sees the keys up to
+/// `t + start[b]`; what the cache holds behind the last that any of its queries sees does not matter, even if it
+/// is no number. For decoding: there is no gradient.
 #[derive(Clone, Copy, Debug)]
 pub struct CachedAttention(Attention);
 
@@ -111,8 +115,9 @@ impl Graph {
     }
 
     /// [`attention`](Self::attention) to a cache: `k` and `v` are `[batch, capacity, kv_heads * dh]`, of which
-    /// the rows before `start`, u32 `[1]`, were there before the first row of `q`; the rows of `q` have
-    /// theirs behind these already (see [`cache_write`](Self::cache_write)). `op` must be causal.
+    /// the rows before `start`, u32 `[batch]`, were there before the first row of `q`, so many for each sequence;
+    /// the rows of `q` have theirs behind these already (see [`cache_write`](Self::cache_write)). `op` must be
+    /// causal.
     ///
     /// ```
     /// use throughline::ops::attention::Attention;
@@ -211,8 +216,13 @@ impl Attention {
         Ok(program)
     }
 
-    /// `o` and `lse`, with `ahead` keys before that of the first query.
-    fn reference_forward(&self, inputs: &[&Array], outputs: &[TensorType], ahead: usize) -> Vec<Array> {
+    /// `o` and `lse`, with `ahead(b)` keys before that of the first query of sequence `b`.
+    fn reference_forward(
+        &self,
+        inputs: &[&Array],
+        outputs: &[TensorType],
+        ahead: impl Fn(usize) -> usize + Copy,
+    ) -> Vec<Array> {
         let types: Vec<TensorType> = inputs[..3].iter().map(|a| TensorType::f32(a.shape.clone())).collect();
         // `infer` accepted these shapes.
         let Ok(d) = self.dims(&types) else { return vec![] };
@@ -248,13 +258,13 @@ impl Attention {
         pairs * (d.batch * self.heads) as u64
     }
 
-    /// Calls `f(batch, query, head, key)` for all pairs that see each other, in order. `ahead` keys stand
-    /// before that of the first query.
-    fn for_each_pair(&self, d: &Dims, ahead: usize, mut f: impl FnMut(usize, usize, usize, usize)) {
+    /// Calls `f(batch, query, head, key)` for all pairs that see each other, in order. `ahead(b)` keys stand
+    /// before that of the first query of sequence `b`.
+    fn for_each_pair(&self, d: &Dims, ahead: impl Fn(usize) -> usize, mut f: impl FnMut(usize, usize, usize, usize)) {
         for b in 0..d.batch {
             for h in 0..self.heads {
                 for t in 0..d.tq {
-                    let visible = if self.causal { (t + ahead + 1).min(d.tk) } else { d.tk };
+                    let visible = if self.causal { (t + ahead(b) + 1).min(d.tk) } else { d.tk };
                     (0..visible).for_each(|key| f(b, t, h, key));
                 }
             }
@@ -452,7 +462,7 @@ impl Op for Attention {
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
         let [tq, tk] = [0, 1].map(|i: usize| inputs[i].shape.dims()[1]);
-        self.reference_forward(inputs, outputs, tk.saturating_sub(tq))
+        self.reference_forward(inputs, outputs, |_| tk.saturating_sub(tq))
     }
 
     fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
@@ -467,12 +477,10 @@ impl Op for CachedAttention {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         let [_, _, _, start] = inputs else { return Err(format!("takes 4 inputs, got {}", inputs.len())) };
-        if *start != TensorType::u32([1]) {
-            return Err(format!("the start must be u32[1], got {start}"));
-        }
         if !self.0.causal {
             return Err("attention to a cache must be causal".into());
         }
+        expect_starts(start, inputs[0].shape.dims().first().copied().unwrap_or(1))?;
         self.0.infer(&inputs[..3])
     }
 
@@ -489,7 +497,7 @@ impl Op for CachedAttention {
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
-        self.0.reference_forward(&inputs[..3], outputs, inputs[3].data[0] as usize)
+        self.0.reference_forward(&inputs[..3], outputs, |b| inputs[3].data[b] as usize)
     }
 
     /// As if the cache were full: what is in it is not known before the step.
@@ -540,17 +548,21 @@ impl Op for AttentionBackward {
         let [q, k, v, o, lse, dy] = [0, 1, 2, 3, 4, 5].map(|i| &inputs[i].data);
         let scale = f64::from(op.scale(d.dh));
         let [mut dq, mut dk, mut dv] = [0, 1, 2].map(|i: usize| Array::zeros(outputs[i].shape.clone()));
-        op.for_each_pair(&d, d.tk.saturating_sub(d.tq), |b, t, h, key| {
-            let [qr, kr] = op.ranges(&d, (b, t, h, key));
-            let (q, k, v, dy) = (&q[qr.clone()], &k[kr.clone()], &v[kr.clone()], &dy[qr.clone()]);
-            let prob = (scale * dot(q, k) - lse[(b * op.heads + h) * d.tq + t]).exp();
-            let ds = scale * prob * (dot(dy, v) - dot(dy, &o[qr.clone()]));
-            for i in 0..d.dh {
-                dq.data[qr.start + i] += ds * k[i];
-                dk.data[kr.start + i] += ds * q[i];
-                dv.data[kr.start + i] += prob * dy[i];
-            }
-        });
+        op.for_each_pair(
+            &d,
+            |_| d.tk.saturating_sub(d.tq),
+            |b, t, h, key| {
+                let [qr, kr] = op.ranges(&d, (b, t, h, key));
+                let (q, k, v, dy) = (&q[qr.clone()], &k[kr.clone()], &v[kr.clone()], &dy[qr.clone()]);
+                let prob = (scale * dot(q, k) - lse[(b * op.heads + h) * d.tq + t]).exp();
+                let ds = scale * prob * (dot(dy, v) - dot(dy, &o[qr.clone()]));
+                for i in 0..d.dh {
+                    dq.data[qr.start + i] += ds * k[i];
+                    dk.data[kr.start + i] += ds * q[i];
+                    dv.data[kr.start + i] += prob * dy[i];
+                }
+            },
+        );
         vec![dq, dk, dv]
     }
 

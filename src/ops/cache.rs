@@ -1,5 +1,5 @@
-//! Rows of longer sequences from a place that only the step knows: writing the keys and values of new
-//! tokens into a cache, and its dual, reading them out.
+//! Rows of longer sequences from a place that only the step knows, one for each sequence: writing the keys and
+//! values of new tokens into a cache, and its dual, reading them out.
 
 use super::{Bind, Case, InputFill, Launch, Op, Program, Row, elementwise, table_kernel};
 use crate::autodiff::Vjp;
@@ -12,44 +12,46 @@ const SOURCE: &str = include_str!("../../shaders/cache.wgsl");
 
 pub(super) const ROW: Row = Row {
     name: "cache",
-    summary: "cache[b, start + i] = rows[b, i] in place, and its dual rows[b, i] = cache[b, start + i]",
+    summary: "cache[b, start[b] + i] = rows[b, i] in place, and its dual rows[b, i] = cache[b, start[b] + i]",
     source: SOURCE,
     cases: || {
-        let write = |[b, t, capacity, d]: [usize; 4], start: u32| {
-            let name = format!("write {t} of {capacity} at {start}, b{b} d{d}");
-            let case = Case::new(name, CacheWrite, &[&[b, t, d]]).ids(&[1], 1);
-            case.fill(1, InputFill::Constant(f64::from(start))).also(&[b, capacity, d])
-        };
-        let read = |[b, t, capacity, d]: [usize; 4], start: u32| {
-            let name = format!("read {t} of {capacity} at {start}, b{b} d{d}");
-            let case = Case::new(name, CacheRead { time: t }, &[&[b, capacity, d]]).ids(&[1], 1);
-            case.fill(1, InputFill::Constant(f64::from(start)))
-        };
         let mut cases = vec![];
-        for (shape, start) in [
-            ([1, 1, 1, 1], 0),
-            ([1, 1, 127, 64], 126),
-            ([2, 5, 33, 12], 7),
-            ([3, 2, 9, 7], 0),
-            ([2, 4, 6, 20], 4), // the last two rows do not fit
-            ([2, 3, 5, 4], 1757),
-        ] {
-            cases.extend([write(shape, start), read(shape, start)]);
+        let shapes: [([usize; 4], &[f64]); 7] = [
+            ([1, 1, 1, 1], &[0.0]),
+            ([1, 1, 127, 64], &[126.0]),
+            ([2, 5, 33, 12], &[7.0]),
+            ([3, 2, 9, 7], &[0.0, 7.0, 3.0]),
+            ([2, 4, 6, 20], &[4.0]), // the last two rows do not fit
+            ([2, 3, 5, 4], &[1757.0]),
+            ([4, 3, 5, 8], &[5.0, 0.0, 4_294_967_295.0, 3.0]),
+        ];
+        for (shape, starts) in shapes {
+            cases.extend([write(shape, starts), read(shape, starts)]);
         }
         cases
     },
-    bench: || {
-        let case = Case::new("write 128 of 2048, d768", CacheWrite, &[&[1, 128, 768]]).ids(&[1], 1);
-        vec![case.fill(1, InputFill::Constant(512.0)).also(&[1, 2048, 768])]
-    },
+    bench: || vec![write([1, 128, 2048, 768], &[512.0]), write([8, 1, 2048, 768], &[512.0, 0.0, 2047.0])],
 };
 
-/// `(rows, start, cache) -> cache`: `[batch, time, d], u32 [1], [batch, capacity, d]`, with `rows` from row
-/// `start` on. Rows that do not fit are left out.
+/// The starts repeat where the batch has more sequences.
+fn write([b, t, capacity, d]: [usize; 4], starts: &'static [f64]) -> Case {
+    let name = format!("write {t} of {capacity} at {starts:?}, b{b} d{d}");
+    let case = Case::new(name, CacheWrite, &[&[b, t, d]]).ids(&[b], 1);
+    case.fill(1, InputFill::Values(starts)).also(&[b, capacity, d])
+}
+
+fn read([b, t, capacity, d]: [usize; 4], starts: &'static [f64]) -> Case {
+    let name = format!("read {t} of {capacity} at {starts:?}, b{b} d{d}");
+    let case = Case::new(name, CacheRead { time: t }, &[&[b, capacity, d]]).ids(&[b], 1);
+    case.fill(1, InputFill::Values(starts))
+}
+
+/// `(rows, start, cache) -> cache`: `[batch, time, d], u32 [batch], [batch, capacity, d]`, with the `rows` of
+/// sequence `b` from row `start[b]` on. Rows that do not fit are left out.
 #[derive(Clone, Copy, Debug)]
 pub struct CacheWrite;
 
-/// `(cache, start) -> rows`: `[batch, capacity, d], u32 [1] -> [batch, time, d]`. Zeros past the end.
+/// `(cache, start) -> rows`: `[batch, capacity, d], u32 [batch] -> [batch, time, d]`. Zeros past the end.
 #[derive(Clone, Copy, Debug)]
 pub struct CacheRead {
     /// How many rows of each sequence.
@@ -57,8 +59,9 @@ pub struct CacheRead {
 }
 
 impl Graph {
-    /// `cache` with `rows` from row `start` on: `[batch, time, d]`, u32 `[1]`, `[batch, capacity, d]`. In
-    /// place, where the cache is a state that the result is stored to.
+    /// `cache` with `rows` from row `start` on, one start for each sequence: `[batch, time, d]`, u32 `[batch]`,
+    /// `[batch, capacity, d]`. Rows past the end are left out. In place, where the cache is a state that the
+    /// result is stored to.
     pub fn cache_write(&mut self, name: &str, rows: Value, start: Value, cache: Value) -> Result<Value> {
         self.op1(name, CacheWrite, &[rows, start, cache])
     }
@@ -66,12 +69,20 @@ impl Graph {
 
 /// Checks the cache and the start; batch, capacity and width.
 fn dims(cache: &TensorType, start: &TensorType) -> Result<[usize; 3], String> {
-    if *start != TensorType::u32([1]) {
-        return Err(format!("the start must be u32[1], got {start}"));
-    }
     match (cache.dtype, cache.shape.dims()) {
-        (DType::F32, &[batch, capacity, d]) => Ok([batch, capacity, d]),
+        (DType::F32, &[batch, capacity, d]) => {
+            expect_starts(start, batch)?;
+            Ok([batch, capacity, d])
+        }
         _ => Err(format!("the cache must be f32 [batch, capacity, d], got {cache}")),
+    }
+}
+
+/// Checks that there is one start for each sequence.
+pub(super) fn expect_starts(start: &TensorType, sequences: usize) -> Result<(), String> {
+    match *start == TensorType::u32([sequences]) {
+        true => Ok(()),
+        false => Err(format!("the start must be u32[{sequences}], one for each sequence, got {start}")),
     }
 }
 
@@ -86,10 +97,11 @@ fn launch(cx: &Launch<'_>, entry: &'static str, rows: &TensorType, cache: &Tenso
 }
 
 /// Calls `f(index in rows, index in cache)` for every element that fits.
-fn for_each(rows: &Array, cache: &Array, start: f64, mut f: impl FnMut(usize, usize)) {
+fn for_each(rows: &Array, cache: &Array, start: &Array, mut f: impl FnMut(usize, usize)) {
     let (time, capacity, d) = (rows.shape.dims()[1], cache.shape.dims()[1], rows.shape.cols());
     for i in 0..rows.data.len() {
-        let (b, t, c) = (i / d / time, start as usize + i / d % time, i % d);
+        let (b, c) = (i / d / time, i % d);
+        let t = start.data[b] as usize + i / d % time;
         if t < capacity {
             f(i, (b * capacity + t) * d + c);
         }
@@ -133,7 +145,7 @@ impl Op for CacheWrite {
 
     fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
         let (rows, mut cache) = (inputs[0], inputs[2].clone());
-        for_each(rows, inputs[2], inputs[1].data[0], |i, at| cache.data[at] = rows.data[i]);
+        for_each(rows, inputs[2], inputs[1], |i, at| cache.data[at] = rows.data[i]);
         vec![cache]
     }
 
@@ -178,7 +190,7 @@ impl Op for CacheRead {
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
         let mut rows = Array::zeros(outputs[0].shape.clone());
         let shape = rows.clone();
-        for_each(&shape, inputs[0], inputs[1].data[0], |i, at| rows.data[i] = inputs[0].data[at]);
+        for_each(&shape, inputs[0], inputs[1], |i, at| rows.data[i] = inputs[0].data[at]);
         vec![rows]
     }
 

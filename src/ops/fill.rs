@@ -25,12 +25,18 @@ pub(super) const ROW: Row = Row {
 pub struct Fill {
     shape: Shape,
     value: f32,
+    early: bool,
 }
 
 impl Fill {
     /// This value in this shape.
     pub fn new(shape: impl Into<Shape>, value: f32) -> Self {
-        Fill { shape: shape.into(), value }
+        Fill { shape: shape.into(), value, early: false }
+    }
+
+    /// The same, there before anything else is.
+    pub(crate) fn early(shape: impl Into<Shape>, value: f32) -> Self {
+        Fill { early: true, ..Self::new(shape, value) }
     }
 }
 
@@ -65,5 +71,9 @@ impl Op for Fill {
 
     fn flops(&self, _: &[TensorType], _: &[TensorType]) -> u64 {
         0
+    }
+
+    fn runs_early(&self) -> bool {
+        self.early
     }
 }

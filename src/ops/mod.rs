@@ -5,6 +5,7 @@
 //! autodiff, fusion, the planner and the executor call the trait. Nothing else knows which ops
 //! there are, so an app's own op works like these.
 
+use std::any::Any;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -38,8 +39,10 @@ pub mod rope;
 pub mod scale;
 pub mod slice;
 pub mod softmax;
+pub mod stats;
 pub mod sum;
 pub mod swiglu;
+pub mod top_k;
 pub mod transpose;
 
 mod cases;
@@ -50,7 +53,7 @@ pub use cases::{Case, Fill as InputFill, InputSpec, Row, random_array};
 pub use doc::markdown;
 
 /// A differentiable operation on tensors.
-pub trait Op: Debug + Send + Sync + 'static {
+pub trait Op: Any + Debug + Send + Sync {
     /// Name of the kind of op, as in plans, errors and profiles.
     fn name(&self) -> &'static str;
 
@@ -100,6 +103,12 @@ pub trait Op: Debug + Send + Sync + 'static {
 
     /// True for the addition that `with_addend` folds.
     fn is_addition(&self) -> bool {
+        false
+    }
+
+    /// True for an op that is planned right behind the last of its inputs, wherever in the graph it stands: one
+    /// that looks at values that are soon overwritten. See [`probe`](crate::probe).
+    fn runs_early(&self) -> bool {
         false
     }
 
@@ -266,7 +275,9 @@ pub const TABLE: &[Row] = &[
     scale::ROW,
     slice::ROW,
     softmax::ROW,
+    stats::ROW,
     sum::ROW,
     swiglu::ROW,
+    top_k::ROW,
     transpose::ROW,
 ];

@@ -12,6 +12,7 @@ use std::f64::consts::TAU;
 
 use serde::{Deserialize, Serialize};
 
+use super::cache::expect_starts;
 use super::{Bind, Case, InputFill, Launch, Op, Program, Row, elementwise, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
@@ -65,16 +66,19 @@ fn cases() -> Vec<Case> {
         for start in [131_071, 1_000_003] {
             let op = Rope { has_start: true, ..rope(3) };
             let name = op.label(&format!("start {start}"));
-            cases.push(Case::new(name, op, &[&[2, 5, 24]]).ids(&[1], 1).fill(1, InputFill::Constant(f64::from(start))));
+            cases.push(Case::new(name, op, &[&[2, 5, 24]]).ids(&[2], 1).fill(1, InputFill::Constant(f64::from(start))));
         }
+        let op = Rope { has_start: true, ..rope(2) };
+        let ragged = Case::new(op.label("ragged starts"), op, &[&[2, 2, 3, 16]]).ids(&[4], 1);
+        cases.push(ragged.fill(1, InputFill::Values(&[0.0, 700.0, 3.0, 131_069.0])));
     }
     // Tighter than the table asks: only exact angles get there.
     cases.into_iter().map(|case| case.tolerance(1e-13)).collect()
 }
 
-/// `(x [, start]) -> y`: `x` of `[.., time, heads * dh]`, `start` u32 `[1]`.
+/// `(x [, start]) -> y`: `x` of `[.., time, heads * dh]`, `start` u32 with an element for each sequence.
 ///
-/// The position of a row is its index in the dimension before the last, plus `start`.
+/// The position of a row is its index in the dimension before the last, plus its sequence's `start`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rope {
     /// Heads in the last dimension.
@@ -85,7 +89,7 @@ pub struct Rope {
     pub interleaved: bool,
     /// Rotates back: the gradient.
     pub inverse: bool,
-    /// Takes the position of the first row as a second input, for decoding with a cache.
+    /// Takes the position of each sequence's first row as a second input, for decoding with a cache.
     pub has_start: bool,
     /// How the frequencies were stretched for a longer context than the model was first trained with.
     pub scaling: Scaling,
@@ -218,7 +222,8 @@ impl Graph {
         self.op1(name, Rope { has_start: false, ..rope }, &[x])
     }
 
-    /// [`rope`](Self::rope) with positions from `start`, u32 `[1]`: how many rows a cache holds.
+    /// [`rope`](Self::rope) with positions from `start`, u32 `[batch]`: how many rows of each sequence a cache
+    /// holds. The batch is the product of the dimensions before `time`.
     pub fn rope_from(&mut self, name: &str, x: Value, start: Value, rope: Rope) -> Result<Value> {
         self.op1(name, Rope { has_start: true, ..rope }, &[x, start])
     }
@@ -288,8 +293,8 @@ impl Op for Rope {
         if let Some(problem) = self.scaling.problem() {
             return Err(problem);
         }
-        if self.has_start && inputs[1] != TensorType::u32([1]) {
-            return Err(format!("the start must be u32[1], got {}", inputs[1]));
+        if self.has_start {
+            expect_starts(&inputs[1], x.shape.rows() / x.shape.lead()[x.shape.rank() - 2])?;
         }
         Ok(vec![x.clone()])
     }
@@ -330,10 +335,10 @@ impl Op for Rope {
     fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
         let x = &inputs[0].shape;
         let (time, head) = (x.lead()[x.rank() - 2], self.head(x));
-        let start = if self.has_start { inputs[1].data[0] } else { 0.0 };
         let sign = if self.inverse { -1.0 } else { 1.0 };
         let mut y = inputs[0].clone();
         for (row, elements) in y.data.chunks_mut(x.cols()).enumerate() {
+            let start = if self.has_start { inputs[1].data[row / time] } else { 0.0 };
             let position = start + (row % time) as f64;
             for j in 0..head / 2 {
                 let (sin, cos) = (sign * position * self.frequency(j, head)).sin_cos();

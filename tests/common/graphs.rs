@@ -6,6 +6,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use throughline::autodiff::Vjp;
 use throughline::kernel::Kernel;
+use throughline::ops::stats::Stats;
 use throughline::ops::{Bind, Launch, Op, Program};
 use throughline::reference::Array;
 use throughline::{Graph, Result, TensorType, Value};
@@ -136,6 +137,8 @@ struct Builder {
     values: Vec<Value>,
     /// Degree as a polynomial of the inputs, kept low so that numbers stay in range.
     degree: HashMap<Value, usize>,
+    /// Statistics, which run early, have no gradient, and may have one another as boards.
+    looks: Vec<Value>,
 }
 
 const MAX_DEGREE: usize = 6;
@@ -160,7 +163,7 @@ impl Builder {
         values.push(graph.param("beta", [8])?);
         values.push(graph.state("total", TensorType::f32([1]))?);
         let degree = values.iter().map(|&v| (v, 1)).collect();
-        Ok(Builder { graph, values, degree })
+        Ok(Builder { graph, values, degree, looks: vec![] })
     }
 
     /// One of the values of this shape.
@@ -182,7 +185,16 @@ impl Builder {
         let (dx, dy) = (self.degree[&x], self.degree[&y]);
         let wide = 2 * shape[0];
         let g = &mut self.graph;
-        let (new, degree) = match op % 18 {
+        if op % 19 == 18 {
+            let board = self.looks.last().copied().filter(|_| b % 4 > 0).unwrap_or(square);
+            let op = Stats { pair: c % 2 == 0, row: usize::from(c % 8) };
+            let inputs = if op.pair { vec![x, y, board] } else { vec![x, board] };
+            if dx.max(dy) * 2 <= MAX_DEGREE {
+                self.looks.push(g.op1("look", op, &inputs)?);
+            }
+            return Ok(());
+        }
+        let (new, degree) = match op % 19 {
             0..3 => (vec![g.residual_add("residual_add", x, y)?], dx.max(dy)),
             3 => (vec![g.add("add", x, y)?], dx.max(dy)),
             4 => (vec![g.add("add_row", x, row)?], dx.max(self.degree[&row])),
@@ -274,6 +286,7 @@ impl Recipe {
         b.values.extend(&grads);
         // The first ones are those of parameters and inputs.
         kept.extend(&grads[..grads.len().min(3)]);
+        kept.extend(b.looks.last());
         // Made after the values, so that no value can be written there in place.
         let late = b.graph.state("late", TensorType::f32([4, 8]))?;
         let states: Vec<Value> = ["w0", "s0", "t0", "w1", "s1", "t1", "total"]

@@ -1,0 +1,105 @@
+//! Trains a model from a file on, all of it in f32, on a text of your own; writes a folder that PyTorch and
+//! `generate` load.
+//!
+//! `cargo run --release --example finetune -- --model FILE.gguf --text FILE --steps 20 --out FOLDER`
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::Parser;
+use throughline::Gpu;
+use throughline::data::Dataset;
+use throughline::model::{self, Model};
+use throughline::optim::{AdamWConfig, Decay, Schedule};
+use throughline::tokenize::ModelTokenizer;
+use throughline::train::{TrainConfig, Trainer};
+
+#[derive(Parser)]
+#[command(about = "Trains a model from a file on, with a text")]
+struct Flags {
+    /// A GGUF file, or a folder with config.json and safetensors
+    #[arg(long)]
+    model: PathBuf,
+    /// File with the text; its last tenth is for validation
+    #[arg(long)]
+    text: PathBuf,
+    /// Folder to write
+    #[arg(long)]
+    out: PathBuf,
+    /// Optimiser steps
+    #[arg(long, default_value_t = 20)]
+    steps: u64,
+    /// Sequences of a step
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
+    /// Tokens of a sequence
+    #[arg(long, default_value_t = 64)]
+    seq_len: usize,
+    /// Learning rate at its highest
+    #[arg(long, default_value_t = 2e-5)]
+    lr: f64,
+    /// Seed of the batches
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Print figures as JSON on the last line
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    let flags = Flags::parse();
+    let text = std::fs::read_to_string(&flags.text).with_context(|| format!("reading {}", flags.text.display()))?;
+    let model = Model::open(&flags.model)?;
+    let ids = ModelTokenizer::of(model.weights())?.encode(&text, false)?;
+    let data = Dataset::new(ids, 0.1, flags.seq_len)?;
+    let config = TrainConfig {
+        model: model.config().clone(),
+        batch: flags.batch,
+        seq_len: Some(flags.seq_len),
+        micro_batches: 1,
+        schedule: Schedule {
+            peak: flags.lr,
+            warmup: flags.steps / 10,
+            steps: flags.steps,
+            final_fraction: 0.1,
+            decay: Decay::Cosine,
+        },
+        adamw: AdamWConfig { weight_decay: 0.01, beta2: 0.999, ..Default::default() },
+        muon: None,
+        seed: flags.seed,
+    };
+    let gpu = Gpu::headless_blocking()?;
+    let mut trainer = Trainer::new_blocking(&gpu, config)?;
+    model.load(&gpu, &trainer.params)?;
+
+    let validation = data.val_batches(4, flags.batch, flags.seq_len);
+    let before = trainer.evaluate_blocking(&validation)?;
+    println!("{} parameters; validation loss {before:.4} nats per token", trainer.parameter_count());
+    for step in 0..flags.steps {
+        let batch = data.batch(flags.seed, step, flags.batch, flags.seq_len);
+        let loss = trainer.step(&[batch])?.wait_blocking(&gpu)?;
+        println!("step {step}: {loss:.4}");
+    }
+    let after = trainer.evaluate_blocking(&validation)?;
+    println!("validation loss {after:.4}, {:+.4}", after - before);
+
+    let names = trainer.params.layout.tensors.iter().map(|(name, _)| name.clone());
+    let params: Vec<_> = names.zip(trainer.params.read_blocking(&gpu)?).collect();
+    model::save(&flags.out, model.config(), &params)?;
+    copy_tokenizer(&flags.model, &flags.out)?;
+    if flags.json {
+        println!("{}", serde_json::json!({ "before": before, "after": after, "adapter": gpu.describe() }));
+    }
+    Ok(())
+}
+
+/// The tokenizer's files of a folder. One of a GGUF file stays there: give `generate` its ids.
+fn copy_tokenizer(from: &Path, to: &Path) -> anyhow::Result<()> {
+    for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"] {
+        let file = from.join(name);
+        if file.exists() {
+            std::fs::copy(&file, to.join(name)).with_context(|| format!("copying {}", file.display()))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,359 @@
+//! Views of a transformer that a step does not give: what its layers would predict, what it would be without one, where
+//! its heads look. Each is a graph of its own on the same parameters, made once and run on demand, without dropout.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::data::Batch;
+use crate::error::{Error, Result};
+use crate::exec::{ExecOptions, Executable};
+use crate::gpu::{Gpu, Readback};
+use crate::graph::{Graph, Source, Value};
+use crate::nn::{Block, StandardBlock, Transformer, TransformerConfig};
+use crate::ops::attention::Attention;
+use crate::ops::matmul::Matmul;
+use crate::optim::Arena;
+use crate::probe::{Edit, Patch, Reading, TensorReading, branches, tap_name};
+use crate::tensor::TensorType;
+use crate::train::Trainer;
+
+/// A model to look at: its parameters stay those that are trained.
+#[derive(Clone, Copy, Debug)]
+pub struct Model<'a> {
+    /// The device.
+    pub gpu: &'a Gpu,
+    /// The model.
+    pub config: &'a TransformerConfig,
+    /// Its layers.
+    pub block: &'a dyn Block,
+    /// Its parameters, by name.
+    pub params: &'a Arena,
+}
+
+impl<'a> Model<'a> {
+    /// The model of a trainer, without patches, with [`StandardBlock`]s unless [`with_block`](Self::with_block)
+    /// says otherwise.
+    pub fn of(trainer: &'a Trainer) -> Self {
+        let (config, params) = (&trainer.config().model, &trainer.params);
+        Model { gpu: trainer.gpu(), config, block: &StandardBlock, params }
+    }
+
+    /// The same with layers of another kind.
+    pub fn with_block(self, block: &'a dyn Block) -> Self {
+        Model { block, ..self }
+    }
+
+    fn build(&self, batch: usize, time: usize) -> Result<(Graph, Transformer)> {
+        let mut g = self.gpu.graph();
+        let gpt = Transformer::build_with(&mut g, self.config, self.block, batch, time, false)?;
+        Ok((g, gpt))
+    }
+
+    /// Ready to run, on the model's parameters.
+    async fn executable(&self, g: &Graph, outputs: &[Value]) -> Result<Executable> {
+        let layout = &self.params.layout;
+        let named: HashMap<&str, usize> =
+            layout.tensors.iter().enumerate().map(|(i, (name, _))| (name.as_str(), i)).collect();
+        let mut bindings = HashMap::new();
+        for v in g.params() {
+            let i = named.get(g.name(v)).ok_or_else(|| {
+                Error::Graph(format!("the model has no parameter `{}`: is it of other layers?", g.name(v)))
+            })?;
+            bindings.insert(v, self.params.tensors[*i].clone());
+        }
+        let plan = Arc::new(self.gpu.plan(g, outputs)?);
+        Executable::new(self.gpu, plan, ExecOptions { bindings, ..Default::default() }).await
+    }
+}
+
+/// One number on its way to the host.
+async fn number(readback: Readback) -> Result<f64> {
+    Ok(f64::from(readback.take::<f32>().await?[0]))
+}
+
+/// The logit lens: what the model predicts if the final norm and the head come after fewer layers. It takes memory for
+/// the stream at every depth, and for about five times the scores of a batch.
+///
+/// ```no_run
+/// # fn of(trainer: &throughline::train::Trainer, batch: throughline::data::Batch) -> throughline::Result<()> {
+/// use throughline::views::{LogitLens, Model};
+/// let lens = LogitLens::new_blocking(&Model::of(trainer), 4, 256)?;
+/// for reading in lens.run_blocking(&batch)? {
+///     println!("{} after {:?} layers: {:.3}", reading.name, reading.layer, reading.value);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct LogitLens {
+    exec: Executable,
+    tokens: Value,
+    targets: Value,
+    /// Name of the stream's value, its cross-entropy, its divergence.
+    layers: Vec<(String, Value, Value)>,
+}
+
+impl LogitLens {
+    /// For `batch` sequences of `time` tokens.
+    pub async fn new(model: &Model<'_>, batch: usize, time: usize) -> Result<Self> {
+        let (mut g, gpt) = model.build(batch, time)?;
+        let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
+        let last = gpt.stream[gpt.stream.len() - 1];
+        let losses = g.op("lens.loss", crate::ops::cross_entropy::CrossEntropy, &[gpt.logits, targets])?;
+        let prediction = g.softmax("lens.prediction", gpt.logits)?;
+        let rows = g.ty(gpt.logits).shape.rows() as f32;
+        let mut layers = vec![];
+        for (layer, &x) in gpt.stream.iter().enumerate() {
+            let name = tap_name(&g, x);
+            let (loss, kl) = g.scoped(&format!("lens.{layer}"), |g| {
+                let logits = replay(g, last, gpt.logits, x)?;
+                let loss = g.op("loss", crate::ops::cross_entropy::CrossEntropy, &[logits, targets])?;
+                // sum p (log p - log q), with log p = logits - lse.
+                let negative = g.scale("negative", logits, -1.0)?;
+                let difference = g.add("difference", negative, gpt.logits)?;
+                let product = g.mul("product", prediction, difference)?;
+                let cross = g.sum("cross", product)?;
+                let theirs = g.sum("lse", loss[1])?;
+                let ours = g.sum("final_lse", losses[1])?;
+                let ours = g.scale("minus_final_lse", ours, -1.0)?;
+                let normalisers = g.add("normalisers", theirs, ours)?;
+                let total = g.add("kl_sum", cross, normalisers)?;
+                Ok((loss[0], g.scale("kl", total, 1.0 / rows)?))
+            })?;
+            layers.push((name, loss, kl));
+        }
+        let outputs: Vec<Value> = layers.iter().flat_map(|&(_, loss, kl)| [loss, kl]).collect();
+        let exec = model.executable(&g, &outputs).await?;
+        Ok(LogitLens { exec, tokens: gpt.tokens, targets, layers })
+    }
+
+    /// [`new`](Self::new), waiting.
+    pub fn new_blocking(model: &Model<'_>, batch: usize, time: usize) -> Result<Self> {
+        pollster::block_on(Self::new(model, batch, time))
+    }
+
+    /// After each layer, 0 being the embedding: `lens_cross_entropy`, to the targets, in nats per token; and `lens_kl`,
+    /// the Kullback-Leibler divergence of the model's prediction from the layer's, mean over all tokens, in nats.
+    /// Resolves once the device has been polled.
+    pub async fn run(&self, batch: &Batch) -> Result<Vec<Reading>> {
+        self.exec.write(self.tokens, &batch.tokens)?;
+        self.exec.write(self.targets, &batch.targets)?;
+        let gpu = self.exec.gpu();
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        self.exec.record(&mut encoder);
+        let mut read = |v: Value| Ok::<_, Error>(self.exec.tensor(v)?.read_later(gpu, &mut encoder));
+        let mut pending = vec![];
+        for (layer, (node, loss, kl)) in self.layers.iter().enumerate() {
+            for (name, value) in [("lens_cross_entropy", loss), ("lens_kl", kl)] {
+                pending.push((name, node, layer, read(*value)?));
+            }
+        }
+        gpu.queue().submit([encoder.finish()]);
+        let mut readings = vec![];
+        for (name, node, layer, readback) in pending {
+            let value = number(readback).await?;
+            readings.push(Reading { name: name.into(), node: node.clone(), layer: Some(layer), value });
+        }
+        Ok(readings)
+    }
+
+    /// [`run`](Self::run), waiting.
+    pub fn run_blocking(&self, batch: &Batch) -> Result<Vec<Reading>> {
+        self.exec.gpu().run_blocking(self.run(batch))
+    }
+}
+
+/// Adds again what leads from `from` to `to`, from `with` on.
+fn replay(g: &mut Graph, from: Value, to: Value, with: Value) -> Result<Value> {
+    let mut moved = HashMap::from([(from, with)]);
+    for id in g.needed(&[to]) {
+        let node = g.node(id).clone();
+        let Source::Op(op) = node.source else { continue };
+        if id <= from.node || !node.inputs.iter().any(|v| moved.contains_key(v)) {
+            continue;
+        }
+        let inputs: Vec<Value> = node.inputs.iter().map(|v| moved.get(v).copied().unwrap_or(*v)).collect();
+        let outputs = g.op_arc(&node.name, op, &inputs)?;
+        moved.extend(outputs.into_iter().enumerate().map(|(output, v)| (Value { node: id, output }, v)));
+    }
+    Ok(moved.get(&to).copied().unwrap_or(to))
+}
+
+/// The loss without one layer: its branches add nothing to the stream. (In post-norm models its norms stay.)
+///
+/// ```no_run
+/// # fn of(trainer: &throughline::train::Trainer, batch: throughline::data::Batch) -> throughline::Result<()> {
+/// use throughline::views::{DropLayer, Model};
+/// let losses = DropLayer::new_blocking(&Model::of(trainer), 4, 256)?.run_blocking(&batch)?;
+/// for reading in &losses[1..] {
+///     println!("without layer {:?} the loss rises by {:.3}", reading.layer, reading.value - losses[0].value);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct DropLayer {
+    exec: Executable,
+    tokens: Value,
+    targets: Value,
+    loss: Value,
+    /// By layer: the factors of its branches.
+    factors: Vec<Vec<Value>>,
+}
+
+impl DropLayer {
+    /// For `batch` sequences of `time` tokens. An `Err` names a layer that adds nothing to the stream by
+    /// `residual_add`.
+    pub async fn new(model: &Model<'_>, batch: usize, time: usize) -> Result<Self> {
+        let (g, gpt) = model.build(batch, time)?;
+        let mut names: Vec<Vec<String>> = vec![];
+        for (layer, ends) in gpt.stream.windows(2).enumerate() {
+            let of_layer: Vec<String> = branches(&g, ends[0], ends[1]).iter().map(|b| tap_name(&g, b.value)).collect();
+            if of_layer.is_empty() {
+                let message = format!("layer {layer} has no residual_add to the stream that could be left out");
+                return Err(Error::Graph(message));
+            }
+            names.push(of_layer);
+        }
+        let patches: Vec<Patch> = names.iter().flatten().map(|name| Patch::new(name, Edit::ScaleBy)).collect();
+        let patched = g.patched(&patches)?;
+        let (gpt, mut g) = (patched.transformer(&gpt), patched.graph);
+        let factor = |name: &String| g.find(&format!("{name}.factor"));
+        let factors = names.iter().map(|names| names.iter().filter_map(factor).collect()).collect();
+        let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
+        let loss = g.cross_entropy("loss", gpt.logits, targets)?;
+        let exec = model.executable(&g, &[loss]).await?;
+        Ok(DropLayer { exec, tokens: gpt.tokens, targets, loss, factors })
+    }
+
+    /// [`new`](Self::new), waiting.
+    pub fn new_blocking(model: &Model<'_>, batch: usize, time: usize) -> Result<Self> {
+        pollster::block_on(Self::new(model, batch, time))
+    }
+
+    /// First `loss`, with all layers, then `dropped_loss` for each layer that is left out: mean cross-entropy in
+    /// nats per token. Resolves once the device has been polled.
+    pub async fn run(&self, batch: &Batch) -> Result<Vec<Reading>> {
+        self.exec.write(self.tokens, &batch.tokens)?;
+        self.exec.write(self.targets, &batch.targets)?;
+        let gpu = self.exec.gpu();
+        let mut pending = vec![];
+        for dropped in [None].into_iter().chain((0..self.factors.len()).map(Some)) {
+            for (layer, factors) in self.factors.iter().enumerate() {
+                let factor = if dropped == Some(layer) { 0.0f32 } else { 1.0 };
+                for &v in factors {
+                    self.exec.write(v, &[factor])?;
+                }
+            }
+            let mut encoder = gpu.device().create_command_encoder(&Default::default());
+            self.exec.record(&mut encoder);
+            pending.push((dropped, self.exec.tensor(self.loss)?.read_later(gpu, &mut encoder)));
+            gpu.queue().submit([encoder.finish()]);
+        }
+        let mut readings = vec![];
+        for (layer, readback) in pending {
+            let (name, node) = (if layer.is_some() { "dropped_loss" } else { "loss" }.into(), "loss".into());
+            readings.push(Reading { name, node, layer, value: number(readback).await? });
+        }
+        Ok(readings)
+    }
+
+    /// [`run`](Self::run), waiting.
+    pub fn run_blocking(&self, batch: &Batch) -> Result<Vec<Reading>> {
+        self.exec.gpu().run_blocking(self.run(batch))
+    }
+}
+
+/// Where a head looks: the probabilities `softmax(scale * q k^T)` that attention itself never stores.
+///
+/// ```no_run
+/// # fn of(trainer: &throughline::train::Trainer, tokens: &[u32]) -> throughline::Result<()> {
+/// use throughline::views::{AttentionMap, Model};
+/// let map = AttentionMap::new_blocking(&Model::of(trainer), (1, tokens.len()), 3, 0)?.run_blocking(tokens)?;
+/// let of_last_token = map.data.chunks_exact(tokens.len()).last();
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct AttentionMap {
+    exec: Executable,
+    tokens: Value,
+    map: Value,
+    node: String,
+    layer: usize,
+}
+
+/// Far below any score, and still finite.
+const HIDDEN: f32 = -1e30;
+
+impl AttentionMap {
+    /// For `batch` sequences of `time` tokens, a layer and a query head of it. An `Err` says so if there is no such
+    /// layer or head, or if the layer has no attention.
+    pub async fn new(model: &Model<'_>, (batch, time): (usize, usize), layer: usize, head: usize) -> Result<Self> {
+        let (mut g, gpt) = model.build(batch, time)?;
+        let (node, op, [q, k]) = attention_of(&g, layer)?;
+        if head >= op.heads {
+            return Err(Error::Graph(format!("`{node}` has {} heads, and there is none numbered {head}", op.heads)));
+        }
+        let width = g.ty(q).shape.cols() / op.heads;
+        let (q, k) = g.scoped("map", |g| {
+            let kv_head = head / (op.heads / op.kv_heads);
+            Ok((g.slice("q", q, 2, head * width, width)?, g.slice("k", k, 2, kv_head * width, width)?))
+        })?;
+        let product = Matmul { transpose_b: true, batch: true, ..Matmul::default() };
+        let scores = g.op1("map.product", product, &[q, k])?;
+        let scale = op.scale.unwrap_or(1.0 / (width as f32).sqrt());
+        let mut scores = g.scale("map.scores", scores, scale)?;
+        let mut mask = None;
+        if op.causal {
+            let hidden = g.input("map.mask", TensorType::f32([time, time]))?;
+            scores = g.add("map.masked", scores, hidden)?;
+            mask = Some(hidden);
+        }
+        let map = g.softmax("map", scores)?;
+        let exec = model.executable(&g, &[map]).await?;
+        if let Some(mask) = mask {
+            let hidden = |i: usize| if i % time > i / time { HIDDEN } else { 0.0 };
+            exec.write(mask, &(0..time * time).map(hidden).collect::<Vec<f32>>())?;
+        }
+        Ok(AttentionMap { exec, tokens: gpt.tokens, map, node, layer })
+    }
+
+    /// [`new`](Self::new), waiting.
+    pub fn new_blocking(model: &Model<'_>, shape: (usize, usize), layer: usize, head: usize) -> Result<Self> {
+        pollster::block_on(Self::new(model, shape, layer, head))
+    }
+
+    /// The map for these tokens, `[batch, query, key]`. Resolves once the device has been polled.
+    pub async fn run(&self, tokens: &[u32]) -> Result<TensorReading> {
+        self.exec.write(self.tokens, tokens)?;
+        let gpu = self.exec.gpu();
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        self.exec.record(&mut encoder);
+        let map = self.exec.tensor(self.map)?;
+        let readback = map.read_later(gpu, &mut encoder);
+        gpu.queue().submit([encoder.finish()]);
+        let (shape, data) = (map.ty().shape.dims().to_vec(), readback.take::<f32>().await?);
+        let (node, layer) = (self.node.clone(), Some(self.layer));
+        Ok(TensorReading { name: "attention_map".into(), node, layer, shape, data })
+    }
+
+    /// [`run`](Self::run), waiting.
+    pub fn run_blocking(&self, tokens: &[u32]) -> Result<TensorReading> {
+        self.exec.gpu().run_blocking(self.run(tokens))
+    }
+}
+
+/// Name, op, queries and keys of a layer's attention.
+fn attention_of(g: &Graph, layer: usize) -> Result<(String, Attention, [Value; 2])> {
+    let scope = format!("h.{layer}.");
+    for node in g.nodes().iter().filter(|n| n.name.starts_with(&scope)) {
+        let Source::Op(op) = &node.source else { continue };
+        let op: &dyn Any = op.as_ref();
+        if let (Some(&op), [q, k, ..]) = (op.downcast_ref::<Attention>(), &node.inputs[..]) {
+            return Ok((node.name.clone(), op, [*q, *k]));
+        }
+    }
+    Err(Error::Graph(format!("the model has no attention in a layer {layer}")))
+}

@@ -1,0 +1,234 @@
+//! In an app that owns the device: its passes around ours, its threads, its limits, and its device going away.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::gpu;
+use throughline::checkpoint::Checkpoint;
+use throughline::data::Batch;
+use throughline::decode::Decoder;
+use throughline::nn::TransformerConfig;
+use throughline::optim::{AdamWConfig, Schedule};
+use throughline::rng::Rng;
+use throughline::train::{TrainConfig, Trainer};
+use throughline::{Error, ExecOptions, Executable, Gpu, Graph, Plan, Readback, Tensor, TensorType};
+
+const VOCAB: usize = 31;
+const TIME: usize = 16;
+
+fn config() -> TrainConfig {
+    TrainConfig {
+        model: TransformerConfig { dropout: 0.1, ..TransformerConfig::gpt2(VOCAB, TIME, 2, 32, 4) },
+        batch: 2,
+        seq_len: None,
+        micro_batches: 2,
+        schedule: Schedule::constant(3e-3),
+        adamw: AdamWConfig::default(),
+        muon: None,
+        seed: 1,
+    }
+}
+
+fn batches(step: u64) -> [Batch; 2] {
+    let mut rng = Rng::new(&[17, step]);
+    let mut ids = || (0..2 * TIME).map(|_| rng.below(VOCAB as u64) as u32).collect::<Vec<u32>>();
+    [(); 2].map(|()| Batch { tokens: ids(), targets: ids() })
+}
+
+fn trainer(gpu: &Gpu) -> Trainer {
+    Trainer::new_blocking(gpu, config()).unwrap()
+}
+
+fn checkpoint(trainer: &Trainer) -> Checkpoint {
+    Checkpoint::of_blocking(trainer, "", 0).unwrap()
+}
+
+/// A device that the app opens, with limits of its choice.
+fn device(limits: impl Fn(&wgpu::Adapter) -> wgpu::Limits) -> (wgpu::Device, wgpu::Queue) {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+    let adapter = pollster::block_on(wgpu::util::initialize_adapter_from_env_or_default(&instance, None)).unwrap();
+    let descriptor = wgpu::DeviceDescriptor { required_limits: limits(&adapter), ..Default::default() };
+    pollster::block_on(adapter.request_device(&descriptor)).unwrap()
+}
+
+/// The app's own work: a pass that doubles every word of a buffer.
+struct HostPass {
+    pipeline: wgpu::ComputePipeline,
+    group: wgpu::BindGroup,
+    buffer: wgpu::Buffer,
+}
+
+impl HostPass {
+    fn new(device: &wgpu::Device, queue: &wgpu::Queue) -> HostPass {
+        let source = "@group(0) @binding(0) var<storage, read_write> x: array<u32>;\n\
+            @compute @workgroup_size(64) fn main(@builtin(global_invocation_id) i: vec3<u32>) { x[i.x] *= 2u; }";
+        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: Some("host"),
+            source: wgpu::ShaderSource::Wgsl(source.into()),
+        });
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some("host"),
+            layout: None,
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: Default::default(),
+            cache: None,
+        });
+        let usage = Tensor::USAGES;
+        let buffer =
+            device.create_buffer(&wgpu::BufferDescriptor { label: None, size: 256, usage, mapped_at_creation: false });
+        queue.write_buffer(&buffer, 0, bytemuck::cast_slice(&[1u32; 64]));
+        let group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: None,
+            layout: &pipeline.get_bind_group_layout(0),
+            entries: &[wgpu::BindGroupEntry { binding: 0, resource: buffer.as_entire_binding() }],
+        });
+        HostPass { pipeline, group, buffer }
+    }
+
+    fn record(&self, encoder: &mut wgpu::CommandEncoder) {
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        pass.set_pipeline(&self.pipeline);
+        pass.set_bind_group(0, &self.group, &[]);
+        pass.dispatch_workgroups(1, 1, 1);
+    }
+}
+
+#[test]
+fn a_step_between_the_apps_passes_gives_the_same_bits() {
+    let (mut ours, mut theirs) = (trainer(gpu()), trainer(gpu()));
+    let host = HostPass::new(gpu().device(), gpu().queue());
+    for step in 0..5 {
+        let want = ours.step(&batches(step)).unwrap().wait_blocking(gpu()).unwrap();
+        let mut encoder = gpu().device().create_command_encoder(&Default::default());
+        host.record(&mut encoder);
+        let loss = theirs.record(&mut encoder, &batches(step)).unwrap();
+        host.record(&mut encoder);
+        gpu().queue().submit([encoder.finish()]);
+        let got = loss.wait_blocking::<f32>(gpu()).unwrap()[0];
+        assert_eq!(got.to_bits(), want.to_bits(), "step {step}");
+    }
+    assert!(checkpoint(&ours).same_bits(&checkpoint(&theirs)));
+    let words = Tensor::from_buffer(host.buffer.clone(), 0, TensorType::u32([64])).unwrap();
+    assert_eq!(words.read_blocking::<u32>(gpu()).unwrap(), [1024; 64]); // ten passes
+}
+
+#[test]
+fn two_trainers_on_two_threads_give_the_bits_that_each_gives_alone() {
+    let alone = {
+        let mut trainer = trainer(gpu());
+        (0..8).for_each(|step| drop(trainer.step(&batches(step)).unwrap()));
+        checkpoint(&trainer)
+    };
+    let run = || {
+        let mut trainer = trainer(gpu());
+        (0..8).for_each(|step| drop(trainer.step(&batches(step)).unwrap().wait_blocking(gpu()).unwrap()));
+        checkpoint(&trainer)
+    };
+    let [a, b] = std::thread::scope(|scope| [scope.spawn(run), scope.spawn(run)].map(|t| t.join().unwrap()));
+    assert!(a.same_bits(&alone) && b.same_bits(&alone));
+}
+
+#[test]
+fn webgpus_default_limits_and_no_features_will_do() {
+    let (device, queue) = device(|_| wgpu::Limits::default());
+    assert!((device.features() & Gpu::USEFUL_FEATURES).is_empty());
+    let gpu = Gpu::from_device(device, queue);
+    let mut trainer = trainer(&gpu);
+    let losses = [0; 6].map(|step| trainer.step(&batches(step)).unwrap().wait_blocking(&gpu).unwrap());
+    assert!(losses[5] < losses[0], "{losses:?}");
+}
+
+#[test]
+fn a_lost_device_is_an_error_and_training_goes_on_from_the_checkpoint_on_another() {
+    let open = || {
+        let (device, queue) = device(wgpu::Adapter::limits);
+        Gpu::from_device(device, queue)
+    };
+    let mut unbroken = trainer(&open());
+    (0..6).for_each(|step| drop(unbroken.step(&batches(step)).unwrap()));
+    let want = checkpoint(&unbroken);
+
+    let first = open();
+    let mut lost = trainer(&first);
+    (0..3).for_each(|step| drop(lost.step(&batches(step)).unwrap()));
+    let saved = checkpoint(&lost);
+    let before = lost.step(&batches(3)).unwrap();
+    assert!(!first.is_lost());
+    first.device().destroy();
+    assert!(first.is_lost());
+    // Whatever is asked of it: an error of this kind, and no panic.
+    let is_loss = |e: Error| assert!(matches!(e, Error::DeviceLost(_)), "{e:?}");
+    let _ = before.wait_blocking(&first); // may have been in time
+    if let Ok(loss) = lost.step(&batches(3)) {
+        is_loss(loss.wait_blocking(&first).unwrap_err());
+    }
+    is_loss(lost.evaluate_blocking(&batches(0)).unwrap_err());
+    is_loss(lost.params.read_blocking(&first).unwrap_err());
+    is_loss(Checkpoint::of_blocking(&lost, "", 0).unwrap_err());
+
+    let mut second = trainer(&open());
+    saved.restore(&mut second).unwrap();
+    (3..6).for_each(|step| drop(second.step(&batches(step)).unwrap()));
+    assert!(checkpoint(&second).same_bits(&want));
+}
+
+#[test]
+fn too_much_memory_is_an_error_and_everything_else_works_on() {
+    let limit = 32 << 20;
+    let (device, queue) = device(|adapter| wgpu::Limits { max_buffer_size: limit, ..adapter.limits() });
+    let gpu = Gpu::from_device(device, queue);
+    let mut trainer = trainer(&gpu);
+    let error = Tensor::zeros(&gpu, "large", TensorType::f32([(limit / 4 + 4) as usize])).unwrap_err();
+    assert!(matches!(&error, Error::Limit(m) if m.contains("large") && m.contains(&limit.to_string())), "{error}");
+    trainer.step(&batches(0)).unwrap().wait_blocking(&gpu).unwrap();
+}
+
+#[test]
+fn buffers_of_the_app_are_checked_before_anything_is_recorded() {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([64])).unwrap();
+    let total = g.state("total", TensorType::f32([64])).unwrap();
+    let sum = g.residual_add("sum", total, x).unwrap();
+    g.store(sum, total).unwrap();
+    let plan = Arc::new(Plan::new(&g, &[], gpu().profile()).unwrap());
+    let buffer = |size, usage| {
+        let desc = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
+        gpu().device().create_buffer(&desc)
+    };
+    let tensor =
+        |buffer: &wgpu::Buffer, offset, n: usize| Tensor::from_buffer(buffer.clone(), offset, TensorType::f32([n]));
+    let large = buffer(1024, Tensor::USAGES);
+    let build = |bindings: Vec<(_, Tensor)>| {
+        let options = ExecOptions { bindings: bindings.into_iter().collect(), ..Default::default() };
+        Executable::new_blocking(gpu(), plan.clone(), options)
+    };
+    let refused = |result: Result<Executable, Error>, parts: &[&str]| {
+        let error = result.unwrap_err().to_string();
+        assert!(parts.iter().all(|p| error.contains(p)), "{error}");
+    };
+    refused(tensor(&large, 1024, 64).and_then(|t| build(vec![(x, t)])), &["256 bytes", "1024"]);
+    refused(tensor(&large, 128, 64).and_then(|t| build(vec![(x, t)])), &["multiple of 256", "128"]);
+    refused(tensor(&buffer(256, wgpu::BufferUsages::STORAGE), 0, 64).and_then(|t| build(vec![(x, t)])), &["COPY_DST"]);
+    refused(tensor(&large, 0, 32).and_then(|t| build(vec![(x, t)])), &["`x`", "f32[64]", "f32[32]"]);
+    let [a, b] = [tensor(&large, 0, 64).unwrap(), tensor(&large, 256, 64).unwrap()];
+    refused(build(vec![(x, a.clone()), (total, b)]), &["`sum`", "one buffer"]);
+    // One that fits is read and written where it is: no copy.
+    a.write(gpu(), &[2.0f32; 64]).unwrap();
+    let exec = build(vec![(total, a.clone())]).unwrap();
+    exec.write(x, &[1.0f32; 64]).unwrap();
+    exec.submit();
+    assert_eq!(a.read_blocking::<f32>(gpu()).unwrap(), [3.0; 64]);
+}
+
+#[test]
+fn what_an_app_holds_may_go_to_other_threads() {
+    fn sent<T: Send + Sync>() {}
+    sent::<Gpu>();
+    sent::<Executable>();
+    sent::<Trainer>();
+    sent::<Decoder>();
+    sent::<Readback>();
+    sent::<Checkpoint>();
+}
