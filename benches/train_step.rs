@@ -34,6 +34,7 @@ fn main() {
             micro_batches: 1,
             schedule: Schedule::constant(1e-3),
             adamw: AdamWConfig::default(),
+            muon: None,
             seed: 0,
         };
         let tokens = config.tokens_per_step();

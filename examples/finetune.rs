@@ -65,6 +65,7 @@ fn main() -> anyhow::Result<()> {
             decay: Decay::Cosine,
         },
         adamw: AdamWConfig { weight_decay: 0.01, beta2: 0.999, ..Default::default() },
+        muon: None,
         seed: flags.seed,
     };
     let gpu = Gpu::headless_blocking()?;

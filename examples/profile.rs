@@ -10,7 +10,7 @@ use std::time::Instant;
 use clap::Parser;
 use shape::Shape;
 use throughline::data::Batch;
-use throughline::optim::{AdamWConfig, Schedule};
+use throughline::optim::{AdamWConfig, MuonConfig, Schedule};
 use throughline::rng::Rng;
 use throughline::train::{TrainConfig, Trainer};
 use throughline::{Gpu, Tuner};
@@ -20,6 +20,9 @@ use throughline::{Gpu, Tuner};
 struct Flags {
     #[command(flatten)]
     shape: Shape,
+    /// Muon for the matrices of blocks, AdamW for the rest; else AdamW for all
+    #[arg(long)]
+    muon: bool,
     /// Measure the variants of ops first, and remember the fastest in this file
     #[arg(long)]
     tune: Option<PathBuf>,
@@ -49,6 +52,7 @@ fn main() -> anyhow::Result<()> {
         micro_batches: 1,
         schedule: Schedule::constant(1e-3),
         adamw: AdamWConfig::default(),
+        muon: f.muon.then(MuonConfig::default),
         seed: 0,
     };
     let mut rng = Rng::new(&[1]);

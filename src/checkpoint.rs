@@ -1,8 +1,8 @@
 //! Checkpoints: one safetensors file with weights, moments and everything that a run needs to go on
 //! bit for bit, written atomically.
 //!
-//! Weights have their own names; moments are `optimizer.m.<name>` and `optimizer.v.<name>`. The
-//! run's settings and position are JSON under `throughline` in the file's metadata. Batches,
+//! Weights have their own names; moments are `optimizer.m.<name>` and `optimizer.v.<name>`, the second
+//! only of what AdamW updates: what Muon does has its momentum as the first. The run's settings and position are JSON under `throughline` in the file's metadata. Batches,
 //! dropout and samples depend on (seed, step) alone, so the step count is the whole random state
 //! and data position.
 
@@ -124,7 +124,9 @@ impl Checkpoint {
         self.state == other.state && bits(self) == bits(other)
     }
 
-    /// Puts weights, moments and step count into a trainer of the same configuration.
+    /// Puts weights, moments and step count into a trainer of the same configuration. One with Muon also takes
+    /// a checkpoint of AdamW, and goes on from its first moments; the other way there are no second ones, which is an
+    /// `Err`.
     pub fn restore(&self, trainer: &mut Trainer) -> Result<()> {
         // All are looked up before the first is written, so that an error leaves the trainer as it was.
         let found = arenas(trainer).map(|(prefix, arena)| Ok((arena, self.values(prefix, &arena.layout)?)));

@@ -1,8 +1,13 @@
-//! Parameters in arenas, and AdamW over them.
+//! Parameters in arenas, and AdamW over them, or AdamW and Muon.
 //!
 //! Parameters, gradients and both moments are each an arena with the same layout: one buffer, so that a
 //! step is one AdamW dispatch, one norm reduction and one clear; or as few buffers as the adapter's
-//! limits ask for, and then one of each per buffer.
+//! limits ask for, and then one of each per buffer. Muon's matrices have buffers of their own, those of one shape
+//! side by side, so that they are one tensor to matmul.
+
+mod muon;
+
+pub use muon::{MuonConfig, MuonScale};
 
 use std::collections::HashMap;
 use std::f64::consts::PI;
@@ -14,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::exec::{ExecOptions, Executable};
 use crate::gpu::Gpu;
 use crate::graph::{Graph, Value};
-use crate::nn::{Transformer, TransformerConfig};
+use crate::nn::{Transformer, TransformerConfig, is_hidden_matrix};
 use crate::ops::adamw::AdamWSettings;
 use crate::plan::Plan;
 use crate::tensor::{Shape, Tensor, TensorType};
@@ -47,6 +52,8 @@ pub struct ArenaPart {
     pub len: usize,
     /// Weight decay applies to the elements before this one.
     pub decay_len: usize,
+    /// Whether it holds Muon's matrices: then it holds nothing else.
+    pub muon: bool,
 }
 
 /// Elements at a multiple of which tensors lie: 256 bytes, the alignment of bindings.
@@ -58,37 +65,67 @@ impl ArenaLayout {
     /// first part that has room. By the usual rule a tensor decays if it has two dimensions or more: weights
     /// and embeddings do, biases and gains do not. A tensor is never cut; an `Err` names one that fits no part.
     pub fn new(tensors: Vec<(String, Shape)>, max_bytes: u64) -> Result<Self> {
+        Self::with_muon(tensors, max_bytes, |_, _| false)
+    }
+
+    /// The same with those matrices that `takes` picks in parts of their own, behind the others, by shape: for
+    /// Muon. [`nn::is_hidden_matrix`](crate::nn::is_hidden_matrix) picks those of a model.
+    pub fn with_muon(
+        tensors: Vec<(String, Shape)>,
+        max_bytes: u64,
+        takes: impl Fn(&str, &Shape) -> bool,
+    ) -> Result<Self> {
         let room = (max_bytes / 4).min(u64::from(u32::MAX / 4)) as usize / ALIGN * ALIGN;
+        let key = |(name, shape): &(String, Shape)| {
+            let muon = shape.rank() == 2 && takes(name, shape);
+            (muon, shape.rank() < 2, if muon { shape.dims().to_vec() } else { vec![] })
+        };
+        let keys: Vec<_> = tensors.iter().map(key).collect();
+        let mut order: Vec<usize> = (0..tensors.len()).collect();
+        order.sort_by_key(|&i| &keys[i]);
         let mut places = vec![ArenaPlace::default(); tensors.len()];
         let mut parts: Vec<ArenaPart> = vec![];
-        for decays in [true, false] {
-            for (place, (name, shape)) in places.iter_mut().zip(&tensors) {
-                if (shape.rank() >= 2) != decays {
-                    continue;
-                }
-                let len = shape.len().next_multiple_of(ALIGN);
-                if len > room {
-                    return Err(Error::Limit(format!(
-                        "tensor `{name}` is f32{shape}, {} bytes; the adapter binds at most {max_bytes}. Use a \
-                         smaller model, or several tensors with some of its rows each",
-                        4 * shape.len()
-                    )));
-                }
-                let part = parts.iter().position(|p| p.len + len <= room).unwrap_or(parts.len());
-                if part == parts.len() {
-                    parts.push(ArenaPart::default());
-                }
-                *place = ArenaPlace { part, offset: parts[part].len };
-                parts[part].len += len;
-                if decays {
-                    parts[part].decay_len = parts[part].len;
-                }
+        for i in order {
+            let ((name, shape), &(muon, stays, _)) = (&tensors[i], &keys[i]);
+            let len = shape.len().next_multiple_of(ALIGN);
+            if len > room {
+                return Err(Error::Limit(format!(
+                    "tensor `{name}` is f32{shape}, {} bytes; the adapter binds at most {max_bytes}. Use a \
+                     smaller model, or several tensors with some of its rows each",
+                    4 * shape.len()
+                )));
+            }
+            let part = parts.iter().position(|p| p.muon == muon && p.len + len <= room).unwrap_or(parts.len());
+            if part == parts.len() {
+                parts.push(ArenaPart { muon, ..ArenaPart::default() });
+            }
+            places[i] = ArenaPlace { part, offset: parts[part].len };
+            parts[part].len += len;
+            if !stays {
+                parts[part].decay_len = parts[part].len;
             }
         }
         if parts.is_empty() {
-            parts.push(ArenaPart { len: ALIGN, decay_len: 0 });
+            parts.push(ArenaPart { len: ALIGN, ..ArenaPart::default() });
         }
         Ok(ArenaLayout { tensors, places, parts })
+    }
+
+    /// What is not Muon's, in the same order.
+    fn without_muon(&self) -> Self {
+        let mut layout = ArenaLayout { tensors: vec![], places: vec![], parts: vec![] };
+        let mut moved = HashMap::new();
+        for (i, &part) in self.parts.iter().enumerate().filter(|(_, part)| !part.muon) {
+            moved.insert(i, layout.parts.len());
+            layout.parts.push(part);
+        }
+        for (tensor, place) in self.tensors.iter().zip(&self.places) {
+            if let Some(&part) = moved.get(&place.part) {
+                layout.tensors.push(tensor.clone());
+                layout.places.push(ArenaPlace { part, ..*place });
+            }
+        }
+        layout
     }
 
     /// The layout of a model's parameters; `max_bytes` as for [`new`](Self::new).
@@ -100,8 +137,12 @@ impl ArenaLayout {
 
     /// The layout of a graph's parameters; `max_bytes` as for [`new`](Self::new).
     pub fn of(graph: &Graph, params: &[Value], max_bytes: u64) -> Result<Self> {
-        let tensor = |&v: &Value| (graph.name(v).to_string(), graph.ty(v).shape.clone());
-        Self::new(params.iter().map(tensor).collect(), max_bytes)
+        Self::new(named(graph, params), max_bytes)
+    }
+
+    /// The same for training with Muon, if that is chosen.
+    pub(crate) fn for_training(graph: &Graph, params: &[Value], max_bytes: u64, muon: bool) -> Result<Self> {
+        Self::with_muon(named(graph, params), max_bytes, |name, shape| muon && is_hidden_matrix(name, shape))
     }
 
     /// Elements of all parts, gaps included.
@@ -121,6 +162,11 @@ impl ArenaLayout {
             }),
         }
     }
+}
+
+/// Names and shapes of a graph's parameters.
+fn named(graph: &Graph, params: &[Value]) -> Vec<(String, Shape)> {
+    params.iter().map(|&v| (graph.name(v).to_string(), graph.ty(v).shape.clone())).collect()
 }
 
 /// Buffers that hold many tensors.
@@ -291,48 +337,70 @@ impl Default for AdamWConfig {
     }
 }
 
-/// AdamW over arenas: global norm, clipping and the update, all on the GPU.
+/// AdamW over arenas, and Muon where it is chosen: global norm, clipping and the update, all on the GPU.
 #[derive(Debug)]
 pub struct Optimizer {
     config: AdamWConfig,
-    /// First moments.
+    /// First moments: AdamW's, and Muon's momentum.
     pub m: Arena,
-    /// Second moments.
+    /// Second moments, of what AdamW updates.
     pub v: Arena,
     exec: Executable,
-    hyper: Value,
+    /// Without, there is nothing for AdamW.
+    hyper: Option<Value>,
+    muon: Option<(MuonConfig, Value)>,
     norm: Value,
 }
 
 impl Optimizer {
-    /// Moments for `params`, zeroed, and the dispatches of a step.
+    /// Moments for `params`, zeroed, and the dispatches of a step: AdamW for all of them.
     pub async fn new(gpu: &Gpu, config: AdamWConfig, params: &Arena, grads: &Arena) -> Result<Self> {
+        Self::build(gpu, config, None, params, grads).await
+    }
+
+    /// The same with Muon for the matrices that the arenas' layout has for it
+    /// ([`ArenaLayout::with_muon`]), at least one.
+    pub async fn with_muon(
+        gpu: &Gpu,
+        config: AdamWConfig,
+        muon: MuonConfig,
+        params: &Arena,
+        grads: &Arena,
+    ) -> Result<Self> {
+        muon.validate()?;
+        if !params.layout.parts.iter().any(|part| part.muon) {
+            let message = "the layout has no matrices for it: are there any, and does `ArenaLayout::with_muon` know?";
+            return Err(Error::Config { field: "muon", message: message.into() });
+        }
+        Self::build(gpu, config, Some(muon), params, grads).await
+    }
+
+    async fn build(
+        gpu: &Gpu,
+        config: AdamWConfig,
+        muon: Option<MuonConfig>,
+        params: &Arena,
+        grads: &Arena,
+    ) -> Result<Self> {
         let layout = &params.layout;
+        let adamw = if muon.is_some() { Arc::new(layout.without_muon()) } else { layout.clone() };
         let m = gpu.scoped(|| Arena::zeros(gpu, "first moments", layout)).await?;
-        let v = gpu.scoped(|| Arena::zeros(gpu, "second moments", layout)).await?;
-        let mut g = Graph::new();
-        let mut bindings = HashMap::new();
-        let mut states = vec![];
-        for i in 0..layout.parts.len() {
-            let mut state = |name: &str, arena: &Arena| -> Result<Value> {
-                let value = g.state(&numbered(name, i), arena.parts[i].ty().clone())?;
-                bindings.insert(value, arena.parts[i].clone());
-                Ok(value)
-            };
-            states.push([state("params", params)?, state("grads", grads)?, state("m", &m)?, state("v", &v)?]);
-        }
-        let hyper = g.input("hyper", TensorType::f32([8]))?;
-        let norm = global_norm(&mut g, &states.iter().map(|part| part[1]).collect::<Vec<_>>())?;
-        for (i, (&part, ArenaPart { decay_len, .. })) in states.iter().zip(&layout.parts).enumerate() {
-            let new = g.adamw(&numbered("adamw", i), part, hyper, norm, *decay_len)?;
-            let [p_in, _, m_in, v_in] = part;
-            for (value, state) in new.into_iter().zip([p_in, m_in, v_in]) {
-                g.store(value, state)?;
-            }
-        }
-        let plan = gpu.plan(&g, &[norm])?;
-        let exec = Executable::new(gpu, Arc::new(plan), ExecOptions { bindings, ..Default::default() }).await?;
-        Ok(Optimizer { config, m, v, exec, hyper, norm })
+        let v = gpu.scoped(|| Arena::zeros(gpu, "second moments", &adamw)).await?;
+        let mut step = StepBuilder { g: Graph::new(), bindings: HashMap::new() };
+        let all_grads = grads.parts.iter().enumerate();
+        let all_grads = all_grads.map(|(i, part)| step.state(&numbered("grads", i), part.clone()));
+        let all_grads = all_grads.collect::<Result<Vec<_>>>()?;
+        let norm = global_norm(&mut step.g, &all_grads)?;
+        let parts = (0..layout.parts.len()).filter(|&i| muon.is_none() || !layout.parts[i].muon);
+        let hyper = step.adamw(norm, parts.collect(), &all_grads, [params, &m, &v])?;
+        let muon = match muon {
+            Some(muon) => Some((muon, step.muon(&muon, norm, [params, grads, &m])?)),
+            None => None,
+        };
+        let plan = gpu.plan(&step.g, &[norm])?;
+        let options = ExecOptions { bindings: step.bindings, ..Default::default() };
+        let exec = Executable::new(gpu, Arc::new(plan), options).await?;
+        Ok(Optimizer { config, m, v, exec, hyper, muon, norm })
     }
 
     /// Records an update with learning rate `lr`. `step` counts from 0 and sets the bias
@@ -351,10 +419,14 @@ impl Optimizer {
 
     fn write_hyper(&self, lr: f64, step: u64) -> Result<()> {
         let c = self.config;
+        if let Some((muon, value)) = &self.muon {
+            self.exec.write(*value, &muon.settings(lr, c.max_grad_norm).values())?;
+        }
+        let Some(value) = self.hyper else { return Ok(()) };
         let [lr, beta1, beta2, eps, weight_decay, max_grad_norm] =
             [lr, c.beta1, c.beta2, c.eps, c.weight_decay, c.max_grad_norm].map(|x| x as f32);
         let hyper = AdamWSettings { lr, beta1, beta2, eps, weight_decay, max_grad_norm }.at_step(step + 1);
-        self.exec.write(self.hyper, &hyper)
+        self.exec.write(value, &hyper)
     }
 
     /// The global gradient norm of the last step, before clipping: `[1]`.
@@ -365,6 +437,63 @@ impl Optimizer {
     /// The plan of an update.
     pub fn plan(&self) -> &Plan {
         self.exec.plan()
+    }
+}
+
+/// The graph of an update, and what its states are bound to.
+struct StepBuilder {
+    g: Graph,
+    bindings: HashMap<Value, Tensor>,
+}
+
+impl StepBuilder {
+    fn state(&mut self, name: &str, tensor: Tensor) -> Result<Value> {
+        let value = self.g.state(name, tensor.ty().clone())?;
+        self.bindings.insert(value, tensor);
+        Ok(value)
+    }
+
+    /// AdamW for these parts of parameters and first moments; the second moments have no others. Returns its
+    /// settings, if there are any parts.
+    fn adamw(
+        &mut self,
+        norm: Value,
+        parts: Vec<usize>,
+        grads: &[Value],
+        [params, m, v]: [&Arena; 3],
+    ) -> Result<Option<Value>> {
+        if parts.is_empty() {
+            return Ok(None);
+        }
+        let hyper = self.g.input("hyper", TensorType::f32([8]))?;
+        for (nth, part) in parts.into_iter().enumerate() {
+            let param = self.state(&numbered("params", part), params.parts[part].clone())?;
+            let m = self.state(&numbered("m", part), m.parts[part].clone())?;
+            let v = self.state(&numbered("v", part), v.parts[nth].clone())?;
+            let decay_len = params.layout.parts[part].decay_len;
+            let arenas = [param, grads[part], m, v];
+            let new = self.g.adamw(&numbered("adamw", part), arenas, hyper, norm, decay_len)?;
+            for (value, state) in new.into_iter().zip([param, m, v]) {
+                self.g.store(value, state)?;
+            }
+        }
+        Ok(Some(hyper))
+    }
+
+    /// Muon for its parts of parameters, gradients and momenta. Returns its settings.
+    fn muon(&mut self, config: &MuonConfig, norm: Value, [params, grads, m]: [&Arena; 3]) -> Result<Value> {
+        let hyper = self.g.input("muon.hyper", TensorType::f32([4]))?;
+        for (i, batch) in muon::Batch::all(&params.layout).into_iter().enumerate() {
+            let param = self.state(&format!("muon.{i}.params"), batch.of(params)?)?;
+            let grad = self.state(&format!("muon.{i}.grads"), batch.of(grads)?)?;
+            let m = self.state(&format!("muon.{i}.m"), batch.of(m)?)?;
+            let step = config.step(batch.rows, batch.cols);
+            let new = self.g.muon(&format!("muon.{i}"), [param, grad, m], hyper, norm, step)?;
+            for (value, state) in new.into_iter().zip([param, m]) {
+                self.g.store(value, state)?;
+            }
+        }
+        Ok(hyper)
     }
 }
 
@@ -388,13 +517,17 @@ mod tests {
         ArenaLayout::new(tensors, max_bytes).unwrap()
     }
 
+    fn part(len: usize, decay_len: usize) -> ArenaPart {
+        ArenaPart { len, decay_len, muon: false }
+    }
+
     #[test]
     fn what_decays_comes_first_in_every_part() {
         // 64 elements, 128, 64 and 128 with their gaps, in parts of 192.
         let l = layout(&[&[3], &[8, 16], &[64, 1], &[2, 64]], 4 * 192 + 255);
         let at = |part, offset| ArenaPlace { part, offset };
         assert_eq!(l.places, [at(1, 128), at(0, 0), at(0, 128), at(1, 0)]);
-        assert_eq!(l.parts, [ArenaPart { len: 192, decay_len: 192 }, ArenaPart { len: 192, decay_len: 128 }]);
+        assert_eq!(l.parts, [part(192, 192), part(192, 128)]);
         assert_eq!(l.total_len(), 384);
     }
 
@@ -402,8 +535,24 @@ mod tests {
     fn one_part_is_in_the_order_given_but_for_decay() {
         let l = layout(&[&[3], &[8, 16], &[5], &[2, 2]], u64::MAX);
         assert_eq!(l.places.iter().map(|p| p.offset).collect::<Vec<_>>(), [192, 0, 256, 128]);
-        assert_eq!(l.parts, [ArenaPart { len: 320, decay_len: 192 }]);
-        assert_eq!(layout(&[], 1 << 20).parts, [ArenaPart { len: 64, decay_len: 0 }]);
+        assert_eq!(l.parts, [part(320, 192)]);
+        assert_eq!(layout(&[], 1 << 20).parts, [part(64, 0)]);
+    }
+
+    #[test]
+    fn what_muon_takes_is_apart_from_the_rest_and_sorted_by_shape() {
+        // By shape [2, 64] comes before [8, 16]; what has other than two dimensions is AdamW's.
+        let tensors = [[3].as_slice(), &[8, 16], &[5, 5], &[2, 64], &[8, 16], &[2, 2, 2]];
+        let tensors = tensors.iter().enumerate().map(|(i, dims)| (format!("t{i}"), Shape::from(*dims))).collect();
+        let l = ArenaLayout::with_muon(tensors, 4 * 256, |name, _| name != "t2").unwrap();
+        let at = |part, offset| ArenaPlace { part, offset };
+        assert_eq!(l.places, [at(0, 128), at(1, 128), at(0, 0), at(1, 0), at(2, 0), at(0, 64)]);
+        let muon = |len| ArenaPart { muon: true, ..part(len, len) };
+        assert_eq!(l.parts, [part(192, 128), muon(256), muon(128)]);
+        let rest = l.without_muon();
+        let names: Vec<&str> = rest.tensors.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!((names, rest.parts), (vec!["t0", "t2", "t5"], vec![part(192, 128)]));
+        assert_eq!(rest.places, [at(0, 128), at(0, 0), at(0, 64)]);
     }
 
     #[test]

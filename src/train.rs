@@ -11,7 +11,7 @@ use crate::exec::{ExecOptions, Executable};
 use crate::gpu::{Gpu, Readback};
 use crate::graph::{Graph, Value};
 use crate::nn::{Block, StandardBlock, Transformer, TransformerConfig};
-use crate::optim::{AdamWConfig, Arena, ArenaLayout, Optimizer, Schedule};
+use crate::optim::{AdamWConfig, Arena, ArenaLayout, MuonConfig, Optimizer, Schedule};
 use crate::plan::Plan;
 use crate::probe::{self, Instruments, Patch, Probe, ProbeReadback};
 use crate::tensor::{Tensor, TensorType};
@@ -35,8 +35,11 @@ pub struct TrainConfig {
     pub micro_batches: usize,
     /// Learning rate by step.
     pub schedule: Schedule,
-    /// The optimiser.
+    /// The optimiser, and the norm that gradients are clipped to.
     pub adamw: AdamWConfig,
+    /// Muon in AdamW's place for the [hidden matrices](crate::nn::is_hidden_matrix); by default AdamW for all.
+    #[serde(default)]
+    pub muon: Option<MuonConfig>,
     /// Seed of initial weights, batches and dropout.
     pub seed: u64,
 }
@@ -63,7 +66,7 @@ impl TrainConfig {
             let message = format!("must be finite and not negative, but is {peak}");
             return Err(Error::Config { field: "lr", message });
         }
-        Ok(())
+        self.muon.map_or(Ok(()), |muon| muon.validate())
     }
 }
 
@@ -179,7 +182,8 @@ impl Trainer {
         config.validate()?;
         let (graph, gpt) = options.build(gpu, &config, true)?;
         let values: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
-        let layout = Arc::new(ArenaLayout::of(&graph, &values, gpu.profile().max_tensor_bytes())?);
+        let (max_bytes, muon) = (gpu.profile().max_tensor_bytes(), config.muon.is_some());
+        let layout = Arc::new(ArenaLayout::for_training(&graph, &values, max_bytes, muon)?);
         let params = gpu.scoped(|| Arena::zeros(gpu, "parameters", &layout)).await?;
         let grads = gpu.scoped(|| Arena::zeros(gpu, "gradients", &layout)).await?;
         for (i, p) in gpt.params.iter().enumerate() {
@@ -188,7 +192,10 @@ impl Trainer {
         }
         let forward_backward = training_graph(gpu, graph, &gpt, (&config, options), &params, &grads).await?;
         let evaluation = evaluation_graph(gpu, &config, options, &params).await?;
-        let optimizer = Optimizer::new(gpu, config.adamw, &params, &grads).await?;
+        let optimizer = match config.muon {
+            Some(muon) => Optimizer::with_muon(gpu, config.adamw, muon, &params, &grads).await?,
+            None => Optimizer::new(gpu, config.adamw, &params, &grads).await?,
+        };
         let staged = TensorType::u32([2, config.micro_batches, config.batch, config.seq_len()]);
         let staged = Tensor::zeros(gpu, "staged batches", staged)?;
         Ok(Trainer {
@@ -252,7 +259,8 @@ impl Trainer {
 
     /// Bytes in GPU memory: parameters, gradients, moments, activations, evaluation.
     pub fn buffer_bytes(&self) -> usize {
-        let arenas = 4 * 4 * self.params.layout.total_len();
+        let arenas = [&self.params, &self.grads, &self.optimizer.m, &self.optimizer.v];
+        let arenas = arenas.iter().map(|arena| 4 * arena.layout.total_len()).sum::<usize>();
         let plans = [self.plan(), self.evaluation.exec.plan(), self.optimizer.plan()];
         arenas + plans.map(Plan::buffer_bytes).iter().sum::<usize>() + self.staged.ty().bytes()
     }

@@ -110,7 +110,7 @@ fn a_plan_over_the_adapters_limits_names_the_tensor() {
     );
     expect(Plan::new(&Graph::new(), &[y], &profile), &["not a value of this graph"]);
     let portable = profile.max_binding_bytes;
-    expect(ArenaLayout::of_model(&config, portable), &["`embed.weight`", "[50257, 768]", "154389504", "1048576"]);
+    expect(ArenaLayout::of_model(&config, portable), &["`h.0.attn.q.weight`", "[768, 768]", "2359296", "1048576"]);
 }
 
 #[test]

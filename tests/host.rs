@@ -29,6 +29,7 @@ fn config() -> TrainConfig {
         micro_batches: 2,
         schedule: Schedule::constant(3e-3),
         adamw: AdamWConfig::default(),
+        muon: None,
         seed: 1,
     }
 }

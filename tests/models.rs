@@ -137,6 +137,7 @@ fn trainer(gpu: &Gpu, model: &Model, seq_len: usize) -> Trainer {
         micro_batches: 1,
         schedule: Schedule::constant(1e-3),
         adamw: AdamWConfig::default(),
+        muon: None,
         seed: 0,
     };
     let trainer = Trainer::new_blocking(gpu, config).unwrap();

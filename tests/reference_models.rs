@@ -127,6 +127,7 @@ fn trainer(model: &Model) -> Trainer {
         micro_batches: 1,
         schedule: Schedule::constant(1e-3),
         adamw: AdamWConfig::default(),
+        muon: None,
         seed: 0,
     };
     let trainer = Trainer::new_blocking(gpu(), config).unwrap();

@@ -151,6 +151,7 @@ fn trainer(model: TransformerConfig, lr: f64) -> Trainer {
         micro_batches: 1,
         schedule: Schedule::constant(lr),
         adamw: AdamWConfig { weight_decay: 0.0, ..Default::default() },
+        muon: None,
         seed: 3,
     };
     Trainer::new_blocking(gpu(), config).unwrap()

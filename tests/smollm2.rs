@@ -162,6 +162,7 @@ fn fine_tuning_lowers_the_loss() {
         micro_batches: 1,
         schedule: Schedule::constant(2e-5),
         adamw: AdamWConfig::default(),
+        muon: None,
         seed: 0,
     };
     let mut trainer = Trainer::new_blocking(gpu(), config).unwrap();

@@ -8,14 +8,15 @@ use common::{gpu, whole_and_split};
 use throughline::checkpoint::Checkpoint;
 use throughline::data::{Batch, Dataset};
 use throughline::nn::{Biases, Init, Mlp, Norm, NormPlacement, Transformer, TransformerConfig};
-use throughline::optim::{AdamWConfig, Decay, Schedule};
+use throughline::optim::{AdamWConfig, Arena, Decay, MuonConfig, Schedule};
 use throughline::plan::Slot;
 use throughline::train::{TrainConfig, Trainer};
 use throughline::{AdapterClass, ExecOptions, Executable, Graph, Plan, Profile, Value};
 
 fn tiny(model: TransformerConfig) -> TrainConfig {
     let schedule = Schedule { peak: 3e-3, warmup: 2, steps: 8, final_fraction: 0.1, decay: Decay::Cosine };
-    TrainConfig { model, batch: 2, seq_len: None, micro_batches: 1, schedule, adamw: AdamWConfig::default(), seed: 7 }
+    let adamw = AdamWConfig::default();
+    TrainConfig { model, batch: 2, seq_len: None, micro_batches: 1, schedule, adamw, muon: None, seed: 7 }
 }
 
 fn dataset() -> Dataset {
@@ -127,6 +128,11 @@ fn plan_of_a_gpt2_is_as_recorded() {
 #[test]
 fn a_resumed_run_equals_an_unbroken_one_bit_for_bit() {
     let config = tiny(TransformerConfig { dropout: 0.1, ..TransformerConfig::llama(31, 16, 2, 32, 4) });
+    resumes_bit_for_bit(config.clone());
+    resumes_bit_for_bit(TrainConfig { muon: Some(MuonConfig::default()), ..config });
+}
+
+fn resumes_bit_for_bit(config: TrainConfig) {
     let mut whole = Trainer::new_blocking(gpu(), config.clone()).unwrap();
     let losses = train(&mut whole, 8);
 
@@ -142,9 +148,7 @@ fn a_resumed_run_equals_an_unbroken_one_bit_for_bit() {
     loaded.restore(&mut second).unwrap();
     assert_eq!(bits(&[train(&mut second, 8)]), bits(&[losses[3..].to_vec()]));
 
-    for (a, b) in [(&whole.params, &second.params), (&whole.optimizer.m, &second.optimizer.m)] {
-        assert_eq!(bits(&a.read_blocking(gpu()).unwrap()), bits(&b.read_blocking(gpu()).unwrap()));
-    }
+    assert_eq!(bits(&weights_and_moments(&whole)), bits(&weights_and_moments(&second)));
 }
 
 /// Two micro-batches of two are one batch of four, up to rounding.
@@ -219,6 +223,44 @@ fn arenas_of_several_parts_train_like_whole_ones() {
     }
 }
 
+/// The same of Muon, whose matrices have parts of their own, those of one shape a batch in each.
+#[test]
+fn muon_over_several_parts_is_muon() {
+    let [whole, split] = whole_and_split(20 << 10);
+    let muon = Some(MuonConfig::default());
+    let mut config = TrainConfig { micro_batches: 2, muon, ..tiny(TransformerConfig::gpt2(31, 16, 2, 32, 4)) };
+    config.adamw.max_grad_norm = 0.0;
+    let [mut a, mut b] = [&whole, &split].map(|gpu| Trainer::new_blocking(gpu, config.clone()).unwrap());
+    assert_eq!([2, 7], [&a, &b].map(|t| t.params.layout.parts.len()));
+    // Attention's square matrices, and those in and out of the feed-forward half. A small part holds five of the
+    // first or one of the others.
+    assert_eq!([3, 6], [&a, &b].map(|t| count(t.optimizer.plan(), "muon_update")));
+    assert_eq!([3, 6], [&a, &b].map(|t| count(t.optimizer.plan(), "matmul") / 15));
+    assert_eq!([1, 1], [&a, &b].map(|t| count(t.optimizer.plan(), "adamw")));
+    assert!(b.optimizer.plan().final_copies.is_empty(), "{}", b.optimizer.plan());
+    assert!(b.optimizer.plan().steps.iter().all(|s| s.copies.is_empty()), "{}", b.optimizer.plan());
+    // One moment for what is Muon's.
+    let len = |arena: &Arena| arena.layout.total_len();
+    let matrices = 2 * (4 * 32 * 32 + 2 * 32 * 128);
+    assert_eq!(len(&a.optimizer.m) - len(&a.optimizer.v), matrices);
+
+    train(&mut a, 3);
+    train(&mut b, 3);
+    assert_eq!(bits(&weights_and_moments(&a)), bits(&weights_and_moments(&b)));
+    let [from_a, from_b] = [&a, &b].map(|t| Checkpoint::of_blocking(t, "", 0).unwrap());
+    assert!(from_a.same_bits(&from_b));
+    let losses = train(&mut a, 6);
+    let mut c = Trainer::new_blocking(&split, config.clone()).unwrap();
+    from_a.restore(&mut c).unwrap();
+    assert_eq!(bits(&[train(&mut c, 6)]), bits(&[losses]));
+
+    // AdamW's first moments do for momenta; Muon's checkpoint has not all that AdamW needs.
+    let mut adamw = Trainer::new_blocking(&whole, TrainConfig { muon: None, ..config }).unwrap();
+    let err = from_a.restore(&mut adamw).unwrap_err().to_string();
+    assert!(err.contains("optimizer.v.h.0.attn.q.weight"), "{err}");
+    Checkpoint::of_blocking(&adamw, "", 0).unwrap().restore(&mut c).unwrap();
+}
+
 /// The norm that gradients are clipped by is that of all parts. It is added up in another order than
 /// that of a whole arena, so it may differ in the last bits, and with it what it scales.
 #[test]
@@ -262,15 +304,16 @@ fn every_arrangement_learns() {
     ];
     let ids: Vec<u32> = (0..2000).map(|i| [3, 1, 4, 1, 5, 9, 2, 6][i % 8]).collect();
     let data = Dataset::new(ids, 0.1, 16).unwrap();
-    for model in configs {
-        let mut config = tiny(model);
+    let muon = [None, Some(MuonConfig::default())];
+    for (model, muon) in configs.into_iter().flat_map(|model| muon.map(|muon| (model.clone(), muon))) {
+        let mut config = TrainConfig { muon, ..tiny(model) };
         config.schedule = Schedule::constant(1e-2);
         let mut trainer = Trainer::new_blocking(gpu(), config).unwrap();
         let step =
             |t: &mut Trainer| t.step(&[data.batch(0, t.step_count(), 2, 16)]).unwrap().wait_blocking(gpu()).unwrap();
         let first = step(&mut trainer);
         let last = (0..30).map(|_| step(&mut trainer)).last().unwrap();
-        assert!(last < 0.5 * first, "{:?}: from {first} to {last}", trainer.config().model);
+        assert!(last < 0.5 * first, "{:?}: from {first} to {last}", trainer.config());
         let val = trainer.evaluate_blocking(&data.val_batches(2, 2, 16)).unwrap();
         assert!(val.is_finite() && val < first, "{val}");
     }

@@ -14,7 +14,7 @@ use serde::Serialize;
 use throughline::checkpoint::{Checkpoint, RunState, text_hash};
 use throughline::data::{Batch, CharTokenizer, Dataset};
 use throughline::nn::{Biases, Init, Mlp, Norm, NormPlacement, TransformerConfig};
-use throughline::optim::{AdamWConfig, Decay, Schedule};
+use throughline::optim::{AdamWConfig, Decay, MuonConfig, Schedule};
 use throughline::sample::{Generator, Sampling};
 use throughline::train::{StepLoss, TrainConfig, Trainer};
 use throughline::{Gpu, Tuner};
@@ -40,6 +40,13 @@ pub enum InitFlag {
     Gpt2,
     /// Projections into the stream start at zero
     Zero,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum OptimizerFlag {
+    Adamw,
+    /// Muon for the matrices of blocks, AdamW for the rest
+    Muon,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -86,6 +93,12 @@ pub struct TrainFlags {
     /// Peak learning rate [0.006]
     #[arg(long)]
     pub lr: Option<f64>,
+    /// What updates the weights [adamw]
+    #[arg(long, value_enum)]
+    pub optimizer: Option<OptimizerFlag>,
+    /// Muon's learning rate as a multiple of --lr [1]
+    #[arg(long)]
+    pub muon_factor: Option<f64>,
     /// Dropout probability [0]
     #[arg(long)]
     pub dropout: Option<f32>,
@@ -164,6 +177,8 @@ impl TrainFlags {
                 decay: Decay::Cosine,
             },
             adamw: AdamWConfig { beta2: 0.98, ..AdamWConfig::default() },
+            muon: (self.optimizer == Some(OptimizerFlag::Muon))
+                .then(|| MuonConfig { lr_factor: self.muon_factor.unwrap_or(1.0), ..MuonConfig::default() }),
             seed: self.seed.unwrap_or(1337),
         }
     }
@@ -192,6 +207,8 @@ impl TrainFlags {
         }
         let others = [
             ("lr", self.lr.is_some_and(|x| x != config.schedule.peak)),
+            ("optimizer", self.optimizer.is_some_and(|o| (o == OptimizerFlag::Muon) != config.muon.is_some())),
+            ("muon-factor", self.muon_factor.is_some_and(|f| config.muon.is_none_or(|m| m.lr_factor != f))),
             ("dropout", self.dropout.is_some_and(|x| x != m.dropout)),
             ("std", self.std.is_some()),
             ("norm", self.norm.is_some_and(|n| (n == NormFlag::Post) != (m.norm_placement == NormPlacement::Post))),
@@ -323,6 +340,8 @@ impl Run {
             None => None,
             Some(dir) => Some(Checkpoint::load(&checkpoint_path(dir))?),
         };
+        let muon = flags.optimizer == Some(OptimizerFlag::Muon) || resumed.is_some();
+        ensure!(muon || flags.muon_factor.is_none(), "--muon-factor is for --optimizer muon");
         let config = match &resumed {
             None => flags.config(tokenizer.vocab_size()),
             Some(checkpoint) => {

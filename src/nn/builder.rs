@@ -10,7 +10,7 @@ use crate::ops::packed::Packed;
 use crate::ops::parts::split_rows;
 use crate::ops::rope::Rope;
 use crate::rng::Rng;
-use crate::tensor::TensorType;
+use crate::tensor::{Shape, TensorType};
 
 /// How a parameter starts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -100,6 +100,15 @@ pub(crate) fn part_name(table: &str, first: usize, parts: usize) -> String {
 pub(crate) fn table_of_part(name: &str) -> (&str, usize) {
     let part = name.rsplit_once('@').and_then(|(table, first)| Some((table, first.parse().ok()?)));
     part.unwrap_or((name, 0))
+}
+
+/// Whether a parameter is the weight of a linear layer inside a block: those are what Muon updates, where it is
+/// chosen. That is every matrix whose name begins with `h.` and ends with `.weight`. Tables (`embed.weight`,
+/// `token_type.weight`, `position.weight`, `head.weight`, and their parts such as `embed.weight@64`) are outside of
+/// blocks; norms, biases and gates have one dimension. A [`Block`](super::Block) with matrices that are no linear
+/// layers, such as tables, keeps them from Muon by another last name: `h.0.values.table`.
+pub fn is_hidden_matrix(name: &str, shape: &Shape) -> bool {
+    shape.rank() == 2 && name.starts_with("h.") && name.ends_with(".weight")
 }
 
 /// Adds parts of a transformer to a graph: what blocks are made of.

@@ -29,6 +29,7 @@ pub mod gelu;
 pub mod l2_norm;
 pub mod matmul;
 pub mod mul;
+pub mod muon;
 pub mod norm;
 pub mod packed;
 pub mod parts;
@@ -265,6 +266,7 @@ pub const TABLE: &[Row] = &[
     l2_norm::ROW,
     matmul::ROW,
     mul::ROW,
+    muon::ROW,
     norm::LAYERNORM,
     norm::RMSNORM,
     packed::ROW,

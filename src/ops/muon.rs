@@ -1,0 +1,341 @@
+//! A step of Muon: momentum, made orthogonal by the iteration of Newton and Schulz, as the update of a
+//! matrix (Jordan et al. 2024, <https://kellerjordan.github.io/posts/muon/>).
+//!
+//! ```text
+//! m = momentum m + (1 - momentum) g          g is clipped by its global norm
+//! u = (1 - momentum) g + momentum m          or u = m without Nesterov's momentum
+//! X = u / (|u|_F + 1e-7)
+//! X = a X + b A X + c A A X, A = X X^T       several times; (a, b, c) = (3.4445, -4.7750, 2.0315)
+//! p = p (1 - lr decay) - lr rate X
+//! ```
+//!
+//! Five iterations bring every singular value that is not tiny (0.004 of the norm or more) into 0.68 .. 1.21, and
+//! keep the vectors. All of it is f32, where the published code has bfloat16. Matrices of one shape are a batch.
+//!
+//! Three small ops do what matmul does not. X is kept times c^(1/4): then its product with itself is sqrt(c) A,
+//! and the square of that c A A, so that no product needs a factor; and a X goes into the polynomial of A as a I,
+//! which is a small matrix where X may be large.
+
+use super::matmul::Matmul;
+use super::rowwise::RowLayout;
+use super::{
+    Bind, Case, InputFill, LaneSource, Launch, Op, Program, Row, elementwise, expect_f32, expect_shape, lane_source,
+    table_kernel,
+};
+use crate::autodiff::Vjp;
+use crate::error::Result;
+use crate::gpu::AdapterClass;
+use crate::graph::{Graph, Value};
+use crate::reference::Array;
+use crate::tensor::{Shape, TensorType};
+
+const SOURCE: LaneSource = lane_source!("common/rows.wgsl", "muon.wgsl");
+
+/// The polynomial's coefficients, as published: steepest at zero, not convergent to 1.
+const COEFFICIENTS: [f64; 3] = [3.4445, -4.7750, 2.0315];
+
+pub(super) const ROW: Row = Row {
+    name: "muon",
+    summary: "Muon's momentum / its Frobenius norm by matrix; its polynomial's a I + b A; its update, in place",
+    source: SOURCE.plain,
+    cases: || {
+        // lr, momentum, weight decay, largest norm.
+        const PLAIN: &[f64] = &[0.5, 0.95, 0.0, 0.0];
+        const CLIPPED: &[f64] = &[0.5, 0.8, 0.7, 2.5];
+        let momentum = |shape: &[usize], nesterov: bool, hyper: &'static [f64]| {
+            let name = format!("momentum of {shape:?}, Nesterov {nesterov}, at most {}", hyper[3]);
+            momentum_case(&name, shape, nesterov).fill(2, InputFill::Values(hyper))
+        };
+        let update = |shape: &[usize], hyper: &'static [f64]| {
+            let op = MuonUpdate { rate: 0.3 };
+            Case::new(format!("update of {shape:?}"), op, &[shape, shape, &[4]])
+                .fill(2, InputFill::Values(hyper))
+                .forward_only()
+        };
+        let zero = momentum(&[3, 4], true, PLAIN).fill(0, InputFill::Constant(0.0)).fill(1, InputFill::Constant(0.0));
+        vec![
+            momentum(&[1, 1], true, CLIPPED),
+            momentum(&[127, 3], false, PLAIN),
+            momentum(&[5, 7, 12], true, CLIPPED),
+            momentum(&[3, 130, 132], false, CLIPPED),
+            momentum(&[1757, 41], true, PLAIN),
+            Case { name: "momentum of zeros".into(), ..zero },
+            shift_case(&[1, 1]),
+            shift_case(&[127, 127]),
+            shift_case(&[5, 3, 3]),
+            shift_case(&[2, 68, 68]),
+            update(&[1, 1], CLIPPED),
+            update(&[1757, 3], PLAIN),
+            update(&[5, 7, 12], CLIPPED),
+        ]
+    },
+    bench: || {
+        const HYPER: &[f64] = &[1e-3, 0.95, 0.1, 1.0];
+        let update = Case::new("update 4x1024x1024", MuonUpdate { rate: 0.2 }, &[&[4 << 20], &[4 << 20], &[4]])
+            .fill(2, InputFill::Values(HYPER))
+            .forward_only();
+        let momentum = momentum_case("momentum 4x1024x1024", &[4, 1024, 1024], true);
+        vec![momentum.fill(2, InputFill::Values(HYPER)), shift_case(&[4, 1024, 1024]), update]
+    },
+};
+
+fn momentum_case(name: &str, shape: &[usize], nesterov: bool) -> Case {
+    let op = MuonMomentum { nesterov, to: 1.2 };
+    Case::new(name, op, &[shape, shape, &[4], &[1]]).fill(3, InputFill::Constant(10.0)).forward_only()
+}
+
+fn shift_case(shape: &[usize]) -> Case {
+    let op = MuonShift { identity: 3.4, factor: -2.5 };
+    Case::new(format!("shift of {shape:?}"), op, &[shape]).forward_only()
+}
+
+/// `(grad, m, hyper, norm) -> (m, x)`, matrices `[.., rows, cols]`, `hyper` as
+/// [`MuonSettings`] gives it, `norm` of `[1]` the global norm of the gradient. `x` is what is to be made
+/// orthogonal, of the Frobenius norm `to`.
+#[derive(Clone, Copy, Debug)]
+pub struct MuonMomentum {
+    /// Nesterov's momentum.
+    pub nesterov: bool,
+    /// The norm of each `x`.
+    pub to: f32,
+}
+
+/// `gram -> identity I + factor gram`, square matrices `[.., n, n]`.
+#[derive(Clone, Copy, Debug)]
+pub struct MuonShift {
+    /// Added to the diagonal.
+    pub identity: f32,
+    /// Times the matrix.
+    pub factor: f32,
+}
+
+/// `(param, x, hyper) -> param (1 - lr weight_decay) - lr rate x`, of any shape.
+#[derive(Clone, Copy, Debug)]
+pub struct MuonUpdate {
+    /// Times the learning rate: what a matrix of this shape asks for.
+    pub rate: f32,
+}
+
+/// What the host sets for a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MuonSettings {
+    /// Learning rate.
+    pub lr: f32,
+    /// Decay of the mean of gradients.
+    pub momentum: f32,
+    /// Decoupled: per step a parameter loses this times the learning rate of itself.
+    pub weight_decay: f32,
+    /// Larger gradients are scaled down to this global norm; 0 is off.
+    pub max_grad_norm: f32,
+}
+
+impl MuonSettings {
+    /// The `hyper` input: `[lr, momentum, weight_decay, max_grad_norm]`.
+    pub fn values(&self) -> [f32; 4] {
+        [self.lr, self.momentum, self.weight_decay, self.max_grad_norm]
+    }
+}
+
+/// What a plan of a step is made for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MuonStep {
+    /// Nesterov's momentum.
+    pub nesterov: bool,
+    /// Iterations of Newton and Schulz.
+    pub steps: usize,
+    /// Times the learning rate.
+    pub rate: f64,
+}
+
+impl Graph {
+    /// A step of Muon: `[param, grad, m]`, matrices `[.., rows, cols]` each, `hyper` of `[4]` as
+    /// [`MuonSettings`] gives it and the gradient's global `norm` of `[1]` give the new `[param, m]`. Store them
+    /// where they came from and the step runs in place.
+    ///
+    /// It is three matrix products and a small kernel an iteration, on the smaller of `x x^T` and `x^T x`.
+    pub fn muon(
+        &mut self,
+        name: &str,
+        [param, grad, m]: [Value; 3],
+        hyper: Value,
+        norm: Value,
+        step: MuonStep,
+    ) -> Result<[Value; 2]> {
+        let [a, b, c] = COEFFICIENTS;
+        let quarter = c.powf(0.25); // see the top of this file
+        let op = MuonMomentum { nesterov: step.nesterov, to: quarter as f32 };
+        let made = self.op(&format!("{name}.momentum"), op, &[grad, m, hyper, norm])?;
+        let (m, mut x) = (made[0], made[1]);
+        let dims = self.ty(x).shape.dims();
+        let wide = dims[dims.len() - 2] <= dims[dims.len() - 1];
+        let product = Matmul { batch: true, ..Matmul::default() };
+        let gram_op = Matmul { transpose_a: !wide, transpose_b: wide, ..product };
+        for i in 0..step.steps {
+            let name = |what: &str| format!("{name}.{i}.{what}");
+            let gram = self.op1(&name("gram"), gram_op, &[x, x])?;
+            let op = MuonShift { identity: a as f32, factor: (b / c.sqrt()) as f32 };
+            let shifted = self.op1(&name("shift"), op, &[gram])?;
+            let op = Matmul { accumulate: true, ..product };
+            let polynomial = self.op1(&name("polynomial"), op, &[gram, gram, shifted])?;
+            x = self.op1(&name("x"), product, &if wide { [polynomial, x] } else { [x, polynomial] })?;
+        }
+        let op = MuonUpdate { rate: (step.rate / quarter) as f32 };
+        Ok([self.op1(name, op, &[param, x, hyper])?, m])
+    }
+}
+
+/// Matrices of a batch, and elements of each.
+fn matrices(shape: &Shape) -> (usize, usize) {
+    let each = shape.dims().iter().rev().take(2).product();
+    (shape.len() / each, each)
+}
+
+impl Op for MuonMomentum {
+    fn name(&self) -> &'static str {
+        "muon_momentum"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        expect_f32(inputs, 4)?;
+        let shape = &inputs[0].shape;
+        if shape.rank() < 2 {
+            return Err(format!("the gradient must be one matrix or more, got {shape}"));
+        }
+        expect_shape("m", &inputs[1], shape.dims())?;
+        expect_shape("hyper", &inputs[2], &[4])?;
+        expect_shape("norm", &inputs[3], &[1])?;
+        let (n, each) = matrices(shape);
+        if n > 1 && each % 4 != 0 {
+            return Err(format!("matrices of a batch must have a multiple of 4 elements, got {shape}"));
+        }
+        Ok(vec![inputs[0].clone(); 2])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        Err(cx.no_gradient("optimiser steps are not differentiated"))
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let mut program = Program::default();
+        let layout = RowLayout::whole(cx);
+        let (n, each) = matrices(&cx.inputs[0].shape);
+        // As for norms: few workgroups that each do much on software adapters.
+        let chunk = match cx.profile.class {
+            AdapterClass::Cpu => 2048,
+            AdapterClass::Gpu => 1024,
+        };
+        let quads = each.div_ceil(4);
+        let chunks = quads.div_ceil(chunk);
+        let [quads, len, chunk, chunks, groups] = [quads, each, chunk, chunks, n * chunks].map(|w| w as u32);
+        let words = [quads, len, chunk, chunks, groups, 0, self.to.to_bits(), 0];
+        let grid = cx.profile.grid(n * chunks as usize);
+        let sums = program.scratch(TensorType::f32([n, chunks as usize]));
+        let kernel = layout.kernel("muon", SOURCE, "momentum").knob("NESTEROV", self.nesterov);
+        let binds = [Bind::In(0), Bind::In(2), Bind::In(3), Bind::Out(0), Bind::Out(1), Bind::Scratch(sums)];
+        program.dispatch(kernel, &binds, &words, grid);
+        let kernel = layout.kernel("muon", SOURCE, "normalise");
+        program.dispatch(kernel, &[Bind::ScratchIn(sums), Bind::Out(1)], &words, grid);
+        Ok(program)
+    }
+
+    fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
+        let [grad, m, hyper, norm] = inputs else { return vec![] };
+        let [_, momentum, _, max_norm] = hyper.data[..] else { return vec![] };
+        let clip = if max_norm > 0.0 { (max_norm / (norm.data[0] + 1e-6)).min(1.0) } else { 1.0 };
+        let grad = grad.map(|g| g * clip);
+        let m = m.zip(&grad, |m, g| momentum * m + (1.0 - momentum) * g);
+        let mut x = match self.nesterov {
+            true => m.zip(&grad, |m, g| momentum * m + (1.0 - momentum) * g),
+            false => m.clone(),
+        };
+        let (_, each) = matrices(&x.shape);
+        for matrix in x.data.chunks_exact_mut(each) {
+            let norm = matrix.iter().map(|x| x * x).sum::<f64>().sqrt();
+            matrix.iter_mut().for_each(|x| *x *= f64::from(self.to) / (norm + 1e-7));
+        }
+        vec![m, x]
+    }
+
+    fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
+        10 * inputs[0].len() as u64
+    }
+
+    fn starts_as(&self, output: usize) -> Option<usize> {
+        (output == 0).then_some(1)
+    }
+}
+
+impl Op for MuonShift {
+    fn name(&self) -> &'static str {
+        "muon_shift"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        expect_f32(inputs, 1)?;
+        match inputs[0].shape.dims() {
+            [.., rows, cols] if rows == cols => Ok(vec![inputs[0].clone()]),
+            _ => Err(format!("must be square matrices, got {}", inputs[0].shape)),
+        }
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        Err(cx.no_gradient("optimiser steps are not differentiated"))
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let side = cx.inputs[0].shape.cols() as u32;
+        let kernel = table_kernel("muon", SOURCE.plain, "shift");
+        let words = [0, 0, 0, 0, side, self.identity.to_bits(), self.factor.to_bits()];
+        Ok(elementwise::quads(cx, kernel, &[Bind::In(0), Bind::Out(0)], &words))
+    }
+
+    fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
+        let mut y = inputs[0].map(|x| f64::from(self.factor) * x);
+        let n = y.shape.cols();
+        for (i, row) in y.data.chunks_exact_mut(n).enumerate() {
+            row[i % n] += f64::from(self.identity);
+        }
+        vec![y]
+    }
+
+    fn flops(&self, _: &[TensorType], outputs: &[TensorType]) -> u64 {
+        2 * outputs[0].len() as u64
+    }
+}
+
+impl Op for MuonUpdate {
+    fn name(&self) -> &'static str {
+        "muon_update"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        expect_f32(inputs, 3)?;
+        expect_shape("x", &inputs[1], inputs[0].shape.dims())?;
+        expect_shape("hyper", &inputs[2], &[4])?;
+        Ok(vec![inputs[0].clone()])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        Err(cx.no_gradient("optimiser steps are not differentiated"))
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let kernel = table_kernel("muon", SOURCE.plain, "update");
+        let binds = [Bind::In(1), Bind::In(2), Bind::Out(0)];
+        Ok(elementwise::quads(cx, kernel, &binds, &[0, 0, 0, 0, 0, self.rate.to_bits(), 0]))
+    }
+
+    fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
+        let [lr, _, decay, _] = inputs[2].data[..] else { return vec![] };
+        let rate = lr * f64::from(self.rate);
+        vec![inputs[0].zip(inputs[1], |p, x| p * (1.0 - lr * decay) - rate * x)]
+    }
+
+    fn flops(&self, _: &[TensorType], outputs: &[TensorType]) -> u64 {
+        3 * outputs[0].len() as u64
+    }
+
+    fn starts_as(&self, _output: usize) -> Option<usize> {
+        Some(0)
+    }
+}
