@@ -1,7 +1,7 @@
-//! Six panels, all with a logarithmic y axis.
+//! Eight panels, all with a logarithmic y axis.
 
 use anyhow::{Result, anyhow};
-use plotters::chart::SeriesLabelPosition::{self, LowerLeft, LowerRight, UpperRight};
+use plotters::chart::SeriesLabelPosition::{self, LowerRight, MiddleRight, UpperRight};
 use plotters::coord::ranged1d::{AsRangedCoord, ValueFormatter};
 use plotters::prelude::*;
 
@@ -30,9 +30,9 @@ pub fn svg(report: &Report) -> Result<String> {
 }
 
 fn draw(svg: &mut String, report: &Report) -> Drawn<()> {
-    let root = SVGBackend::with_string(svg, (1290, 820)).into_drawing_area();
+    let root = SVGBackend::with_string(svg, (1640, 800)).into_drawing_area();
     root.fill(&WHITE)?;
-    let areas = root.split_evenly((2, 3));
+    let areas = root.split_evenly((2, 4));
     let layers = |d: &Depth, values: &[f64]| (d.layers.to_string(), number(values));
     let by_layer = |title, placement, legend, values: fn(&Depth) -> &[f64]| {
         let plain = report.initialisation.iter().filter(|f| f.placement == placement && f.init == "plain");
@@ -50,19 +50,24 @@ fn draw(svg: &mut String, report: &Report) -> Drawn<()> {
         (format!("{}, {}", name(f.placement), f.init), points)
     };
     let last = report.initialisation.iter().map(last_layer).collect();
-    let by_depth = |title, lines| Panel { title, x: "layers", lines, legend: LowerLeft };
+    let searches = &report.learning_rates;
+    let by_depth = |title, lines| Panel { title, x: "layers", lines, legend: MiddleRight };
     let of_depth = [
         by_depth("Norm of the last W_2's gradient", last),
-        by_depth("Largest rate that is stable", rates(&report.learning_rates, |s| s.max_stable)),
-        by_depth("Largest rate that learns", rates(&report.learning_rates, |s| s.max_learning)),
+        by_depth("Largest stable rate, plain init", rates(searches, "plain", |s| s.max_stable)),
+        by_depth("Largest rate that learns, plain init", rates(searches, "plain", |s| s.max_learning)),
+        by_depth("Largest stable rate, GPT-2's init", rates(searches, "gpt2", |s| s.max_stable)),
+        by_depth("Largest rate that learns, GPT-2's init", rates(searches, "gpt2", |s| s.max_learning)),
     ];
-    let (depths, pad) = (&report.settings.depths, 1.2);
-    let (least, most) = (depths[0] as f64, depths[depths.len() - 1] as f64);
+    let depths: Vec<f64> = report.settings.depths.iter().map(|&n| n as f64).collect();
+    let (least, most) = (depths[0], depths[depths.len() - 1]);
     for (area, panel) in areas.iter().zip(&of_layers) {
         panel.draw(area, 0.0..most)?;
     }
     for (area, panel) in areas[3..].iter().zip(&of_depth) {
-        panel.draw(area, (least / pad..most * pad).log_scale())?;
+        // With room for the legend on the right.
+        let range = (least / 1.2..most * (1.2 * most / least).powf(0.5).max(2.0)).log_scale();
+        panel.draw(area, range.with_key_points(depths.clone()))?;
     }
     root.present()?;
     Ok(())
@@ -74,11 +79,12 @@ fn number(values: &[f64]) -> Points {
 }
 
 /// A line for each kind of run; depths without such a rate are left out.
-fn rates(searches: &[Search], rate: fn(&Search) -> Option<f64>) -> Vec<(String, Points)> {
+fn rates(searches: &[Search], init: &str, rate: fn(&Search) -> Option<f64>) -> Vec<(String, Points)> {
     let mut lines = vec![];
     for placement in PLACEMENTS {
         for (warm, label) in [(false, ""), (true, ", warm-up")] {
-            let kind = searches.iter().filter(|s| s.placement == placement && (s.warmup > 0) == warm);
+            let is = |s: &&Search| (s.init, s.placement, s.warmup > 0) == (init, placement, warm);
+            let kind = searches.iter().filter(is);
             let points = kind.filter_map(|s| Some((s.layers as f64, rate(s)?))).collect();
             lines.push((format!("{}{label}", name(placement)), points));
         }
@@ -94,21 +100,25 @@ impl Panel {
     {
         let values = self.lines.iter().flat_map(|(_, points)| points.iter().map(|p| p.1)).filter(|y| *y > 0.0);
         let (low, high) = values.fold((f64::MAX, 0.0f64), |(l, h), y| (l.min(y), h.max(y)));
+        let power = |round: fn(f64) -> f64, y: f64| 10f64.powf(round(y.log10()));
         // Nothing to show is shown, too: as an empty panel.
-        let (low, high) = if high > 0.0 { (low / 1.3, high * 1.3) } else { (0.1, 1.0) };
+        let (low, high) = if high > 0.0 { (power(f64::floor, low) * 0.99, power(f64::ceil, high)) } else { (0.1, 1.0) };
         let mut chart = ChartBuilder::on(area)
             .caption(self.title, ("sans-serif", 16))
             .margin(12)
             .x_label_area_size(40)
             .y_label_area_size(60)
             .build_cartesian_2d(x, (low..high).log_scale())?;
+        let number = |y: &f64| if *y < 0.001 { format!("{y:.0e}") } else { format!("{y}") };
         let mut mesh = chart.configure_mesh();
-        mesh.x_desc(self.x).light_line_style(TRANSPARENT).x_label_formatter(&|x| format!("{x:.0}"));
-        mesh.y_label_formatter(&|y| if *y < 0.001 { format!("{y:.0e}") } else { format!("{y:.3}") }).draw()?;
-        for (i, (label, points)) in self.lines.iter().enumerate() {
-            let style = Palette99::pick(i).stroke_width(2);
+        mesh.x_desc(self.x).light_line_style(TRANSPARENT).x_label_formatter(&|x| format!("{x}"));
+        mesh.y_label_formatter(&number).draw()?;
+        // The deepest first, and thinner from line to line, so that lines show that run over others.
+        let few = self.lines.iter().all(|(_, points)| points.len() <= 12);
+        for (i, (label, points)) in self.lines.iter().enumerate().rev() {
+            let (width, size) = if few { (i as u32 + 1, 3) } else { (2, 0) };
+            let style = Palette99::pick(i).stroke_width(width);
             let shown = points.iter().copied().filter(|p| p.1 > 0.0);
-            let size = if points.len() <= 12 { 3 } else { 0 };
             let line = chart.draw_series(LineSeries::new(shown, style).point_size(size))?;
             line.label(label).legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], style));
         }

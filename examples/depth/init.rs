@@ -28,7 +28,8 @@ pub struct Family {
     pub last_w2_slope: Option<f64>,
 }
 
-/// Means over seeds. W_2 is the matrix at the end of a layer's feed-forward half.
+/// Geometric means over seeds: far from the output a gradient is a product of many random factors, so that of a few
+/// seeds the largest would be all of the usual mean. W_2 is the matrix at the end of a layer's feed-forward half.
 #[derive(Serialize)]
 pub struct Depth {
     pub layers: usize,
@@ -40,7 +41,9 @@ pub struct Depth {
     pub w2_grad_norm: Vec<f64>,
     /// Slope of log `stream_grad_rms` against the layer: above 0 it grows towards the output.
     pub stream_grad_slope: Option<f64>,
-    /// The same of `w2_grad_norm`.
+    /// The same of each seed alone.
+    pub stream_grad_slopes: Vec<f64>,
+    /// That of `w2_grad_norm`.
     pub w2_grad_slope: Option<f64>,
     /// The power of l with which E|x_l|^2 - E|x_0|^2 grows.
     pub stream_power: Option<f64>,
@@ -49,13 +52,14 @@ pub struct Depth {
 /// Measures and prints every family.
 pub fn study(gpu: &Gpu, settings: &Settings) -> Result<Vec<Family>> {
     let Settings { dim, seeds, .. } = settings;
-    println!("\nAt initialisation: d {dim}, {BATCH} x {TIME} tokens that all see each other, mean of {seeds} seeds");
-    let inits = [("plain", Init::Plain { std: settings.std() }), ("gpt2", Init::Gpt2 { std: settings.std() })];
+    println!(
+        "\nAt initialisation: d {dim}, {BATCH} x {TIME} tokens that all see each other, geometric mean of {seeds} seeds"
+    );
     let mut families = vec![];
-    for (init_name, init) in inits {
+    for (init_name, init) in settings.inits() {
         for placement in PLACEMENTS {
             println!(
-                "\n{}-norm, {init_name}\n{:>5} {:>16} {:>7} {:>21} {:>10} {:>21} {:>10}",
+                "\n{}-norm, {init_name}\n{:>5} {:>16} {:>7} {:>21} {:>16} {:>21} {:>10}",
                 name(placement),
                 "L",
                 "stream RMS 0, L",
@@ -122,12 +126,13 @@ impl Depth {
             stream_grad_rms: vec![0.0; layers + 1],
             w2_grad_norm: vec![0.0; layers],
             stream_grad_slope: None,
+            stream_grad_slopes: vec![],
             w2_grad_slope: None,
             stream_power: None,
         }
     }
 
-    /// Adds a seed's share of the means; W_2 has `w2` elements.
+    /// Adds a seed's share of the means, as logarithms; W_2 has `w2` elements.
     fn add(&mut self, readings: &Readings, w2: f64, share: f64) -> Result<()> {
         let means = [
             ("stream_rms", 1.0, &mut self.stream_rms),
@@ -135,16 +140,23 @@ impl Depth {
             ("weight_grad_rms", w2.sqrt(), &mut self.w2_grad_norm),
         ];
         for (name, factor, mean) in means {
+            let mut values = vec![];
             for (layer, mean) in mean.iter_mut().enumerate() {
                 let value = readings.get(name, layer).with_context(|| format!("no {name} of layer {layer}"))?;
-                *mean += share * factor * value;
+                *mean += share * (factor * value).ln();
+                values.push(value);
+            }
+            if name == "stream_grad_rms" {
+                self.stream_grad_slopes.extend(by_layer(&values[1..]));
             }
         }
         Ok(())
     }
 
+    /// What the means give, once all seeds are in.
     fn fit(&mut self) {
-        let by_layer = |values: &[f64]| slope(values.iter().enumerate().map(|(l, v)| (l as f64, v.ln())));
+        let means = [&mut self.stream_rms, &mut self.stream_grad_rms, &mut self.w2_grad_norm];
+        means.into_iter().flatten().for_each(|mean| *mean = mean.exp());
         // The embedding is not normalised, so in post-norm the gradient there is of another size.
         self.stream_grad_slope = by_layer(&self.stream_grad_rms[1..]);
         self.w2_grad_slope = by_layer(&self.w2_grad_norm);
@@ -152,6 +164,18 @@ impl Depth {
         let growth = self.stream_rms.iter().enumerate().skip(1);
         self.stream_power = slope(growth.map(|(l, x)| ((l as f64).ln(), (x.powi(2) - start).ln())));
     }
+
+    /// Standard deviation of the slope over seeds.
+    fn slope_spread(&self) -> Option<f64> {
+        let (all, mean) = (&self.stream_grad_slopes, self.stream_grad_slope?);
+        let squares: f64 = all.iter().map(|s| (s - mean).powi(2)).sum();
+        (all.len() > 1).then(|| (squares / (all.len() - 1) as f64).sqrt())
+    }
+}
+
+/// Slope of the logarithm against the index.
+fn by_layer(values: &[f64]) -> Option<f64> {
+    slope(values.iter().enumerate().map(|(l, v)| (l as f64, v.ln())))
 }
 
 impl std::fmt::Display for Depth {
@@ -159,13 +183,13 @@ impl std::fmt::Display for Depth {
         let Depth { layers: n, stream_rms: x, stream_grad_rms: g, w2_grad_norm: w, .. } = self;
         write!(
             f,
-            "{n:5} {:8.3} {:7.3} {:>7} {:10.2e} {:10.2e} {:>10} {:10.2e} {:10.2e} {:>10}",
+            "{n:5} {:8.3} {:7.3} {:>7} {:10.2e} {:10.2e} {:>16} {:10.2e} {:10.2e} {:>10}",
             x[0],
             x[*n],
             cell(self.stream_power),
             g[1],
             g[*n],
-            cell(self.stream_grad_slope),
+            format!("{} ± {}", cell(self.stream_grad_slope), cell(self.slope_spread())),
             w[0],
             w[n - 1],
             cell(self.w2_grad_slope)

@@ -30,7 +30,7 @@ struct Flags {
     /// Steps of a run that tries a learning rate [24]
     #[arg(long, value_parser = value_parser!(u64).range(4..=100_000))]
     steps: Option<u64>,
-    /// Models whose mean is taken at initialisation [4]
+    /// Models whose mean is taken at initialisation [8]
     #[arg(long, value_parser = value_parser!(u64).range(1..=1000))]
     seeds: Option<u64>,
     /// The first seed; learning rates are tried with this one alone
@@ -68,7 +68,7 @@ impl Flags {
             depths,
             dim: self.dim.unwrap_or(if small { 16 } else { 32 }),
             steps: self.steps.unwrap_or(if small { 8 } else { 24 }),
-            seeds: self.seeds.unwrap_or(if small { 1 } else { 4 }),
+            seeds: self.seeds.unwrap_or(if small { 2 } else { 8 }),
             seed: self.seed,
         }
     }
@@ -87,9 +87,10 @@ pub fn name(placement: NormPlacement) -> &'static str {
 }
 
 impl Settings {
-    /// Xavier's variance for a square matrix.
-    fn std(&self) -> f32 {
-        1.0 / (self.dim as f32).sqrt()
+    /// Xavier's variance for a square matrix, everywhere, or projections into the stream scaled down with depth.
+    fn inits(&self) -> [(&'static str, Init); 2] {
+        let std = 1.0 / (self.dim as f32).sqrt();
+        [("plain", Init::Plain { std }), ("gpt2", Init::Gpt2 { std })]
     }
 
     /// GPT-2's parts, with a head of its own.

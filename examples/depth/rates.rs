@@ -15,7 +15,7 @@ use anyhow::Result;
 use serde::Serialize;
 use throughline::Gpu;
 use throughline::data::Batch;
-use throughline::nn::{Init, NormPlacement};
+use throughline::nn::{NormPlacement, TransformerConfig};
 use throughline::optim::{AdamWConfig, Schedule};
 use throughline::rng::Rng;
 use throughline::train::{TrainConfig, Trainer};
@@ -33,6 +33,7 @@ const LAST: i32 = 9;
 #[derive(Serialize)]
 pub struct Search {
     pub layers: usize,
+    pub init: &'static str,
     pub placement: NormPlacement,
     /// Steps over which the rate rises.
     pub warmup: u64,
@@ -57,43 +58,61 @@ pub struct Run {
 /// Measures and prints every search.
 pub fn study(gpu: &Gpu, settings: &Settings) -> Result<Vec<Search>> {
     let Settings { dim, steps, .. } = settings;
-    println!("\nLearning rates: d {dim}, {BATCH} x {TIME} tokens, {steps} steps of AdamW, no clipping, plain");
+    println!("\nLearning rates: d {dim}, {BATCH} x {TIME} tokens, {steps} steps of AdamW, no clipping");
     println!("stable: no loss above {BOUND} times the first; learns: ends {MARGIN} nats below ln {VOCAB}");
-    println!("{:>5} {:>5} {:>8} {:>11} {:>11} {:>11}", "L", "norm", "warm-up", "max stable", "max learns", "best loss");
+    let [l, norm, init] = ["L", "norm", "init"];
+    println!(
+        "{l:>5} {norm:>5} {init:>6} {:>8} {:>11} {:>11} {:>11}",
+        "warm-up", "max stable", "max learns", "best loss"
+    );
     let mut searches = vec![];
-    for placement in PLACEMENTS {
-        for warmup in [0, steps / 2] {
-            for &layers in &settings.depths {
-                let search = search(gpu, settings, layers, placement, warmup)?;
-                let rate = |rate: Option<f64>| rate.map_or("none".into(), |r| format!("1/{:.0}", 1.0 / r));
-                let best = search.runs.iter().filter_map(|r| r.last_loss).fold(f64::INFINITY, f64::min);
-                let (stable, learns) = (rate(search.max_stable), rate(search.max_learning));
-                println!("{layers:5} {:>5} {warmup:8} {stable:>11} {learns:>11} {best:11.3}", name(placement));
-                searches.push(search);
+    for (init, start) in settings.inits() {
+        for placement in PLACEMENTS {
+            for warmup in [0, steps / 2] {
+                for &layers in &settings.depths {
+                    let config = config(settings, settings.model(layers, TIME, placement, start), warmup);
+                    let search = search(gpu, &config, init, settings.steps)?;
+                    println!("{search}");
+                    searches.push(search);
+                }
             }
         }
     }
     Ok(searches)
 }
 
-fn search(gpu: &Gpu, settings: &Settings, layers: usize, placement: NormPlacement, warmup: u64) -> Result<Search> {
+impl std::fmt::Display for Search {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Search { layers, init, warmup, .. } = self;
+        let rate = |rate: Option<f64>| rate.map_or("none".into(), |r| format!("1/{:.0}", 1.0 / r));
+        let (norm, stable, learns) = (name(self.placement), rate(self.max_stable), rate(self.max_learning));
+        let best = self.runs.iter().filter_map(|r| r.last_loss).fold(f64::INFINITY, f64::min);
+        write!(f, "{layers:5} {norm:>5} {init:>6} {warmup:8} {stable:>11} {learns:>11} {best:11.3}")
+    }
+}
+
+/// All but the rate.
+fn config(settings: &Settings, model: TransformerConfig, warmup: u64) -> TrainConfig {
+    TrainConfig {
+        model,
+        batch: BATCH,
+        seq_len: None,
+        micro_batches: 1,
+        schedule: Schedule { warmup, ..Schedule::constant(1.0) },
+        adamw: AdamWConfig { weight_decay: 0.0, max_grad_norm: 0.0, ..AdamWConfig::default() },
+        seed: settings.seed,
+    }
+}
+
+fn search(gpu: &Gpu, config: &TrainConfig, init: &'static str, steps: u64) -> Result<Search> {
     let mut runs: BTreeMap<i32, Run> = BTreeMap::new();
     let mut is = |halvings: i32, good: fn(&Run) -> bool| -> Result<bool> {
         if let Some(run) = runs.get(&halvings) {
             return Ok(good(run));
         }
-        let rate = 0.5f64.powi(halvings);
-        let model = settings.model(layers, TIME, placement, Init::Plain { std: settings.std() });
-        let config = TrainConfig {
-            model,
-            batch: BATCH,
-            seq_len: None,
-            micro_batches: 1,
-            schedule: Schedule { warmup, ..Schedule::constant(rate) },
-            adamw: AdamWConfig { weight_decay: 0.0, max_grad_norm: 0.0, ..AdamWConfig::default() },
-            seed: settings.seed,
-        };
-        let run = try_out(gpu, config, settings.steps)?;
+        let mut config = config.clone();
+        config.schedule.peak = 0.5f64.powi(halvings);
+        let run = try_out(gpu, config, steps)?;
         runs.insert(halvings, run);
         Ok(good(&run))
     };
@@ -109,7 +128,8 @@ fn search(gpu: &Gpu, settings: &Settings, layers: usize, placement: NormPlacemen
         Ok(None)
     };
     let (max_stable, max_learning) = (largest(|run| run.stable)?, largest(|run| run.learns)?);
-    Ok(Search { layers, placement, warmup, max_stable, max_learning, runs: runs.into_values().collect() })
+    let (layers, placement, warmup) = (config.model.n_layers, config.model.norm_placement, config.schedule.warmup);
+    Ok(Search { layers, init, placement, warmup, max_stable, max_learning, runs: runs.into_values().collect() })
 }
 
 fn try_out(gpu: &Gpu, config: TrainConfig, steps: u64) -> Result<Run> {
