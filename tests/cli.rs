@@ -188,17 +188,20 @@ fn the_depth_study_measures_writes_and_draws() {
 #[test]
 fn the_depth_study_refuses_what_it_cannot_measure() {
     let dir = tempfile::tempdir().unwrap();
-    let out = dir.path().to_str().unwrap();
-    let depth = |args: &[&str]| refused("depth", &[&["--quick", "--out", out], args].concat());
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    // Nothing is written into a folder that is none, should a flag get through.
+    let depth = |args: &[&str]| refused("depth", &[&["--quick", "--out", file.to_str().unwrap()], args].concat());
+    assert!(depth(&[]).contains("making the folder"));
     assert!(depth(&["--depths", "2,0"]).contains("--depths"));
     assert!(depth(&["--depths", ""]).contains("--depths"));
     assert!(depth(&["--depths", "deep"]).contains("deep"));
     assert!(depth(&["--steps", "3"]).contains("--steps"));
     assert!(depth(&["--seeds", "0"]).contains("--seeds"));
-    assert!(depth(&["--dim", "30"]).contains("n_heads"));
-    assert!(depth(&["--dim", "0"]).contains("d_model"));
-    std::fs::write(dir.path().join("file"), "").unwrap();
-    assert!(depth(&["--out", dir.path().join("file").to_str().unwrap()]).contains("file"));
+    let out = dir.path().join("out");
+    let dim = |d: &str| refused("depth", &["--quick", "--out", out.to_str().unwrap(), "--dim", d]);
+    assert!(dim("30").contains("n_heads"));
+    assert!(dim("0").contains("d_model"));
 }
 
 #[test]
