@@ -183,6 +183,11 @@ fn the_depth_study_measures_writes_and_draws() {
         assert!(svg.contains(part), "{part}");
     }
     assert!(stdout.contains("slope of the last W_2"), "{stdout}");
+    // The same picture from the file alone.
+    let again = dir.path().join("again");
+    let from = out.join("depth.json");
+    ok("depth", &["--from", from.to_str().unwrap(), "--out", again.to_str().unwrap()]);
+    assert_eq!(std::fs::read_to_string(again.join("depth.svg")).unwrap(), svg);
 }
 
 #[test]
@@ -202,6 +207,7 @@ fn the_depth_study_refuses_what_it_cannot_measure() {
     let dim = |d: &str| refused("depth", &["--quick", "--out", out.to_str().unwrap(), "--dim", d]);
     assert!(dim("30").contains("n_heads"));
     assert!(dim("0").contains("d_model"));
+    assert!(refused("depth", &["--from", "Cargo.toml", "--out", out.to_str().unwrap()]).contains("no depth.json"));
 }
 
 #[test]

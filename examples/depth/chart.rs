@@ -42,11 +42,11 @@ fn draw(svg: &mut String, report: &Report) -> Drawn<()> {
     let [pre, post] = PLACEMENTS;
     let of_layers = [
         by_layer("RMS of the stream's gradient, pre-norm", pre, UpperRight, |d| &d.stream_grad_rms[..]),
-        by_layer("RMS of the stream's gradient, post-norm", post, LowerRight, |d| &d.stream_grad_rms[..]),
+        by_layer("RMS of the stream's gradient, post-norm", post, UpperRight, |d| &d.stream_grad_rms[..]),
         by_layer("RMS of the stream, pre-norm", pre, LowerRight, |d| &d.stream_rms[..]),
     ];
     let last_layer = |f: &Family| {
-        let points = f.depths.iter().map(|d| (d.layers as f64, d.w2_grad_norm[d.layers - 1])).collect();
+        let points = f.depths.iter().filter_map(|d| Some((d.layers as f64, *d.w2_grad_norm.last()?))).collect();
         (format!("{}, {}", name(f.placement), f.init), points)
     };
     let last = report.initialisation.iter().map(last_layer).collect();
@@ -60,13 +60,13 @@ fn draw(svg: &mut String, report: &Report) -> Drawn<()> {
         by_depth("Largest rate that learns, GPT-2's init", rates(searches, "gpt2", |s| s.max_learning)),
     ];
     let depths: Vec<f64> = report.settings.depths.iter().map(|&n| n as f64).collect();
-    let (least, most) = (depths[0], depths[depths.len() - 1]);
+    let (least, most) = depths.iter().fold((f64::MAX, 1.0f64), |(l, m), &n| (l.min(n), m.max(n)));
     for (area, panel) in areas.iter().zip(&of_layers) {
         panel.draw(area, 0.0..most)?;
     }
     for (area, panel) in areas[3..].iter().zip(&of_depth) {
         // With room for the legend on the right.
-        let range = (least / 1.2..most * (1.2 * most / least).powf(0.5).max(2.0)).log_scale();
+        let range = (least / 1.2..most * (1.2 * most / least).powf(0.7).max(2.0)).log_scale();
         panel.draw(area, range.with_key_points(depths.clone()))?;
     }
     root.present()?;
@@ -83,7 +83,7 @@ fn rates(searches: &[Search], init: &str, rate: fn(&Search) -> Option<f64>) -> V
     let mut lines = vec![];
     for placement in PLACEMENTS {
         for (warm, label) in [(false, ""), (true, ", warm-up")] {
-            let is = |s: &&Search| (s.init, s.placement, s.warmup > 0) == (init, placement, warm);
+            let is = |s: &&Search| (&s.init[..], s.placement, s.warmup > 0) == (init, placement, warm);
             let kind = searches.iter().filter(is);
             let points = kind.filter_map(|s| Some((s.layers as f64, rate(s)?))).collect();
             lines.push((format!("{}{label}", name(placement)), points));
@@ -101,8 +101,9 @@ impl Panel {
         let values = self.lines.iter().flat_map(|(_, points)| points.iter().map(|p| p.1)).filter(|y| *y > 0.0);
         let (low, high) = values.fold((f64::MAX, 0.0f64), |(l, h), y| (l.min(y), h.max(y)));
         let power = |round: fn(f64) -> f64, y: f64| 10f64.powf(round(y.log10()));
-        // Nothing to show is shown, too: as an empty panel.
-        let (low, high) = if high > 0.0 { (power(f64::floor, low) * 0.99, power(f64::ceil, high)) } else { (0.1, 1.0) };
+        // Powers of ten, two decades at least. Nothing to show is shown, too: as an empty panel.
+        let (low, high) = if high > 0.0 { (power(f64::floor, low), power(f64::ceil, high)) } else { (1.0, 1.0) };
+        let low = low.min(high / 100.0) * 0.99;
         let mut chart = ChartBuilder::on(area)
             .caption(self.title, ("sans-serif", 16))
             .margin(12)

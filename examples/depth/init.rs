@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use throughline::nn::{Init, NormPlacement, Transformer};
 use throughline::probe::{Instruments, Readings, standard};
 use throughline::rng::Rng;
@@ -18,11 +18,11 @@ const BATCH: usize = 2;
 const TIME: usize = 128;
 
 /// Models that differ in depth alone.
-#[derive(Serialize)]
+#[derive(Deserialize, Serialize)]
 pub struct Family {
     pub placement: NormPlacement,
     /// `plain` is a standard deviation of 1/sqrt(d); `gpt2` scales projections into the stream by 1/sqrt(2 L).
-    pub init: &'static str,
+    pub init: String,
     pub depths: Vec<Depth>,
     /// Slope of the logarithm of the last layer's W_2 gradient against log L.
     pub last_w2_slope: Option<f64>,
@@ -30,7 +30,7 @@ pub struct Family {
 
 /// Geometric means over seeds: far from the output a gradient is a product of many random factors, so that of a few
 /// seeds the largest would be all of the usual mean. W_2 is the matrix at the end of a layer's feed-forward half.
-#[derive(Serialize)]
+#[derive(Deserialize, Serialize)]
 pub struct Depth {
     pub layers: usize,
     /// After the embedding and after each layer.
@@ -78,7 +78,7 @@ pub fn study(gpu: &Gpu, settings: &Settings) -> Result<Vec<Family>> {
             let last = |d: &Depth| ((d.layers as f64).ln(), d.w2_grad_norm[d.layers - 1].ln());
             let last_w2_slope = slope(depths.iter().map(last));
             println!("slope of the last W_2's gradient against L, both logarithmic: {}", cell(last_w2_slope));
-            families.push(Family { placement, init: init_name, depths, last_w2_slope });
+            families.push(Family { placement, init: init_name.into(), depths, last_w2_slope });
         }
     }
     Ok(families)

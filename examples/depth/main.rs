@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::{Parser, value_parser};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use throughline::Gpu;
 use throughline::checkpoint::write_atomically;
 use throughline::nn::{Init, NormPlacement, TransformerConfig};
@@ -39,6 +39,9 @@ struct Flags {
     /// Folder for depth.svg and depth.json
     #[arg(long, default_value = "target/depth")]
     out: PathBuf,
+    /// Draw the figures of this depth.json again, and measure nothing
+    #[arg(long)]
+    from: Option<PathBuf>,
     /// Small defaults: whether it works, not what comes out
     #[arg(long)]
     quick: bool,
@@ -48,7 +51,7 @@ struct Flags {
 }
 
 /// What all parts of the study have in common.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Settings {
     depths: Vec<usize>,
     dim: usize,
@@ -101,7 +104,7 @@ impl Settings {
 }
 
 /// What depth.json holds.
-#[derive(Serialize)]
+#[derive(Deserialize, Serialize)]
 pub struct Report {
     adapter: String,
     settings: Settings,
@@ -110,10 +113,7 @@ pub struct Report {
     seconds: f64,
 }
 
-fn main() -> Result<()> {
-    let flags = Flags::parse();
-    let settings = flags.settings();
-    std::fs::create_dir_all(&flags.out).with_context(|| format!("making the folder {}", flags.out.display()))?;
+fn measure(settings: Settings) -> Result<Report> {
     let gpu = Gpu::headless_blocking()?;
     println!("{}", gpu.describe());
     let started = Instant::now();
@@ -121,14 +121,28 @@ fn main() -> Result<()> {
     let learning_rates = rates::study(&gpu, &settings)?;
     let seconds = started.elapsed().as_secs_f64();
     println!("\n{seconds:.0} seconds");
-    let report = Report { adapter: gpu.describe(), settings, initialisation, learning_rates, seconds };
+    Ok(Report { adapter: gpu.describe(), settings, initialisation, learning_rates, seconds })
+}
+
+fn main() -> Result<()> {
+    let flags = Flags::parse();
+    std::fs::create_dir_all(&flags.out).with_context(|| format!("making the folder {}", flags.out.display()))?;
+    let report = match &flags.from {
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+            serde_json::from_str(&text).with_context(|| format!("{} is no depth.json", path.display()))?
+        }
+        None => measure(flags.settings())?,
+    };
     let write = |name: &str, text: String| -> Result<()> {
         let path = flags.out.join(name);
         write_atomically(&path, text.as_bytes()).with_context(|| format!("writing {}", path.display()))?;
         println!("{}", path.display());
         Ok(())
     };
-    write("depth.json", serde_json::to_string_pretty(&report)?)?;
+    if flags.from.is_none() {
+        write("depth.json", serde_json::to_string_pretty(&report)?)?;
+    }
     write("depth.svg", chart::svg(&report)?)?;
     if flags.json {
         println!("{}", serde_json::to_string(&report)?);

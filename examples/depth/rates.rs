@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use throughline::Gpu;
 use throughline::data::Batch;
 use throughline::nn::{NormPlacement, TransformerConfig};
@@ -30,10 +30,10 @@ const MARGIN: f64 = 0.1;
 const LAST: i32 = 9;
 
 /// A depth's largest rates.
-#[derive(Serialize)]
+#[derive(Deserialize, Serialize)]
 pub struct Search {
     pub layers: usize,
-    pub init: &'static str,
+    pub init: String,
     pub placement: NormPlacement,
     /// Steps over which the rate rises.
     pub warmup: u64,
@@ -45,7 +45,7 @@ pub struct Search {
 }
 
 /// A short training run.
-#[derive(Clone, Copy, Serialize)]
+#[derive(Clone, Copy, Deserialize, Serialize)]
 pub struct Run {
     pub rate: f64,
     pub first_loss: f64,
@@ -104,7 +104,7 @@ fn config(settings: &Settings, model: TransformerConfig, warmup: u64) -> TrainCo
     }
 }
 
-fn search(gpu: &Gpu, config: &TrainConfig, init: &'static str, steps: u64) -> Result<Search> {
+fn search(gpu: &Gpu, config: &TrainConfig, init: &str, steps: u64) -> Result<Search> {
     let mut runs: BTreeMap<i32, Run> = BTreeMap::new();
     let mut is = |halvings: i32, good: fn(&Run) -> bool| -> Result<bool> {
         if let Some(run) = runs.get(&halvings) {
@@ -129,7 +129,15 @@ fn search(gpu: &Gpu, config: &TrainConfig, init: &'static str, steps: u64) -> Re
     };
     let (max_stable, max_learning) = (largest(|run| run.stable)?, largest(|run| run.learns)?);
     let (layers, placement, warmup) = (config.model.n_layers, config.model.norm_placement, config.schedule.warmup);
-    Ok(Search { layers, init, placement, warmup, max_stable, max_learning, runs: runs.into_values().collect() })
+    Ok(Search {
+        layers,
+        init: init.into(),
+        placement,
+        warmup,
+        max_stable,
+        max_learning,
+        runs: runs.into_values().collect(),
+    })
 }
 
 fn try_out(gpu: &Gpu, config: TrainConfig, steps: u64) -> Result<Run> {
