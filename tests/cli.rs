@@ -20,6 +20,7 @@ fn example(name: &str) -> PathBuf {
             "sentence_embedding",
             "perplexity",
             "export",
+            "depth",
         ];
         let args = names.iter().flat_map(|name| ["--example", name]);
         assert!(Command::new(env!("CARGO")).args(["build", "--quiet"]).args(args).status().unwrap().success());
@@ -133,6 +134,80 @@ fn the_roofline_checks_what_it_measures() {
     assert!(kernels.iter().all(|k| k["right"] == true && k["percent"].as_f64().unwrap() > 0.0), "{report}");
     assert!(std::fs::read_to_string(svg).unwrap().contains("<svg"));
     assert!(refused("roofline", &["layer_norm"]).contains("`layer_norm`"));
+}
+
+/// The numbers in a value, and whether all of them are finite: serde_json writes others as null.
+fn numbers(value: &serde_json::Value) -> Vec<f64> {
+    match value {
+        serde_json::Value::Number(n) => vec![n.as_f64().unwrap()],
+        serde_json::Value::Array(values) => values.iter().flat_map(numbers).collect(),
+        serde_json::Value::Null => panic!("a figure is missing"),
+        _ => vec![],
+    }
+}
+
+#[test]
+fn the_depth_study_measures_writes_and_draws() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("depth");
+    let stdout = ok("depth", &["--quick", "--depths", "4,2", "--json", "--out", out.to_str().unwrap()]);
+    let report = last_json(&stdout);
+    let file: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("depth.json")).unwrap()).unwrap();
+    assert_eq!(report, file);
+    let families = report["initialisation"].as_array().unwrap();
+    assert_eq!(families.len(), 4, "{report}");
+    for family in families {
+        assert!(family["last_w2_slope"].is_f64());
+        for (depth, layers) in family["depths"].as_array().unwrap().iter().zip([2, 4]) {
+            assert_eq!(depth["layers"], layers);
+            let lengths = [("stream_rms", layers + 1), ("stream_grad_rms", layers + 1), ("w2_grad_norm", layers)];
+            for (key, n) in lengths {
+                let values = numbers(&depth[key]);
+                assert!(values.len() == n && values.iter().all(|v| *v > 0.0), "{key}: {values:?}");
+            }
+            for key in ["stream_grad_slope", "stream_grad_slopes", "w2_grad_slope", "stream_power"] {
+                assert!(!numbers(&depth[key]).is_empty(), "{key}");
+            }
+        }
+    }
+    let searches = report["learning_rates"].as_array().unwrap();
+    assert_eq!(searches.len(), 2 * 2 * 2 * 2);
+    for search in searches {
+        // None of these diverges at the smallest rates; whether so few steps learn is another matter.
+        let rate = numbers(&search["max_stable"])[0];
+        let run = search["runs"].as_array().unwrap().iter().find(|run| run["rate"] == rate).unwrap();
+        assert!(run["stable"] == true && run["last_loss"].as_f64() < run["first_loss"].as_f64(), "{search}");
+    }
+    let svg = std::fs::read_to_string(out.join("depth.svg")).unwrap();
+    for part in ["<svg", "<polyline", "post, warm-up", "Largest rate that learns"] {
+        assert!(svg.contains(part), "{part}");
+    }
+    assert!(stdout.contains("slope of the last W_2"), "{stdout}");
+    // The same picture from the file alone.
+    let again = dir.path().join("again");
+    let from = out.join("depth.json");
+    ok("depth", &["--from", from.to_str().unwrap(), "--out", again.to_str().unwrap()]);
+    assert_eq!(std::fs::read_to_string(again.join("depth.svg")).unwrap(), svg);
+}
+
+#[test]
+fn the_depth_study_refuses_what_it_cannot_measure() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    // Nothing is written into a folder that is none, should a flag get through.
+    let depth = |args: &[&str]| refused("depth", &[&["--quick", "--out", file.to_str().unwrap()], args].concat());
+    assert!(depth(&[]).contains("making the folder"));
+    assert!(depth(&["--depths", "2,0"]).contains("--depths"));
+    assert!(depth(&["--depths", ""]).contains("--depths"));
+    assert!(depth(&["--depths", "deep"]).contains("deep"));
+    assert!(depth(&["--steps", "3"]).contains("--steps"));
+    assert!(depth(&["--seeds", "0"]).contains("--seeds"));
+    let out = dir.path().join("out");
+    let dim = |d: &str| refused("depth", &["--quick", "--out", out.to_str().unwrap(), "--dim", d]);
+    assert!(dim("30").contains("n_heads"));
+    assert!(dim("0").contains("d_model"));
+    assert!(refused("depth", &["--from", "Cargo.toml", "--out", out.to_str().unwrap()]).contains("no depth.json"));
 }
 
 #[test]

@@ -1,0 +1,151 @@
+//! What depth does to a transformer, and where its norms stand: stream and gradient by layer at initialisation, and
+//! the largest learning rate that a short run bears, with and without warm-up.
+//!
+//! `cargo run --release --example depth -- --out target/depth`
+
+mod chart;
+mod fit;
+mod init;
+mod rates;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use clap::{Parser, value_parser};
+use serde::{Deserialize, Serialize};
+use throughline::Gpu;
+use throughline::checkpoint::write_atomically;
+use throughline::nn::{Init, NormPlacement, TransformerConfig};
+
+#[derive(Parser)]
+#[command(about = "Measures what depth does to gradients, the stream and the learning rate, in pre- and post-norm")]
+struct Flags {
+    /// Numbers of layers, with commas between [6,12,24,48,100]
+    #[arg(long, value_delimiter = ',', value_parser = value_parser!(u16).range(1..=1000))]
+    depths: Option<Vec<u16>>,
+    /// Width of the stream, a multiple of 4 [32]
+    #[arg(long)]
+    dim: Option<usize>,
+    /// Steps of a run that tries a learning rate [24]
+    #[arg(long, value_parser = value_parser!(u64).range(4..=100_000))]
+    steps: Option<u64>,
+    /// Models whose mean is taken at initialisation [8]
+    #[arg(long, value_parser = value_parser!(u64).range(1..=1000))]
+    seeds: Option<u64>,
+    /// The first seed; learning rates are tried with this one alone
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Folder for depth.svg and depth.json
+    #[arg(long, default_value = "target/depth")]
+    out: PathBuf,
+    /// Draw the figures of this depth.json again, and measure nothing
+    #[arg(long)]
+    from: Option<PathBuf>,
+    /// Small defaults: whether it works, not what comes out
+    #[arg(long)]
+    quick: bool,
+    /// Print the figures as JSON, as the last line
+    #[arg(long)]
+    json: bool,
+}
+
+/// What all parts of the study have in common.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Settings {
+    depths: Vec<usize>,
+    dim: usize,
+    steps: u64,
+    seeds: u64,
+    seed: u64,
+}
+
+impl Flags {
+    fn settings(&self) -> Settings {
+        let small = self.quick;
+        let given = self.depths.clone().unwrap_or(if small { vec![2, 4] } else { vec![6, 12, 24, 48, 100] });
+        let mut depths: Vec<usize> = given.into_iter().map(usize::from).collect();
+        depths.sort_unstable();
+        depths.dedup();
+        Settings {
+            depths,
+            dim: self.dim.unwrap_or(if small { 16 } else { 32 }),
+            steps: self.steps.unwrap_or(if small { 8 } else { 24 }),
+            seeds: self.seeds.unwrap_or(if small { 2 } else { 8 }),
+            seed: self.seed,
+        }
+    }
+}
+
+/// Different tokens.
+pub const VOCAB: usize = 64;
+
+pub const PLACEMENTS: [NormPlacement; 2] = [NormPlacement::Pre, NormPlacement::Post];
+
+pub fn name(placement: NormPlacement) -> &'static str {
+    match placement {
+        NormPlacement::Pre => "pre",
+        NormPlacement::Post => "post",
+    }
+}
+
+impl Settings {
+    /// Xavier's variance for a square matrix, everywhere, or projections into the stream scaled down with depth.
+    fn inits(&self) -> [(&'static str, Init); 2] {
+        let std = 1.0 / (self.dim as f32).sqrt();
+        [("plain", Init::Plain { std }), ("gpt2", Init::Gpt2 { std })]
+    }
+
+    /// GPT-2's parts, with a head of its own.
+    fn model(&self, layers: usize, context: usize, norm_placement: NormPlacement, init: Init) -> TransformerConfig {
+        let gpt2 = TransformerConfig::gpt2(VOCAB, context, layers, self.dim, 4);
+        TransformerConfig { norm_placement, init, tied_head: false, ..gpt2 }
+    }
+}
+
+/// What depth.json holds.
+#[derive(Deserialize, Serialize)]
+pub struct Report {
+    adapter: String,
+    settings: Settings,
+    initialisation: Vec<init::Family>,
+    learning_rates: Vec<rates::Search>,
+    seconds: f64,
+}
+
+fn measure(settings: Settings) -> Result<Report> {
+    let gpu = Gpu::headless_blocking()?;
+    println!("{}", gpu.describe());
+    let started = Instant::now();
+    let initialisation = init::study(&gpu, &settings)?;
+    let learning_rates = rates::study(&gpu, &settings)?;
+    let seconds = started.elapsed().as_secs_f64();
+    println!("\n{seconds:.0} seconds");
+    Ok(Report { adapter: gpu.describe(), settings, initialisation, learning_rates, seconds })
+}
+
+fn main() -> Result<()> {
+    let flags = Flags::parse();
+    std::fs::create_dir_all(&flags.out).with_context(|| format!("making the folder {}", flags.out.display()))?;
+    let report = match &flags.from {
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+            serde_json::from_str(&text).with_context(|| format!("{} is no depth.json", path.display()))?
+        }
+        None => measure(flags.settings())?,
+    };
+    let write = |name: &str, text: String| -> Result<()> {
+        let path = flags.out.join(name);
+        write_atomically(&path, text.as_bytes()).with_context(|| format!("writing {}", path.display()))?;
+        println!("{}", path.display());
+        Ok(())
+    };
+    if flags.from.is_none() {
+        write("depth.json", serde_json::to_string_pretty(&report)?)?;
+    }
+    write("depth.svg", chart::svg(&report)?)?;
+    if flags.json {
+        println!("{}", serde_json::to_string(&report)?);
+    }
+    Ok(())
+}
