@@ -32,7 +32,7 @@ pub struct LabFlags {
     #[arg(long, default_value = "examples/data/shakespeare.txt")]
     pub text: PathBuf,
     /// Blocks
-    #[arg(long, default_value_t = 6)]
+    #[arg(long, default_value_t = 8)]
     pub layers: usize,
     /// Width of the residual stream
     #[arg(long, default_value_t = 32)]
@@ -47,7 +47,7 @@ pub struct LabFlags {
     #[arg(long, default_value_t = 8)]
     pub batch: usize,
     /// Training steps of each run
-    #[arg(long, default_value_t = 400)]
+    #[arg(long, default_value_t = 300)]
     pub steps: u64,
     /// Peak learning rate
     #[arg(long, default_value_t = 6e-3)]
@@ -109,12 +109,14 @@ impl Lab {
     }
 
     /// The model that all others differ from in one thing: GPT-2's parts, but for RoPE, which needs fewer steps than
-    /// learned positions, and a head of its own, with which the logit lens does not start out predicting its input.
+    /// learned positions; a head of its own, with which the logit lens does not start out predicting its input; and a
+    /// norm behind the embedding, so that streams start with an RMS of 1, whatever the placement of norms.
     pub fn model(&self) -> TransformerConfig {
         let f = &self.flags;
         TransformerConfig {
             positions: Positions::Rope { theta: 10_000.0, interleaved: false, scaling: Scaling::None },
             tied_head: false,
+            embed_norm: true,
             // GPT-2's 0.02 is for a width of 768; narrow models need more.
             init: Init::Gpt2 { std: 0.1 },
             ..TransformerConfig::gpt2(self.vocab_size, f.context, f.layers, f.dim, f.heads)
