@@ -1,4 +1,5 @@
 //! The architectures that are compared, at equal numbers of parameters.
+#![allow(dead_code)] // each example uses a part
 
 use anyhow::Result;
 use throughline::Graph;

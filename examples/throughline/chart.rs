@@ -1,6 +1,8 @@
 //! Two kinds of charts, as SVG.
 
 use anyhow::{Result, anyhow};
+use plotters::coord::Shift;
+use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 
 type Drawn = Result<(), Box<dyn std::error::Error>>;
@@ -93,13 +95,19 @@ fn draw_heat_maps(svg: &mut String, panels: &[Panel], columns: usize, scale: &Sc
             .y_label_area_size(42)
             .build_cartesian_2d(left..right, -0.5..layers as f64 - 0.5)?;
         chart.draw_series(cells(panel, scale))?;
-        let whole = |x: &f64| if x.fract().abs() < 1e-6 { format!("{x:.0}") } else { String::new() };
         let mut mesh = chart.configure_mesh();
         mesh.disable_mesh().x_desc("step").y_desc("layer").x_labels(5).y_labels(layers.min(10));
         mesh.x_label_formatter(&whole).y_label_formatter(&whole).draw()?;
     }
-    let bar = bar.margin(22, 42, 0, 12);
-    let mut chart = ChartBuilder::on(&bar).y_label_area_size(60).build_cartesian_2d(0.0..1.0, 0.0..1.0)?;
+    draw_bar(&bar, scale)?;
+    root.present()?;
+    Ok(())
+}
+
+/// The bar that says which colour is which number.
+fn draw_bar(area: &DrawingArea<SVGBackend<'_>, Shift>, scale: &Scale) -> Drawn {
+    let area = area.margin(22, 42, 0, 12);
+    let mut chart = ChartBuilder::on(&area).y_label_area_size(60).build_cartesian_2d(0.0..1.0, 0.0..1.0)?;
     let shade = |i: usize| {
         let (low, high) = (i as f64 / SHADES, (i + 1) as f64 / SHADES);
         Rectangle::new([(0.0, low), (1.0, high)], scale.color((low + high) / 2.0).filled())
@@ -107,9 +115,15 @@ fn draw_heat_maps(svg: &mut String, panels: &[Panel], columns: usize, scale: &Sc
     chart.draw_series((0..SHADES as usize).map(shade))?;
     let number = |place: &f64| format!("{:.2}", scale.value(*place));
     let mut mesh = chart.configure_mesh();
-    mesh.disable_mesh().disable_x_axis().y_desc(scale.label).y_labels(5).y_label_formatter(&number).draw()?;
-    root.present()?;
+    mesh.disable_mesh().disable_x_axis().y_desc(scale.label).y_labels(5).y_label_formatter(&number);
+    // What is left to itself goes by the size of the chart, which is narrow.
+    mesh.y_label_style(("sans-serif", 12)).axis_desc_style(("sans-serif", 12)).draw()?;
     Ok(())
+}
+
+/// Labels of axes that count.
+fn whole(x: &f64) -> String {
+    if x.fract().abs() < 1e-6 { format!("{x:.0}") } else { String::new() }
 }
 
 /// Rectangles, one for each stretch of one shade.
@@ -148,7 +162,9 @@ fn draw_lines(svg: &mut String, lines: &[Line], (x, y): (&str, &str), logarithmi
     let all = || lines.iter().flat_map(|l| &l.points);
     let right = all().fold(1.0, |m: f64, p| m.max(p.0));
     let (low, high) = all().fold((f64::MAX, f64::MIN), |(l, h), p| (l.min(shown(p.1)), h.max(shown(p.1))));
-    let room = 0.05 * (high - low).max(0.1);
+    // Not less than a factor of 3 on a logarithmic axis: almost equal numbers shall look so.
+    let least = if logarithmic { 3f64.log10() } else { 0.1 };
+    let room = 0.05 * (high - low) + 0.5 * (least - (high - low)).max(0.0);
     let root = SVGBackend::with_string(svg, (900, 380)).into_drawing_area();
     root.fill(&WHITE)?;
     let (area, legend) = root.split_horizontally(720);
@@ -157,15 +173,22 @@ fn draw_lines(svg: &mut String, lines: &[Line], (x, y): (&str, &str), logarithmi
         .x_label_area_size(40)
         .y_label_area_size(64)
         .build_cartesian_2d(0.0..right, low - room..high + room)?;
-    let number = |y: &f64| if logarithmic { format!("{:.1e}", 10f64.powf(*y)) } else { format!("{y:.2}") };
+    let number = |y: &f64| if logarithmic { format!("{:.2e}", 10f64.powf(*y)) } else { format!("{y:.2}") };
     let mut mesh = chart.configure_mesh();
-    mesh.x_desc(x).y_desc(y).y_label_formatter(&number).x_label_formatter(&|x| format!("{x:.0}"));
+    mesh.x_desc(x).y_desc(y).y_label_formatter(&number).x_label_formatter(&whole);
     mesh.light_line_style(TRANSPARENT).draw()?;
     for (i, line) in lines.iter().enumerate() {
         let style = COLORS[i % COLORS.len()].stroke_width(2);
-        chart.draw_series(LineSeries::new(line.points.iter().map(|&(x, y)| (x, shown(y))), style))?;
+        let points = line.points.iter().map(|&(x, y)| (x, shown(y)));
         let y = 24 + 20 * i as i32;
-        legend.draw(&PathElement::new([(4, y), (26, y)], style))?;
+        // Each third line is dashed, so that one that it covers is seen.
+        if i % 3 == 2 {
+            chart.draw_series(DashedLineSeries::new(points, 6, 6, style))?;
+            legend.draw(&DashedPathElement::new([(4, y), (26, y)], 6, 6, style))?;
+        } else {
+            chart.draw_series(LineSeries::new(points, style))?;
+            legend.draw(&PathElement::new([(4, y), (26, y)], style))?;
+        }
         legend.draw(&Text::new(line.name.clone(), (32, y - 6), ("sans-serif", 13)))?;
     }
     root.present()?;

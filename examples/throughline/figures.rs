@@ -9,6 +9,9 @@ use crate::lab::{Run, Step};
 /// Steps whose mean loss is a point: single losses are too noisy to read.
 const SMOOTH: usize = 10;
 
+/// Part of the steps that the second chart shows one by one, and at least how many.
+const EARLY: (u64, u64) = (8, 30);
+
 /// A chart.
 pub struct Figure {
     /// Of its file.
@@ -20,18 +23,25 @@ pub struct Figure {
 /// All charts, in the order of the page.
 pub fn all(e: &Experiment) -> Result<Vec<Figure>> {
     let (added, gained) = (contribution_scale(), gain_scale(e));
+    let early = (e.lab.steps / EARLY.0).max(EARLY.1).min(e.lab.steps);
+    let all_along = |s: &Step| s.lens.is_some();
     Ok(vec![
         Figure {
             name: "contribution",
-            svg: chart::heat_maps(&panels(e, &e.runs, |s| s.contribution.clone()), 3, &added)?,
+            svg: chart::heat_maps(&panels(e, &e.runs, all_along, added_by), 3, &added)?,
             caption:
                 "What each layer adds to the stream, as RMS over that of the stream it is added to (attention and \
                       feed-forward half as the root of the sum of squares), while the model learns; dark is nothing."
                     .into(),
         },
         Figure {
+            name: "kick_in",
+            svg: chart::heat_maps(&panels(e, &e.runs, |s| s.step < early, added_by), 3, &added)?,
+            caption: format!("The same in each of the first {early} steps, in which layers kick in."),
+        },
+        Figure {
             name: "lens",
-            svg: chart::heat_maps(&panels(e, &e.runs, gain), 3, &gained)?,
+            svg: chart::heat_maps(&panels(e, &e.runs, all_along, gain), 3, &gained)?,
             caption: "By how much each layer lowers the loss of the logit lens, which reads the stream with the final \
                       norm and head as if it were the last: blue helps, orange hurts, white does nothing."
                 .into(),
@@ -62,7 +72,7 @@ pub fn all(e: &Experiment) -> Result<Vec<Figure>> {
         },
         Figure {
             name: "blocks_contribution",
-            svg: chart::heat_maps(&panels(e, &e.blocks, |s| s.contribution.clone()), 2, &added)?,
+            svg: chart::heat_maps(&panels(e, &e.blocks, all_along, added_by), 2, &added)?,
             caption: "What each layer of the four blocks adds to the stream, measured as in the first chart.".into(),
         },
     ])
@@ -85,11 +95,24 @@ fn gain(step: &Step) -> Vec<f64> {
     step.lens.as_ref().map_or(vec![], |losses| losses.windows(2).map(|w| w[0] - w[1]).collect())
 }
 
-fn panels(e: &Experiment, runs: &[Run], value: impl Fn(&Step) -> Vec<f64>) -> Vec<Panel> {
+fn added_by(step: &Step) -> Vec<f64> {
+    step.contribution.clone()
+}
+
+/// A heat map of each run, with a column for each step that is `shown`.
+fn panels(
+    e: &Experiment,
+    runs: &[Run],
+    shown: impl Fn(&Step) -> bool,
+    value: impl Fn(&Step) -> Vec<f64>,
+) -> Vec<Panel> {
     let panel = |run: &Run| {
-        let seen: Vec<&Step> = run.steps.iter().filter(|s| s.lens.is_some()).collect();
+        let seen: Vec<&Step> = run.steps.iter().filter(|s| shown(s)).collect();
         let columns: Vec<Vec<f64>> = seen.iter().map(|s| value(s)).collect();
-        let edges = seen.iter().map(|s| s.step as f64).chain([e.lab.steps as f64]).collect();
+        let first: Vec<u64> = seen.iter().map(|s| s.step).collect();
+        let width = first.get(1).map_or(1, |second| second - first[0]);
+        let end = (first[first.len() - 1] + width).min(e.lab.steps);
+        let edges = first.into_iter().chain([end]).map(|step| step as f64).collect();
         let rows = (0..e.lab.layers).map(|l| columns.iter().map(|c| c[l]).collect()).collect();
         Panel { title: run.name.clone(), edges, rows }
     };
