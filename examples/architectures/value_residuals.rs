@@ -1,5 +1,5 @@
 //! Attention of each layer mixes its values with those of the first layer, by two learned factors: ResFormer (Zhou et
-//! al. 2024, <https://arxiv.org/abs/2410.17897>), in the form with learned factors, which start at a half each.
+//! al. 2024, <https://arxiv.org/abs/2410.17897>), in the form with learned factors; here they start at a half each.
 //!
 //! It is a second way, beside the stream, by which what the first layer read of the tokens gets to the last.
 
