@@ -325,7 +325,7 @@ fn throughline_writes_a_page_that_loads_nothing() {
         assert!(whole_page.contains(&svg), "{chart}");
     }
     let lines = std::fs::read_to_string(out.join("readings.jsonl")).unwrap();
-    assert_eq!(lines.lines().count(), 9 * 6);
+    assert_eq!(lines.lines().count(), 9 * 6 + 2);
     for line in lines.lines() {
         let line: serde_json::Value = serde_json::from_str(line).unwrap();
         no_nulls(&line, "");

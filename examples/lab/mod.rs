@@ -133,6 +133,22 @@ impl Lab {
         seed: u64,
         every: Option<u64>,
     ) -> Result<Run> {
+        self.train(name, model, (block, seed), self.flags.steps, every)
+    }
+
+    /// The first step of a model alone: what it is like before it learns.
+    pub fn untrained(&self, name: &str, model: &TransformerConfig, block: &dyn Block, seed: u64) -> Result<Run> {
+        self.train(name, model, (block, seed), 1, Some(1))
+    }
+
+    fn train(
+        &self,
+        name: &str,
+        model: &TransformerConfig,
+        (block, seed): (&dyn Block, u64),
+        steps: u64,
+        every: Option<u64>,
+    ) -> Result<Run> {
         let (f, started) = (&self.flags, Instant::now());
         let options = TrainOptions { block, probes: probes(model, block)?, ..TrainOptions::default() };
         let mut trainer = Trainer::with_options_blocking(&self.gpu, self.config(model, seed), &options)?;
@@ -144,11 +160,11 @@ impl Lab {
             None => None,
         };
         let seen = self.data.val_batches(1, LENS_SEQUENCES, f.context);
-        let bar = ProgressBar::new(f.steps);
+        let bar = ProgressBar::new(steps);
         bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")?);
         bar.set_message(name.to_string());
         let mut log = Log { layers: model.n_layers, pending: VecDeque::new(), steps: vec![] };
-        for step in 0..f.steps {
+        for step in 0..steps {
             let mut seen_by_lens = None;
             if let (Some(lens), Some(every)) = (&lens, every)
                 && step % every == 0

@@ -8,13 +8,15 @@ use plotters::prelude::*;
 type Drawn = Result<(), Box<dyn std::error::Error>>;
 
 /// Colours that stay apart for colour-blind readers (Okabe and Ito 2008).
-const COLORS: [RGBColor; 6] = [
+const COLORS: [RGBColor; 8] = [
     RGBColor(0, 0, 0),
     RGBColor(213, 94, 0),
     RGBColor(0, 114, 178),
     RGBColor(0, 158, 115),
     RGBColor(204, 121, 167),
     RGBColor(230, 159, 0),
+    RGBColor(120, 120, 120),
+    RGBColor(86, 180, 233),
 ];
 
 /// Shades that a heat map has: neighbours of one shade are drawn as one rectangle, which keeps files small.

@@ -48,14 +48,12 @@ pub fn all(e: &Experiment) -> Result<Vec<Figure>> {
         },
         Figure {
             name: "gradient",
-            svg: chart::lines(
-                &gradients(&e.runs),
-                ("layers before this place of the stream", "RMS of gradient"),
-                true,
-            )?,
-            caption: "RMS of the loss's gradient with respect to the stream at each depth, before the first step; the \
-                      embedding is on the left, the head on the right."
-                .into(),
+            svg: chart::lines(&gradients(e), ("layers before this place of the stream", "RMS of gradient"), true)?,
+            caption:
+                "RMS of the loss's gradient with respect to the stream at each depth, before the first step, from \
+                      the embedding on the left to the head on the right; with plain init, weights are not scaled down \
+                      with depth."
+                    .into(),
         },
         Figure {
             name: "loss",
@@ -119,9 +117,9 @@ fn panels(
     runs.iter().map(panel).collect()
 }
 
-fn gradients(runs: &[Run]) -> Vec<Line> {
+fn gradients(e: &Experiment) -> Vec<Line> {
     let points = |r: &Run| r.steps[0].stream_grad_rms.iter().enumerate().map(|(l, &g)| (l as f64, g)).collect();
-    runs.iter().map(|r| Line { name: r.name.clone(), points: points(r) }).collect()
+    e.runs.iter().chain(&e.plain).map(|r| Line { name: r.name.clone(), points: points(r) }).collect()
 }
 
 fn losses(runs: &[Run]) -> Vec<Line> {

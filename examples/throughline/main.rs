@@ -49,6 +49,8 @@ pub struct Flags {
     json: bool,
 }
 
+const PLACEMENTS: [(&str, NormPlacement); 2] = [("pre-norm", NormPlacement::Pre), ("post-norm", NormPlacement::Post)];
+
 /// What the report is about.
 pub struct Experiment {
     pub adapter: String,
@@ -57,6 +59,8 @@ pub struct Experiment {
     pub threshold: f64,
     /// Placements of the norm times initialisations.
     pub runs: Vec<Run>,
+    /// Both placements with weights of a size that does not go by depth, in the first step.
+    pub plain: Vec<Run>,
     /// The baseline, which is the first of `runs`, and other blocks.
     pub blocks: Vec<Run>,
 }
@@ -94,6 +98,7 @@ struct Summary<'a> {
     report: String,
     threshold: f64,
     runs: Vec<Entry<'a>>,
+    plain: Vec<Entry<'a>>,
     blocks: Vec<Entry<'a>>,
 }
 
@@ -110,12 +115,19 @@ fn main() -> Result<()> {
         .iter()
         .map(|(name, model)| lab.run(name, model, &StandardBlock, flags.lab.seed, Some(every)))
         .collect::<Result<Vec<Run>>>()?;
+    let mut plain = vec![];
+    for (placement, norm_placement) in PLACEMENTS {
+        // Xavier's variance, as in Xiong et al. 2020.
+        let init = Init::Plain { std: 1.0 / (flags.lab.dim as f32).sqrt() };
+        let model = TransformerConfig { norm_placement, init, ..lab.model() };
+        plain.push(lab.untrained(&format!("{placement}, plain init"), &model, &StandardBlock, flags.lab.seed)?);
+    }
     let mut blocks = vec![Run { name: "baseline".into(), ..runs[0].clone() }];
     for v in &variants::variants(&lab.model())?[1..] {
         blocks.push(lab.run(v.name, &v.model, v.block, flags.lab.seed, Some(every))?);
     }
     let (lab, threshold) = (flags.lab.clone(), flags.threshold);
-    let experiment = Experiment { adapter, lab, every, threshold, runs, blocks };
+    let experiment = Experiment { adapter, lab, every, threshold, runs, plain, blocks };
     write(&flags, &experiment)?;
     if flags.json {
         println!("{}", serde_json::to_string(&experiment.summary(&flags))?);
@@ -127,7 +139,7 @@ fn main() -> Result<()> {
 fn ways(baseline: &TransformerConfig) -> Vec<(String, TransformerConfig)> {
     let (Init::Plain { std } | Init::Gpt2 { std } | Init::ZeroResidual { std }) = baseline.init;
     let mut ways = vec![];
-    for (placement, norm_placement) in [("pre-norm", NormPlacement::Pre), ("post-norm", NormPlacement::Post)] {
+    for (placement, norm_placement) in PLACEMENTS {
         for (start, init, residual_gate) in [
             ("GPT-2 init", Init::Gpt2 { std }, None),
             ("zero init", Init::ZeroResidual { std }, None),
@@ -153,7 +165,7 @@ fn write(flags: &Flags, experiment: &Experiment) -> Result<()> {
         save(&format!("{}.svg", figure.name), &figure.svg)?;
     }
     let mut lines = String::new();
-    for run in experiment.runs.iter().chain(&experiment.blocks[1..]) {
+    for run in experiment.runs.iter().chain(&experiment.plain).chain(&experiment.blocks[1..]) {
         for step in &run.steps {
             writeln!(lines, "{}", serde_json::to_string(&Line { run: &run.name, step })?)?;
         }
@@ -178,6 +190,7 @@ impl Experiment {
             report: flags.out.join("report.html").display().to_string(),
             threshold: self.threshold,
             runs: self.runs.iter().map(entry).collect(),
+            plain: self.plain.iter().map(entry).collect(),
             blocks: self.blocks.iter().map(entry).collect(),
         }
     }
