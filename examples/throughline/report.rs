@@ -9,10 +9,10 @@ use crate::lab::Run;
 use crate::page::{escape, start, table};
 use crate::{Experiment, KickIn, gradient_ratio};
 
-const INTRODUCTION: &str = "<p>A transformer's layers do not replace what they read: each adds to one stream that goes \
- through all of them. With zero initialisation or gates that start at zero the blocks begin by adding nothing, so the \
- model is the embedding and the head, and the gradient reaches the first layer as it left the last. Then one layer \
- after another kicks in. The charts show when, and what comes of it.</p>\n";
+const INTRODUCTION: &str = "<p>A transformer's layers do not replace what they read: each adds to one stream that \
+ goes through all of them. With zero initialisation or gates that start at zero the blocks begin by adding nothing: \
+ the model is the embedding and the head, and the gradient reaches the first layer as it left the last. Then the \
+ layers kick in. The charts show when, and what comes of it.</p>\n";
 
 /// The page: it loads nothing.
 pub fn html(e: &Experiment, figures: &[Figure]) -> Result<String> {
