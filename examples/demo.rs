@@ -3,6 +3,7 @@
 //! `cargo xtask demo` runs it with everything set up.
 
 mod common;
+mod page;
 mod report;
 
 use std::path::PathBuf;

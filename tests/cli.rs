@@ -21,6 +21,8 @@ fn example(name: &str) -> PathBuf {
             "perplexity",
             "export",
             "depth",
+            "architectures",
+            "throughline",
         ];
         let args = names.iter().flat_map(|name| ["--example", name]);
         assert!(Command::new(env!("CARGO")).args(["build", "--quiet"]).args(args).status().unwrap().success());
@@ -330,6 +332,108 @@ fn an_interrupted_run_saves_and_resumes() {
     assert!(saved.state.step >= 5 && stderr.contains(&format!("stopped at step {}", saved.state.step)), "{stderr}");
     let more = (saved.state.step + 3).to_string();
     ok("train", &["--text", &text, "--resume", &out, "--stop-after", &more]);
+}
+
+const SMALL: [&str; 8] = ["--dim", "16", "--heads", "2", "--context", "16", "--batch", "2"];
+
+/// Flags of an experiment on a small text, with two layers.
+fn experiment<'a>(text: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&["--text", text, "--layers", "2", "--json"], &SMALL[..], more].concat()
+}
+
+/// JSON has no NaN and no infinity: serde_json writes null for them.
+fn no_nulls(json: &serde_json::Value, allowed: &str) {
+    match json {
+        serde_json::Value::Null => panic!("a number that is not finite"),
+        serde_json::Value::Array(items) => items.iter().for_each(|item| no_nulls(item, allowed)),
+        serde_json::Value::Object(fields) => {
+            fields.iter().filter(|(k, v)| !v.is_null() || *k != allowed).for_each(|(_, v)| no_nulls(v, allowed));
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn architectures_compares_blocks_at_equal_parameters() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = text(dir.path());
+    let json = last_json(&ok("architectures", &experiment(&text, &["--steps", "3", "--seeds", "2"])));
+    no_nulls(&json, "");
+    let blocks = json["blocks"].as_array().unwrap();
+    let names: Vec<_> = blocks.iter().map(|b| b["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["baseline", "parallel", "sandwich norm", "value residuals"]);
+    let parameters = |b: &serde_json::Value| b["parameters"].as_f64().unwrap();
+    for block in blocks {
+        // One more in d_ff is 33 parameters in each of two layers.
+        assert!((parameters(block) - parameters(&blocks[0])).abs() <= 33.0, "{block}");
+        assert_eq!(block["val_losses"].as_array().unwrap().len(), 2);
+        assert!(block["contribution"].as_array().unwrap().iter().all(|c| c.as_f64().unwrap() > 0.0), "{block}");
+    }
+    assert!(refused("architectures", &["--seeds", "0"]).contains("--seeds"));
+}
+
+/// The page with all its charts, and what it is made of.
+#[test]
+fn throughline_writes_a_page_that_loads_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = text(dir.path());
+    let out = dir.path().join("out");
+    let json = last_json(&ok("throughline", &experiment(&text, &["--steps", "6", "--out", out.to_str().unwrap()])));
+    no_nulls(&json, "step");
+    let [runs, blocks] = ["runs", "blocks"].map(|key| json[key].as_array().unwrap());
+    assert_eq!((runs.len(), blocks.len()), (6, 4));
+    for run in runs.iter().chain(blocks) {
+        assert_eq!(run["kicked_in"].as_array().unwrap().len(), 2);
+    }
+    // With nothing added, the gradient goes through pre-norm's stream as it is.
+    assert_eq!(runs[1]["gradient_first_over_last"], 1.0);
+    let whole_page = std::fs::read_to_string(out.join("report.html")).unwrap();
+    let page = &whole_page;
+    assert_eq!((page.matches("<svg").count(), page.matches("<figcaption>").count()), (7, 7));
+    // The name of a format is no address.
+    let page = page.replace("xmlns=\"http://www.w3.org/2000/svg\"", "");
+    for load in ["http:", "https:", "src=", "href=", "url(", "@import", "<script", "<link", "NaN"] {
+        assert!(!page.contains(load), "{load}");
+    }
+    for chart in ["contribution", "kick_in", "lens", "gradient", "loss", "blocks_loss", "blocks_contribution"] {
+        let svg = std::fs::read_to_string(out.join(format!("{chart}.svg"))).unwrap();
+        assert!(whole_page.contains(&svg), "{chart}");
+    }
+    let lines = std::fs::read_to_string(out.join("readings.jsonl")).unwrap();
+    assert_eq!(lines.lines().count(), 9 * 6 + 2);
+    for line in lines.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        no_nulls(&line, "");
+        let lengths =
+            ["contribution", "stream_rms", "stream_grad_rms", "lens"].map(|k| line[k].as_array().unwrap().len());
+        assert_eq!(lengths, [2, 3, 3, 3]);
+        let starts_with_nothing =
+            ["zero init", "zero gates"].iter().any(|s| line["run"].as_str().unwrap().ends_with(s));
+        let nothing = line["contribution"].as_array().unwrap().iter().all(|c| c == 0.0);
+        assert_eq!(nothing, starts_with_nothing && line["step"] == 0, "{line}");
+    }
+}
+
+#[test]
+fn throughline_works_with_many_layers_and_refuses_bad_flags() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = text(dir.path());
+    let out = dir.path().join("out").to_str().unwrap().to_string();
+    let flags = [&["--text", &text, "--out", &out, "--layers", "20", "--steps", "3", "--json"], &SMALL[..]].concat();
+    let json = last_json(&ok("throughline", &flags));
+    assert_eq!(json["runs"][0]["kicked_in"].as_array().unwrap().len(), 20);
+    for (more, words) in [
+        (&["--threshold", "0"][..], ["--threshold", "positive"]),
+        (&["--threshold", "NaN"], ["--threshold", "positive"]),
+        (&["--every", "0"], ["--every", "at least 1"]),
+        (&["--steps", "0"], ["--steps", "at least 1"]),
+        (&["--layers", "0"], ["n_layers", "0"]),
+        (&["--heads", "3"], ["n_heads", "16"]),
+        (&["--text", "none.txt"], ["none.txt", "No such file"]),
+    ] {
+        let stderr = refused("throughline", &[&["--out", &out, "--dim", "16"], more].concat());
+        words.iter().for_each(|w| assert!(stderr.contains(w), "{w}: {stderr}"));
+    }
 }
 
 /// A model that `cargo xtask fetch` gets.

@@ -8,21 +8,15 @@ use plotters::prelude::*;
 use throughline::Plan;
 
 use crate::common::{Outcome, TrainFlags};
-
-const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}\
- table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .8rem;border-bottom:1px solid #ddd;text-align:left;\
- vertical-align:top}td.n{text-align:right;font-variant-numeric:tabular-nums}pre{background:#f6f6f4;padding:1rem;\
- white-space:pre-wrap}svg{max-width:100%;height:auto}summary{cursor:pointer}";
+use crate::page::{escape, start, table};
 
 /// The page: curves, settings, memory table, sample.
 pub fn html(flags: &TrainFlags, outcome: &Outcome) -> Result<String> {
     let s = &outcome.summary;
     let config = outcome.trainer.config();
-    let mut page = format!(
-        "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>throughline: a training run</title>\n\
-         <style>{STYLE}</style>\n<h1>A GPT learns {}</h1>\n",
-        escape(&flags.text_path().file_name().unwrap_or_default().to_string_lossy())
-    );
+    let text = flags.text_path();
+    let heading = format!("A GPT learns {}", text.file_name().unwrap_or_default().to_string_lossy());
+    let mut page = start("throughline: a training run", &heading);
     write!(
         page,
         "<p>{} parameters, {} steps of {} tokens on {}: validation loss <b>{:.3}</b> nats per character, \
@@ -131,19 +125,4 @@ fn flatten(prefix: &str, value: &serde_json::Value, rows: &mut Vec<(String, Stri
         serde_json::Value::String(s) => rows.push((prefix.to_string(), s.clone())),
         other => rows.push((prefix.to_string(), other.to_string())),
     }
-}
-
-fn table(page: &mut String, head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Result<()> {
-    let heads: String = head.iter().map(|h| format!("<th>{h}</th>")).collect();
-    writeln!(page, "<table><tr>{heads}</tr>")?;
-    for row in rows {
-        let cells: String = row.iter().map(|c| format!("<td>{}</td>", escape(c))).collect();
-        writeln!(page, "<tr>{cells}</tr>")?;
-    }
-    writeln!(page, "</table>")?;
-    Ok(())
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

@@ -1,0 +1,25 @@
+//! A norm before each branch and one behind it: CogView's Sandwich-LN (Ding et al. 2021,
+//! <https://arxiv.org/abs/2105.13290>), and the order of Gemma 2 (<https://arxiv.org/abs/2408.00118>).
+//!
+//! What a branch adds has the size that the second norm's gain says, however large its weights are: the stream cannot
+//! blow up. For the same reason a scale of the branch's last projection at the start, GPT-2's say, changes nothing.
+
+use throughline::nn::{Block, Builder};
+use throughline::{Result, Value};
+
+/// `x + norm(f(norm(x)))`, for attention and then for the feed-forward half.
+#[derive(Debug)]
+pub struct Sandwich;
+
+impl Block for Sandwich {
+    fn build(&self, b: &mut Builder<'_>, _: usize, x: Value) -> Result<Value> {
+        let x = b.residual("attn", x, |b, x| {
+            let y = b.attention(x)?;
+            b.norm("out_norm", y)
+        })?;
+        b.residual("mlp", x, |b, x| {
+            let y = b.mlp(x)?;
+            b.norm("out_norm", y)
+        })
+    }
+}
