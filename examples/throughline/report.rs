@@ -20,8 +20,8 @@ pub fn html(e: &Experiment, figures: &[Figure]) -> Result<String> {
     let f = &e.lab;
     writeln!(
         page,
-        "{INTRODUCTION}<p>{} layers of width {} with {} heads, sequences of {} characters of {}, {} in a step, {} steps \
-         at a peak learning rate of {}, seed {}; on {}. Columns of heat maps are {} steps apart. Numbers of every step \
+        "{INTRODUCTION}<p>{} layers of width {} with {} heads, sequences of {} characters of {}, {} in a step, {} \
+         steps at a peak learning rate of {}, seed {}; on {}. Columns of heat maps are {} steps apart. Numbers of every step \
          are in readings.jsonl beside this page.</p>",
         f.layers,
         f.dim,
