@@ -150,10 +150,7 @@ fn dump_logits(decoder: &mut Decoder, prompt: &[u32], path: &Path) -> anyhow::Re
 /// With a model of our own.
 fn write_text(flags: &Flags) -> anyhow::Result<()> {
     let others = flags.ids.is_empty() && !flags.chat && !flags.json && flags.dump_logits.is_none();
-    ensure!(
-        others,
-        "--ids, --chat, --json and --dump-logits are for models of others; this is a checkpoint of `train`"
-    );
+    ensure!(others, "--ids, --chat, --json and --dump-logits are for models of others; this is none: give --prompt");
     let prompt = flags.prompt.as_deref().unwrap_or("\n");
     let checkpoint = Checkpoint::load(&common::checkpoint_path(&flags.model))?;
     let tokenizer = CharTokenizer::of(&checkpoint.state.alphabet);

@@ -20,7 +20,7 @@ use crate::train::Trainer;
 
 /// A model to look at: its parameters stay those that are trained.
 #[derive(Clone, Copy, Debug)]
-pub struct Model<'a> {
+pub struct Subject<'a> {
     /// The device.
     pub gpu: &'a Gpu,
     /// The model.
@@ -31,17 +31,17 @@ pub struct Model<'a> {
     pub params: &'a Arena,
 }
 
-impl<'a> Model<'a> {
+impl<'a> Subject<'a> {
     /// The model of a trainer, without patches, with [`StandardBlock`]s unless [`with_block`](Self::with_block)
     /// says otherwise.
     pub fn of(trainer: &'a Trainer) -> Self {
         let (config, params) = (&trainer.config().model, &trainer.params);
-        Model { gpu: trainer.gpu(), config, block: &StandardBlock, params }
+        Subject { gpu: trainer.gpu(), config, block: &StandardBlock, params }
     }
 
     /// The same with layers of another kind.
     pub fn with_block(self, block: &'a dyn Block) -> Self {
-        Model { block, ..self }
+        Subject { block, ..self }
     }
 
     fn build(&self, batch: usize, time: usize) -> Result<(Graph, Transformer)> {
@@ -77,8 +77,8 @@ async fn number(readback: Readback) -> Result<f64> {
 ///
 /// ```no_run
 /// # fn of(trainer: &throughline::train::Trainer, batch: throughline::data::Batch) -> throughline::Result<()> {
-/// use throughline::views::{LogitLens, Model};
-/// let lens = LogitLens::new_blocking(&Model::of(trainer), 4, 256)?;
+/// use throughline::views::{LogitLens, Subject};
+/// let lens = LogitLens::new_blocking(&Subject::of(trainer), 4, 256)?;
 /// for reading in lens.run_blocking(&batch)? {
 ///     println!("{} after {:?} layers: {:.3}", reading.name, reading.layer, reading.value);
 /// }
@@ -96,7 +96,7 @@ pub struct LogitLens {
 
 impl LogitLens {
     /// For `batch` sequences of `time` tokens.
-    pub async fn new(model: &Model<'_>, batch: usize, time: usize) -> Result<Self> {
+    pub async fn new(model: &Subject<'_>, batch: usize, time: usize) -> Result<Self> {
         let (mut g, gpt) = model.build(batch, time)?;
         let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
         let last = gpt.stream[gpt.stream.len() - 1];
@@ -129,7 +129,7 @@ impl LogitLens {
     }
 
     /// [`new`](Self::new), waiting.
-    pub fn new_blocking(model: &Model<'_>, batch: usize, time: usize) -> Result<Self> {
+    pub fn new_blocking(model: &Subject<'_>, batch: usize, time: usize) -> Result<Self> {
         pollster::block_on(Self::new(model, batch, time))
     }
 
@@ -184,8 +184,8 @@ fn replay(g: &mut Graph, from: Value, to: Value, with: Value) -> Result<Value> {
 ///
 /// ```no_run
 /// # fn of(trainer: &throughline::train::Trainer, batch: throughline::data::Batch) -> throughline::Result<()> {
-/// use throughline::views::{DropLayer, Model};
-/// let losses = DropLayer::new_blocking(&Model::of(trainer), 4, 256)?.run_blocking(&batch)?;
+/// use throughline::views::{DropLayer, Subject};
+/// let losses = DropLayer::new_blocking(&Subject::of(trainer), 4, 256)?.run_blocking(&batch)?;
 /// for reading in &losses[1..] {
 ///     println!("without layer {:?} the loss rises by {:.3}", reading.layer, reading.value - losses[0].value);
 /// }
@@ -205,7 +205,7 @@ pub struct DropLayer {
 impl DropLayer {
     /// For `batch` sequences of `time` tokens. An `Err` names a layer that adds nothing to the stream by
     /// `residual_add`.
-    pub async fn new(model: &Model<'_>, batch: usize, time: usize) -> Result<Self> {
+    pub async fn new(model: &Subject<'_>, batch: usize, time: usize) -> Result<Self> {
         let (g, gpt) = model.build(batch, time)?;
         let mut names: Vec<Vec<String>> = vec![];
         for (layer, ends) in gpt.stream.windows(2).enumerate() {
@@ -228,7 +228,7 @@ impl DropLayer {
     }
 
     /// [`new`](Self::new), waiting.
-    pub fn new_blocking(model: &Model<'_>, batch: usize, time: usize) -> Result<Self> {
+    pub fn new_blocking(model: &Subject<'_>, batch: usize, time: usize) -> Result<Self> {
         pollster::block_on(Self::new(model, batch, time))
     }
 
@@ -269,8 +269,8 @@ impl DropLayer {
 ///
 /// ```no_run
 /// # fn of(trainer: &throughline::train::Trainer, tokens: &[u32]) -> throughline::Result<()> {
-/// use throughline::views::{AttentionMap, Model};
-/// let map = AttentionMap::new_blocking(&Model::of(trainer), (1, tokens.len()), 3, 0)?.run_blocking(tokens)?;
+/// use throughline::views::{AttentionMap, Subject};
+/// let map = AttentionMap::new_blocking(&Subject::of(trainer), (1, tokens.len()), 3, 0)?.run_blocking(tokens)?;
 /// let of_last_token = map.data.chunks_exact(tokens.len()).last();
 /// # Ok(())
 /// # }
@@ -290,7 +290,7 @@ const HIDDEN: f32 = -1e30;
 impl AttentionMap {
     /// For `batch` sequences of `time` tokens, a layer and a query head of it. An `Err` says so if there is no such
     /// layer or head, or if the layer has no attention.
-    pub async fn new(model: &Model<'_>, (batch, time): (usize, usize), layer: usize, head: usize) -> Result<Self> {
+    pub async fn new(model: &Subject<'_>, (batch, time): (usize, usize), layer: usize, head: usize) -> Result<Self> {
         let (mut g, gpt) = model.build(batch, time)?;
         let (node, op, [q, k]) = attention_of(&g, layer)?;
         if head >= op.heads {
@@ -321,7 +321,7 @@ impl AttentionMap {
     }
 
     /// [`new`](Self::new), waiting.
-    pub fn new_blocking(model: &Model<'_>, shape: (usize, usize), layer: usize, head: usize) -> Result<Self> {
+    pub fn new_blocking(model: &Subject<'_>, shape: (usize, usize), layer: usize, head: usize) -> Result<Self> {
         pollster::block_on(Self::new(model, shape, layer, head))
     }
 

@@ -12,7 +12,7 @@ use throughline::optim::{AdamWConfig, Schedule};
 use throughline::probe::{self, Edit, Instruments, Measure, Patch, Probe, Reading, Readings, Tap};
 use throughline::reference::{self, Array, nmse};
 use throughline::train::{TrainConfig, TrainOptions, Trainer};
-use throughline::views::{AttentionMap, DropLayer, LogitLens, Model};
+use throughline::views::{AttentionMap, DropLayer, LogitLens, Subject};
 use throughline::{AdapterClass, ExecOptions, Executable, Graph, Plan, Profile, Result, TensorType, Value};
 
 const BATCH: usize = 2;
@@ -444,7 +444,7 @@ fn the_logit_lens_ends_in_the_loss_and_agrees_with_the_reference() {
         let options = TrainOptions { block, ..TrainOptions::default() };
         let mut trainer = Trainer::with_options_blocking(gpu(), config(model.clone(), 1), &options).unwrap();
         trainer.step(&[batch(3)]).unwrap();
-        let lens = LogitLens::new_blocking(&Model::of(&trainer).with_block(block), BATCH, TIME).unwrap();
+        let lens = LogitLens::new_blocking(&Subject::of(&trainer).with_block(block), BATCH, TIME).unwrap();
         let readings = lens.run_blocking(&batch(0)).unwrap();
         let get = |name: &str, layer| readings.iter().find(|r| r.name == name && r.layer == Some(layer)).unwrap().value;
         let loss = f64::from(trainer.evaluate_blocking(&[batch(0)]).unwrap());
@@ -531,7 +531,7 @@ fn a_dropped_layer_is_one_that_is_not_there() {
         let options = TrainOptions { block, ..TrainOptions::default() };
         let mut trainer = Trainer::with_options_blocking(gpu(), config(model.clone(), 1), &options).unwrap();
         trainer.step(&[batch(3)]).unwrap();
-        let drop = DropLayer::new_blocking(&Model::of(&trainer).with_block(block), BATCH, TIME).unwrap();
+        let drop = DropLayer::new_blocking(&Subject::of(&trainer).with_block(block), BATCH, TIME).unwrap();
         let losses = drop.run_blocking(&batch(0)).unwrap();
         let whole = f64::from(trainer.evaluate_blocking(&[batch(0)]).unwrap());
         assert!((losses[0].value - whole).abs() < 1e-5 && losses[0].layer.is_none() && losses.len() == 4);
@@ -560,7 +560,7 @@ fn attention_maps_are_the_softmax_of_the_scores() {
     {
         let options = TrainOptions { block, ..TrainOptions::default() };
         let trainer = Trainer::with_options_blocking(gpu(), config(model.clone(), 1), &options).unwrap();
-        let view = Model::of(&trainer).with_block(block);
+        let view = Subject::of(&trainer).with_block(block);
         let (layer, head) = (1, 3);
         let map = AttentionMap::new_blocking(&view, (BATCH, TIME), layer, head).unwrap();
         let got = map.run_blocking(&batch(0).tokens).unwrap();

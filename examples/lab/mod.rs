@@ -14,7 +14,7 @@ use throughline::ops::rope::Scaling;
 use throughline::optim::{AdamWConfig, Decay, Schedule};
 use throughline::probe::{self, Probe, ProbeReadback, Readings};
 use throughline::train::{StepLoss, TrainConfig, TrainOptions, Trainer};
-use throughline::views::{LogitLens, Model};
+use throughline::views::{LogitLens, Subject};
 use throughline::{Gpu, Graph};
 
 /// Tokens of the validation text that a run's final loss is the mean of.
@@ -154,7 +154,7 @@ impl Lab {
         let mut trainer = Trainer::with_options_blocking(&self.gpu, self.config(model, seed), &options)?;
         let lens = match every {
             Some(_) => {
-                let model = Model::of(&trainer).with_block(block);
+                let model = Subject::of(&trainer).with_block(block);
                 Some(LogitLens::new_blocking(&model, LENS_SEQUENCES, f.context)?)
             }
             None => None,
