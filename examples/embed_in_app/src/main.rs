@@ -17,8 +17,8 @@ struct Flags {
     /// A PNG file to learn [a picture made here]
     #[arg(long)]
     image: Option<PathBuf>,
-    /// Pixels of the picture's longer side; a file with fewer stays as it is
-    #[arg(long, default_value_t = 128)]
+    /// Pixels of the picture's longer side, all of them in every step; a file with fewer stays as it is
+    #[arg(long, default_value_t = 64)]
     size: usize,
     /// GPU time that training may take of a frame, in microseconds. One kernel is the least that a frame records
     #[arg(long, default_value_t = 4000)]
