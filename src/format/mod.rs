@@ -43,7 +43,8 @@ pub use gguf::gguf_header;
 pub use metadata::{MetaArray, MetaValue, Metadata};
 pub use quant::Stored;
 #[cfg(feature = "tokenizers")]
-pub(crate) use safetensors::{Entries, MAX_CONFIG_BYTES, read_file, read_json};
+pub(crate) use safetensors::{Entries, read_file};
+pub(crate) use safetensors::{MAX_CONFIG_BYTES, read_json};
 pub use safetensors::{SaveTensor, safetensors_header, save_safetensors};
 
 use mapped::Bytes;

@@ -1,0 +1,152 @@
+//! Frames without a window: drawn into a texture, and copied to PNG files.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::{App, Options, Percentiles, Picture};
+
+/// As stored in PNG files.
+const FORMAT: wgpu::TextureFormat = wgpu::TextureFormat::Rgba8Unorm;
+
+/// What [`run`] is to make.
+#[derive(Clone, Debug)]
+pub struct Headless {
+    /// Frames in which the network trains; so many come before in which it does not.
+    pub frames: usize,
+    /// Of those frames, every so-manieth is a file, and the last.
+    pub every: usize,
+    /// Where the files go.
+    pub out: PathBuf,
+}
+
+/// What [`run`] did.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    pub adapter: String,
+    pub width: usize,
+    pub height: usize,
+    /// Training steps in the frames.
+    pub steps: u64,
+    pub budget_us: u64,
+    /// Parts that a step is in, and what the longest of them and all of them take by a profile.
+    pub slices: usize,
+    pub longest_slice_us: u64,
+    pub step_us: u64,
+    /// From the start of recording to the GPU's end, in frames that train and in frames that do not.
+    pub frame_ms: FrameTimes,
+    /// Mean squared error before the frames and behind them.
+    pub loss: Change,
+    /// The same in decibels.
+    pub psnr_db: Change,
+    pub files: usize,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct FrameTimes {
+    pub training: Option<Percentiles>,
+    pub drawing: Option<Percentiles>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Change {
+    pub first: f32,
+    pub last: f32,
+}
+
+/// Draws frames that show the network untrained, and then frames in which it learns, and writes some of these.
+pub fn run(options: &Options, headless: &Headless) -> Result<Report> {
+    std::fs::create_dir_all(&headless.out).with_context(|| format!("making the folder {}", headless.out.display()))?;
+    let mut screen = Screen::open(options)?;
+    let first = screen.app.learner.loss_blocking()?;
+    let drawing = (0..headless.frames).map(|_| screen.timed_frame(false)).collect::<Result<Vec<_>>>()?;
+    let (mut training, mut files) = (vec![], 0);
+    for i in 0..headless.frames {
+        training.push(screen.timed_frame(true)?);
+        if i % headless.every.max(1) == 0 || i + 1 == headless.frames {
+            let [width, height] = screen.app.frame_size();
+            Picture::write_png(&headless.out.join(format!("frame-{i:05}.png")), width, height, &screen.pixels()?)?;
+            files += 1;
+        }
+    }
+    let learner = &screen.app.learner;
+    let loss = Change { first, last: learner.loss_blocking()? };
+    let psnr = |mse: f32| -10.0 * mse.log10();
+    let (slices, longest) = learner.slices();
+    Ok(Report {
+        adapter: learner.gpu().describe(),
+        width: options.picture.width,
+        height: options.picture.height,
+        steps: learner.steps(),
+        budget_us: options.budget.as_micros() as u64,
+        slices,
+        longest_slice_us: longest.as_micros() as u64,
+        step_us: learner.step_time().as_micros() as u64,
+        frame_ms: FrameTimes { training: Percentiles::of(&training), drawing: Percentiles::of(&drawing) },
+        loss,
+        psnr_db: Change { first: psnr(loss.first), last: psnr(loss.last) },
+        files,
+    })
+}
+
+/// An app that draws into a texture.
+#[derive(Debug)]
+pub struct Screen {
+    pub app: App,
+    texture: wgpu::Texture,
+}
+
+impl Screen {
+    /// On the best adapter there is, or that of `WGPU_ADAPTER_NAME`.
+    pub fn open(options: &Options) -> Result<Screen> {
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+        let adapter = pollster::block_on(wgpu::util::initialize_adapter_from_env_or_default(&instance, None));
+        let app = App::new(&adapter.context("no Vulkan, Metal or DX12 driver")?, FORMAT, options)?;
+        let [width, height] = app.frame_size();
+        let texture = app.device.create_texture(&wgpu::TextureDescriptor {
+            label: Some("screen"),
+            size: wgpu::Extent3d { width, height, depth_or_array_layers: 1 },
+            mip_level_count: 1,
+            sample_count: 1,
+            dimension: wgpu::TextureDimension::D2,
+            format: FORMAT,
+            usage: wgpu::TextureUsages::RENDER_ATTACHMENT | wgpu::TextureUsages::COPY_SRC,
+            view_formats: &[],
+        });
+        Ok(Screen { app, texture })
+    }
+
+    /// A frame, and how long it took until the GPU had drawn it.
+    pub fn timed_frame(&mut self, train: bool) -> Result<Duration> {
+        let start = Instant::now();
+        let submitted = self.app.frame(&self.texture.create_view(&Default::default()), train)?;
+        self.app.device.poll(wgpu::PollType::Wait { submission_index: Some(submitted), timeout: None })?;
+        Ok(start.elapsed())
+    }
+
+    /// Red, green, blue and alpha of the last frame, in rows. This is the one thing that is read back.
+    pub fn pixels(&self) -> Result<Vec<u8>> {
+        let size = self.texture.size();
+        let row = 4 * size.width;
+        let padded = row.next_multiple_of(wgpu::COPY_BYTES_PER_ROW_ALIGNMENT);
+        let staging = self.app.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("pixels"),
+            size: u64::from(padded * size.height),
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        let mut encoder = self.app.device.create_command_encoder(&Default::default());
+        let layout = wgpu::TexelCopyBufferLayout { offset: 0, bytes_per_row: Some(padded), rows_per_image: None };
+        let to = wgpu::TexelCopyBufferInfo { buffer: &staging, layout };
+        encoder.copy_texture_to_buffer(self.texture.as_image_copy(), to, size);
+        self.app.queue.submit([encoder.finish()]);
+        let (sender, receiver) = std::sync::mpsc::channel();
+        staging.map_async(wgpu::MapMode::Read, .., move |mapped| drop(sender.send(mapped)));
+        self.app.device.poll(wgpu::PollType::wait_indefinitely())?;
+        receiver.recv()??;
+        let view = staging.get_mapped_range(..)?;
+        Ok(view.chunks(padded as usize).flat_map(|line| &line[..row as usize]).copied().collect())
+    }
+}

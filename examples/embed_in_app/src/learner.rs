@@ -1,0 +1,197 @@
+//! A coordinate network in training: from (x, y) to red, green and blue.
+
+use std::collections::HashMap;
+use std::f64::consts::TAU;
+use std::sync::Arc;
+use std::time::Duration;
+
+use throughline::nn::{Param, ParamInit};
+use throughline::optim::{AdamWConfig, Arena, ArenaLayout, Optimizer};
+use throughline::rng::Rng;
+use throughline::{ExecOptions, Executable, Gpu, Graph, Result, Slice, Tensor, TensorType, Timeline, Value};
+
+/// Waves that a place is told in, each as sine and cosine, and their number per picture (a standard deviation).
+const WAVES: usize = 32;
+const FREQUENCY: f64 = 3.0;
+/// Width of the residual stream.
+const WIDTH: usize = 64;
+const BLOCKS: usize = 2;
+const LEARNING_RATE: f64 = 4e-3;
+const SEED: u64 = 1;
+
+/// The network, its gradients and its optimiser, on the app's device. A frame records as much of a step as it has time
+/// for.
+#[derive(Debug)]
+pub struct Learner {
+    gpu: Gpu,
+    /// Forward and backward.
+    exec: Executable,
+    optimizer: Optimizer,
+    loss: Value,
+    slices: Vec<Slice>,
+    /// What an update takes.
+    update: Duration,
+    budget: Duration,
+    /// The slice that comes next; past the last one, the update.
+    next: usize,
+    steps: u64,
+}
+
+impl Learner {
+    /// A network that learns `target`, f32 `[height * width, 3]`, and leaves what it makes of it in `output`, of the
+    /// same type; both are buffers of the app's. Runs a step a few times, to see what it takes.
+    pub fn new(gpu: &Gpu, width: usize, target: &Tensor, output: &Tensor, budget: Duration) -> Result<Learner> {
+        let n = target.ty().shape.dims()[0];
+        let mut g = gpu.graph();
+        let places = g.input("places", TensorType::f32([n, 2 * WAVES]))?;
+        let (rgb, params) = network(&mut g, places)?;
+
+        let wanted = g.input("target", target.ty().clone())?;
+        let learnt = g.scale("minus_rgb", rgb, -1.0)?;
+        let error = g.add("error", wanted, learnt)?;
+        let squares = g.mul("squares", error, error)?;
+        let sum = g.sum("squares.sum", squares)?;
+        let loss = g.scale("loss", sum, 1.0 / (3 * n) as f32)?;
+
+        // Between two slices of a step, other memory of the step holds anything. What is read then is a state: it
+        // changes when the step stores it, at once.
+        let picture = g.state("picture", output.ty().clone())?;
+        g.store(rgb, picture)?;
+        let last_loss = g.state("last_loss", TensorType::f32([1]))?;
+        g.store(loss, last_loss)?;
+
+        let wrt: Vec<Value> = params.iter().map(|p| p.value).collect();
+        let layout = Arc::new(ArenaLayout::of(&g, &wrt, gpu.profile().max_tensor_bytes())?);
+        let (weights, grads) = (Arena::zeros(gpu, "weights", &layout)?, Arena::zeros(gpu, "gradients", &layout)?);
+        for (i, p) in params.iter().enumerate() {
+            weights.write_tensor(gpu, i, &p.init.values(g.ty(p.value).len(), SEED, g.name(p.value)))?;
+        }
+        let mut bindings: HashMap<Value, Tensor> = wrt.iter().copied().zip(weights.tensors.iter().cloned()).collect();
+        bindings.extend([(wanted, target.clone()), (picture, output.clone())]);
+        for ((gradient, &p), tensor) in g.gradients(loss, &wrt)?.into_iter().zip(&wrt).zip(&grads.tensors) {
+            let state = g.state(&format!("{}.gradient", g.name(p)), g.ty(p).clone())?;
+            g.store(gradient, state)?;
+            bindings.insert(state, tensor.clone());
+        }
+        let plan = Arc::new(gpu.plan(&g, &[])?);
+        let exec = Executable::new_blocking(gpu, plan, ExecOptions { bindings, ..Default::default() })?;
+        exec.write(places, &features(width, n))?;
+        let config = AdamWConfig { weight_decay: 0.0, ..AdamWConfig::default() };
+        let optimizer = || pollster::block_on(Optimizer::new(gpu, config, &weights, &grads));
+        // An update changes the moments even at rate 0: those that are measured are of another optimiser.
+        let (slices, update) = measure(&exec, &optimizer()?, budget)?;
+        let (optimizer, next, steps) = (optimizer()?, 0, 0);
+        Ok(Learner { gpu: gpu.clone(), exec, optimizer, loss: last_loss, slices, update, budget, next, steps })
+    }
+
+    /// Records what there is time for within the budget, and one slice at least: into the encoder of the frame that is
+    /// submitted next.
+    pub fn record(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+        let mut taken = Duration::ZERO;
+        loop {
+            match self.slices.get(self.next) {
+                Some(slice) => self.exec.record_slice(encoder, slice),
+                // Its settings go through the queue, so there is one a submit.
+                None => {
+                    self.optimizer.record(encoder, LEARNING_RATE, self.steps)?;
+                    (self.next, self.steps) = (0, self.steps + 1);
+                    return Ok(());
+                }
+            }
+            taken += self.estimate(self.next);
+            self.next += 1;
+            if taken + self.estimate(self.next) > self.budget {
+                return Ok(());
+            }
+        }
+    }
+
+    /// What a slice takes; past the last one, the update.
+    fn estimate(&self, slice: usize) -> Duration {
+        self.slices.get(slice).map_or(self.update, |s| s.estimate)
+    }
+
+    /// Slices of a step, the update among them, and what the longest takes.
+    pub fn slices(&self) -> (usize, Duration) {
+        let longest = (0..=self.slices.len()).map(|i| self.estimate(i)).max();
+        (self.slices.len() + 1, longest.unwrap_or_default())
+    }
+
+    /// What a whole step takes.
+    pub fn step_time(&self) -> Duration {
+        (0..=self.slices.len()).map(|i| self.estimate(i)).sum()
+    }
+
+    /// Steps done.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// The mean squared error of the picture as it was last computed. Waits for the GPU, as no frame does.
+    pub fn loss_blocking(&self) -> Result<f32> {
+        Ok(self.exec.read_blocking::<f32>(self.loss)?[0])
+    }
+
+    /// The device, as throughline sees it.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+}
+
+/// The step in slices by what it takes here, and what an update takes.
+fn measure(exec: &Executable, optimizer: &Optimizer, budget: Duration) -> Result<(Vec<Slice>, Duration)> {
+    // The first run is slow, and any may be disturbed: the shortest time of several is what a kernel takes.
+    let (mut step, mut update) = (exec.profile_blocking()?, optimizer.profile_blocking(0.0, 0)?);
+    for _ in 0..3 {
+        keep_shortest(&mut step, &exec.profile_blocking()?);
+        keep_shortest(&mut update, &optimizer.profile_blocking(0.0, 0)?);
+    }
+    Ok((exec.slices(&step, budget)?, Duration::from_nanos(update.ns())))
+}
+
+/// Makes `best` the shorter times of two profiles of the same step.
+fn keep_shortest(best: &mut Timeline, other: &Timeline) {
+    for (best, other) in best.nodes.iter_mut().zip(&other.nodes) {
+        for (best, other) in best.spans.iter_mut().zip(&other.spans) {
+            best.ns = best.ns.min(other.ns);
+        }
+    }
+}
+
+/// A residual stream from the features of a place to its colour.
+fn network(g: &mut Graph, places: Value) -> Result<(Value, Vec<Param>)> {
+    let mut params = vec![];
+    let mut linear = |g: &mut Graph, name: &str, x: Value, d_out: usize, gain: f32, bias: f32| {
+        let d_in = g.ty(x).shape.cols();
+        let weight = g.param(&format!("{name}.weight"), [d_in, d_out])?;
+        let shift = g.param(&format!("{name}.bias"), [d_out])?;
+        params.push(Param { value: weight, init: ParamInit::Normal(gain / (d_in as f32).sqrt()) });
+        params.push(Param { value: shift, init: ParamInit::Constant(bias) });
+        g.linear(name, x, weight, Some(shift))
+    };
+    let mut stream = linear(g, "first", places, WIDTH, 1.4, 0.0)?;
+    for i in 0..BLOCKS {
+        let up = linear(g, &format!("{i}.up"), stream, WIDTH, 1.0, 0.0)?;
+        let active = g.gelu_tanh(&format!("{i}.gelu"), up)?;
+        let branch = linear(g, &format!("{i}.down"), active, WIDTH, 1.0, 0.0)?;
+        stream = g.residual_add(&format!("{i}.stream"), stream, branch)?;
+    }
+    let rgb = linear(g, "rgb", stream, 3, 0.1, 0.5)?;
+    Ok((rgb, params))
+}
+
+/// Sines and cosines of random waves at every pixel: without them such a network learns no edges.
+fn features(width: usize, n: usize) -> Vec<f32> {
+    let longer = width.max(n / width) as f64;
+    let mut rng = Rng::new(&[SEED]);
+    let waves: Vec<[f64; 2]> = (0..WAVES).map(|_| [(); 2].map(|()| FREQUENCY * rng.normal())).collect();
+    let mut features = Vec::with_capacity(n * 2 * WAVES);
+    for i in 0..n {
+        let (x, y) = ((i % width) as f64 / longer, (i / width) as f64 / longer);
+        for [a, b] in &waves {
+            let (sin, cos) = (TAU * (a * x + b * y)).sin_cos();
+            features.extend([sin as f32, cos as f32]);
+        }
+    }
+    features
+}
