@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::ensure;
+use anyhow::{anyhow, ensure};
 use clap::Parser;
 use throughline::Gpu;
 use throughline::checkpoint::Checkpoint;
@@ -80,12 +80,15 @@ impl Flags {
         Sampling { temperature, top_k: self.top_k, top_p: self.top_p, seed: self.seed }
     }
 
-    fn prompt_ids(&self, tokenizer: &ModelTokenizer) -> anyhow::Result<Vec<u32>> {
+    fn prompt_ids(&self, tokenizer: &throughline::Result<ModelTokenizer>) -> anyhow::Result<Vec<u32>> {
+        if !self.ids.is_empty() {
+            return Ok(self.ids.clone());
+        }
         let text = self.prompt.as_deref().unwrap_or("\n");
-        Ok(match (self.ids.is_empty(), self.chat) {
-            (false, _) => self.ids.clone(),
-            (true, true) => tokenizer.chat_ids(&[Message::new("user", text)], true)?,
-            (true, false) => tokenizer.encode(text, true)?,
+        let tokenizer = tokenizer.as_ref().map_err(|e| anyhow!("{e}; without a tokenizer give --ids"))?;
+        Ok(match self.chat {
+            true => tokenizer.chat_ids(&[Message::new("user", text)], true)?,
+            false => tokenizer.encode(text, true)?,
         })
     }
 }
@@ -93,7 +96,8 @@ impl Flags {
 /// With a model of others.
 fn decode(flags: &Flags) -> anyhow::Result<()> {
     let model = Model::open(&flags.model)?;
-    let tokenizer = ModelTokenizer::of(model.weights())?;
+    // With --ids a model without one will do, and gives ids.
+    let tokenizer = ModelTokenizer::of(model.weights());
     let prompt = flags.prompt_ids(&tokenizer)?;
     let gpu = Gpu::headless_blocking()?;
     // What is drawn last is not fed.
@@ -102,9 +106,9 @@ fn decode(flags: &Flags) -> anyhow::Result<()> {
     if let Some(path) = &flags.dump_logits {
         dump_logits(&mut decoder, &prompt, path)?;
     }
-    let (mut text, mut ids, mut whole) = (tokenizer.stream(false), vec![], String::new());
+    let (mut text, mut ids, mut whole) = (tokenizer.as_ref().ok().map(|t| t.stream(false)), vec![], String::new());
     let (begin, mut first) = (Instant::now(), None);
-    let stop = tokenizer.stop_tokens().to_vec();
+    let stop = tokenizer.as_ref().map_or(vec![], |t| t.stop_tokens().to_vec());
     let options = GenerationOptions { max_tokens: flags.tokens, sampling: flags.sampling(), stop };
     let mut out = std::io::stdout();
     for id in decoder.generate(&prompt, options)?.blocking() {
@@ -112,14 +116,17 @@ fn decode(flags: &Flags) -> anyhow::Result<()> {
         first.get_or_insert_with(|| begin.elapsed());
         ids.push(id);
         // Some characters take several tokens, and come with the last.
-        let piece = text.push(id)?;
+        let piece = match &mut text {
+            Some(text) => text.push(id)?,
+            None => format!("{id} "),
+        };
         whole += &piece;
         // A reader that hangs up ends the text, and is no error.
         if write!(out, "{piece}").and_then(|()| out.flush()).is_err() {
             return Ok(());
         }
     }
-    let rest = text.finish()?;
+    let rest = text.map_or(Ok(String::new()), |text| text.finish())?;
     println!("{rest}");
     if flags.json {
         let prefill = first.unwrap_or_default().as_secs_f64();

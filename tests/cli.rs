@@ -482,6 +482,10 @@ fn sentences_are_embedded() {
     let cosine: f64 = vectors[0].iter().zip(&vectors[1]).map(|(a, b)| a * b).sum();
     assert!(vectors[0].len() == 384 && cosine > 0.9, "{cosine}");
     assert!(refused("sentence_embedding", &["--model", "tests/data/hf/llama", "--text", "x"]).contains("tokenizer"));
+    // Without a tokenizer, ids make ids.
+    let ids = ["--model", "tests/data/hf/llama", "--ids", "5,17", "--greedy", "--tokens", "4", "--json"];
+    assert_eq!(last_json(&ok("generate", &ids))["ids"].as_array().unwrap().len(), 4);
+    assert!(refused("generate", &["--model", "tests/data/hf/llama", "--prompt", "x"]).contains("--ids"));
 }
 
 #[test]
