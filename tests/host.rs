@@ -123,7 +123,9 @@ fn two_trainers_on_two_threads_give_the_bits_that_each_gives_alone() {
     };
     let run = || {
         let mut trainer = trainer(gpu());
-        (0..8).for_each(|step| drop(trainer.step(&batches(step)).unwrap().wait_blocking(gpu()).unwrap()));
+        for step in 0..8 {
+            trainer.step(&batches(step)).unwrap().wait_blocking(gpu()).unwrap();
+        }
         checkpoint(&trainer)
     };
     let [a, b] = std::thread::scope(|scope| [scope.spawn(run), scope.spawn(run)].map(|t| t.join().unwrap()));
