@@ -45,7 +45,7 @@ fn the_program_writes_frames_that_come_closer_to_the_picture_and_figures() {
         assert!(p50 > 0.0 && p50 <= p99 && p99 <= max && max.is_finite(), "{which}: {p50} {p99} {max}");
     }
     assert_eq!([number("/steps"), number("/files")], [81.0, 3.0]); // all of a step is within the budget
-    // Before the frames nothing is learnt; behind them, the figure is that of the last frame, unclamped and not rounded.
+    // The last loss is that of the last frame, neither clamped nor rounded.
     assert!((number("/loss/last") / last - 1.0).abs() < 0.2, "{} {last}", number("/loss/last"));
     assert!(number("/psnr_db/last") > number("/psnr_db/first") + 10.0);
 }
