@@ -21,14 +21,15 @@ struct Flags {
 
 fn main() -> anyhow::Result<()> {
     let f = Flags::parse();
-    let mut g = Graph::new();
+    let class = if f.cpu { AdapterClass::Cpu } else { AdapterClass::Gpu };
+    let profile = Profile::portable(class);
+    let mut g = Graph::with_max_tensor_bytes(profile.max_tensor_bytes());
     let gpt = Transformer::build(&mut g, &f.shape.config(), f.shape.batch, f.shape.context, true)?;
     let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
     let loss = g.cross_entropy("loss", gpt.logits, targets)?;
     let params: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
     let gradients = g.gradients(loss, &params)?;
     let wanted: Vec<Value> = gradients.into_iter().chain([loss]).collect();
-    let class = if f.cpu { AdapterClass::Cpu } else { AdapterClass::Gpu };
-    println!("{}", Plan::new(&g, &wanted, &Profile::portable(class))?);
+    println!("{}", Plan::new(&g, &wanted, &profile)?);
     Ok(())
 }
