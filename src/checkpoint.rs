@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::nn::table_of_part;
+use crate::nn::{part_of, table_of_part};
 use crate::optim::{Arena, ArenaLayout};
 use crate::train::{TrainConfig, Trainer};
 
@@ -152,19 +152,11 @@ impl Checkpoint {
         let bad = |message: String| Error::Format { path: self.path.clone(), message };
         (layout.tensors.iter())
             .map(|(layout_name, shape)| {
-                let (table, first) = table_of_part(layout_name);
-                let name = format!("{prefix}{table}");
+                let name = format!("{prefix}{}", table_of_part(layout_name).0);
                 let (dims, values) =
                     self.tensors.get(&name).ok_or_else(|| bad(format!("tensor `{name}` is missing")))?;
-                let start = first * shape.cols();
-                let fits = match table == layout_name {
-                    true => dims == shape.dims(),
-                    false => dims.len() == 2 && dims[1] == shape.cols() && start + shape.len() <= values.len(),
-                };
-                if !fits {
-                    return Err(bad(format!("tensor `{name}` has shape {dims:?}, expected {shape}")));
-                }
-                Ok(&values[start..start + shape.len()])
+                part_of(layout_name, shape, dims, values)
+                    .ok_or_else(|| bad(format!("tensor `{name}` has shape {dims:?}, expected {shape}")))
             })
             .collect()
     }

@@ -1,7 +1,7 @@
 //! Embeddings of sentences: an encoder from a file, its output pooled to one vector of length 1 per sentence
 //! (Reimers and Gurevych 2019, <https://arxiv.org/abs/1908.10084>).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,11 +12,9 @@ use crate::exec::{ExecOptions, Executable};
 use crate::format::{MAX_CONFIG_BYTES, read_json};
 use crate::gpu::{Gpu, Readback};
 use crate::graph::Value;
-use crate::model::Model;
+use crate::model::{Model, Uploaded};
 use crate::nn::{TransformerConfig, TransformerEncoder};
-use crate::ops::packed::Packed;
 use crate::sample::check_ids;
-use crate::tensor::Tensor;
 
 /// How the vectors of a sentence's tokens become one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,8 +71,7 @@ pub struct SentenceEncoder {
     gpu: Gpu,
     config: TransformerConfig,
     pooling: Pooling,
-    tensors: HashMap<String, Tensor>,
-    packed: BTreeMap<String, Packed>,
+    weights: Uploaded,
     /// By number of tokens: no padding, so none to mask.
     steps: HashMap<usize, Step>,
 }
@@ -97,8 +94,8 @@ impl SentenceEncoder {
             let message = "expected an encoder, such as a BERT; this model predicts the next token".into();
             return Err(Error::Config { field: "bidirectional", message });
         }
-        let (tensors, packed) = model.upload(gpu)?;
-        Ok(SentenceEncoder { gpu: gpu.clone(), config, pooling, tensors, packed, steps: HashMap::new() })
+        let weights = model.upload(gpu)?;
+        Ok(SentenceEncoder { gpu: gpu.clone(), config, pooling, weights, steps: HashMap::new() })
     }
 
     /// The model.
@@ -153,7 +150,7 @@ impl SentenceEncoder {
 
     async fn step(&self, time: usize) -> Result<Step> {
         let mut g = self.gpu.graph();
-        let encoder = TransformerEncoder::build_packed(&mut g, &self.config, &self.packed, 1, time)?;
+        let encoder = TransformerEncoder::build_packed(&mut g, &self.config, &self.weights.packed, 1, time)?;
         let d_model = self.config.d_model;
         let rows = g.reshape("rows", encoder.hidden, [time, d_model])?;
         let pooled = match self.pooling {
@@ -163,12 +160,9 @@ impl SentenceEncoder {
             }
             Pooling::First => g.slice("first", rows, 0, 0, 1)?,
         };
-        let missing = |v: Value| Error::Graph(format!("the model has no tensor for `{}`", g.name(v)));
-        let bindings: Result<HashMap<Value, Tensor>> = (encoder.params.iter().map(|p| p.value))
-            .map(|v| Ok((v, self.tensors.get(g.name(v)).ok_or_else(|| missing(v))?.clone())))
-            .collect();
+        let bindings = self.weights.bind(&g, encoder.params.iter().map(|p| p.value))?;
         let plan = Arc::new(self.gpu.plan(&g, &[pooled])?);
-        let options = ExecOptions { bindings: bindings?, ..Default::default() };
+        let options = ExecOptions { bindings, ..Default::default() };
         Ok(Step { exec: Executable::new(&self.gpu, plan, options).await?, tokens: encoder.tokens, pooled })
     }
 }

@@ -257,8 +257,7 @@ impl Executable {
     /// # }
     /// ```
     pub fn slices(&self, profile: &Timeline, budget: Duration) -> Result<Vec<Slice>> {
-        let times: Vec<u64> = profile.nodes.iter().flat_map(|n| &n.spans).map(|s| s.ns).collect();
-        self.slices_of(&times, budget)
+        self.slices_of(&profile.command_ns(), budget)
     }
 
     /// The same by nanoseconds of each command.

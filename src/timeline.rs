@@ -90,6 +90,11 @@ impl Timeline {
         self.nodes.iter().map(NodeTime::ns).sum()
     }
 
+    /// Nanoseconds of each kernel and copy, in order.
+    pub(crate) fn command_ns(&self) -> Vec<u64> {
+        self.nodes.iter().flat_map(|n| &n.spans).map(|s| s.ns).collect()
+    }
+
     /// Nanoseconds of kernels alone.
     pub fn kernel_ns(&self) -> u64 {
         self.nodes.iter().flat_map(|n| &n.spans).filter(|s| s.what != COPY).map(|s| s.ns).sum()

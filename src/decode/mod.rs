@@ -3,16 +3,14 @@
 //! Matrices stay as the file stores them and are decoded inside the kernels. A prompt goes through in chunks,
 //! then a token takes one submit. Several sequences may go side by side, of any lengths.
 
-use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::exec::{ExecOptions, Executable};
 use crate::gpu::{Gpu, Readback};
-use crate::graph::{Graph, Value};
-use crate::model::Model;
+use crate::graph::Value;
+use crate::model::{Model, Uploaded};
 use crate::nn::{DecodeRows, DecodeShape, TransformerConfig, TransformerDecoder};
-use crate::ops::packed::Packed;
 use crate::ops::top_k::MAX_K;
 use crate::sample::check_ids;
 use crate::tensor::{Tensor, TensorType};
@@ -41,7 +39,9 @@ pub use generation::{Finish, Generation, GenerationOptions};
 pub struct Decoder {
     gpu: Gpu,
     config: TransformerConfig,
-    bound: Bound,
+    /// What all steps share: weights, and caches once the first step has made them.
+    shared: Uploaded,
+    weight_bytes: usize,
     batch: usize,
     capacity: usize,
     chunk: Step,
@@ -54,14 +54,6 @@ pub struct Decoder {
 
 /// Tokens of a prompt that go through at a time.
 const CHUNK: usize = 32;
-
-/// What all steps share: weights, and caches once the first step has made them.
-#[derive(Debug)]
-struct Bound {
-    tensors: HashMap<String, Tensor>,
-    packed: BTreeMap<String, Packed>,
-    weight_bytes: usize,
-}
 
 /// The executable for some new tokens at a time.
 #[derive(Debug)]
@@ -105,14 +97,13 @@ impl Decoder {
             return Err(Error::Config { field: "batch", message: "must be at least 1".into() });
         }
         let config = model.config().clone();
-        let (tensors, packed) = model.upload(gpu)?;
-        let weight_bytes = tensors.values().map(|t| t.ty().bytes()).sum();
-        let mut bound = Bound { tensors, packed, weight_bytes };
+        let mut shared = model.upload(gpu)?;
+        let weight_bytes = shared.tensors.values().map(|t| t.ty().bytes()).sum();
         let shape = |time| DecodeShape { batch, time, capacity, rows: DecodeRows::Last };
-        let chunk = Step::new(gpu, &config, shape(CHUNK.min(capacity)), &mut bound).await?;
-        let single = Step::new(gpu, &config, shape(1), &mut bound).await?;
-        let lengths = vec![0; batch];
-        Ok(Decoder { gpu: gpu.clone(), config, bound, batch, capacity, chunk, single, all: None, lengths })
+        let chunk = Step::new(gpu, &config, shape(CHUNK.min(capacity)), &mut shared).await?;
+        let single = Step::new(gpu, &config, shape(1), &mut shared).await?;
+        let (gpu, lengths) = (gpu.clone(), vec![0; batch]);
+        Ok(Decoder { gpu, config, shared, weight_bytes, batch, capacity, chunk, single, all: None, lengths })
     }
 
     /// [`with_batch`](Self::with_batch), waiting.
@@ -142,12 +133,12 @@ impl Decoder {
 
     /// Bytes that the weights take in GPU memory.
     pub fn weight_bytes(&self) -> usize {
-        self.bound.weight_bytes
+        self.weight_bytes
     }
 
     /// Bytes of all buffers: weights, caches, activations.
     pub fn buffer_bytes(&self) -> usize {
-        let shared: usize = self.bound.tensors.values().map(|t| t.ty().storage_bytes()).sum();
+        let shared: usize = self.shared.tensors.values().map(|t| t.ty().storage_bytes()).sum();
         let steps = [Some(&self.chunk), Some(&self.single), self.all.as_ref()].into_iter().flatten();
         shared + steps.map(|s| s.exec.plan().buffer_bytes()).sum::<usize>()
     }
@@ -196,7 +187,7 @@ impl Decoder {
         self.check(&[ids])?;
         if self.all.is_none() {
             let shape = DecodeShape { rows: DecodeRows::All, ..self.chunk.shape };
-            self.all = Some(pollster::block_on(Step::new(&self.gpu, &self.config, shape, &mut self.bound))?);
+            self.all = Some(pollster::block_on(Step::new(&self.gpu, &self.config, shape, &mut self.shared))?);
         }
         let Some(step) = &self.all else { return Ok(vec![]) };
         let mut all = vec![];
@@ -256,27 +247,10 @@ impl Decoder {
     }
 }
 
-impl Bound {
-    /// The tensor of each value, by its name. Caches are made when the first step asks for them.
-    fn bind(&mut self, gpu: &Gpu, g: &Graph, values: &TransformerDecoder) -> Result<HashMap<Value, Tensor>> {
-        for &cache in &values.caches {
-            if !self.tensors.contains_key(g.name(cache)) {
-                let tensor = Tensor::zeros(gpu, g.name(cache), g.ty(cache).clone())?;
-                self.tensors.insert(g.name(cache).to_string(), tensor);
-            }
-        }
-        let tensor = |&v: &Value| {
-            let missing = || Error::Graph(format!("the model has no tensor for `{}`", g.name(v)));
-            Ok((v, self.tensors.get(g.name(v)).ok_or_else(missing)?.clone()))
-        };
-        values.params.iter().chain(&values.caches).map(tensor).collect()
-    }
-}
-
 impl Step {
-    async fn new(gpu: &Gpu, config: &TransformerConfig, shape: DecodeShape, bound: &mut Bound) -> Result<Step> {
+    async fn new(gpu: &Gpu, config: &TransformerConfig, shape: DecodeShape, shared: &mut Uploaded) -> Result<Step> {
         let mut g = gpu.graph();
-        let values = TransformerDecoder::build(&mut g, config, &bound.packed, shape)?;
+        let values = TransformerDecoder::build(&mut g, config, &shared.packed, shape)?;
         let top = match shape.rows {
             DecodeRows::Last => {
                 let temperature = g.input("temperature", TensorType::f32([1]))?;
@@ -285,7 +259,14 @@ impl Step {
             }
             DecodeRows::All => None,
         };
-        let bindings = bound.bind(gpu, &g, &values)?;
+        // Caches are made when the first step asks for them.
+        for &cache in &values.caches {
+            if !shared.tensors.contains_key(g.name(cache)) {
+                let tensor = Tensor::zeros(gpu, g.name(cache), g.ty(cache).clone())?;
+                shared.tensors.insert(g.name(cache).to_string(), tensor);
+            }
+        }
+        let bindings = shared.bind(&g, values.params.iter().chain(&values.caches).copied())?;
         let candidates = top.iter().flat_map(|top| top.candidates);
         let outputs: Vec<Value> = [values.logits].into_iter().chain(candidates).collect();
         let plan = Arc::new(gpu.plan(&g, &outputs)?);
@@ -293,8 +274,8 @@ impl Step {
         Ok(Step { exec: Executable::new(gpu, plan, options).await?, values, shape, top })
     }
 
-    /// Runs on up to `time` tokens of each sequence, in one submit with the copies of the values to read. Rows that stand for none leave keys behind those in use, which
-    /// the next tokens overwrite.
+    /// Runs on up to `time` tokens of each sequence, in one submit with the copies of the values to read. Rows that
+    /// stand for none leave keys behind those in use, which the next tokens overwrite.
     fn submit(&self, parts: &[&[u32]], starts: &[usize], read: &[Value]) -> Result<Vec<Readback>> {
         let time = self.shape.time;
         let padded = |ids: &&[u32]| ids.iter().copied().chain(std::iter::repeat(0)).take(time).collect::<Vec<_>>();

@@ -18,8 +18,10 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::format::{SaveTensor, Stored, StoredTensor, Weights, save_safetensors};
 use crate::gpu::Gpu;
-use crate::graph::Graph;
-use crate::nn::{Param, Positions, Transformer, TransformerConfig, TransformerEncoder, part_name, table_of_part};
+use crate::graph::{Graph, Value};
+use crate::nn::{
+    Param, Positions, Transformer, TransformerConfig, TransformerEncoder, part_name, part_of, table_of_part,
+};
 use crate::ops::packed::Packed;
 use crate::ops::parts::split_rows;
 use crate::optim::Arena;
@@ -138,13 +140,11 @@ impl Model {
     /// Writes all parameters into an arena of theirs, one after the other.
     pub fn load(&self, gpu: &Gpu, params: &Arena) -> Result<()> {
         for (i, (name, shape)) in params.layout.tensors.iter().enumerate() {
-            let (whole, first) = table_of_part(name);
-            let (values, cols) = (self.values(whole)?, self.shape(whole)?.cols());
-            let part = values.get(first * cols..first * cols + shape.len());
-            let part = part.filter(|part| part.len() == values.len() || whole != name);
-            let part = part.ok_or_else(|| Error::Data {
+            let (whole, _) = table_of_part(name);
+            let (values, dims) = (self.values(whole)?, self.shape(whole)?);
+            let part = part_of(name, shape, dims.dims(), &values).ok_or_else(|| Error::Data {
                 tensor: name.clone(),
-                expected: format!("a part of {} elements", values.len()),
+                expected: format!("{dims}, or some rows of it"),
                 got: shape.to_string(),
             })?;
             params.write_tensor(gpu, i, part)?;
@@ -172,8 +172,8 @@ impl Model {
 
     /// All parameters in GPU memory, matrices as the file stores them where kernels can read that, and which
     /// those are. What a decoder or an encoder is bound to.
-    pub(crate) fn upload(&self, gpu: &Gpu) -> Result<(HashMap<String, Tensor>, BTreeMap<String, Packed>)> {
-        let (mut tensors, mut packed) = (HashMap::new(), BTreeMap::new());
+    pub(crate) fn upload(&self, gpu: &Gpu) -> Result<Uploaded> {
+        let Uploaded { mut tensors, mut packed } = Uploaded::default();
         let max = gpu.profile().max_tensor_bytes();
         for (name, shape) in &self.params {
             match self.packed(name)? {
@@ -207,7 +207,24 @@ impl Model {
             // So that the staging memory of one tensor is free before the next needs some.
             gpu.queue().submit([]);
         }
-        Ok((tensors, packed))
+        Ok(Uploaded { tensors, packed })
+    }
+}
+
+/// A model in GPU memory, for graphs that name its parameters.
+#[derive(Debug, Default)]
+pub(crate) struct Uploaded {
+    /// By our names; tables in parts have several.
+    pub tensors: HashMap<String, Tensor>,
+    /// The matrices that are as the file stores them.
+    pub packed: BTreeMap<String, Packed>,
+}
+
+impl Uploaded {
+    /// The tensor of each value, by its name.
+    pub fn bind(&self, g: &Graph, values: impl Iterator<Item = Value>) -> Result<HashMap<Value, Tensor>> {
+        let missing = |v: Value| Error::Graph(format!("the model has no tensor for `{}`", g.name(v)));
+        values.map(|v| Ok((v, self.tensors.get(g.name(v)).ok_or_else(|| missing(v))?.clone()))).collect()
     }
 }
 

@@ -111,6 +111,18 @@ pub fn is_hidden_matrix(name: &str, shape: &Shape) -> bool {
     shape.rank() == 2 && name.starts_with("h.") && name.ends_with(".weight")
 }
 
+/// The values of a parameter of this name and shape, out of those of the whole tensor, of shape `dims`; `None` if they
+/// do not fit each other.
+pub(crate) fn part_of<'a>(name: &str, shape: &Shape, dims: &[usize], values: &'a [f32]) -> Option<&'a [f32]> {
+    let (table, first) = table_of_part(name);
+    if table == name {
+        return (dims == shape.dims()).then_some(values);
+    }
+    let start = first * shape.cols();
+    let fits = dims.len() == 2 && dims[1] == shape.cols();
+    values.get(start..start + shape.len()).filter(|_| fits)
+}
+
 /// Adds parts of a transformer to a graph: what blocks are made of.
 ///
 /// Parameters get the names of their parts, with the scopes they are made in: `h.0.attn.q.weight`.

@@ -11,8 +11,7 @@ mod config;
 mod transformer;
 
 pub use block::{Block, StandardBlock};
-pub use builder::is_hidden_matrix;
-pub use builder::{Builder, Param, ParamInit};
-pub(crate) use builder::{part_name, table_of_part};
+pub use builder::{Builder, Param, ParamInit, is_hidden_matrix};
+pub(crate) use builder::{part_name, part_of, table_of_part};
 pub use config::{Biases, Init, Mlp, Norm, NormPlacement, Positions, TransformerConfig};
 pub use transformer::{DecodeRows, DecodeShape, Transformer, TransformerDecoder, TransformerEncoder};

@@ -48,7 +48,7 @@ impl Trainer {
     /// that whoever reads them sees the end of a step, whatever the budget.
     pub fn slices(&self, profile: &Timeline, budget: Duration) -> Result<StepSlices> {
         let exec = &self.forward_backward.exec;
-        let times: Vec<u64> = profile.nodes.iter().flat_map(|n| &n.spans).map(|s| s.ns).collect();
+        let times = profile.command_ns();
         let passes = self.config.micro_batches * exec.command_count();
         let (Some(pass), Some(update)) = (times.get(..exec.command_count()), times.get(passes..)) else {
             let (expected, got) = (format!("times of at least {passes} commands"), times.len().to_string());
