@@ -31,6 +31,7 @@ pub mod reference;
 mod requirements;
 pub mod rng;
 pub mod sample;
+mod staging;
 pub mod tensor;
 pub mod timeline;
 #[cfg(feature = "tokenizers")]
@@ -41,10 +42,11 @@ pub mod views;
 
 pub use error::{Error, Result};
 pub use exec::{ExecOptions, Executable, Slice};
-pub use gpu::{AdapterClass, Cooperative, Gpu, Profile, Readback};
+pub use gpu::{AdapterClass, Cooperative, Gpu, Profile};
 pub use graph::{Graph, Value};
 pub use plan::Plan;
 pub use requirements::Requirements;
+pub use staging::Readback;
 pub use tensor::{DType, Element, Shape, Tensor, TensorType};
 pub use timeline::Timeline;
 pub use tune::Tuner;
