@@ -5,6 +5,7 @@ mod common;
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
@@ -289,4 +290,50 @@ fn what_the_device_refuses_is_an_error_and_does_not_reach_the_apps_handler() {
     let options = ExecOptions { bindings: HashMap::from([(total, foreign)]), ..Default::default() };
     assert!(matches!(Executable::new_blocking(&gpu, plan, options).unwrap_err(), Error::Device(_)));
     assert_eq!(tensor.read_blocking::<f32>(&gpu).unwrap(), [0.0; 4]);
+}
+
+/// Without memory: wgpu keeps to a share of what the driver says that is there. Mesa 22's software driver does not say,
+/// so there the test runs in a process that gets only some address space.
+#[test]
+fn no_memory_left_is_an_error_and_everything_else_works_on() {
+    const CHILD: &str = "IN_LITTLE_MEMORY";
+    let software = gpu().info().device_type == wgpu::DeviceType::Cpu;
+    if software && cfg!(target_os = "linux") && std::env::var_os(CHILD).is_none() {
+        let again = "ulimit -v 4000000 && exec \"$0\" --exact no_memory_left_is_an_error_and_everything_else_works_on";
+        let program = std::env::current_exe().unwrap();
+        let output = Command::new("sh").args(["-c", again]).arg(program).env(CHILD, "1").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        return;
+    }
+    let refused = [50, 20, 10, 5, 2, 1].into_iter().any(|percent| {
+        let gpu = gpu_within(percent);
+        let mut trainer = Trainer::new_blocking(&gpu, tiny()).unwrap();
+        let mut step = || {
+            let data = batches(&tiny(), trainer.step_count());
+            trainer.step(&data).unwrap().wait_blocking(&gpu).unwrap()
+        };
+        let first = step();
+        // Nobody writes to them, so that a software driver needs no page of them.
+        let large = (0..8).map(|_| Tensor::zeros(&gpu, "large", TensorType::f32([1 << 28])));
+        let Some(error) = large.collect::<Result<Vec<_>, _>>().err() else { return false };
+        assert!(
+            matches!(&error, Error::OutOfMemory(m) if m.contains("`large`") && m.contains("1073741824")),
+            "{error}"
+        );
+        assert!([(); 3].map(|()| step()).iter().all(|loss| loss.is_finite() && *loss != first));
+        true
+    });
+    assert!(refused, "eight tensors of a GiB are always there");
+}
+
+/// A device on which buffers may take a share of the memory that the driver says there is.
+fn gpu_within(percent: u8) -> Gpu {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
+    descriptor.memory_budget_thresholds.for_resource_creation = Some(percent);
+    let instance = wgpu::Instance::new(descriptor);
+    let adapter = pollster::block_on(wgpu::util::initialize_adapter_from_env_or_default(&instance, None)).unwrap();
+    let descriptor = wgpu::DeviceDescriptor { required_limits: adapter.limits(), ..Default::default() };
+    let (device, queue) = pollster::block_on(adapter.request_device(&descriptor)).unwrap();
+    device.on_uncaptured_error(Arc::new(|e| panic!("uncaptured: {e}")));
+    Gpu::from_device(device, queue)
 }
