@@ -414,13 +414,28 @@ impl Optimizer {
         Ok(())
     }
 
-    /// An update like that of [`record`](Self::record), timed kernel by kernel; waits for the GPU.
+    /// An update like that of [`record`](Self::record), timed kernel by kernel. Resolves once the device has been
+    /// polled; as [`Executable::profile`], it needs a device with timestamps.
+    pub async fn profile(&self, lr: f64, step: u64) -> Result<Timeline> {
+        self.profile_by(lr, step, async |exec| exec.profile().await).await
+    }
+
+    /// [`profile`](Self::profile), waiting; without timestamps by the host's clock.
     pub fn profile_blocking(&self, lr: f64, step: u64) -> Result<Timeline> {
+        self.exec.gpu().run_blocking(self.profile_by(lr, step, async |exec| exec.profile_blocking()))
+    }
+
+    pub(crate) async fn profile_by(
+        &self,
+        lr: f64,
+        step: u64,
+        profile: impl AsyncFn(&Executable) -> Result<Timeline>,
+    ) -> Result<Timeline> {
         let gpu = self.exec.gpu();
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         self.record_hyper(&mut encoder, lr, step)?;
         gpu.submit(encoder)?;
-        self.exec.profile_blocking()
+        profile(&self.exec).await
     }
 
     fn record_hyper(&self, encoder: &mut wgpu::CommandEncoder, lr: f64, step: u64) -> Result<()> {

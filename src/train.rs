@@ -334,10 +334,25 @@ impl Trainer {
     }
 
     /// Runs one step and says what it spent its time on, node by node. It is a step like others; only
-    /// the copies of the batch are not timed. Waits for the GPU.
+    /// the copies of the batch are not timed. Resolves once the device has been polled; as
+    /// [`Executable::profile`], it needs a device with timestamps.
+    pub async fn profile(&mut self, batches: &[Batch]) -> Result<Timeline> {
+        self.profile_by(batches, async |exec| exec.profile().await).await
+    }
+
+    /// [`profile`](Self::profile), waiting; without timestamps by the host's clock.
     pub fn profile_blocking(&mut self, batches: &[Batch]) -> Result<Timeline> {
+        let gpu = self.gpu.clone();
+        gpu.run_blocking(self.profile_by(batches, async |exec| exec.profile_blocking()))
+    }
+
+    async fn profile_by(
+        &mut self,
+        batches: &[Batch],
+        profile: impl AsyncFn(&Executable) -> Result<Timeline>,
+    ) -> Result<Timeline> {
         self.check(batches)?;
-        let mut timeline: Option<Timeline> = None;
+        let mut timelines = vec![];
         for (i, batch) in batches.iter().enumerate() {
             let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
             if i == 0 {
@@ -345,18 +360,11 @@ impl Trainer {
             }
             self.load(&mut encoder, batch)?;
             self.gpu.submit(encoder)?;
-            let part = self.forward_backward.exec.profile_blocking()?;
-            timeline = Some(match timeline {
-                Some(all) => all.then(part),
-                None => part,
-            });
+            timelines.push(profile(&self.forward_backward.exec).await?);
         }
-        let update = self.optimizer.profile_blocking(self.config.schedule.at(self.step), self.step)?;
+        let update = self.optimizer.profile_by(self.config.schedule.at(self.step), self.step, profile).await?;
         self.step += 1;
-        Ok(match timeline {
-            Some(all) => all.then(update),
-            None => update,
-        })
+        Ok(timelines.into_iter().rev().fold(update, |rest, part| part.then(rest)))
     }
 
     /// Records the clearing of what adds up over micro-batches.
