@@ -32,6 +32,7 @@ mod requirements;
 pub mod rng;
 pub mod sample;
 pub mod tensor;
+pub mod texture;
 pub mod timeline;
 #[cfg(feature = "tokenizers")]
 pub mod tokenize;
