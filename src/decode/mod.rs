@@ -12,6 +12,7 @@ use crate::graph::Value;
 use crate::model::{Model, Uploaded};
 use crate::nn::{DecodeRows, DecodeShape, TransformerConfig, TransformerDecoder};
 use crate::ops::top_k::MAX_K;
+use crate::optim::Arena;
 use crate::sample::check_ids;
 use crate::tensor::{Tensor, TensorType};
 
@@ -67,10 +68,10 @@ struct Step {
 /// The likeliest tokens, in steps that give scores for the last row only.
 #[derive(Clone, Copy, Debug)]
 struct Top {
+    /// One for each sequence.
     temperature: Value,
     /// Scores, ids and the log of the sum, as [`Graph::top_k`] gives them.
     candidates: [Value; 3],
-    k: usize,
 }
 
 /// A step that was submitted, with what was asked for on its way to the host.
@@ -93,22 +94,67 @@ impl Decoder {
     /// The same for `batch` sequences side by side, each with room for `capacity` tokens. An `Err` if the capacity
     /// is beyond the model's context.
     pub async fn with_batch(gpu: &Gpu, model: &Model, batch: usize, capacity: usize) -> Result<Self> {
-        if batch == 0 {
-            return Err(Error::Config { field: "batch", message: "must be at least 1".into() });
-        }
-        let config = model.config().clone();
-        let mut shared = model.upload(gpu)?;
-        let weight_bytes = shared.tensors.values().map(|t| t.ty().bytes()).sum();
-        let shape = |time| DecodeShape { batch, time, capacity, rows: DecodeRows::Last };
-        let chunk = Step::new(gpu, &config, shape(CHUNK.min(capacity)), &mut shared).await?;
-        let single = Step::new(gpu, &config, shape(1), &mut shared).await?;
-        let (gpu, lengths) = (gpu.clone(), vec![0; batch]);
-        Ok(Decoder { gpu, config, shared, weight_bytes, batch, capacity, chunk, single, all: None, lengths })
+        check_batch(batch)?;
+        Self::build(gpu, model.config(), model.upload(gpu)?, batch, capacity).await
     }
 
     /// [`with_batch`](Self::with_batch), waiting.
     pub fn with_batch_blocking(gpu: &Gpu, model: &Model, batch: usize, capacity: usize) -> Result<Self> {
         pollster::block_on(Self::with_batch(gpu, model, batch, capacity))
+    }
+
+    /// The same on parameters in GPU memory, a [`Trainer`](crate::train::Trainer)'s say, which stay shared: it sees what
+    /// training changes. What is in the cache is of the parameters that were there when it was fed.
+    ///
+    /// ```
+    /// use throughline::nn::TransformerConfig;
+    /// use throughline::optim::{Arena, ArenaLayout};
+    /// use throughline::{Gpu, decode::Decoder};
+    /// let gpu = Gpu::headless_blocking()?;
+    /// let config = TransformerConfig::llama(65, 64, 1, 32, 2);
+    /// let layout = ArenaLayout::of_model(&config, gpu.profile().max_tensor_bytes())?;
+    /// let params = Arena::zeros(&gpu, "parameters", &layout.into())?; // or `&trainer.params`
+    /// let mut decoder = Decoder::on_params_blocking(&gpu, &config, &params, 1, 64)?;
+    /// assert_eq!(decoder.feed_blocking(&[7, 3])?.len(), 65);
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub async fn on_params(
+        gpu: &Gpu,
+        config: &TransformerConfig,
+        params: &Arena,
+        batch: usize,
+        capacity: usize,
+    ) -> Result<Self> {
+        check_batch(batch)?;
+        let names = params.layout.tensors.iter().map(|(name, _)| name.clone());
+        let shared = Uploaded { tensors: names.zip(params.tensors.iter().cloned()).collect(), ..Default::default() };
+        Self::build(gpu, config, shared, batch, capacity).await
+    }
+
+    /// [`on_params`](Self::on_params), waiting.
+    pub fn on_params_blocking(
+        gpu: &Gpu,
+        config: &TransformerConfig,
+        params: &Arena,
+        batch: usize,
+        capacity: usize,
+    ) -> Result<Self> {
+        pollster::block_on(Self::on_params(gpu, config, params, batch, capacity))
+    }
+
+    async fn build(
+        gpu: &Gpu,
+        config: &TransformerConfig,
+        mut shared: Uploaded,
+        batch: usize,
+        capacity: usize,
+    ) -> Result<Self> {
+        let weight_bytes = shared.tensors.values().map(|t| t.ty().bytes()).sum();
+        let shape = |time| DecodeShape { batch, time, capacity, rows: DecodeRows::Last };
+        let chunk = Step::new(gpu, config, shape(CHUNK.min(capacity)), &mut shared).await?;
+        let single = Step::new(gpu, config, shape(1), &mut shared).await?;
+        let (gpu, config, lengths) = (gpu.clone(), config.clone(), vec![0; batch]);
+        Ok(Decoder { gpu, config, shared, weight_bytes, batch, capacity, chunk, single, all: None, lengths })
     }
 
     /// The model.
@@ -247,15 +293,22 @@ impl Decoder {
     }
 }
 
+fn check_batch(batch: usize) -> Result<()> {
+    match batch {
+        0 => Err(Error::Config { field: "batch", message: "must be at least 1".into() }),
+        _ => Ok(()),
+    }
+}
+
 impl Step {
     async fn new(gpu: &Gpu, config: &TransformerConfig, shape: DecodeShape, shared: &mut Uploaded) -> Result<Step> {
         let mut g = gpu.graph();
         let values = TransformerDecoder::build(&mut g, config, &shared.packed, shape)?;
         let top = match shape.rows {
             DecodeRows::Last => {
-                let temperature = g.input("temperature", TensorType::f32([1]))?;
+                let temperature = g.input("temperature", TensorType::f32([shape.batch]))?;
                 let k = MAX_K.min(config.vocab_size);
-                Some(Top { temperature, candidates: g.top_k("top", values.logits, temperature, k)?, k })
+                Some(Top { temperature, candidates: g.top_k("top", values.logits, temperature, k)? })
             }
             DecodeRows::All => None,
         };
@@ -274,9 +327,9 @@ impl Step {
         Ok(Step { exec: Executable::new(gpu, plan, options).await?, values, shape, top })
     }
 
-    /// Runs on up to `time` tokens of each sequence, in one submit with the copies of the values to read. Rows that
-    /// stand for none leave keys behind those in use, which the next tokens overwrite.
-    fn submit(&self, parts: &[&[u32]], starts: &[usize], read: &[Value]) -> Result<Vec<Readback>> {
+    /// Writes what a pass is told of up to `time` tokens of each sequence. Rows that stand for none leave keys behind
+    /// those in use, which the next tokens overwrite.
+    fn write(&self, parts: &[&[u32]], starts: &[usize]) -> Result<()> {
         let time = self.shape.time;
         let padded = |ids: &&[u32]| ids.iter().copied().chain(std::iter::repeat(0)).take(time).collect::<Vec<_>>();
         self.exec.write(self.values.tokens, &parts.iter().flat_map(padded).collect::<Vec<u32>>())?;
@@ -289,6 +342,17 @@ impl Step {
             let row = |(b, ids): (usize, &&[u32])| (b * time + ids.len().saturating_sub(1)) as u32;
             self.exec.write(last, &parts.iter().enumerate().map(row).collect::<Vec<u32>>())?;
         }
+        Ok(())
+    }
+
+    /// Writes how each sequence draws.
+    fn write_temperatures(&self, temperatures: &[f32]) -> Result<()> {
+        self.top.map_or(Ok(()), |top| self.exec.write(top.temperature, temperatures))
+    }
+
+    /// Runs on up to `time` tokens of each sequence, in one submit with the copies of the values to read.
+    fn submit(&self, parts: &[&[u32]], starts: &[usize], read: &[Value]) -> Result<Vec<Readback>> {
+        self.write(parts, starts)?;
         let gpu = self.exec.gpu();
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         self.exec.record(&mut encoder);
