@@ -44,6 +44,9 @@ pub enum Error {
     /// The adapter's limits are too small for the plan.
     #[error("over the adapter's limits: {0}")]
     Limit(String),
+    /// There is no memory for a buffer. Everything that was there before works on.
+    #[error("out of memory: {0}")]
+    OutOfMemory(String),
     /// The driver refused or lost something.
     #[error("device: {0}")]
     Device(String),

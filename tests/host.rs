@@ -171,7 +171,7 @@ fn a_device_with_just_what_a_plan_requires_runs_it() {
     for p in &model.params {
         exec.write(p.value, &p.init.values(g.ty(p.value).len(), 0, g.name(p.value))).unwrap();
     }
-    exec.submit();
+    exec.submit().unwrap();
     let got = exec.read_blocking::<f32>(loss).unwrap()[0];
     assert!((got - (VOCAB as f32).ln()).abs() < 0.5, "{got}");
 
@@ -259,7 +259,7 @@ fn buffers_of_the_app_are_checked_before_anything_is_recorded() {
     a.write(gpu(), &[2.0f32; 64]).unwrap();
     let exec = build(vec![(total, a.clone())]).unwrap();
     exec.write(x, &[1.0f32; 64]).unwrap();
-    exec.submit();
+    exec.submit().unwrap();
     assert_eq!(a.read_blocking::<f32>(gpu()).unwrap(), [3.0; 64]);
 }
 

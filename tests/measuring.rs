@@ -85,7 +85,7 @@ fn the_tuner_takes_the_fastest_variant_and_remembers_it() {
     assert_eq!(rounds(&plan), "1u");
     let exec = Executable::new_blocking(&tuned, Arc::new(plan), ExecOptions::default()).unwrap();
     exec.write(x, &[3.0f32; 100]).unwrap();
-    exec.submit();
+    exec.submit().unwrap();
     assert_eq!(exec.read_blocking::<f32>(z).unwrap(), [6.0; 100]);
 
     // Another process finds it in the file; so does another shape of the same class.
@@ -142,7 +142,7 @@ fn the_profiler_sees_every_node_and_which_is_slow() {
     let plan = Arc::new(Plan::new(&g, &[z], gpu().profile()).unwrap());
     let exec = Executable::new_blocking(gpu(), plan, ExecOptions::default()).unwrap();
     exec.write(x, &[0.5f32; 1000]).unwrap();
-    exec.submit(); // compiles
+    exec.submit().unwrap(); // compiles
     let timeline = exec.profile_blocking().unwrap();
     assert_eq!(timeline.clock, Clock::Gpu);
     let nodes: Vec<(&str, &str)> = timeline.nodes.iter().map(|n| (n.node.as_str(), n.op)).collect();
@@ -175,7 +175,7 @@ fn without_timestamps_the_hosts_clock_serves() {
     let plan = Arc::new(Plan::new(&g, &[z], gpu.profile()).unwrap());
     let exec = Executable::new_blocking(&gpu, plan, ExecOptions::default()).unwrap();
     exec.write(x, &[0.5f32; 1000]).unwrap();
-    exec.submit();
+    exec.submit().unwrap();
     let timeline = exec.profile_blocking().unwrap();
     assert_eq!(timeline.clock, Clock::Host);
     assert_eq!(timeline.nodes.len(), 2);
@@ -198,7 +198,7 @@ fn compiled_pipelines_serve_the_next_device() {
         let plan = Arc::new(Plan::new(&g, &[z], gpu.profile()).unwrap());
         let exec = Executable::new_blocking(gpu, plan, ExecOptions::default()).unwrap();
         exec.write(x, &[0.25f32; 10]).unwrap();
-        exec.submit();
+        exec.submit().unwrap();
         assert_eq!(exec.read_blocking::<f32>(z).unwrap(), [0.5; 10]);
     };
     run(gpu());

@@ -7,13 +7,14 @@ use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::exec::{ExecOptions, Executable};
-use crate::gpu::{Gpu, Readback};
+use crate::gpu::Gpu;
 use crate::graph::Value;
 use crate::model::{Model, Uploaded};
 use crate::nn::{DecodeRows, DecodeShape, TransformerConfig, TransformerDecoder};
 use crate::ops::top_k::MAX_K;
 use crate::optim::Arena;
 use crate::sample::check_ids;
+use crate::staging::Readback;
 use crate::tensor::{Tensor, TensorType};
 
 mod generation;
@@ -357,9 +358,8 @@ impl Step {
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         self.exec.record(&mut encoder);
         let later = |&value: &Value| Ok(self.exec.tensor(value)?.read_later(gpu, &mut encoder));
-        let mut readbacks: Vec<Readback> = read.iter().map(later).collect::<Result<_>>()?;
-        gpu.queue().submit([encoder.finish()]);
-        readbacks.iter_mut().for_each(Readback::request);
+        let readbacks = read.iter().map(later).collect::<Result<_>>()?;
+        gpu.submit(encoder)?;
         Ok(readbacks)
     }
 
@@ -367,9 +367,8 @@ impl Step {
     fn read(&self, value: Value) -> Result<Readback> {
         let gpu = self.exec.gpu();
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        let mut readback = self.exec.tensor(value)?.read_later(gpu, &mut encoder);
-        gpu.queue().submit([encoder.finish()]);
-        readback.request();
+        let readback = self.exec.tensor(value)?.read_later(gpu, &mut encoder);
+        gpu.submit(encoder)?;
         Ok(readback)
     }
 }
