@@ -155,7 +155,9 @@ impl Decoder {
         n: u64,
     ) -> Result<Vec<Option<u32>>> {
         for step in [&self.chunk, &self.single] {
-            step.write_temperatures(&vec![sampling.temperature; new.len()])?;
+            if let Some(top) = step.top {
+                step.exec.write(top.temperature, &vec![sampling.temperature; new.len()])?;
+            }
         }
         let candidates = |step: &Step| step.top.map_or(vec![], |top| top.candidates.to_vec());
         let Submitted { step, readbacks } = self.submit(new, candidates)?;

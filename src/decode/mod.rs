@@ -17,8 +17,10 @@ use crate::sample::check_ids;
 use crate::staging::Readback;
 use crate::tensor::{Tensor, TensorType};
 
+mod frames;
 mod generation;
 
+pub use frames::{Event, FrameDecoder};
 pub use generation::{Finish, Generation, GenerationOptions};
 
 /// A model that decodes.
@@ -257,15 +259,24 @@ impl Decoder {
         if new.iter().all(|ids| ids.is_empty()) {
             return err("at least one token".into(), "none".into());
         }
-        for (ids, length) in new.iter().zip(&self.lengths) {
-            check_ids(ids, self.config.vocab_size)?;
-            let room = self.capacity - length;
-            if ids.len() > room {
-                let expected = format!("at most {room} more in a cache of {}", self.capacity);
-                return err(expected, ids.len().to_string());
-            }
+        new.iter().zip(&self.lengths).try_for_each(|(ids, length)| self.check_more(ids, *length))
+    }
+
+    /// Whether these may come behind so many tokens.
+    fn check_more(&self, ids: &[u32], length: usize) -> Result<()> {
+        check_ids(ids, self.config.vocab_size)?;
+        let room = self.capacity - length;
+        if ids.len() > room {
+            let (expected, got) =
+                (format!("at most {room} more in a cache of {}", self.capacity), ids.len().to_string());
+            return Err(Error::Data { tensor: "tokens".into(), expected, got });
         }
         Ok(())
+    }
+
+    /// The step by one token, or by several.
+    fn step(&self, several: bool) -> &Step {
+        if several { &self.chunk } else { &self.single }
     }
 
     /// Submits the passes for new tokens. `read` says which values of the last one are wanted.
@@ -274,7 +285,7 @@ impl Decoder {
         let longest = new.iter().map(|ids| ids.len()).max().unwrap_or(0);
         // One token costs less in a step of its own. All sequences end in the last pass, so that it has
         // the scores of all.
-        let step = if longest > 1 { &self.chunk } else { &self.single };
+        let step = self.step(longest > 1);
         let time = step.shape.time;
         let passes = longest.div_ceil(time);
         let mut readbacks = vec![];
@@ -328,39 +339,43 @@ impl Step {
         Ok(Step { exec: Executable::new(gpu, plan, options).await?, values, shape, top })
     }
 
-    /// Writes what a pass is told of up to `time` tokens of each sequence. Rows that stand for none leave keys behind
-    /// those in use, which the next tokens overwrite.
-    fn write(&self, parts: &[&[u32]], starts: &[usize]) -> Result<()> {
+    /// Records what a pass is told: up to `time` tokens of each sequence, and how many are before them. Rows that stand
+    /// for none leave keys behind those in use, which the next tokens overwrite.
+    fn record_inputs(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        parts: &[&[u32]],
+        starts: impl Iterator<Item = usize> + Clone,
+    ) -> Result<()> {
         let time = self.shape.time;
+        let mut write = |value, words: Vec<u32>| self.exec.record_write(encoder, value, &words);
         let padded = |ids: &&[u32]| ids.iter().copied().chain(std::iter::repeat(0)).take(time).collect::<Vec<_>>();
-        self.exec.write(self.values.tokens, &parts.iter().flat_map(padded).collect::<Vec<u32>>())?;
-        self.exec.write(self.values.start, &starts.iter().map(|&n| n as u32).collect::<Vec<u32>>())?;
+        write(self.values.tokens, parts.iter().flat_map(padded).collect())?;
+        write(self.values.start, starts.clone().map(|n| n as u32).collect())?;
         if let Some(positions) = self.values.positions {
-            let rows = starts.iter().flat_map(|&start| start..start + time);
-            self.exec.write(positions, &rows.map(|p| p as u32).collect::<Vec<u32>>())?;
+            write(positions, starts.flat_map(|start| start..start + time).map(|p| p as u32).collect())?;
         }
         if let Some(last) = self.values.last {
             let row = |(b, ids): (usize, &&[u32])| (b * time + ids.len().saturating_sub(1)) as u32;
-            self.exec.write(last, &parts.iter().enumerate().map(row).collect::<Vec<u32>>())?;
+            write(last, parts.iter().enumerate().map(row).collect())?;
         }
         Ok(())
     }
 
-    /// Writes how each sequence draws.
-    fn write_temperatures(&self, temperatures: &[f32]) -> Result<()> {
-        self.top.map_or(Ok(()), |top| self.exec.write(top.temperature, temperatures))
-    }
-
     /// Runs on up to `time` tokens of each sequence, in one submit with the copies of the values to read.
     fn submit(&self, parts: &[&[u32]], starts: &[usize], read: &[Value]) -> Result<Vec<Readback>> {
-        self.write(parts, starts)?;
         let gpu = self.exec.gpu();
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        self.record_inputs(&mut encoder, parts, starts.iter().copied())?;
         self.exec.record(&mut encoder);
-        let later = |&value: &Value| Ok(self.exec.tensor(value)?.read_later(gpu, &mut encoder));
-        let readbacks = read.iter().map(later).collect::<Result<_>>()?;
+        let readbacks = self.read_later(&mut encoder, read)?;
         gpu.submit(encoder)?;
         Ok(readbacks)
+    }
+
+    /// Records the copies of values to the host.
+    fn read_later(&self, encoder: &mut wgpu::CommandEncoder, values: &[Value]) -> Result<Vec<Readback>> {
+        values.iter().map(|&value| Ok(self.exec.tensor(value)?.read_later(self.exec.gpu(), encoder))).collect()
     }
 
     /// A value of the last pass, on its way.
