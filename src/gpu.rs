@@ -368,7 +368,10 @@ impl Gpu {
         }
         let descriptor =
             wgpu::BufferDescriptor { label: Some(label), size, usage: Tensor::USAGES, mapped_at_creation: false };
-        self.guarded(|| Ok(self.device().create_buffer(&descriptor)))
+        self.guarded(|| Ok(self.device().create_buffer(&descriptor))).map_err(|e| match e {
+            Error::OutOfMemory(_) => Error::OutOfMemory(format!("buffer `{label}` needs {size} bytes")),
+            e => e,
+        })
     }
 
     /// The pipeline for a kernel, compiled the first time and cached. A compile error is the
