@@ -42,17 +42,17 @@ pub enum Event {
 /// characters.say(1, &[5, 17, 80], GenerationOptions { max_tokens: 4, ..Default::default() })?;
 /// let mut said = vec![];
 /// while !characters.is_silent() {
-///     // A frame: your passes, and what there is time for, in one submit.
-///     let mut encoder = gpu.device().create_command_encoder(&Default::default());
-///     characters.record(&mut encoder, Duration::from_micros(500))?;
-///     gpu.submit(encoder)?;
-///     // In this frame or a later one, what has come meanwhile.
+///     // A frame begins with what those before it have brought, to go on from that.
 ///     for (character, event) in characters.poll()? {
 ///         match event {
 ///             Event::Token(id) => said.push((character, id)),
 ///             Event::Finished(_) => assert_eq!(said.len(), 4),
 ///         }
 ///     }
+///     // Your passes, and what there is time for, in one submit.
+///     let mut encoder = gpu.device().create_command_encoder(&Default::default());
+///     characters.record(&mut encoder, Duration::from_micros(500))?;
+///     gpu.submit(encoder)?;
 /// }
 /// # assert!(said.iter().all(|(character, _)| *character == 1));
 /// # Ok::<(), throughline::Error>(())
@@ -298,7 +298,8 @@ impl FrameDecoder {
     }
 
     /// Records what there is to do and time for within `budget`, by the estimates, and a kernel at least; nothing if
-    /// there is nothing to do. Costs no wait. The encoder must be submitted before that of the next frame is.
+    /// there is nothing to do. Costs no wait. A text has a token a frame at most, since the next depends on it: so
+    /// [`poll`](Self::poll) first. The encoder must be submitted before that of the next frame is.
     ///
     /// How long that takes, by the estimates; zero if it is nothing. After an `Err` all is as if passes that were not
     /// complete had not begun, and the encoder is best dropped.
