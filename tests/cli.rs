@@ -229,7 +229,7 @@ fn generate_refuses_what_is_no_model() {
 
 #[test]
 fn characters_talk_in_frames() {
-    let flags = ["--train-steps", "20", "--frames", "60", "--characters", "3", "--budget-us", "2000", "--json"];
+    let flags = ["--train-steps", "20", "--frames", "60", "--characters", "3", "--budget-us", "1000000", "--json"];
     let stdout = ok("npc_text", &flags);
     let json = last_json(&stdout);
     let said = stdout.lines().filter(|line| ["BRUTUS: ", "MACBETH: ", "DUKE: "].iter().any(|n| line.starts_with(n)));

@@ -299,10 +299,13 @@ impl FrameDecoder {
 
     /// Records what there is to do and time for within `budget`, by the estimates, and a kernel at least; nothing if
     /// there is nothing to do. Costs no wait. A text has a token a frame at most, since the next depends on it: so
-    /// [`poll`](Self::poll) first. The encoder must be submitted before that of the next frame is.
+    /// [`poll`](Self::poll) first.
     ///
-    /// How long that takes, by the estimates; zero if it is nothing. After an `Err` all is as if passes that were not
-    /// complete had not begun, and the encoder is best dropped.
+    /// How long that takes, by the estimates; zero if it is nothing.
+    ///
+    /// Encoders must be submitted, in their order. What the scores of one that is dropped would have drawn is drawn
+    /// again, but parts of passes in it are lost unnoticed, so [`say`](Self::say) anew what was being said; so, too,
+    /// where an `Err` of this is why it is dropped.
     pub fn record(&mut self, encoder: &mut wgpu::CommandEncoder, budget: Duration) -> Result<Duration> {
         for kind in [SINGLE, CHUNK] {
             self.record_scores(encoder, kind)?;
