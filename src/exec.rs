@@ -301,7 +301,12 @@ impl Executable {
 
     /// Records a slice of a step of this executable. Does nothing for one of a longer one.
     pub fn record_slice(&self, encoder: &mut wgpu::CommandEncoder, slice: &Slice) {
-        self.record_commands(encoder, self.commands.get(slice.commands.clone()).unwrap_or_default());
+        self.record_range(encoder, slice.commands.clone());
+    }
+
+    /// Records some of the kernels and copies of a step, by their numbers.
+    pub(crate) fn record_range(&self, encoder: &mut wgpu::CommandEncoder, commands: Range<usize>) {
+        self.record_commands(encoder, self.commands.get(commands).unwrap_or_default());
     }
 
     /// Number of kernels and copies of a step.

@@ -34,6 +34,7 @@ pub mod rng;
 pub mod sample;
 mod staging;
 pub mod tensor;
+pub mod texture;
 pub mod timeline;
 #[cfg(feature = "tokenizers")]
 pub mod tokenize;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::gpu;
 use throughline::checkpoint::Checkpoint;
 use throughline::data::Batch;
-use throughline::decode::Decoder;
+use throughline::decode::{Decoder, FrameDecoder};
 use throughline::nn::{Transformer, TransformerConfig};
 use throughline::optim::{AdamWConfig, Schedule};
 use throughline::rng::Rng;
@@ -270,6 +270,7 @@ fn what_an_app_holds_may_go_to_other_threads() {
     sent::<Executable>();
     sent::<Trainer>();
     sent::<Decoder>();
+    sent::<FrameDecoder>();
     sent::<Readback>();
     sent::<Checkpoint>();
 }

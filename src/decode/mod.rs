@@ -12,12 +12,15 @@ use crate::graph::Value;
 use crate::model::{Model, Uploaded};
 use crate::nn::{DecodeRows, DecodeShape, TransformerConfig, TransformerDecoder};
 use crate::ops::top_k::MAX_K;
+use crate::optim::Arena;
 use crate::sample::check_ids;
 use crate::staging::Readback;
 use crate::tensor::{Tensor, TensorType};
 
+mod frames;
 mod generation;
 
+pub use frames::{Event, FrameDecoder};
 pub use generation::{Finish, Generation, GenerationOptions};
 
 /// A model that decodes.
@@ -68,10 +71,10 @@ struct Step {
 /// The likeliest tokens, in steps that give scores for the last row only.
 #[derive(Clone, Copy, Debug)]
 struct Top {
+    /// One for each sequence.
     temperature: Value,
     /// Scores, ids and the log of the sum, as [`Graph::top_k`] gives them.
     candidates: [Value; 3],
-    k: usize,
 }
 
 /// A step that was submitted, with what was asked for on its way to the host.
@@ -94,22 +97,67 @@ impl Decoder {
     /// The same for `batch` sequences side by side, each with room for `capacity` tokens. An `Err` if the capacity
     /// is beyond the model's context.
     pub async fn with_batch(gpu: &Gpu, model: &Model, batch: usize, capacity: usize) -> Result<Self> {
-        if batch == 0 {
-            return Err(Error::Config { field: "batch", message: "must be at least 1".into() });
-        }
-        let config = model.config().clone();
-        let mut shared = model.upload(gpu)?;
-        let weight_bytes = shared.tensors.values().map(|t| t.ty().bytes()).sum();
-        let shape = |time| DecodeShape { batch, time, capacity, rows: DecodeRows::Last };
-        let chunk = Step::new(gpu, &config, shape(CHUNK.min(capacity)), &mut shared).await?;
-        let single = Step::new(gpu, &config, shape(1), &mut shared).await?;
-        let (gpu, lengths) = (gpu.clone(), vec![0; batch]);
-        Ok(Decoder { gpu, config, shared, weight_bytes, batch, capacity, chunk, single, all: None, lengths })
+        check_batch(batch)?;
+        Self::build(gpu, model.config(), model.upload(gpu)?, batch, capacity).await
     }
 
     /// [`with_batch`](Self::with_batch), waiting.
     pub fn with_batch_blocking(gpu: &Gpu, model: &Model, batch: usize, capacity: usize) -> Result<Self> {
         pollster::block_on(Self::with_batch(gpu, model, batch, capacity))
+    }
+
+    /// The same on parameters in GPU memory, a [`Trainer`](crate::train::Trainer)'s say, which stay shared: it sees what
+    /// training changes. What is in the cache is of the parameters that were there when it was fed.
+    ///
+    /// ```
+    /// use throughline::nn::TransformerConfig;
+    /// use throughline::optim::{Arena, ArenaLayout};
+    /// use throughline::{Gpu, decode::Decoder};
+    /// let gpu = Gpu::headless_blocking()?;
+    /// let config = TransformerConfig::llama(65, 64, 1, 32, 2);
+    /// let layout = ArenaLayout::of_model(&config, gpu.profile().max_tensor_bytes())?;
+    /// let params = Arena::zeros(&gpu, "parameters", &layout.into())?; // or `&trainer.params`
+    /// let mut decoder = Decoder::on_params_blocking(&gpu, &config, &params, 1, 64)?;
+    /// assert_eq!(decoder.feed_blocking(&[7, 3])?.len(), 65);
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub async fn on_params(
+        gpu: &Gpu,
+        config: &TransformerConfig,
+        params: &Arena,
+        batch: usize,
+        capacity: usize,
+    ) -> Result<Self> {
+        check_batch(batch)?;
+        let names = params.layout.tensors.iter().map(|(name, _)| name.clone());
+        let shared = Uploaded { tensors: names.zip(params.tensors.iter().cloned()).collect(), ..Default::default() };
+        Self::build(gpu, config, shared, batch, capacity).await
+    }
+
+    /// [`on_params`](Self::on_params), waiting.
+    pub fn on_params_blocking(
+        gpu: &Gpu,
+        config: &TransformerConfig,
+        params: &Arena,
+        batch: usize,
+        capacity: usize,
+    ) -> Result<Self> {
+        pollster::block_on(Self::on_params(gpu, config, params, batch, capacity))
+    }
+
+    async fn build(
+        gpu: &Gpu,
+        config: &TransformerConfig,
+        mut shared: Uploaded,
+        batch: usize,
+        capacity: usize,
+    ) -> Result<Self> {
+        let weight_bytes = shared.tensors.values().map(|t| t.ty().bytes()).sum();
+        let shape = |time| DecodeShape { batch, time, capacity, rows: DecodeRows::Last };
+        let chunk = Step::new(gpu, config, shape(CHUNK.min(capacity)), &mut shared).await?;
+        let single = Step::new(gpu, config, shape(1), &mut shared).await?;
+        let (gpu, config, lengths) = (gpu.clone(), config.clone(), vec![0; batch]);
+        Ok(Decoder { gpu, config, shared, weight_bytes, batch, capacity, chunk, single, all: None, lengths })
     }
 
     /// The model.
@@ -211,15 +259,24 @@ impl Decoder {
         if new.iter().all(|ids| ids.is_empty()) {
             return err("at least one token".into(), "none".into());
         }
-        for (ids, length) in new.iter().zip(&self.lengths) {
-            check_ids(ids, self.config.vocab_size)?;
-            let room = self.capacity - length;
-            if ids.len() > room {
-                let expected = format!("at most {room} more in a cache of {}", self.capacity);
-                return err(expected, ids.len().to_string());
-            }
+        new.iter().zip(&self.lengths).try_for_each(|(ids, length)| self.check_more(ids, *length))
+    }
+
+    /// Whether these may come behind so many tokens.
+    fn check_more(&self, ids: &[u32], length: usize) -> Result<()> {
+        check_ids(ids, self.config.vocab_size)?;
+        let room = self.capacity - length;
+        if ids.len() > room {
+            let (expected, got) =
+                (format!("at most {room} more in a cache of {}", self.capacity), ids.len().to_string());
+            return Err(Error::Data { tensor: "tokens".into(), expected, got });
         }
         Ok(())
+    }
+
+    /// The step by one token, or by several.
+    fn step(&self, several: bool) -> &Step {
+        if several { &self.chunk } else { &self.single }
     }
 
     /// Submits the passes for new tokens. `read` says which values of the last one are wanted.
@@ -228,7 +285,7 @@ impl Decoder {
         let longest = new.iter().map(|ids| ids.len()).max().unwrap_or(0);
         // One token costs less in a step of its own. All sequences end in the last pass, so that it has
         // the scores of all.
-        let step = if longest > 1 { &self.chunk } else { &self.single };
+        let step = self.step(longest > 1);
         let time = step.shape.time;
         let passes = longest.div_ceil(time);
         let mut readbacks = vec![];
@@ -248,15 +305,22 @@ impl Decoder {
     }
 }
 
+fn check_batch(batch: usize) -> Result<()> {
+    match batch {
+        0 => Err(Error::Config { field: "batch", message: "must be at least 1".into() }),
+        _ => Ok(()),
+    }
+}
+
 impl Step {
     async fn new(gpu: &Gpu, config: &TransformerConfig, shape: DecodeShape, shared: &mut Uploaded) -> Result<Step> {
         let mut g = gpu.graph();
         let values = TransformerDecoder::build(&mut g, config, &shared.packed, shape)?;
         let top = match shape.rows {
             DecodeRows::Last => {
-                let temperature = g.input("temperature", TensorType::f32([1]))?;
+                let temperature = g.input("temperature", TensorType::f32([shape.batch]))?;
                 let k = MAX_K.min(config.vocab_size);
-                Some(Top { temperature, candidates: g.top_k("top", values.logits, temperature, k)?, k })
+                Some(Top { temperature, candidates: g.top_k("top", values.logits, temperature, k)? })
             }
             DecodeRows::All => None,
         };
@@ -275,28 +339,43 @@ impl Step {
         Ok(Step { exec: Executable::new(gpu, plan, options).await?, values, shape, top })
     }
 
-    /// Runs on up to `time` tokens of each sequence, in one submit with the copies of the values to read. Rows that
-    /// stand for none leave keys behind those in use, which the next tokens overwrite.
-    fn submit(&self, parts: &[&[u32]], starts: &[usize], read: &[Value]) -> Result<Vec<Readback>> {
+    /// Records what a pass is told: up to `time` tokens of each sequence, and how many are before them. Rows that stand
+    /// for none leave keys behind those in use, which the next tokens overwrite.
+    fn record_inputs(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        parts: &[&[u32]],
+        starts: impl Iterator<Item = usize> + Clone,
+    ) -> Result<()> {
         let time = self.shape.time;
+        let mut write = |value, words: Vec<u32>| self.exec.record_write(encoder, value, &words);
         let padded = |ids: &&[u32]| ids.iter().copied().chain(std::iter::repeat(0)).take(time).collect::<Vec<_>>();
-        self.exec.write(self.values.tokens, &parts.iter().flat_map(padded).collect::<Vec<u32>>())?;
-        self.exec.write(self.values.start, &starts.iter().map(|&n| n as u32).collect::<Vec<u32>>())?;
+        write(self.values.tokens, parts.iter().flat_map(padded).collect())?;
+        write(self.values.start, starts.clone().map(|n| n as u32).collect())?;
         if let Some(positions) = self.values.positions {
-            let rows = starts.iter().flat_map(|&start| start..start + time);
-            self.exec.write(positions, &rows.map(|p| p as u32).collect::<Vec<u32>>())?;
+            write(positions, starts.flat_map(|start| start..start + time).map(|p| p as u32).collect())?;
         }
         if let Some(last) = self.values.last {
             let row = |(b, ids): (usize, &&[u32])| (b * time + ids.len().saturating_sub(1)) as u32;
-            self.exec.write(last, &parts.iter().enumerate().map(row).collect::<Vec<u32>>())?;
+            write(last, parts.iter().enumerate().map(row).collect())?;
         }
+        Ok(())
+    }
+
+    /// Runs on up to `time` tokens of each sequence, in one submit with the copies of the values to read.
+    fn submit(&self, parts: &[&[u32]], starts: &[usize], read: &[Value]) -> Result<Vec<Readback>> {
         let gpu = self.exec.gpu();
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        self.record_inputs(&mut encoder, parts, starts.iter().copied())?;
         self.exec.record(&mut encoder);
-        let later = |&value: &Value| Ok(self.exec.tensor(value)?.read_later(gpu, &mut encoder));
-        let readbacks = read.iter().map(later).collect::<Result<_>>()?;
+        let readbacks = self.read_later(&mut encoder, read)?;
         gpu.submit(encoder)?;
         Ok(readbacks)
+    }
+
+    /// Records the copies of values to the host.
+    fn read_later(&self, encoder: &mut wgpu::CommandEncoder, values: &[Value]) -> Result<Vec<Readback>> {
+        values.iter().map(|&value| Ok(self.exec.tensor(value)?.read_later(self.exec.gpu(), encoder))).collect()
     }
 
     /// A value of the last pass, on its way.
