@@ -176,6 +176,12 @@ impl Plan {
         self.externals.iter().map(|e| e.ty.storage_bytes()).sum()
     }
 
+    /// Bytes that an executable allocates: buffers, and externals but for those that are bound to tensors.
+    pub(crate) fn allocated_bytes(&self, is_bound: impl Fn(Value) -> bool) -> usize {
+        let own = self.externals.iter().filter(|e| !is_bound(e.value));
+        self.buffer_bytes() + own.map(|e| e.ty.storage_bytes()).sum::<usize>()
+    }
+
     /// Everything that must be in GPU memory for a step.
     pub fn peak_bytes(&self) -> usize {
         self.buffer_bytes() + self.external_bytes()
