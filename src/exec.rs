@@ -519,6 +519,7 @@ impl Work {
     }
 }
 
-fn uniform_stride(words: usize) -> u64 {
+/// Bytes of a dispatch in an executable's buffer of uniforms.
+pub(crate) fn uniform_stride(words: usize) -> u64 {
     ((words * 4) as u64).next_multiple_of(256)
 }

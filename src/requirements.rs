@@ -62,7 +62,7 @@ impl Requirements {
         let dispatches = || plan.steps.iter().flat_map(|s| &s.dispatches);
         let bound = dispatches().flat_map(|d| d.binds.iter().flatten()).map(|&(_, bytes, _)| bytes as u64);
         let external = plan.externals.iter().map(|e| e.ty.storage_bytes() as u64);
-        let planned = plan.buffers.iter().map(|b| b.bytes as u64);
+        let planned = plan.buffers.iter().map(|b| b.bytes as u64).chain([plan.uniform_bytes() as u64]);
         // Kernels keep to these, whatever a device offers.
         let Profile { max_invocations, max_workgroup_bytes, .. } = Profile::portable(AdapterClass::Gpu);
         Requirements {

@@ -227,7 +227,7 @@ impl Trainer {
             forward_backward: StepGraph::new(gpu, &plan.forward_backward, &params, &grads).await?,
             evaluation: StepGraph::new(gpu, &plan.evaluation, &params, &grads).await?,
             optimizer: Optimizer::from_plan(gpu, &plan.optimizer, &params, &grads).await?,
-            staged: Tensor::zeros(gpu, "staged batches", plan.staged())?,
+            staged: Tensor::zeros(gpu, "staged batches", plan::staged(&plan.config))?,
             bytes: plan.bytes(),
             config,
             params,
