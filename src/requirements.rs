@@ -164,14 +164,17 @@ impl Requirements {
     /// [`check`](Self::check) of a device's limits, features too; and that subgroups are those of the profile that
     /// plans were made for, if they use any: kernels count on their size.
     pub(crate) fn check_gpu(&self, gpu: &Gpu, subgroups: Option<[u32; 2]>) -> Result<()> {
-        let advice = "A plan made for `gpu.profile()` has its arenas and tables in parts that fit, or says what else would";
+        let advice =
+            "A plan made for `gpu.profile()` has its arenas and tables in parts that fit, or says what else would";
         self.check(&gpu.device().limits()).map_err(|e| match e {
             Error::Limit(message) => Error::Limit(format!("{message}. {advice}")),
             e => e,
         })?;
         let missing = self.features - gpu.device().features();
         if !missing.is_empty() {
-            return Err(Error::Device(format!("the plan needs {missing:?}, but the device was opened without. {advice}")));
+            let names: Vec<&str> = missing.iter_names().map(|(name, _)| name).collect();
+            let message = format!("the plan needs {}, but the device was opened without. {advice}", names.join(", "));
+            return Err(Error::Device(message));
         }
         let theirs = gpu.profile().subgroups;
         if self.features.contains(wgpu::Features::SUBGROUP) && theirs != subgroups {
@@ -197,7 +200,8 @@ mod tests {
 
     #[test]
     fn useful_features_are_those_of_gpu() {
-        let all = Requirements::USEFUL_FEATURES.iter().fold(wgpu::Features::empty(), |all, (feature, _)| all | *feature);
+        let all =
+            Requirements::USEFUL_FEATURES.iter().fold(wgpu::Features::empty(), |all, (feature, _)| all | *feature);
         assert_eq!(all, Gpu::USEFUL_FEATURES);
     }
 }

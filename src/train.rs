@@ -18,8 +18,8 @@ mod fit;
 mod plan;
 mod slices;
 
-pub use plan::TrainPlan;
 use plan::StepPlan;
+pub use plan::TrainPlan;
 pub use slices::{SlicedStep, StepSlices};
 
 /// Everything that defines a training run, but for the text.

@@ -71,7 +71,8 @@ fn a_device_with_just_what_training_requires_trains() {
     assert!(losses[2] < losses[0], "{losses:?}");
     assert_eq!(losses, train(&mut Trainer::new_blocking(gpu(), config).unwrap()));
 
-    let lower: [(&str, fn(&mut wgpu::Limits)); 4] = [
+    type Lower = fn(&mut wgpu::Limits);
+    let lower: [(&str, Lower); 4] = [
         ("max_storage_buffer_binding_size", |l| l.max_storage_buffer_binding_size -= 16),
         ("max_buffer_size", |l| l.max_buffer_size -= 4),
         ("max_storage_buffers_per_shader_stage", |l| l.max_storage_buffers_per_shader_stage -= 1),
@@ -133,7 +134,7 @@ fn bytes_are_known_before() {
             println!("{bytes} bytes allocated, {} planned", plan.bytes());
             assert!(bytes >= plan.bytes(), "{bytes} {}", plan.bytes());
             // Alignment comes on top: little with Vulkan.
-            assert!(gpu.info().backend != wgpu::Backend::Vulkan || bytes < plan.bytes() + plan.bytes() / 100);
+            assert!(gpu.info().backend != wgpu::Backend::Vulkan || bytes < plan.bytes() + plan.bytes() / 50);
         }
     }
 }
