@@ -2,12 +2,14 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::{gpu, hf_folder, whole_and_split};
 use throughline::data::Batch;
 use throughline::decode::{DecodePlan, Decoder};
 use throughline::model::Model;
 use throughline::nn::TransformerConfig;
-use throughline::optim::{AdamWConfig, MuonConfig, Schedule};
+use throughline::optim::{AdamWConfig, Arena, ArenaLayout, MuonConfig, Optimizer, OptimizerPlan, Schedule};
 use throughline::probe::{Edit, Patch};
 use throughline::train::{TrainConfig, TrainOptions, TrainPlan, Trainer};
 use throughline::views::{LogitLens, Subject};
@@ -157,7 +159,8 @@ fn what_is_too_large_says_what_fits_and_that_trains() {
     let fitted = long.fitted(&options, &limited(16 << 10)).unwrap();
     assert_eq!((fitted.batch, fitted.seq_len, fitted.micro_batches), (1, Some(32), 12));
     let none = TrainPlan::new(&long, &options, &limited(8 << 10));
-    expect(none, &["`h.0.mlp.up.weight`", "16384", "8192", "Nor does batch 1"]);
+    expect(none, &["`h.0.mlp.up.weight`", "16384", "8192", "Even batch 1, seq_len 16 does not fit"]);
+    expect(long.fitted(&options, &limited(8 << 10)), &["batch 1, seq_len 16", "`h.0.mlp.up.weight`"]);
     // More elements than a tensor may have, and more tokens than a buffer holds.
     let portable = Profile::portable(AdapterClass::Gpu);
     let plan = |batch| TrainPlan::new(&config(batch, 1024), &options, &portable);
@@ -167,6 +170,21 @@ fn what_is_too_large_says_what_fits_and_that_trains() {
     let bad = TrainOptions { patches: vec![Patch::new("nowhere", Edit::Replace)], ..TrainOptions::default() };
     let error = TrainPlan::new(&large, &bad, &portable).unwrap_err().to_string();
     assert!(error.contains("`nowhere`") && !error.contains("fit"), "{error}");
+}
+
+/// Arenas that a plan is not for are named.
+#[test]
+fn an_optimizer_is_bound_to_arenas_of_its_layout() {
+    let arena = |n: usize| {
+        let layout = Arc::new(ArenaLayout::new(vec![("w".into(), [n, 64].into())], u64::MAX).unwrap());
+        Arena::zeros(gpu(), "all", &layout).unwrap()
+    };
+    let (params, grads) = (arena(2), arena(1));
+    let plan = OptimizerPlan::new(AdamWConfig::default(), None, &params.layout, gpu().profile()).unwrap();
+    let bound = |grads| pollster::block_on(Optimizer::from_plan(gpu(), &plan, &params, grads));
+    expect(bound(&grads), &["gradients", "[128]", "[64]"]);
+    bound(&params).unwrap_err(); // one buffer for both
+    bound(&arena(2)).unwrap();
 }
 
 #[test]
@@ -183,7 +201,7 @@ fn a_budget_of_memory_is_kept_to() {
     assert!(fitted.batch < 8 && fitted.tokens_per_step() == large.tokens_per_step(), "{fitted:?}");
     let trainer = Trainer::with_options_blocking(gpu(), fitted, &within(bytes / 3)).unwrap();
     assert!(trainer.buffer_bytes() as u64 <= bytes / 3);
-    expect(plan(&large, 400_000), &["28512 parameters", "allows 400000", "Nor does batch 1"]);
+    expect(plan(&large, 400_000), &["28512 parameters", "allows 400000", "Even batch 1, seq_len 16"]);
 }
 
 /// A plan for small bindings runs where larger ones would do, and views of its model do too.

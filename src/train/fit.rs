@@ -14,19 +14,21 @@ impl TrainConfig {
     /// tokens as before, or a few more where that does not divide. An `Err` if even the last does not fit.
     ///
     /// ```
-    /// # use throughline::nn::TransformerConfig;
-    /// # use throughline::optim::{AdamWConfig, Schedule};
-    /// # use throughline::{AdapterClass, Profile};
-    /// use throughline::train::{TrainConfig, TrainOptions};
-    /// # let (model, schedule) = (TransformerConfig::gpt2(65, 128, 4, 128, 4), Schedule::constant(1e-3));
-    /// # let adamw = AdamWConfig::default();
-    /// # let micro_batches = 1;
-    /// let config = TrainConfig { batch: 64, // and so on
-    /// #     model, seq_len: None, micro_batches, schedule, adamw, muon: None, seed: 0 };
-    /// # let profile = Profile::portable(AdapterClass::Gpu);
+    /// # use throughline::{nn::TransformerConfig, optim::{AdamWConfig, Schedule}, train::TrainConfig};
+    /// # let config = TrainConfig {
+    /// #     model: TransformerConfig::gpt2(65, 128, 4, 128, 4),
+    /// #     batch: 64,
+    /// #     seq_len: None,
+    /// #     micro_batches: 1,
+    /// #     schedule: Schedule::constant(1e-3),
+    /// #     adamw: AdamWConfig::default(),
+    /// #     muon: None,
+    /// #     seed: 0,
+    /// # };
+    /// use throughline::{AdapterClass, Profile, train::TrainOptions};
     /// let options = TrainOptions { max_bytes: Some(100 << 20), ..TrainOptions::default() };
-    /// let fitted = config.fitted(&options, &profile)?;
-    /// assert_eq!((fitted.batch, fitted.micro_batches), (8, 8));
+    /// let fitted = config.fitted(&options, &Profile::portable(AdapterClass::Gpu))?;
+    /// assert_eq!((config.batch, fitted.batch, fitted.micro_batches), (64, 16, 4));
     /// # Ok::<(), throughline::Error>(())
     /// ```
     pub fn fitted(&self, options: &TrainOptions<'_>, profile: &Profile) -> Result<TrainConfig> {
@@ -43,7 +45,7 @@ fn may_be_size(e: &Error) -> bool {
     matches!(e, Error::Limit(_) | Error::Node { .. } | Error::Graph(_))
 }
 
-/// The largest that fits, halving; not the configuration itself.
+/// The largest that fits, halving; not the configuration itself. An `Err` is that of the smallest.
 fn smaller(config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Result<TrainConfig> {
     let fits = |c: &TrainConfig| TrainPlan::as_is(c, options, profile).map(drop);
     let mut seq_len = config.seq_len();
@@ -51,8 +53,9 @@ fn smaller(config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) 
         let one = resized(config, 1, seq_len);
         match fits(&one) {
             Ok(()) => break one,
-            Err(e) if !may_be_size(&e) || seq_len / 2 < SHORTEST => return Err(e),
-            Err(_) => seq_len /= 2,
+            Err(e) if may_be_size(&e) && seq_len / 2 >= SHORTEST => seq_len /= 2,
+            Err(Error::Limit(e)) => return Err(Error::Limit(format!("batch 1, seq_len {seq_len} does not fit: {e}"))),
+            Err(e) => return Err(e),
         }
     };
     if seq_len < config.seq_len() {
@@ -85,10 +88,7 @@ pub(super) fn with_advice(e: Error, config: &TrainConfig, options: &TrainOptions
             let what = format!("batch {batch}, seq_len {seq_len}, micro_batches {micro_batches}");
             Error::Limit(format!("{message}. This fits: {what}"))
         }
-        Err(Error::Limit(last)) => {
-            let shortest = format!("batch 1 of {SHORTEST} tokens or a few more");
-            Error::Limit(format!("{message}. Nor does {shortest} fit: {last}"))
-        }
+        Err(Error::Limit(smallest)) => Error::Limit(format!("{message}. Even {smallest}")),
         // Something else is wrong.
         Err(_) => e,
     }

@@ -15,7 +15,8 @@ use crate::requirements::Requirements;
 use crate::tensor::TensorType;
 
 /// A [`Trainer`](super::Trainer) before there is a device: what it needs of one, and how much memory it takes. Pure
-/// data, made for a [`Profile`], in milliseconds.
+/// data, made for a [`Profile`], in milliseconds. Ops take the variants of [`Profile::choices`]: what a tuner measures
+/// takes a device, and [`Trainer::new`](super::Trainer::new).
 ///
 /// ```
 /// use throughline::nn::TransformerConfig;
