@@ -164,6 +164,38 @@ impl Profile {
     }
 }
 
+/// Where plans are made: for a profile alone, or on a device, which may measure variants first.
+pub(crate) trait Planning {
+    fn profile(&self) -> &Profile;
+
+    fn plan(&self, graph: &Graph, outputs: &[Value]) -> Result<Plan>;
+
+    /// An empty graph for models there.
+    fn graph(&self) -> Graph {
+        Graph::with_max_tensor_bytes(self.profile().max_tensor_bytes())
+    }
+}
+
+impl Planning for Profile {
+    fn profile(&self) -> &Profile {
+        self
+    }
+
+    fn plan(&self, graph: &Graph, outputs: &[Value]) -> Result<Plan> {
+        Plan::new(graph, outputs, self)
+    }
+}
+
+impl Planning for Gpu {
+    fn profile(&self) -> &Profile {
+        Gpu::profile(self)
+    }
+
+    fn plan(&self, graph: &Graph, outputs: &[Value]) -> Result<Plan> {
+        Gpu::plan(self, graph, outputs)
+    }
+}
+
 /// A device, its queue and the pipelines compiled for it. Cloning shares all three.
 #[derive(Clone, Debug)]
 pub struct Gpu {
