@@ -44,6 +44,9 @@ pub enum Error {
     /// The device's limits, or those that the app has set, are too small for the plan.
     #[error("over the limits: {0}")]
     Limit(String),
+    /// There is no memory for a buffer. Everything that was there before works on.
+    #[error("out of memory: {0}")]
+    OutOfMemory(String),
     /// The driver refused or lost something.
     #[error("device: {0}")]
     Device(String),

@@ -238,16 +238,15 @@ impl Arena {
         };
         self.layout.expect_len(i, values.len())?;
         tensor.write(gpu, values)?;
-        gpu.queue().submit([]);
-        Ok(())
+        gpu.guarded(|| Ok(gpu.queue().submit([]))).map(drop)
     }
 
-    /// Reads every tensor; waits for the GPU.
-    pub fn read_blocking(&self, gpu: &Gpu) -> Result<Vec<Vec<f32>>> {
+    /// Reads every tensor. Resolves once the device has been polled.
+    pub async fn read(&self, gpu: &Gpu) -> Result<Vec<Vec<f32>>> {
         let mut values = vec![vec![]; self.tensors.len()];
         // By part: one wait each, and no more than a part in host memory beside the result.
         for (part, whole) in self.parts.iter().enumerate() {
-            let whole: Vec<f32> = whole.read_blocking(gpu)?;
+            let whole: Vec<f32> = whole.read(gpu).await?;
             for ((values, place), (_, shape)) in values.iter_mut().zip(&self.layout.places).zip(&self.layout.tensors) {
                 if place.part == part {
                     *values = whole[place.offset..place.offset + shape.len()].to_vec();
@@ -255,6 +254,11 @@ impl Arena {
             }
         }
         Ok(values)
+    }
+
+    /// [`read`](Self::read), waiting for the GPU.
+    pub fn read_blocking(&self, gpu: &Gpu) -> Result<Vec<Vec<f32>>> {
+        gpu.run_blocking(self.read(gpu))
     }
 }
 
@@ -397,30 +401,47 @@ impl Optimizer {
         Ok(Optimizer { config, m, v, exec, hyper, muon, norm })
     }
 
-    /// Records an update with learning rate `lr`. `step` counts from 0 and sets the bias
-    /// correction. The rate is written to the queue: one update per submit.
+    /// Records an update with learning rate `lr`. `step` counts from 0 and sets the bias correction.
     pub fn record(&self, encoder: &mut wgpu::CommandEncoder, lr: f64, step: u64) -> Result<()> {
-        self.write_hyper(lr, step)?;
+        self.record_hyper(encoder, lr, step)?;
         self.exec.record(encoder);
         Ok(())
     }
 
-    /// An update like that of [`record`](Self::record), timed kernel by kernel; waits for the GPU.
-    pub fn profile_blocking(&self, lr: f64, step: u64) -> Result<Timeline> {
-        self.write_hyper(lr, step)?;
-        self.exec.profile_blocking()
+    /// An update like that of [`record`](Self::record), timed kernel by kernel. Resolves once the device has been
+    /// polled; as [`Executable::profile`], it needs a device with timestamps.
+    pub async fn profile(&self, lr: f64, step: u64) -> Result<Timeline> {
+        self.profile_by(lr, step, async |exec| exec.profile().await).await
     }
 
-    fn write_hyper(&self, lr: f64, step: u64) -> Result<()> {
+    /// [`profile`](Self::profile), waiting; without timestamps by the host's clock.
+    pub fn profile_blocking(&self, lr: f64, step: u64) -> Result<Timeline> {
+        self.exec.gpu().run_blocking(self.profile_by(lr, step, async |exec| exec.profile_blocking()))
+    }
+
+    pub(crate) async fn profile_by(
+        &self,
+        lr: f64,
+        step: u64,
+        profile: impl AsyncFn(&Executable) -> Result<Timeline>,
+    ) -> Result<Timeline> {
+        let gpu = self.exec.gpu();
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        self.record_hyper(&mut encoder, lr, step)?;
+        gpu.submit(encoder)?;
+        profile(&self.exec).await
+    }
+
+    fn record_hyper(&self, encoder: &mut wgpu::CommandEncoder, lr: f64, step: u64) -> Result<()> {
         let c = self.config;
         if let Some((muon, value)) = &self.muon {
-            self.exec.write(*value, &muon.settings(lr, c.max_grad_norm).values())?;
+            self.exec.record_write(encoder, *value, &muon.settings(lr, c.max_grad_norm).values())?;
         }
         let Some(value) = self.hyper else { return Ok(()) };
         let [lr, beta1, beta2, eps, weight_decay, max_grad_norm] =
             [lr, c.beta1, c.beta2, c.eps, c.weight_decay, c.max_grad_norm].map(|x| x as f32);
         let hyper = AdamWSettings { lr, beta1, beta2, eps, weight_decay, max_grad_norm }.at_step(step + 1);
-        self.exec.write(value, &hyper)
+        self.exec.record_write(encoder, value, &hyper)
     }
 
     /// The global gradient norm of the last step, before clipping: `[1]`.

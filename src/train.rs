@@ -5,12 +5,13 @@ use serde::{Deserialize, Serialize};
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::exec::{ExecOptions, Executable};
-use crate::gpu::{Gpu, Planning, Readback};
+use crate::gpu::{Gpu, Planning};
 use crate::graph::{Graph, Value};
 use crate::nn::{Block, StandardBlock, Transformer, TransformerConfig};
 use crate::optim::{AdamWConfig, Arena, MuonConfig, Optimizer, Schedule};
 use crate::plan::Plan;
 use crate::probe::{Instruments, Patch, Probe, ProbeReadback};
+use crate::staging::Readback;
 use crate::tensor::Tensor;
 use crate::timeline::Timeline;
 
@@ -126,8 +127,6 @@ pub struct Trainer {
     pub optimizer: Optimizer,
     forward_backward: StepGraph,
     evaluation: StepGraph,
-    /// Tokens and targets of all micro-batches of a step, `[2, micro_batches, batch, time]`.
-    staged: Tensor,
     /// In GPU memory.
     bytes: usize,
     step: u64,
@@ -170,10 +169,8 @@ pub struct StepLoss {
 impl StepLoss {
     /// Waits for this step, and not for later ones: mean cross-entropy in nats per token.
     pub fn wait_blocking(self, gpu: &Gpu) -> Result<f32> {
-        let mut readback = self.readback;
-        readback.request();
-        gpu.wait_for_blocking(self.submitted)?;
-        Ok(pollster::block_on(readback.take::<f32>())?[0])
+        gpu.wait_for_blocking(self.submitted.clone())?;
+        gpu.run_blocking(self.take())
     }
 
     /// The loss, without blocking a thread; resolves once the device has been polled.
@@ -227,7 +224,6 @@ impl Trainer {
             forward_backward: StepGraph::new(gpu, &plan.forward_backward, &params, &grads).await?,
             evaluation: StepGraph::new(gpu, &plan.evaluation, &params, &grads).await?,
             optimizer: Optimizer::from_plan(gpu, &plan.optimizer, &params, &grads).await?,
-            staged: Tensor::zeros(gpu, "staged batches", plan::staged(&plan.config))?,
             bytes: plan.bytes(),
             config,
             params,
@@ -298,7 +294,7 @@ impl Trainer {
         let step = self.step;
         let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
         let readback = self.record(&mut encoder, batches)?;
-        let submitted = self.gpu.queue().submit([encoder.finish()]);
+        let submitted = self.gpu.submit(encoder)?;
         if let Some(probes) = &mut self.probes {
             probes.submitted = Some(submitted.clone());
         }
@@ -344,13 +340,13 @@ impl Trainer {
         }
     }
 
-    /// Records one step into the caller's encoder, which must be submitted before the next is
-    /// recorded: the tokens and the learning rate go through the queue, which writes them before
-    /// the next submit. Returns the loss, `[1]`, on its way to the host.
+    /// Records one step into the caller's encoder, and as many behind it as you like. Returns the loss, `[1]`, on its
+    /// way to the host. From the second step on this allocates no memory of the GPU's.
     pub fn record(&mut self, encoder: &mut wgpu::CommandEncoder, batches: &[Batch]) -> Result<Readback> {
-        self.begin(encoder, batches)?;
-        for i in 0..self.config.micro_batches {
-            self.load(encoder, i)?;
+        self.check(batches)?;
+        self.clear(encoder)?;
+        for batch in batches {
+            self.load(encoder, batch)?;
             self.forward_backward.exec.record(encoder);
         }
         self.update(encoder)
@@ -367,44 +363,37 @@ impl Trainer {
     }
 
     /// Runs one step and says what it spent its time on, node by node. It is a step like others; only
-    /// the copies of the batch are not timed. Waits for the GPU.
+    /// the copies of the batch are not timed. Resolves once the device has been polled; as
+    /// [`Executable::profile`], it needs a device with timestamps.
+    pub async fn profile(&mut self, batches: &[Batch]) -> Result<Timeline> {
+        self.profile_by(batches, async |exec| exec.profile().await).await
+    }
+
+    /// [`profile`](Self::profile), waiting; without timestamps by the host's clock.
     pub fn profile_blocking(&mut self, batches: &[Batch]) -> Result<Timeline> {
-        let mut timeline: Option<Timeline> = None;
-        for i in 0..self.config.micro_batches {
+        let gpu = self.gpu.clone();
+        gpu.run_blocking(self.profile_by(batches, async |exec| exec.profile_blocking()))
+    }
+
+    async fn profile_by(
+        &mut self,
+        batches: &[Batch],
+        profile: impl AsyncFn(&Executable) -> Result<Timeline>,
+    ) -> Result<Timeline> {
+        self.check(batches)?;
+        let mut timelines = vec![];
+        for (i, batch) in batches.iter().enumerate() {
             let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
             if i == 0 {
-                self.begin(&mut encoder, batches)?;
+                self.clear(&mut encoder)?;
             }
-            self.load(&mut encoder, i)?;
-            self.gpu.queue().submit([encoder.finish()]);
-            let part = self.forward_backward.exec.profile_blocking()?;
-            timeline = Some(match timeline {
-                Some(all) => all.then(part),
-                None => part,
-            });
+            self.load(&mut encoder, batch)?;
+            self.gpu.submit(encoder)?;
+            timelines.push(profile(&self.forward_backward.exec).await?);
         }
-        let update = self.optimizer.profile_blocking(self.config.schedule.at(self.step), self.step)?;
+        let update = self.optimizer.profile_by(self.config.schedule.at(self.step), self.step, profile).await?;
         self.step += 1;
-        Ok(match timeline {
-            Some(all) => all.then(update),
-            None => update,
-        })
-    }
-
-    /// Hands a step's batches to the queue and records what comes before its first micro-batch.
-    fn begin(&self, encoder: &mut wgpu::CommandEncoder, batches: &[Batch]) -> Result<()> {
-        self.prepare(batches)?;
-        self.clear(encoder)
-    }
-
-    /// Hands a step's batches to the queue.
-    fn prepare(&self, batches: &[Batch]) -> Result<()> {
-        self.stage(batches)?;
-        let s = &self.forward_backward;
-        match s.dropout_seed {
-            Some(seed) => s.exec.write(seed, &[self.config.seed as u32, self.step as u32]),
-            None => Ok(()),
-        }
+        Ok(timelines.into_iter().rev().fold(update, |rest, part| part.then(rest)))
     }
 
     /// Records the clearing of what adds up over micro-batches.
@@ -419,31 +408,28 @@ impl Trainer {
         Ok(())
     }
 
-    /// Records the copies that make micro-batch `i` the input.
-    fn load(&self, encoder: &mut wgpu::CommandEncoder, i: usize) -> Result<()> {
+    /// Records what makes a micro-batch the input.
+    fn load(&self, encoder: &mut wgpu::CommandEncoder, batch: &Batch) -> Result<()> {
         let s = &self.forward_backward;
-        let (i, n) = (i as u64, self.config.micro_batches as u64);
-        let part = (self.config.batch * self.config.seq_len() * 4) as u64;
-        let (tokens, targets) = (s.exec.tensor(s.tokens)?, s.exec.tensor(s.targets)?);
-        for (to, at) in [(tokens, i * part), (targets, (n + i) * part)] {
-            encoder.copy_buffer_to_buffer(self.staged.buffer(), at, to.buffer(), to.offset(), Some(part));
+        if let Some(seed) = s.dropout_seed {
+            s.exec.record_write(encoder, seed, &[self.config.seed as u32, self.step as u32])?;
         }
-        Ok(())
+        s.exec.record_write(encoder, s.tokens, &batch.tokens)?;
+        s.exec.record_write(encoder, s.targets, &batch.targets)
     }
 
-    fn stage(&self, batches: &[Batch]) -> Result<()> {
+    /// Whether these are the batches of a step.
+    fn check(&self, batches: &[Batch]) -> Result<()> {
         let n = self.config.batch * self.config.seq_len();
         let fits = |b: &Batch| b.tokens.len() == n && b.targets.len() == n;
-        if batches.len() != self.config.micro_batches || !batches.iter().all(fits) {
-            return Err(Error::Data {
+        match batches.len() == self.config.micro_batches && batches.iter().all(fits) {
+            true => Ok(()),
+            false => Err(Error::Data {
                 tensor: "batch".into(),
                 expected: format!("{} micro-batches of {n} tokens", self.config.micro_batches),
                 got: format!("{:?} tokens", batches.iter().map(|b| b.tokens.len()).collect::<Vec<_>>()),
-            });
+            }),
         }
-        let tokens = batches.iter().flat_map(|b| &b.tokens);
-        let all: Vec<u32> = tokens.chain(batches.iter().flat_map(|b| &b.targets)).copied().collect();
-        self.staged.write(&self.gpu, &all)
     }
 
     /// The loss of the last step, on the GPU: `[1]`.
@@ -452,22 +438,27 @@ impl Trainer {
         s.exec.tensor(s.loss_state.unwrap_or(s.loss))
     }
 
-    /// Mean loss over batches, without dropout; waits for the GPU.
-    pub fn evaluate_blocking(&self, batches: &[Batch]) -> Result<f32> {
+    /// Mean loss over batches, without dropout. Resolves once the device has been polled.
+    pub async fn evaluate(&self, batches: &[Batch]) -> Result<f32> {
         let s = &self.evaluation;
         let mut losses = vec![];
         for batch in batches {
-            s.exec.write(s.tokens, &batch.tokens)?;
-            s.exec.write(s.targets, &batch.targets)?;
             let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+            s.exec.record_write(&mut encoder, s.tokens, &batch.tokens)?;
+            s.exec.record_write(&mut encoder, s.targets, &batch.targets)?;
             s.exec.record(&mut encoder);
             losses.push(s.exec.tensor(s.loss)?.read_later(&self.gpu, &mut encoder));
-            self.gpu.queue().submit([encoder.finish()]);
+            self.gpu.submit(encoder)?;
         }
         let mut sum = 0.0;
         for loss in losses {
-            sum += f64::from(loss.wait_blocking::<f32>(&self.gpu)?[0]);
+            sum += f64::from(loss.take::<f32>().await?[0]);
         }
         Ok((sum / batches.len().max(1) as f64) as f32)
+    }
+
+    /// [`evaluate`](Self::evaluate), waiting for the GPU.
+    pub fn evaluate_blocking(&self, batches: &[Batch]) -> Result<f32> {
+        self.gpu.run_blocking(self.evaluate(batches))
     }
 }

@@ -162,11 +162,11 @@ fn what_is_too_large_says_what_fits_and_that_trains() {
     let none = TrainPlan::new(&long, &options, &limited(8 << 10));
     expect(none, &["`h.0.mlp.up.weight`", "16384", "8192", "Even batch 1, seq_len 16 does not fit"]);
     expect(long.fitted(&options, &limited(8 << 10)), &["batch 1, seq_len 16", "`h.0.mlp.up.weight`"]);
-    // More elements than a tensor may have, and more tokens than a buffer holds.
+    // More elements than a tensor may have.
     let portable = Profile::portable(AdapterClass::Gpu);
     let plan = |batch| TrainPlan::new(&config(batch, 1024), &options, &portable);
     expect(plan(1 << 14), &["`h.0.mlp.up`", "elements", "This fits: batch 256, seq_len 1024, micro_batches 64"]);
-    expect(plan(1 << 20), &["tokens of a step", "8589934592"]);
+    expect(plan(1 << 20), &["`tokens`", "elements", "This fits: batch 256, seq_len 1024, micro_batches 4096"]);
     // What is wrong for another reason is left at that.
     let bad = TrainOptions { patches: vec![Patch::new("nowhere", Edit::Replace)], ..TrainOptions::default() };
     let error = TrainPlan::new(&large, &bad, &portable).unwrap_err().to_string();

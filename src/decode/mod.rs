@@ -5,19 +5,23 @@
 
 use crate::error::{Error, Result};
 use crate::exec::{ExecOptions, Executable};
-use crate::gpu::{Gpu, Readback};
+use crate::gpu::Gpu;
 use crate::graph::Value;
-use crate::model::{Model, Placed, Uploaded};
+use crate::model::{Model, Uploaded};
 use crate::nn::{DecodeRows, DecodeShape, TransformerConfig, TransformerDecoder};
+use crate::optim::Arena;
 use crate::sample::check_ids;
+use crate::staging::Readback;
 use crate::tensor::Tensor;
 
+mod frames;
 mod generation;
 mod plan;
 
+pub use frames::{Event, FrameDecoder};
 pub use generation::{Finish, Generation, GenerationOptions};
 pub use plan::DecodePlan;
-use plan::StepPlan;
+use plan::{StepPlan, Steps};
 
 /// A model that decodes.
 ///
@@ -41,7 +45,7 @@ pub struct Decoder {
     config: TransformerConfig,
     /// What all steps share: weights, and caches once the first step has made them.
     shared: Uploaded,
-    placed: Placed,
+    weight_bytes: usize,
     batch: usize,
     capacity: usize,
     chunk: Step,
@@ -69,10 +73,10 @@ struct Step {
 /// The likeliest tokens, in steps that give scores for the last row only.
 #[derive(Clone, Copy, Debug)]
 struct Top {
+    /// One for each sequence.
     temperature: Value,
     /// Scores, ids and the log of the sum, as [`Graph::top_k`] gives them.
     candidates: [Value; 3],
-    k: usize,
 }
 
 /// A step that was submitted, with what was asked for on its way to the host.
@@ -103,13 +107,7 @@ impl Decoder {
     /// device that is too low for it.
     pub async fn from_plan(gpu: &Gpu, model: &Model, plan: &DecodePlan) -> Result<Self> {
         plan.check(gpu, model)?;
-        let mut shared = model.upload(gpu, &plan.placed)?;
-        let chunk = Step::new(gpu, plan.chunk.clone(), &mut shared).await?;
-        let single = Step::new(gpu, plan.single.clone(), &mut shared).await?;
-        let DecodePlan { batch, capacity, .. } = *plan;
-        let (config, placed) = (plan.config.clone(), plan.placed.clone());
-        let (gpu, lengths) = (gpu.clone(), vec![0; batch]);
-        Ok(Decoder { gpu, config, shared, placed, batch, capacity, chunk, single, all: None, lengths })
+        Self::build(gpu, &plan.config, model.upload(gpu, &plan.placed)?, plan.steps.clone()).await
     }
 
     /// [`from_plan`](Self::from_plan), waiting.
@@ -120,6 +118,55 @@ impl Decoder {
     /// [`with_batch`](Self::with_batch), waiting.
     pub fn with_batch_blocking(gpu: &Gpu, model: &Model, batch: usize, capacity: usize) -> Result<Self> {
         pollster::block_on(Self::with_batch(gpu, model, batch, capacity))
+    }
+
+    /// The same on parameters in GPU memory, a [`Trainer`](crate::train::Trainer)'s say, which stay shared: it sees what
+    /// training changes. What is in the cache is of the parameters that were there when it was fed.
+    ///
+    /// ```
+    /// use throughline::nn::TransformerConfig;
+    /// use throughline::optim::{Arena, ArenaLayout};
+    /// use throughline::{Gpu, decode::Decoder};
+    /// let gpu = Gpu::headless_blocking()?;
+    /// let config = TransformerConfig::llama(65, 64, 1, 32, 2);
+    /// let layout = ArenaLayout::of_model(&config, gpu.profile().max_tensor_bytes())?;
+    /// let params = Arena::zeros(&gpu, "parameters", &layout.into())?; // or `&trainer.params`
+    /// let mut decoder = Decoder::on_params_blocking(&gpu, &config, &params, 1, 64)?;
+    /// assert_eq!(decoder.feed_blocking(&[7, 3])?.len(), 65);
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub async fn on_params(
+        gpu: &Gpu,
+        config: &TransformerConfig,
+        params: &Arena,
+        batch: usize,
+        capacity: usize,
+    ) -> Result<Self> {
+        let names = params.layout.tensors.iter().map(|(name, _)| name.clone());
+        let tensors = names.zip(params.tensors.iter().cloned()).collect();
+        let shared = Uploaded { tensors, packed: Default::default(), max_bytes: params.layout.max_bytes };
+        let steps = Steps::new(config, &shared.packed, shared.max_bytes, [batch, capacity], gpu)?;
+        Self::build(gpu, config, shared, steps).await
+    }
+
+    /// [`on_params`](Self::on_params), waiting.
+    pub fn on_params_blocking(
+        gpu: &Gpu,
+        config: &TransformerConfig,
+        params: &Arena,
+        batch: usize,
+        capacity: usize,
+    ) -> Result<Self> {
+        pollster::block_on(Self::on_params(gpu, config, params, batch, capacity))
+    }
+
+    async fn build(gpu: &Gpu, config: &TransformerConfig, mut shared: Uploaded, steps: Steps) -> Result<Self> {
+        let weight_bytes = shared.tensors.values().map(|t| t.ty().storage_bytes()).sum();
+        let DecodeShape { batch, capacity, .. } = steps.single.shape;
+        let chunk = Step::new(gpu, steps.chunk, &mut shared).await?;
+        let single = Step::new(gpu, steps.single, &mut shared).await?;
+        let (gpu, config, lengths) = (gpu.clone(), config.clone(), vec![0; batch]);
+        Ok(Decoder { gpu, config, shared, weight_bytes, batch, capacity, chunk, single, all: None, lengths })
     }
 
     /// The model.
@@ -144,7 +191,7 @@ impl Decoder {
 
     /// Bytes that the weights take in GPU memory.
     pub fn weight_bytes(&self) -> usize {
-        self.placed.bytes()
+        self.weight_bytes
     }
 
     /// Bytes of all buffers: weights, caches, activations; [`DecodePlan::bytes`], until all rows are asked for.
@@ -198,7 +245,7 @@ impl Decoder {
         self.check(&[ids])?;
         if self.all.is_none() {
             let shape = DecodeShape { rows: DecodeRows::All, ..self.chunk.shape };
-            let plan = StepPlan::new(&self.config, &self.placed, shape, &self.gpu)?;
+            let plan = StepPlan::new(&self.config, &self.shared.packed, self.shared.max_bytes, shape, &self.gpu)?;
             self.all = Some(pollster::block_on(Step::new(&self.gpu, plan, &mut self.shared))?);
         }
         let Some(step) = &self.all else { return Ok(vec![]) };
@@ -222,15 +269,24 @@ impl Decoder {
         if new.iter().all(|ids| ids.is_empty()) {
             return err("at least one token".into(), "none".into());
         }
-        for (ids, length) in new.iter().zip(&self.lengths) {
-            check_ids(ids, self.config.vocab_size)?;
-            let room = self.capacity - length;
-            if ids.len() > room {
-                let expected = format!("at most {room} more in a cache of {}", self.capacity);
-                return err(expected, ids.len().to_string());
-            }
+        new.iter().zip(&self.lengths).try_for_each(|(ids, length)| self.check_more(ids, *length))
+    }
+
+    /// Whether these may come behind so many tokens.
+    fn check_more(&self, ids: &[u32], length: usize) -> Result<()> {
+        check_ids(ids, self.config.vocab_size)?;
+        let room = self.capacity - length;
+        if ids.len() > room {
+            let (expected, got) =
+                (format!("at most {room} more in a cache of {}", self.capacity), ids.len().to_string());
+            return Err(Error::Data { tensor: "tokens".into(), expected, got });
         }
         Ok(())
+    }
+
+    /// The step by one token, or by several.
+    fn step(&self, several: bool) -> &Step {
+        if several { &self.chunk } else { &self.single }
     }
 
     /// Submits the passes for new tokens. `read` says which values of the last one are wanted.
@@ -239,7 +295,7 @@ impl Decoder {
         let longest = new.iter().map(|ids| ids.len()).max().unwrap_or(0);
         // One token costs less in a step of its own. All sequences end in the last pass, so that it has
         // the scores of all.
-        let step = if longest > 1 { &self.chunk } else { &self.single };
+        let step = self.step(longest > 1);
         let time = step.shape.time;
         let passes = longest.div_ceil(time);
         let mut readbacks = vec![];
@@ -275,38 +331,51 @@ impl Step {
         Ok(Step { exec, values, shape, top, bytes })
     }
 
-    /// Runs on up to `time` tokens of each sequence, in one submit with the copies of the values to read. Rows that
-    /// stand for none leave keys behind those in use, which the next tokens overwrite.
-    fn submit(&self, parts: &[&[u32]], starts: &[usize], read: &[Value]) -> Result<Vec<Readback>> {
+    /// Records what a pass is told: up to `time` tokens of each sequence, and how many are before them. Rows that stand
+    /// for none leave keys behind those in use, which the next tokens overwrite.
+    fn record_inputs(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        parts: &[&[u32]],
+        starts: impl Iterator<Item = usize> + Clone,
+    ) -> Result<()> {
         let time = self.shape.time;
+        let mut write = |value, words: Vec<u32>| self.exec.record_write(encoder, value, &words);
         let padded = |ids: &&[u32]| ids.iter().copied().chain(std::iter::repeat(0)).take(time).collect::<Vec<_>>();
-        self.exec.write(self.values.tokens, &parts.iter().flat_map(padded).collect::<Vec<u32>>())?;
-        self.exec.write(self.values.start, &starts.iter().map(|&n| n as u32).collect::<Vec<u32>>())?;
+        write(self.values.tokens, parts.iter().flat_map(padded).collect())?;
+        write(self.values.start, starts.clone().map(|n| n as u32).collect())?;
         if let Some(positions) = self.values.positions {
-            let rows = starts.iter().flat_map(|&start| start..start + time);
-            self.exec.write(positions, &rows.map(|p| p as u32).collect::<Vec<u32>>())?;
+            write(positions, starts.flat_map(|start| start..start + time).map(|p| p as u32).collect())?;
         }
         if let Some(last) = self.values.last {
             let row = |(b, ids): (usize, &&[u32])| (b * time + ids.len().saturating_sub(1)) as u32;
-            self.exec.write(last, &parts.iter().enumerate().map(row).collect::<Vec<u32>>())?;
+            write(last, parts.iter().enumerate().map(row).collect())?;
         }
+        Ok(())
+    }
+
+    /// Runs on up to `time` tokens of each sequence, in one submit with the copies of the values to read.
+    fn submit(&self, parts: &[&[u32]], starts: &[usize], read: &[Value]) -> Result<Vec<Readback>> {
         let gpu = self.exec.gpu();
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        self.record_inputs(&mut encoder, parts, starts.iter().copied())?;
         self.exec.record(&mut encoder);
-        let later = |&value: &Value| Ok(self.exec.tensor(value)?.read_later(gpu, &mut encoder));
-        let mut readbacks: Vec<Readback> = read.iter().map(later).collect::<Result<_>>()?;
-        gpu.queue().submit([encoder.finish()]);
-        readbacks.iter_mut().for_each(Readback::request);
+        let readbacks = self.read_later(&mut encoder, read)?;
+        gpu.submit(encoder)?;
         Ok(readbacks)
+    }
+
+    /// Records the copies of values to the host.
+    fn read_later(&self, encoder: &mut wgpu::CommandEncoder, values: &[Value]) -> Result<Vec<Readback>> {
+        values.iter().map(|&value| Ok(self.exec.tensor(value)?.read_later(self.exec.gpu(), encoder))).collect()
     }
 
     /// A value of the last pass, on its way.
     fn read(&self, value: Value) -> Result<Readback> {
         let gpu = self.exec.gpu();
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        let mut readback = self.exec.tensor(value)?.read_later(gpu, &mut encoder);
-        gpu.queue().submit([encoder.finish()]);
-        readback.request();
+        let readback = self.exec.tensor(value)?.read_later(gpu, &mut encoder);
+        gpu.submit(encoder)?;
         Ok(readback)
     }
 }

@@ -1,5 +1,6 @@
 //! A decoder before there is a device.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{CHUNK, Top};
@@ -8,6 +9,7 @@ use crate::gpu::{Gpu, Planning, Profile};
 use crate::graph::{Graph, Value};
 use crate::model::{Model, Placed};
 use crate::nn::{DecodeRows, DecodeShape, TransformerConfig, TransformerDecoder};
+use crate::ops::packed::Packed;
 use crate::ops::top_k::MAX_K;
 use crate::plan::{External, Plan};
 use crate::requirements::Requirements;
@@ -31,11 +33,15 @@ use crate::tensor::TensorType;
 pub struct DecodePlan {
     pub(super) config: TransformerConfig,
     pub(super) placed: Placed,
-    pub(super) batch: usize,
-    pub(super) capacity: usize,
-    pub(super) chunk: StepPlan,
-    pub(super) single: StepPlan,
+    pub(super) steps: Steps,
     subgroups: Option<[u32; 2]>,
+}
+
+/// The plans for a chunk of a prompt, and for one token.
+#[derive(Clone, Debug)]
+pub(super) struct Steps {
+    pub chunk: StepPlan,
+    pub single: StepPlan,
 }
 
 /// The plan for some new tokens at a time.
@@ -48,14 +54,21 @@ pub(super) struct StepPlan {
 }
 
 impl StepPlan {
-    pub fn new(config: &TransformerConfig, placed: &Placed, shape: DecodeShape, on: &dyn Planning) -> Result<Self> {
-        let mut g = Graph::with_max_tensor_bytes(placed.max_bytes);
-        let values = TransformerDecoder::build(&mut g, config, &placed.packed(), shape)?;
+    /// On parameters of which `packed` are as a file stores them, in tensors of at most `max_bytes`.
+    pub fn new(
+        config: &TransformerConfig,
+        packed: &BTreeMap<String, Packed>,
+        max_bytes: u64,
+        shape: DecodeShape,
+        on: &dyn Planning,
+    ) -> Result<Self> {
+        let mut g = Graph::with_max_tensor_bytes(max_bytes);
+        let values = TransformerDecoder::build(&mut g, config, packed, shape)?;
         let top = match shape.rows {
             DecodeRows::Last => {
-                let temperature = g.input("temperature", TensorType::f32([1]))?;
+                let temperature = g.input("temperature", TensorType::f32([shape.batch]))?;
                 let k = MAX_K.min(config.vocab_size);
-                Some(Top { temperature, candidates: g.top_k("top", values.logits, temperature, k)?, k })
+                Some(Top { temperature, candidates: g.top_k("top", values.logits, temperature, k)? })
             }
             DecodeRows::All => None,
         };
@@ -83,24 +96,28 @@ impl StepPlan {
     }
 }
 
-impl DecodePlan {
-    /// Plans for `batch` sequences with room for `capacity` tokens each, on devices of this profile. An
-    /// [`Error::Limit`] names a tensor and the limit that it is over, and the largest capacity that fits.
-    pub fn new(model: &Model, batch: usize, capacity: usize, profile: &Profile) -> Result<Self> {
-        Self::on(model, batch, capacity, profile)
-    }
-
-    pub(super) fn on(model: &Model, batch: usize, capacity: usize, on: &dyn Planning) -> Result<Self> {
+impl Steps {
+    /// For so many sequences, with room for so many tokens each. An [`Error::Limit`] says how many would fit.
+    pub fn new(
+        config: &TransformerConfig,
+        packed: &BTreeMap<String, Packed>,
+        max_bytes: u64,
+        [batch, capacity]: [usize; 2],
+        on: &dyn Planning,
+    ) -> Result<Self> {
         if batch == 0 {
             return Err(Error::Config { field: "batch", message: "must be at least 1".into() });
         }
-        let placed = model.placed(on.profile().max_tensor_bytes())?;
-        let e = match Self::of_capacity(model.config(), &placed, batch, capacity, on) {
-            Ok(plan) => return Ok(plan),
-            Err(e @ Error::Config { .. }) => return Err(e),
-            Err(e) => e,
+        let steps = |capacity: usize, on: &dyn Planning| {
+            let shape = |time| DecodeShape { batch, time, capacity, rows: DecodeRows::Last };
+            let step = |time| StepPlan::new(config, packed, max_bytes, shape(time), on);
+            Ok(Steps { chunk: step(CHUNK.min(capacity))?, single: step(1)? })
         };
-        let fits = |n| Self::of_capacity(model.config(), &placed, batch, n, on.profile()).is_ok();
+        let e = match steps(capacity, on) {
+            Err(e) if !matches!(e, Error::Config { .. }) => e,
+            result => return result,
+        };
+        let fits = |capacity| steps(capacity, on.profile()).is_ok();
         let (mut fitting, mut too_many) = (1, capacity);
         if capacity < 2 || !fits(fitting) {
             return Err(e);
@@ -115,32 +132,32 @@ impl DecodePlan {
         };
         Err(Error::Limit(format!("{message}. A capacity of {fitting} fits")))
     }
+}
 
-    fn of_capacity(
-        config: &TransformerConfig,
-        placed: &Placed,
-        batch: usize,
-        capacity: usize,
-        on: &dyn Planning,
-    ) -> Result<Self> {
-        let step = |time| {
-            let shape = DecodeShape { batch, time, capacity, rows: DecodeRows::Last };
-            StepPlan::new(config, placed, shape, on)
-        };
-        let (chunk, single) = (step(CHUNK.min(capacity))?, step(1)?);
-        let (config, placed, subgroups) = (config.clone(), placed.clone(), on.profile().subgroups);
-        Ok(DecodePlan { config, placed, batch, capacity, chunk, single, subgroups })
+impl DecodePlan {
+    /// Plans for `batch` sequences with room for `capacity` tokens each, on devices of this profile. An
+    /// [`Error::Limit`] names a tensor and the limit that it is over, and the largest capacity that fits.
+    pub fn new(model: &Model, batch: usize, capacity: usize, profile: &Profile) -> Result<Self> {
+        Self::on(model, batch, capacity, profile)
+    }
+
+    pub(super) fn on(model: &Model, batch: usize, capacity: usize, on: &dyn Planning) -> Result<Self> {
+        let (config, placed) = (model.config().clone(), model.placed(on.profile().max_tensor_bytes())?);
+        let steps = Steps::new(&config, &placed.packed(), placed.max_bytes, [batch, capacity], on)?;
+        Ok(DecodePlan { config, placed, steps, subgroups: on.profile().subgroups })
     }
 
     /// What a device must offer.
     pub fn requirements(&self) -> Requirements {
-        Requirements::of(&self.chunk.plan).and(Requirements::of(&self.single.plan))
+        let Steps { chunk, single } = &self.steps;
+        Requirements::of(&chunk.plan).and(Requirements::of(&single.plan))
     }
 
     /// Bytes in GPU memory: weights, caches, activations.
     pub fn bytes(&self) -> usize {
-        let caches: usize = self.single.caches().map(|e| e.ty.storage_bytes()).sum();
-        self.placed.bytes() + caches + self.chunk.bytes() + self.single.bytes()
+        let Steps { chunk, single } = &self.steps;
+        let caches: usize = single.caches().map(|e| e.ty.storage_bytes()).sum();
+        self.placed.bytes() + caches + chunk.bytes() + single.bytes()
     }
 
     /// Those of the weights alone.

@@ -40,12 +40,14 @@ impl Placed {
 }
 
 /// A model in GPU memory, for graphs that name its parameters.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Uploaded {
     /// By our names; tables in parts have several.
     pub tensors: HashMap<String, Tensor>,
     /// The matrices that are as the file stores them.
     pub packed: BTreeMap<String, Packed>,
+    /// Bytes that a tensor may take: tables in parts are so by this.
+    pub max_bytes: u64,
 }
 
 impl Uploaded {
@@ -119,6 +121,6 @@ impl Model {
             // So that the staging memory of one tensor is free before the next needs some.
             gpu.queue().submit([]);
         }
-        Ok(Uploaded { tensors, packed: placed.packed() })
+        Ok(Uploaded { tensors, packed: placed.packed(), max_bytes: placed.max_bytes })
     }
 }

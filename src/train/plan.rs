@@ -97,11 +97,6 @@ impl TrainPlan {
     /// The same without a word on what would fit.
     pub(super) fn as_is(config: &TrainConfig, options: &TrainOptions<'_>, on: &dyn Planning) -> Result<Self> {
         config.validate()?;
-        let (staged, max) = (staged(config).storage_bytes(), on.profile().max_buffer_bytes);
-        if staged as u64 > max {
-            let message = format!("the tokens of a step take a buffer of {staged} bytes; the adapter allows {max}");
-            return Err(Error::Limit(message));
-        }
         let (graph, gpt) = options.build(on, config, true)?;
         let params: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
         let (max_bytes, muon) = (on.profile().max_tensor_bytes(), config.muon.is_some());
@@ -150,8 +145,7 @@ impl TrainPlan {
     /// What a device must offer.
     pub fn requirements(&self) -> Requirements {
         let [forward_backward, evaluation, _] = self.plans().map(Requirements::of);
-        let staged = Requirements::of_buffer(staged(&self.config).storage_bytes());
-        forward_backward.and(evaluation).and(self.optimizer.requirements()).and(staged)
+        forward_backward.and(evaluation).and(self.optimizer.requirements())
     }
 
     /// Number of trained values.
@@ -162,7 +156,7 @@ impl TrainPlan {
     /// Bytes in GPU memory: parameters, gradients, moments, activations, evaluation, inputs.
     pub fn bytes(&self) -> usize {
         let steps = self.forward_backward.bytes() + self.evaluation.bytes();
-        2 * 4 * self.layout.total_len() + self.optimizer.bytes() + steps + staged(&self.config).storage_bytes()
+        2 * 4 * self.layout.total_len() + self.optimizer.bytes() + steps
     }
 
     fn arena_bytes(&self) -> usize {
@@ -173,11 +167,6 @@ impl TrainPlan {
     pub(super) fn check(&self, gpu: &Gpu) -> Result<()> {
         self.requirements().check_gpu(gpu, self.subgroups)
     }
-}
-
-/// Tokens and targets of all micro-batches of a step.
-pub(super) fn staged(config: &TrainConfig) -> TensorType {
-    TensorType::u32([2, config.micro_batches, config.batch, config.seq_len()])
 }
 
 /// Forward, loss and gradients, with the gradients left in states.
