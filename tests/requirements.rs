@@ -135,8 +135,9 @@ fn bytes_are_known_before() {
         if let Some(bytes) = allocated(&gpu) {
             println!("{bytes} bytes allocated, {} planned", plan.bytes());
             assert!(bytes >= plan.bytes(), "{bytes} {}", plan.bytes());
-            // Alignment comes on top: little with Vulkan.
-            assert!(gpu.info().backend != wgpu::Backend::Vulkan || bytes < plan.bytes() + plan.bytes() / 50);
+            // Alignment comes on top, which is little here.
+            let software = gpu.info().backend == wgpu::Backend::Vulkan && gpu.profile().class == AdapterClass::Cpu;
+            assert!(!software || bytes < plan.bytes() + plan.bytes() / 50, "{bytes} {}", plan.bytes());
         }
     }
 }
