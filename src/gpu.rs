@@ -72,7 +72,8 @@ pub struct Profile {
     pub max_buffer_bytes: u64,
     /// Workgroups per dispatch dimension.
     pub max_workgroups: u32,
-    /// Storage buffers per shader stage.
+    /// Storage buffers per shader stage. Kernels that have more are rewritten: bindings of one type become ranges of
+    /// one buffer, into and out of which a step copies. Four do for every op of the table.
     pub max_storage_buffers: u32,
     /// Invocations per workgroup.
     pub max_invocations: u32,

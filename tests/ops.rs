@@ -10,7 +10,7 @@ use common::Harness;
 use libtest_mimic::{Arguments, Failed, Trial};
 use throughline::ops::{Row, TABLE};
 use throughline::reference::{self, nmse};
-use throughline::{AdapterClass, Cooperative, Profile};
+use throughline::{AdapterClass, Cooperative, Profile, Requirements};
 
 fn main() {
     type Check = fn(&Row) -> Vec<String>;
@@ -96,9 +96,15 @@ fn reference_gradients_match_central_differences(row: &Row) -> Vec<String> {
     failures
 }
 
+/// The same with no more than `wgpu::Limits::downlevel_defaults` offers.
+fn downlevel(profile: &Profile) -> Profile {
+    Profile { max_storage_buffers: 4, max_workgroup_bytes: 16_352, ..profile.clone() }
+}
+
 /// Every kernel that any case of the row launches is valid WGSL, in naga and, where it is
 /// installed, in tint (Chrome's compiler); so is the file as written.
 fn shaders_are_valid(row: &Row) -> Vec<String> {
+    let mut unfit = vec![];
     let mut variants = BTreeMap::from([(format!("{} as written", row.name), row.source.to_string())]);
     for case in (row.cases)() {
         let harness = Harness::new(&case, 3);
@@ -108,15 +114,21 @@ fn shaders_are_valid(row: &Row) -> Vec<String> {
             cooperative: Some(kind),
             ..Profile::portable(AdapterClass::Gpu)
         });
-        for profile in harness.profiles().into_iter().map(|(_, p)| p).chain(cooperative) {
+        let profiles = harness.profiles().into_iter().map(|(_, p)| p).chain(cooperative);
+        for profile in profiles.flat_map(|p| [downlevel(&p), p]) {
             let plan = throughline::Plan::new(&harness.graph, &harness.wanted(), &profile).unwrap();
+            if let Err(e) = Requirements::of(&plan).check(&wgpu::Limits::downlevel_defaults())
+                && profile.max_storage_buffers == 4
+            {
+                unfit.push(format!("{}: {e}", case.name));
+            }
             for d in plan.steps.iter().flat_map(|s| &s.dispatches) {
                 variants.insert(d.kernel.describe(), d.kernel.wgsl().unwrap());
             }
         }
     }
-    let mut failures: Vec<String> =
-        variants.iter().filter_map(|(name, wgsl)| Some(format!("naga: {name}: {}", naga_error(wgsl)?))).collect();
+    let naga = variants.iter().filter_map(|(name, wgsl)| Some(format!("naga: {name}: {}", naga_error(wgsl)?)));
+    let mut failures: Vec<String> = unfit.into_iter().chain(naga).collect();
     failures.extend(variants.iter().filter_map(|(name, wgsl)| Some(format!("tint: {name}: {}", tint_error(wgsl)?))));
     failures
 }

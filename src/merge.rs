@@ -1,0 +1,361 @@
+//! Kernels with more storage bindings than a device has: several bindings of one type become ranges of one.
+//!
+//! [`choose`] says which, so that the fewest bytes are copied into the shared buffer and out of it; [`rewrite`] makes
+//! the kernel that reads and writes there. It rewrites text, for any op's kernel: `x[i]` becomes
+//! `merged_1[merged_at[0].x + u32(i)]`, and what else a kernel does with such a global is an error.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write;
+use std::ops::Range;
+
+use crate::kernel::{Bound, Kernel};
+use crate::wgsl::{Kind, Module};
+
+/// Ranges start at multiples of so many bytes, which all sizes of elements divide.
+const ALIGN: usize = 256;
+
+/// A storage binding as the planner has resolved it.
+#[derive(Clone, Copy)]
+pub(crate) struct Binding {
+    pub bytes: usize,
+    /// Bytes to copy if it is merged: in, out or both.
+    pub cost: usize,
+}
+
+/// How a dispatch's bindings are merged.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Merging {
+    /// By old number, from 1.
+    pub bound: Vec<Bound>,
+    pub groups: Vec<Group>,
+    /// The uniform behind the storage bindings: of each range its first element and its last index.
+    pub words: Vec<u32>,
+}
+
+/// Bindings that become one.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Group {
+    pub number: u32,
+    pub bytes: usize,
+    /// Old index, from 0, and offset in bytes.
+    pub parts: Vec<(usize, usize)>,
+}
+
+/// A storage global that an entry point uses.
+struct Declared<'a> {
+    name: &'a str,
+    item: usize,
+    /// The token of its number.
+    number: usize,
+    writes: bool,
+    element: Range<usize>,
+}
+
+/// How many of the cheapest bindings of a type become one, of those only read and of those written, and whether
+/// both become the same.
+#[derive(Clone, Copy)]
+struct Way {
+    read: usize,
+    written: usize,
+    together: bool,
+}
+
+impl Way {
+    const NONE: Way = Way { read: 0, written: 0, together: false };
+
+    /// Bindings fewer.
+    fn saves(self) -> usize {
+        let groups = usize::from(self.read > 0) + usize::from(self.written > 0) - usize::from(self.together);
+        self.read + self.written - groups
+    }
+}
+
+/// The bindings of one type, the cheapest first.
+#[derive(Default)]
+struct Class {
+    read: Vec<usize>,
+    written: Vec<usize>,
+    element_bytes: usize,
+}
+
+impl Class {
+    /// Indices of the bindings of each group.
+    fn groups(&self, way: Way) -> Vec<Vec<usize>> {
+        let (read, written) = (self.read[..way.read].to_vec(), self.written[..way.written].to_vec());
+        let groups = if way.together { vec![[read, written].concat()] } else { vec![read, written] };
+        groups.into_iter().filter(|g| !g.is_empty()).collect()
+    }
+
+    /// All ways whose groups hold at least two bindings and at most `max_bytes`.
+    fn ways(&self, binds: &[Option<Binding>], max_bytes: u64) -> Vec<Way> {
+        let numbers = (0..=self.read.len()).flat_map(|read| (0..=self.written.len()).map(move |w| (read, w)));
+        let ways = numbers.flat_map(|(read, written)| [false, true].map(|together| Way { read, written, together }));
+        let fits = |group: &Vec<usize>| group.len() > 1 && places(group, binds).1 as u64 <= max_bytes;
+        let sound = |way: &Way| !way.together || (way.read > 0 && way.written > 0);
+        ways.filter(|way| sound(way) && self.groups(*way).iter().all(fits)).collect()
+    }
+}
+
+/// Offsets of the bindings of a group, and the bytes of all.
+fn places(group: &[usize], binds: &[Option<Binding>]) -> (Vec<(usize, usize)>, usize) {
+    let mut end = 0usize;
+    let place = |&i: &usize| {
+        let at = end.next_multiple_of(ALIGN);
+        end = at + binds[i].map_or(0, |b| b.bytes);
+        (i, at)
+    };
+    (group.iter().map(place).collect(), end)
+}
+
+/// Merges bindings until at most `max` are left; `None` if that cannot be. `binds` are bindings 1, 2, ...; those that
+/// the dispatch does not have cost nothing.
+pub(crate) fn choose(
+    kernel: &Kernel,
+    binds: &[Option<Binding>],
+    max: usize,
+    max_bytes: u64,
+) -> Result<Option<Merging>, String> {
+    let text = kernel.with_knobs().map_err(|e| e.to_string())?;
+    let module = Module::parse(&text);
+    let declared = declared(&module, kernel.entry, binds.len())?;
+    let zero = |i: &usize| binds[*i].is_none() && !declared[*i].writes;
+    let mut classes: BTreeMap<String, Class> = BTreeMap::new();
+    for i in (0..binds.len()).filter(|i| binds[*i].is_some()) {
+        if let (ty, Some(element_bytes)) = module.type_of(declared[i].element.clone()) {
+            let class = classes.entry(ty).or_default();
+            class.element_bytes = element_bytes;
+            if declared[i].writes { &mut class.written } else { &mut class.read }.push(i);
+        }
+    }
+    let classes: Vec<Class> = classes.into_values().map(|class| sorted(class, binds)).collect();
+    let left = binds.len() - (0..binds.len()).filter(zero).count();
+    // What is only read in control flow around a barrier must stay so: see "uniformity" in the standard of WGSL.
+    let careful = module.tokens.iter().any(|t| t.text.ends_with("Barrier") || t.text.starts_with("subgroup"));
+    let Some(ways) = cheapest(&classes, binds, left.saturating_sub(max), max_bytes, careful) else { return Ok(None) };
+
+    let mut group_of: HashMap<usize, usize> = HashMap::new();
+    let mut groups = vec![];
+    let mut size_of_element = vec![];
+    for (class, way) in classes.iter().zip(ways) {
+        for group in class.groups(way) {
+            let (parts, bytes) = places(&group, binds);
+            group_of.extend(group.iter().map(|i| (*i, groups.len())));
+            groups.push(Group { number: 0, bytes, parts });
+            size_of_element.push(class.element_bytes);
+        }
+    }
+    let mut merging = Merging { groups, ..Merging::default() };
+    let mut last = 0;
+    for (i, bind) in binds.iter().enumerate() {
+        let next = |last: &mut u32| {
+            *last += 1;
+            *last
+        };
+        merging.bound.push(match group_of.get(&i) {
+            None if zero(&i) => Bound::Zero,
+            None => Bound::Alone(next(&mut last)),
+            Some(&g) => {
+                let group = &mut merging.groups[g];
+                if group.number == 0 {
+                    group.number = next(&mut last);
+                }
+                let at = group.parts.iter().find(|(part, _)| *part == i).map_or(0, |(_, at)| *at);
+                let elements = bind.map_or(0, |b| b.bytes.next_multiple_of(16)) / size_of_element[g];
+                merging.words.extend([(at / size_of_element[g]) as u32, elements.max(1) as u32 - 1]);
+                Bound::Part(group.number)
+            }
+        });
+    }
+    Ok(Some(merging))
+}
+
+fn sorted(mut class: Class, binds: &[Option<Binding>]) -> Class {
+    let cost = |i: &usize| binds[*i].map_or(0, |b| b.cost);
+    class.read.sort_by_key(cost);
+    class.written.sort_by_key(cost);
+    class
+}
+
+/// For each class the way that, with the others, saves `need` bindings at the least cost; with `careful`, first of all
+/// with the fewest groups of read and written bindings.
+fn cheapest(
+    classes: &[Class],
+    binds: &[Option<Binding>],
+    need: usize,
+    max_bytes: u64,
+    careful: bool,
+) -> Option<Vec<Way>> {
+    type Rank = (usize, usize, usize);
+    // By bindings saved: the best of what the classes so far can do.
+    let mut best: Vec<Option<(Rank, Vec<Way>)>> = vec![None; need + 1];
+    best[0] = Some(((0, 0, 0), vec![]));
+    for class in classes {
+        let mut next: Vec<Option<(Rank, Vec<Way>)>> = vec![None; need + 1];
+        let ways = [vec![Way::NONE], class.ways(binds, max_bytes)].concat();
+        for (saved, (rank, chosen)) in best.iter().enumerate().filter_map(|(n, b)| Some((n, b.as_ref()?))) {
+            for &way in &ways {
+                let members = class.groups(way).into_iter().flatten();
+                let cost: usize = members.map(|i| binds[i].map_or(0, |b| b.cost)).sum();
+                let together = usize::from(way.together);
+                let rank = (rank.0 + if careful { together } else { 0 }, rank.1 + cost, rank.2 + together);
+                let to = &mut next[need.min(saved + way.saves())];
+                if to.as_ref().is_none_or(|(other, _)| rank < *other) {
+                    *to = Some((rank, [&chosen[..], &[way]].concat()));
+                }
+            }
+        }
+        best = next;
+    }
+    best.pop().flatten().map(|(_, ways)| ways)
+}
+
+/// The globals at bindings 1 to `count` that an entry point uses.
+fn declared<'a>(module: &Module<'a>, entry: &str, count: usize) -> Result<Vec<Declared<'a>>, String> {
+    let functions = module.reachable(entry);
+    if functions.is_empty() {
+        return Err(format!("its WGSL has no function `{entry}`"));
+    }
+    let mut found: Vec<Option<Declared<'a>>> = (0..count).map(|_| None).collect();
+    for (item, i) in module.items.iter().enumerate() {
+        let Kind::Storage { name, binding, writes, ref ty } = i.kind else { continue };
+        if !module.uses(&functions, name) {
+            continue;
+        }
+        let (open, close) = (ty.start + 1, ty.end.saturating_sub(1));
+        let array = [ty.start, open, close].map(|i| module.word(i)) == ["array", "<", ">"];
+        if !array || open + 1 >= close {
+            return Err(format!("cannot merge bindings: `{name}` is no array"));
+        }
+        let number = module.word(binding).trim_end_matches(['u', 'i']).parse::<usize>().unwrap_or(0);
+        let declared = Declared { name, item, number: binding, writes, element: open + 1..close };
+        match found.get_mut(number.wrapping_sub(1)) {
+            Some(place @ None) => *place = Some(declared),
+            _ => return Err(format!("cannot merge bindings: `{name}` is none of 1 to {count}, or not the only one")),
+        }
+    }
+    let missing = |i: usize| format!("cannot merge bindings: `{entry}` uses no array at binding {}", i + 1);
+    found.into_iter().enumerate().map(|(i, d)| d.ok_or_else(|| missing(i))).collect()
+}
+
+/// What an index into a global becomes.
+enum Now {
+    /// Of this array, from the element that this word of `merged_at` says; the word behind it is its last index.
+    Part(String, usize),
+    /// A value of this type.
+    Zero(String),
+}
+
+struct Rewrite<'a> {
+    module: &'a Module<'a>,
+    now: HashMap<&'a str, Now>,
+    /// Whether indices need no clamping: as elsewhere, that is left to kernels of the table.
+    trusted: bool,
+}
+
+/// The WGSL with `bound` in place of bindings 1, 2, ..., and with no other entry point. Ranges are found by a uniform
+/// `merged_at` behind the last binding: [`Merging::words`].
+pub(crate) fn rewrite(text: &str, entry: &str, bound: &[Bound], trusted: bool) -> Result<String, String> {
+    let module = Module::parse(text);
+    if let Some(clash) = module.tokens.iter().find(|t| t.text.starts_with("merged_")) {
+        return Err(format!("cannot merge bindings: the name `{}` is taken", clash.text));
+    }
+    let declared = declared(&module, entry, bound.len())?;
+    let functions = module.reachable(entry);
+    let mut rewrite = Rewrite { module: &module, now: HashMap::new(), trusted };
+    let mut arrays: BTreeMap<u32, (String, bool)> = BTreeMap::new();
+    let mut parts = 0;
+    for (d, bound) in declared.iter().zip(bound) {
+        let (first, last) = (d.element.start, d.element.end - 1);
+        let ty = text[module.tokens[first].at..module.tokens[last].end()].to_string();
+        match bound {
+            Bound::Alone(_) => {}
+            Bound::Zero => drop(rewrite.now.insert(d.name, Now::Zero(ty))),
+            Bound::Part(n) => {
+                rewrite.now.insert(d.name, Now::Part(format!("merged_{n}"), 2 * parts));
+                arrays.entry(*n).or_insert((ty, false)).1 |= d.writes;
+                parts += 1;
+            }
+        }
+    }
+    let mut out = String::new();
+    for (i, item) in module.items.iter().enumerate() {
+        let all = item.tokens.clone();
+        match item.kind {
+            Kind::Function(_) if functions.contains(&i) => rewrite.function(i, &mut out)?,
+            Kind::Function(_) => continue,
+            Kind::Storage { .. } => {
+                let Some((d, bound)) = declared.iter().zip(bound).find(|(d, _)| d.item == i) else { continue };
+                let Bound::Alone(n) = bound else { continue };
+                out.push_str(&text[module.tokens[all.start].at..module.tokens[d.number].at]);
+                let _ = write!(out, "{n}");
+                out.push_str(&text[module.tokens[d.number].end()..module.tokens[all.end - 1].end()]);
+            }
+            _ => out.push_str(&text[module.tokens[all.start].at..module.tokens[all.end - 1].end()]),
+        }
+        out.push('\n');
+    }
+    for (n, (ty, writes)) in arrays {
+        let access = if writes { "read_write" } else { "read" };
+        let _ = writeln!(out, "@group(0) @binding({n}) var<storage, {access}> merged_{n}: array<{ty}>;");
+    }
+    if parts > 0 {
+        let (n, quads) = (uniform_number(bound), usize::div_ceil(parts, 2));
+        let _ = writeln!(out, "@group(0) @binding({n}) var<uniform> merged_at: array<vec4<u32>, {quads}>;");
+    }
+    Ok(out)
+}
+
+/// The binding of `merged_at`: the one behind the last.
+fn uniform_number(bound: &[Bound]) -> u32 {
+    bound.iter().map(|b| b.number()).max().unwrap_or(0) + 1
+}
+
+impl Rewrite<'_> {
+    fn function(&self, item: usize, out: &mut String) -> Result<(), String> {
+        let (m, item) = (self.module, &self.module.items[item]);
+        let mut hidden = vec![];
+        for &name in self.now.keys().filter(|name| m.declares(item, name)) {
+            let indexed = |i: usize| m.word(i + 1) == "[";
+            if m.mentions(item, name).any(indexed) {
+                return Err(format!("cannot merge bindings: a function hides `{name}` and has an index into it"));
+            }
+            hidden.push(name);
+        }
+        self.tokens(item.tokens.clone(), &hidden, out)
+    }
+
+    fn tokens(&self, tokens: Range<usize>, hidden: &[&str], out: &mut String) -> Result<(), String> {
+        let m = self.module;
+        let mut i = tokens.start;
+        while i < tokens.end {
+            let token = m.tokens[i];
+            if i > tokens.start {
+                out.push_str(&m.text[m.tokens[i - 1].end()..token.at]);
+            }
+            let now = self.now.get(token.text).filter(|_| m.is_name(i) && !hidden.contains(&token.text));
+            let Some(now) = now else {
+                out.push_str(token.text);
+                i += 1;
+                continue;
+            };
+            let close = m.closing(i + 1).filter(|_| m.word(i + 1) == "[");
+            let close = close.ok_or_else(|| {
+                format!("cannot merge bindings: `{}` is used other than with an index behind it", token.text)
+            })?;
+            match now {
+                Now::Zero(ty) => {
+                    let _ = write!(out, "{ty}()");
+                }
+                Now::Part(array, word) => {
+                    let at = |n: usize| format!("merged_at[{}].{}", n / 4, ["x", "y", "z", "w"][n % 4]);
+                    let _ = write!(out, "{array}[{} + ", at(*word));
+                    out.push_str(if self.trusted { "u32(" } else { "min(u32(" });
+                    self.tokens(i + 2..close, hidden, out)?;
+                    let _ = if self.trusted { write!(out, ")]") } else { write!(out, "), {})]", at(word + 1)) };
+                }
+            }
+            i = close + 1;
+        }
+        Ok(())
+    }
+}
