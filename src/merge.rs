@@ -233,7 +233,7 @@ fn declared<'a>(module: &Module<'a>, entry: &str, count: usize) -> Result<Vec<De
             _ => return Err(format!("cannot merge bindings: `{name}` is none of 1 to {count}, or not the only one")),
         }
     }
-    let missing = |i: usize| format!("cannot merge bindings: `{entry}` uses no array at binding {}", i + 1);
+    let missing = |i: usize| format!("cannot merge bindings: `{entry}` uses no array at binding {}, or hides it", i + 1);
     found.into_iter().enumerate().map(|(i, d)| d.ok_or_else(|| missing(i))).collect()
 }
 
@@ -357,5 +357,123 @@ impl Rewrite<'_> {
             i = close + 1;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = "\
+alias E = vec4<f32>;
+struct P { x: u32 }
+@group(0) @binding(0) var<uniform> p: P;
+@group(0) @binding(1) var<storage, read> x: array<E>; // x[0] of a comment
+@group(0) @binding(2) var<storage, read> ids: array<u32>;
+@group(0) @binding(3) var<storage, read> w: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> y: array<E>;
+@group(0) @binding(3) var<storage, read_write> z: array<f32>;
+fn at(x: u32) -> u32 { return x; }
+fn scaled(i: u32) -> E { return x[ids[i] * 2u + ids[i + 1u]] * 2.0; }
+@compute @workgroup_size(1) fn main() { let v = vec4<f32>(); y[at(0u)] = scaled(p.x) - v.x * w[0][1]; }
+@compute @workgroup_size(1) fn other() { z[0] = x[0].x + f32(ids[1]); }
+";
+
+    fn rewritten(text: &str, bound: &[Bound]) -> Result<String, String> {
+        rewrite(text, "main", bound, true)
+    }
+
+    const ALL: [Bound; 4] = [Bound::Part(1), Bound::Part(2), Bound::Part(1), Bound::Part(1)];
+
+    #[test]
+    fn indices_are_shifted_whole_and_nested_ones_too() {
+        let text = rewritten(TEXT, &ALL).unwrap();
+        let has = |part: &str| assert!(text.contains(part), "{part} in {text}");
+        has("merged_1[merged_at[0].x + u32(merged_2[merged_at[0].z + u32(i)] * 2u + merged_2[merged_at[0].z + u32(i + 1u)])]");
+        has("merged_1[merged_at[1].z + u32(at(0u))] = scaled(p.x) - v.x * merged_1[merged_at[1].x + u32(0)][1];");
+        has("@group(0) @binding(1) var<storage, read_write> merged_1: array<E>;");
+        has("@group(0) @binding(2) var<storage, read> merged_2: array<u32>;");
+        has("@group(0) @binding(3) var<uniform> merged_at: array<vec4<u32>, 2>;");
+        has("fn at(x: u32) -> u32 { return x; }");
+    }
+
+    #[test]
+    fn what_other_entry_points_use_is_gone_and_the_rest_renumbered() {
+        let text = rewritten(TEXT, &[Bound::Part(1), Bound::Zero, Bound::Part(1), Bound::Alone(2)]).unwrap();
+        assert!(!text.contains("fn other") && !text.contains("> z:") && !text.contains("> ids:"), "{text}");
+        assert!(text.contains("@binding(2) var<storage, read_write> y: array<E>;"), "{text}");
+        assert!(text.contains("u32(u32() * 2u + u32())") && text.contains("fn main() {"), "{text}");
+    }
+
+    #[test]
+    fn indices_of_untrusted_kernels_stay_in_their_range() {
+        let text = rewrite(TEXT, "main", &ALL, false).unwrap();
+        assert!(text.contains("merged_1[merged_at[1].x + min(u32(0), merged_at[1].y)][1]"), "{text}");
+    }
+
+    #[test]
+    fn what_cannot_be_rewritten_is_an_error_that_says_why() {
+        let main = |body: &str| TEXT.replace("let v = vec4<f32>();", &format!("let v = vec4<f32>(); {body}"));
+        for (body, part) in [
+            ("let n = arrayLength(&x);", "`x` is used other than"),
+            ("let q = &x;", "`x` is used other than"),
+            ("{ var w = array(1.0, 2.0); let e = w[1]; }", "binding 3, or hides it"),
+            ("{ var<function> y: array<f32, 2>; }", "binding 4, or hides it"),
+            ("let merged_1 = 1u;", "`merged_1` is taken"),
+            ("z[0] = 1.0;", "`z` is none of 1 to 4, or not the only one"),
+        ] {
+            let error = rewritten(&main(body), &ALL).unwrap_err();
+            assert!(error.contains(part), "{body}: {error}");
+        }
+        let hiding = TEXT.replace("at(x: u32) -> u32 { return x; }", "at(x: vec2<u32>) -> u32 { return x[0]; }");
+        assert!(rewritten(&hiding, &ALL).unwrap_err().contains("hides `x`"));
+        assert!(rewrite(TEXT, "absent", &ALL, true).unwrap_err().contains("no function `absent`"));
+        assert!(rewritten(&TEXT.replace("array<u32>", "u32"), &ALL).unwrap_err().contains("`ids` is no array"));
+        for odd in ["array", "array<>", "array<f32", "", "array>"] {
+            rewritten(&TEXT.replace("array<u32>", odd), &ALL).unwrap_err();
+        }
+        // Hiding alone does no harm.
+        let text = rewritten(&main("{ let ids = 1u; let n = ids + 1u; }"), &ALL).unwrap();
+        assert!(text.contains("let ids = 1u; let n = ids + 1u;"));
+    }
+
+    fn chosen(binds: &[Option<(usize, usize)>], max: usize, max_bytes: u64) -> Option<Merging> {
+        let binds: Vec<_> = binds.iter().map(|b| b.map(|(bytes, cost)| Binding { bytes, cost })).collect();
+        choose(&Kernel::new("t", TEXT, "main"), &binds, max, max_bytes).unwrap()
+    }
+
+    #[test]
+    fn the_cheapest_are_merged_and_types_are_kept_apart() {
+        let binds = [Some((1024, 1024)), Some((64, 64)), Some((400, 400)), Some((1024, 2048))];
+        let m = chosen(&binds, 3, 1 << 20).unwrap();
+        assert_eq!(m.bound, [Bound::Part(1), Bound::Alone(2), Bound::Part(1), Bound::Alone(3)]);
+        // The cheaper one comes first in the buffer.
+        assert_eq!(m.groups, [Group { number: 1, bytes: 512 + 1024, parts: vec![(2, 0), (0, 512)] }]);
+        assert_eq!(m.words, [512 / 16, 63, 0, 24]);
+        let m = chosen(&binds, 2, 1 << 20).unwrap();
+        assert_eq!(m.bound, [Bound::Part(1), Bound::Alone(2), Bound::Part(1), Bound::Part(1)]);
+        assert_eq!(chosen(&binds, 1, 1 << 20), None);
+        assert_eq!(chosen(&binds, 3, 1024), None);
+    }
+
+    #[test]
+    fn what_a_dispatch_does_not_have_goes_first() {
+        let m = chosen(&[Some((16, 16)), None, Some((16, 16)), Some((16, 16))], 3, 1 << 20).unwrap();
+        assert_eq!(m.bound, [Bound::Alone(1), Bound::Zero, Bound::Alone(2), Bound::Alone(3)]);
+        assert_eq!((m.groups.len(), m.words.len()), (0, 0));
+    }
+
+    #[test]
+    fn around_barriers_what_is_only_read_stays_so_where_that_will_do() {
+        let source: &'static str = "
+            @group(0) @binding(1) var<storage, read> a: array<f32>;
+            @group(0) @binding(2) var<storage, read> b: array<f32>;
+            @group(0) @binding(3) var<storage, read_write> y: array<f32>;
+            @compute @workgroup_size(1) fn main() { y[0] = a[0] + b[0]; workgroupBarrier(); }";
+        let binds = [64, 640, 64].map(|bytes| Some(Binding { bytes, cost: bytes }));
+        let bound = |source| choose(&Kernel::new("t", source, "main"), &binds, 2, 1 << 20).unwrap().unwrap().bound;
+        assert_eq!(bound(source), [Bound::Part(1), Bound::Part(1), Bound::Alone(2)]);
+        let without: &'static str = source.replace("workgroupBarrier();", "").leak();
+        assert_eq!(bound(without), [Bound::Part(1), Bound::Alone(2), Bound::Part(1)]);
     }
 }
