@@ -233,7 +233,8 @@ fn declared<'a>(module: &Module<'a>, entry: &str, count: usize) -> Result<Vec<De
             _ => return Err(format!("cannot merge bindings: `{name}` is none of 1 to {count}, or not the only one")),
         }
     }
-    let missing = |i: usize| format!("cannot merge bindings: `{entry}` uses no array at binding {}, or hides it", i + 1);
+    let missing =
+        |i: usize| format!("cannot merge bindings: `{entry}` uses no array at binding {}, or hides it", i + 1);
     found.into_iter().enumerate().map(|(i, d)| d.ok_or_else(|| missing(i))).collect()
 }
 
@@ -389,7 +390,9 @@ fn scaled(i: u32) -> E { return x[ids[i] * 2u + ids[i + 1u]] * 2.0; }
     fn indices_are_shifted_whole_and_nested_ones_too() {
         let text = rewritten(TEXT, &ALL).unwrap();
         let has = |part: &str| assert!(text.contains(part), "{part} in {text}");
-        has("merged_1[merged_at[0].x + u32(merged_2[merged_at[0].z + u32(i)] * 2u + merged_2[merged_at[0].z + u32(i + 1u)])]");
+        has(
+            "merged_1[merged_at[0].x + u32(merged_2[merged_at[0].z + u32(i)] * 2u + merged_2[merged_at[0].z + u32(i + 1u)])]",
+        );
         has("merged_1[merged_at[1].z + u32(at(0u))] = scaled(p.x) - v.x * merged_1[merged_at[1].x + u32(0)][1];");
         has("@group(0) @binding(1) var<storage, read_write> merged_1: array<E>;");
         has("@group(0) @binding(2) var<storage, read> merged_2: array<u32>;");

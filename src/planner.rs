@@ -119,7 +119,8 @@ impl<'a> Planner<'a> {
             .collect::<Result<_>>()?;
         let mut dispatches = self.resolve(id, &inputs, &program, &scratch)?;
         let started = |output: &usize| op.starts_as(*output).is_some();
-        let started: Vec<Slot> = (0..node.outputs.len()).filter(started).map(|o| self.slot[&Value { node: id, output: o }]).collect();
+        let started: Vec<Slot> =
+            (0..node.outputs.len()).filter(started).map(|o| self.slot[&Value { node: id, output: o }]).collect();
         self.merge(node, &mut dispatches, &started)?;
         let outputs = (node.outputs.iter().enumerate())
             .map(|(output, ty)| (self.slot[&Value { node: id, output }], ty.clone()))
