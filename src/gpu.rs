@@ -136,6 +136,12 @@ impl Profile {
         self.max_binding_bytes.min(self.max_buffer_bytes)
     }
 
+    /// The same for arenas to train in, which leaves room for an optimiser's settings where those are merged with a
+    /// gradient.
+    pub(crate) fn max_arena_bytes(&self) -> u64 {
+        self.max_tensor_bytes().saturating_sub(if self.max_storage_buffers < 6 { 1024 } else { 0 })
+    }
+
     /// Lanes of a vector of a software adapter, and whether subgroup operations can move values
     /// between them: kernels of [`AdapterClass::Cpu`] use workgroups of one vector.
     pub fn vector_lanes(&self) -> (usize, bool) {

@@ -32,6 +32,13 @@ pub(crate) struct Merging {
     pub words: Vec<u32>,
 }
 
+impl Merging {
+    /// How many bindings are left.
+    pub fn count(&self) -> usize {
+        count(&self.bound)
+    }
+}
+
 /// Bindings that become one.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Group {
@@ -300,15 +307,15 @@ pub(crate) fn rewrite(text: &str, entry: &str, bound: &[Bound], trusted: bool) -
         let _ = writeln!(out, "@group(0) @binding({n}) var<storage, {access}> merged_{n}: array<{ty}>;");
     }
     if parts > 0 {
-        let (n, quads) = (uniform_number(bound), usize::div_ceil(parts, 2));
+        let (n, quads) = (count(bound) + 1, usize::div_ceil(parts, 2));
         let _ = writeln!(out, "@group(0) @binding({n}) var<uniform> merged_at: array<vec4<u32>, {quads}>;");
     }
     Ok(out)
 }
 
-/// The binding of `merged_at`: the one behind the last.
-fn uniform_number(bound: &[Bound]) -> u32 {
-    bound.iter().map(|b| b.number()).max().unwrap_or(0) + 1
+/// How many bindings are left.
+fn count(bound: &[Bound]) -> usize {
+    bound.iter().map(|b| b.number()).max().unwrap_or(0) as usize
 }
 
 impl Rewrite<'_> {

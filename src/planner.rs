@@ -208,8 +208,12 @@ impl<'a> Planner<'a> {
             })?;
         let mut buffers = vec![];
         let old = std::mem::take(&mut d.binds);
-        let alone = merging.bound.iter().zip(&old).filter(|(bound, _)| matches!(bound, Bound::Alone(_)));
-        let mut binds: Vec<(u32, Option<(Slot, usize, bool)>)> = alone.map(|(bound, b)| (bound.number(), *b)).collect();
+        d.binds = vec![None; merging.count()];
+        for (bound, bind) in merging.bound.iter().zip(&old) {
+            if let Bound::Alone(n) = bound {
+                d.binds[*n as usize - 1] = *bind;
+            }
+        }
         for group in &merging.groups {
             let buffer = self.allocate(&TensorType::f32([group.bytes / 4]), format!("{} merged", node.name))?;
             let to = Slot::Buffer(buffer);
@@ -222,12 +226,10 @@ impl<'a> Planner<'a> {
                     d.copies_out.push(Copy { from_offset: offset, ..Copy::whole(to, from, bytes) });
                 }
             }
-            binds.push((group.number, Some((to, group.bytes, parts().any(|(b, _)| b.2)))));
+            d.binds[group.number as usize - 1] = Some((to, group.bytes, parts().any(|(b, _)| b.2)));
             buffers.push(buffer);
         }
         self.free.extend(buffers); // the next dispatch may have them
-        binds.sort_by_key(|(number, _)| *number);
-        d.binds = binds.into_iter().map(|(_, b)| b).collect();
         d.ranges = merging.words;
         d.kernel.merged = merging.bound;
         // What of its text is in the way, if anything, is an error now and not when it is compiled.

@@ -182,7 +182,7 @@ impl Trainer {
         config.validate()?;
         let (graph, gpt) = options.build(gpu, &config, true)?;
         let values: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
-        let (max_bytes, muon) = (gpu.profile().max_tensor_bytes(), config.muon.is_some());
+        let (max_bytes, muon) = (gpu.profile().max_arena_bytes(), config.muon.is_some());
         let layout = Arc::new(ArenaLayout::for_training(&graph, &values, max_bytes, muon)?);
         let params = gpu.scoped(|| Arena::zeros(gpu, "parameters", &layout)).await?;
         let grads = gpu.scoped(|| Arena::zeros(gpu, "gradients", &layout)).await?;

@@ -119,8 +119,7 @@ fn a_tied_head_adds_to_the_gradient_of_the_table_in_place() {
 
 fn check(built: &Built, profile: &Profile) -> Result<(), TestCaseError> {
     let Built { graph, kept } = built;
-    let plan = Plan::new(graph, kept, profile)
-        .map_err(|e| TestCaseError::fail(format!("{e}\n{graph}")))?;
+    let plan = Plan::new(graph, kept, profile).map_err(|e| TestCaseError::fail(format!("{e}\n{graph}")))?;
     let mut replay = Replay { terms: Terms::default(), held: HashMap::new(), plan: &plan };
     replay
         .run(graph, kept)
