@@ -222,10 +222,11 @@ fn declared<'a>(module: &Module<'a>, entry: &str, count: usize) -> Result<Vec<De
     if functions.is_empty() {
         return Err(format!("its WGSL has no function `{entry}`"));
     }
+    let names = module.names(&functions);
     let mut found: Vec<Option<Declared<'a>>> = (0..count).map(|_| None).collect();
     for (item, i) in module.items.iter().enumerate() {
         let Kind::Storage { name, binding, writes, ref ty } = i.kind else { continue };
-        if !module.uses(&functions, name) {
+        if !names.contains(name) {
             continue;
         }
         let (open, close) = (ty.start + 1, ty.end.saturating_sub(1));

@@ -140,14 +140,16 @@ impl<'a> Module<'a> {
         item.tokens.clone().filter(move |&i| self.word(i) == name && self.is_name(i))
     }
 
-    /// Whether an item declares a parameter or variable of this name, which then hides a global.
+    /// Whether token `i` of a function is a parameter or variable where it is declared; it may hide a global.
+    fn is_declared(&self, i: usize) -> bool {
+        let before = if i == 0 { "" } else { self.word(i - 1) };
+        let keyword = matches!(before, "let" | "const" | "var");
+        keyword || self.word(i + 1) == ":" || (before == ">" && self.is_template_of_var(i - 1))
+    }
+
+    /// Whether an item declares a parameter or variable of this name.
     pub fn declares(&self, item: &Item<'_>, name: &str) -> bool {
-        let declared = |i: usize| {
-            let before = if i == 0 { "" } else { self.word(i - 1) };
-            let keyword = matches!(before, "let" | "const" | "var");
-            keyword || self.word(i + 1) == ":" || (before == ">" && self.is_template_of_var(i - 1))
-        };
-        self.mentions(item, name).any(declared)
+        self.mentions(item, name).any(|i| self.is_declared(i))
     }
 
     /// Whether the `>` at `i` ends what stands in `var<function>`.
@@ -172,10 +174,14 @@ impl<'a> Module<'a> {
         found
     }
 
-    /// Whether any of these functions uses a global of this name.
-    pub fn uses(&self, functions: &[usize], name: &str) -> bool {
-        let items = functions.iter().map(|&i| &self.items[i]);
-        items.into_iter().any(|item| self.mentions(item, name).next().is_some() && !self.declares(item, name))
+    /// The names in these functions that may be those of globals: all but what a function declares itself.
+    pub fn names(&self, functions: &[usize]) -> HashSet<&'a str> {
+        let of_function = |&f: &usize| {
+            let tokens = || self.items[f].tokens.clone().filter(|&i| self.is_name(i));
+            let declared: HashSet<&str> = tokens().filter(|&i| self.is_declared(i)).map(|i| self.word(i)).collect();
+            tokens().map(|i| self.word(i)).filter(|name| !declared.contains(name)).collect::<HashSet<&'a str>>()
+        };
+        functions.iter().flat_map(of_function).collect()
     }
 
     /// What a `const` or `alias` stands for, and whether it is a `const`.
@@ -212,8 +218,9 @@ impl<'a> Module<'a> {
     /// uses a type that this does not know.
     pub fn workgroup_bytes(&self, entry: &str) -> Option<usize> {
         let functions = self.reachable(entry);
+        let names = self.names(&functions);
         let used = self.items.iter().filter_map(|i| match &i.kind {
-            Kind::Workgroup { name, ty } if self.uses(&functions, name) => Some(ty.clone()),
+            Kind::Workgroup { name, ty } if names.contains(name) => Some(ty.clone()),
             _ => None,
         });
         let bytes = used.map(|ty| self.type_of(ty).1.map(|n| n.next_multiple_of(16)));
@@ -386,7 +393,7 @@ mod tests {
         let m = Module::parse(TEXT);
         let [main, second] = ["main", "second"].map(|e| m.reachable(e));
         assert_eq!((main.len(), second.len()), (2, 2));
-        let used = |functions: &[usize]| ["x", "x_b", "shared_", "flag"].map(|name| m.uses(functions, name));
+        let used = |functions: &[usize]| ["x", "x_b", "shared_", "flag"].map(|name| m.names(functions).contains(name));
         assert_eq!(used(&main), [true, false, true, false]);
         assert_eq!(used(&second), [false, true, false, true]);
         assert!(m.reachable("third").is_empty());

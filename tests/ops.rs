@@ -8,6 +8,7 @@ use std::fmt::Display;
 
 use common::Harness;
 use libtest_mimic::{Arguments, Failed, Trial};
+use throughline::kernel::Kernel;
 use throughline::ops::{Row, TABLE};
 use throughline::reference::{self, nmse};
 use throughline::{AdapterClass, Cooperative, Plan, Profile, Requirements};
@@ -115,8 +116,8 @@ fn downlevel(profile: &Profile) -> Profile {
 /// Every kernel that any case of the row launches is valid WGSL, in naga and, where it is
 /// installed, in tint (Chrome's compiler); so is the file as written.
 fn shaders_are_valid(row: &Row) -> Vec<String> {
-    let mut unfit = vec![];
-    let mut variants = BTreeMap::from([(format!("{} as written", row.name), row.source.to_string())]);
+    let mut failures = vec![];
+    let mut variants = BTreeMap::from([(format!("{} as written", row.name), (row.source.to_string(), None))]);
     for case in (row.cases)() {
         let harness = Harness::new(&case, 3);
         // No adapter is needed to check text: nor, then, one with cooperative matrices.
@@ -125,38 +126,57 @@ fn shaders_are_valid(row: &Row) -> Vec<String> {
             cooperative: Some(kind),
             ..Profile::portable(AdapterClass::Gpu)
         });
-        let profiles = harness.profiles().into_iter().map(|(_, p)| p).chain(cooperative);
-        for profile in profiles.flat_map(|p| [downlevel(&p), p]) {
-            let plan = Plan::new(&harness.graph, &harness.wanted(), &profile).unwrap();
-            if let Err(e) = Requirements::of(&plan).check(&wgpu::Limits::downlevel_defaults())
-                && profile.max_storage_buffers == 4
-            {
-                unfit.push(format!("{}: {e}", case.name));
-            }
-            for d in plan.steps.iter().flat_map(|s| &s.dispatches) {
-                variants.insert(d.kernel.describe(), d.kernel.wgsl().unwrap());
+        for (nth, profile) in harness.profiles().into_iter().chain(cooperative.map(|p| (1, p))) {
+            for few in [true, false] {
+                let profile = if few { downlevel(&profile) } else { profile.clone() };
+                let plan = Plan::new(&harness.graph, &harness.wanted(), &profile).unwrap();
+                let missing = few.then(|| Requirements::of(&plan).check(&wgpu::Limits::downlevel_defaults()));
+                if let Some(Err(e)) = missing {
+                    failures.push(format!("{}: {e}", case.name));
+                }
+                // The text of other variants merges alike.
+                for d in plan.steps.into_iter().filter(|_| nth == 0 || !few).flat_map(|s| s.dispatches) {
+                    let text = || (d.kernel.wgsl().unwrap(), Some(d.kernel.clone()));
+                    variants.entry(d.kernel.describe()).or_insert_with(text);
+                }
             }
         }
     }
-    let naga = variants.iter().filter_map(|(name, wgsl)| Some(format!("naga: {name}: {}", naga_error(wgsl)?)));
-    let mut failures: Vec<String> = unfit.into_iter().chain(naga).collect();
-    failures.extend(variants.iter().filter_map(|(name, wgsl)| Some(format!("tint: {name}: {}", tint_error(wgsl)?))));
+    let error = |name: &str, (wgsl, kernel): &(String, Option<Kernel>)| {
+        Some(format!("naga: {name}: {}", naga_error(wgsl, kernel.as_ref())?))
+    };
+    failures.extend(variants.iter().filter_map(|(name, variant)| error(name, variant)));
+    let error = |(name, (wgsl, _)): (&String, &(String, _))| Some(format!("tint: {name}: {}", tint_error(wgsl)?));
+    failures.extend(variants.iter().filter_map(error));
     failures
 }
 
-fn naga_error(wgsl: &str) -> Option<String> {
+/// Also if this crate says that a kernel uses other than the workgroup memory that naga says.
+fn naga_error(wgsl: &str, kernel: Option<&Kernel>) -> Option<String> {
     use naga::valid::{Capabilities, ValidationFlags, Validator};
-    match naga::front::wgsl::parse_str(wgsl) {
-        Err(e) => Some(e.emit_to_string(wgsl)),
-        Ok(module) => {
-            let capabilities = Capabilities::SUBGROUP
-                | Capabilities::COOPERATIVE_MATRIX
-                | Capabilities::SHADER_FLOAT16
-                | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
-            let result = Validator::new(ValidationFlags::all(), capabilities).validate(&module);
-            result.err().map(|e| e.emit_to_string(wgsl))
-        }
-    }
+    let module = match naga::front::wgsl::parse_str(wgsl) {
+        Err(e) => return Some(e.emit_to_string(wgsl)),
+        Ok(module) => module,
+    };
+    let capabilities = Capabilities::SUBGROUP
+        | Capabilities::COOPERATIVE_MATRIX
+        | Capabilities::SHADER_FLOAT16
+        | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    let info = match Validator::new(ValidationFlags::all(), capabilities).validate(&module) {
+        Err(e) => return Some(e.emit_to_string(wgsl)),
+        Ok(info) => info,
+    };
+    let kernel = kernel?;
+    let mut layouter = naga::proc::Layouter::default();
+    layouter.update(module.to_ctx()).unwrap();
+    let entry = info.get_entry_point(module.entry_points.iter().position(|e| e.name == kernel.entry)?);
+    let used = module
+        .global_variables
+        .iter()
+        .filter(|(handle, g)| g.space == naga::AddressSpace::WorkGroup && !entry[*handle].is_empty());
+    let bytes: u32 = used.map(|(_, g)| layouter[g.ty].size.next_multiple_of(16)).sum();
+    let ours = kernel.workgroup_bytes();
+    (ours != Some(bytes)).then(|| format!("{bytes} bytes of workgroup memory, not {ours:?}"))
 }
 
 fn tint_error(wgsl: &str) -> Option<String> {
