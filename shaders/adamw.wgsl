@@ -17,7 +17,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> grad: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> hyper: array<vec4<f32>>; // two; see AdamWSettings
-@group(0) @binding(3) var<storage, read> norm: array<vec4<f32>>; // one element; a quad as its neighbours are, for devices that bind few
+@group(0) @binding(3) var<storage, read> norm: array<vec4<f32>>; // one element; quads merge with quads
 @group(0) @binding(4) var<storage, read_write> param: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read_write> moment1: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> moment2: array<vec4<f32>>;

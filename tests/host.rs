@@ -149,17 +149,21 @@ fn webgpus_default_limits_and_no_features_will_do() {
 }
 
 /// Four storage buffers for a kernel, and a little less workgroup memory than WebGPU has.
-fn downlevel() -> Gpu {
-    let (device, queue) = device(|_| wgpu::Limits::downlevel_defaults());
+fn downlevel(max_storage_buffer_binding_size: u64) -> Gpu {
+    let limits = wgpu::Limits { max_storage_buffer_binding_size, ..wgpu::Limits::downlevel_defaults() };
+    let (device, queue) = device(|_| limits.clone());
     Gpu::from_device(device, queue)
 }
 
+const DOWNLEVEL_BINDING: u64 = wgpu::Limits::downlevel_defaults().max_storage_buffer_binding_size;
+
 #[test]
 fn downlevel_limits_will_do_for_training() {
-    let gpu = downlevel();
     let llama = TransformerConfig { n_kv_heads: 2, qk_norm: true, ..TransformerConfig::llama(VOCAB, TIME, 2, 32, 4) };
     let llama = TrainConfig { model: llama, muon: Some(MuonConfig::default()), ..config() };
-    for config in [config(), llama] {
+    // Of the last, arenas are in parts, each of which is merged with something.
+    for (config, binding) in [(config(), DOWNLEVEL_BINDING), (llama, DOWNLEVEL_BINDING), (config(), 32 << 10)] {
+        let gpu = downlevel(binding);
         let mut trainers = [&gpu, common::gpu()].map(|gpu| Trainer::new_blocking(gpu, config.clone()).unwrap());
         let mut losses = [vec![], vec![]];
         for _ in 0..6 {
@@ -173,12 +177,13 @@ fn downlevel_limits_will_do_for_training() {
             .each_ref()
             .map(|t| t.plan().steps.iter().flat_map(|s| &s.dispatches).any(|d| !d.ranges.is_empty()));
         assert_eq!(merged, [true, false]);
+        assert_eq!(trainers[0].params.parts.len() > 2, binding < DOWNLEVEL_BINDING);
     }
 }
 
 #[test]
 fn downlevel_limits_will_do_for_decoding() {
-    let few = downlevel();
+    let few = downlevel(DOWNLEVEL_BINDING);
     let model = Model::open(&common::hf_folder("llama")).unwrap();
     let prompt = [5, 17, 80, 3];
     let [got, want] = [&few, gpu()].map(|gpu| {
