@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 use std::ops::Range;
 
+use crate::error::Result;
 use crate::kernel::{Bound, Kernel};
 use crate::wgsl::{Kind, Module};
 
-/// Ranges start at multiples of so many bytes, which all sizes of elements divide.
+/// Ranges start at multiples of so many bytes, which the elements' size must divide.
 const ALIGN: usize = 256;
 
 /// A storage binding as the planner has resolved it.
@@ -48,6 +49,9 @@ pub(crate) struct Group {
     pub parts: Vec<(usize, usize)>,
 }
 
+/// Or what of a text is in the way.
+type Checked<T> = std::result::Result<T, String>;
+
 /// A storage global that an entry point uses.
 struct Declared<'a> {
     name: &'a str,
@@ -55,7 +59,8 @@ struct Declared<'a> {
     /// The token of its number.
     number: usize,
     writes: bool,
-    element: Range<usize>,
+    /// The type of its elements, if it is an array.
+    element: Option<Range<usize>>,
 }
 
 /// How many of the cheapest bindings of a type become one, of those only read and of those written, and whether
@@ -121,14 +126,16 @@ pub(crate) fn choose(
     binds: &[Option<Binding>],
     max: usize,
     max_bytes: u64,
-) -> Result<Option<Merging>, String> {
-    let text = kernel.with_knobs().map_err(|e| e.to_string())?;
+) -> Result<Option<Merging>> {
+    let text = kernel.with_knobs()?;
     let module = Module::parse(&text);
-    let declared = declared(&module, kernel.entry, binds.len())?;
-    let zero = |i: &usize| binds[*i].is_none() && !declared[*i].writes;
+    let declared = declared(&module, kernel.entry, binds.len()).map_err(|message| kernel.error(message))?;
+    let zero = |i: &usize| binds[*i].is_none() && !declared[*i].writes && declared[*i].element.is_some();
     let mut classes: BTreeMap<String, Class> = BTreeMap::new();
     for i in (0..binds.len()).filter(|i| binds[*i].is_some()) {
-        if let (ty, Some(element_bytes)) = module.type_of(declared[i].element.clone()) {
+        if let Some((ty, Some(element_bytes))) = declared[i].element.clone().map(|ty| module.type_of(ty))
+            && ALIGN.is_multiple_of(element_bytes)
+        {
             let class = classes.entry(ty).or_default();
             class.element_bytes = element_bytes;
             if declared[i].writes { &mut class.written } else { &mut class.read }.push(i);
@@ -137,7 +144,8 @@ pub(crate) fn choose(
     let classes: Vec<Class> = classes.into_values().map(|class| sorted(class, binds)).collect();
     let left = binds.len() - (0..binds.len()).filter(zero).count();
     // What is only read in control flow around a barrier must stay so: see "uniformity" in the standard of WGSL.
-    let careful = module.tokens.iter().any(|t| t.text.ends_with("Barrier") || t.text.starts_with("subgroup"));
+    let names = module.names(&module.reachable(kernel.entry));
+    let careful = names.iter().any(|name| name.ends_with("Barrier") || name.starts_with("subgroup"));
     let Some(ways) = cheapest(&classes, binds, left.saturating_sub(max), max_bytes, careful) else { return Ok(None) };
 
     let mut group_of: HashMap<usize, usize> = HashMap::new();
@@ -217,7 +225,7 @@ fn cheapest(
 }
 
 /// The globals at bindings 1 to `count` that an entry point uses.
-fn declared<'a>(module: &Module<'a>, entry: &str, count: usize) -> Result<Vec<Declared<'a>>, String> {
+fn declared<'a>(module: &Module<'a>, entry: &str, count: usize) -> Checked<Vec<Declared<'a>>> {
     let functions = module.reachable(entry);
     if functions.is_empty() {
         return Err(format!("its WGSL has no function `{entry}`"));
@@ -231,11 +239,9 @@ fn declared<'a>(module: &Module<'a>, entry: &str, count: usize) -> Result<Vec<De
         }
         let (open, close) = (ty.start + 1, ty.end.saturating_sub(1));
         let array = [ty.start, open, close].map(|i| module.word(i)) == ["array", "<", ">"];
-        if !array || open + 1 >= close {
-            return Err(format!("cannot merge bindings: `{name}` is no array"));
-        }
+        let element = (array && open + 1 < close).then_some(open + 1..close);
         let number = module.word(binding).trim_end_matches(['u', 'i']).parse::<usize>().unwrap_or(0);
-        let declared = Declared { name, item, number: binding, writes, element: open + 1..close };
+        let declared = Declared { name, item, number: binding, writes, element };
         match found.get_mut(number.wrapping_sub(1)) {
             Some(place @ None) => *place = Some(declared),
             _ => return Err(format!("cannot merge bindings: `{name}` is none of 1 to {count}, or not the only one")),
@@ -263,7 +269,7 @@ struct Rewrite<'a> {
 
 /// The WGSL with `bound` in place of bindings 1, 2, ..., and with no other entry point. Ranges are found by a uniform
 /// `merged_at` behind the last binding: [`Merging::words`].
-pub(crate) fn rewrite(text: &str, entry: &str, bound: &[Bound], trusted: bool) -> Result<String, String> {
+pub(crate) fn rewrite(text: &str, entry: &str, bound: &[Bound], trusted: bool) -> Checked<String> {
     let module = Module::parse(text);
     if let Some(clash) = module.tokens.iter().find(|t| t.text.starts_with("merged_")) {
         return Err(format!("cannot merge bindings: the name `{}` is taken", clash.text));
@@ -274,8 +280,11 @@ pub(crate) fn rewrite(text: &str, entry: &str, bound: &[Bound], trusted: bool) -
     let mut arrays: BTreeMap<u32, (String, bool)> = BTreeMap::new();
     let mut parts = 0;
     for (d, bound) in declared.iter().zip(bound) {
-        let (first, last) = (d.element.start, d.element.end - 1);
-        let ty = text[module.tokens[first].at..module.tokens[last].end()].to_string();
+        if matches!(bound, Bound::Alone(_)) {
+            continue;
+        }
+        let element = d.element.clone().ok_or_else(|| format!("cannot merge bindings: `{}` is no array", d.name))?;
+        let ty = text[module.tokens[element.start].at..module.tokens[element.end - 1].end()].to_string();
         match bound {
             Bound::Alone(_) => {}
             Bound::Zero => drop(rewrite.now.insert(d.name, Now::Zero(ty))),
@@ -320,7 +329,7 @@ fn count(bound: &[Bound]) -> usize {
 }
 
 impl Rewrite<'_> {
-    fn function(&self, item: usize, out: &mut String) -> Result<(), String> {
+    fn function(&self, item: usize, out: &mut String) -> Checked<()> {
         let (m, item) = (self.module, &self.module.items[item]);
         let mut hidden = vec![];
         for &name in self.now.keys().filter(|name| m.declares(item, name)) {
@@ -333,7 +342,7 @@ impl Rewrite<'_> {
         self.tokens(item.tokens.clone(), &hidden, out)
     }
 
-    fn tokens(&self, tokens: Range<usize>, hidden: &[&str], out: &mut String) -> Result<(), String> {
+    fn tokens(&self, tokens: Range<usize>, hidden: &[&str], out: &mut String) -> Checked<()> {
         let m = self.module;
         let mut i = tokens.start;
         while i < tokens.end {
@@ -388,7 +397,7 @@ fn scaled(i: u32) -> E { return x[ids[i] * 2u + ids[i + 1u]] * 2.0; }
 @compute @workgroup_size(1) fn other() { z[0] = x[0].x + f32(ids[1]); }
 ";
 
-    fn rewritten(text: &str, bound: &[Bound]) -> Result<String, String> {
+    fn rewritten(text: &str, bound: &[Bound]) -> Checked<String> {
         rewrite(text, "main", bound, true)
     }
 
@@ -443,6 +452,10 @@ fn scaled(i: u32) -> E { return x[ids[i] * 2u + ids[i + 1u]] * 2.0; }
         for odd in ["array", "array<>", "array<f32", "", "array>"] {
             rewritten(&TEXT.replace("array<u32>", odd), &ALL).unwrap_err();
         }
+        for n in 0..TEXT.len() {
+            let _ = rewritten(&TEXT[..n], &ALL);
+            let _ = rewritten(&TEXT[n..], &ALL);
+        }
         // Hiding alone does no harm.
         let text = rewritten(&main("{ let ids = 1u; let n = ids + 1u; }"), &ALL).unwrap();
         assert!(text.contains("let ids = 1u; let n = ids + 1u;"));
@@ -465,6 +478,12 @@ fn scaled(i: u32) -> E { return x[ids[i] * 2u + ids[i + 1u]] * 2.0; }
         assert_eq!(m.bound, [Bound::Part(1), Bound::Alone(2), Bound::Part(1), Bound::Part(1)]);
         assert_eq!(chosen(&binds, 1, 1 << 20), None);
         assert_eq!(chosen(&binds, 3, 1024), None);
+        // Ranges of elements whose size does not divide their starts are no ranges; what is no array stays alone.
+        for odd in ["array<array<vec4<f32>, 3>>", "array<P>", "P"] {
+            let text: &'static str = TEXT.replace("array<vec4<f32>>", odd).replace("array<E>", odd).leak();
+            let binds = binds.map(|b| b.map(|(bytes, cost)| Binding { bytes, cost }));
+            assert_eq!(choose(&Kernel::new("t", text, "main"), &binds, 3, 1 << 20).unwrap(), None, "{odd}");
+        }
     }
 
     #[test]

@@ -196,9 +196,8 @@ impl<'a> Planner<'a> {
         let cost = |b: (Slot, usize, bool)| b.1 * (usize::from(reads(b)) + usize::from(b.2));
         let binds: Vec<Option<Binding>> =
             d.binds.iter().map(|b| b.map(|b| Binding { bytes: b.1, cost: cost(b) })).collect();
-        let merging = merge::choose(&d.kernel, &binds, max as usize, self.profile.max_tensor_bytes())
-            .map_err(|message| d.kernel.error(message))?
-            .ok_or_else(|| {
+        let merging =
+            merge::choose(&d.kernel, &binds, max as usize, self.profile.max_tensor_bytes())?.ok_or_else(|| {
                 Error::Limit(format!(
                     "`{}` binds {} buffers; the adapter allows {max}, and too few of these are of one type and small \
                      enough to be bound as one",
