@@ -76,7 +76,8 @@ pub struct Profile {
     pub max_buffer_bytes: u64,
     /// Workgroups per dispatch dimension.
     pub max_workgroups: u32,
-    /// Storage buffers per shader stage.
+    /// Storage buffers per shader stage. Kernels that have more are rewritten: bindings of one type become ranges of
+    /// one buffer, into and out of which a step copies. Four do for every op of the table.
     pub max_storage_buffers: u32,
     /// Invocations per workgroup.
     pub max_invocations: u32,
@@ -137,6 +138,12 @@ impl Profile {
     /// Largest tensor, in bytes: one that a buffer holds and a binding covers.
     pub fn max_tensor_bytes(&self) -> u64 {
         self.max_binding_bytes.min(self.max_buffer_bytes)
+    }
+
+    /// The same for arenas to train in, which leaves room for an optimiser's settings where those are merged with a
+    /// gradient.
+    pub(crate) fn max_arena_bytes(&self) -> u64 {
+        self.max_tensor_bytes().saturating_sub(if self.max_storage_buffers < 6 { 1024 } else { 0 })
     }
 
     /// Lanes of a vector of a software adapter, and whether subgroup operations can move values

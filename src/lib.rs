@@ -20,6 +20,7 @@ mod fuse;
 pub mod gpu;
 pub mod graph;
 pub mod kernel;
+mod merge;
 pub mod model;
 pub mod nn;
 pub mod ops;
@@ -41,6 +42,7 @@ pub mod tokenize;
 pub mod train;
 pub mod tune;
 pub mod views;
+mod wgsl;
 
 pub use error::{Error, Result};
 pub use exec::{ExecOptions, Executable, Slice};

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use crate::error::{Error, Result};
 use crate::gpu::{AdapterClass, Gpu, Profile};
+use crate::kernel::Kernel;
 use crate::plan::Plan;
 
 /// What the kernels of some plans need of a device. A whole trainer's come from
@@ -34,7 +35,7 @@ pub struct Requirements {
     pub binding_bytes: u64,
     /// Bytes of the largest buffer.
     pub buffer_bytes: u64,
-    /// Storage buffers of a kernel.
+    /// Storage buffers of a kernel: a plan for a [profile](Profile::max_storage_buffers) that has few needs no more.
     pub storage_buffers: u32,
     /// Workgroups of a dispatch along one dimension.
     pub workgroups: u32,
@@ -65,14 +66,16 @@ impl Requirements {
         let planned = plan.buffers.iter().map(|b| b.bytes as u64).chain([plan.uniform_bytes() as u64]);
         // Kernels keep to these, whatever a device offers.
         let Profile { max_invocations, max_workgroup_bytes, .. } = Profile::portable(AdapterClass::Gpu);
+        let kernels: HashSet<&Kernel> = dispatches().map(|d| &d.kernel).collect();
+        let workgroup_bytes = kernels.into_iter().map(|k| k.workgroup_bytes().unwrap_or(max_workgroup_bytes));
         Requirements {
             binding_bytes: bound.max().unwrap_or(0).next_multiple_of(16),
             buffer_bytes: planned.chain(external).max().unwrap_or(0),
             storage_buffers: dispatches().map(|d| d.binds.len() as u32).max().unwrap_or(0),
             workgroups: dispatches().flat_map(|d| d.workgroups).max().unwrap_or(0),
             invocations: max_invocations,
-            workgroup_bytes: max_workgroup_bytes,
-            uniform_bytes: dispatches().map(|d| 4 * d.words.len() as u64).max().unwrap_or(0),
+            workgroup_bytes: workgroup_bytes.max().unwrap_or(0),
+            uniform_bytes: dispatches().map(|d| 4 * d.words.len().max(d.ranges.len()) as u64).max().unwrap_or(0),
             features: features(plan),
         }
     }

@@ -99,7 +99,7 @@ impl TrainPlan {
         config.validate()?;
         let (graph, gpt) = options.build(on, config, true)?;
         let params: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
-        let (max_bytes, muon) = (on.profile().max_tensor_bytes(), config.muon.is_some());
+        let (max_bytes, muon) = (on.profile().max_arena_bytes(), config.muon.is_some());
         let layout = Arc::new(ArenaLayout::for_training(&graph, &params, max_bytes, muon)?);
         let plan = TrainPlan {
             config: config.clone(),
