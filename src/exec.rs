@@ -13,6 +13,7 @@ use crate::gpu::{Gpu, binding_size};
 use crate::graph::Value;
 use crate::kernel::Kernel;
 use crate::plan::{External, Plan, Slot, Step};
+use crate::requirements::Requirements;
 use crate::staging::Readback;
 use crate::tensor::{Element, Tensor, TensorType};
 use crate::timeline::{self, Clock, NodeTime, Span, Timeline};
@@ -81,10 +82,15 @@ struct Place {
 const SENTINEL: u32 = 0x7fc0_dead;
 
 impl Executable {
-    /// Allocates buffers, compiles pipelines and makes bind groups. Compiling is the slow part.
+    /// Allocates buffers, compiles pipelines and makes bind groups. Compiling is the slow part. An [`Error::Limit`]
+    /// where the plan was made for a device that offers more.
     pub async fn new(gpu: &Gpu, plan: Arc<Plan>, options: ExecOptions) -> Result<Self> {
-        let inner = gpu.clone();
-        gpu.scoped(move || Self::build(inner, plan, options)).await
+        let built = gpu.scoped(|| Self::build(gpu.clone(), plan.clone(), options)).await;
+        built.map_err(|e| match e {
+            // What the device refuses may be what it was not opened for: that says more.
+            Error::Device(_) => Requirements::of(&plan).check(&gpu.device().limits()).err().unwrap_or(e),
+            e => e,
+        })
     }
 
     /// [`new`](Self::new), waiting.

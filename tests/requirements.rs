@@ -13,7 +13,9 @@ use throughline::optim::{AdamWConfig, Arena, ArenaLayout, MuonConfig, Optimizer,
 use throughline::probe::{Edit, Patch};
 use throughline::train::{TrainConfig, TrainOptions, TrainPlan, Trainer};
 use throughline::views::{LogitLens, Subject};
-use throughline::{AdapterClass, Cooperative, Error, Gpu, Profile};
+use throughline::{
+    AdapterClass, Cooperative, Error, ExecOptions, Executable, Gpu, Graph, Plan, Profile, Requirements, TensorType,
+};
 
 const VOCAB: usize = 31;
 
@@ -171,6 +173,22 @@ fn what_is_too_large_says_what_fits_and_that_trains() {
     let bad = TrainOptions { patches: vec![Patch::new("nowhere", Edit::Replace)], ..TrainOptions::default() };
     let error = TrainPlan::new(&large, &bad, &portable).unwrap_err().to_string();
     assert!(error.contains("`nowhere`") && !error.contains("fit"), "{error}");
+}
+
+/// A plan alone, of a device that offers more than this one.
+#[test]
+fn an_executable_names_the_limit_that_is_too_low() {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([64, 64])).unwrap();
+    let [w, b] = [g.param("w", [64]).unwrap(), g.param("b", [64]).unwrap()];
+    let y = g.layernorm("y", x, w, b, 1e-5).unwrap();
+    let plan = Arc::new(Plan::new(&g, &[y], &Profile::portable(gpu().profile().class)).unwrap());
+    let needs = Requirements::of(&plan).storage_buffers;
+    let mut limits = wgpu::Limits::default();
+    limits.max_storage_buffers_per_shader_stage = needs - 1;
+    let gpu = open(&adapter(), &wgpu::DeviceDescriptor { required_limits: limits, ..Default::default() });
+    let words = ["max_storage_buffers_per_shader_stage must be", &format!("{needs}"), &format!("but is {}", needs - 1)];
+    expect(Executable::new_blocking(&gpu, plan, ExecOptions::default()), &words);
 }
 
 /// Arenas that a plan is not for are named.
