@@ -17,7 +17,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> grad: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> hyper: array<vec4<f32>>; // two; see AdamWSettings
-@group(0) @binding(3) var<storage, read> norm: array<f32>;
+@group(0) @binding(3) var<storage, read> norm: array<vec4<f32>>; // one element; quads merge with quads
 @group(0) @binding(4) var<storage, read_write> param: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read_write> moment1: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> moment2: array<vec4<f32>>;
@@ -36,7 +36,7 @@ fn forward(
     let rest = hyper[1]; // weight decay, both bias corrections, largest norm
     var clip = 1.0;
     if (rest.w > 0.0) {
-        clip = min(1.0, rest.w / (norm[0] + 1e-6));
+        clip = min(1.0, rest.w / (norm[0].x + 1e-6));
     }
     let keep = 1.0 - rates.x * rest.x;
     let step = rates.x / rest.y;

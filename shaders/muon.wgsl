@@ -24,7 +24,7 @@ struct Params {
 // momentum, m += (grad * clip - m) * (1 - momentum), and the squares of what is to be made orthogonal
 @group(0) @binding(1) var<storage, read> grad: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> hyper: array<vec4<f32>>; // one; see MuonSettings
-@group(0) @binding(3) var<storage, read> norm: array<f32>;
+@group(0) @binding(3) var<storage, read> norm: array<vec4<f32>>; // one element; quads merge with quads
 @group(0) @binding(4) var<storage, read_write> moment: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read_write> direction: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> sums: array<f32>; // of squares, by matrix and chunk
@@ -42,7 +42,7 @@ fn momentum(
     let settings = hyper[0]; // lr, momentum, weight decay, largest norm
     var clip = 1.0;
     if (settings.w > 0.0) {
-        clip = min(1.0, settings.w / (norm[0] + 1e-6));
+        clip = min(1.0, settings.w / (norm[0].x + 1e-6));
     }
     let start = group / p.chunks * p.quads;
     let first = group % p.chunks * p.chunk;

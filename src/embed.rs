@@ -95,7 +95,7 @@ impl SentenceEncoder {
             let message = "expected an encoder, such as a BERT; this model predicts the next token".into();
             return Err(Error::Config { field: "bidirectional", message });
         }
-        let weights = model.upload(gpu)?;
+        let weights = model.upload(gpu, &model.placed(gpu.profile().max_tensor_bytes())?)?;
         Ok(SentenceEncoder { gpu: gpu.clone(), config, pooling, weights, steps: HashMap::new() })
     }
 

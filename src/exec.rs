@@ -162,13 +162,19 @@ impl Executable {
             for d in &step.dispatches {
                 self.check_aliases(step, &d.binds)?;
                 let pipeline = self.gpu.pipeline(&d.kernel)?;
-                let size = binding_size(d.words.len() * 4);
-                let uniform = wgpu::BufferBinding { buffer: &uniforms, offset, size };
-                let bind_group = self.bind_group(&pipeline, &d.kernel, (size.is_some()).then_some(uniform), &d.binds);
-                offset += uniform_stride(d.words.len());
+                let mut uniform = |words: &[u32]| {
+                    let size = binding_size(words.len() * 4);
+                    let binding = wgpu::BufferBinding { buffer: &uniforms, offset, size };
+                    offset += uniform_stride(words.len());
+                    size.is_some().then_some(binding)
+                };
+                let bind_group =
+                    self.bind_group(&pipeline, &d.kernel, [uniform(&d.words), uniform(&d.ranges)], &d.binds);
                 let name = format!("{}.{}", d.kernel.label, d.kernel.entry);
                 let work = Work::Dispatch { name, pipeline, bind_group, workgroups: d.workgroups };
+                d.copies_in.iter().try_for_each(|c| self.push_copy(i, c))?;
                 self.commands.push(Command { step: i, work });
+                d.copies_out.iter().try_for_each(|c| self.push_copy(i, c))?;
             }
         }
         for c in &plan.final_copies {
@@ -198,14 +204,16 @@ impl Executable {
         &self,
         pipeline: &wgpu::ComputePipeline,
         kernel: &Kernel,
-        uniform: Option<wgpu::BufferBinding<'_>>,
+        uniforms: [Option<wgpu::BufferBinding<'_>>; 2],
         binds: &[Option<(Slot, usize, bool)>],
     ) -> wgpu::BindGroup {
         let places: Vec<Option<(Place, usize)>> =
             binds.iter().map(|b| b.map(|(slot, bytes, _)| (self.place(slot), self.bound_bytes(slot, bytes)))).collect();
-        let mut entries: Vec<wgpu::BindGroupEntry<'_>> = uniform
-            .into_iter()
-            .map(|u| wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(u) })
+        // Before the storage bindings and behind them.
+        let numbered = uniforms.into_iter().zip([0, binds.len() as u32 + 1]);
+        let mut entries: Vec<wgpu::BindGroupEntry<'_>> = numbered
+            .filter_map(|(u, binding)| Some((wgpu::BindingResource::Buffer(u?), binding)))
+            .map(|(resource, binding)| wgpu::BindGroupEntry { binding, resource })
             .collect();
         for (i, place) in places.iter().enumerate() {
             let resource = match place {
@@ -242,7 +250,9 @@ impl Executable {
     }
 
     fn push_copy(&mut self, step: usize, copy: &crate::plan::Copy) -> Result<()> {
-        let (from, to) = (self.place(copy.from), self.place(copy.to));
+        let (mut from, mut to) = (self.place(copy.from), self.place(copy.to));
+        from.offset += copy.from_offset as u64;
+        to.offset += copy.to_offset as u64;
         if from.buffer == to.buffer {
             return Err(Error::Graph(format!(
                 "a step copies `{}` to `{}`, which are bound to one buffer; WebGPU copies only between two",
@@ -571,10 +581,10 @@ fn check_bindings(plan: &Plan, bindings: &HashMap<Value, Tensor>) -> Result<()> 
 /// All uniforms in one buffer, each at a multiple of 256 as WebGPU asks.
 fn upload_uniforms(gpu: &Gpu, plan: &Plan) -> wgpu::Buffer {
     let mut bytes: Vec<u8> = vec![];
-    for d in plan.steps.iter().flat_map(|s| &s.dispatches) {
+    for words in plan.steps.iter().flat_map(|s| &s.dispatches).flat_map(|d| [&d.words, &d.ranges]) {
         let at = bytes.len();
-        bytes.extend_from_slice(bytemuck::cast_slice(&d.words));
-        bytes.resize(at + uniform_stride(d.words.len()) as usize, 0);
+        bytes.extend_from_slice(bytemuck::cast_slice(words));
+        bytes.resize(at + uniform_stride(words.len()) as usize, 0);
     }
     let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
         label: Some("throughline uniforms"),
@@ -586,6 +596,7 @@ fn upload_uniforms(gpu: &Gpu, plan: &Plan) -> wgpu::Buffer {
     buffer
 }
 
-fn uniform_stride(words: usize) -> u64 {
+/// Bytes of a dispatch in an executable's buffer of uniforms.
+pub(crate) fn uniform_stride(words: usize) -> u64 {
     ((words * 4) as u64).next_multiple_of(256)
 }

@@ -76,7 +76,8 @@ pub struct Profile {
     pub max_buffer_bytes: u64,
     /// Workgroups per dispatch dimension.
     pub max_workgroups: u32,
-    /// Storage buffers per shader stage.
+    /// Storage buffers per shader stage. Kernels that have more are rewritten: bindings of one type become ranges of
+    /// one buffer, into and out of which a step copies. Four do for every op of the table.
     pub max_storage_buffers: u32,
     /// Invocations per workgroup.
     pub max_invocations: u32,
@@ -139,6 +140,12 @@ impl Profile {
         self.max_binding_bytes.min(self.max_buffer_bytes)
     }
 
+    /// The same for arenas to train in, which leaves room for an optimiser's settings where those are merged with a
+    /// gradient.
+    pub(crate) fn max_arena_bytes(&self) -> u64 {
+        self.max_tensor_bytes().saturating_sub(if self.max_storage_buffers < 6 { 1024 } else { 0 })
+    }
+
     /// Lanes of a vector of a software adapter, and whether subgroup operations can move values
     /// between them: kernels of [`AdapterClass::Cpu`] use workgroups of one vector.
     pub fn vector_lanes(&self) -> (usize, bool) {
@@ -161,6 +168,38 @@ impl Profile {
         let max = self.max_workgroups as usize;
         let y = n.div_ceil(max).max(1);
         [n.div_ceil(y).max(1) as u32, y as u32, 1]
+    }
+}
+
+/// Where plans are made: for a profile alone, or on a device, which may measure variants first.
+pub(crate) trait Planning {
+    fn profile(&self) -> &Profile;
+
+    fn plan(&self, graph: &Graph, outputs: &[Value]) -> Result<Plan>;
+
+    /// An empty graph for models there.
+    fn graph(&self) -> Graph {
+        Graph::with_max_tensor_bytes(self.profile().max_tensor_bytes())
+    }
+}
+
+impl Planning for Profile {
+    fn profile(&self) -> &Profile {
+        self
+    }
+
+    fn plan(&self, graph: &Graph, outputs: &[Value]) -> Result<Plan> {
+        Plan::new(graph, outputs, self)
+    }
+}
+
+impl Planning for Gpu {
+    fn profile(&self) -> &Profile {
+        Gpu::profile(self)
+    }
+
+    fn plan(&self, graph: &Graph, outputs: &[Value]) -> Result<Plan> {
+        Gpu::plan(self, graph, outputs)
     }
 }
 

@@ -6,6 +6,31 @@
 //! cannot size a function-local array, which is the register tile that a matmul tunes; hence text.
 
 use crate::error::{Error, Result};
+use crate::gpu::Cooperative;
+use crate::merge;
+use crate::wgsl::Module;
+
+/// What becomes of a storage binding where a device binds fewer than a kernel has. The planner says; see
+/// ARCHITECTURE.md.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Bound {
+    /// It stays a binding, under this number.
+    Alone(u32),
+    /// It is a range of what is bound under this number.
+    Part(u32),
+    /// It is not bound: what reads it, reads zeros.
+    Zero,
+}
+
+impl Bound {
+    /// The number that it is bound under, or is a part of.
+    pub(crate) fn number(self) -> u32 {
+        match self {
+            Bound::Alone(n) | Bound::Part(n) => n,
+            Bound::Zero => 0,
+        }
+    }
+}
 
 /// A kernel before compilation: which entry point of which file, with which knobs.
 ///
@@ -24,6 +49,8 @@ pub struct Kernel {
     pub entry: &'static str,
     /// Names and new right-hand sides.
     pub knobs: Vec<(&'static str, String)>,
+    /// What becomes of the storage bindings 1, 2, ... of the file; empty if they stay as they are.
+    pub merged: Vec<Bound>,
     /// Whether the driver's bounds checks and loop bounding may be left out. True for kernels that
     /// the table's stray-write tests cover; see `Gpu::compile`.
     pub trusted: bool,
@@ -32,7 +59,7 @@ pub struct Kernel {
 impl Kernel {
     /// A kernel with the knobs as written in the file and all checks on.
     pub fn new(label: &'static str, source: &'static str, entry: &'static str) -> Self {
-        Kernel { label, source, entry, knobs: Vec::new(), trusted: false }
+        Kernel { label, source, entry, knobs: vec![], merged: vec![], trusted: false }
     }
 
     /// Sets a knob.
@@ -41,25 +68,72 @@ impl Kernel {
         self
     }
 
-    /// The final WGSL. An `Err` names a knob that the file does not declare.
+    /// The final WGSL. An `Err` names a knob that the file does not declare, or what of it keeps bindings from being
+    /// merged.
     pub fn wgsl(&self) -> Result<String> {
+        let text = self.with_knobs()?;
+        if self.merged.is_empty() {
+            return Ok(text);
+        }
+        merge::rewrite(&text, self.entry, &self.merged, self.trusted).map_err(|message| self.error(message))
+    }
+
+    pub(crate) fn error(&self, message: String) -> Error {
+        Error::Kernel { kernel: self.label.into(), message }
+    }
+
+    /// The WGSL with knobs set and bindings as in the file.
+    pub(crate) fn with_knobs(&self) -> Result<String> {
         let mut text = self.source.to_string();
         for (name, value) in &self.knobs {
-            text = replace_knob(&text, name, value).ok_or_else(|| Error::Kernel {
-                kernel: self.label.into(),
-                message: format!("no line `const {name}: ... = ...;` or `alias {name} = ...;` in its WGSL"),
+            text = replace_knob(&text, name, value).ok_or_else(|| {
+                self.error(format!("no line `const {name}: ... = ...;` or `alias {name} = ...;` in its WGSL"))
             })?;
         }
         Ok(text)
     }
 
-    /// `label.entry[KNOB=value ...]`, for plans and profiles.
-    pub fn describe(&self) -> String {
-        let knobs: Vec<String> = self.knobs.iter().map(|(n, v)| format!("{n}={v}")).collect();
-        match knobs.is_empty() {
-            true => format!("{}.{}", self.label, self.entry),
-            false => format!("{}.{}[{}]", self.label, self.entry, knobs.join(" ")),
+    /// What the text uses that a device must be opened with: subgroup operations, cooperative matrices, f16.
+    pub fn features(&self) -> wgpu::Features {
+        let enables = |extension: &str| self.source.contains(&format!("enable {extension};"));
+        // `enable subgroups;` is the standard's, but naga 30 rejects it: so functions and built-in values tell.
+        let words = self.source.match_indices("subgroup").map(|(at, word)| &self.source[at + word.len()..]);
+        let calls = { words }.any(|rest| rest.starts_with(|c: char| c.is_ascii_uppercase()));
+        let mut features = wgpu::Features::empty();
+        if calls || self.source.contains("builtin(subgroup_") {
+            features |= wgpu::Features::SUBGROUP;
         }
+        if enables("wgpu_cooperative_matrix") {
+            features |= Cooperative::F32.features();
+        }
+        if enables("f16") {
+            features |= wgpu::Features::SHADER_F16;
+        }
+        features
+    }
+
+    /// `label.entry[KNOB=value ...]`, for plans and profiles; behind a `|`, what became of merged bindings.
+    pub fn describe(&self) -> String {
+        let bound = |b: &Bound| match b {
+            Bound::Alone(n) => n.to_string(),
+            Bound::Part(n) => format!("in {n}"),
+            Bound::Zero => "none".into(),
+        };
+        let mut all: Vec<String> = self.knobs.iter().map(|(n, v)| format!("{n}={v}")).collect();
+        if !self.merged.is_empty() {
+            all.push(format!("| {}", self.merged.iter().map(bound).collect::<Vec<_>>().join(", ")));
+        }
+        match all.is_empty() {
+            true => format!("{}.{}", self.label, self.entry),
+            false => format!("{}.{}[{}]", self.label, self.entry, all.join(" ")),
+        }
+    }
+
+    /// Bytes of workgroup memory that it uses; `None` where its WGSL declares them in a way that this crate does not
+    /// understand.
+    pub fn workgroup_bytes(&self) -> Option<u32> {
+        let text = self.with_knobs().ok()?;
+        Module::parse(&text).workgroup_bytes(self.entry).and_then(|n| n.try_into().ok())
     }
 }
 

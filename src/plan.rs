@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::Result;
+use crate::exec::uniform_stride;
 use crate::fuse;
 use crate::gpu::Profile;
 use crate::graph::{Graph, Node, Source, Value};
@@ -45,15 +46,26 @@ pub struct BufferSpec {
     pub values: Vec<String>,
 }
 
-/// A copy of whole contents between two slots.
+/// A copy between two slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Copy {
     /// Source.
     pub from: Slot,
+    /// Its first byte.
+    pub from_offset: usize,
     /// Destination.
     pub to: Slot,
+    /// Its first byte.
+    pub to_offset: usize,
     /// How many bytes.
     pub bytes: usize,
+}
+
+impl Copy {
+    /// A copy of what is at the start of a slot, to the start of another.
+    pub fn whole(from: Slot, to: Slot, bytes: usize) -> Self {
+        Copy { from, from_offset: 0, to, to_offset: 0, bytes }
+    }
 }
 
 /// A dispatch with its bindings resolved.
@@ -65,6 +77,13 @@ pub struct PlannedDispatch {
     pub binds: Vec<Option<(Slot, usize, bool)>>,
     /// Words of the uniform at binding 0.
     pub words: Vec<u32>,
+    /// Words of the uniform behind the last of `binds`, if any: where the ranges of bindings that were merged start,
+    /// and their last indices. See [`Profile::max_storage_buffers`].
+    pub ranges: Vec<u32>,
+    /// Copies into buffers of merged bindings, to make first.
+    pub copies_in: Vec<Copy>,
+    /// Copies out of them, to make behind the dispatch.
+    pub copies_out: Vec<Copy>,
     /// Workgroups in x, y, z.
     pub workgroups: [u32; 3],
 }
@@ -176,6 +195,18 @@ impl Plan {
         self.externals.iter().map(|e| e.ty.storage_bytes()).sum()
     }
 
+    /// Bytes that an executable allocates: buffers, uniforms, and externals but for those that are bound to tensors.
+    pub(crate) fn allocated_bytes(&self, is_bound: impl Fn(Value) -> bool) -> usize {
+        let own = self.externals.iter().filter(|e| !is_bound(e.value));
+        self.buffer_bytes() + self.uniform_bytes() + own.map(|e| e.ty.storage_bytes()).sum::<usize>()
+    }
+
+    /// Bytes of the buffer of all uniforms.
+    pub(crate) fn uniform_bytes(&self) -> usize {
+        let words = self.steps.iter().flat_map(|s| &s.dispatches).flat_map(|d| [&d.words, &d.ranges]);
+        words.map(|words| uniform_stride(words.len()) as usize).sum::<usize>().max(256)
+    }
+
     /// Everything that must be in GPU memory for a step.
     pub fn peak_bytes(&self) -> usize {
         self.buffer_bytes() + self.external_bytes()
@@ -234,12 +265,14 @@ impl fmt::Display for Plan {
         )?;
         for step in &self.steps {
             let outs: Vec<String> = step.outputs.iter().map(|(s, ty)| format!("{} {ty}", slot(s))).collect();
-            let copies = step.copies.iter().map(|c| format!("copy {} to {}", slot(&c.from), slot(&c.to)));
-            let dispatches = step.dispatches.iter().map(|d| {
+            let copy = |c: &Copy| format!("copy {} to {}", slot(&c.from), slot(&c.to));
+            let mut work: Vec<String> = step.copies.iter().map(copy).collect();
+            for d in &step.dispatches {
                 let groups: u64 = d.workgroups.iter().map(|&n| u64::from(n)).product();
-                format!("{}.{} x{groups}", d.kernel.label, d.kernel.entry)
-            });
-            let work: Vec<String> = copies.chain(dispatches).collect();
+                work.extend(d.copies_in.iter().map(copy));
+                work.push(format!("{}.{} x{groups}", d.kernel.label, d.kernel.entry));
+                work.extend(d.copies_out.iter().map(copy));
+            }
             writeln!(f, "  {:width$}  -> {}  by {}", step.name, outs.join(", "), work.join(", "))?;
         }
         for c in &self.final_copies {

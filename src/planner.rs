@@ -9,6 +9,8 @@ use std::collections::{HashMap, HashSet};
 use crate::error::{Error, Result};
 use crate::gpu::Profile;
 use crate::graph::{Node, Source, Value};
+use crate::kernel::Bound;
+use crate::merge::{self, Binding};
 use crate::ops::{Bind, Launch, Op, Program};
 use crate::plan::{BufferSpec, Copy, External, Plan, PlannedDispatch, Slot, Step};
 use crate::tensor::TensorType;
@@ -115,7 +117,11 @@ impl<'a> Planner<'a> {
         let scratch: Vec<usize> = (program.scratch.iter().enumerate())
             .map(|(i, ty)| self.allocate(ty, format!("{} scratch {i}", node.name)))
             .collect::<Result<_>>()?;
-        let dispatches = self.resolve(id, &inputs, &program, &scratch)?;
+        let mut dispatches = self.resolve(id, &inputs, &program, &scratch)?;
+        let started = |output: &usize| op.starts_as(*output).is_some();
+        let started: Vec<Slot> =
+            (0..node.outputs.len()).filter(started).map(|o| self.slot[&Value { node: id, output: o }]).collect();
+        self.merge(node, &mut dispatches, &started)?;
         let outputs = (node.outputs.iter().enumerate())
             .map(|(output, ty)| (self.slot[&Value { node: id, output }], ty.clone()))
             .collect();
@@ -157,13 +163,76 @@ impl<'a> Planner<'a> {
             };
             Some((slot, bytes, writes))
         };
-        let resolved = program.dispatches.iter().map(|d| {
+        let mut dispatches = vec![];
+        for d in &program.dispatches {
             let binds: Vec<_> = d.binds.iter().map(slot).collect();
             self.check_dispatch(node, &binds, d.workgroups)?;
             let (kernel, words) = (d.kernel.clone(), d.words.clone());
-            Ok(PlannedDispatch { kernel, binds, words, workgroups: d.workgroups })
-        });
-        resolved.collect()
+            let (ranges, copies_in, copies_out) = Default::default();
+            let workgroups = d.workgroups;
+            dispatches.push(PlannedDispatch { kernel, binds, words, ranges, copies_in, copies_out, workgroups });
+        }
+        Ok(dispatches)
+    }
+
+    /// Merges bindings of dispatches that have more than the device.
+    fn merge(&mut self, node: &Node, dispatches: &mut [PlannedDispatch], started: &[Slot]) -> Result<()> {
+        // What holds something that a kernel may rely on: at first, what outputs start as.
+        let mut full: HashSet<Slot> = started.iter().copied().collect();
+        for d in dispatches {
+            let max = self.profile.max_storage_buffers as usize;
+            let writes: Vec<Slot> = d.binds.iter().flatten().filter(|b| b.2).map(|b| b.0).collect();
+            if d.binds.len() > max {
+                self.merge_bindings(node, d, |slot| full.contains(&slot))?;
+            }
+            full.extend(writes);
+        }
+        Ok(())
+    }
+
+    fn merge_bindings(&mut self, node: &Node, d: &mut PlannedDispatch, full: impl Fn(Slot) -> bool) -> Result<()> {
+        let max = self.profile.max_storage_buffers;
+        let reads = |(slot, _, writes): (Slot, usize, bool)| !writes || full(slot);
+        let cost = |b: (Slot, usize, bool)| b.1 * (usize::from(reads(b)) + usize::from(b.2));
+        let binds: Vec<Option<Binding>> =
+            d.binds.iter().map(|b| b.map(|b| Binding { bytes: b.1, cost: cost(b) })).collect();
+        let merging =
+            merge::choose(&d.kernel, &binds, max as usize, self.profile.max_tensor_bytes())?.ok_or_else(|| {
+                Error::Limit(format!(
+                    "`{}` binds {} buffers; the adapter allows {max}, and too few of these are of one type and small \
+                     enough to be bound as one",
+                    node.name,
+                    binds.len()
+                ))
+            })?;
+        let mut buffers = vec![];
+        let old = std::mem::take(&mut d.binds);
+        d.binds = vec![None; merging.count()];
+        for (bound, bind) in merging.bound.iter().zip(&old) {
+            if let Bound::Alone(n) = bound {
+                d.binds[*n as usize - 1] = *bind;
+            }
+        }
+        for group in &merging.groups {
+            let buffer = self.allocate(&TensorType::f32([group.bytes / 4]), format!("{} merged", node.name))?;
+            let to = Slot::Buffer(buffer);
+            let parts = || group.parts.iter().filter_map(|&(i, offset)| Some((old[i]?, offset)));
+            for (b @ (from, bytes, writes), offset) in parts() {
+                if reads(b) {
+                    d.copies_in.push(Copy { to_offset: offset, ..Copy::whole(from, to, bytes) });
+                }
+                if writes {
+                    d.copies_out.push(Copy { from_offset: offset, ..Copy::whole(to, from, bytes) });
+                }
+            }
+            d.binds[group.number as usize - 1] = Some((to, group.bytes, parts().any(|(b, _)| b.2)));
+            buffers.push(buffer);
+        }
+        self.free.extend(buffers); // the next dispatch may have them
+        d.ranges = merging.words;
+        d.kernel.merged = merging.bound;
+        // What of its text is in the way, if anything, is an error now and not when it is compiled.
+        d.kernel.wgsl().map(drop)
     }
 
     fn place_external(&mut self, id: usize) -> Result<()> {
@@ -201,7 +270,7 @@ impl<'a> Planner<'a> {
                     source
                 } else {
                     let to = Slot::Buffer(self.allocate(ty, node.name.clone())?);
-                    copies.push(Copy { from: source, to, bytes: ty.storage_bytes() });
+                    copies.push(Copy::whole(source, to, ty.storage_bytes()));
                     to
                 }
             }
@@ -309,14 +378,6 @@ impl<'a> Planner<'a> {
                 node.name
             )));
         }
-        if binds.len() > self.profile.max_storage_buffers as usize {
-            let max = self.profile.max_storage_buffers;
-            return Err(Error::Limit(format!(
-                "`{}` binds {} buffers; the adapter allows {max}",
-                node.name,
-                binds.len()
-            )));
-        }
         for (i, a) in binds.iter().enumerate() {
             for b in binds[i + 1..].iter().flatten() {
                 if a.is_some_and(|a| a.0 == b.0 && (a.2 || b.2)) {
@@ -336,7 +397,7 @@ impl<'a> Planner<'a> {
             let (from, to) = (self.slot[&self.root[&value]], self.slot[&state]);
             if from != to {
                 let bytes = self.nodes[state.node].outputs[0].bytes();
-                copies.push(Copy { from, to, bytes });
+                copies.push(Copy::whole(from, to, bytes));
             }
         }
         for v in self.keep {
@@ -345,7 +406,7 @@ impl<'a> Planner<'a> {
             if self.root[v] != *v && copies.iter().any(|c| c.to == slot) {
                 // A view of a state that is about to change: it shows what the state held before.
                 let to = Slot::Buffer(self.allocate(&ty, self.nodes[v.node].name.clone())?);
-                copies.push(Copy { from: slot, to, bytes: ty.storage_bytes() });
+                copies.push(Copy::whole(slot, to, ty.storage_bytes()));
                 slot = to;
             }
             self.plan.kept.insert(*v, (slot, ty));
@@ -366,7 +427,7 @@ impl<'a> Planner<'a> {
             // They go round in a circle: what the first overwrites is put aside.
             let ty = TensorType::f32([first.bytes / 4]);
             let aside = Slot::Buffer(self.allocate(&ty, "put aside for stores".into())?);
-            self.plan.final_copies.push(Copy { from: first.to, to: aside, bytes: first.bytes });
+            self.plan.final_copies.push(Copy::whole(first.to, aside, first.bytes));
             pending.iter_mut().filter(|c| c.from == first.to).for_each(|c| c.from = aside);
         }
         Ok(())

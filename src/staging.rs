@@ -105,18 +105,65 @@ impl Readback {
     /// The data. Resolves once the device has been polled after the copy ran: apps that render do so anyway, since
     /// every submit polls too; others call [`Gpu::wait_blocking`] or [`wait_blocking`](Self::wait_blocking). Needs no
     /// executor of a particular kind. An `Err` if the encoder was dropped instead of submitted.
-    pub async fn take<T: Element>(self) -> Result<Vec<T>> {
-        let Readback { gpu, ty, staging } = self;
-        if T::DTYPE != ty.dtype {
-            let (expected, got) = (ty.dtype.to_string(), T::DTYPE.to_string());
-            return Err(Error::Data { tensor: "readback".into(), expected, got });
+    pub async fn take<T: Element>(mut self) -> Result<Vec<T>> {
+        self.expect::<T>()?;
+        let arrived = match &self.staging {
+            Ok(mapping) => mapping.mapped.receive().await,
+            Err(_) => None,
+        };
+        self.finish(arrived)
+    }
+
+    /// The data if it is there, for loops that ask every frame; `None` if it is not yet. Once it was given, there is
+    /// no more: an `Err`.
+    ///
+    /// ```
+    /// # use throughline::{Gpu, Tensor, TensorType};
+    /// # let gpu = Gpu::headless_blocking()?;
+    /// let x = Tensor::zeros(&gpu, "x", TensorType::f32([3]))?;
+    /// let mut encoder = gpu.device().create_command_encoder(&Default::default());
+    /// let mut readback = x.read_later(&gpu, &mut encoder);
+    /// gpu.submit(encoder)?;
+    /// let data: Vec<f32> = loop {
+    ///     // A frame: its submit polls the device; here is none.
+    ///     gpu.device().poll(wgpu::PollType::Poll).unwrap();
+    ///     if let Some(data) = readback.try_take()? {
+    ///         break data;
+    ///     }
+    /// };
+    /// assert_eq!(data, [0.0; 3]);
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub fn try_take<T: Element>(&mut self) -> Result<Option<Vec<T>>> {
+        self.expect::<T>()?;
+        match &self.staging {
+            Ok(mapping) => match now(mapping.mapped.receive()) {
+                Some(arrived) => self.finish(arrived).map(Some),
+                None => Ok(None),
+            },
+            Err(_) => self.finish(None).map(Some),
         }
-        let mapping = staging?;
-        let failed = |e: String| gpu.error(format!("reading {ty} back: {e}"));
-        match mapping.mapped.receive().await {
+    }
+
+    /// `arrived` is what the map's callback told; `None` if it will not be called.
+    fn finish<T: Element>(&mut self, arrived: Option<Result<(), wgpu::BufferAsyncError>>) -> Result<Vec<T>> {
+        let over = Error::Device(format!("reading {} back: its data was given already", self.ty));
+        let mapping = std::mem::replace(&mut self.staging, Err(over))?;
+        let failed = |e: String| self.gpu.error(format!("reading {} back: {e}", self.ty));
+        match arrived {
             Some(Ok(())) => mapping.copy_out().map_err(failed),
             Some(Err(e)) => Err(failed(e.to_string())),
             None => Err(failed("the encoder that copies it was not submitted".into())),
+        }
+    }
+
+    fn expect<T: Element>(&self) -> Result<()> {
+        match T::DTYPE == self.ty.dtype {
+            true => Ok(()),
+            false => {
+                let (expected, got) = (self.ty.dtype.to_string(), T::DTYPE.to_string());
+                Err(Error::Data { tensor: "readback".into(), expected, got })
+            }
         }
     }
 

@@ -46,7 +46,8 @@ impl<'a> Subject<'a> {
     }
 
     fn build(&self, batch: usize, time: usize) -> Result<(Graph, Transformer)> {
-        let mut g = self.gpu.graph();
+        // With tables in parts as those of the parameters.
+        let mut g = Graph::with_max_tensor_bytes(self.params.layout.max_bytes);
         let gpt = Transformer::build_with(&mut g, self.config, self.block, batch, time, false)?;
         Ok((g, gpt))
     }

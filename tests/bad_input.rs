@@ -109,6 +109,12 @@ fn a_plan_over_the_adapters_limits_names_the_tensor() {
         &["`embed.weight`", "binds at most"],
     );
     expect(Plan::new(&Graph::new(), &[y], &profile), &["not a value of this graph"]);
+    // Floats and ids cannot be bound as one.
+    let table = g.param("table", [8, 4]).unwrap();
+    let ids = g.input("ids", TensorType::u32([3])).unwrap();
+    let rows = g.embedding("rows", table, ids).unwrap();
+    let few = Profile { max_storage_buffers: 1, ..profile.clone() };
+    expect(Plan::new(&g, &[rows], &few), &["`rows` binds 3 buffers", "allows 1", "of one type"]);
     let portable = profile.max_binding_bytes;
     expect(ArenaLayout::of_model(&config, portable), &["`h.0.attn.q.weight`", "[768, 768]", "2359296", "1048576"]);
 }

@@ -8,14 +8,16 @@ use std::time::Duration;
 use common::gpu;
 use throughline::checkpoint::Checkpoint;
 use throughline::data::Batch;
-use throughline::decode::{Decoder, FrameDecoder};
+use throughline::decode::{Decoder, FrameDecoder, GenerationOptions};
+use throughline::model::Model;
 use throughline::nn::{Transformer, TransformerConfig};
-use throughline::optim::{AdamWConfig, Schedule};
+use throughline::optim::{AdamWConfig, MuonConfig, Schedule};
 use throughline::rng::Rng;
+use throughline::sample::Sampling;
 use throughline::train::{SlicedStep, TrainConfig, Trainer};
 use throughline::{
-    Error, ExecOptions, Executable, Gpu, Graph, Plan, Profile, Readback, Requirements, Tensor, TensorType, Timeline,
-    Value,
+    AdapterClass, Error, ExecOptions, Executable, Gpu, Graph, Plan, Profile, Readback, Requirements, Tensor,
+    TensorType, Timeline, Value,
 };
 
 const VOCAB: usize = 31;
@@ -146,6 +148,61 @@ fn webgpus_default_limits_and_no_features_will_do() {
     assert!(losses[5] < losses[0], "{losses:?}");
 }
 
+/// Four storage buffers for a kernel, and a little less workgroup memory than WebGPU has.
+fn downlevel(max_storage_buffer_binding_size: u64) -> Gpu {
+    let limits = wgpu::Limits { max_storage_buffer_binding_size, ..wgpu::Limits::downlevel_defaults() };
+    let (device, queue) = device(|_| limits.clone());
+    Gpu::from_device(device, queue)
+}
+
+const DOWNLEVEL_BINDING: u64 = wgpu::Limits::downlevel_defaults().max_storage_buffer_binding_size;
+
+#[test]
+fn downlevel_limits_will_do_for_training() {
+    let llama = TransformerConfig { n_kv_heads: 2, qk_norm: true, ..TransformerConfig::llama(VOCAB, TIME, 2, 32, 4) };
+    let llama = TrainConfig { model: llama, muon: Some(MuonConfig::default()), ..config() };
+    // Of the last, arenas are in parts, each of which is merged with something.
+    for (config, binding) in [(config(), DOWNLEVEL_BINDING), (llama, DOWNLEVEL_BINDING), (config(), 32 << 10)] {
+        let gpu = downlevel(binding);
+        let mut trainers = [&gpu, common::gpu()].map(|gpu| Trainer::new_blocking(gpu, config.clone()).unwrap());
+        let mut losses = [vec![], vec![]];
+        for _ in 0..6 {
+            for ((trainer, gpu), losses) in trainers.iter_mut().zip([&gpu, common::gpu()]).zip(&mut losses) {
+                losses.push(trainer.step(&batches(0)).unwrap().wait_blocking(gpu).unwrap());
+            }
+        }
+        assert!(common::worst(&losses[0], &losses[1]) < 1e-4, "{losses:?}");
+        assert!(losses[0][5] < losses[0][0] - 0.02, "{losses:?}");
+        let merged = trainers
+            .each_ref()
+            .map(|t| t.plan().steps.iter().flat_map(|s| &s.dispatches).any(|d| !d.ranges.is_empty()));
+        assert_eq!(merged, [true, false]);
+        assert_eq!(trainers[0].params.parts.len() > 2, binding < DOWNLEVEL_BINDING);
+    }
+}
+
+#[test]
+fn downlevel_limits_will_do_for_decoding() {
+    let few = downlevel(DOWNLEVEL_BINDING);
+    let model = Model::open(&common::hf_folder("llama")).unwrap();
+    let prompt = [5, 17, 80, 3];
+    let [got, want] = [&few, gpu()].map(|gpu| {
+        let mut decoder = Decoder::with_batch_blocking(gpu, &model, 2, 32).unwrap();
+        let logits = decoder.feed_batch_blocking(&[&prompt, &prompt[..2]]).unwrap().concat();
+        decoder.clear();
+        let options = GenerationOptions {
+            max_tokens: 12,
+            sampling: Sampling { temperature: 0.0, ..Default::default() },
+            stop: vec![],
+        };
+        let mut alone = Decoder::new_blocking(gpu, &model, 32).unwrap();
+        let ids: Vec<u32> = alone.generate(&prompt, options).unwrap().blocking().map(Result::unwrap).collect();
+        (logits, ids)
+    });
+    assert!(common::worst(&got.0, &want.0) < 1e-4);
+    assert_eq!(got.1, want.1);
+}
+
 /// A plan made before there is a device says what to open it with, and no less does.
 #[test]
 fn a_device_with_just_what_a_plan_requires_runs_it() {
@@ -162,6 +219,15 @@ fn a_device_with_just_what_a_plan_requires_runs_it() {
     let mut limits = wgpu::Limits::downlevel_defaults();
     let low = needs.check(&limits).unwrap_err().to_string();
     assert!(low.contains("max_storage_buffers_per_shader_stage must be") && low.contains("but is 4"), "{low}");
+    // A plan for a device that binds as few needs no more, of either class of kernels.
+    for class in [AdapterClass::Cpu, AdapterClass::Gpu] {
+        let few = Profile { class, max_storage_buffers: 4, max_workgroup_bytes: 16_352, ..profile.clone() };
+        let few = Requirements::of(&Plan::new(&g, &outputs, &few).unwrap());
+        few.check(&limits).unwrap();
+        let less = wgpu::Limits { max_compute_workgroups_per_dimension: few.workgroups - 1, ..limits.clone() };
+        let low = few.check(&less).unwrap_err().to_string();
+        assert!(low.contains("max_compute_workgroups_per_dimension must be") && !low.contains(';'), "{low}");
+    }
     needs.raise(&mut limits);
     needs.check(&limits).unwrap();
     limits.max_storage_buffers_per_shader_stage = needs.storage_buffers;

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use graphs::{Built, Pair, recipes};
 use proptest::prelude::*;
 use throughline::graph::Source;
-use throughline::plan::{Copy, Slot, Step};
+use throughline::plan::{Copy, PlannedDispatch, Slot, Step};
 use throughline::{AdapterClass, Graph, Plan, Profile, TensorType, Value};
 
 proptest! {
@@ -17,7 +17,17 @@ proptest! {
 
     #[test]
     fn every_dispatch_reads_what_the_graph_says(recipe in recipes()) {
-        check(&recipe.build().unwrap())?;
+        check(&recipe.build().unwrap(), &Profile::portable(AdapterClass::Gpu))?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn so_does_every_dispatch_whose_bindings_are_merged(recipe in recipes()) {
+        let profile = Profile { max_storage_buffers: 3, ..Profile::portable(AdapterClass::Gpu) };
+        check(&recipe.build().unwrap(), &profile)?;
     }
 }
 
@@ -33,8 +43,9 @@ fn small() -> (Graph, [Value; 4]) {
 }
 
 fn checked(graph: Graph, kept: &[Value]) -> Plan {
-    check(&Built { graph: graph.clone(), kept: kept.to_vec() }).unwrap();
-    Plan::new(&graph, kept, &Profile::portable(AdapterClass::Gpu)).unwrap()
+    let profile = Profile::portable(AdapterClass::Gpu);
+    check(&Built { graph: graph.clone(), kept: kept.to_vec() }, &profile).unwrap();
+    Plan::new(&graph, kept, &profile).unwrap()
 }
 
 #[test]
@@ -106,10 +117,9 @@ fn a_tied_head_adds_to_the_gradient_of_the_table_in_place() {
     assert!(plan.steps.iter().all(|s| s.op.name() != "residual_add"), "{plan}");
 }
 
-fn check(built: &Built) -> Result<(), TestCaseError> {
+fn check(built: &Built, profile: &Profile) -> Result<(), TestCaseError> {
     let Built { graph, kept } = built;
-    let plan = Plan::new(graph, kept, &Profile::portable(AdapterClass::Gpu))
-        .map_err(|e| TestCaseError::fail(format!("{e}\n{graph}")))?;
+    let plan = Plan::new(graph, kept, profile).map_err(|e| TestCaseError::fail(format!("{e}\n{graph}")))?;
     let mut replay = Replay { terms: Terms::default(), held: HashMap::new(), plan: &plan };
     replay
         .run(graph, kept)
@@ -281,21 +291,61 @@ impl Replay<'_> {
             }
         }
         let mut scratch = HashSet::new();
-        for (slot, bytes, writes) in step.dispatches.iter().flat_map(|d| d.binds.iter().flatten()) {
-            ensure!(*bytes <= self.bytes(*slot), "{slot:?} is too small");
-            if *writes && !outputs.contains(slot) {
-                ensure!(matches!(slot, Slot::Buffer(_)) && !slots.contains(slot), "scratch in {slot:?}");
-                scratch.insert(*slot);
-                let garbage = self.terms.garbage();
-                self.held.insert(*slot, garbage);
+        // What holds something that must not be lost.
+        let mut full: HashSet<Slot> = slots.iter().copied().collect();
+        full.extend((0..outputs.len()).filter(|&i| step.starts_as[i].is_some()).map(|i| outputs[i]));
+        for d in &step.dispatches {
+            let binds = self.unmerged(d, &full)?;
+            for &(slot, bytes, writes) in &binds {
+                ensure!(bytes <= self.bytes(slot), "{slot:?} is too small");
+                if writes && !outputs.contains(&slot) {
+                    ensure!(matches!(slot, Slot::Buffer(_)) && !slots.contains(&slot), "scratch in {slot:?}");
+                    scratch.insert(slot);
+                    let garbage = self.terms.garbage();
+                    self.held.insert(slot, garbage);
+                }
+                let known = [&slots[..], &outputs[..]].concat().contains(&slot) || scratch.contains(&slot);
+                ensure!(known, "reads {slot:?}, which is none of its inputs");
             }
-            let known = [&slots[..], &outputs[..]].concat().contains(slot) || scratch.contains(slot);
-            ensure!(known, "reads {slot:?}, which is none of its inputs");
+            full.extend(binds.iter().filter(|b| b.2).map(|b| b.0));
         }
         let types: Vec<TensorType> = step.outputs.iter().map(|o| o.1.clone()).collect();
         let results = self.terms.outputs(step.op.name(), &inputs, &types, |i| step.starts_as[i]);
         self.held.extend(outputs.into_iter().zip(results));
         Ok(())
+    }
+
+    /// A dispatch's bindings as they were before some were merged, whose buffer then holds garbage.
+    fn unmerged(&mut self, d: &PlannedDispatch, full: &HashSet<Slot>) -> Result<Vec<(Slot, usize, bool)>, String> {
+        // Slot, buffer, range in it, whether it is written.
+        let copied_in = d.copies_in.iter().map(|c| (c.from, c.to, c.to_offset, c.bytes, c.from_offset));
+        let copied_out = d.copies_out.iter().map(|c| (c.to, c.from, c.from_offset, c.bytes, c.to_offset));
+        let mut parts: Vec<_> = copied_in.clone().chain(copied_out.clone()).collect();
+        parts.sort_by_key(|p| (p.1, p.2, p.0));
+        parts.dedup();
+        let buffers: HashSet<Slot> = parts.iter().map(|p| p.1).collect();
+        let mut binds: Vec<_> = d.binds.iter().flatten().copied().collect();
+        for &buffer in &buffers {
+            ensure!(matches!(buffer, Slot::Buffer(_)), "bindings are merged in {buffer:?}");
+            ensure!(binds.iter().filter(|b| b.0 == buffer).count() == 1, "{buffer:?} is not bound once");
+            let garbage = self.terms.garbage();
+            self.held.insert(buffer, garbage);
+        }
+        for pair in parts.windows(2) {
+            ensure!(pair[0].1 != pair[1].1 || pair[0].2 + pair[0].3 <= pair[1].2, "parts overlap: {pair:?}");
+        }
+        for part @ &(slot, buffer, at, bytes, offset) in &parts {
+            ensure!(offset == 0 && at % 256 == 0 && at + bytes <= self.bytes(buffer), "an odd part: {part:?}");
+            ensure!(!buffers.contains(&slot), "{slot:?} is bound and copied to");
+            let [taken, given] = [copied_in.clone().any(|p| p == *part), copied_out.clone().any(|p| p == *part)];
+            ensure!(taken || !full.contains(&slot), "what {slot:?} holds is lost");
+            let group = binds.iter().find(|b| b.0 == buffer);
+            ensure!(group.is_some_and(|b| at + bytes <= b.1 && (b.2 || !given)), "{part:?} is not bound");
+            binds.push((slot, bytes, given));
+        }
+        ensure!(d.ranges.len() == 2 * parts.len(), "{} parts and {:?}", parts.len(), d.ranges);
+        binds.retain(|b| !buffers.contains(&b.0));
+        Ok(binds)
     }
 
     fn copy(&mut self, copy: &Copy) -> Result<(), String> {

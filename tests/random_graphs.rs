@@ -26,7 +26,9 @@ fn outputs_gradients_and_states_equal_the_reference() {
     let mut failures = vec![];
     for seed in 0..GRAPHS {
         let built = recipes().new_tree(&mut runner).unwrap().current().build().unwrap();
-        for profile in profiles() {
+        // And as on a device on which most of these have bindings merged.
+        let few = Profile { max_storage_buffers: 3, ..profiles().swap_remove(0) };
+        for profile in profiles().into_iter().chain((seed % 4 == 0).then_some(few)) {
             let differences = differences(&built, &profile, seed);
             if !differences.is_empty() {
                 failures.push(format!(

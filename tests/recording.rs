@@ -152,6 +152,9 @@ fn readbacks_come_in_any_executor() {
         trainer.evaluate(&batches(&config, 1)).await?;
         Checkpoint::of(&trainer, "", 0).await?;
         trainer.grads.read(gpu()).await?;
+        if gpu().device().features().contains(wgpu::Features::TIMESTAMP_QUERY) {
+            trainer.profile(&batches(&config, 1)).await?;
+        }
         Ok::<f32, Error>(loss)
     };
     let poll = || gpu().device().poll(wgpu::PollType::Poll).map(drop).unwrap();

@@ -3,25 +3,25 @@
 //! Matrices stay as the file stores them and are decoded inside the kernels. A prompt goes through in chunks,
 //! then a token takes one submit. Several sequences may go side by side, of any lengths.
 
-use std::sync::Arc;
-
 use crate::error::{Error, Result};
 use crate::exec::{ExecOptions, Executable};
 use crate::gpu::Gpu;
 use crate::graph::Value;
-use crate::model::{Model, Uploaded};
+use crate::model::{Model, Placed, Uploaded};
 use crate::nn::{DecodeRows, DecodeShape, TransformerConfig, TransformerDecoder};
-use crate::ops::top_k::MAX_K;
 use crate::optim::Arena;
 use crate::sample::check_ids;
 use crate::staging::Readback;
-use crate::tensor::{Tensor, TensorType};
+use crate::tensor::Tensor;
 
 mod frames;
 mod generation;
+mod plan;
 
 pub use frames::{Event, FrameDecoder};
 pub use generation::{Finish, Generation, GenerationOptions};
+pub use plan::DecodePlan;
+use plan::StepPlan;
 
 /// A model that decodes.
 ///
@@ -45,7 +45,7 @@ pub struct Decoder {
     config: TransformerConfig,
     /// What all steps share: weights, and caches once the first step has made them.
     shared: Uploaded,
-    weight_bytes: usize,
+    placed: Placed,
     batch: usize,
     capacity: usize,
     chunk: Step,
@@ -66,6 +66,8 @@ struct Step {
     values: TransformerDecoder,
     shape: DecodeShape,
     top: Option<Top>,
+    /// Of GPU memory, beside what steps share.
+    bytes: usize,
 }
 
 /// The likeliest tokens, in steps that give scores for the last row only.
@@ -95,10 +97,23 @@ impl Decoder {
     }
 
     /// The same for `batch` sequences side by side, each with room for `capacity` tokens. An `Err` if the capacity
-    /// is beyond the model's context.
+    /// is beyond the model's context, or where it is over the device's limits: that says which capacity fits.
     pub async fn with_batch(gpu: &Gpu, model: &Model, batch: usize, capacity: usize) -> Result<Self> {
-        check_batch(batch)?;
-        Self::build(gpu, model.config(), model.upload(gpu)?, batch, capacity).await
+        let placed = model.placed(gpu.profile().max_tensor_bytes())?;
+        let plan = DecodePlan::on(model.config(), &placed, batch, capacity, gpu)?;
+        Self::from_plan(gpu, model, &plan).await
+    }
+
+    /// The decoder of a plan of this model that was made before there was a device. An `Err` names a limit of the
+    /// device that is too low for it.
+    pub async fn from_plan(gpu: &Gpu, model: &Model, plan: &DecodePlan) -> Result<Self> {
+        plan.check(gpu, model)?;
+        Self::build(gpu, plan, model.upload(gpu, &plan.placed)?).await
+    }
+
+    /// [`from_plan`](Self::from_plan), waiting.
+    pub fn from_plan_blocking(gpu: &Gpu, model: &Model, plan: &DecodePlan) -> Result<Self> {
+        pollster::block_on(Self::from_plan(gpu, model, plan))
     }
 
     /// [`with_batch`](Self::with_batch), waiting.
@@ -128,10 +143,11 @@ impl Decoder {
         batch: usize,
         capacity: usize,
     ) -> Result<Self> {
-        check_batch(batch)?;
+        let placed = Placed::of_layout(&params.layout);
+        let plan = DecodePlan::on(config, &placed, batch, capacity, gpu)?;
         let names = params.layout.tensors.iter().map(|(name, _)| name.clone());
-        let shared = Uploaded { tensors: names.zip(params.tensors.iter().cloned()).collect(), ..Default::default() };
-        Self::build(gpu, config, shared, batch, capacity).await
+        let tensors = names.zip(params.tensors.iter().cloned()).collect();
+        Self::build(gpu, &plan, Uploaded { tensors, ..Default::default() }).await
     }
 
     /// [`on_params`](Self::on_params), waiting.
@@ -145,19 +161,13 @@ impl Decoder {
         pollster::block_on(Self::on_params(gpu, config, params, batch, capacity))
     }
 
-    async fn build(
-        gpu: &Gpu,
-        config: &TransformerConfig,
-        mut shared: Uploaded,
-        batch: usize,
-        capacity: usize,
-    ) -> Result<Self> {
-        let weight_bytes = shared.tensors.values().map(|t| t.ty().bytes()).sum();
-        let shape = |time| DecodeShape { batch, time, capacity, rows: DecodeRows::Last };
-        let chunk = Step::new(gpu, config, shape(CHUNK.min(capacity)), &mut shared).await?;
-        let single = Step::new(gpu, config, shape(1), &mut shared).await?;
-        let (gpu, config, lengths) = (gpu.clone(), config.clone(), vec![0; batch]);
-        Ok(Decoder { gpu, config, shared, weight_bytes, batch, capacity, chunk, single, all: None, lengths })
+    async fn build(gpu: &Gpu, plan: &DecodePlan, mut shared: Uploaded) -> Result<Self> {
+        let chunk = Step::new(gpu, plan.chunk.clone(), &mut shared).await?;
+        let single = Step::new(gpu, plan.single.clone(), &mut shared).await?;
+        let DecodePlan { batch, capacity, .. } = *plan;
+        let (config, placed) = (plan.config.clone(), plan.placed.clone());
+        let (gpu, lengths) = (gpu.clone(), vec![0; batch]);
+        Ok(Decoder { gpu, config, shared, placed, batch, capacity, chunk, single, all: None, lengths })
     }
 
     /// The model.
@@ -182,14 +192,14 @@ impl Decoder {
 
     /// Bytes that the weights take in GPU memory.
     pub fn weight_bytes(&self) -> usize {
-        self.weight_bytes
+        self.placed.bytes()
     }
 
-    /// Bytes of all buffers: weights, caches, activations.
+    /// Bytes of all buffers: weights, caches, activations; [`DecodePlan::bytes`], until all rows are asked for.
     pub fn buffer_bytes(&self) -> usize {
         let shared: usize = self.shared.tensors.values().map(|t| t.ty().storage_bytes()).sum();
         let steps = [Some(&self.chunk), Some(&self.single), self.all.as_ref()].into_iter().flatten();
-        shared + steps.map(|s| s.exec.plan().buffer_bytes()).sum::<usize>()
+        shared + steps.map(|s| s.bytes).sum::<usize>()
     }
 
     /// Forgets all sequences.
@@ -236,7 +246,8 @@ impl Decoder {
         self.check(&[ids])?;
         if self.all.is_none() {
             let shape = DecodeShape { rows: DecodeRows::All, ..self.chunk.shape };
-            self.all = Some(pollster::block_on(Step::new(&self.gpu, &self.config, shape, &mut self.shared))?);
+            let plan = StepPlan::new(&self.config, &self.placed, shape, &self.gpu)?;
+            self.all = Some(pollster::block_on(Step::new(&self.gpu, plan, &mut self.shared))?);
         }
         let Some(step) = &self.all else { return Ok(vec![]) };
         let mut all = vec![];
@@ -305,38 +316,20 @@ impl Decoder {
     }
 }
 
-fn check_batch(batch: usize) -> Result<()> {
-    match batch {
-        0 => Err(Error::Config { field: "batch", message: "must be at least 1".into() }),
-        _ => Ok(()),
-    }
-}
-
 impl Step {
-    async fn new(gpu: &Gpu, config: &TransformerConfig, shape: DecodeShape, shared: &mut Uploaded) -> Result<Step> {
-        let mut g = gpu.graph();
-        let values = TransformerDecoder::build(&mut g, config, &shared.packed, shape)?;
-        let top = match shape.rows {
-            DecodeRows::Last => {
-                let temperature = g.input("temperature", TensorType::f32([shape.batch]))?;
-                let k = MAX_K.min(config.vocab_size);
-                Some(Top { temperature, candidates: g.top_k("top", values.logits, temperature, k)? })
-            }
-            DecodeRows::All => None,
-        };
+    async fn new(gpu: &Gpu, plan: StepPlan, shared: &mut Uploaded) -> Result<Step> {
         // Caches are made when the first step asks for them.
-        for &cache in &values.caches {
-            if !shared.tensors.contains_key(g.name(cache)) {
-                let tensor = Tensor::zeros(gpu, g.name(cache), g.ty(cache).clone())?;
-                shared.tensors.insert(g.name(cache).to_string(), tensor);
+        for cache in plan.caches() {
+            if !shared.tensors.contains_key(&cache.name) {
+                shared.tensors.insert(cache.name.clone(), Tensor::zeros(gpu, &cache.name, cache.ty.clone())?);
             }
         }
-        let bindings = shared.bind(&g, values.params.iter().chain(&values.caches).copied())?;
-        let candidates = top.iter().flat_map(|top| top.candidates);
-        let outputs: Vec<Value> = [values.logits].into_iter().chain(candidates).collect();
-        let plan = Arc::new(gpu.plan(&g, &outputs)?);
-        let options = ExecOptions { bindings, ..Default::default() };
-        Ok(Step { exec: Executable::new(gpu, plan, options).await?, values, shape, top })
+        let bound = plan.plan.externals.iter().filter(|e| plan.is_shared(e.value));
+        let bindings = bound.map(|e| Ok((e.value, shared.tensor(&e.name)?))).collect::<Result<_>>()?;
+        let bytes = plan.bytes();
+        let StepPlan { plan, values, shape, top } = plan;
+        let exec = Executable::new(gpu, plan, ExecOptions { bindings, ..Default::default() }).await?;
+        Ok(Step { exec, values, shape, top, bytes })
     }
 
     /// Records what a pass is told: up to `time` tokens of each sequence, and how many are before them. Rows that stand

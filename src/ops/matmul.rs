@@ -54,6 +54,15 @@ impl Tile {
         }
     }
 
+    /// Bytes of workgroup memory, of those that differ.
+    fn workgroup_bytes(self, d: &Dims) -> usize {
+        match self {
+            Tile::Few { lanes, slices, quads } => 16 * lanes * slices * d.m * quads,
+            Tile::Tiled { m, n, .. } => 4 * (m + n) * TILE_K,
+            Tile::Lanes { .. } | Tile::Cooperative { .. } => 0,
+        }
+    }
+
     /// Rows and columns of y that a workgroup makes.
     fn size(self, d: &Dims, lanes: usize) -> (usize, usize) {
         match self {
@@ -227,7 +236,7 @@ impl Matmul {
     /// The tiles worth trying for a product, first the one to take unmeasured.
     fn tiles(&self, d: &Dims, profile: &Profile) -> Vec<Tile> {
         let few = d.m <= FEW && (!self.transpose_a || d.m == 1);
-        match profile.class {
+        let mut tiles = match profile.class {
             AdapterClass::Cpu => self.lanes(d, profile, few),
             AdapterClass::Gpu if few && self.transpose_b => {
                 [(1, 64), (1, 32), (4, 16)].map(|(lanes, slices)| Tile::Few { lanes, slices, quads: 1 }).to_vec()
@@ -244,7 +253,9 @@ impl Matmul {
                 }
                 tiles
             }
-        }
+        };
+        tiles.retain(|tile| tile.workgroup_bytes(d) <= profile.max_workgroup_bytes as usize);
+        tiles
     }
 
     /// The tiles of software adapters.
