@@ -21,7 +21,7 @@ use throughline::decode::{Decoder, GenerationOptions};
 use throughline::format::{SaveTensor, Stored, save_safetensors};
 use throughline::model::Model;
 use throughline::optim::{Arena, ArenaLayout};
-use throughline::sample::{Generator, Sampling};
+use throughline::sample::Sampling;
 use throughline::tokenize::{Message, ModelTokenizer};
 
 #[derive(Parser)]
@@ -109,7 +109,7 @@ fn decode(flags: &Flags) -> anyhow::Result<()> {
     let (mut text, mut ids, mut whole) = (tokenizer.as_ref().ok().map(|t| t.stream(false)), vec![], String::new());
     let (begin, mut first) = (Instant::now(), None);
     let stop = tokenizer.as_ref().map_or(vec![], |t| t.stop_tokens().to_vec());
-    let options = GenerationOptions { max_tokens: flags.tokens, sampling: flags.sampling(), stop };
+    let options = GenerationOptions { max_tokens: flags.tokens, sampling: flags.sampling(), stop, keep: 0 };
     let mut out = std::io::stdout();
     for id in decoder.generate(&prompt, options)?.blocking() {
         let id = id?;
@@ -161,20 +161,28 @@ fn write_text(flags: &Flags) -> anyhow::Result<()> {
     let prompt = flags.prompt.as_deref().unwrap_or("\n");
     let checkpoint = Checkpoint::load(&common::checkpoint_path(&flags.model))?;
     let tokenizer = CharTokenizer::of(&checkpoint.state.alphabet);
-    let mut ids = tokenizer.encode(prompt)?;
+    let ids = tokenizer.encode(prompt)?;
     let config = &checkpoint.state.config.model;
 
     let gpu = Gpu::headless_blocking()?;
     let layout = ArenaLayout::of_model(config, gpu.profile().max_tensor_bytes())?;
     let params = Arena::zeros(&gpu, "parameters", &Arc::new(layout))?;
     checkpoint.restore_weights(&gpu, &params)?;
-    let generator = Generator::new_blocking(&gpu, config, &params)?;
+    let mut decoder = Decoder::on_params_blocking(&gpu, config, &params, 1, config.context)?;
+
+    // The text may be longer than the context, and so may the prompt.
+    let window = &ids[ids.len().saturating_sub(config.context)..];
+    let (max_tokens, keep) = (flags.tokens, config.context / 2);
+    let options = GenerationOptions { max_tokens, sampling: flags.sampling(), stop: vec![], keep };
 
     let mut out = std::io::stdout();
     write!(out, "{prompt}")?;
-    // A reader that hangs up ends the text, and is no error.
-    let show = |id| write!(out, "{}", tokenizer.decode(&[id])).and_then(|()| out.flush()).is_ok();
-    generator.generate_blocking(&mut ids, flags.tokens, &flags.sampling(), show)?;
+    for id in decoder.generate(window, options)?.blocking() {
+        // A reader that hangs up ends the text, and is no error.
+        if write!(out, "{}", tokenizer.decode(&[id?])).and_then(|()| out.flush()).is_err() {
+            return Ok(());
+        }
+    }
     println!();
     Ok(())
 }

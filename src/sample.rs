@@ -1,13 +1,6 @@
-//! Choosing the next token, and generating text with a model.
-
-use std::sync::Arc;
+//! Choosing the next token.
 
 use crate::error::{Error, Result};
-use crate::exec::{ExecOptions, Executable};
-use crate::gpu::Gpu;
-use crate::graph::Value;
-use crate::nn::{Transformer, TransformerConfig};
-use crate::optim::Arena;
 use crate::rng::Rng;
 
 /// How to choose a token from logits.
@@ -172,86 +165,6 @@ pub(crate) fn check_ids(ids: &[u32], vocab_size: usize) -> Result<()> {
             expected: format!("ids below {vocab_size}"),
             got: id.to_string(),
         }),
-    }
-}
-
-/// Generates text with a GPT: one forward pass over the last `context` tokens for each new one.
-#[derive(Debug)]
-pub struct Generator {
-    gpu: Gpu,
-    exec: Executable,
-    tokens: Value,
-    logits: Value,
-    context: usize,
-    vocab_size: usize,
-}
-
-impl Generator {
-    /// A generator on these parameters, which stay shared: it sees what training changes.
-    pub async fn new(gpu: &Gpu, config: &TransformerConfig, params: &Arena) -> Result<Self> {
-        let mut g = gpu.graph();
-        let gpt = Transformer::build(&mut g, config, 1, config.context, false)?;
-        let plan = Arc::new(gpu.plan(&g, &[gpt.logits])?);
-        let bindings = gpt.params.iter().map(|p| p.value).zip(params.tensors.iter().cloned()).collect();
-        let exec = Executable::new(gpu, plan, ExecOptions { bindings, ..Default::default() }).await?;
-        let (context, vocab_size) = (config.context, config.vocab_size);
-        Ok(Generator { gpu: gpu.clone(), exec, tokens: gpt.tokens, logits: gpt.logits, context, vocab_size })
-    }
-
-    /// [`new`](Self::new), waiting.
-    pub fn new_blocking(gpu: &Gpu, config: &TransformerConfig, params: &Arena) -> Result<Self> {
-        pollster::block_on(Self::new(gpu, config, params))
-    }
-
-    /// Scores of the token after `ids`, of which the last `context` count. Resolves once the device has been polled.
-    pub async fn logits(&self, ids: &[u32]) -> Result<Vec<f32>> {
-        check_ids(ids, self.vocab_size)?;
-        if ids.is_empty() {
-            return Err(Error::Data {
-                tensor: "tokens".into(),
-                expected: "a prompt".into(),
-                got: "an empty one".into(),
-            });
-        }
-        let window = &ids[ids.len().saturating_sub(self.context)..];
-        // Attention is causal: what stands behind the last token does not matter.
-        let mut padded = window.to_vec();
-        padded.resize(self.context, 0);
-        self.exec.write(self.tokens, &padded)?;
-        self.exec.submit()?;
-        let all: Vec<f32> = self.exec.read(self.logits).await?;
-        let at = (window.len() - 1) * self.vocab_size;
-        Ok(all[at..at + self.vocab_size].to_vec())
-    }
-
-    /// [`logits`](Self::logits), waiting for the GPU.
-    pub fn logits_blocking(&self, ids: &[u32]) -> Result<Vec<f32>> {
-        self.gpu.run_blocking(self.logits(ids))
-    }
-
-    /// Appends `n` tokens to `ids`, calling `each` with every new one. Return `false` to stop.
-    pub fn generate_blocking(
-        &self,
-        ids: &mut Vec<u32>,
-        n: usize,
-        sampling: &Sampling,
-        mut each: impl FnMut(u32) -> bool,
-    ) -> Result<()> {
-        sampling.validate()?;
-        for i in 0..n {
-            let logits = self.logits_blocking(ids)?;
-            let id = sampling.draw(&logits, i as u64);
-            ids.push(id);
-            if !each(id) {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// The device that this runs on.
-    pub fn gpu(&self) -> &Gpu {
-        &self.gpu
     }
 }
 

@@ -13,9 +13,10 @@ use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde::Serialize;
 use throughline::checkpoint::{Checkpoint, RunState, text_hash};
 use throughline::data::{Batch, CharTokenizer, Dataset};
+use throughline::decode::{Decoder, GenerationOptions};
 use throughline::nn::{Biases, Init, Mlp, Norm, NormPlacement, TransformerConfig};
 use throughline::optim::{AdamWConfig, Decay, MuonConfig, Schedule};
-use throughline::sample::{Generator, Sampling};
+use throughline::sample::Sampling;
 use throughline::train::{StepLoss, TrainConfig, Trainer};
 use throughline::{Gpu, Tuner};
 
@@ -267,7 +268,7 @@ pub struct Outcome {
 /// A run in progress.
 struct Run {
     trainer: Trainer,
-    generator: Generator,
+    decoder: Decoder,
     tokenizer: CharTokenizer,
     data: Dataset,
     val: Vec<Batch>,
@@ -368,7 +369,7 @@ impl Run {
         if let Some(checkpoint) = &resumed {
             checkpoint.restore(&mut trainer)?;
         }
-        let generator = Generator::new_blocking(&gpu, &config.model, &trainer.params)?;
+        let decoder = Decoder::on_params_blocking(&gpu, &config.model, &trainer.params, 1, config.model.context)?;
         eprintln!(
             "{}\n{} parameters, {} tokens a step, {} in GPU memory",
             gpu.describe(),
@@ -383,7 +384,7 @@ impl Run {
         let val = data.val_batches((10_240 / (config.batch * config.seq_len())).max(1), config.batch, config.seq_len());
         Ok(Run {
             trainer,
-            generator,
+            decoder,
             tokenizer,
             data,
             val,
@@ -446,17 +447,21 @@ impl Run {
         Ok(checkpoint)
     }
 
-    fn show_sample(&self) -> Result<()> {
+    fn show_sample(&mut self) -> Result<()> {
         let sample = self.sample(120)?;
         self.say(&format!("  | {}", sample.trim_end().replace('\n', "\n  | ")));
         Ok(())
     }
 
-    fn sample(&self, n: usize) -> Result<String> {
-        let mut ids = self.tokenizer.encode("\n").unwrap_or_else(|_| vec![0]);
+    fn sample(&mut self, n: usize) -> Result<String> {
+        let prompt = self.tokenizer.encode("\n").unwrap_or_else(|_| vec![0]);
         let sampling = Sampling { seed: self.trainer.config().seed, ..Sampling::default() };
-        self.generator.generate_blocking(&mut ids, n, &sampling, |_| true)?;
-        Ok(self.tokenizer.decode(&ids[1..]))
+        // Texts may be longer than the context. What is in the cache is of the weights as they were.
+        let keep = self.decoder.capacity() / 2;
+        let options = GenerationOptions { max_tokens: n, sampling, keep, ..GenerationOptions::default() };
+        self.decoder.clear();
+        let ids = self.decoder.generate(&prompt, options)?.blocking().collect::<Result<Vec<u32>, _>>()?;
+        Ok(self.tokenizer.decode(&ids))
     }
 
     /// Prints a line above the bar, or to stderr where there is no terminal.

@@ -229,7 +229,7 @@ impl FrameDecoder {
     }
 
     fn begin_text(&mut self, sequence: usize, length: usize, feed: Vec<u32>, options: GenerationOptions) -> Result<()> {
-        options.sampling.validate()?;
+        options.validate(self.decoder.capacity)?;
         if feed.is_empty() {
             let (expected, got) = ("at least one token".into(), "none".into());
             return Err(Error::Data { tensor: "tokens".into(), expected, got });
@@ -434,10 +434,9 @@ impl FrameDecoder {
         };
         let Some(id) = id else { return false };
         self.count(member);
-        let full = self.decoder.lengths[i] == self.decoder.capacity;
         let s = &mut self.sequences[i];
         (s.fed, s.waits) = (0, false);
-        if let Some(id) = s.text.drew(id, full) {
+        if let Some(id) = self.decoder.drew(i, &mut s.text, id) {
             self.events.push((i, Event::Token(id)));
         }
         self.end_if_finished(i);

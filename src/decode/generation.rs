@@ -3,7 +3,7 @@
 use futures_util::stream::{Stream, unfold};
 
 use super::{Decoder, Step, Submitted};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::sample::{Candidates, Sampling};
 
 /// How to go on from a prompt.
@@ -15,12 +15,26 @@ pub struct GenerationOptions {
     pub sampling: Sampling,
     /// Tokens that end a text. They are not part of it.
     pub stop: Vec<u32>,
+    /// Where the cache is full, the text goes on from so many of its last tokens (of prompt and what was drawn), which
+    /// are fed again: half the capacity, say. With 0 it ends there.
+    pub keep: usize,
 }
 
 impl Default for GenerationOptions {
-    /// At most 100 tokens, default sampling, no stop tokens.
+    /// At most 100 tokens, default sampling, no stop tokens, an end where the cache is full.
     fn default() -> Self {
-        GenerationOptions { max_tokens: 100, sampling: Sampling::default(), stop: vec![] }
+        GenerationOptions { max_tokens: 100, sampling: Sampling::default(), stop: vec![], keep: 0 }
+    }
+}
+
+impl GenerationOptions {
+    /// An `Err` that names the setting that makes no sense for a cache of `capacity` tokens.
+    pub(super) fn validate(&self, capacity: usize) -> Result<()> {
+        if self.keep >= capacity {
+            let message = format!("must be less than the cache's {capacity} tokens, but is {}", self.keep);
+            return Err(Error::Config { field: "keep", message });
+        }
+        self.sampling.validate()
     }
 }
 
@@ -46,8 +60,10 @@ pub struct Generation<'a> {
 #[derive(Debug)]
 pub(super) struct Text {
     pub options: GenerationOptions,
-    /// Not in the cache yet: the prompt, then the last token.
+    /// Not in the cache yet: the prompt, then the last token, or more where the cache was full.
     pub feed: Vec<u32>,
+    /// The last tokens of all, as many as to keep.
+    tail: Vec<u32>,
     pub drawn: usize,
     pub finish: Option<Finish>,
 }
@@ -56,10 +72,12 @@ impl Text {
     /// One that goes on from a prompt, at once at its end if no token is wanted.
     pub fn new(prompt: &[u32], options: GenerationOptions) -> Text {
         let finish = (options.max_tokens == 0).then_some(Finish::MaxTokens);
-        Text { options, feed: prompt.to_vec(), drawn: 0, finish }
+        let tail = prompt[prompt.len().saturating_sub(options.keep)..].to_vec();
+        Text { options, feed: prompt.to_vec(), tail, drawn: 0, finish }
     }
 
-    /// Takes a token up, unless it ends the text. `full` says that the cache has no room for it.
+    /// Takes a token up, unless it ends the text. `full` says that the cache has no room for it; if the text goes on
+    /// all the same, it does so from an empty cache.
     pub fn drew(&mut self, id: u32, full: bool) -> Option<u32> {
         self.drawn += 1;
         if self.options.stop.contains(&id) {
@@ -68,10 +86,14 @@ impl Text {
             return None;
         }
         self.feed = vec![id];
+        self.tail.push(id);
+        self.tail.drain(..self.tail.len().saturating_sub(self.options.keep));
         if self.drawn == self.options.max_tokens {
             self.finish = Some(Finish::MaxTokens);
-        } else if full {
+        } else if full && self.tail.is_empty() {
             self.finish = Some(Finish::Capacity);
+        } else if full {
+            self.feed.clone_from(&self.tail);
         }
         Some(id)
     }
@@ -97,13 +119,35 @@ impl Decoder {
     /// Goes on from what is in the cache and `prompt`. An `Err` if the prompt does not fit, or the settings make no
     /// sense; nothing runs yet.
     pub fn generate(&mut self, prompt: &[u32], options: GenerationOptions) -> Result<Generation<'_>> {
-        options.sampling.validate()?;
+        options.validate(self.capacity)?;
         self.check(&[prompt])?;
         Ok(Generation { decoder: self, text: Text::new(prompt, options) })
     }
 
     /// Goes on from a prompt per sequence, until all have ended. Sequence `i` draws as one alone would with the
-    /// seed `sampling.seed + i`. Waits for the GPU.
+    /// seed `sampling.seed + i`. Resolves once the device has been polled, again and again.
+    pub async fn generate_batch(&mut self, prompts: &[&[u32]], options: &GenerationOptions) -> Result<Vec<Vec<u32>>> {
+        options.validate(self.capacity)?;
+        self.check(prompts)?;
+        let mut texts: Vec<Text> = prompts.iter().map(|prompt| Text::new(prompt, options.clone())).collect();
+        let mut drawn: Vec<Vec<u32>> = vec![vec![]; prompts.len()];
+        for n in 0..options.max_tokens {
+            let going = |text: &Text| text.finish.is_none();
+            if !texts.iter().any(going) {
+                break;
+            }
+            let new: Vec<&[u32]> = texts.iter().map(|text| if going(text) { &text.feed[..] } else { &[] }).collect();
+            let seed = |(text, i): (&Text, u64)| going(text).then(|| options.sampling.seed.wrapping_add(i));
+            let seeds: Vec<Option<u64>> = texts.iter().zip(0..).map(seed).collect();
+            let ids = self.feed_and_draw(&new, options.sampling, &seeds, n as u64).await?;
+            for (i, id) in ids.into_iter().enumerate() {
+                drawn[i].extend(id.and_then(|id| self.drew(i, &mut texts[i], id)));
+            }
+        }
+        Ok(drawn)
+    }
+
+    /// [`generate_batch`](Self::generate_batch), waiting for the GPU.
     ///
     /// ```no_run
     /// # use throughline::{Gpu, decode::{Decoder, GenerationOptions}, model::Model};
@@ -119,30 +163,17 @@ impl Decoder {
         prompts: &[&[u32]],
         options: &GenerationOptions,
     ) -> Result<Vec<Vec<u32>>> {
-        options.sampling.validate()?;
-        self.check(prompts)?;
-        let mut texts: Vec<Vec<u32>> = vec![vec![]; prompts.len()];
-        let mut feeds: Vec<Vec<u32>> = prompts.iter().map(|p| p.to_vec()).collect();
-        let gpu = self.gpu.clone();
-        for n in 0..options.max_tokens {
-            let new: Vec<&[u32]> = feeds.iter().map(Vec::as_slice).collect();
-            let seed = |(feed, i): (&Vec<u32>, u64)| (!feed.is_empty()).then(|| options.sampling.seed.wrapping_add(i));
-            let seeds: Vec<Option<u64>> = feeds.iter().zip(0..).map(seed).collect();
-            let draw = self.feed_and_draw(&new, options.sampling, &seeds, n as u64);
-            let drawn = gpu.run_blocking(draw)?;
-            for (i, id) in drawn.into_iter().enumerate() {
-                feeds[i].clear();
-                let Some(id) = id.filter(|id| !options.stop.contains(id)) else { continue };
-                texts[i].push(id);
-                if self.lengths[i] < self.capacity {
-                    feeds[i].push(id);
-                }
-            }
-            if feeds.iter().all(Vec::is_empty) {
-                break;
-            }
+        self.gpu.clone().run_blocking(self.generate_batch(prompts, options))
+    }
+
+    /// Takes up what a sequence has drawn. Where its cache is full and the text goes on, that is emptied.
+    pub(super) fn drew(&mut self, sequence: usize, text: &mut Text, id: u32) -> Option<u32> {
+        let full = self.lengths[sequence] == self.capacity;
+        let id = text.drew(id, full);
+        if full && text.finish.is_none() {
+            self.truncate(sequence, 0);
         }
-        Ok(texts)
+        id
     }
 
     /// Appends tokens and draws token number `n` behind those of the sequences that are given a seed for it. The
@@ -194,13 +225,12 @@ impl<'a> Generation<'a> {
     /// The next token, or `None` at the end. Resolves once the device has been polled: in an app that renders, by
     /// itself. A dropped future loses nothing; after an `Err` the same token is drawn again.
     pub async fn next(&mut self) -> Result<Option<u32>> {
-        let Text { options: GenerationOptions { sampling, .. }, feed, drawn, finish } = &self.text;
+        let Text { options: GenerationOptions { sampling, .. }, feed, drawn, finish, .. } = &self.text;
         if finish.is_some() {
             return Ok(None);
         }
         let ids = self.decoder.feed_and_draw(&[feed], *sampling, &[Some(sampling.seed)], *drawn as u64).await?;
-        let full = self.decoder.lengths[0] == self.decoder.capacity;
-        Ok(ids[0].and_then(|id| self.text.drew(id, full)))
+        Ok(ids[0].and_then(|id| self.decoder.drew(0, &mut self.text, id)))
     }
 
     /// [`next`](Self::next), waiting for the GPU.

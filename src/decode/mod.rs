@@ -241,25 +241,30 @@ impl Decoder {
     }
 
     /// Appends tokens to the one sequence; the scores behind each of them, `[ids.len(), vocab_size]`: to measure
-    /// how likely a text is. Waits for the GPU.
-    pub fn feed_all_blocking(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
+    /// how likely a text is. Resolves once the device has been polled, for every few tokens again.
+    pub async fn feed_all(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
         self.check(&[ids])?;
         if self.all.is_none() {
             let shape = DecodeShape { rows: DecodeRows::All, ..self.chunk.shape };
             let plan = StepPlan::new(&self.config, &self.placed, shape, &self.gpu)?;
-            self.all = Some(pollster::block_on(Step::new(&self.gpu, plan, &mut self.shared))?);
+            self.all = Some(Step::new(&self.gpu, plan, &mut self.shared).await?);
         }
         let Some(step) = &self.all else { return Ok(vec![]) };
         let mut all = vec![];
         let mut start = self.lengths[0];
         for part in ids.chunks(step.shape.time) {
             let logits = step.submit(&[part], &[start], &[step.values.logits])?.swap_remove(0);
-            let logits: Vec<f32> = logits.wait_blocking(&self.gpu)?;
+            let logits: Vec<f32> = logits.take().await?;
             all.extend_from_slice(&logits[..part.len() * self.config.vocab_size]);
             start += part.len();
         }
         self.lengths[0] = start;
         Ok(all)
+    }
+
+    /// [`feed_all`](Self::feed_all), waiting for the GPU.
+    pub fn feed_all_blocking(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
+        self.gpu.clone().run_blocking(self.feed_all(ids))
     }
 
     fn check(&self, new: &[&[u32]]) -> Result<()> {
