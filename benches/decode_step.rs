@@ -48,7 +48,7 @@ fn bench(criterion: &mut Criterion, name: &str, exec: &Executable) {
     group.throughput(Throughput::Elements(1));
     group.bench_function(name, |b| {
         b.iter(|| {
-            exec.submit();
+            exec.submit().expect("the step runs");
             exec.gpu().wait_blocking().expect("the step runs");
         });
         ran = true;

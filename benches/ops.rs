@@ -41,7 +41,7 @@ fn bench(criterion: &mut Criterion, gpu: &Gpu, row: &str, case: &Case) {
         group.throughput(Throughput::Elements((piece.flops as u64).max(1)));
         group.bench_function(&name, |b| {
             b.iter(|| {
-                piece.exec.submit();
+                piece.exec.submit().expect("the step runs");
                 gpu.wait_blocking().expect("the step runs");
             });
             ran = true;

@@ -16,6 +16,7 @@ const K: u32 = 40u;
 const SIZE: u32 = 1024u; // sorted: elements that a workgroup sorts; a power of two, at least K
 const FIRST: bool = true; // sorted: takes logits, not what other workgroups kept
 const LAST: bool = true; // sorted: one workgroup a row, which takes the log
+const BY_ROW: bool = false; // there is a temperature for each row
 
 struct Params {
     rows: u32,
@@ -72,9 +73,9 @@ fn logit_of(key: vec4<u32>) -> vec4<f32> {
     return bitcast<vec4<f32>>(bits_of(clamp(key, vec4<u32>(LOW), vec4<u32>(HIGH))));
 }
 
-// What divides logits. A temperature of 0 stands for the limit, in which the sum counts the largest.
-fn divisor() -> f32 {
-    return clamp(temperature[0], 1e-30, 1e30);
+// What divides the logits of a row. A temperature of 0 stands for the limit, in which the sum counts the largest.
+fn divisor(row: u32) -> f32 {
+    return clamp(temperature[select(0u, row, BY_ROW)], 1e-30, 1e30);
 }
 
 // exp((x - top) / by) of the logits of these keys, none above that of `top`. exp(-200) is 0 in f32.
@@ -148,7 +149,8 @@ fn chunks(
     if (i >= p.rows * p.groups) {
         return;
     }
-    let found = look(i / p.groups, i % p.groups, ~NOTHING, 0u, divisor());
+    let row = i / p.groups;
+    let found = look(row, i % p.groups, ~NOTHING, 0u, divisor(row));
     first_keys_out[i] = found.key;
     first_places_out[i] = found.place;
     sums_out[i] = found.sum;
@@ -176,7 +178,7 @@ fn pick(
     if (row >= p.rows) {
         return;
     }
-    let by = divisor();
+    let by = divisor(row);
     for (var i = 0u; i < K; i++) {
         let chunk = first_chunk(row);
         let key = first_keys[chunk / 4u][chunk % 4u];
@@ -252,7 +254,7 @@ fn sorted(
     }
     workgroupBarrier();
     sort(lid);
-    let by = divisor();
+    let by = divisor(group / p.groups);
     let top = entries[0].x;
     var sum = 0.0;
     if (FIRST) {

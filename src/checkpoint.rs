@@ -91,8 +91,8 @@ impl Checkpoint {
         Ok(Checkpoint { state, tensors, path: shown })
     }
 
-    /// The trainer's state as it is now; waits for the GPU.
-    pub fn of_blocking(trainer: &Trainer, alphabet: &str, text_hash: u64) -> Result<Self> {
+    /// The trainer's state as it is behind everything submitted so far. Resolves once the device has been polled.
+    pub async fn of(trainer: &Trainer, alphabet: &str, text_hash: u64) -> Result<Self> {
         let state = RunState {
             version: RunState::VERSION,
             config: trainer.config().clone(),
@@ -102,7 +102,7 @@ impl Checkpoint {
         };
         let mut tensors = HashMap::new();
         for (prefix, arena) in arenas(trainer) {
-            let values = arena.read_blocking(trainer.gpu())?;
+            let values = arena.read(trainer.gpu()).await?;
             for ((name, shape), values) in arena.layout.tensors.iter().zip(values) {
                 // Files do not know of parts, which another device may not need.
                 let (table, first) = table_of_part(name);
@@ -113,6 +113,11 @@ impl Checkpoint {
             }
         }
         Ok(Checkpoint { state, tensors, path: String::new() })
+    }
+
+    /// [`of`](Self::of), waiting for the GPU.
+    pub fn of_blocking(trainer: &Trainer, alphabet: &str, text_hash: u64) -> Result<Self> {
+        trainer.gpu().run_blocking(Self::of(trainer, alphabet, text_hash))
     }
 
     /// Whether both hold the same state and the same bits in every tensor.

@@ -10,11 +10,12 @@ use serde::Deserialize;
 use crate::error::{Error, Result};
 use crate::exec::{ExecOptions, Executable};
 use crate::format::{MAX_CONFIG_BYTES, read_json};
-use crate::gpu::{Gpu, Readback};
+use crate::gpu::Gpu;
 use crate::graph::Value;
 use crate::model::{Model, Uploaded};
 use crate::nn::{TransformerConfig, TransformerEncoder};
 use crate::sample::check_ids;
+use crate::staging::Readback;
 
 /// How the vectors of a sentence's tokens become one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -94,7 +95,7 @@ impl SentenceEncoder {
             let message = "expected an encoder, such as a BERT; this model predicts the next token".into();
             return Err(Error::Config { field: "bidirectional", message });
         }
-        let weights = model.upload(gpu)?;
+        let weights = model.upload(gpu, &model.placed(gpu.profile().max_tensor_bytes())?)?;
         Ok(SentenceEncoder { gpu: gpu.clone(), config, pooling, weights, steps: HashMap::new() })
     }
 
@@ -142,9 +143,8 @@ impl SentenceEncoder {
         step.exec.write(step.tokens, ids)?;
         let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
         step.exec.record(&mut encoder);
-        let mut readback = step.exec.tensor(step.pooled)?.read_later(&self.gpu, &mut encoder);
-        self.gpu.queue().submit([encoder.finish()]);
-        readback.request();
+        let readback = step.exec.tensor(step.pooled)?.read_later(&self.gpu, &mut encoder);
+        self.gpu.submit(encoder)?;
         Ok(readback)
     }
 

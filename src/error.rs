@@ -41,9 +41,12 @@ pub enum Error {
     /// There is no adapter to run on, or the one found does not open.
     #[error("no usable GPU adapter: {0}")]
     NoAdapter(String),
-    /// The adapter's limits are too small for the plan.
-    #[error("over the adapter's limits: {0}")]
+    /// The device's limits, or those that the app has set, are too small for the plan.
+    #[error("over the limits: {0}")]
     Limit(String),
+    /// There is no memory for a buffer. Everything that was there before works on.
+    #[error("out of memory: {0}")]
+    OutOfMemory(String),
     /// The driver refused or lost something.
     #[error("device: {0}")]
     Device(String),

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Readback, binding_size};
+use crate::gpu::{Gpu, binding_size};
 use crate::graph::Value;
 use crate::kernel::Kernel;
-use crate::plan::{Plan, Slot, Step};
+use crate::plan::{External, Plan, Slot, Step};
+use crate::staging::Readback;
 use crate::tensor::{Element, Tensor, TensorType};
 use crate::timeline::{self, Clock, NodeTime, Span, Timeline};
 
@@ -33,6 +34,7 @@ pub struct Executable {
     gpu: Gpu,
     plan: Arc<Plan>,
     buffers: Vec<wgpu::Buffer>,
+    uniforms: wgpu::Buffer,
     externals: Vec<Tensor>,
     commands: Vec<Command>,
     guard: usize,
@@ -95,28 +97,63 @@ impl Executable {
         let buffers = (plan.buffers.iter().enumerate())
             .map(|(i, b)| gpu.storage_buffer(&format!("b{i} {}", b.values[0]), (b.bytes + 2 * guard) as u64))
             .collect::<Result<Vec<_>>>()?;
-        let mut externals = Vec::new();
-        for e in &plan.externals {
-            let tensor = match options.bindings.get(&e.value) {
-                Some(t) if *t.ty() == e.ty => t.clone(),
-                Some(t) => {
-                    return Err(Error::Data {
-                        tensor: e.name.clone(),
-                        expected: e.ty.to_string(),
-                        got: t.ty().to_string(),
-                    });
-                }
-                None => Tensor::zeros(&gpu, &e.name, e.ty.clone())?,
-            };
-            externals.push(tensor);
-        }
-        let mut exec = Executable { gpu, plan: plan.clone(), buffers, externals, commands: vec![], guard };
+        check_bindings(&plan, &options.bindings)?;
+        let external = |e: &External| match options.bindings.get(&e.value) {
+            Some(tensor) => Ok(tensor.clone()),
+            None => Tensor::zeros(&gpu, &e.name, e.ty.clone()),
+        };
+        let externals = plan.externals.iter().map(external).collect::<Result<_>>()?;
+        let uniforms = upload_uniforms(&gpu, &plan);
+        let mut exec = Executable { gpu, plan: plan.clone(), buffers, uniforms, externals, commands: vec![], guard };
         exec.build_commands(&plan)?;
         Ok(exec)
     }
 
+    /// The same with other tensors for some inputs, parameters or states, outputs of a step being states that it
+    /// [stores](crate::Graph::store) in. All else is shared with this one, the plan's memory too, and nothing is
+    /// compiled or allocated. So an app with a buffer for each frame in flight makes one of these for each.
+    ///
+    /// Steps of both may be recorded in any order, but the slices of one step want no other step in between.
+    ///
+    /// ```
+    /// use std::{collections::HashMap, sync::Arc};
+    /// use throughline::{ExecOptions, Executable, Gpu, Tensor, TensorType};
+    ///
+    /// let gpu = Gpu::headless_blocking()?;
+    /// let mut g = gpu.graph();
+    /// let x = g.input("x", TensorType::f32([4]))?;
+    /// let y = g.state("y", TensorType::f32([4]))?;
+    /// let twice = g.scale("twice", x, 2.0)?;
+    /// g.store(twice, y)?;
+    /// let plan = Arc::new(gpu.plan(&g, &[])?);
+    /// let exec = Executable::new_blocking(&gpu, plan, ExecOptions::default())?;
+    /// exec.write(x, &[1.0f32, 2.0, 3.0, 4.0])?;
+    ///
+    /// // Of the app's own buffers: `Tensor::from_buffer`.
+    /// let frames = [Tensor::zeros(&gpu, "even", TensorType::f32([4]))?, Tensor::zeros(&gpu, "odd", TensorType::f32([4]))?];
+    /// let execs = frames.clone().map(|frame| exec.with_bindings(&HashMap::from([(y, frame)])));
+    /// for exec in execs {
+    ///     exec?.submit()?;
+    /// }
+    /// assert_eq!(frames[1].read_blocking::<f32>(&gpu)?, [2.0, 4.0, 6.0, 8.0]);
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub fn with_bindings(&self, bindings: &HashMap<Value, Tensor>) -> Result<Executable> {
+        check_bindings(&self.plan, bindings)?;
+        let (plan, mut externals) = (self.plan.clone(), self.externals.clone());
+        for (external, tensor) in plan.externals.iter().zip(&mut externals) {
+            if let Some(other) = bindings.get(&external.value) {
+                *tensor = other.clone();
+            }
+        }
+        let (gpu, buffers, uniforms) = (self.gpu.clone(), self.buffers.clone(), self.uniforms.clone());
+        let mut exec = Executable { gpu, plan, buffers, uniforms, externals, commands: vec![], guard: self.guard };
+        self.gpu.guarded(|| exec.build_commands(&self.plan))?;
+        Ok(exec)
+    }
+
     fn build_commands(&mut self, plan: &Plan) -> Result<()> {
-        let uniforms = self.upload_uniforms(plan)?;
+        let uniforms = self.uniforms.clone();
         let mut offset = 0;
         for (i, step) in plan.steps.iter().enumerate() {
             for c in &step.copies {
@@ -144,24 +181,6 @@ impl Executable {
             self.push_copy(plan.steps.len(), c)?;
         }
         Ok(())
-    }
-
-    /// All uniforms in one buffer, each at a multiple of 256 as WebGPU asks.
-    fn upload_uniforms(&self, plan: &Plan) -> Result<wgpu::Buffer> {
-        let mut bytes: Vec<u8> = vec![];
-        for words in plan.steps.iter().flat_map(|s| &s.dispatches).flat_map(|d| [&d.words, &d.ranges]) {
-            let at = bytes.len();
-            bytes.extend_from_slice(bytemuck::cast_slice(words));
-            bytes.resize(at + uniform_stride(words.len()) as usize, 0);
-        }
-        let buffer = self.gpu.device().create_buffer(&wgpu::BufferDescriptor {
-            label: Some("throughline uniforms"),
-            size: bytes.len().max(256) as u64,
-            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
-        self.gpu.queue().write_buffer(&buffer, 0, &bytes);
-        Ok(buffer)
     }
 
     /// Two externals may be ranges of one buffer (an arena): then no dispatch may write one and
@@ -292,7 +311,12 @@ impl Executable {
 
     /// Records a slice of a step of this executable. Does nothing for one of a longer one.
     pub fn record_slice(&self, encoder: &mut wgpu::CommandEncoder, slice: &Slice) {
-        self.record_commands(encoder, self.commands.get(slice.commands.clone()).unwrap_or_default());
+        self.record_range(encoder, slice.commands.clone());
+    }
+
+    /// Records some of the kernels and copies of a step, by their numbers.
+    pub(crate) fn record_range(&self, encoder: &mut wgpu::CommandEncoder, commands: Range<usize>) {
+        self.record_commands(encoder, self.commands.get(commands).unwrap_or_default());
     }
 
     /// Number of kernels and copies of a step.
@@ -313,10 +337,10 @@ impl Executable {
     }
 
     /// Records one step and submits it. Does not wait.
-    pub fn submit(&self) {
+    pub fn submit(&self) -> Result<wgpu::SubmissionIndex> {
         let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
         self.record(&mut encoder);
-        self.gpu.queue().submit([encoder.finish()]);
+        self.gpu.submit(encoder)
     }
 
     /// Runs one step with a timestamp before and behind every kernel. Resolves once the device has
@@ -336,11 +360,7 @@ impl Executable {
         if !self.gpu.device().features().contains(wgpu::Features::TIMESTAMP_QUERY) {
             return self.profile_by_host_clock();
         }
-        let mut ticks = vec![];
-        for readback in self.submit_timed()? {
-            ticks.extend(readback.wait_blocking::<u32>(&self.gpu)?);
-        }
-        Ok(self.timeline_of_ticks(&ticks))
+        self.gpu.run_blocking(self.profile())
     }
 
     /// Submits a step that leaves two timestamps for every command.
@@ -349,27 +369,28 @@ impl Executable {
         if !device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
             return Err(Error::Device("profiling needs a device opened with TIMESTAMP_QUERY".into()));
         }
-        let mut encoder = device.create_command_encoder(&Default::default());
-        let mut readbacks = vec![];
-        for commands in self.commands.chunks(wgpu::QUERY_SET_MAX_QUERIES as usize / 2) {
-            let count = 2 * commands.len() as u32;
-            let label = Some("throughline timestamps");
-            let queries =
-                device.create_query_set(&wgpu::QuerySetDescriptor { label, ty: wgpu::QueryType::Timestamp, count });
-            for (command, at) in commands.iter().zip((0..).step_by(2)) {
-                command.work.encode_timed(&mut encoder, &queries, at);
+        self.gpu.guarded(|| {
+            let mut encoder = device.create_command_encoder(&Default::default());
+            let mut readbacks = vec![];
+            for commands in self.commands.chunks(wgpu::QUERY_SET_MAX_QUERIES as usize / 2) {
+                let count = 2 * commands.len() as u32;
+                let label = Some("throughline timestamps");
+                let queries =
+                    device.create_query_set(&wgpu::QuerySetDescriptor { label, ty: wgpu::QueryType::Timestamp, count });
+                for (command, at) in commands.iter().zip((0..).step_by(2)) {
+                    command.work.encode_timed(&mut encoder, &queries, at);
+                }
+                let ty = TensorType::u32([count as usize, 2]);
+                let usage = Tensor::USAGES | wgpu::BufferUsages::QUERY_RESOLVE;
+                let size = ty.storage_bytes() as u64;
+                let desc = wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false };
+                let ticks = Tensor::from_buffer(device.create_buffer(&desc), 0, ty)?;
+                encoder.resolve_query_set(&queries, 0..count, ticks.buffer(), 0);
+                readbacks.push(ticks.read_later(&self.gpu, &mut encoder));
             }
-            let ty = TensorType::u32([count as usize, 2]);
-            let usage = Tensor::USAGES | wgpu::BufferUsages::QUERY_RESOLVE;
-            let size = ty.storage_bytes() as u64;
-            let desc = wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false };
-            let ticks = Tensor::from_buffer(device.create_buffer(&desc), 0, ty)?;
-            encoder.resolve_query_set(&queries, 0..count, ticks.buffer(), 0);
-            readbacks.push(ticks.read_later(&self.gpu, &mut encoder));
-        }
-        self.gpu.queue().submit([encoder.finish()]);
-        readbacks.iter_mut().for_each(Readback::request);
-        Ok(readbacks)
+            self.gpu.submit(encoder)?;
+            Ok(readbacks)
+        })
     }
 
     fn timeline_of_ticks(&self, ticks: &[u32]) -> Timeline {
@@ -391,7 +412,7 @@ impl Executable {
                 Work::Copy { .. } => command.work.copy(&mut encoder),
                 Work::Dispatch { .. } => command.work.dispatch(&mut encoder.begin_compute_pass(&Default::default())),
             }
-            self.gpu.queue().submit([encoder.finish()]);
+            self.gpu.submit(encoder)?;
             self.gpu.wait_blocking()?;
             times.push((begin, start.elapsed().as_nanos() as u64 - begin));
         }
@@ -431,16 +452,32 @@ impl Executable {
 
     /// Queues a write of an input, parameter or state, to happen before the next submit.
     pub fn write<T: Element>(&self, value: Value, data: &[T]) -> Result<()> {
-        let name = |v| self.plan.externals.iter().find(|e| e.value == v).map_or("?", |e| &e.name).to_string();
-        self.tensor(value)?.write(&self.gpu, data).map_err(|e| match e {
-            Error::Data { expected, got, .. } => Error::Data { tensor: name(value), expected, got },
-            e => e,
-        })
+        self.tensor(value)?.write(&self.gpu, data).map_err(|e| self.named(value, e))
     }
 
-    /// Reads an output or external after the last submit; waits for the GPU.
+    /// Records a write of an input, parameter or state, for what is recorded behind it: see
+    /// [`Tensor::record_write`].
+    pub fn record_write<T: Element>(&self, encoder: &mut wgpu::CommandEncoder, value: Value, data: &[T]) -> Result<()> {
+        self.tensor(value)?.record_write(&self.gpu, encoder, data).map_err(|e| self.named(value, e))
+    }
+
+    /// The error of a write with the name of the tensor.
+    fn named(&self, value: Value, e: Error) -> Error {
+        let external = self.plan.externals.iter().find(|e| e.value == value);
+        match (e, external) {
+            (Error::Data { expected, got, .. }, Some(e)) => Error::Data { tensor: e.name.clone(), expected, got },
+            (e, _) => e,
+        }
+    }
+
+    /// Reads an output or external as the last submit leaves it. Resolves once the device has been polled.
+    pub async fn read<T: Element>(&self, value: Value) -> Result<Vec<T>> {
+        self.tensor(value)?.read(&self.gpu).await
+    }
+
+    /// [`read`](Self::read), waiting for the GPU.
     pub fn read_blocking<T: Element>(&self, value: Value) -> Result<Vec<T>> {
-        self.tensor(value)?.read_blocking(&self.gpu)
+        self.gpu.run_blocking(self.read(value))
     }
 
     /// The plan that this runs.
@@ -529,6 +566,37 @@ impl Work {
     }
 }
 
-fn uniform_stride(words: usize) -> u64 {
+/// Whether the tensors are what the plan wants of them.
+fn check_bindings(plan: &Plan, bindings: &HashMap<Value, Tensor>) -> Result<()> {
+    for (value, tensor) in bindings {
+        let Some(external) = plan.externals.iter().find(|e| e.value == *value) else { continue };
+        if *tensor.ty() != external.ty {
+            let (expected, got) = (external.ty.to_string(), tensor.ty().to_string());
+            return Err(Error::Data { tensor: external.name.clone(), expected, got });
+        }
+    }
+    Ok(())
+}
+
+/// All uniforms in one buffer, each at a multiple of 256 as WebGPU asks.
+fn upload_uniforms(gpu: &Gpu, plan: &Plan) -> wgpu::Buffer {
+    let mut bytes: Vec<u8> = vec![];
+    for words in plan.steps.iter().flat_map(|s| &s.dispatches).flat_map(|d| [&d.words, &d.ranges]) {
+        let at = bytes.len();
+        bytes.extend_from_slice(bytemuck::cast_slice(words));
+        bytes.resize(at + uniform_stride(words.len()) as usize, 0);
+    }
+    let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        label: Some("throughline uniforms"),
+        size: bytes.len().max(256) as u64,
+        usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    });
+    gpu.queue().write_buffer(&buffer, 0, &bytes);
+    buffer
+}
+
+/// Bytes of so many words in an executable's buffer of uniforms.
+pub(crate) fn uniform_stride(words: usize) -> u64 {
     ((words * 4) as u64).next_multiple_of(256)
 }

@@ -5,16 +5,20 @@ use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
-
-use futures_intrusive::channel::shared::{OneshotReceiver, oneshot_channel};
+use std::time::{Duration, Instant};
 
 use crate::checkpoint::write_atomically;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
 use crate::kernel::Kernel;
 use crate::plan::Plan;
-use crate::tensor::{Element, Tensor, TensorType};
+use crate::staging::Staging;
+use crate::tensor::Tensor;
 use crate::tune::{Choices, Tuner};
+
+/// How long a thread that waits sleeps when the GPU has nothing to do, and how long it goes on so.
+const PAUSE: Duration = Duration::from_micros(100);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What kind of processor the shaders run on; kernels pick their variant by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -167,6 +171,38 @@ impl Profile {
     }
 }
 
+/// Where plans are made: for a profile alone, or on a device, which may measure variants first.
+pub(crate) trait Planning {
+    fn profile(&self) -> &Profile;
+
+    fn plan(&self, graph: &Graph, outputs: &[Value]) -> Result<Plan>;
+
+    /// An empty graph for models there.
+    fn graph(&self) -> Graph {
+        Graph::with_max_tensor_bytes(self.profile().max_tensor_bytes())
+    }
+}
+
+impl Planning for Profile {
+    fn profile(&self) -> &Profile {
+        self
+    }
+
+    fn plan(&self, graph: &Graph, outputs: &[Value]) -> Result<Plan> {
+        Plan::new(graph, outputs, self)
+    }
+}
+
+impl Planning for Gpu {
+    fn profile(&self) -> &Profile {
+        Gpu::profile(self)
+    }
+
+    fn plan(&self, graph: &Graph, outputs: &[Value]) -> Result<Plan> {
+        Gpu::plan(self, graph, outputs)
+    }
+}
+
 /// A device, its queue and the pipelines compiled for it. Cloning shares all three.
 #[derive(Clone, Debug)]
 pub struct Gpu {
@@ -184,6 +220,7 @@ struct Inner {
     /// The driver's cache of compiled pipelines, where it has one that can be saved.
     cache: Mutex<Option<wgpu::PipelineCache>>,
     null: wgpu::Buffer,
+    staging: Staging,
 }
 
 impl Gpu {
@@ -225,8 +262,8 @@ impl Gpu {
             usage: wgpu::BufferUsages::STORAGE,
             mapped_at_creation: false,
         });
-        let (pipelines, cache) = (Mutex::default(), Mutex::default());
-        Gpu { inner: Arc::new(Inner { device, queue, info, profile, pipelines, cache, null }), tuner: None }
+        let (pipelines, cache, staging) = (Mutex::default(), Mutex::default(), Staging::new(&device));
+        Gpu { inner: Arc::new(Inner { device, queue, info, profile, pipelines, cache, null, staging }), tuner: None }
     }
 
     /// A handle on the same device on which [`plan`](Self::plan) measures the variants of ops first.
@@ -320,11 +357,21 @@ impl Gpu {
     pub fn run_blocking<T>(&self, future: impl Future<Output = Result<T>>) -> Result<T> {
         let mut future = std::pin::pin!(future);
         let mut context = Context::from_waker(Waker::noop());
+        let mut news = Instant::now();
         loop {
             if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
                 return output;
             }
+            let start = Instant::now();
             self.wait_blocking()?;
+            if start.elapsed() > PAUSE {
+                news = Instant::now();
+            } else if news.elapsed() > PATIENCE {
+                return Err(self.error("nothing more will come: has what is waited for been submitted?"));
+            } else if news.elapsed() > PAUSE {
+                // The GPU has done everything: another thread that polls is about to tell.
+                std::thread::sleep(PAUSE);
+            }
         }
     }
 
@@ -335,6 +382,16 @@ impl Gpu {
 
     fn poll_blocking(&self, poll: wgpu::PollType) -> Result<()> {
         self.device().poll(poll).map(drop).map_err(|e| self.error(format!("waiting for the GPU: {e}")))
+    }
+
+    /// Submits what was recorded, without waiting. What is wrong with it is an `Err` here, rather than an error that
+    /// the app's handler is told.
+    pub fn submit(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
+        self.guarded(|| Ok(self.queue().submit([encoder.finish()])))
+    }
+
+    pub(crate) fn staging(&self) -> &Staging {
+        &self.inner.staging
     }
 
     /// Bound where a kernel declares a read-only buffer that the launch does not have.
@@ -350,7 +407,10 @@ impl Gpu {
         }
         let descriptor =
             wgpu::BufferDescriptor { label: Some(label), size, usage: Tensor::USAGES, mapped_at_creation: false };
-        self.guarded(|| Ok(self.device().create_buffer(&descriptor)))
+        self.guarded(|| Ok(self.device().create_buffer(&descriptor))).map_err(|e| match e {
+            Error::OutOfMemory(_) => Error::OutOfMemory(format!("buffer `{label}` needs {size} bytes")),
+            e => e,
+        })
     }
 
     /// The pipeline for a kernel, compiled the first time and cached. A compile error is the
@@ -463,10 +523,18 @@ impl Gpu {
         now(scope.pop()).flatten().is_some()
     }
 
-    /// An error of the device's as one of ours.
-    fn error(&self, e: impl ToString) -> Error {
-        let message = e.to_string();
+    /// Something that went wrong on the device, or because there is none any more.
+    pub(crate) fn error(&self, message: impl ToString) -> Error {
+        let message = message.to_string();
         if self.is_lost() { Error::DeviceLost(message) } else { Error::Device(message) }
+    }
+
+    /// What an error scope caught.
+    fn caught(&self, e: wgpu::Error) -> Error {
+        match e {
+            wgpu::Error::OutOfMemory { .. } => Error::OutOfMemory(e.to_string()),
+            e => self.error(e),
+        }
     }
 
     /// [`scoped`](Self::scoped) for calls that cannot wait. On native devices, errors of the calls are known when they
@@ -477,20 +545,24 @@ impl Gpu {
         let result = f();
         let errors = [now(validation.pop()).flatten(), now(memory.pop()).flatten()];
         match (result, errors.into_iter().flatten().next()) {
-            (Ok(_), Some(e)) => Err(self.error(e)),
+            (Ok(_), Some(e)) => Err(self.caught(e)),
             (result, _) => result,
         }
     }
 
     /// Runs `f` and turns what the device reports meanwhile (validation, memory) into an `Err`.
     pub(crate) async fn scoped<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
-        let memory = self.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let internal = self.device().push_error_scope(wgpu::ErrorFilter::Internal);
-        let validation = self.device().push_error_scope(wgpu::ErrorFilter::Validation);
-        let result = f();
-        for scope in [validation.pop().await, internal.pop().await, memory.pop().await] {
-            if let (Ok(_), Some(e)) = (&result, scope) {
-                return Err(self.error(e));
+        // Scopes belong to a thread: they are over before the future may go to another.
+        let (result, errors) = {
+            let memory = self.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+            let internal = self.device().push_error_scope(wgpu::ErrorFilter::Internal);
+            let validation = self.device().push_error_scope(wgpu::ErrorFilter::Validation);
+            let result = f();
+            (result, (validation.pop(), internal.pop(), memory.pop()))
+        };
+        for error in [errors.0.await, errors.1.await, errors.2.await] {
+            if let (Ok(_), Some(e)) = (&result, error) {
+                return Err(self.caught(e));
             }
         }
         result
@@ -498,7 +570,7 @@ impl Gpu {
 }
 
 /// What a future gives without waiting.
-fn now<T>(future: impl Future<Output = T>) -> Option<T> {
+pub(crate) fn now<T>(future: impl Future<Output = T>) -> Option<T> {
     match std::pin::pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => Some(output),
         Poll::Pending => None,
@@ -550,83 +622,6 @@ async fn open(cooperative: Option<Cooperative>) -> Result<(wgpu::Adapter, wgpu::
         .await
         .map_err(|e| Error::NoAdapter(format!("{} does not open: {e}", adapter.get_info().name)))?;
     Ok((adapter, device, queue))
-}
-
-/// A copy of a tensor on its way to the host. Recording it costs one copy; nothing waits until
-/// asked to. Submit the encoder first, then take the data in one of three ways.
-#[derive(Debug)]
-pub struct Readback {
-    gpu: Gpu,
-    staging: wgpu::Buffer,
-    ty: TensorType,
-    mapped: Option<OneshotReceiver<Result<()>>>,
-}
-
-impl Readback {
-    pub(crate) fn record(gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, tensor: &Tensor) -> Self {
-        let ty = tensor.ty().clone();
-        let size = ty.bytes() as u64;
-        let staging = gpu.device().create_buffer(&wgpu::BufferDescriptor {
-            label: Some("throughline readback"),
-            size,
-            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
-        encoder.copy_buffer_to_buffer(tensor.buffer(), tensor.offset(), &staging, 0, Some(size));
-        Readback { gpu: gpu.clone(), staging, ty, mapped: None }
-    }
-
-    /// Asks for the data. Call after the submit; calling again does nothing.
-    pub fn request(&mut self) {
-        if self.mapped.is_some() {
-            return;
-        }
-        let (sender, receiver) = oneshot_channel();
-        let map = || {
-            self.staging.map_async(wgpu::MapMode::Read, .., move |result| {
-                // A dropped receiver means that nobody wants the data any more.
-                let _ = sender.send(result.map_err(|e| Error::Device(e.to_string())));
-            });
-            Ok(())
-        };
-        // The callback is told of errors too.
-        let _ = self.gpu.guarded(map);
-        self.mapped = Some(receiver);
-    }
-
-    /// The data. Resolves once the device has been polled after the copy ran: apps that render
-    /// poll anyway; others call [`wait_blocking`](Self::wait_blocking).
-    pub async fn take<T: Element>(mut self) -> Result<Vec<T>> {
-        self.request();
-        let receiver = self.mapped.take().ok_or_else(|| Error::Device("readback was not requested".into()))?;
-        match receiver.receive().await {
-            Some(Ok(())) => self.copy_out(),
-            Some(Err(_)) if self.gpu.is_lost() => Err(Error::DeviceLost(format!("reading {} back", self.ty))),
-            Some(Err(e)) => Err(Error::Device(format!("reading {} back: {e}", self.ty))),
-            None => Err(Error::Device(format!("reading {} back: the device was dropped", self.ty))),
-        }
-    }
-
-    /// The data, waiting for the GPU.
-    pub fn wait_blocking<T: Element>(mut self, gpu: &Gpu) -> Result<Vec<T>> {
-        self.request();
-        gpu.wait_blocking()?;
-        pollster::block_on(self.take())
-    }
-
-    fn copy_out<T: Element>(&self) -> Result<Vec<T>> {
-        if T::DTYPE != self.ty.dtype {
-            return Err(Error::Data {
-                tensor: "readback".into(),
-                expected: self.ty.dtype.to_string(),
-                got: T::DTYPE.to_string(),
-            });
-        }
-        let view =
-            self.staging.get_mapped_range(..).map_err(|e| Error::Device(format!("reading {} back: {e}", self.ty)))?;
-        // `pod_collect_to_vec` copes with a mapping that is not aligned for T.
-        Ok(bytemuck::pod_collect_to_vec(&view[..]))
-    }
 }
 
 /// Size for a binding: whole quads, never zero.

@@ -6,6 +6,7 @@
 //! cannot size a function-local array, which is the register tile that a matmul tunes; hence text.
 
 use crate::error::{Error, Result};
+use crate::gpu::Cooperative;
 use crate::merge;
 use crate::wgsl::Module;
 
@@ -90,6 +91,25 @@ impl Kernel {
             })?;
         }
         Ok(text)
+    }
+
+    /// What the text uses that a device must be opened with: subgroup operations, cooperative matrices, f16.
+    pub fn features(&self) -> wgpu::Features {
+        let enables = |extension: &str| self.source.contains(&format!("enable {extension};"));
+        // `enable subgroups;` is the standard's, but naga 30 rejects it: so functions and built-in values tell.
+        let words = self.source.match_indices("subgroup").map(|(at, word)| &self.source[at + word.len()..]);
+        let calls = { words }.any(|rest| rest.starts_with(|c: char| c.is_ascii_uppercase()));
+        let mut features = wgpu::Features::empty();
+        if calls || self.source.contains("builtin(subgroup_") {
+            features |= wgpu::Features::SUBGROUP;
+        }
+        if enables("wgpu_cooperative_matrix") {
+            features |= Cooperative::F32.features();
+        }
+        if enables("f16") {
+            features |= wgpu::Features::SHADER_F16;
+        }
+        features
     }
 
     /// `label.entry[KNOB=value ...]`, for plans and profiles; behind a `|`, what became of merged bindings.

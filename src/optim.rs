@@ -6,8 +6,10 @@
 //! side by side, so that they are one tensor to matmul.
 
 mod muon;
+mod plan;
 
 pub use muon::{MuonConfig, MuonScale};
+pub use plan::OptimizerPlan;
 
 use std::collections::HashMap;
 use std::f64::consts::PI;
@@ -34,6 +36,9 @@ pub struct ArenaLayout {
     pub places: Vec<ArenaPlace>,
     /// The buffers, at least one.
     pub parts: Vec<ArenaPart>,
+    /// Bytes that a part may take. Graphs on these tensors have their tables in parts by the same number
+    /// ([`Graph::with_max_tensor_bytes`]).
+    pub max_bytes: u64,
 }
 
 /// Where a tensor lies in an arena.
@@ -108,12 +113,12 @@ impl ArenaLayout {
         if parts.is_empty() {
             parts.push(ArenaPart { len: ALIGN, ..ArenaPart::default() });
         }
-        Ok(ArenaLayout { tensors, places, parts })
+        Ok(ArenaLayout { tensors, places, parts, max_bytes })
     }
 
     /// What is not Muon's, in the same order.
     fn without_muon(&self) -> Self {
-        let mut layout = ArenaLayout { tensors: vec![], places: vec![], parts: vec![] };
+        let mut layout = ArenaLayout { tensors: vec![], places: vec![], parts: vec![], max_bytes: self.max_bytes };
         let mut moved = HashMap::new();
         for (i, &part) in self.parts.iter().enumerate().filter(|(_, part)| !part.muon) {
             moved.insert(i, layout.parts.len());
@@ -233,16 +238,15 @@ impl Arena {
         };
         self.layout.expect_len(i, values.len())?;
         tensor.write(gpu, values)?;
-        gpu.queue().submit([]);
-        Ok(())
+        gpu.guarded(|| Ok(gpu.queue().submit([]))).map(drop)
     }
 
-    /// Reads every tensor; waits for the GPU.
-    pub fn read_blocking(&self, gpu: &Gpu) -> Result<Vec<Vec<f32>>> {
+    /// Reads every tensor. Resolves once the device has been polled.
+    pub async fn read(&self, gpu: &Gpu) -> Result<Vec<Vec<f32>>> {
         let mut values = vec![vec![]; self.tensors.len()];
         // By part: one wait each, and no more than a part in host memory beside the result.
         for (part, whole) in self.parts.iter().enumerate() {
-            let whole: Vec<f32> = whole.read_blocking(gpu)?;
+            let whole: Vec<f32> = whole.read(gpu).await?;
             for ((values, place), (_, shape)) in values.iter_mut().zip(&self.layout.places).zip(&self.layout.tensors) {
                 if place.part == part {
                     *values = whole[place.offset..place.offset + shape.len()].to_vec();
@@ -250,6 +254,11 @@ impl Arena {
             }
         }
         Ok(values)
+    }
+
+    /// [`read`](Self::read), waiting for the GPU.
+    pub fn read_blocking(&self, gpu: &Gpu) -> Result<Vec<Vec<f32>>> {
+        gpu.run_blocking(self.read(gpu))
     }
 }
 
@@ -355,7 +364,8 @@ pub struct Optimizer {
 impl Optimizer {
     /// Moments for `params`, zeroed, and the dispatches of a step: AdamW for all of them.
     pub async fn new(gpu: &Gpu, config: AdamWConfig, params: &Arena, grads: &Arena) -> Result<Self> {
-        Self::build(gpu, config, None, params, grads).await
+        let plan = OptimizerPlan::on(config, None, &params.layout, gpu)?;
+        Self::from_plan(gpu, &plan, params, grads).await
     }
 
     /// The same with Muon for the matrices that the arenas' layout has for it
@@ -367,66 +377,71 @@ impl Optimizer {
         params: &Arena,
         grads: &Arena,
     ) -> Result<Self> {
-        muon.validate()?;
-        if !params.layout.parts.iter().any(|part| part.muon) {
-            let message = "the layout has no matrices for it: are there any, and does `ArenaLayout::with_muon` know?";
-            return Err(Error::Config { field: "muon", message: message.into() });
-        }
-        Self::build(gpu, config, Some(muon), params, grads).await
+        let plan = OptimizerPlan::on(config, Some(muon), &params.layout, gpu)?;
+        Self::from_plan(gpu, &plan, params, grads).await
     }
 
-    async fn build(
-        gpu: &Gpu,
-        config: AdamWConfig,
-        muon: Option<MuonConfig>,
-        params: &Arena,
-        grads: &Arena,
-    ) -> Result<Self> {
-        let layout = &params.layout;
-        let adamw = if muon.is_some() { Arc::new(layout.without_muon()) } else { layout.clone() };
-        let m = gpu.scoped(|| Arena::zeros(gpu, "first moments", layout)).await?;
-        let v = gpu.scoped(|| Arena::zeros(gpu, "second moments", &adamw)).await?;
-        let mut step = StepBuilder { g: Graph::new(), bindings: HashMap::new() };
-        let all_grads = grads.parts.iter().enumerate();
-        let all_grads = all_grads.map(|(i, part)| step.state(&numbered("grads", i), part.clone()));
-        let all_grads = all_grads.collect::<Result<Vec<_>>>()?;
-        let norm = global_norm(&mut step.g, &all_grads)?;
-        let parts = (0..layout.parts.len()).filter(|&i| muon.is_none() || !layout.parts[i].muon);
-        let hyper = step.adamw(norm, parts.collect(), &all_grads, [params, &m, &v])?;
-        let muon = match muon {
-            Some(muon) => Some((muon, step.muon(&muon, norm, [params, grads, &m])?)),
-            None => None,
-        };
-        let plan = gpu.plan(&step.g, &[norm])?;
-        let options = ExecOptions { bindings: step.bindings, ..Default::default() };
-        let exec = Executable::new(gpu, Arc::new(plan), options).await?;
+    /// What a plan says, on arenas of its layout.
+    pub async fn from_plan(gpu: &Gpu, plan: &OptimizerPlan, params: &Arena, grads: &Arena) -> Result<Self> {
+        let lens = |layout: &ArenaLayout| layout.parts.iter().map(|part| part.len).collect::<Vec<_>>();
+        for (tensor, arena) in [("parameters", params), ("gradients", grads)] {
+            let [expected, got] = [&plan.layout, &arena.layout].map(|layout| lens(layout));
+            if expected != got {
+                let [expected, got] = [expected, got].map(|lens| format!("an arena with parts of {lens:?} elements"));
+                return Err(Error::Data { tensor: tensor.into(), expected, got });
+            }
+        }
+        let m = gpu.scoped(|| Arena::zeros(gpu, "first moments", &plan.layout)).await?;
+        let v = gpu.scoped(|| Arena::zeros(gpu, "second moments", &plan.second)).await?;
+        let arenas = [params, grads, &m, &v];
+        let bindings = plan.bound.iter().map(|(value, range)| Ok((*value, range.of(arenas)?)));
+        let options = ExecOptions { bindings: bindings.collect::<Result<_>>()?, ..Default::default() };
+        let exec = Executable::new(gpu, plan.plan.clone(), options).await?;
+        let OptimizerPlan { config, hyper, muon, norm, .. } = *plan;
         Ok(Optimizer { config, m, v, exec, hyper, muon, norm })
     }
 
-    /// Records an update with learning rate `lr`. `step` counts from 0 and sets the bias
-    /// correction. The rate is written to the queue: one update per submit.
+    /// Records an update with learning rate `lr`. `step` counts from 0 and sets the bias correction.
     pub fn record(&self, encoder: &mut wgpu::CommandEncoder, lr: f64, step: u64) -> Result<()> {
-        self.write_hyper(lr, step)?;
+        self.record_hyper(encoder, lr, step)?;
         self.exec.record(encoder);
         Ok(())
     }
 
-    /// An update like that of [`record`](Self::record), timed kernel by kernel; waits for the GPU.
-    pub fn profile_blocking(&self, lr: f64, step: u64) -> Result<Timeline> {
-        self.write_hyper(lr, step)?;
-        self.exec.profile_blocking()
+    /// An update like that of [`record`](Self::record), timed kernel by kernel. Resolves once the device has been
+    /// polled; as [`Executable::profile`], it needs a device with timestamps.
+    pub async fn profile(&self, lr: f64, step: u64) -> Result<Timeline> {
+        self.profile_by(lr, step, async |exec| exec.profile().await).await
     }
 
-    fn write_hyper(&self, lr: f64, step: u64) -> Result<()> {
+    /// [`profile`](Self::profile), waiting; without timestamps by the host's clock.
+    pub fn profile_blocking(&self, lr: f64, step: u64) -> Result<Timeline> {
+        self.exec.gpu().run_blocking(self.profile_by(lr, step, async |exec| exec.profile_blocking()))
+    }
+
+    pub(crate) async fn profile_by(
+        &self,
+        lr: f64,
+        step: u64,
+        profile: impl AsyncFn(&Executable) -> Result<Timeline>,
+    ) -> Result<Timeline> {
+        let gpu = self.exec.gpu();
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        self.record_hyper(&mut encoder, lr, step)?;
+        gpu.submit(encoder)?;
+        profile(&self.exec).await
+    }
+
+    fn record_hyper(&self, encoder: &mut wgpu::CommandEncoder, lr: f64, step: u64) -> Result<()> {
         let c = self.config;
         if let Some((muon, value)) = &self.muon {
-            self.exec.write(*value, &muon.settings(lr, c.max_grad_norm).values())?;
+            self.exec.record_write(encoder, *value, &muon.settings(lr, c.max_grad_norm).values())?;
         }
         let Some(value) = self.hyper else { return Ok(()) };
         let [lr, beta1, beta2, eps, weight_decay, max_grad_norm] =
             [lr, c.beta1, c.beta2, c.eps, c.weight_decay, c.max_grad_norm].map(|x| x as f32);
         let hyper = AdamWSettings { lr, beta1, beta2, eps, weight_decay, max_grad_norm }.at_step(step + 1);
-        self.exec.write(value, &hyper)
+        self.exec.record_write(encoder, value, &hyper)
     }
 
     /// The global gradient norm of the last step, before clipping: `[1]`.
@@ -438,74 +453,6 @@ impl Optimizer {
     pub fn plan(&self) -> &Plan {
         self.exec.plan()
     }
-}
-
-/// The graph of an update, and what its states are bound to.
-struct StepBuilder {
-    g: Graph,
-    bindings: HashMap<Value, Tensor>,
-}
-
-impl StepBuilder {
-    fn state(&mut self, name: &str, tensor: Tensor) -> Result<Value> {
-        let value = self.g.state(name, tensor.ty().clone())?;
-        self.bindings.insert(value, tensor);
-        Ok(value)
-    }
-
-    /// AdamW for these parts of parameters and first moments; the second moments have no others. Returns its
-    /// settings, if there are any parts.
-    fn adamw(
-        &mut self,
-        norm: Value,
-        parts: Vec<usize>,
-        grads: &[Value],
-        [params, m, v]: [&Arena; 3],
-    ) -> Result<Option<Value>> {
-        if parts.is_empty() {
-            return Ok(None);
-        }
-        let hyper = self.g.input("hyper", TensorType::f32([8]))?;
-        for (nth, part) in parts.into_iter().enumerate() {
-            let param = self.state(&numbered("params", part), params.parts[part].clone())?;
-            let m = self.state(&numbered("m", part), m.parts[part].clone())?;
-            let v = self.state(&numbered("v", part), v.parts[nth].clone())?;
-            let decay_len = params.layout.parts[part].decay_len;
-            let arenas = [param, grads[part], m, v];
-            let new = self.g.adamw(&numbered("adamw", part), arenas, hyper, norm, decay_len)?;
-            for (value, state) in new.into_iter().zip([param, m, v]) {
-                self.g.store(value, state)?;
-            }
-        }
-        Ok(Some(hyper))
-    }
-
-    /// Muon for its parts of parameters, gradients and momenta. Returns its settings.
-    fn muon(&mut self, config: &MuonConfig, norm: Value, [params, grads, m]: [&Arena; 3]) -> Result<Value> {
-        let hyper = self.g.input("muon.hyper", TensorType::f32([4]))?;
-        for (i, batch) in muon::Batch::all(&params.layout).into_iter().enumerate() {
-            let param = self.state(&format!("muon.{i}.params"), batch.of(params)?)?;
-            let grad = self.state(&format!("muon.{i}.grads"), batch.of(grads)?)?;
-            let m = self.state(&format!("muon.{i}.m"), batch.of(m)?)?;
-            let step = config.step(batch.rows, batch.cols);
-            let new = self.g.muon(&format!("muon.{i}"), [param, grad, m], hyper, norm, step)?;
-            for (value, state) in new.into_iter().zip([param, m]) {
-                self.g.store(value, state)?;
-            }
-        }
-        Ok(hyper)
-    }
-}
-
-/// The Euclidean norm of all parts of an arena: that of the parts' norms.
-fn global_norm(g: &mut Graph, parts: &[Value]) -> Result<Value> {
-    if let [whole] = parts {
-        return g.l2_norm("grad_norm", *whole);
-    }
-    let norms = parts.iter().enumerate().map(|(i, &part)| g.l2_norm(&format!("grad_norm.{i}"), part));
-    let norms = norms.collect::<Result<Vec<_>>>()?;
-    let norms = g.concat("grad_norms", &norms, 0)?;
-    g.l2_norm("grad_norm", norms)
 }
 
 #[cfg(test)]

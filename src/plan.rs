@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::Result;
+use crate::exec::uniform_stride;
 use crate::fuse;
 use crate::gpu::Profile;
 use crate::graph::{Graph, Node, Source, Value};
@@ -192,6 +193,18 @@ impl Plan {
     /// Bytes of inputs, parameters and states.
     pub fn external_bytes(&self) -> usize {
         self.externals.iter().map(|e| e.ty.storage_bytes()).sum()
+    }
+
+    /// Bytes that an executable allocates: buffers, uniforms, and externals but for those that are bound to tensors.
+    pub(crate) fn allocated_bytes(&self, is_bound: impl Fn(Value) -> bool) -> usize {
+        let own = self.externals.iter().filter(|e| !is_bound(e.value));
+        self.buffer_bytes() + self.uniform_bytes() + own.map(|e| e.ty.storage_bytes()).sum::<usize>()
+    }
+
+    /// Bytes of the buffer of all uniforms.
+    pub(crate) fn uniform_bytes(&self) -> usize {
+        let words = self.steps.iter().flat_map(|s| &s.dispatches).flat_map(|d| [d.words.len(), d.ranges.len()]);
+        words.map(|n| uniform_stride(n) as usize).sum::<usize>().max(256)
     }
 
     /// Everything that must be in GPU memory for a step.

@@ -31,7 +31,7 @@
 //! let mut encoder = gpu.device().create_command_encoder(&Default::default());
 //! exec.record(&mut encoder);
 //! let readback = instruments.read_later(&exec, &mut encoder, 0)?;
-//! gpu.queue().submit([encoder.finish()]);
+//! gpu.submit(encoder)?;
 //! let values: Vec<f64> = readback.wait_blocking(&gpu)?.values.iter().map(|r| r.value).collect();
 //! assert!((values[0] - 12.5f64.sqrt()).abs() < 1e-6 && values[1] == 4.0 && (values[2] - 1.0).abs() < 1e-6);
 //! # Ok::<(), throughline::Error>(())
@@ -46,11 +46,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::exec::Executable;
-use crate::gpu::{Gpu, Readback};
+use crate::gpu::Gpu;
 use crate::graph::{Graph, Source, Value};
 use crate::nn::Transformer;
 use crate::ops::fill::Fill;
 use crate::ops::stats::Stats;
+use crate::staging::Readback;
 use crate::tensor::{DType, TensorType};
 
 /// What a probe looks at: a node by its name, or another output than the first of it as `name:1`.
@@ -467,11 +468,6 @@ pub struct ProbeReadback {
 }
 
 impl ProbeReadback {
-    /// Asks for the data. Call after the submit; calling again does nothing.
-    pub fn request(&mut self) {
-        self.board.iter_mut().chain(&mut self.wholes).for_each(Readback::request);
-    }
-
     /// The answers. Resolves once the device has been polled after the step ran.
     pub async fn take(self) -> Result<Readings> {
         let board = match self.board {
@@ -488,10 +484,8 @@ impl ProbeReadback {
     /// The answers, waiting for the step, and not for later ones where the [`Trainer`](crate::train::Trainer)
     /// submitted it.
     pub fn wait_blocking(mut self, gpu: &Gpu) -> Result<Readings> {
-        self.request();
-        match self.submitted.take() {
-            Some(submitted) => gpu.wait_for_blocking(submitted)?,
-            None => gpu.wait_blocking()?,
+        if let Some(submitted) = self.submitted.take() {
+            gpu.wait_for_blocking(submitted)?;
         }
         gpu.run_blocking(self.take())
     }

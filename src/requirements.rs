@@ -3,12 +3,12 @@
 use std::collections::HashSet;
 
 use crate::error::{Error, Result};
-use crate::gpu::{AdapterClass, Profile};
+use crate::gpu::{AdapterClass, Gpu, Profile};
 use crate::kernel::Kernel;
 use crate::plan::Plan;
 
-/// What the kernels of some plans need of a device. None needs a feature;
-/// [`Gpu::USEFUL_FEATURES`](crate::Gpu::USEFUL_FEATURES) are those that help.
+/// What the kernels of some plans need of a device. A whole trainer's come from
+/// [`TrainPlan`](crate::train::TrainPlan), a decoder's from [`DecodePlan`](crate::decode::DecodePlan).
 ///
 /// ```
 /// use throughline::{AdapterClass, Graph, Plan, Profile, Requirements, TensorType};
@@ -45,15 +45,25 @@ pub struct Requirements {
     pub workgroup_bytes: u32,
     /// Bytes of a uniform.
     pub uniform_bytes: u64,
+    /// Features that its kernels use: none, unless it was planned for a profile with subgroups or cooperative
+    /// matrices.
+    pub features: wgpu::Features,
 }
 
 impl Requirements {
+    /// [`Gpu::USEFUL_FEATURES`], none of which is needed, one by one with what each is good for.
+    pub const USEFUL_FEATURES: [(wgpu::Features, &'static str); 3] = [
+        (wgpu::Features::SUBGROUP, "plans for a profile with subgroups share loads and sums by shuffles: faster rows"),
+        (wgpu::Features::TIMESTAMP_QUERY, "profiles have the GPU's own times of kernels, not the host's clock"),
+        (wgpu::Features::PIPELINE_CACHE, "`Gpu::save_pipelines` keeps compiled kernels for the next start"),
+    ];
+
     /// Those of a plan.
     pub fn of(plan: &Plan) -> Self {
         let dispatches = || plan.steps.iter().flat_map(|s| &s.dispatches);
         let bound = dispatches().flat_map(|d| d.binds.iter().flatten()).map(|&(_, bytes, _)| bytes as u64);
         let external = plan.externals.iter().map(|e| e.ty.storage_bytes() as u64);
-        let planned = plan.buffers.iter().map(|b| b.bytes as u64);
+        let planned = plan.buffers.iter().map(|b| b.bytes as u64).chain([plan.uniform_bytes() as u64]);
         // Kernels keep to these, whatever a device offers.
         let Profile { max_invocations, max_workgroup_bytes, .. } = Profile::portable(AdapterClass::Gpu);
         let kernels: HashSet<&Kernel> = dispatches().map(|d| &d.kernel).collect();
@@ -66,7 +76,13 @@ impl Requirements {
             invocations: max_invocations,
             workgroup_bytes: workgroup_bytes.max().unwrap_or(0),
             uniform_bytes: dispatches().map(|d| 4 * d.words.len().max(d.ranges.len()) as u64).max().unwrap_or(0),
+            features: features(plan),
         }
+    }
+
+    /// That of one buffer.
+    pub(crate) fn of_buffer(bytes: usize) -> Self {
+        Requirements { buffer_bytes: bytes as u64, ..Self::default() }
     }
 
     /// What runs these and those.
@@ -79,6 +95,7 @@ impl Requirements {
             invocations: self.invocations.max(other.invocations),
             workgroup_bytes: self.workgroup_bytes.max(other.workgroup_bytes),
             uniform_bytes: self.uniform_bytes.max(other.uniform_bytes),
+            features: self.features | other.features,
         }
     }
 
@@ -136,5 +153,58 @@ impl Requirements {
             true => Ok(()),
             false => Err(Error::Limit(missing.join("; "))),
         }
+    }
+
+    /// What to open a device of this adapter with that runs these: wgpu's default limits raised, and the features
+    /// needed, with the useful ones that the adapter has. Your own limits and features go on top.
+    pub fn descriptor(&self, adapter: &wgpu::Adapter) -> wgpu::DeviceDescriptor<'static> {
+        let mut required_limits = wgpu::Limits::default();
+        self.raise(&mut required_limits);
+        let required_features = self.features | adapter.features() & Gpu::USEFUL_FEATURES;
+        wgpu::DeviceDescriptor { required_features, required_limits, ..Default::default() }
+    }
+
+    /// [`check`](Self::check) of a device's limits, features too; and that subgroups are those of the profile that
+    /// plans were made for, if they use any: kernels count on their size.
+    pub(crate) fn check_gpu(&self, gpu: &Gpu, subgroups: Option<[u32; 2]>) -> Result<()> {
+        let advice =
+            "A plan made for `gpu.profile()` has its arenas and tables in parts that fit, or says what else would";
+        self.check(&gpu.device().limits()).map_err(|e| match e {
+            Error::Limit(message) => Error::Limit(format!("{message}. {advice}")),
+            e => e,
+        })?;
+        let missing = self.features - gpu.device().features();
+        if !missing.is_empty() {
+            let names: Vec<&str> = missing.iter_names().map(|(name, _)| name).collect();
+            let message = format!("the plan needs {}, but the device was opened without. {advice}", names.join(", "));
+            return Err(Error::Device(message));
+        }
+        let theirs = gpu.profile().subgroups;
+        if self.features.contains(wgpu::Features::SUBGROUP) && theirs != subgroups {
+            let message = format!("the plan is for subgroups of {subgroups:?} lanes, but the device's have {theirs:?}");
+            return Err(Error::Device(message));
+        }
+        Ok(())
+    }
+}
+
+/// Those that a plan's kernels use.
+fn features(plan: &Plan) -> wgpu::Features {
+    let mut kernels: Vec<_> = plan.steps.iter().flat_map(|s| &s.dispatches).map(|d| &d.kernel).collect();
+    // Many dispatches have one text, which is static: no need to search it again.
+    let mut seen = HashSet::new();
+    kernels.retain(|k| seen.insert(k.source.as_ptr()));
+    kernels.into_iter().fold(wgpu::Features::empty(), |all, k| all | k.features())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn useful_features_are_those_of_gpu() {
+        let all =
+            Requirements::USEFUL_FEATURES.iter().fold(wgpu::Features::empty(), |all, (feature, _)| all | *feature);
+        assert_eq!(all, Gpu::USEFUL_FEATURES);
     }
 }

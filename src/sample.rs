@@ -203,8 +203,8 @@ impl Generator {
         pollster::block_on(Self::new(gpu, config, params))
     }
 
-    /// Scores of the token after `ids`, of which the last `context` count; waits for the GPU.
-    pub fn logits_blocking(&self, ids: &[u32]) -> Result<Vec<f32>> {
+    /// Scores of the token after `ids`, of which the last `context` count. Resolves once the device has been polled.
+    pub async fn logits(&self, ids: &[u32]) -> Result<Vec<f32>> {
         check_ids(ids, self.vocab_size)?;
         if ids.is_empty() {
             return Err(Error::Data {
@@ -218,10 +218,15 @@ impl Generator {
         let mut padded = window.to_vec();
         padded.resize(self.context, 0);
         self.exec.write(self.tokens, &padded)?;
-        self.exec.submit();
-        let all: Vec<f32> = self.exec.read_blocking(self.logits)?;
+        self.exec.submit()?;
+        let all: Vec<f32> = self.exec.read(self.logits).await?;
         let at = (window.len() - 1) * self.vocab_size;
         Ok(all[at..at + self.vocab_size].to_vec())
+    }
+
+    /// [`logits`](Self::logits), waiting for the GPU.
+    pub fn logits_blocking(&self, ids: &[u32]) -> Result<Vec<f32>> {
+        self.gpu.run_blocking(self.logits(ids))
     }
 
     /// Appends `n` tokens to `ids`, calling `each` with every new one. Return `false` to stop.

@@ -7,7 +7,8 @@
 use std::fmt;
 
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Readback};
+use crate::gpu::Gpu;
+use crate::staging::{self, Readback};
 
 /// Element type of a tensor. Both take four bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -241,15 +242,29 @@ impl Tensor {
 
     /// Queues a write of all elements. The write happens before the next submit; nothing blocks.
     pub fn write<T: Element>(&self, gpu: &Gpu, data: &[T]) -> Result<()> {
-        if T::DTYPE != self.ty.dtype || data.len() != self.ty.len() {
-            return Err(Error::Data {
+        self.expect(data)?;
+        gpu.guarded(|| {
+            gpu.queue().write_buffer(&self.buffer, self.offset, bytemuck::cast_slice(data));
+            Ok(())
+        })
+    }
+
+    /// Records a write of all elements into `encoder`: it happens between what was recorded before it and what comes
+    /// behind. The bytes go through staging buffers that are used again, so that repeated writes allocate nothing.
+    pub fn record_write<T: Element>(&self, gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, data: &[T]) -> Result<()> {
+        self.expect(data)?;
+        staging::upload(gpu, encoder, &self.buffer, self.offset, bytemuck::cast_slice(data))
+    }
+
+    fn expect<T: Element>(&self, data: &[T]) -> Result<()> {
+        match T::DTYPE == self.ty.dtype && data.len() == self.ty.len() {
+            true => Ok(()),
+            false => Err(Error::Data {
                 tensor: self.ty.to_string(),
                 expected: format!("{} elements of {}", self.ty.len(), self.ty.dtype),
                 got: format!("{} elements of {}", data.len(), T::DTYPE),
-            });
+            }),
         }
-        gpu.queue().write_buffer(&self.buffer, self.offset, bytemuck::cast_slice(data));
-        Ok(())
     }
 
     /// Records a copy of the elements into `encoder`, to be read once that has been submitted.
@@ -257,12 +272,17 @@ impl Tensor {
         Readback::record(gpu, encoder, self)
     }
 
-    /// Reads all elements; waits for the GPU.
-    pub fn read_blocking<T: Element>(&self, gpu: &Gpu) -> Result<Vec<T>> {
+    /// Reads all elements as they are behind everything submitted so far. Resolves once the device has been polled.
+    pub async fn read<T: Element>(&self, gpu: &Gpu) -> Result<Vec<T>> {
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         let readback = self.read_later(gpu, &mut encoder);
-        gpu.queue().submit([encoder.finish()]);
-        readback.wait_blocking(gpu)
+        gpu.submit(encoder)?;
+        readback.take().await
+    }
+
+    /// [`read`](Self::read), waiting for the GPU.
+    pub fn read_blocking<T: Element>(&self, gpu: &Gpu) -> Result<Vec<T>> {
+        gpu.run_blocking(self.read(gpu))
     }
 }
 

@@ -1,24 +1,26 @@
 //! A training step as one submit: forward, backward, clipping and AdamW, with nothing read back.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-
 use serde::{Deserialize, Serialize};
 
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::exec::{ExecOptions, Executable};
-use crate::gpu::{Gpu, Readback};
+use crate::gpu::{Gpu, Planning};
 use crate::graph::{Graph, Value};
 use crate::nn::{Block, StandardBlock, Transformer, TransformerConfig};
-use crate::optim::{AdamWConfig, Arena, ArenaLayout, MuonConfig, Optimizer, Schedule};
+use crate::optim::{AdamWConfig, Arena, MuonConfig, Optimizer, Schedule};
 use crate::plan::Plan;
-use crate::probe::{self, Instruments, Patch, Probe, ProbeReadback};
-use crate::tensor::{Tensor, TensorType};
+use crate::probe::{Instruments, Patch, Probe, ProbeReadback};
+use crate::staging::Readback;
+use crate::tensor::Tensor;
 use crate::timeline::Timeline;
 
+mod fit;
+mod plan;
 mod slices;
 
+use plan::StepPlan;
+pub use plan::TrainPlan;
 pub use slices::{SlicedStep, StepSlices};
 
 /// Everything that defines a training run, but for the text.
@@ -80,25 +82,27 @@ impl TrainConfig {
 pub struct TrainOptions<'a> {
     /// The layers.
     pub block: &'a dyn Block,
-    /// Whether the [standard probes](probe::standard) are in the step.
+    /// Whether the [standard probes](crate::probe::standard) are in the step.
     pub standard_probes: bool,
     /// More probes. With several micro-batches, what they tell is that of the last, whose loss counts as a part of the
     /// mean; but the gradients of parameters are those of the whole step, before clipping.
     pub probes: Vec<Probe>,
     /// Changes to the model, in training and evaluation alike. [`Trainer::write_patch`] writes their inputs.
     pub patches: Vec<Patch>,
+    /// The GPU memory that training may take ([`TrainPlan::bytes`]); an `Err` says what would fit.
+    pub max_bytes: Option<u64>,
 }
 
 impl Default for TrainOptions<'_> {
     fn default() -> Self {
-        TrainOptions { block: &StandardBlock, standard_probes: false, probes: vec![], patches: vec![] }
+        TrainOptions { block: &StandardBlock, standard_probes: false, probes: vec![], patches: vec![], max_bytes: None }
     }
 }
 
 impl TrainOptions<'_> {
     /// A model as these want it.
-    fn build(&self, gpu: &Gpu, config: &TrainConfig, train: bool) -> Result<(Graph, Transformer)> {
-        let mut graph = gpu.graph();
+    fn build(&self, on: &dyn Planning, config: &TrainConfig, train: bool) -> Result<(Graph, Transformer)> {
+        let mut graph = on.graph();
         let (batch, time) = (config.batch, config.seq_len());
         let gpt = Transformer::build_with(&mut graph, &config.model, self.block, batch, time, train)?;
         if self.patches.is_empty() {
@@ -123,8 +127,8 @@ pub struct Trainer {
     pub optimizer: Optimizer,
     forward_backward: StepGraph,
     evaluation: StepGraph,
-    /// Tokens and targets of all micro-batches of a step, `[2, micro_batches, batch, time]`.
-    staged: Tensor,
+    /// In GPU memory.
+    bytes: usize,
     step: u64,
     /// Of the last step, unless somebody has them.
     probes: Option<ProbeReadback>,
@@ -142,6 +146,17 @@ struct StepGraph {
     instruments: Option<Instruments>,
 }
 
+impl StepGraph {
+    async fn new(gpu: &Gpu, step: &StepPlan, params: &Arena, grads: &Arena) -> Result<Self> {
+        let bound = (step.params.iter().zip(&params.tensors)).chain(step.grads.iter().zip(&grads.tensors));
+        let bindings = bound.map(|(&value, tensor)| (value, tensor.clone())).collect();
+        let exec = Executable::new(gpu, step.plan.clone(), ExecOptions { bindings, ..Default::default() }).await?;
+        let StepPlan { tokens, targets, dropout_seed, loss, loss_state, .. } = *step;
+        let instruments = step.instruments.clone();
+        Ok(StepGraph { exec, tokens, targets, dropout_seed, loss, loss_state, instruments })
+    }
+}
+
 /// The loss of a submitted step, to be read when convenient.
 #[derive(Debug)]
 pub struct StepLoss {
@@ -154,10 +169,8 @@ pub struct StepLoss {
 impl StepLoss {
     /// Waits for this step, and not for later ones: mean cross-entropy in nats per token.
     pub fn wait_blocking(self, gpu: &Gpu) -> Result<f32> {
-        let mut readback = self.readback;
-        readback.request();
-        gpu.wait_for_blocking(self.submitted)?;
-        Ok(pollster::block_on(readback.take::<f32>())?[0])
+        gpu.wait_for_blocking(self.submitted.clone())?;
+        gpu.run_blocking(self.take())
     }
 
     /// The loss, without blocking a thread; resolves once the device has been polled.
@@ -179,37 +192,50 @@ impl Trainer {
 
     /// The same with probes, patches or layers of another kind.
     pub async fn with_options(gpu: &Gpu, config: TrainConfig, options: &TrainOptions<'_>) -> Result<Self> {
-        config.validate()?;
-        let (graph, gpt) = options.build(gpu, &config, true)?;
-        let values: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
-        let (max_bytes, muon) = (gpu.profile().max_arena_bytes(), config.muon.is_some());
-        let layout = Arc::new(ArenaLayout::for_training(&graph, &values, max_bytes, muon)?);
-        let params = gpu.scoped(|| Arena::zeros(gpu, "parameters", &layout)).await?;
-        let grads = gpu.scoped(|| Arena::zeros(gpu, "gradients", &layout)).await?;
-        for (i, p) in gpt.params.iter().enumerate() {
-            let values = p.init.values(graph.ty(p.value).len(), config.seed, graph.name(p.value));
-            params.write_tensor(gpu, i, &values)?;
+        let plan = TrainPlan::on(&config, options, gpu)?;
+        Self::from_plan(gpu, &plan).await
+    }
+
+    /// The fresh model of a plan that was made before there was a device. An `Err` names a limit of the device that is
+    /// too low for it.
+    ///
+    /// ```no_run
+    /// # async fn app(adapter: wgpu::Adapter, config: throughline::train::TrainConfig) -> Result<(), Box<dyn std::error::Error>> {
+    /// use throughline::train::{TrainOptions, TrainPlan, Trainer};
+    /// use throughline::{Gpu, Profile};
+    /// let plan = TrainPlan::new(&config, &TrainOptions::default(), &Profile::of_adapter(&adapter))?;
+    /// println!("{} bytes", plan.bytes());
+    /// // What the app itself needs comes on top.
+    /// let (device, queue) = adapter.request_device(&plan.requirements().descriptor(&adapter)).await?;
+    /// let trainer = Trainer::from_plan(&Gpu::from_device(device, queue), &plan).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn from_plan(gpu: &Gpu, plan: &TrainPlan) -> Result<Self> {
+        plan.check(gpu)?;
+        let (layout, config) = (&plan.layout, plan.config.clone());
+        let params = gpu.scoped(|| Arena::zeros(gpu, "parameters", layout)).await?;
+        let grads = gpu.scoped(|| Arena::zeros(gpu, "gradients", layout)).await?;
+        for (i, ((name, shape), init)) in layout.tensors.iter().zip(&plan.inits).enumerate() {
+            params.write_tensor(gpu, i, &init.values(shape.len(), config.seed, name))?;
         }
-        let forward_backward = training_graph(gpu, graph, &gpt, (&config, options), &params, &grads).await?;
-        let evaluation = evaluation_graph(gpu, &config, options, &params).await?;
-        let optimizer = match config.muon {
-            Some(muon) => Optimizer::with_muon(gpu, config.adamw, muon, &params, &grads).await?,
-            None => Optimizer::new(gpu, config.adamw, &params, &grads).await?,
-        };
-        let staged = TensorType::u32([2, config.micro_batches, config.batch, config.seq_len()]);
-        let staged = Tensor::zeros(gpu, "staged batches", staged)?;
         Ok(Trainer {
             gpu: gpu.clone(),
+            forward_backward: StepGraph::new(gpu, &plan.forward_backward, &params, &grads).await?,
+            evaluation: StepGraph::new(gpu, &plan.evaluation, &params, &grads).await?,
+            optimizer: Optimizer::from_plan(gpu, &plan.optimizer, &params, &grads).await?,
+            bytes: plan.bytes(),
             config,
             params,
             grads,
-            optimizer,
-            forward_backward,
-            evaluation,
-            staged,
             step: 0,
             probes: None,
         })
+    }
+
+    /// [`from_plan`](Self::from_plan), waiting.
+    pub fn from_plan_blocking(gpu: &Gpu, plan: &TrainPlan) -> Result<Self> {
+        pollster::block_on(Self::from_plan(gpu, plan))
     }
 
     /// [`new`](Self::new), waiting.
@@ -257,12 +283,9 @@ impl Trainer {
         self.params.layout.tensors.iter().map(|(_, shape)| shape.len()).sum()
     }
 
-    /// Bytes in GPU memory: parameters, gradients, moments, activations, evaluation.
+    /// Bytes in GPU memory: parameters, gradients, moments, activations, evaluation, inputs; [`TrainPlan::bytes`].
     pub fn buffer_bytes(&self) -> usize {
-        let arenas = [&self.params, &self.grads, &self.optimizer.m, &self.optimizer.v];
-        let arenas = arenas.iter().map(|arena| 4 * arena.layout.total_len()).sum::<usize>();
-        let plans = [self.plan(), self.evaluation.exec.plan(), self.optimizer.plan()];
-        arenas + plans.map(Plan::buffer_bytes).iter().sum::<usize>() + self.staged.ty().bytes()
+        self.bytes
     }
 
     /// Runs one step on `micro_batches` batches: one submit, no waiting. The returned loss can be
@@ -271,7 +294,7 @@ impl Trainer {
         let step = self.step;
         let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
         let readback = self.record(&mut encoder, batches)?;
-        let submitted = self.gpu.queue().submit([encoder.finish()]);
+        let submitted = self.gpu.submit(encoder)?;
         if let Some(probes) = &mut self.probes {
             probes.submitted = Some(submitted.clone());
         }
@@ -317,13 +340,13 @@ impl Trainer {
         }
     }
 
-    /// Records one step into the caller's encoder, which must be submitted before the next is
-    /// recorded: the tokens and the learning rate go through the queue, which writes them before
-    /// the next submit. Returns the loss, `[1]`, on its way to the host.
+    /// Records one step into the caller's encoder, and as many behind it as you like. Returns the loss, `[1]`, on its
+    /// way to the host. From the second step on this allocates no memory of the GPU's.
     pub fn record(&mut self, encoder: &mut wgpu::CommandEncoder, batches: &[Batch]) -> Result<Readback> {
-        self.begin(encoder, batches)?;
-        for i in 0..self.config.micro_batches {
-            self.load(encoder, i)?;
+        self.check(batches)?;
+        self.clear(encoder)?;
+        for batch in batches {
+            self.load(encoder, batch)?;
             self.forward_backward.exec.record(encoder);
         }
         self.update(encoder)
@@ -340,44 +363,37 @@ impl Trainer {
     }
 
     /// Runs one step and says what it spent its time on, node by node. It is a step like others; only
-    /// the copies of the batch are not timed. Waits for the GPU.
+    /// the copies of the batch are not timed. Resolves once the device has been polled; as
+    /// [`Executable::profile`], it needs a device with timestamps.
+    pub async fn profile(&mut self, batches: &[Batch]) -> Result<Timeline> {
+        self.profile_by(batches, async |exec| exec.profile().await).await
+    }
+
+    /// [`profile`](Self::profile), waiting; without timestamps by the host's clock.
     pub fn profile_blocking(&mut self, batches: &[Batch]) -> Result<Timeline> {
-        let mut timeline: Option<Timeline> = None;
-        for i in 0..self.config.micro_batches {
+        let gpu = self.gpu.clone();
+        gpu.run_blocking(self.profile_by(batches, async |exec| exec.profile_blocking()))
+    }
+
+    async fn profile_by(
+        &mut self,
+        batches: &[Batch],
+        profile: impl AsyncFn(&Executable) -> Result<Timeline>,
+    ) -> Result<Timeline> {
+        self.check(batches)?;
+        let mut timelines = vec![];
+        for (i, batch) in batches.iter().enumerate() {
             let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
             if i == 0 {
-                self.begin(&mut encoder, batches)?;
+                self.clear(&mut encoder)?;
             }
-            self.load(&mut encoder, i)?;
-            self.gpu.queue().submit([encoder.finish()]);
-            let part = self.forward_backward.exec.profile_blocking()?;
-            timeline = Some(match timeline {
-                Some(all) => all.then(part),
-                None => part,
-            });
+            self.load(&mut encoder, batch)?;
+            self.gpu.submit(encoder)?;
+            timelines.push(profile(&self.forward_backward.exec).await?);
         }
-        let update = self.optimizer.profile_blocking(self.config.schedule.at(self.step), self.step)?;
+        let update = self.optimizer.profile_by(self.config.schedule.at(self.step), self.step, profile).await?;
         self.step += 1;
-        Ok(match timeline {
-            Some(all) => all.then(update),
-            None => update,
-        })
-    }
-
-    /// Hands a step's batches to the queue and records what comes before its first micro-batch.
-    fn begin(&self, encoder: &mut wgpu::CommandEncoder, batches: &[Batch]) -> Result<()> {
-        self.prepare(batches)?;
-        self.clear(encoder)
-    }
-
-    /// Hands a step's batches to the queue.
-    fn prepare(&self, batches: &[Batch]) -> Result<()> {
-        self.stage(batches)?;
-        let s = &self.forward_backward;
-        match s.dropout_seed {
-            Some(seed) => s.exec.write(seed, &[self.config.seed as u32, self.step as u32]),
-            None => Ok(()),
-        }
+        Ok(timelines.into_iter().rev().fold(update, |rest, part| part.then(rest)))
     }
 
     /// Records the clearing of what adds up over micro-batches.
@@ -392,31 +408,28 @@ impl Trainer {
         Ok(())
     }
 
-    /// Records the copies that make micro-batch `i` the input.
-    fn load(&self, encoder: &mut wgpu::CommandEncoder, i: usize) -> Result<()> {
+    /// Records what makes a micro-batch the input.
+    fn load(&self, encoder: &mut wgpu::CommandEncoder, batch: &Batch) -> Result<()> {
         let s = &self.forward_backward;
-        let (i, n) = (i as u64, self.config.micro_batches as u64);
-        let part = (self.config.batch * self.config.seq_len() * 4) as u64;
-        let (tokens, targets) = (s.exec.tensor(s.tokens)?, s.exec.tensor(s.targets)?);
-        for (to, at) in [(tokens, i * part), (targets, (n + i) * part)] {
-            encoder.copy_buffer_to_buffer(self.staged.buffer(), at, to.buffer(), to.offset(), Some(part));
+        if let Some(seed) = s.dropout_seed {
+            s.exec.record_write(encoder, seed, &[self.config.seed as u32, self.step as u32])?;
         }
-        Ok(())
+        s.exec.record_write(encoder, s.tokens, &batch.tokens)?;
+        s.exec.record_write(encoder, s.targets, &batch.targets)
     }
 
-    fn stage(&self, batches: &[Batch]) -> Result<()> {
+    /// Whether these are the batches of a step.
+    fn check(&self, batches: &[Batch]) -> Result<()> {
         let n = self.config.batch * self.config.seq_len();
         let fits = |b: &Batch| b.tokens.len() == n && b.targets.len() == n;
-        if batches.len() != self.config.micro_batches || !batches.iter().all(fits) {
-            return Err(Error::Data {
+        match batches.len() == self.config.micro_batches && batches.iter().all(fits) {
+            true => Ok(()),
+            false => Err(Error::Data {
                 tensor: "batch".into(),
                 expected: format!("{} micro-batches of {n} tokens", self.config.micro_batches),
                 got: format!("{:?} tokens", batches.iter().map(|b| b.tokens.len()).collect::<Vec<_>>()),
-            });
+            }),
         }
-        let tokens = batches.iter().flat_map(|b| &b.tokens);
-        let all: Vec<u32> = tokens.chain(batches.iter().flat_map(|b| &b.targets)).copied().collect();
-        self.staged.write(&self.gpu, &all)
     }
 
     /// The loss of the last step, on the GPU: `[1]`.
@@ -425,93 +438,27 @@ impl Trainer {
         s.exec.tensor(s.loss_state.unwrap_or(s.loss))
     }
 
-    /// Mean loss over batches, without dropout; waits for the GPU.
-    pub fn evaluate_blocking(&self, batches: &[Batch]) -> Result<f32> {
+    /// Mean loss over batches, without dropout. Resolves once the device has been polled.
+    pub async fn evaluate(&self, batches: &[Batch]) -> Result<f32> {
         let s = &self.evaluation;
         let mut losses = vec![];
         for batch in batches {
-            s.exec.write(s.tokens, &batch.tokens)?;
-            s.exec.write(s.targets, &batch.targets)?;
             let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+            s.exec.record_write(&mut encoder, s.tokens, &batch.tokens)?;
+            s.exec.record_write(&mut encoder, s.targets, &batch.targets)?;
             s.exec.record(&mut encoder);
             losses.push(s.exec.tensor(s.loss)?.read_later(&self.gpu, &mut encoder));
-            self.gpu.queue().submit([encoder.finish()]);
+            self.gpu.submit(encoder)?;
         }
         let mut sum = 0.0;
         for loss in losses {
-            sum += f64::from(loss.wait_blocking::<f32>(&self.gpu)?[0]);
+            sum += f64::from(loss.take::<f32>().await?[0]);
         }
         Ok((sum / batches.len().max(1) as f64) as f32)
     }
-}
 
-/// Forward, loss and gradients, with the gradients left in `grads`.
-async fn training_graph(
-    gpu: &Gpu,
-    mut g: Graph,
-    gpt: &Transformer,
-    (config, options): (&TrainConfig, &TrainOptions<'_>),
-    params: &Arena,
-    grads: &Arena,
-) -> Result<StepGraph> {
-    let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
-    let mut loss = g.cross_entropy("loss", gpt.logits, targets)?;
-    let accumulate = config.micro_batches > 1;
-    if accumulate {
-        loss = g.scale("loss.mean", loss, 1.0 / config.micro_batches as f32)?;
+    /// [`evaluate`](Self::evaluate), waiting for the GPU.
+    pub fn evaluate_blocking(&self, batches: &[Batch]) -> Result<f32> {
+        self.gpu.run_blocking(self.evaluate(batches))
     }
-    let wrt: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
-    let mut probes = options.probes.clone();
-    if options.standard_probes {
-        probes.extend(probe::standard(&g, gpt, true));
-    }
-    let tapped = [&wrt[..], &probe::gradient_taps(&g, &probes)?].concat();
-    let gradients = g.gradients(loss, &tapped)?;
-    let mut by_value: HashMap<Value, Value> = tapped.into_iter().zip(gradients.iter().copied()).collect();
-    let mut bindings: Vec<(Value, Tensor)> = wrt.iter().copied().zip(params.tensors.iter().cloned()).collect();
-    // Where gradients accumulate, the addition to the state is a node, which fusion then folds into
-    // whoever makes the gradient.
-    for ((&param, &gradient), tensor) in wrt.iter().zip(&gradients).zip(&grads.tensors) {
-        let state = g.state(&format!("{}.grad_state", g.name(param)), g.ty(param).clone())?;
-        let value = match accumulate {
-            true => g.residual_add(&format!("{}.grad_sum", g.name(param)), state, gradient)?,
-            false => gradient,
-        };
-        g.store(value, state)?;
-        by_value.insert(param, value);
-        bindings.push((state, tensor.clone()));
-    }
-    let mut loss_state = None;
-    if accumulate {
-        let state = g.state("loss_state", TensorType::f32([1]))?;
-        let sum = g.residual_add("loss_sum", state, loss)?;
-        g.store(sum, state)?;
-        loss_state = Some(state);
-    }
-    let instruments = match probes.is_empty() {
-        true => None,
-        false => Some(Instruments::new(&mut g, &probes, &by_value)?),
-    };
-    let outputs = instruments.as_ref().map_or(vec![], Instruments::outputs);
-    let plan = Arc::new(gpu.plan(&g, &[&[loss], &outputs[..]].concat())?);
-    let options = ExecOptions { bindings: bindings.into_iter().collect(), ..Default::default() };
-    let exec = Executable::new(gpu, plan, options).await?;
-    let (tokens, dropout_seed) = (gpt.tokens, gpt.dropout_seed);
-    Ok(StepGraph { exec, tokens, targets, dropout_seed, loss, loss_state, instruments })
-}
-
-/// Forward and loss alone, on the same parameters.
-async fn evaluation_graph(
-    gpu: &Gpu,
-    config: &TrainConfig,
-    options: &TrainOptions<'_>,
-    params: &Arena,
-) -> Result<StepGraph> {
-    let (mut g, gpt) = options.build(gpu, config, false)?;
-    let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
-    let loss = g.cross_entropy("loss", gpt.logits, targets)?;
-    let plan = Arc::new(gpu.plan(&g, &[loss])?);
-    let bindings = gpt.params.iter().map(|p| p.value).zip(params.tensors.iter().cloned()).collect();
-    let exec = Executable::new(gpu, plan, ExecOptions { bindings, ..Default::default() }).await?;
-    Ok(StepGraph { exec, tokens: gpt.tokens, targets, dropout_seed: None, loss, loss_state: None, instruments: None })
 }

@@ -244,7 +244,7 @@ fn measure_blocking(gpu: &Gpu, tunable: &Tunable, plans: Vec<Plan>) -> Result<Ve
         .map(|plan| {
             let exec = Executable::new_blocking(gpu, Arc::new(plan), ExecOptions::default())?;
             fill(&exec)?;
-            exec.submit(); // compiles
+            exec.submit()?; // compiles
             Ok(exec)
         })
         .collect::<Result<Vec<_>>>()?;

@@ -8,13 +8,14 @@ use std::sync::Arc;
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::exec::{ExecOptions, Executable};
-use crate::gpu::{Gpu, Readback};
+use crate::gpu::Gpu;
 use crate::graph::{Graph, Source, Value};
 use crate::nn::{Block, StandardBlock, Transformer, TransformerConfig};
 use crate::ops::attention::Attention;
 use crate::ops::matmul::Matmul;
 use crate::optim::Arena;
 use crate::probe::{Edit, Patch, Reading, TensorReading, branches, tap_name};
+use crate::staging::Readback;
 use crate::tensor::TensorType;
 use crate::train::Trainer;
 
@@ -45,7 +46,8 @@ impl<'a> Subject<'a> {
     }
 
     fn build(&self, batch: usize, time: usize) -> Result<(Graph, Transformer)> {
-        let mut g = self.gpu.graph();
+        // With tables in parts as those of the parameters.
+        let mut g = Graph::with_max_tensor_bytes(self.params.layout.max_bytes);
         let gpt = Transformer::build_with(&mut g, self.config, self.block, batch, time, false)?;
         Ok((g, gpt))
     }
@@ -149,7 +151,7 @@ impl LogitLens {
                 pending.push((name, node, layer, read(*value)?));
             }
         }
-        gpu.queue().submit([encoder.finish()]);
+        gpu.submit(encoder)?;
         let mut readings = vec![];
         for (name, node, layer, readback) in pending {
             let value = number(readback).await?;
@@ -249,7 +251,7 @@ impl DropLayer {
             let mut encoder = gpu.device().create_command_encoder(&Default::default());
             self.exec.record(&mut encoder);
             pending.push((dropped, self.exec.tensor(self.loss)?.read_later(gpu, &mut encoder)));
-            gpu.queue().submit([encoder.finish()]);
+            gpu.submit(encoder)?;
         }
         let mut readings = vec![];
         for (layer, readback) in pending {
@@ -333,7 +335,7 @@ impl AttentionMap {
         self.exec.record(&mut encoder);
         let map = self.exec.tensor(self.map)?;
         let readback = map.read_later(gpu, &mut encoder);
-        gpu.queue().submit([encoder.finish()]);
+        gpu.submit(encoder)?;
         let (shape, data) = (map.ty().shape.dims().to_vec(), readback.take::<f32>().await?);
         let (node, layer) = (self.node.clone(), Some(self.layer));
         Ok(TensorReading { name: "attention_map".into(), node, layer, shape, data })

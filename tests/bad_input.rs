@@ -89,7 +89,7 @@ fn host_data_must_fit() {
     // Ids out of range read nothing they should not.
     exec.write(table, &[1.0f32; 40]).unwrap();
     exec.write(x, &[0, 4, 5, u32::MAX]).unwrap();
-    exec.submit();
+    exec.submit().unwrap();
     let rows = exec.read_blocking::<f32>(y).unwrap();
     assert!(rows[..16].iter().all(|v| *v == 1.0) && rows[16..].iter().all(|v| *v == 0.0));
 }
@@ -228,7 +228,7 @@ fn an_apps_own_op_runs_forward_and_backward() {
         let plan = Plan::new(&g, &[dx], &profile).unwrap();
         let exec = Executable::new_blocking(gpu(), Arc::new(plan), ExecOptions::default()).unwrap();
         common::write(&exec, x, &data);
-        exec.submit();
+        exec.submit().unwrap();
         let got: Vec<f32> = exec.read_blocking(dx).unwrap();
         assert!(reference::nmse(&got, &want.data) < 1e-12);
     }

@@ -23,6 +23,7 @@ fn example(name: &str) -> PathBuf {
             "depth",
             "architectures",
             "throughline",
+            "npc_text",
         ];
         let args = names.iter().flat_map(|name| ["--example", name]);
         assert!(Command::new(env!("CARGO")).args(["build", "--quiet"]).args(args).status().unwrap().success());
@@ -90,6 +91,8 @@ fn train_resume_and_generate() {
         |seed: &str| ok("generate", &["--model", &whole, "--prompt", "To", "--tokens", "30", "--seed", seed]);
     assert_eq!(generate("1"), generate("1"));
     assert!(generate("1").starts_with("To") && generate("1").chars().count() == 2 + 30 + 1);
+    let talk = ok("npc_text", &["--model", &whole, "--frames", "40", "--json"]);
+    assert!(last_json(&talk)["tokens"].as_u64().unwrap() > 0, "{talk}");
 }
 
 #[test]
@@ -222,6 +225,29 @@ fn generate_refuses_what_is_no_model() {
     assert!(refused("generate", &["--model", model, "--ids", "1,2"]).contains("model.gguf"));
     assert!(refused("generate", &["--model", model, "--prompt", "hi", "--ids", "1"]).contains("--ids"));
     assert!(refused("generate", &["--model", "nowhere", "--ids", "1"]).contains("--prompt"));
+}
+
+#[test]
+fn characters_talk_in_frames() {
+    let flags = ["--train-steps", "20", "--frames", "60", "--characters", "3", "--budget-us", "1000000", "--json"];
+    let stdout = ok("npc_text", &flags);
+    let json = last_json(&stdout);
+    let said = stdout.lines().filter(|line| ["BRUTUS: ", "MACBETH: ", "DUKE: "].iter().any(|n| line.starts_with(n)));
+    assert_eq!(said.count() as u64, json["texts"].as_u64().unwrap(), "{stdout}");
+    let number = |path: &str| json.pointer(path).and_then(serde_json::Value::as_f64).unwrap_or(f64::NAN);
+    assert!(number("/tokens") > 10.0 && number("/tokens_per_s") > 0.0, "{json}");
+    assert!((0.0..=1.0).contains(&number("/over_budget")), "{json}");
+    assert!(
+        (number("/tokens_per_frame") - number("/tokens") / 60.0).abs() < 1e-9 && number("/tokens_per_frame") <= 3.0
+    );
+    for which in ["silent", "talking"] {
+        let at = ["p50", "p95", "p99", "max"].map(|p| number(&format!("/frame_ms/{which}/{p}")));
+        assert!(at[0] > 0.0 && at.is_sorted(), "{which}: {at:?}");
+    }
+    assert!(number("/pass_us/prompt") > number("/pass_us/token") && number("/pass_us/token") > 0.0, "{json}");
+    assert!(refused("npc_text", &["--model", "tests/data/hf/llama"]).contains("tokenizer"));
+    assert!(refused("npc_text", &["--model", "nowhere"]).contains("nowhere"));
+    assert!(refused("npc_text", &["--characters", "0"]).contains("--characters"));
 }
 
 #[test]

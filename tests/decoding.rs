@@ -49,7 +49,7 @@ impl Step {
     fn run(&self, rows: &[Vec<f32>; 3], starts: &[u32]) -> Vec<f32> {
         self.qkv.iter().zip(rows).for_each(|(&v, rows)| self.exec.write(v, rows).unwrap());
         self.exec.write(self.starts, starts).unwrap();
-        self.exec.submit();
+        self.exec.submit().unwrap();
         self.exec.read_blocking(self.o).unwrap()
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::gpu;
 use throughline::checkpoint::Checkpoint;
 use throughline::data::Batch;
-use throughline::decode::{Decoder, GenerationOptions};
+use throughline::decode::{Decoder, FrameDecoder, GenerationOptions};
 use throughline::model::Model;
 use throughline::nn::{Transformer, TransformerConfig};
 use throughline::optim::{AdamWConfig, MuonConfig, Schedule};
@@ -237,7 +237,7 @@ fn a_device_with_just_what_a_plan_requires_runs_it() {
     for p in &model.params {
         exec.write(p.value, &p.init.values(g.ty(p.value).len(), 0, g.name(p.value))).unwrap();
     }
-    exec.submit();
+    exec.submit().unwrap();
     let got = exec.read_blocking::<f32>(loss).unwrap()[0];
     assert!((got - (VOCAB as f32).ln()).abs() < 0.5, "{got}");
 
@@ -325,7 +325,7 @@ fn buffers_of_the_app_are_checked_before_anything_is_recorded() {
     a.write(gpu(), &[2.0f32; 64]).unwrap();
     let exec = build(vec![(total, a.clone())]).unwrap();
     exec.write(x, &[1.0f32; 64]).unwrap();
-    exec.submit();
+    exec.submit().unwrap();
     assert_eq!(a.read_blocking::<f32>(gpu()).unwrap(), [3.0; 64]);
 }
 
@@ -336,6 +336,7 @@ fn what_an_app_holds_may_go_to_other_threads() {
     sent::<Executable>();
     sent::<Trainer>();
     sent::<Decoder>();
+    sent::<FrameDecoder>();
     sent::<Readback>();
     sent::<Checkpoint>();
 }

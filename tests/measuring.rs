@@ -3,6 +3,7 @@
 mod common;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::gpu;
 use throughline::autodiff::Vjp;
@@ -12,7 +13,7 @@ use throughline::reference::Array;
 use throughline::timeline::Clock;
 use throughline::tune::{self, Choices};
 use throughline::{
-    Error, ExecOptions, Executable, Gpu, Graph, Plan, Profile, Readback, Result, TensorType, Tuner, Value,
+    Error, ExecOptions, Executable, Gpu, Graph, Pace, Plan, Profile, Readback, Result, TensorType, Tuner, Value,
 };
 
 /// y = x, by a kernel that takes its time in one of two variants.
@@ -85,7 +86,7 @@ fn the_tuner_takes_the_fastest_variant_and_remembers_it() {
     assert_eq!(rounds(&plan), "1u");
     let exec = Executable::new_blocking(&tuned, Arc::new(plan), ExecOptions::default()).unwrap();
     exec.write(x, &[3.0f32; 100]).unwrap();
-    exec.submit();
+    exec.submit().unwrap();
     assert_eq!(exec.read_blocking::<f32>(z).unwrap(), [6.0; 100]);
 
     // Another process finds it in the file; so does another shape of the same class.
@@ -142,7 +143,7 @@ fn the_profiler_sees_every_node_and_which_is_slow() {
     let plan = Arc::new(Plan::new(&g, &[z], gpu().profile()).unwrap());
     let exec = Executable::new_blocking(gpu(), plan, ExecOptions::default()).unwrap();
     exec.write(x, &[0.5f32; 1000]).unwrap();
-    exec.submit(); // compiles
+    exec.submit().unwrap(); // compiles
     let timeline = exec.profile_blocking().unwrap();
     assert_eq!(timeline.clock, Clock::Gpu);
     let nodes: Vec<(&str, &str)> = timeline.nodes.iter().map(|n| (n.node.as_str(), n.op)).collect();
@@ -175,7 +176,7 @@ fn without_timestamps_the_hosts_clock_serves() {
     let plan = Arc::new(Plan::new(&g, &[z], gpu.profile()).unwrap());
     let exec = Executable::new_blocking(&gpu, plan, ExecOptions::default()).unwrap();
     exec.write(x, &[0.5f32; 1000]).unwrap();
-    exec.submit();
+    exec.submit().unwrap();
     let timeline = exec.profile_blocking().unwrap();
     assert_eq!(timeline.clock, Clock::Host);
     assert_eq!(timeline.nodes.len(), 2);
@@ -198,7 +199,7 @@ fn compiled_pipelines_serve_the_next_device() {
         let plan = Arc::new(Plan::new(&g, &[z], gpu.profile()).unwrap());
         let exec = Executable::new_blocking(gpu, plan, ExecOptions::default()).unwrap();
         exec.write(x, &[0.25f32; 10]).unwrap();
-        exec.submit();
+        exec.submit().unwrap();
         assert_eq!(exec.read_blocking::<f32>(z).unwrap(), [0.5; 10]);
     };
     run(gpu());
@@ -223,6 +224,46 @@ fn a_profile_can_be_awaited() {
         profile.join().unwrap().unwrap()
     });
     assert_eq!(timeline.nodes.len(), 2);
+}
+
+#[test]
+fn a_pace_corrects_estimates_by_what_frames_took() {
+    let ms = Duration::from_millis;
+    let mut pace = Pace::new(gpu(), ms(8)).unwrap();
+    let may = |pace: &mut Pace| {
+        let mut encoder = gpu().device().create_command_encoder(&Default::default());
+        pace.begin(&mut encoder).unwrap()
+    };
+    assert_eq!(may(&mut pace), ms(8)); // nothing is known
+    (0..64).for_each(|_| pace.took(ms(1), ms(2)));
+    assert_eq!(may(&mut pace), ms(4));
+    pace.set_budget(ms(2));
+    assert_eq!(may(&mut pace), ms(1));
+    // Few slow frames are none of its making; more are what frames take now.
+    (0..3).for_each(|_| pace.took(ms(1), ms(4)));
+    assert_eq!(pace.factor(), 2.0);
+    (0..3).for_each(|_| pace.took(ms(1), ms(4)));
+    assert_eq!(pace.factor(), 4.0);
+    // What is long ago is forgotten, and nothing is believed beyond reason.
+    (0..64).for_each(|_| pace.took(ms(1), ms(1000)));
+    assert_eq!(pace.factor(), 16.0);
+    (0..64).for_each(|_| pace.took(ms(1000), ms(1)));
+    assert_eq!(pace.factor(), 1.0 / 16.0);
+
+    // By itself, in frames that take far more than a microsecond.
+    let (g, _, z) = dawdle(10);
+    let plan = Arc::new(Plan::new(&g, &[z], gpu().profile()).unwrap());
+    let exec = Executable::new_blocking(gpu(), plan, ExecOptions::default()).unwrap();
+    let mut pace = Pace::new(gpu(), ms(8)).unwrap();
+    for _ in 0..8 {
+        let mut encoder = gpu().device().create_command_encoder(&Default::default());
+        pace.begin(&mut encoder).unwrap();
+        exec.record(&mut encoder);
+        pace.end(&mut encoder, Duration::from_micros(1)).unwrap();
+        gpu().submit(encoder).unwrap();
+        gpu().wait_blocking().unwrap();
+    }
+    assert!(pace.factor() > 8.0, "{}", pace.factor());
 }
 
 const _: fn() = || {

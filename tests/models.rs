@@ -226,7 +226,7 @@ fn an_encoder_has_the_hidden_states_of_pytorch() {
         if with_types {
             exec.write(encoder.token_types.unwrap(), &expected::<u32>("bert", "token_types")).unwrap();
         }
-        exec.submit();
+        exec.submit().unwrap();
         let got: Vec<f32> = exec.read_blocking(encoder.hidden).unwrap();
         let worst = worst(&got, &expected("bert", expected_name));
         assert!(worst < 1e-5, "{expected_name}: {worst}");

@@ -156,7 +156,7 @@ fn steps_match_f64() {
             }
             for (exec, state) in executables.iter().zip(&mut states) {
                 given(state).iter().for_each(|(value, array)| write(exec, *value, array));
-                exec.submit();
+                exec.submit().unwrap();
                 for ((state, value), want) in state.iter_mut().zip(new).zip(&wanted) {
                     let got: Vec<f32> = exec.read_blocking(value).unwrap();
                     let error = nmse(&got, &want.data);
@@ -181,7 +181,7 @@ fn update_of(grad: &Array, steps: usize) -> Vec<Matrix> {
     for (value, array) in inputs.into_iter().zip([&zeros, grad, &zeros, &others[0], &others[1]]) {
         write(&exec, value, array);
     }
-    exec.submit();
+    exec.submit().unwrap();
     let got: Vec<f32> = exec.read_blocking(new[0]).unwrap();
     matrices(&Array::new(grad.shape.clone(), got.iter().map(|&x| -f64::from(x)).collect()))
 }

@@ -56,7 +56,7 @@ fn gpu_matches_reference(row: &Row) -> Vec<String> {
             let mut fail = |what: &dyn Display| failures.push(format!("{} ({profile:?}): {what}", case.name));
             let exec = harness.executable(&profile, 256);
             exec.poison();
-            exec.submit();
+            exec.submit().unwrap();
             if let Err(e) = exec.check_guards() {
                 fail(&e);
             }
@@ -68,7 +68,7 @@ fn gpu_matches_reference(row: &Row) -> Vec<String> {
                 }
             }
             exec.poison();
-            exec.submit();
+            exec.submit().unwrap();
             let bits = |run: &[Vec<f32>]| -> Vec<u32> { run.iter().flatten().map(|x| x.to_bits()).collect() };
             if bits(&harness.read(&exec)) != bits(&got) {
                 fail(&"two runs differ");

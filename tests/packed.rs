@@ -105,7 +105,7 @@ fn rows_are_decoded_bit_for_bit() {
             let exec = executable(&g, y, &profile);
             exec.write(w, &words(&bytes)).unwrap();
             exec.write(ids, &(0..N as u32).collect::<Vec<_>>()).unwrap();
-            exec.submit();
+            exec.submit().unwrap();
             let got: Vec<f32> = exec.read_blocking(y).unwrap();
             let differ = || got.iter().zip(&want).filter(|(g, w)| g.to_bits() != w.to_bits());
             let examples: Vec<_> = differ().take(5).collect();
@@ -132,7 +132,7 @@ fn products_with_one_hot_rows_give_the_weights_bit_for_bit() {
                 exec.write(w, &words(&bytes)).unwrap();
                 let one_hot = |i: usize| (0..K).map(move |j| if i == j { 1.0f32 } else { 0.0 });
                 exec.write(x, &(0..m).flat_map(one_hot).collect::<Vec<_>>()).unwrap();
-                exec.submit();
+                exec.submit().unwrap();
                 let got: Vec<f32> = exec.read_blocking(y).unwrap();
                 let pairs = (0..m).flat_map(|i| (0..N).map(move |row| (i * N + row, row * K + i)));
                 let pairs: Vec<(f32, f32)> = pairs.map(|(at, from)| (got[at], want[from])).collect();

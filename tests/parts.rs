@@ -82,7 +82,7 @@ fn run(graph: &Graph, given: &HashMap<Value, Array>, wanted: &[Value]) -> Vec<Ve
         let plan = Plan::new(graph, wanted, &profile).unwrap();
         let exec = Executable::new_blocking(gpu(), Arc::new(plan), ExecOptions::default()).unwrap();
         exec.plan().externals.iter().for_each(|e| common::write(&exec, e.value, &given[&e.value]));
-        exec.submit();
+        exec.submit().unwrap();
         wanted.iter().map(|&v| common::read(&exec, graph, v)).collect()
     };
     profiles().into_iter().map(on).collect()

@@ -97,7 +97,7 @@ impl Setup {
     /// On the GPU.
     fn run(&self, outputs: &[Value]) -> Vec<Vec<f32>> {
         let exec = self.executable(outputs, gpu().profile());
-        exec.submit();
+        exec.submit().unwrap();
         outputs.iter().map(|&v| exec.read_blocking(v).unwrap()).collect()
     }
 }
@@ -224,9 +224,8 @@ fn whole_tensors_come_as_they_were_before_they_were_overwritten() {
     let exec = s.executable(&instruments.outputs(), gpu().profile());
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
     exec.record(&mut encoder);
-    let mut readback = instruments.read_later(&exec, &mut encoder, 0).unwrap();
+    let readback = instruments.read_later(&exec, &mut encoder, 0).unwrap();
     gpu().queue().submit([encoder.finish()]);
-    readback.request();
     let readings = gpu().run_blocking(readback.take()).unwrap();
     for (tensor, want) in readings.tensors.iter().zip(&want) {
         assert!(nmse(&tensor.data, &want.data) < 1e-9, "{}", tensor.name);

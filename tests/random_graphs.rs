@@ -60,7 +60,7 @@ fn differences(built: &Built, profile: &Profile, seed: u64) -> Vec<String> {
     let mut found = vec![];
     for step in 1..=2 {
         exec.poison();
-        exec.submit();
+        exec.submit().unwrap();
         found.extend(exec.check_guards().err().map(|e| e.to_string()));
         let want = reference::run(graph, &given, &wanted).unwrap();
         for (&value, want) in read_from.iter().zip(&want) {

@@ -158,7 +158,7 @@ fn logits_match_pytorch() {
             exec.write(p.value, &(model.find)(&weights, g.name(p.value)).unwrap()).unwrap();
         }
         exec.write(gpt.tokens, &batches(&file)[0].tokens).unwrap();
-        exec.submit();
+        exec.submit().unwrap();
         let got: Vec<f32> = exec.read_blocking(gpt.logits).unwrap();
         let worst = got.iter().zip(&file["logits0"].1).map(|(g, w)| (g - w).abs()).fold(0.0, f32::max);
         println!("{}: worst difference of a logit {worst:.1e}", model.name);

@@ -76,7 +76,7 @@ impl Net {
         let data = batch(seed, g.ty(model.tokens).shape.cols());
         exec.write(model.tokens, &data.tokens).unwrap();
         exec.write(self.targets, &data.targets).unwrap();
-        exec.submit();
+        exec.submit().unwrap();
         let read = |values: &[Value]| values.iter().map(|&v| exec.read_blocking(v).unwrap()).collect::<Vec<Vec<f32>>>();
         let (of_stream, of_params) = self.gradients.split_at(model.stream.len());
         let names = model.params.iter().map(|p| g.name(p.value).to_string());

@@ -20,7 +20,7 @@ fn top_k(profile: &Profile, logits: &[f32], n: usize, temperature: f32, k: usize
     let exec = Executable::new_blocking(gpu(), Arc::new(plan), ExecOptions::default()).unwrap();
     exec.write(x, logits).unwrap();
     exec.write(t, &[temperature]).unwrap();
-    exec.submit();
+    exec.submit().unwrap();
     (exec.read_blocking(values).unwrap(), exec.read_blocking(ids).unwrap(), exec.read_blocking(lse).unwrap())
 }
 

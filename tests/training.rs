@@ -63,7 +63,7 @@ fn at_zero_initialisation_the_stream_is_a_throughline() {
         let batch = dataset().batch(0, 0, 2, 16);
         exec.write(gpt.tokens, &batch.tokens).unwrap();
         exec.write(targets, &batch.targets).unwrap();
-        exec.submit();
+        exec.submit().unwrap();
         let read = |v: &Value| exec.read_blocking::<f32>(*v).unwrap();
         for (what, values) in [("stream", &gpt.stream), ("gradient", &gradients)] {
             let first = read(&values[0]);

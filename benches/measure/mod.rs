@@ -47,7 +47,7 @@ impl Check {
     /// Runs the case on the adapter and the reference on the host.
     pub fn of(case: &Case, harness: &Harness, gpu: &Gpu) -> Check {
         let exec = harness.executable(gpu.profile(), 0);
-        exec.submit();
+        exec.submit().expect("the step runs");
         let (got, want) = (harness.read(&exec), harness.reference());
         let errors = got.iter().zip(&want).map(|(got, want)| nmse(got, &want.data));
         // NaN is the worst error, and `max` would lose it.
@@ -89,7 +89,7 @@ impl Clock {
     /// What one run takes: of CPU time the mean over `budget`, of GPU time the least of several runs.
     pub fn seconds(self, exec: &Executable, budget: Duration) -> f64 {
         let run = || {
-            exec.submit();
+            exec.submit().expect("the step runs");
             exec.gpu().wait_blocking().expect("the step runs");
         };
         run(); // compiles, and warms the caches

@@ -39,11 +39,58 @@ pub enum Finish {
 #[derive(Debug)]
 pub struct Generation<'a> {
     decoder: &'a mut Decoder,
-    options: GenerationOptions,
+    text: Text,
+}
+
+/// How far a text is.
+#[derive(Debug)]
+pub(super) struct Text {
+    pub options: GenerationOptions,
     /// Not in the cache yet: the prompt, then the last token.
-    feed: Vec<u32>,
-    drawn: usize,
-    finish: Option<Finish>,
+    pub feed: Vec<u32>,
+    pub drawn: usize,
+    pub finish: Option<Finish>,
+}
+
+impl Text {
+    /// One that goes on from a prompt, at once at its end if no token is wanted.
+    pub fn new(prompt: &[u32], options: GenerationOptions) -> Text {
+        let finish = (options.max_tokens == 0).then_some(Finish::MaxTokens);
+        Text { options, feed: prompt.to_vec(), drawn: 0, finish }
+    }
+
+    /// Takes a token up, unless it ends the text. `full` says that the cache has no room for it.
+    pub fn drew(&mut self, id: u32, full: bool) -> Option<u32> {
+        self.drawn += 1;
+        if self.options.stop.contains(&id) {
+            self.feed = vec![];
+            self.finish = Some(Finish::Stop);
+            return None;
+        }
+        self.feed = vec![id];
+        if self.drawn == self.options.max_tokens {
+            self.finish = Some(Finish::MaxTokens);
+        } else if full {
+            self.finish = Some(Finish::Capacity);
+        }
+        Some(id)
+    }
+}
+
+/// The likeliest tokens of all sequences, as they came from the GPU.
+#[derive(Debug)]
+pub(super) struct Likeliest {
+    pub values: Vec<f32>,
+    pub ids: Vec<u32>,
+    pub lse: Vec<f32>,
+}
+
+impl Likeliest {
+    pub fn of(&self, sequence: usize) -> Candidates<'_> {
+        let k = self.ids.len() / self.lse.len();
+        let row = sequence * k..(sequence + 1) * k;
+        Candidates { values: &self.values[row.clone()], ids: &self.ids[row], lse: self.lse[sequence] }
+    }
 }
 
 impl Decoder {
@@ -52,8 +99,7 @@ impl Decoder {
     pub fn generate(&mut self, prompt: &[u32], options: GenerationOptions) -> Result<Generation<'_>> {
         options.sampling.validate()?;
         self.check(&[prompt])?;
-        let finish = (options.max_tokens == 0).then_some(Finish::MaxTokens);
-        Ok(Generation { decoder: self, options, feed: prompt.to_vec(), drawn: 0, finish })
+        Ok(Generation { decoder: self, text: Text::new(prompt, options) })
     }
 
     /// Goes on from a prompt per sequence, until all have ended. Sequence `i` draws as one alone would with the
@@ -110,17 +156,17 @@ impl Decoder {
     ) -> Result<Vec<Option<u32>>> {
         for step in [&self.chunk, &self.single] {
             if let Some(top) = step.top {
-                step.exec.write(top.temperature, &[sampling.temperature])?;
+                step.exec.write(top.temperature, &vec![sampling.temperature; new.len()])?;
             }
         }
         let candidates = |step: &Step| step.top.map_or(vec![], |top| top.candidates.to_vec());
         let Submitted { step, readbacks } = self.submit(new, candidates)?;
-        let k = step.top.map_or(1, |top| top.k);
         let mut readbacks = readbacks.into_iter();
         let (Some(values), Some(ids), Some(lse)) = (readbacks.next(), readbacks.next(), readbacks.next()) else {
             return Ok(vec![None; new.len()]);
         };
-        let (values, ids, lse) = (values.take::<f32>().await?, ids.take::<u32>().await?, lse.take::<f32>().await?);
+        let (values, ids, lse) = (values.take().await?, ids.take().await?, lse.take().await?);
+        let likeliest = Likeliest { values, ids, lse };
         let mut all: Option<Vec<f32>> = None;
         let mut drawn = vec![];
         for (i, seed) in seeds.iter().enumerate() {
@@ -129,9 +175,7 @@ impl Decoder {
                 continue;
             };
             let sampling = Sampling { seed, ..sampling };
-            let row = i * k..(i + 1) * k;
-            let candidates = Candidates { values: &values[row.clone()], ids: &ids[row], lse: lse[i] };
-            let mut id = sampling.draw_from(&candidates, n);
+            let mut id = sampling.draw_from(&likeliest.of(i), n);
             if id.is_none() {
                 if all.is_none() {
                     all = Some(step.read(step.values.logits)?.take().await?);
@@ -150,29 +194,13 @@ impl<'a> Generation<'a> {
     /// The next token, or `None` at the end. Resolves once the device has been polled: in an app that renders, by
     /// itself. A dropped future loses nothing; after an `Err` the same token is drawn again.
     pub async fn next(&mut self) -> Result<Option<u32>> {
-        if self.finish.is_some() {
+        let Text { options: GenerationOptions { sampling, .. }, feed, drawn, finish } = &self.text;
+        if finish.is_some() {
             return Ok(None);
         }
-        let Sampling { seed, .. } = self.options.sampling;
-        let drawn = self.drawn as u64;
-        let ids = self.decoder.feed_and_draw(&[&self.feed], self.options.sampling, &[Some(seed)], drawn).await?;
-        Ok(ids[0].and_then(|id| self.drew(id)))
-    }
-
-    /// Takes a token up, unless it ends the text.
-    fn drew(&mut self, id: u32) -> Option<u32> {
-        self.feed = vec![id];
-        self.drawn += 1;
-        if self.options.stop.contains(&id) {
-            self.finish = Some(Finish::Stop);
-            return None;
-        }
-        if self.drawn == self.options.max_tokens {
-            self.finish = Some(Finish::MaxTokens);
-        } else if self.decoder.lengths[0] == self.decoder.capacity {
-            self.finish = Some(Finish::Capacity);
-        }
-        Some(id)
+        let ids = self.decoder.feed_and_draw(&[feed], *sampling, &[Some(sampling.seed)], *drawn as u64).await?;
+        let full = self.decoder.lengths[0] == self.decoder.capacity;
+        Ok(ids[0].and_then(|id| self.text.drew(id, full)))
     }
 
     /// [`next`](Self::next), waiting for the GPU.
@@ -182,7 +210,7 @@ impl<'a> Generation<'a> {
 
     /// Why the text ended; `None` before that.
     pub fn finish(&self) -> Option<Finish> {
-        self.finish
+        self.text.finish
     }
 
     /// The tokens as an iterator that waits for the GPU. It ends after an `Err`.

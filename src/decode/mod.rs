@@ -3,21 +3,25 @@
 //! Matrices stay as the file stores them and are decoded inside the kernels. A prompt goes through in chunks,
 //! then a token takes one submit. Several sequences may go side by side, of any lengths.
 
-use std::sync::Arc;
-
 use crate::error::{Error, Result};
 use crate::exec::{ExecOptions, Executable};
-use crate::gpu::{Gpu, Readback};
+use crate::gpu::Gpu;
 use crate::graph::Value;
-use crate::model::{Model, Uploaded};
+use crate::model::{Model, Placed, Uploaded};
 use crate::nn::{DecodeRows, DecodeShape, TransformerConfig, TransformerDecoder};
-use crate::ops::top_k::MAX_K;
+use crate::optim::Arena;
 use crate::sample::check_ids;
-use crate::tensor::{Tensor, TensorType};
+use crate::staging::Readback;
+use crate::tensor::Tensor;
 
+mod frames;
 mod generation;
+mod plan;
 
+pub use frames::{Event, FrameDecoder};
 pub use generation::{Finish, Generation, GenerationOptions};
+pub use plan::DecodePlan;
+use plan::StepPlan;
 
 /// A model that decodes.
 ///
@@ -41,7 +45,7 @@ pub struct Decoder {
     config: TransformerConfig,
     /// What all steps share: weights, and caches once the first step has made them.
     shared: Uploaded,
-    weight_bytes: usize,
+    placed: Placed,
     batch: usize,
     capacity: usize,
     chunk: Step,
@@ -62,15 +66,17 @@ struct Step {
     values: TransformerDecoder,
     shape: DecodeShape,
     top: Option<Top>,
+    /// Of GPU memory, beside what steps share.
+    bytes: usize,
 }
 
 /// The likeliest tokens, in steps that give scores for the last row only.
 #[derive(Clone, Copy, Debug)]
 struct Top {
+    /// One for each sequence.
     temperature: Value,
     /// Scores, ids and the log of the sum, as [`Graph::top_k`] gives them.
     candidates: [Value; 3],
-    k: usize,
 }
 
 /// A step that was submitted, with what was asked for on its way to the host.
@@ -91,24 +97,77 @@ impl Decoder {
     }
 
     /// The same for `batch` sequences side by side, each with room for `capacity` tokens. An `Err` if the capacity
-    /// is beyond the model's context.
+    /// is beyond the model's context, or where it is over the device's limits: that says which capacity fits.
     pub async fn with_batch(gpu: &Gpu, model: &Model, batch: usize, capacity: usize) -> Result<Self> {
-        if batch == 0 {
-            return Err(Error::Config { field: "batch", message: "must be at least 1".into() });
-        }
-        let config = model.config().clone();
-        let mut shared = model.upload(gpu)?;
-        let weight_bytes = shared.tensors.values().map(|t| t.ty().bytes()).sum();
-        let shape = |time| DecodeShape { batch, time, capacity, rows: DecodeRows::Last };
-        let chunk = Step::new(gpu, &config, shape(CHUNK.min(capacity)), &mut shared).await?;
-        let single = Step::new(gpu, &config, shape(1), &mut shared).await?;
-        let (gpu, lengths) = (gpu.clone(), vec![0; batch]);
-        Ok(Decoder { gpu, config, shared, weight_bytes, batch, capacity, chunk, single, all: None, lengths })
+        let placed = model.placed(gpu.profile().max_tensor_bytes())?;
+        let plan = DecodePlan::on(model.config(), &placed, batch, capacity, gpu)?;
+        Self::from_plan(gpu, model, &plan).await
+    }
+
+    /// The decoder of a plan of this model that was made before there was a device. An `Err` names a limit of the
+    /// device that is too low for it.
+    pub async fn from_plan(gpu: &Gpu, model: &Model, plan: &DecodePlan) -> Result<Self> {
+        plan.check(gpu, model)?;
+        Self::build(gpu, plan, model.upload(gpu, &plan.placed)?).await
+    }
+
+    /// [`from_plan`](Self::from_plan), waiting.
+    pub fn from_plan_blocking(gpu: &Gpu, model: &Model, plan: &DecodePlan) -> Result<Self> {
+        pollster::block_on(Self::from_plan(gpu, model, plan))
     }
 
     /// [`with_batch`](Self::with_batch), waiting.
     pub fn with_batch_blocking(gpu: &Gpu, model: &Model, batch: usize, capacity: usize) -> Result<Self> {
         pollster::block_on(Self::with_batch(gpu, model, batch, capacity))
+    }
+
+    /// The same on parameters in GPU memory, a [`Trainer`](crate::train::Trainer)'s say, which stay shared: it sees what
+    /// training changes. What is in the cache is of the parameters that were there when it was fed.
+    ///
+    /// ```
+    /// use throughline::nn::TransformerConfig;
+    /// use throughline::optim::{Arena, ArenaLayout};
+    /// use throughline::{Gpu, decode::Decoder};
+    /// let gpu = Gpu::headless_blocking()?;
+    /// let config = TransformerConfig::llama(65, 64, 1, 32, 2);
+    /// let layout = ArenaLayout::of_model(&config, gpu.profile().max_tensor_bytes())?;
+    /// let params = Arena::zeros(&gpu, "parameters", &layout.into())?; // or `&trainer.params`
+    /// let mut decoder = Decoder::on_params_blocking(&gpu, &config, &params, 1, 64)?;
+    /// assert_eq!(decoder.feed_blocking(&[7, 3])?.len(), 65);
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub async fn on_params(
+        gpu: &Gpu,
+        config: &TransformerConfig,
+        params: &Arena,
+        batch: usize,
+        capacity: usize,
+    ) -> Result<Self> {
+        let placed = Placed::of_layout(&params.layout);
+        let plan = DecodePlan::on(config, &placed, batch, capacity, gpu)?;
+        let names = params.layout.tensors.iter().map(|(name, _)| name.clone());
+        let tensors = names.zip(params.tensors.iter().cloned()).collect();
+        Self::build(gpu, &plan, Uploaded { tensors, ..Default::default() }).await
+    }
+
+    /// [`on_params`](Self::on_params), waiting.
+    pub fn on_params_blocking(
+        gpu: &Gpu,
+        config: &TransformerConfig,
+        params: &Arena,
+        batch: usize,
+        capacity: usize,
+    ) -> Result<Self> {
+        pollster::block_on(Self::on_params(gpu, config, params, batch, capacity))
+    }
+
+    async fn build(gpu: &Gpu, plan: &DecodePlan, mut shared: Uploaded) -> Result<Self> {
+        let chunk = Step::new(gpu, plan.chunk.clone(), &mut shared).await?;
+        let single = Step::new(gpu, plan.single.clone(), &mut shared).await?;
+        let DecodePlan { batch, capacity, .. } = *plan;
+        let (config, placed) = (plan.config.clone(), plan.placed.clone());
+        let (gpu, lengths) = (gpu.clone(), vec![0; batch]);
+        Ok(Decoder { gpu, config, shared, placed, batch, capacity, chunk, single, all: None, lengths })
     }
 
     /// The model.
@@ -133,14 +192,14 @@ impl Decoder {
 
     /// Bytes that the weights take in GPU memory.
     pub fn weight_bytes(&self) -> usize {
-        self.weight_bytes
+        self.placed.bytes()
     }
 
-    /// Bytes of all buffers: weights, caches, activations.
+    /// Bytes of all buffers: weights, caches, activations; [`DecodePlan::bytes`], until all rows are asked for.
     pub fn buffer_bytes(&self) -> usize {
         let shared: usize = self.shared.tensors.values().map(|t| t.ty().storage_bytes()).sum();
         let steps = [Some(&self.chunk), Some(&self.single), self.all.as_ref()].into_iter().flatten();
-        shared + steps.map(|s| s.exec.plan().buffer_bytes()).sum::<usize>()
+        shared + steps.map(|s| s.bytes).sum::<usize>()
     }
 
     /// Forgets all sequences.
@@ -187,7 +246,8 @@ impl Decoder {
         self.check(&[ids])?;
         if self.all.is_none() {
             let shape = DecodeShape { rows: DecodeRows::All, ..self.chunk.shape };
-            self.all = Some(pollster::block_on(Step::new(&self.gpu, &self.config, shape, &mut self.shared))?);
+            let plan = StepPlan::new(&self.config, &self.placed, shape, &self.gpu)?;
+            self.all = Some(pollster::block_on(Step::new(&self.gpu, plan, &mut self.shared))?);
         }
         let Some(step) = &self.all else { return Ok(vec![]) };
         let mut all = vec![];
@@ -210,15 +270,24 @@ impl Decoder {
         if new.iter().all(|ids| ids.is_empty()) {
             return err("at least one token".into(), "none".into());
         }
-        for (ids, length) in new.iter().zip(&self.lengths) {
-            check_ids(ids, self.config.vocab_size)?;
-            let room = self.capacity - length;
-            if ids.len() > room {
-                let expected = format!("at most {room} more in a cache of {}", self.capacity);
-                return err(expected, ids.len().to_string());
-            }
+        new.iter().zip(&self.lengths).try_for_each(|(ids, length)| self.check_more(ids, *length))
+    }
+
+    /// Whether these may come behind so many tokens.
+    fn check_more(&self, ids: &[u32], length: usize) -> Result<()> {
+        check_ids(ids, self.config.vocab_size)?;
+        let room = self.capacity - length;
+        if ids.len() > room {
+            let (expected, got) =
+                (format!("at most {room} more in a cache of {}", self.capacity), ids.len().to_string());
+            return Err(Error::Data { tensor: "tokens".into(), expected, got });
         }
         Ok(())
+    }
+
+    /// The step by one token, or by several.
+    fn step(&self, several: bool) -> &Step {
+        if several { &self.chunk } else { &self.single }
     }
 
     /// Submits the passes for new tokens. `read` says which values of the last one are wanted.
@@ -227,7 +296,7 @@ impl Decoder {
         let longest = new.iter().map(|ids| ids.len()).max().unwrap_or(0);
         // One token costs less in a step of its own. All sequences end in the last pass, so that it has
         // the scores of all.
-        let step = if longest > 1 { &self.chunk } else { &self.single };
+        let step = self.step(longest > 1);
         let time = step.shape.time;
         let passes = longest.div_ceil(time);
         let mut readbacks = vec![];
@@ -248,64 +317,66 @@ impl Decoder {
 }
 
 impl Step {
-    async fn new(gpu: &Gpu, config: &TransformerConfig, shape: DecodeShape, shared: &mut Uploaded) -> Result<Step> {
-        let mut g = gpu.graph();
-        let values = TransformerDecoder::build(&mut g, config, &shared.packed, shape)?;
-        let top = match shape.rows {
-            DecodeRows::Last => {
-                let temperature = g.input("temperature", TensorType::f32([1]))?;
-                let k = MAX_K.min(config.vocab_size);
-                Some(Top { temperature, candidates: g.top_k("top", values.logits, temperature, k)?, k })
-            }
-            DecodeRows::All => None,
-        };
+    async fn new(gpu: &Gpu, plan: StepPlan, shared: &mut Uploaded) -> Result<Step> {
         // Caches are made when the first step asks for them.
-        for &cache in &values.caches {
-            if !shared.tensors.contains_key(g.name(cache)) {
-                let tensor = Tensor::zeros(gpu, g.name(cache), g.ty(cache).clone())?;
-                shared.tensors.insert(g.name(cache).to_string(), tensor);
+        for cache in plan.caches() {
+            if !shared.tensors.contains_key(&cache.name) {
+                shared.tensors.insert(cache.name.clone(), Tensor::zeros(gpu, &cache.name, cache.ty.clone())?);
             }
         }
-        let bindings = shared.bind(&g, values.params.iter().chain(&values.caches).copied())?;
-        let candidates = top.iter().flat_map(|top| top.candidates);
-        let outputs: Vec<Value> = [values.logits].into_iter().chain(candidates).collect();
-        let plan = Arc::new(gpu.plan(&g, &outputs)?);
-        let options = ExecOptions { bindings, ..Default::default() };
-        Ok(Step { exec: Executable::new(gpu, plan, options).await?, values, shape, top })
+        let bound = plan.plan.externals.iter().filter(|e| plan.is_shared(e.value));
+        let bindings = bound.map(|e| Ok((e.value, shared.tensor(&e.name)?))).collect::<Result<_>>()?;
+        let bytes = plan.bytes();
+        let StepPlan { plan, values, shape, top } = plan;
+        let exec = Executable::new(gpu, plan, ExecOptions { bindings, ..Default::default() }).await?;
+        Ok(Step { exec, values, shape, top, bytes })
     }
 
-    /// Runs on up to `time` tokens of each sequence, in one submit with the copies of the values to read. Rows that
-    /// stand for none leave keys behind those in use, which the next tokens overwrite.
-    fn submit(&self, parts: &[&[u32]], starts: &[usize], read: &[Value]) -> Result<Vec<Readback>> {
+    /// Records what a pass is told: up to `time` tokens of each sequence, and how many are before them. Rows that stand
+    /// for none leave keys behind those in use, which the next tokens overwrite.
+    fn record_inputs(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        parts: &[&[u32]],
+        starts: impl Iterator<Item = usize> + Clone,
+    ) -> Result<()> {
         let time = self.shape.time;
+        let mut write = |value, words: Vec<u32>| self.exec.record_write(encoder, value, &words);
         let padded = |ids: &&[u32]| ids.iter().copied().chain(std::iter::repeat(0)).take(time).collect::<Vec<_>>();
-        self.exec.write(self.values.tokens, &parts.iter().flat_map(padded).collect::<Vec<u32>>())?;
-        self.exec.write(self.values.start, &starts.iter().map(|&n| n as u32).collect::<Vec<u32>>())?;
+        write(self.values.tokens, parts.iter().flat_map(padded).collect())?;
+        write(self.values.start, starts.clone().map(|n| n as u32).collect())?;
         if let Some(positions) = self.values.positions {
-            let rows = starts.iter().flat_map(|&start| start..start + time);
-            self.exec.write(positions, &rows.map(|p| p as u32).collect::<Vec<u32>>())?;
+            write(positions, starts.flat_map(|start| start..start + time).map(|p| p as u32).collect())?;
         }
         if let Some(last) = self.values.last {
             let row = |(b, ids): (usize, &&[u32])| (b * time + ids.len().saturating_sub(1)) as u32;
-            self.exec.write(last, &parts.iter().enumerate().map(row).collect::<Vec<u32>>())?;
+            write(last, parts.iter().enumerate().map(row).collect())?;
         }
+        Ok(())
+    }
+
+    /// Runs on up to `time` tokens of each sequence, in one submit with the copies of the values to read.
+    fn submit(&self, parts: &[&[u32]], starts: &[usize], read: &[Value]) -> Result<Vec<Readback>> {
         let gpu = self.exec.gpu();
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        self.record_inputs(&mut encoder, parts, starts.iter().copied())?;
         self.exec.record(&mut encoder);
-        let later = |&value: &Value| Ok(self.exec.tensor(value)?.read_later(gpu, &mut encoder));
-        let mut readbacks: Vec<Readback> = read.iter().map(later).collect::<Result<_>>()?;
-        gpu.queue().submit([encoder.finish()]);
-        readbacks.iter_mut().for_each(Readback::request);
+        let readbacks = self.read_later(&mut encoder, read)?;
+        gpu.submit(encoder)?;
         Ok(readbacks)
+    }
+
+    /// Records the copies of values to the host.
+    fn read_later(&self, encoder: &mut wgpu::CommandEncoder, values: &[Value]) -> Result<Vec<Readback>> {
+        values.iter().map(|&value| Ok(self.exec.tensor(value)?.read_later(self.exec.gpu(), encoder))).collect()
     }
 
     /// A value of the last pass, on its way.
     fn read(&self, value: Value) -> Result<Readback> {
         let gpu = self.exec.gpu();
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        let mut readback = self.exec.tensor(value)?.read_later(gpu, &mut encoder);
-        gpu.queue().submit([encoder.finish()]);
-        readback.request();
+        let readback = self.exec.tensor(value)?.read_later(gpu, &mut encoder);
+        gpu.submit(encoder)?;
         Ok(readback)
     }
 }

@@ -11,24 +11,24 @@
 //! ([`crate::embed`]), and trains on: [`Model::load`] fills the parameters of a
 //! [`Trainer`](crate::train::Trainer). [`save`] writes a folder that PyTorch loads by the same names.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::format::{SaveTensor, Stored, StoredTensor, Weights, save_safetensors};
 use crate::gpu::Gpu;
-use crate::graph::{Graph, Value};
-use crate::nn::{
-    Param, Positions, Transformer, TransformerConfig, TransformerEncoder, part_name, part_of, table_of_part,
-};
+use crate::graph::Graph;
+use crate::nn::{Param, Positions, Transformer, TransformerConfig, TransformerEncoder, part_of, table_of_part};
 use crate::ops::packed::Packed;
-use crate::ops::parts::split_rows;
 use crate::optim::Arena;
-use crate::tensor::{Shape, Tensor, TensorType};
+use crate::tensor::{Shape, Tensor};
 
 mod config;
 mod names;
+mod upload;
+
+pub(crate) use upload::{Placed, Uploaded};
 
 use names::{Names, Place};
 
@@ -155,6 +155,13 @@ impl Model {
     /// The parameter as rows of the file, if the kernels can read it as it is stored: matrices in f16, bf16 or
     /// blocks of few bits whose rows are whole blocks.
     pub fn packed(&self, name: &str) -> Result<Option<(Packed, &[u8])>> {
+        let Some((matrix, stored, place)) = self.find_packed(name)? else { return Ok(None) };
+        stored.check_finite()?;
+        Ok(Some((matrix, &stored.bytes()[third_of(matrix.bytes(), place.third)])))
+    }
+
+    /// The same without a look at the elements.
+    fn find_packed(&self, name: &str) -> Result<Option<(Packed, StoredTensor<'_>, Place)>> {
         let shape = self.shape(name)?;
         let (stored, place) = self.find(name, shape)?;
         let [n, k] = match *shape.dims() {
@@ -165,66 +172,7 @@ impl Model {
         if stored.stored() == Stored::F32 || !k.is_multiple_of(32) {
             return Ok(None);
         }
-        stored.check_finite()?;
-        let matrix = Packed { stored: stored.stored(), n, k };
-        Ok(Some((matrix, &stored.bytes()[third_of(matrix.bytes(), place.third)])))
-    }
-
-    /// All parameters in GPU memory, matrices as the file stores them where kernels can read that, and which
-    /// those are. What a decoder or an encoder is bound to.
-    pub(crate) fn upload(&self, gpu: &Gpu) -> Result<Uploaded> {
-        let Uploaded { mut tensors, mut packed } = Uploaded::default();
-        let max = gpu.profile().max_tensor_bytes();
-        for (name, shape) in &self.params {
-            match self.packed(name)? {
-                Some((matrix, bytes)) => {
-                    packed.insert(name.clone(), matrix);
-                    let split = if is_table_of_tokens(name) { matrix.split(max)? } else { vec![matrix] };
-                    let (mut first, mut rest) = (0, bytes);
-                    for part in &split {
-                        let bytes;
-                        (bytes, rest) = rest.split_at(part.bytes());
-                        let name = part_name(name, first, split.len());
-                        tensors.insert(name.clone(), upload_packed(gpu, &name, bytes, *part)?);
-                        first += part.n;
-                    }
-                }
-                None => {
-                    let (values, cols) = (self.values(name)?, shape.cols());
-                    let whole = vec![shape.rows()];
-                    let split = if is_table_of_tokens(name) { split_rows(whole[0], 4 * cols, max)? } else { whole };
-                    let mut first = 0;
-                    for &n in &split {
-                        let name = part_name(name, first, split.len());
-                        let ty = TensorType::f32(if split.len() == 1 { shape.clone() } else { [n, cols].into() });
-                        let tensor = Tensor::zeros(gpu, &name, ty)?;
-                        tensor.write(gpu, &values[first * cols..(first + n) * cols])?;
-                        tensors.insert(name, tensor);
-                        first += n;
-                    }
-                }
-            }
-            // So that the staging memory of one tensor is free before the next needs some.
-            gpu.queue().submit([]);
-        }
-        Ok(Uploaded { tensors, packed })
-    }
-}
-
-/// A model in GPU memory, for graphs that name its parameters.
-#[derive(Debug, Default)]
-pub(crate) struct Uploaded {
-    /// By our names; tables in parts have several.
-    pub tensors: HashMap<String, Tensor>,
-    /// The matrices that are as the file stores them.
-    pub packed: BTreeMap<String, Packed>,
-}
-
-impl Uploaded {
-    /// The tensor of each value, by its name.
-    pub fn bind(&self, g: &Graph, values: impl Iterator<Item = Value>) -> Result<HashMap<Value, Tensor>> {
-        let missing = |v: Value| Error::Graph(format!("the model has no tensor for `{}`", g.name(v)));
-        values.map(|v| Ok((v, self.tensors.get(g.name(v)).ok_or_else(|| missing(v))?.clone()))).collect()
+        Ok(Some((Packed { stored: stored.stored(), n, k }, stored, place)))
     }
 }
 

@@ -3,11 +3,12 @@
 //! Logits compare as in [`f32::total_cmp`]: -0 comes behind 0, equal ones by id. What is no number counts as
 //! negative infinity.
 
-use super::{Bind, Case, InputFill, Launch, Op, Program, Row, expect_f32, expect_shape, table_kernel};
+use super::{Bind, Case, InputFill, Launch, Op, Program, Row, expect_f32, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
 use crate::gpu::AdapterClass;
 use crate::graph::{Graph, Value};
+use crate::kernel::Kernel;
 use crate::reference::Array;
 use crate::tensor::TensorType;
 
@@ -45,6 +46,8 @@ fn cases() -> Vec<Case> {
         ties(4, 1030, 64, 3),
         ties(2, 3333, 64, 1),
         ties(1, 30_002, 50, 200),
+        by_row(3, 1757, 40, &[0.1, 2.0, 0.0]),
+        by_row(5, 7, 7, &[0.7, 1.0]),
     ]
 }
 
@@ -55,7 +58,14 @@ fn case(rows: usize, n: usize, k: usize, temperature: f64) -> Case {
     case.fill(0, InputFill::Normal(3.0)).fill(1, InputFill::Constant(temperature)).tolerance(1e-12)
 }
 
-/// `(logits, temperature) -> (values, ids, lse)`: f32 `[.., n]`, f32 `[1]` to f32 `[rows, k]`, u32 `[rows, k]`, f32
+/// With temperatures of rows, which repeat where there are more.
+fn by_row(rows: usize, n: usize, k: usize, temperatures: &'static [f64]) -> Case {
+    let name = format!("{k} of {rows}x{n} at {temperatures:?}");
+    let case = Case::new(name, TopK { k }, &[&[rows, n], &[rows]]).forward_only();
+    case.fill(0, InputFill::Normal(3.0)).fill(1, InputFill::Values(temperatures)).tolerance(1e-12)
+}
+
+/// `(logits, temperature) -> (values, ids, lse)`: f32 `[.., n]`, f32 `[1]` or `[rows]` to f32 `[rows, k]`, u32 `[rows, k]`, f32
 /// `[rows]`.
 ///
 /// `values` and `ids` are the `k` largest logits of each row in descending order, the lower id first where they are
@@ -70,7 +80,7 @@ pub struct TopK {
 
 impl Graph {
     /// The `k` likeliest tokens of each row of `logits`, `[.., n]`, with what tells their probabilities at this
-    /// `temperature`, `[1]`: values `[rows, k]`, ids u32 `[rows, k]` and lse `[rows]`, as [`TopK`] defines them.
+    /// `temperature`, `[1]` or one for each row: values `[rows, k]`, ids u32 `[rows, k]` and lse `[rows]`, as [`TopK`] defines them.
     /// [`Sampling::draw_from`](crate::sample::Sampling::draw_from) takes these.
     ///
     /// ```
@@ -94,6 +104,10 @@ impl Graph {
 const MAX_SIZE: usize = 1024;
 
 impl TopK {
+    fn kernel(&self, cx: &Launch<'_>, entry: &'static str) -> Kernel {
+        table_kernel("top_k", SOURCE, entry).knob("K", self.k as u32).knob("BY_ROW", cx.inputs[1].len() > 1)
+    }
+
     /// About sqrt(n) chunks of about sqrt(n) elements, so that finding the best chunk costs what looking through it
     /// does.
     fn launch_chunks(&self, cx: &Launch<'_>, rows: usize, n: usize) -> Program {
@@ -105,7 +119,7 @@ impl TopK {
         let [keys, places] = [0, 1].map(|_| program.scratch(TensorType::u32([rows * chunks])));
         let sums = program.scratch(TensorType::f32([rows * chunks]));
         let group = cx.profile.vector_lanes().0;
-        let kernel = |entry| table_kernel("top_k", SOURCE, entry).knob("GROUP", group as u32).knob("K", self.k as u32);
+        let kernel = |entry| self.kernel(cx, entry).knob("GROUP", group as u32);
         let found = [Bind::Scratch(keys), Bind::Scratch(places)];
         let binds = [&[Bind::In(0), Bind::In(1)], &found[..], &[Bind::Scratch(sums)]].concat();
         program.dispatch(kernel("chunks"), &binds, &words, cx.profile.grid((rows * chunks).div_ceil(group)));
@@ -133,9 +147,8 @@ impl TopK {
                     Bind::Scratch(program.scratch(TensorType::f32([rows * groups]))),
                 ],
             };
-            let kernel = table_kernel("top_k", SOURCE, "sorted")
+            let kernel = (self.kernel(cx, "sorted"))
                 .knob("GROUP", (size / 4).max(32) as u32)
-                .knob("K", self.k as u32)
                 .knob("SIZE", size as u32)
                 .knob("FIRST", level == 0)
                 .knob("LAST", groups == 1);
@@ -159,8 +172,10 @@ impl Op for TopK {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         expect_f32(inputs, 2)?;
-        expect_shape("temperature", &inputs[1], &[1])?;
         let (rows, n) = (inputs[0].shape.rows(), inputs[0].shape.cols());
+        if inputs[1].shape.dims() != [1] && inputs[1].shape.dims() != [rows] {
+            return Err(format!("temperature must have shape [1] or [{rows}], got {}", inputs[1].shape));
+        }
         if self.k == 0 || self.k > MAX_K.min(n) {
             return Err(format!("k must be 1 to {} for rows of {n}, got {}", MAX_K.min(n), self.k));
         }
@@ -181,8 +196,9 @@ impl Op for TopK {
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
         let (mut values, mut ids, mut lse) = (vec![], vec![], vec![]);
-        let divisor = inputs[1].data[0].clamp(1e-30, 1e30);
-        for row in inputs[0].rows() {
+        let temperatures = &inputs[1].data;
+        for (i, row) in inputs[0].rows().enumerate() {
+            let divisor = temperatures[i % temperatures.len()].clamp(1e-30, 1e30);
             let row: Vec<f64> = row.iter().map(|&x| if x.is_nan() { f64::NEG_INFINITY } else { x }).collect();
             let mut order: Vec<usize> = (0..row.len()).collect();
             order.sort_by(|&a, &b| row[b].total_cmp(&row[a]).then(a.cmp(&b)));

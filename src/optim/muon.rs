@@ -2,10 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ALIGN, Arena, ArenaLayout};
+use super::{ALIGN, ArenaLayout};
 use crate::error::{Error, Result};
 use crate::ops::muon::{MuonSettings, MuonStep};
-use crate::tensor::{Tensor, TensorType};
 
 /// Settings of Muon (Jordan et al. 2024, <https://kellerjordan.github.io/posts/muon/>), which updates the
 /// [hidden matrices](crate::nn::is_hidden_matrix) of a model in AdamW's place.
@@ -136,12 +135,6 @@ impl Batch {
             }
         }
         batches
-    }
-
-    /// These matrices in an arena of the layout: `[count, rows, cols]`.
-    pub fn of(&self, arena: &Arena) -> Result<Tensor> {
-        let ty = TensorType::f32([self.count, self.rows, self.cols]);
-        Tensor::from_buffer(arena.parts[self.part].buffer().clone(), 4 * self.offset as u64, ty)
     }
 }
 

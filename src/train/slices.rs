@@ -6,7 +6,7 @@ use super::Trainer;
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::exec::Slice;
-use crate::gpu::Readback;
+use crate::staging::Readback;
 use crate::timeline::Timeline;
 
 /// How the steps of a trainer are cut; from [`Trainer::slices`].
@@ -29,6 +29,7 @@ impl StepSlices {
 #[derive(Clone, Debug)]
 pub struct SlicedStep {
     slices: StepSlices,
+    batches: Vec<Batch>,
     /// The step that this is.
     step: u64,
     micro_batch: usize,
@@ -58,7 +59,7 @@ impl Trainer {
         Ok(StepSlices { passes: exec.slices_of(pass, budget)?, update })
     }
 
-    /// Starts a step in slices: hands the batches to the queue, and records nothing yet.
+    /// Starts a step in slices. Records nothing yet.
     ///
     /// ```no_run
     /// # fn app(trainer: &mut throughline::train::Trainer, batches: &[throughline::data::Batch]) -> throughline::Result<()> {
@@ -79,9 +80,10 @@ impl Trainer {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn start_sliced(&mut self, slices: &StepSlices, batches: &[Batch]) -> Result<SlicedStep> {
-        self.prepare(batches)?;
-        Ok(SlicedStep { slices: slices.clone(), step: self.step, micro_batch: 0, next: 0 })
+    pub fn start_sliced(&self, slices: &StepSlices, batches: &[Batch]) -> Result<SlicedStep> {
+        self.check(batches)?;
+        let (slices, batches) = (slices.clone(), batches.to_vec());
+        Ok(SlicedStep { slices, batches, step: self.step, micro_batch: 0, next: 0 })
     }
 
     /// Records the next slice of a step. With the last one the step is done: that gives the loss, `[1]`, on its way to
@@ -102,7 +104,7 @@ impl Trainer {
             if step.micro_batch == 0 {
                 self.clear(encoder)?;
             }
-            self.load(encoder, step.micro_batch)?;
+            self.load(encoder, &step.batches[step.micro_batch])?;
         }
         self.forward_backward.exec.record_slice(encoder, &step.slices.passes[step.next]);
         step.next += 1;

@@ -37,6 +37,10 @@ pub struct Report {
     pub step_us: u64,
     /// From the start of recording to the GPU's end, in frames that train and in frames that do not.
     pub frame_ms: FrameTimes,
+    /// Share of the frames that train which take longer than the budget and the median frame that does not.
+    pub share_over_budget: f64,
+    /// What training takes in frames as a multiple of the profile's times, at the end.
+    pub pace: f64,
     /// Mean squared error before the frames and behind them.
     pub loss: Change,
     /// The same in decibels.
@@ -75,7 +79,12 @@ pub fn run(options: &Options, headless: &Headless) -> Result<Report> {
     let loss = Change { first, last: learner.loss_blocking()? };
     let psnr = |mse: f32| -10.0 * mse.log10();
     let (slices, longest) = learner.slices();
+    let drawing_p50 = Percentiles::of(&drawing).map_or(0.0, |p| p.p50);
+    let most = options.budget + Duration::from_secs_f64(drawing_p50 / 1e3);
+    let over = training.iter().filter(|&&time| time > most).count();
     Ok(Report {
+        share_over_budget: over as f64 / training.len().max(1) as f64,
+        pace: learner.pace(),
         adapter: learner.gpu().describe(),
         width: options.picture.width,
         height: options.picture.height,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use throughline::nn::{Param, ParamInit};
 use throughline::optim::{AdamWConfig, Arena, ArenaLayout, Optimizer};
 use throughline::rng::Rng;
-use throughline::{ExecOptions, Executable, Gpu, Graph, Result, Slice, Tensor, TensorType, Timeline, Value};
+use throughline::{ExecOptions, Executable, Gpu, Graph, Pace, Result, Slice, Tensor, TensorType, Timeline, Value};
 
 /// Waves that a place is told in, each as sine and cosine, and their number per picture (a standard deviation).
 const WAVES: usize = 32;
@@ -31,7 +31,7 @@ pub struct Learner {
     slices: Vec<Slice>,
     /// What an update takes.
     update: Duration,
-    budget: Duration,
+    pace: Pace,
     /// The slice that comes next; past the last one, the update.
     next: usize,
     steps: u64,
@@ -80,35 +80,39 @@ impl Learner {
         let optimizer = || pollster::block_on(Optimizer::new(gpu, config, &weights, &grads));
         // An update changes the moments even at rate 0: those that are measured are of another optimiser.
         let (slices, update) = measure(&exec, &optimizer()?, budget)?;
+        let (gpu, pace) = (gpu.clone(), Pace::new(gpu, budget)?);
         let (optimizer, next, steps) = (optimizer()?, 0, 0);
-        Ok(Learner { gpu: gpu.clone(), exec, optimizer, loss: last_loss, slices, update, budget, next, steps })
+        Ok(Learner { gpu, exec, optimizer, loss: last_loss, slices, update, pace, next, steps })
     }
 
-    /// Records what there is time for within the budget, and one slice at least: into the encoder of the frame that is
-    /// submitted next.
+    /// Records what there is time for within the budget, and one slice at least, but no more than to the end of a step.
     pub fn record(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
-        let mut taken = Duration::ZERO;
-        loop {
+        let (may, mut taken) = (self.pace.begin(encoder)?, Duration::ZERO);
+        while taken.is_zero() || (self.next > 0 && taken + self.estimate(self.next) <= may) {
+            // A kernel may take less than the clock tells.
+            taken += self.estimate(self.next).max(Duration::from_nanos(1));
             match self.slices.get(self.next) {
-                Some(slice) => self.exec.record_slice(encoder, slice),
-                // Its settings go through the queue, so there is one a submit.
+                Some(slice) => {
+                    self.exec.record_slice(encoder, slice);
+                    self.next += 1;
+                }
                 None => {
                     self.optimizer.record(encoder, LEARNING_RATE, self.steps)?;
                     (self.next, self.steps) = (0, self.steps + 1);
-                    return Ok(());
                 }
             }
-            taken += self.estimate(self.next);
-            self.next += 1;
-            if taken + self.estimate(self.next) > self.budget {
-                return Ok(());
-            }
         }
+        self.pace.end(encoder, taken)
     }
 
     /// What a slice takes; past the last one, the update.
     fn estimate(&self, slice: usize) -> Duration {
         self.slices.get(slice).map_or(self.update, |s| s.estimate)
+    }
+
+    /// What frames take as a multiple of the estimates.
+    pub fn pace(&self) -> f64 {
+        self.pace.factor()
     }
 
     /// Slices of a step, the update among them, and what the longest takes.
@@ -138,7 +142,7 @@ impl Learner {
     }
 }
 
-/// The step in slices by what it takes here, and what an update takes.
+/// The step in slices by what it takes here, several to a budget, and what an update takes.
 fn measure(exec: &Executable, optimizer: &Optimizer, budget: Duration) -> Result<(Vec<Slice>, Duration)> {
     // The first run is slow, and any may be disturbed: the shortest time of several is what a kernel takes.
     let (mut step, mut update) = (exec.profile_blocking()?, optimizer.profile_blocking(0.0, 0)?);
@@ -146,7 +150,7 @@ fn measure(exec: &Executable, optimizer: &Optimizer, budget: Duration) -> Result
         keep_shortest(&mut step, &exec.profile_blocking()?);
         keep_shortest(&mut update, &optimizer.profile_blocking(0.0, 0)?);
     }
-    Ok((exec.slices(&step, budget)?, Duration::from_nanos(update.ns())))
+    Ok((exec.slices(&step, budget / 4)?, Duration::from_nanos(update.ns())))
 }
 
 /// Makes `best` the shorter times of two profiles of the same step.

@@ -1,0 +1,218 @@
+//! A game loop without a window, in which characters talk to each other: as much of their model's work as a budget
+//! allows is recorded into each frame, and nothing waits for it.
+//!
+//! `cargo run --release --example npc_text`, or with `--model FILE.gguf`, `--model FOLDER`, `--model CHECKPOINT`
+
+mod words;
+mod world;
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use clap::Parser;
+use throughline::Gpu;
+use throughline::decode::{Event, FrameDecoder, GenerationOptions};
+use throughline::rng::Rng;
+use throughline::sample::Sampling;
+use words::Words;
+use world::World;
+
+#[derive(Parser)]
+#[command(about = "Characters that talk in the frames of a game")]
+struct Flags {
+    /// A GGUF file, a folder with config.json and safetensors, or a checkpoint of `train` [a model trained at start]
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// Steps to train the model at start
+    #[arg(long, default_value_t = 300, conflicts_with = "model")]
+    train_steps: u64,
+    /// How many talk
+    #[arg(long, default_value_t = 4)]
+    characters: usize,
+    /// Frames in which they do; so many come before in which all are silent
+    #[arg(long, default_value_t = 600)]
+    frames: usize,
+    /// What speech may take of a frame, in microseconds
+    #[arg(long, default_value_t = 2000)]
+    budget_us: u64,
+    /// Print figures as JSON on the last line
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> Result<()> {
+    let flags = Flags::parse();
+    ensure!(flags.characters > 0, "--characters 0: somebody must talk");
+    ensure!(flags.frames > 0, "--frames 0: there is nothing to measure");
+    // In a game: `Gpu::from_device`, with the device that it draws with.
+    let gpu = Gpu::headless_blocking()?;
+    let (decoder, words) = match &flags.model {
+        Some(path) => words::load(&gpu, path, flags.characters)?,
+        None => words::train(&gpu, flags.train_steps, flags.characters)?,
+    };
+    let mut game = Game::new(&gpu, FrameDecoder::new_blocking(decoder)?, words, &flags)?;
+    let silent = (0..flags.frames).map(|_| game.frame(false)).collect::<Result<Vec<_>>>()?;
+    let start = Instant::now();
+    let talking = (0..flags.frames).map(|_| game.frame(true)).collect::<Result<Vec<_>>>()?;
+    let seconds = start.elapsed().as_secs_f64();
+    if flags.json {
+        let (ms, usual) = ([&silent, &talking].map(|times| percentiles(times)), median(&silent));
+        let budget = usual + Duration::from_micros(flags.budget_us);
+        let over = talking.iter().filter(|time| **time > budget).count();
+        let [token, chunk] = game.cast.estimates().map(|time| time.as_micros() as u64);
+        let figures = serde_json::json!({
+            "adapter": gpu.describe(),
+            "characters": flags.characters,
+            "frames": flags.frames,
+            "budget_us": flags.budget_us,
+            "pass_us": { "token": token, "prompt": chunk },
+            "frame_ms": { "silent": ms[0], "talking": ms[1] },
+            // Longer than a silent frame and the budget together.
+            "over_budget": over as f64 / flags.frames as f64,
+            "texts": game.texts,
+            "tokens": game.tokens,
+            "tokens_per_frame": game.tokens as f64 / flags.frames as f64,
+            "tokens_per_s": game.tokens as f64 / seconds,
+        });
+        println!("{figures}");
+    }
+    Ok(())
+}
+
+struct Game {
+    gpu: Gpu,
+    world: World,
+    cast: FrameDecoder,
+    words: Words,
+    options: GenerationOptions,
+    budget: Duration,
+    characters: Vec<Character>,
+    /// What was said last.
+    heard: String,
+    rng: Rng,
+    texts: usize,
+    tokens: usize,
+    live: bool,
+}
+
+struct Character {
+    name: String,
+    ids: Vec<u32>,
+    said: String,
+    /// Frames until it speaks again, once it is silent.
+    pause: usize,
+}
+
+impl Game {
+    fn new(gpu: &Gpu, cast: FrameDecoder, words: Words, flags: &Flags) -> Result<Game> {
+        let names = ["BRUTUS", "MACBETH", "DUKE", "OTHELLO", "IAGO", "CASSIUS", "ROMEO", "JULIET"];
+        let character = |i: usize| Character {
+            name: names[i % names.len()].into(),
+            ids: vec![],
+            said: String::new(),
+            pause: 3 * i,
+        };
+        let options = GenerationOptions { max_tokens: words::MAX_TOKENS, stop: words.stop(), ..Default::default() };
+        // Rows that change in place, where somebody watches.
+        let live = std::io::stdout().is_terminal();
+        print!("{}", if live { "\n".repeat(flags.characters) } else { String::new() });
+        Ok(Game {
+            gpu: gpu.clone(),
+            world: World::new(gpu),
+            cast,
+            words,
+            options,
+            budget: Duration::from_micros(flags.budget_us),
+            characters: (0..flags.characters).map(character).collect(),
+            heard: "Who is there?".into(),
+            rng: Rng::new(&[1]),
+            texts: 0,
+            tokens: 0,
+            live,
+        })
+    }
+
+    /// A frame, and how long it took until the GPU was through.
+    fn frame(&mut self, talking: bool) -> Result<Duration> {
+        let start = Instant::now();
+        // What the frames before have brought comes first, so that this one goes on from it.
+        let events = self.cast.poll()?;
+        let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+        self.world.record(&mut encoder);
+        if talking {
+            self.take_turns()?;
+            self.cast.record(&mut encoder, self.budget)?;
+        }
+        let submitted = self.gpu.submit(encoder)?;
+        self.gpu.wait_for_blocking(submitted)?; // in place of the display
+        let time = start.elapsed();
+        self.take_up(&events)?;
+        Ok(time)
+    }
+
+    /// Lets those speak whose time has come.
+    fn take_turns(&mut self) -> Result<()> {
+        for (i, character) in self.characters.iter_mut().enumerate() {
+            if self.cast.speaks(i) {
+                continue;
+            }
+            if character.pause > 0 {
+                character.pause -= 1;
+                continue;
+            }
+            let sampling = Sampling { seed: self.rng.below(1 << 32), ..self.options.sampling };
+            let capacity = self.cast.decoder().capacity();
+            let room = capacity - self.options.max_tokens.min(capacity / 2);
+            let prompt = self.words.prompt(&character.name, &self.heard, room)?;
+            self.cast.say(i, &prompt, GenerationOptions { sampling, ..self.options.clone() })?;
+            character.ids.clear();
+        }
+        Ok(())
+    }
+
+    fn take_up(&mut self, events: &[(usize, Event)]) -> Result<()> {
+        for &(i, event) in events {
+            let character = &mut self.characters[i];
+            match event {
+                Event::Token(id) => {
+                    character.ids.push(id);
+                    character.said = self.words.text(&character.ids)?;
+                    self.tokens += 1;
+                }
+                Event::Finished(_) => {
+                    self.texts += 1;
+                    character.pause = 5 + self.rng.below(20) as usize;
+                    if !self.live {
+                        println!("{}: {}", character.name, character.said);
+                    }
+                    self.heard.clone_from(&character.said);
+                }
+            }
+        }
+        if self.live && !events.is_empty() {
+            let rows = self.characters.iter().map(|c| format!("\x1b[2K{}: {:.100}\n", c.name, c.said));
+            print!("\x1b[{}A{}", self.characters.len(), rows.collect::<String>());
+            std::io::stdout().flush()?;
+        }
+        Ok(())
+    }
+}
+
+fn sorted(times: &[Duration]) -> Vec<Duration> {
+    let mut times = times.to_vec();
+    times.sort();
+    times
+}
+
+fn median(times: &[Duration]) -> Duration {
+    sorted(times)[times.len() / 2]
+}
+
+/// In milliseconds: times that so large a share of the frames does not exceed.
+fn percentiles(times: &[Duration]) -> serde_json::Value {
+    let times = sorted(times);
+    let at = |share: f64| times[((share * times.len() as f64).ceil() as usize).max(1) - 1].as_secs_f64() * 1e3;
+    serde_json::json!({ "p50": at(0.5), "p95": at(0.95), "p99": at(0.99), "max": at(1.0) })
+}

@@ -1,0 +1,112 @@
+//! What characters think with: a model, and its tokens of text.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use throughline::Gpu;
+use throughline::checkpoint::Checkpoint;
+use throughline::data::{CharTokenizer, Dataset};
+use throughline::decode::Decoder;
+use throughline::model::Model;
+use throughline::nn::{Init, TransformerConfig};
+use throughline::optim::{AdamWConfig, Arena, ArenaLayout, Decay, Schedule};
+use throughline::tokenize::{Message, ModelTokenizer};
+use throughline::train::{TrainConfig, Trainer};
+
+/// Tokens that a character has in mind at most.
+const CAPACITY: usize = 128;
+/// Tokens that it says at most.
+pub const MAX_TOKENS: usize = 48;
+
+/// A model's tokens.
+pub enum Words {
+    Characters(CharTokenizer),
+    Pieces(Box<ModelTokenizer>),
+}
+
+impl Words {
+    /// What a character of this name is told, to answer what it has heard: the end of it, where there is no room for
+    /// more.
+    pub fn prompt(&self, name: &str, heard: &str, room: usize) -> Result<Vec<u32>> {
+        let ids = match self {
+            // What the model's text had no letter for is left out.
+            Words::Characters(t) => {
+                let letters = format!("{heard}\n\n{name}:\n");
+                letters.chars().filter_map(|c| t.encode(&c.to_string()).ok()).flatten().collect()
+            }
+            Words::Pieces(t) if t.has_chat() => {
+                let text = format!("You are {name} in a play. Answer in a few words: {heard}");
+                t.chat_ids(&[Message::new("user", &text)], true)?
+            }
+            Words::Pieces(t) => t.encode(&format!("{heard}\n\n{name}:\n"), true)?,
+        };
+        Ok(ids[ids.len().saturating_sub(room)..].to_vec())
+    }
+
+    pub fn text(&self, ids: &[u32]) -> Result<String> {
+        Ok(match self {
+            Words::Characters(t) => t.decode(ids),
+            Words::Pieces(t) => t.decode(ids, true)?.replace('\n', " "),
+        })
+    }
+
+    /// Tokens that end what a character says.
+    pub fn stop(&self) -> Vec<u32> {
+        match self {
+            Words::Characters(t) => t.encode("\n").unwrap_or_default(),
+            Words::Pieces(t) => t.stop_tokens().to_vec(),
+        }
+    }
+}
+
+/// A decoder for so many characters, of a model in files: one of others, or a checkpoint of `train`.
+pub fn load(gpu: &Gpu, path: &Path, characters: usize) -> Result<(Decoder, Words)> {
+    let room = |context: usize| context.min(CAPACITY);
+    if path.extension().is_some_and(|e| e == "gguf") || path.join("config.json").exists() {
+        let model = Model::open(path)?;
+        let words = Words::Pieces(Box::new(ModelTokenizer::of(model.weights())?));
+        return Ok((Decoder::with_batch_blocking(gpu, &model, characters, room(model.config().context))?, words));
+    }
+    let path = if path.is_dir() { path.join("checkpoint.safetensors") } else { path.to_path_buf() };
+    let checkpoint = Checkpoint::load(&path)?;
+    let config = &checkpoint.state.config.model;
+    let layout = ArenaLayout::of_model(config, gpu.profile().max_tensor_bytes())?;
+    let params = Arena::zeros(gpu, "parameters", &Arc::new(layout))?;
+    checkpoint.restore_weights(gpu, &params)?;
+    let words = Words::Characters(CharTokenizer::of(&checkpoint.state.alphabet));
+    Ok((Decoder::on_params_blocking(gpu, config, &params, characters, room(config.context))?, words))
+}
+
+/// The same of a model that learns to write plays, letter by letter, in so many steps.
+pub fn train(gpu: &Gpu, steps: u64, characters: usize) -> Result<(Decoder, Words)> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/shakespeare.txt");
+    let text = std::fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
+    let tokenizer = CharTokenizer::of(&text);
+    let model = TransformerConfig {
+        init: Init::Gpt2 { std: 0.1 },
+        tied_head: true,
+        ..TransformerConfig::llama(tokenizer.vocab_size(), CAPACITY, 2, 64, 4)
+    };
+    let config = TrainConfig {
+        model,
+        batch: 4,
+        seq_len: None,
+        micro_batches: 1,
+        schedule: Schedule { peak: 6e-3, warmup: steps / 20, steps, final_fraction: 0.1, decay: Decay::Cosine },
+        adamw: AdamWConfig { beta2: 0.98, ..AdamWConfig::default() },
+        muon: None,
+        seed: 1,
+    };
+    let data = Dataset::new(tokenizer.encode(&text)?, 0.1, CAPACITY)?;
+    let mut trainer = Trainer::new_blocking(gpu, config)?;
+    for step in 0..steps {
+        let loss = trainer.step(&[data.batch(1, step, 4, CAPACITY)])?;
+        // Now and then, so that not too much is on its way.
+        if step % 50 == 49 || step + 1 == steps {
+            eprintln!("step {}: loss {:.3}", step + 1, loss.wait_blocking(gpu)?);
+        }
+    }
+    let decoder = Decoder::on_params_blocking(gpu, &trainer.config().model, &trainer.params, characters, CAPACITY)?;
+    Ok((decoder, Words::Characters(tokenizer)))
+}

@@ -1,0 +1,135 @@
+//! A model's parameters in GPU memory: which tensors they become on a device, and those tensors.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::{Model, is_table_of_tokens, upload_packed};
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::graph::{Graph, Value};
+use crate::nn::part_name;
+use crate::ops::packed::Packed;
+use crate::ops::parts::split_rows;
+use crate::optim::ArenaLayout;
+use crate::tensor::{Shape, Tensor, TensorType};
+
+/// The tensors of a model on devices that bind so many bytes, before there is one.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Placed {
+    params: Vec<PlacedParam>,
+    pub max_bytes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct PlacedParam {
+    name: String,
+    /// As the file stores it, if kernels can read that.
+    matrix: Option<Packed>,
+    /// Name, type and rows of each tensor: tables are several where no binding holds one.
+    parts: Vec<(String, TensorType, usize)>,
+}
+
+impl Placed {
+    /// Parameters that are in an arena already, tables in as many tensors as its layout has of them.
+    pub fn of_layout(layout: &ArenaLayout) -> Self {
+        let param = |(name, shape): &(String, Shape)| PlacedParam {
+            name: name.clone(),
+            matrix: None,
+            parts: vec![(name.clone(), TensorType::f32(shape.clone()), shape.rows())],
+        };
+        Placed { params: layout.tensors.iter().map(param).collect(), max_bytes: layout.max_bytes }
+    }
+
+    /// The matrices that are as the file stores them.
+    pub fn packed(&self) -> BTreeMap<String, Packed> {
+        self.params.iter().filter_map(|p| Some((p.name.clone(), p.matrix?))).collect()
+    }
+
+    /// Bytes of all tensors.
+    pub fn bytes(&self) -> usize {
+        self.params.iter().flat_map(|p| &p.parts).map(|(_, ty, _)| ty.storage_bytes()).sum()
+    }
+}
+
+/// A model in GPU memory, for graphs that name its parameters.
+#[derive(Debug, Default)]
+pub(crate) struct Uploaded {
+    /// By our names; tables in parts have several.
+    pub tensors: HashMap<String, Tensor>,
+    /// The matrices that are as the file stores them.
+    pub packed: BTreeMap<String, Packed>,
+}
+
+impl Uploaded {
+    /// The tensor of each value, by its name.
+    pub fn bind(&self, g: &Graph, values: impl Iterator<Item = Value>) -> Result<HashMap<Value, Tensor>> {
+        values.map(|v| Ok((v, self.tensor(g.name(v))?))).collect()
+    }
+
+    /// The tensor of this name.
+    pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        let missing = || Error::Graph(format!("the model has no tensor for `{name}`"));
+        self.tensors.get(name).cloned().ok_or_else(missing)
+    }
+}
+
+impl Model {
+    /// What [`upload`](Self::upload) makes on a device that binds tensors of at most so many bytes.
+    pub(crate) fn placed(&self, max_bytes: u64) -> Result<Placed> {
+        let params = self.params.iter().map(|(name, shape)| self.place(name, shape, max_bytes));
+        Ok(Placed { params: params.collect::<Result<_>>()?, max_bytes })
+    }
+
+    fn place(&self, name: &str, shape: &Shape, max_bytes: u64) -> Result<PlacedParam> {
+        let matrix = self.find_packed(name)?.map(|(matrix, ..)| matrix);
+        let rows: Vec<usize> = match matrix {
+            Some(m) if is_table_of_tokens(name) => m.split(max_bytes)?.iter().map(|part| part.n).collect(),
+            Some(m) => vec![m.n],
+            None if is_table_of_tokens(name) => split_rows(shape.rows(), 4 * shape.cols(), max_bytes)?,
+            None => vec![shape.rows()],
+        };
+        let (mut first, mut parts) = (0, vec![]);
+        for &n in &rows {
+            let ty = match matrix {
+                Some(m) => Packed { n, ..m }.ty(),
+                None if rows.len() == 1 => TensorType::f32(shape.clone()),
+                None => TensorType::f32([n, shape.cols()]),
+            };
+            parts.push((part_name(name, first, rows.len()), ty, n));
+            first += n;
+        }
+        Ok(PlacedParam { name: name.into(), matrix, parts })
+    }
+
+    /// All parameters in GPU memory, as this model's `placed` says. What a decoder or an encoder is bound to.
+    pub(crate) fn upload(&self, gpu: &Gpu, placed: &Placed) -> Result<Uploaded> {
+        let mut tensors = HashMap::new();
+        for PlacedParam { name, matrix, parts } in &placed.params {
+            match matrix {
+                Some(matrix) => {
+                    let missing = || Error::Graph(format!("`{name}` cannot stay as the file stores it"));
+                    let (_, mut rest) = self.packed(name)?.ok_or_else(missing)?;
+                    for (name, _, n) in parts {
+                        let part = Packed { n: *n, ..*matrix };
+                        let bytes;
+                        (bytes, rest) = rest.split_at(part.bytes());
+                        tensors.insert(name.clone(), upload_packed(gpu, name, bytes, part)?);
+                    }
+                }
+                None => {
+                    let values = self.values(name)?;
+                    let mut rest = &values[..];
+                    for (name, ty, _) in parts {
+                        let part;
+                        (part, rest) = rest.split_at(ty.len());
+                        let tensor = Tensor::zeros(gpu, name, ty.clone())?;
+                        tensor.write(gpu, part)?;
+                        tensors.insert(name.clone(), tensor);
+                    }
+                }
+            }
+            // So that the staging memory of one tensor is free before the next needs some.
+            gpu.queue().submit([]);
+        }
+        Ok(Uploaded { tensors, packed: placed.packed() })
+    }
+}

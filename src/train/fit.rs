@@ -1,0 +1,95 @@
+//! What fits where a training configuration does not: found by planning smaller ones.
+
+use super::{TrainConfig, TrainOptions, TrainPlan};
+use crate::error::{Error, Result};
+use crate::gpu::Profile;
+
+/// Sequences are not made shorter than this.
+const SHORTEST: usize = 16;
+
+impl TrainConfig {
+    /// This configuration, if it fits devices of the profile and [`TrainOptions::max_bytes`]; or else the first that
+    /// does of those with half the [`batch`](Self::batch), a quarter and so on, and then half the
+    /// [`seq_len`](Self::seq_len) and so on down to 16 tokens. `micro_batches` grows, so that a step has as many
+    /// tokens as before, or a few more where that does not divide. An `Err` if even the last does not fit.
+    ///
+    /// ```
+    /// # use throughline::{nn::TransformerConfig, optim::{AdamWConfig, Schedule}, train::TrainConfig};
+    /// # let config = TrainConfig {
+    /// #     model: TransformerConfig::gpt2(65, 128, 4, 128, 4),
+    /// #     batch: 64,
+    /// #     seq_len: None,
+    /// #     micro_batches: 1,
+    /// #     schedule: Schedule::constant(1e-3),
+    /// #     adamw: AdamWConfig::default(),
+    /// #     muon: None,
+    /// #     seed: 0,
+    /// # };
+    /// use throughline::{AdapterClass, Profile, train::TrainOptions};
+    /// let options = TrainOptions { max_bytes: Some(100 << 20), ..TrainOptions::default() };
+    /// let fitted = config.fitted(&options, &Profile::portable(AdapterClass::Gpu))?;
+    /// assert_eq!((config.batch, fitted.batch, fitted.micro_batches), (64, 16, 4));
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub fn fitted(&self, options: &TrainOptions<'_>, profile: &Profile) -> Result<TrainConfig> {
+        match TrainPlan::as_is(self, options, profile) {
+            Ok(_) => Ok(self.clone()),
+            Err(e) if may_be_size(&e) => smaller(self, options, profile),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// Whether something smaller may go through. Shapes of more elements than any tensor may have are the node's error.
+fn may_be_size(e: &Error) -> bool {
+    matches!(e, Error::Limit(_) | Error::Node { .. } | Error::Graph(_))
+}
+
+/// The largest that fits, halving; not the configuration itself. An `Err` is that of the smallest.
+fn smaller(config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Result<TrainConfig> {
+    let fits = |c: &TrainConfig| TrainPlan::as_is(c, options, profile).map(drop);
+    let mut seq_len = config.seq_len();
+    let one = loop {
+        let one = resized(config, 1, seq_len);
+        match fits(&one) {
+            Ok(()) => break one,
+            Err(e) if may_be_size(&e) && seq_len / 2 >= SHORTEST => seq_len /= 2,
+            Err(Error::Limit(e)) => return Err(Error::Limit(format!("batch 1, seq_len {seq_len} does not fit: {e}"))),
+            Err(e) => return Err(e),
+        }
+    };
+    if seq_len < config.seq_len() {
+        // More of these would be as many tokens as one that was too long.
+        return Ok(one);
+    }
+    let halves = std::iter::successors(Some(config.batch / 2), |n| Some(n / 2)).take_while(|&n| n > 1);
+    let fitting = halves.map(|batch| resized(config, batch, seq_len)).find(|c| fits(c).is_ok());
+    Ok(fitting.unwrap_or(one))
+}
+
+fn resized(config: &TrainConfig, batch: usize, seq_len: usize) -> TrainConfig {
+    let micro_batches = config.tokens_per_step().div_ceil(batch * seq_len);
+    let kept = (seq_len == config.seq_len()).then_some(config.seq_len);
+    TrainConfig { batch, micro_batches, seq_len: kept.unwrap_or(Some(seq_len)), ..config.clone() }
+}
+
+/// The error of planning, with what would fit if it was for want of room.
+pub(super) fn with_advice(e: Error, config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Error {
+    if !may_be_size(&e) {
+        return e;
+    }
+    let message = match &e {
+        Error::Limit(message) => message.clone(),
+        e => e.to_string(),
+    };
+    match smaller(config, options, profile) {
+        Ok(c) => {
+            let (batch, seq_len, micro_batches) = (c.batch, c.seq_len(), c.micro_batches);
+            let what = format!("batch {batch}, seq_len {seq_len}, micro_batches {micro_batches}");
+            Error::Limit(format!("{message}. This fits: {what}"))
+        }
+        Err(Error::Limit(smallest)) => Error::Limit(format!("{message}. Even {smallest}")),
+        // Something else is wrong.
+        Err(_) => e,
+    }
+}

@@ -1,0 +1,235 @@
+//! A trainer before there is a device: its three plans, and what of them lies in arenas.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::{TrainConfig, TrainOptions, fit};
+use crate::error::{Error, Result};
+use crate::gpu::{Gpu, Planning, Profile};
+use crate::graph::{Graph, Value};
+use crate::nn::{ParamInit, Transformer};
+use crate::optim::{ArenaLayout, OptimizerPlan};
+use crate::plan::Plan;
+use crate::probe::{self, Instruments};
+use crate::requirements::Requirements;
+use crate::tensor::TensorType;
+
+/// A [`Trainer`](super::Trainer) before there is a device: what it needs of one, and how much memory it takes. Pure
+/// data, made for a [`Profile`], in milliseconds. Ops take the variants of [`Profile::choices`]: what a tuner measures
+/// takes a device, and [`Trainer::new`](super::Trainer::new).
+///
+/// ```
+/// use throughline::nn::TransformerConfig;
+/// use throughline::optim::{AdamWConfig, Schedule};
+/// use throughline::train::{TrainConfig, TrainOptions, TrainPlan};
+/// use throughline::{AdapterClass, Profile};
+///
+/// let config = TrainConfig {
+///     model: TransformerConfig::gpt2(50_257, 1024, 12, 768, 12),
+///     batch: 1,
+///     seq_len: Some(256),
+///     micro_batches: 8,
+///     schedule: Schedule::constant(3e-4),
+///     adamw: AdamWConfig::default(),
+///     muon: None,
+///     seed: 0,
+/// };
+/// // Of an adapter, `Profile::of_adapter`. WebGPU's default limits do for GPT-2: its table and arenas are in parts.
+/// let plan = TrainPlan::new(&config, &TrainOptions::default(), &Profile::portable(AdapterClass::Gpu))?;
+/// assert_eq!(plan.parameter_count(), 124_439_808);
+/// assert!(plan.bytes() > 16 * plan.parameter_count()); // with gradients, two moments, activations
+/// plan.requirements().check(&wgpu::Limits::default())?;
+///
+/// // What does not fit says what would.
+/// let large = TrainConfig { batch: 64, seq_len: None, micro_batches: 1, ..config };
+/// let portable = Profile::portable(AdapterClass::Gpu);
+/// let error = TrainPlan::new(&large, &TrainOptions::default(), &portable).unwrap_err().to_string();
+/// assert!(error.contains("This fits: batch 1, seq_len 512, micro_batches 128"), "{error}");
+/// # Ok::<(), throughline::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct TrainPlan {
+    pub(super) config: TrainConfig,
+    /// Of parameters, gradients and first moments.
+    pub(super) layout: Arc<ArenaLayout>,
+    /// How each parameter starts, in the layout's order.
+    pub(super) inits: Vec<ParamInit>,
+    pub(super) forward_backward: StepPlan,
+    pub(super) evaluation: StepPlan,
+    pub(super) optimizer: OptimizerPlan,
+    subgroups: Option<[u32; 2]>,
+}
+
+/// A planned graph, the values that a step writes and reads, and those that are bound to arenas.
+#[derive(Clone, Debug)]
+pub(super) struct StepPlan {
+    pub plan: Arc<Plan>,
+    /// Bound to the parameters, in the layout's order.
+    pub params: Vec<Value>,
+    /// Bound to the gradients, if they are made.
+    pub grads: Vec<Value>,
+    pub tokens: Value,
+    pub targets: Value,
+    pub dropout_seed: Option<Value>,
+    pub loss: Value,
+    pub loss_state: Option<Value>,
+    pub instruments: Option<Instruments>,
+}
+
+impl StepPlan {
+    /// Bytes that it takes beside the arenas.
+    fn bytes(&self) -> usize {
+        self.plan.allocated_bytes(|v| self.params.contains(&v) || self.grads.contains(&v))
+    }
+}
+
+impl TrainPlan {
+    /// Plans for devices of this profile. An [`Error::Limit`] names a tensor and the limit that it is over, or the
+    /// bytes that [`TrainOptions::max_bytes`] allows, and what would fit.
+    pub fn new(config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Result<Self> {
+        Self::on(config, options, profile)
+    }
+
+    pub(super) fn on(config: &TrainConfig, options: &TrainOptions<'_>, on: &dyn Planning) -> Result<Self> {
+        Self::as_is(config, options, on).map_err(|e| fit::with_advice(e, config, options, on.profile()))
+    }
+
+    /// The same without a word on what would fit.
+    pub(super) fn as_is(config: &TrainConfig, options: &TrainOptions<'_>, on: &dyn Planning) -> Result<Self> {
+        config.validate()?;
+        let (graph, gpt) = options.build(on, config, true)?;
+        let params: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
+        let (max_bytes, muon) = (on.profile().max_arena_bytes(), config.muon.is_some());
+        let layout = ArenaLayout::for_training(&graph, &params, max_bytes, muon)?;
+        // Tables are in parts as this graph's.
+        let layout = Arc::new(ArenaLayout { max_bytes: on.profile().max_tensor_bytes(), ..layout });
+        let plan = TrainPlan {
+            config: config.clone(),
+            inits: gpt.params.iter().map(|p| p.init).collect(),
+            forward_backward: training_plan(graph, &gpt, (config, options), on)?,
+            evaluation: evaluation_plan(config, options, on)?,
+            optimizer: OptimizerPlan::on(config.adamw, config.muon, &layout, on)?,
+            layout,
+            subgroups: on.profile().subgroups,
+        };
+        plan.check_memory(options.max_bytes)?;
+        Ok(plan)
+    }
+
+    fn check_memory(&self, max_bytes: Option<u64>) -> Result<()> {
+        let bytes = self.bytes();
+        match max_bytes.filter(|&max| bytes as u64 > max) {
+            None => Ok(()),
+            Some(max) => Err(Error::Limit(format!(
+                "training takes {bytes} bytes of GPU memory, {} of them for {} parameters with gradients and moments; \
+                 `max_bytes` allows {max}",
+                self.arena_bytes(),
+                self.parameter_count()
+            ))),
+        }
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &TrainConfig {
+        &self.config
+    }
+
+    /// The plans of forward and backward, of evaluation, and of the update.
+    pub fn plans(&self) -> [&Plan; 3] {
+        [&self.forward_backward.plan, &self.evaluation.plan, self.optimizer.plan()]
+    }
+
+    /// Where the parameters lie in their arena, and gradients and moments in theirs.
+    pub fn layout(&self) -> &ArenaLayout {
+        &self.layout
+    }
+
+    /// What a device must offer.
+    pub fn requirements(&self) -> Requirements {
+        let [forward_backward, evaluation, _] = self.plans().map(Requirements::of);
+        forward_backward.and(evaluation).and(self.optimizer.requirements())
+    }
+
+    /// Number of trained values.
+    pub fn parameter_count(&self) -> usize {
+        self.layout.tensors.iter().map(|(_, shape)| shape.len()).sum()
+    }
+
+    /// Bytes in GPU memory: parameters, gradients, moments, activations, evaluation, inputs.
+    pub fn bytes(&self) -> usize {
+        let steps = self.forward_backward.bytes() + self.evaluation.bytes();
+        2 * 4 * self.layout.total_len() + self.optimizer.bytes() + steps
+    }
+
+    fn arena_bytes(&self) -> usize {
+        4 * (3 * self.layout.total_len() + self.optimizer.second_len())
+    }
+
+    /// An `Err` if this device is not one that it was made for.
+    pub(super) fn check(&self, gpu: &Gpu) -> Result<()> {
+        self.requirements().check_gpu(gpu, self.subgroups)
+    }
+}
+
+/// Forward, loss and gradients, with the gradients left in states.
+fn training_plan(
+    mut g: Graph,
+    gpt: &Transformer,
+    (config, options): (&TrainConfig, &TrainOptions<'_>),
+    on: &dyn Planning,
+) -> Result<StepPlan> {
+    let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
+    let mut loss = g.cross_entropy("loss", gpt.logits, targets)?;
+    let accumulate = config.micro_batches > 1;
+    if accumulate {
+        loss = g.scale("loss.mean", loss, 1.0 / config.micro_batches as f32)?;
+    }
+    let params: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
+    let mut probes = options.probes.clone();
+    if options.standard_probes {
+        probes.extend(probe::standard(&g, gpt, true));
+    }
+    let tapped = [&params[..], &probe::gradient_taps(&g, &probes)?].concat();
+    let gradients = g.gradients(loss, &tapped)?;
+    let mut by_value: HashMap<Value, Value> = tapped.into_iter().zip(gradients.iter().copied()).collect();
+    let mut grads = vec![];
+    // Where gradients accumulate, the addition to the state is a node, which fusion then folds into
+    // whoever makes the gradient.
+    for (&param, &gradient) in params.iter().zip(&gradients) {
+        let state = g.state(&format!("{}.grad_state", g.name(param)), g.ty(param).clone())?;
+        let value = match accumulate {
+            true => g.residual_add(&format!("{}.grad_sum", g.name(param)), state, gradient)?,
+            false => gradient,
+        };
+        g.store(value, state)?;
+        by_value.insert(param, value);
+        grads.push(state);
+    }
+    let mut loss_state = None;
+    if accumulate {
+        let state = g.state("loss_state", TensorType::f32([1]))?;
+        let sum = g.residual_add("loss_sum", state, loss)?;
+        g.store(sum, state)?;
+        loss_state = Some(state);
+    }
+    let instruments = match probes.is_empty() {
+        true => None,
+        false => Some(Instruments::new(&mut g, &probes, &by_value)?),
+    };
+    let outputs = instruments.as_ref().map_or(vec![], Instruments::outputs);
+    let plan = Arc::new(on.plan(&g, &[&[loss], &outputs[..]].concat())?);
+    let (tokens, dropout_seed) = (gpt.tokens, gpt.dropout_seed);
+    Ok(StepPlan { plan, params, grads, tokens, targets, dropout_seed, loss, loss_state, instruments })
+}
+
+/// Forward and loss alone, on the same parameters.
+fn evaluation_plan(config: &TrainConfig, options: &TrainOptions<'_>, on: &dyn Planning) -> Result<StepPlan> {
+    let (mut g, gpt) = options.build(on, config, false)?;
+    let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
+    let loss = g.cross_entropy("loss", gpt.logits, targets)?;
+    let plan = Arc::new(on.plan(&g, &[loss])?);
+    let params = gpt.params.iter().map(|p| p.value).collect();
+    let (dropout_seed, loss_state, instruments) = (None, None, None);
+    let tokens = gpt.tokens;
+    Ok(StepPlan { plan, params, grads: vec![], tokens, targets, dropout_seed, loss, loss_state, instruments })
+}

@@ -1,0 +1,254 @@
+//! What training and decoding need, known before there is a device: limits, features, bytes; and what would fit.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{gpu, hf_folder, whole_and_split};
+use throughline::data::Batch;
+use throughline::decode::{DecodePlan, Decoder};
+use throughline::model::Model;
+use throughline::nn::TransformerConfig;
+use throughline::optim::{AdamWConfig, Arena, ArenaLayout, MuonConfig, Optimizer, OptimizerPlan, Schedule};
+use throughline::probe::{Edit, Patch};
+use throughline::train::{TrainConfig, TrainOptions, TrainPlan, Trainer};
+use throughline::views::{LogitLens, Subject};
+use throughline::{AdapterClass, Cooperative, Error, Gpu, Profile};
+
+const VOCAB: usize = 31;
+
+fn config(batch: usize, context: usize) -> TrainConfig {
+    TrainConfig {
+        model: TransformerConfig::gpt2(VOCAB, context, 2, 32, 4),
+        batch,
+        seq_len: None,
+        micro_batches: 1,
+        schedule: Schedule::constant(3e-3),
+        adamw: AdamWConfig::default(),
+        muon: None,
+        seed: 1,
+    }
+}
+
+/// Losses of some steps on a text that repeats.
+fn train(trainer: &mut Trainer) -> Vec<f32> {
+    let (gpu, c) = (trainer.gpu().clone(), trainer.config().clone());
+    let tokens: Vec<u32> = (0..(c.batch * c.seq_len()) as u32).map(|i| i % 5).collect();
+    let batch = Batch { targets: tokens.iter().map(|i| (i + 1) % 5).collect(), tokens };
+    let batches = vec![batch; c.micro_batches];
+    (0..3).map(|_| trainer.step(&batches).unwrap().wait_blocking(&gpu).unwrap()).collect()
+}
+
+fn adapter() -> wgpu::Adapter {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
+    pollster::block_on(wgpu::util::initialize_adapter_from_env_or_default(&instance, None)).unwrap()
+}
+
+fn open(adapter: &wgpu::Adapter, descriptor: &wgpu::DeviceDescriptor<'_>) -> Gpu {
+    let (device, queue) = pollster::block_on(adapter.request_device(descriptor)).unwrap();
+    Gpu::from_device(device, queue)
+}
+
+fn expect<T>(result: Result<T, Error>, words: &[&str]) {
+    let e = result.err().expect("accepted").to_string();
+    words.iter().for_each(|w| assert!(e.contains(w), "no {w:?} in: {e}"));
+}
+
+/// No more than a plan says, limit by limit, does; and with any less the error names it.
+#[test]
+fn a_device_with_just_what_training_requires_trains() {
+    let adapter = adapter();
+    let config = TrainConfig { muon: Some(MuonConfig::default()), micro_batches: 2, ..config(2, 16) };
+    let plan = TrainPlan::new(&config, &TrainOptions::default(), &Profile::of_adapter(&adapter)).unwrap();
+    let needs = plan.requirements();
+    let mut descriptor = needs.descriptor(&adapter);
+    assert_eq!(descriptor.required_limits, wgpu::Limits::default(), "a small model takes no more");
+    let l = &mut descriptor.required_limits;
+    (l.max_storage_buffer_binding_size, l.max_buffer_size) = (needs.binding_bytes, needs.buffer_bytes);
+    (l.max_storage_buffers_per_shader_stage, l.max_compute_workgroups_per_dimension) =
+        (needs.storage_buffers, needs.workgroups);
+    let exact = open(&adapter, &descriptor);
+    let mut trainer = Trainer::from_plan_blocking(&exact, &plan).unwrap();
+    let losses = train(&mut trainer);
+    assert!(losses[2] < losses[0], "{losses:?}");
+    assert_eq!(losses, train(&mut Trainer::new_blocking(gpu(), config).unwrap()));
+
+    type Lower = fn(&mut wgpu::Limits);
+    let lower: [(&str, Lower); 4] = [
+        ("max_storage_buffer_binding_size", |l| l.max_storage_buffer_binding_size -= 16),
+        ("max_buffer_size", |l| l.max_buffer_size -= 4),
+        ("max_storage_buffers_per_shader_stage", |l| l.max_storage_buffers_per_shader_stage -= 1),
+        ("max_compute_workgroups_per_dimension", |l| l.max_compute_workgroups_per_dimension -= 1),
+    ];
+    for (name, lower) in lower {
+        let mut descriptor = descriptor.clone();
+        lower(&mut descriptor.required_limits);
+        expect(Trainer::from_plan_blocking(&open(&adapter, &descriptor), &plan), &[name, "must be", "gpu.profile()"]);
+    }
+}
+
+#[test]
+fn features_are_those_that_the_kernels_use() {
+    let (config, options) = (config(2, 16), TrainOptions::default());
+    let portable = Profile::portable(AdapterClass::Gpu);
+    let needs = |profile: &Profile| TrainPlan::new(&config, &options, profile).unwrap().requirements().features;
+    assert!(needs(&portable).is_empty());
+    let subgroups = Profile { subgroups: Some([32, 32]), ..portable.clone() };
+    assert_eq!(needs(&subgroups), wgpu::Features::SUBGROUP);
+    for kind in [Cooperative::F32, Cooperative::F16] {
+        assert_eq!(needs(&Profile { cooperative: Some(kind), ..subgroups.clone() }), kind.features());
+    }
+    let plan = TrainPlan::new(&config, &options, &subgroups).unwrap();
+    let adapter = adapter();
+    let without = open(&adapter, &wgpu::DeviceDescriptor::default());
+    expect(Trainer::from_plan_blocking(&without, &plan), &["SUBGROUP"]);
+    // Kernels for wider subgroups than there are would give wrong sums.
+    if adapter.features().contains(wgpu::Features::SUBGROUP) {
+        let other = Profile { subgroups: Some([64, 128]), ..subgroups };
+        let plan = TrainPlan::new(&config, &options, &other).unwrap();
+        let descriptor = plan.requirements().descriptor(&adapter);
+        expect(Trainer::from_plan_blocking(&open(&adapter, &descriptor), &plan), &["64, 128", "lanes"]);
+    }
+}
+
+/// What there is in GPU memory of one trainer, as far as the backend tells.
+fn allocated(gpu: &Gpu) -> Option<usize> {
+    let mut allocations = gpu.device().generate_allocator_report()?.allocations;
+    let of_a_plan = |name: &str| name == "throughline uniforms" || !name.starts_with(['(', 't']);
+    let inputs = ["tokens", "targets"];
+    allocations.retain(|a| of_a_plan(&a.name) || inputs.contains(&a.name.as_str()));
+    Some(allocations.iter().map(|a| a.size as usize).sum())
+}
+
+/// Not only those that the trainer says it has: those that wgpu has allocated.
+#[test]
+fn bytes_are_known_before() {
+    let adapter = adapter();
+    let muon = TrainConfig { muon: Some(MuonConfig::default()), micro_batches: 3, ..config(4, 64) };
+    let patches = vec![Patch::new("h.0.attn.o", Edit::Add(vec![64, 32]))];
+    let options = TrainOptions { standard_probes: true, patches, ..TrainOptions::default() };
+    for config in [config(8, 64), muon] {
+        let plan = TrainPlan::new(&config, &options, &Profile::of_adapter(&adapter)).unwrap();
+        let gpu = open(&adapter, &plan.requirements().descriptor(&adapter));
+        let trainer = Trainer::from_plan_blocking(&gpu, &plan).unwrap();
+        assert_eq!((trainer.buffer_bytes(), trainer.parameter_count()), (plan.bytes(), plan.parameter_count()));
+        if let Some(bytes) = allocated(&gpu) {
+            println!("{bytes} bytes allocated, {} planned", plan.bytes());
+            assert!(bytes >= plan.bytes(), "{bytes} {}", plan.bytes());
+            // Alignment comes on top, which is little here.
+            let software = gpu.info().backend == wgpu::Backend::Vulkan && gpu.profile().class == AdapterClass::Cpu;
+            assert!(!software || bytes < plan.bytes() + plan.bytes() / 50, "{bytes} {}", plan.bytes());
+        }
+    }
+}
+
+#[test]
+fn what_is_too_large_says_what_fits_and_that_trains() {
+    let options = TrainOptions::default();
+    let [_, small] = whole_and_split(32 << 10);
+    let large = config(16, 16);
+    expect(Trainer::new_blocking(&small, large.clone()), &["32768", "This fits: batch 4, seq_len 16, micro_batches 4"]);
+    let fitted = large.fitted(&options, small.profile()).unwrap();
+    assert_eq!(fitted, TrainConfig { batch: 4, micro_batches: 4, ..large.clone() });
+    let losses = train(&mut Trainer::new_blocking(&small, fitted.clone()).unwrap());
+    assert!(losses[2] < losses[0], "{losses:?}");
+    assert_eq!(fitted.fitted(&options, small.profile()).unwrap(), fitted);
+
+    // A sequence that is too long by itself; then a matrix that is too large.
+    let limited = |max_binding_bytes| Profile { max_binding_bytes, ..small.profile().clone() };
+    let long = TrainConfig { micro_batches: 2, ..config(3, 64) };
+    let fitted = long.fitted(&options, &limited(16 << 10)).unwrap();
+    assert_eq!((fitted.batch, fitted.seq_len, fitted.micro_batches), (1, Some(32), 12));
+    let none = TrainPlan::new(&long, &options, &limited(8 << 10));
+    expect(none, &["`h.0.mlp.up.weight`", "16384", "8192", "Even batch 1, seq_len 16 does not fit"]);
+    expect(long.fitted(&options, &limited(8 << 10)), &["batch 1, seq_len 16", "`h.0.mlp.up.weight`"]);
+    // More elements than a tensor may have.
+    let portable = Profile::portable(AdapterClass::Gpu);
+    let plan = |batch| TrainPlan::new(&config(batch, 1024), &options, &portable);
+    expect(plan(1 << 14), &["`h.0.mlp.up`", "elements", "This fits: batch 256, seq_len 1024, micro_batches 64"]);
+    expect(plan(1 << 20), &["`tokens`", "elements", "This fits: batch 256, seq_len 1024, micro_batches 4096"]);
+    // What is wrong for another reason is left at that.
+    let bad = TrainOptions { patches: vec![Patch::new("nowhere", Edit::Replace)], ..TrainOptions::default() };
+    let error = TrainPlan::new(&large, &bad, &portable).unwrap_err().to_string();
+    assert!(error.contains("`nowhere`") && !error.contains("fit"), "{error}");
+}
+
+/// Arenas that a plan is not for are named.
+#[test]
+fn an_optimizer_is_bound_to_arenas_of_its_layout() {
+    let arena = |n: usize| {
+        let layout = Arc::new(ArenaLayout::new(vec![("w".into(), [n, 64].into())], u64::MAX).unwrap());
+        Arena::zeros(gpu(), "all", &layout).unwrap()
+    };
+    let (params, grads) = (arena(2), arena(1));
+    let plan = OptimizerPlan::new(AdamWConfig::default(), None, &params.layout, gpu().profile()).unwrap();
+    let bound = |grads| pollster::block_on(Optimizer::from_plan(gpu(), &plan, &params, grads));
+    expect(bound(&grads), &["gradients", "[128]", "[64]"]);
+    bound(&params).unwrap_err(); // one buffer for both
+    bound(&arena(2)).unwrap();
+}
+
+#[test]
+fn a_budget_of_memory_is_kept_to() {
+    let profile = gpu().profile();
+    let within = |max_bytes| TrainOptions { max_bytes: Some(max_bytes), ..TrainOptions::default() };
+    let large = config(16, 64);
+    let plan = |c: &TrainConfig, max_bytes| TrainPlan::new(c, &within(max_bytes), profile);
+    let bytes = plan(&large, u64::MAX).unwrap().bytes() as u64;
+    plan(&large, bytes).unwrap();
+    expect(plan(&large, bytes - 1), &[&bytes.to_string(), &(bytes - 1).to_string(), "This fits: batch 8"]);
+    let fitted = large.fitted(&within(bytes / 3), profile).unwrap();
+    assert!(plan(&fitted, bytes / 3).unwrap().bytes() as u64 <= bytes / 3);
+    assert!(fitted.batch < 8 && fitted.tokens_per_step() == large.tokens_per_step(), "{fitted:?}");
+    let trainer = Trainer::with_options_blocking(gpu(), fitted, &within(bytes / 3)).unwrap();
+    assert!(trainer.buffer_bytes() as u64 <= bytes / 3);
+    expect(plan(&large, 400_000), &["28512 parameters", "allows 400000", "Even batch 1, seq_len 16"]);
+}
+
+/// A plan for small bindings runs where larger ones would do, and views of its model do too.
+#[test]
+fn tables_stay_in_the_parts_that_were_planned() {
+    let model = TransformerConfig { vocab_size: 300, ..config(1, 16).model };
+    let config = TrainConfig { model, ..config(1, 16) };
+    let narrow = Profile { max_binding_bytes: 20 << 10, ..gpu().profile().clone() };
+    let plan = TrainPlan::new(&config, &TrainOptions::default(), &narrow).unwrap();
+    assert!(plan.layout().tensors.iter().any(|(name, _)| name.contains('@')));
+    let mut trainer = Trainer::from_plan_blocking(gpu(), &plan).unwrap();
+    train(&mut trainer);
+    let lens = pollster::block_on(LogitLens::new(&Subject::of(&trainer), 1, 16)).unwrap();
+    let batch = Batch { tokens: vec![1; 16], targets: vec![2; 16] };
+    assert!(lens.run_blocking(&batch).unwrap().iter().all(|r| r.value.is_finite()));
+}
+
+#[test]
+fn a_decoder_is_planned_before_there_is_a_device() {
+    let adapter = adapter();
+    let model = Model::open(&hf_folder("qwen3")).unwrap();
+    let context = model.config().context;
+    let plan = DecodePlan::new(&model, 2, context, &Profile::of_adapter(&adapter)).unwrap();
+    let needs = plan.requirements();
+    let mut descriptor = needs.descriptor(&adapter);
+    let l = &mut descriptor.required_limits;
+    (l.max_storage_buffer_binding_size, l.max_buffer_size) = (needs.binding_bytes, needs.buffer_bytes);
+    let exact = open(&adapter, &descriptor);
+    let mut decoder = Decoder::from_plan_blocking(&exact, &model, &plan).unwrap();
+    assert_eq!((plan.bytes(), plan.weight_bytes()), (decoder.buffer_bytes(), decoder.weight_bytes()));
+    let mut usual = Decoder::with_batch_blocking(gpu(), &model, 2, context).unwrap();
+    let prompts: [&[u32]; 2] = [&[1, 5, 9], &[7]];
+    assert_eq!(decoder.feed_batch_blocking(&prompts).unwrap(), usual.feed_batch_blocking(&prompts).unwrap());
+    descriptor.required_limits.max_storage_buffer_binding_size -= 16;
+    let lower = open(&adapter, &descriptor);
+    expect(Decoder::from_plan_blocking(&lower, &model, &plan), &["max_storage_buffer_binding_size"]);
+    let other = Model::open(&hf_folder("llama")).unwrap();
+    expect(Decoder::from_plan_blocking(gpu(), &other, &plan), &["of this model"]);
+
+    // Many sequences side by side: their caches are the largest.
+    let narrow = Profile { max_binding_bytes: 256 << 10, ..gpu().profile().clone() };
+    let error = DecodePlan::new(&model, 64, context, &narrow).unwrap_err().to_string();
+    let fitting: usize = error.split(" of ").last().unwrap().trim_end_matches(" fits").parse().unwrap();
+    println!("{error}");
+    assert!(fitting > 1 && fitting < context, "{error}");
+    DecodePlan::new(&model, 64, fitting, &narrow).unwrap();
+    DecodePlan::new(&model, 64, fitting + 1, &narrow).unwrap_err();
+    expect(DecodePlan::new(&model, 1, 8, &Profile { max_binding_bytes: 64, ..narrow }), &["64"]);
+}
