@@ -602,7 +602,7 @@ fn upload_uniforms(gpu: &Gpu, plan: &Plan) -> wgpu::Buffer {
     buffer
 }
 
-/// Bytes of a dispatch in an executable's buffer of uniforms.
+/// Bytes of so many words in an executable's buffer of uniforms.
 pub(crate) fn uniform_stride(words: usize) -> u64 {
     ((words * 4) as u64).next_multiple_of(256)
 }

@@ -4,7 +4,7 @@ mod common;
 
 use common::{gpu, hf_folder};
 use futures_util::StreamExt;
-use throughline::decode::{Decoder, Finish, GenerationOptions};
+use throughline::decode::{Decoder, Event, Finish, FrameDecoder, GenerationOptions};
 use throughline::model::Model;
 use throughline::sample::Sampling;
 
@@ -13,7 +13,8 @@ fn decoder(batch: usize, capacity: usize) -> Decoder {
 }
 
 fn options(max_tokens: usize, seed: u64) -> GenerationOptions {
-    GenerationOptions { max_tokens, sampling: Sampling { temperature: 1.0, seed, ..Default::default() }, stop: vec![] }
+    let sampling = Sampling { temperature: 1.0, seed, ..Default::default() };
+    GenerationOptions { max_tokens, sampling, ..Default::default() }
 }
 
 fn text(decoder: &mut Decoder, prompt: &[u32], options: GenerationOptions) -> Vec<u32> {
@@ -61,6 +62,41 @@ fn a_text_ends_at_a_stop_token_the_limit_or_the_capacity() {
     assert_eq!(decoder.generate(&[5], options(0, 1)).unwrap().blocking().count(), 0);
     let bad = GenerationOptions { sampling: Sampling { temperature: -1.0, ..Default::default() }, ..options(1, 1) };
     assert!(decoder.generate(&[5], bad).unwrap_err().to_string().contains("temperature"));
+}
+
+/// What such a text should be: one to the cache's end, and from an empty cache another behind the last of its tokens.
+#[test]
+fn a_text_goes_on_where_the_cache_is_full_from_its_last_tokens() {
+    let (mut one, prompt, keep) = (decoder(1, 16), [5, 17, 80], 6);
+    let greedy = GenerationOptions { sampling: Sampling { temperature: 0.0, ..Default::default() }, ..options(40, 0) };
+    let mut want: Vec<u32> = prompt.to_vec();
+    while want.len() < prompt.len() + 40 {
+        let start = if want.len() == prompt.len() { 0 } else { want.len() - keep };
+        let part = want[start..].to_vec();
+        want.extend(text(&mut one, &part, greedy.clone()));
+    }
+    let want = &want[prompt.len()..prompt.len() + 40];
+    let kept = GenerationOptions { keep, ..greedy };
+    assert_eq!(text(&mut one, &prompt, kept.clone()), want);
+    let mut two = decoder(2, 16);
+    let both = two.generate_batch_blocking(&[&[9], &prompt], &kept).unwrap();
+    assert_eq!((both[0].len(), both[1].as_slice()), (40, want));
+
+    two.clear();
+    let mut frames = FrameDecoder::new_blocking(two).unwrap();
+    frames.say(1, &prompt, kept.clone()).unwrap();
+    let mut events = vec![];
+    while !frames.is_silent() {
+        events.extend(frames.poll().unwrap());
+        let mut encoder = gpu().device().create_command_encoder(&Default::default());
+        frames.record(&mut encoder, std::time::Duration::from_millis(1)).unwrap();
+        gpu().submit(encoder).unwrap();
+    }
+    let all = want.iter().map(|&id| Event::Token(id)).chain([Event::Finished(Finish::MaxTokens)]);
+    assert_eq!(events, all.map(|event| (1, event)).collect::<Vec<_>>());
+
+    let error = one.generate(&prompt, GenerationOptions { keep: 16, ..kept }).unwrap_err().to_string();
+    assert!(error.contains("`keep`") && error.contains("16"), "{error}");
 }
 
 #[test]

@@ -193,7 +193,7 @@ fn downlevel_limits_will_do_for_decoding() {
         let options = GenerationOptions {
             max_tokens: 12,
             sampling: Sampling { temperature: 0.0, ..Default::default() },
-            stop: vec![],
+            ..Default::default()
         };
         let mut alone = Decoder::new_blocking(gpu, &model, 32).unwrap();
         let ids: Vec<u32> = alone.generate(&prompt, options).unwrap().blocking().map(Result::unwrap).collect();

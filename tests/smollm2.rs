@@ -76,7 +76,7 @@ fn logits_and_continuations_are_those_of_pytorch() {
             assert_eq!(argmax(&logits), want, "position {at}");
         }
         decoder.clear();
-        let options = GenerationOptions { max_tokens: 32, sampling: GREEDY, stop: vec![] };
+        let options = GenerationOptions { max_tokens: 32, sampling: GREEDY, ..Default::default() };
         let ids: Vec<u32> = decoder.generate(&prompt.ids, options).unwrap().blocking().map(Result::unwrap).collect();
         assert_eq!(ids, prompt.greedy);
     }
@@ -110,7 +110,7 @@ fn what_does_not_fit_is_an_error_and_leaves_the_sequence() {
     refused(&mut decoder, &[], &["at least one"]);
     assert_eq!(decoder.lengths()[0], 100);
     // Exactly full, then drawing stops by itself.
-    let options = GenerationOptions { max_tokens: 100, sampling: GREEDY, stop: vec![] };
+    let options = GenerationOptions { max_tokens: 100, sampling: GREEDY, ..Default::default() };
     let mut generation = decoder.generate(&[1; 27], options).unwrap();
     assert_eq!(generation.blocking().map(Result::unwrap).count(), 2);
     assert_eq!(generation.finish(), Some(Finish::Capacity));

@@ -100,7 +100,9 @@ impl TrainPlan {
         let (graph, gpt) = options.build(on, config, true)?;
         let params: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
         let (max_bytes, muon) = (on.profile().max_arena_bytes(), config.muon.is_some());
-        let layout = Arc::new(ArenaLayout::for_training(&graph, &params, max_bytes, muon)?);
+        let layout = ArenaLayout::for_training(&graph, &params, max_bytes, muon)?;
+        // Tables are in parts as this graph's.
+        let layout = Arc::new(ArenaLayout { max_bytes: on.profile().max_tensor_bytes(), ..layout });
         let plan = TrainPlan {
             config: config.clone(),
             inits: gpt.params.iter().map(|p| p.init).collect(),
