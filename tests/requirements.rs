@@ -184,8 +184,7 @@ fn an_executable_names_the_limit_that_is_too_low() {
     let y = g.layernorm("y", x, w, b, 1e-5).unwrap();
     let plan = Arc::new(Plan::new(&g, &[y], &Profile::portable(gpu().profile().class)).unwrap());
     let needs = Requirements::of(&plan).storage_buffers;
-    let mut limits = wgpu::Limits::default();
-    limits.max_storage_buffers_per_shader_stage = needs - 1;
+    let limits = wgpu::Limits { max_storage_buffers_per_shader_stage: needs - 1, ..Default::default() };
     let gpu = open(&adapter(), &wgpu::DeviceDescriptor { required_limits: limits, ..Default::default() });
     let words = ["max_storage_buffers_per_shader_stage must be", &format!("{needs}"), &format!("but is {}", needs - 1)];
     expect(Executable::new_blocking(&gpu, plan, ExecOptions::default()), &words);
