@@ -275,10 +275,13 @@ impl Matmul {
         // Where many rows share the cost. It pays for misaligned b, and for b so large that
         // strips of it are far apart in memory.
         let bytes = 4 * d.batch * d.k.next_multiple_of(4) * d.n.next_multiple_of(8 * lanes);
-        if d.m >= 128 && bytes as u64 <= profile.max_binding_bytes {
+        let misaligned = !b_axis(self, d).is_multiple_of(4);
+        // Without packing, Mesa 22 takes two to seven times as long for a transposed a without subgroups, and leaks
+        // memory (Mesa 25 does not).
+        let slow = self.transpose_a && profile.subgroups.is_none() && !misaligned;
+        if (d.m >= 128 || slow) && bytes as u64 <= profile.max_binding_bytes {
             let large = |size: usize| !narrow && d.k * d.n >= size;
-            let misaligned = !b_axis(self, d).is_multiple_of(4);
-            let pays = (misaligned && large(1 << 16)) || (!self.transpose_b && large(1 << 20));
+            let pays = slow || (misaligned && large(1 << 16)) || (!self.transpose_b && large(1 << 20));
             tiles.insert(if pays { 0 } else { tiles.len() }, Tile::Lanes { rows: 16, quads: 2, packed: true });
         }
         if few {
