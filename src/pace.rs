@@ -63,7 +63,7 @@ pub struct Pace {
 #[derive(Debug)]
 struct Timer {
     queries: wgpu::QuerySet,
-    /// u32 `[2, 2]`: begin and end, the low words first.
+    /// u32 `[4, 2]`: begin, end, each twice, the low words first.
     ticks: Tensor,
 }
 
@@ -88,7 +88,7 @@ impl Pace {
             let estimate = *estimate;
             let Some(ticks) = readback.try_take::<u32>()? else { break };
             self.pending.pop_front();
-            let [begin, end] = [0, 2].map(|i| u64::from(ticks[i]) | u64::from(ticks[i + 1]) << 32);
+            let [begin, end] = [0, 4].map(|i| u64::from(ticks[i]) | u64::from(ticks[i + 1]) << 32);
             let ns = end.saturating_sub(begin) as f64 * f64::from(self.gpu.queue().get_timestamp_period());
             self.took(estimate, Duration::from_nanos(ns as u64));
         }
@@ -104,8 +104,8 @@ impl Pace {
         if let Some(timer) = &self.timer
             && !estimate.is_zero()
         {
-            timer.stamp(encoder, 1);
-            encoder.resolve_query_set(&timer.queries, 0..2, timer.ticks.buffer(), 0);
+            timer.stamp(encoder, 2);
+            encoder.resolve_query_set(&timer.queries, 0..4, timer.ticks.buffer(), 0);
             self.pending.push_back((estimate, timer.ticks.read_later(&self.gpu, encoder)));
         }
         Ok(())
@@ -136,22 +136,25 @@ impl Timer {
     fn new(gpu: &Gpu) -> Result<Timer> {
         let (device, label) = (gpu.device(), Some("throughline pace"));
         let queries =
-            device.create_query_set(&wgpu::QuerySetDescriptor { label, ty: wgpu::QueryType::Timestamp, count: 2 });
-        let ty = TensorType::u32([2, 2]);
+            device.create_query_set(&wgpu::QuerySetDescriptor { label, ty: wgpu::QueryType::Timestamp, count: 4 });
+        let ty = TensorType::u32([4, 2]);
         let (size, usage) = (ty.storage_bytes() as u64, Tensor::USAGES | wgpu::BufferUsages::QUERY_RESOLVE);
         let buffer = device.create_buffer(&wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false });
         Ok(Timer { queries, ticks: Tensor::from_buffer(buffer, 0, ty)? })
     }
 
-    /// The time at which all that was recorded before has run.
+    /// The time at which all that was recorded before has run. Twice, since lavapipe takes a time when the next flush
+    /// comes, which is that before the next time.
     fn stamp(&self, encoder: &mut wgpu::CommandEncoder, at: u32) {
-        drop(encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-            label: None,
-            timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
-                query_set: &self.queries,
-                beginning_of_pass_write_index: None,
-                end_of_pass_write_index: Some(at),
-            }),
-        }));
+        for at in [at, at + 1] {
+            drop(encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                label: None,
+                timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
+                    query_set: &self.queries,
+                    beginning_of_pass_write_index: None,
+                    end_of_pass_write_index: Some(at),
+                }),
+            }));
+        }
     }
 }
