@@ -63,7 +63,7 @@ pub struct Pace {
 #[derive(Debug)]
 struct Timer {
     queries: wgpu::QuerySet,
-    /// u32 `[4, 2]`: begin, end, each twice, the low words first.
+    /// u32 `[3, 2]`: begin, begin again, end, the low words first.
     ticks: Tensor,
 }
 
@@ -93,7 +93,9 @@ impl Pace {
             self.took(estimate, Duration::from_nanos(ns as u64));
         }
         if let Some(timer) = &self.timer {
+            // lavapipe takes a time when the next flush comes, which is that before the next time.
             timer.stamp(encoder, 0);
+            timer.stamp(encoder, 1);
         }
         Ok(self.budget.div_f64(self.factor()))
     }
@@ -105,7 +107,7 @@ impl Pace {
             && !estimate.is_zero()
         {
             timer.stamp(encoder, 2);
-            encoder.resolve_query_set(&timer.queries, 0..4, timer.ticks.buffer(), 0);
+            encoder.resolve_query_set(&timer.queries, 0..3, timer.ticks.buffer(), 0);
             self.pending.push_back((estimate, timer.ticks.read_later(&self.gpu, encoder)));
         }
         Ok(())
@@ -136,25 +138,22 @@ impl Timer {
     fn new(gpu: &Gpu) -> Result<Timer> {
         let (device, label) = (gpu.device(), Some("throughline pace"));
         let queries =
-            device.create_query_set(&wgpu::QuerySetDescriptor { label, ty: wgpu::QueryType::Timestamp, count: 4 });
-        let ty = TensorType::u32([4, 2]);
+            device.create_query_set(&wgpu::QuerySetDescriptor { label, ty: wgpu::QueryType::Timestamp, count: 3 });
+        let ty = TensorType::u32([3, 2]);
         let (size, usage) = (ty.storage_bytes() as u64, Tensor::USAGES | wgpu::BufferUsages::QUERY_RESOLVE);
         let buffer = device.create_buffer(&wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false });
         Ok(Timer { queries, ticks: Tensor::from_buffer(buffer, 0, ty)? })
     }
 
-    /// The time at which all that was recorded before has run. Twice, since lavapipe takes a time when the next flush
-    /// comes, which is that before the next time.
+    /// The time at which all that was recorded before has run.
     fn stamp(&self, encoder: &mut wgpu::CommandEncoder, at: u32) {
-        for at in [at, at + 1] {
-            drop(encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-                label: None,
-                timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
-                    query_set: &self.queries,
-                    beginning_of_pass_write_index: None,
-                    end_of_pass_write_index: Some(at),
-                }),
-            }));
-        }
+        drop(encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: None,
+            timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
+                query_set: &self.queries,
+                beginning_of_pass_write_index: None,
+                end_of_pass_write_index: Some(at),
+            }),
+        }));
     }
 }

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use clap::Parser;
-use throughline::Gpu;
 use throughline::decode::{Event, FrameDecoder, GenerationOptions};
 use throughline::rng::Rng;
 use throughline::sample::Sampling;
+use throughline::{Gpu, Pace};
 use words::Words;
 use world::World;
 
@@ -87,7 +87,7 @@ struct Game {
     cast: FrameDecoder,
     words: Words,
     options: GenerationOptions,
-    budget: Duration,
+    pace: Pace,
     characters: Vec<Character>,
     /// What was said last.
     heard: String,
@@ -124,7 +124,7 @@ impl Game {
             cast,
             words,
             options,
-            budget: Duration::from_micros(flags.budget_us),
+            pace: Pace::new(gpu, Duration::from_micros(flags.budget_us))?,
             characters: (0..flags.characters).map(character).collect(),
             heard: "Who is there?".into(),
             rng: Rng::new(&[1]),
@@ -143,7 +143,9 @@ impl Game {
         self.world.record(&mut encoder);
         if talking {
             self.take_turns()?;
-            self.cast.record(&mut encoder, self.budget)?;
+            let may = self.pace.begin(&mut encoder)?;
+            let taken = self.cast.record(&mut encoder, may)?;
+            self.pace.end(&mut encoder, taken)?;
         }
         let submitted = self.gpu.submit(encoder)?;
         self.gpu.wait_for_blocking(submitted)?; // in place of the display
