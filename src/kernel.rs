@@ -6,8 +6,8 @@
 //! cannot size a function-local array, which is the register tile that a matmul tunes; hence text.
 
 use crate::error::{Error, Result};
-use crate::gpu::Cooperative;
 use crate::merge;
+use crate::profile::Cooperative;
 use crate::wgsl::Module;
 
 /// What becomes of a storage binding where a device binds fewer than a kernel has. The planner says; see

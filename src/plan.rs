@@ -8,11 +8,11 @@ use std::sync::Arc;
 use crate::error::Result;
 use crate::exec::uniform_stride;
 use crate::fuse;
-use crate::gpu::Profile;
 use crate::graph::{Graph, Node, Source, Value};
 use crate::kernel::Kernel;
 use crate::ops::Op;
 use crate::planner;
+use crate::profile::Profile;
 use crate::tensor::TensorType;
 
 /// Where a value lives.

@@ -7,12 +7,12 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::error::{Error, Result};
-use crate::gpu::Profile;
 use crate::graph::{Node, Source, Value};
 use crate::kernel::Bound;
 use crate::merge::{self, Binding};
 use crate::ops::{Bind, Launch, Op, Program};
 use crate::plan::{BufferSpec, Copy, External, Plan, PlannedDispatch, Slot, Step};
+use crate::profile::Profile;
 use crate::tensor::TensorType;
 
 /// Plans nodes that have been through fusion: those that `keep` and `stores` need.

@@ -3,9 +3,10 @@
 use std::collections::HashSet;
 
 use crate::error::{Error, Result};
-use crate::gpu::{AdapterClass, Gpu, Profile};
+use crate::gpu::Gpu;
 use crate::kernel::Kernel;
 use crate::plan::Plan;
+use crate::profile::{AdapterClass, Profile};
 
 /// What the kernels of some plans need of a device. A whole trainer's come from
 /// [`TrainPlan`](crate::train::TrainPlan), a decoder's from [`DecodePlan`](crate::decode::DecodePlan).

@@ -14,10 +14,11 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::write_atomically;
 use crate::error::{Error, Result};
 use crate::exec::{ExecOptions, Executable};
-use crate::gpu::{Gpu, Profile};
+use crate::gpu::Gpu;
 use crate::graph::{Graph, Value};
 use crate::ops::{Launch, Op, random_array};
 use crate::plan::{Plan, Step};
+use crate::profile::Profile;
 use crate::tensor::{DType, Shape, TensorType};
 
 /// Which variant each op takes, by op and class of shape. Ops that are not in here take their first.

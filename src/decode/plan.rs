@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use super::{CHUNK, Top};
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Planning, Profile};
+use crate::gpu::Gpu;
 use crate::graph::{Graph, Value};
 use crate::model::{Model, Placed};
 use crate::nn::{DecodeRows, DecodeShape, TransformerConfig, TransformerDecoder};
 use crate::ops::top_k::MAX_K;
 use crate::plan::{External, Plan};
+use crate::profile::{Planning, Profile};
 use crate::requirements::Requirements;
 use crate::tensor::TensorType;
 

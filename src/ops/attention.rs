@@ -9,9 +9,9 @@ use super::cache::expect_starts;
 use super::{Bind, Case, InputFill, LaneSource, Launch, Op, Program, Row, expect_f32, lane_source, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
-use crate::gpu::AdapterClass;
 use crate::graph::{Graph, Value};
 use crate::kernel::Kernel;
+use crate::profile::AdapterClass;
 use crate::reference::Array;
 use crate::tensor::TensorType;
 

@@ -1,8 +1,8 @@
 //! What kernels without neighbours share on the host: their grid, and shapes to test them on.
 
 use super::{Bind, Launch, Program};
-use crate::gpu::{AdapterClass, Profile};
 use crate::kernel::Kernel;
+use crate::profile::{AdapterClass, Profile};
 
 /// Shapes for the cases of ops that work element by element.
 pub(super) const SHAPES: [&[usize]; 4] = [&[1], &[127], &[1757], &[3, 5, 7]];

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use super::{Bind, Case, Launch, Op, Program, Row, elementwise, expect_f32, expect_shape, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
-use crate::gpu::AdapterClass;
 use crate::graph::{Graph, Value};
+use crate::profile::AdapterClass;
 use crate::reference::Array;
 use crate::tensor::{DType, TensorType};
 

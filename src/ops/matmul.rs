@@ -7,9 +7,9 @@ use std::sync::Arc;
 use super::{Bind, Case, LaneSource, Launch, Op, Program, Row, expect_f32, expect_shape, lane_source, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
-use crate::gpu::{AdapterClass, Cooperative, Profile};
 use crate::graph::{Graph, Value};
 use crate::kernel::Kernel;
+use crate::profile::{AdapterClass, Cooperative, Profile};
 use crate::reference::Array;
 use crate::tensor::{Shape, TensorType};
 

@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use crate::autodiff::Vjp;
 use crate::error::Result;
-use crate::gpu::Profile;
 use crate::kernel::Kernel;
+use crate::profile::Profile;
 use crate::reference::Array;
 use crate::tensor::TensorType;
 

@@ -24,8 +24,8 @@ use super::{
 };
 use crate::autodiff::Vjp;
 use crate::error::Result;
-use crate::gpu::AdapterClass;
 use crate::graph::{Graph, Value};
+use crate::profile::AdapterClass;
 use crate::reference::Array;
 use crate::tensor::{Shape, TensorType};
 

@@ -12,8 +12,8 @@ use super::rowwise::RowLayout;
 use super::{Bind, Case, InputFill, LaneSource, Launch, Op, Program, Row, expect_f32, expect_shape, lane_source, sum};
 use crate::autodiff::Vjp;
 use crate::error::Result;
-use crate::gpu::AdapterClass;
 use crate::graph::{Graph, Value};
+use crate::profile::AdapterClass;
 use crate::reference::Array;
 use crate::tensor::TensorType;
 

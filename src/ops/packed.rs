@@ -16,9 +16,9 @@ use super::{Bind, Case, LaneSource, Launch, Op, Program, Row, expect_shape, lane
 use crate::autodiff::Vjp;
 use crate::error::Result;
 use crate::format::{Stored, quant};
-use crate::gpu::AdapterClass;
 use crate::graph::{Graph, Value};
 use crate::kernel::Kernel;
+use crate::profile::AdapterClass;
 use crate::reference::Array;
 use crate::rng::Rng;
 use crate::tensor::{DType, TensorType};

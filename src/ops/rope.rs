@@ -16,8 +16,8 @@ use super::cache::expect_starts;
 use super::{Bind, Case, InputFill, Launch, Op, Program, Row, elementwise, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
-use crate::gpu::AdapterClass;
 use crate::graph::{Graph, Value};
+use crate::profile::AdapterClass;
 use crate::reference::Array;
 use crate::tensor::{DType, Shape, TensorType};
 

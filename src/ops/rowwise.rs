@@ -1,8 +1,8 @@
 //! What kernels that work row by row share on the host: how a row is split over invocations.
 
 use super::{LaneSource, Launch, table_kernel};
-use crate::gpu::AdapterClass;
 use crate::kernel::Kernel;
+use crate::profile::AdapterClass;
 
 /// How `rows` rows of `cols` elements map to workgroups, with the knobs that say so to a kernel.
 #[derive(Clone, Copy, Debug)]

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use super::{Bind, Case, Launch, Op, Program, Row, elementwise, expect_f32, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
-use crate::gpu::{AdapterClass, Profile};
 use crate::graph::{Graph, Value};
+use crate::profile::{AdapterClass, Profile};
 use crate::reference::Array;
 use crate::tensor::{Shape, TensorType};
 

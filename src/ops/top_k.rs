@@ -6,9 +6,9 @@
 use super::{Bind, Case, InputFill, Launch, Op, Program, Row, expect_f32, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
-use crate::gpu::AdapterClass;
 use crate::graph::{Graph, Value};
 use crate::kernel::Kernel;
+use crate::profile::AdapterClass;
 use crate::reference::Array;
 use crate::tensor::TensorType;
 

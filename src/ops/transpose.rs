@@ -3,8 +3,8 @@
 use super::{Bind, Case, Launch, Op, Program, Row, table_kernel};
 use crate::autodiff::Vjp;
 use crate::error::Result;
-use crate::gpu::AdapterClass;
 use crate::graph::{Graph, Value};
+use crate::profile::AdapterClass;
 use crate::reference::Array;
 use crate::tensor::{Shape, TensorType};
 

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::muon::Batch;
 use super::{AdamWConfig, Arena, ArenaLayout, MuonConfig, numbered};
 use crate::error::{Error, Result};
-use crate::gpu::{Planning, Profile};
 use crate::graph::{Graph, Value};
 use crate::plan::Plan;
+use crate::profile::{Planning, Profile};
 use crate::requirements::Requirements;
 use crate::tensor::{Tensor, TensorType};
 

@@ -2,7 +2,7 @@
 
 use super::{TrainConfig, TrainOptions, TrainPlan};
 use crate::error::{Error, Result};
-use crate::gpu::Profile;
+use crate::profile::Profile;
 
 /// Sequences are not made shorter than this.
 const SHORTEST: usize = 16;

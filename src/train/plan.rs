@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use super::{TrainConfig, TrainOptions, fit};
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Planning, Profile};
+use crate::gpu::Gpu;
 use crate::graph::{Graph, Value};
 use crate::nn::{ParamInit, Transformer};
 use crate::optim::{ArenaLayout, OptimizerPlan};
 use crate::plan::Plan;
 use crate::probe::{self, Instruments};
+use crate::profile::{Planning, Profile};
 use crate::requirements::Requirements;
 use crate::tensor::TensorType;
 
