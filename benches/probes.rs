@@ -18,7 +18,7 @@ fn main() -> throughline::Result<()> {
     println!("{}", gpu.describe());
     let model = TransformerConfig::gpt2(65, 256, 6, 384, 6);
     let (schedule, adamw) = (Schedule::constant(1e-3), AdamWConfig::default());
-    let config = TrainConfig { model, batch: 4, seq_len: None, micro_batches: 1, schedule, adamw, muon: None, seed: 0 };
+    let config = TrainConfig { schedule, adamw, ..TrainConfig::new(model, 4) };
     let mut rng = Rng::new(&[1]);
     let mut ids = || (0..config.tokens_per_step()).map(|_| rng.below(65) as u32).collect::<Vec<_>>();
     let batch = [Batch { tokens: ids(), targets: ids() }];

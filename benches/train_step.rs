@@ -7,7 +7,7 @@ use criterion::{Criterion, Throughput};
 use throughline::Gpu;
 use throughline::data::Batch;
 use throughline::nn::TransformerConfig;
-use throughline::optim::{AdamWConfig, Schedule};
+use throughline::optim::Schedule;
 use throughline::rng::Rng;
 use throughline::train::{TrainConfig, Trainer};
 
@@ -28,14 +28,8 @@ fn main() {
         .configure_from_args();
     for (name, [vocab, layers, dim, heads, context, batch]) in SHAPES {
         let config = TrainConfig {
-            model: TransformerConfig::gpt2(vocab, context, layers, dim, heads),
-            batch,
-            seq_len: None,
-            micro_batches: 1,
             schedule: Schedule::constant(1e-3),
-            adamw: AdamWConfig::default(),
-            muon: None,
-            seed: 0,
+            ..TrainConfig::new(TransformerConfig::gpt2(vocab, context, layers, dim, heads), batch)
         };
         let tokens = config.tokens_per_step();
         let started = Instant::now();

@@ -53,10 +53,7 @@ fn main() -> anyhow::Result<()> {
     let ids = ModelTokenizer::of(model.weights())?.encode(&text, false)?;
     let data = Dataset::new(ids, 0.1, flags.seq_len)?;
     let config = TrainConfig {
-        model: model.config().clone(),
-        batch: flags.batch,
         seq_len: Some(flags.seq_len),
-        micro_batches: 1,
         schedule: Schedule {
             peak: flags.lr,
             warmup: flags.steps / 10,
@@ -65,8 +62,8 @@ fn main() -> anyhow::Result<()> {
             decay: Decay::Cosine,
         },
         adamw: AdamWConfig { weight_decay: 0.01, beta2: 0.999, ..Default::default() },
-        muon: None,
         seed: flags.seed,
+        ..TrainConfig::new(model.config().clone(), flags.batch)
     };
     let gpu = Gpu::headless_blocking()?;
     let mut trainer = Trainer::new_blocking(&gpu, config)?;

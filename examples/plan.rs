@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use shape::Shape;
-use throughline::optim::{AdamWConfig, Schedule};
+use throughline::optim::Schedule;
 use throughline::train::{TrainConfig, TrainOptions, TrainPlan};
 use throughline::{AdapterClass, Profile, Requirements};
 
@@ -47,14 +47,9 @@ fn main() -> anyhow::Result<()> {
         ..portable
     };
     let config = TrainConfig {
-        model: f.shape.config(),
-        batch: f.shape.batch,
-        seq_len: None,
         micro_batches: f.micro_batches,
         schedule: Schedule::constant(1e-3),
-        adamw: AdamWConfig::default(),
-        muon: None,
-        seed: 0,
+        ..TrainConfig::new(f.shape.config(), f.shape.batch)
     };
     let options = TrainOptions { max_bytes: f.max_bytes, ..TrainOptions::default() };
     let start = Instant::now();

@@ -10,7 +10,7 @@ use std::time::Instant;
 use clap::Parser;
 use shape::Shape;
 use throughline::data::Batch;
-use throughline::optim::{AdamWConfig, MuonConfig, Schedule};
+use throughline::optim::{MuonConfig, Schedule};
 use throughline::rng::Rng;
 use throughline::train::{TrainConfig, Trainer};
 use throughline::{Gpu, Tuner};
@@ -46,14 +46,9 @@ fn main() -> anyhow::Result<()> {
         gpu = gpu.with_tuner(Tuner::open(path)?);
     }
     let config = TrainConfig {
-        model: f.shape.config(),
-        batch: f.shape.batch,
-        seq_len: None,
-        micro_batches: 1,
         schedule: Schedule::constant(1e-3),
-        adamw: AdamWConfig::default(),
         muon: f.muon.then(MuonConfig::default),
-        seed: 0,
+        ..TrainConfig::new(f.shape.config(), f.shape.batch)
     };
     let mut rng = Rng::new(&[1]);
     let mut ids = || (0..config.tokens_per_step()).map(|_| rng.below(f.shape.vocab as u64) as u32).collect::<Vec<_>>();

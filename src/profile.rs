@@ -73,7 +73,7 @@ pub struct Profile {
     pub subgroups: Option<[u32; 2]>,
     /// Cooperative matrices, where the app opted in.
     pub cooperative: Option<Cooperative>,
-    /// Which variants ops take, where a [`Tuner`] has measured.
+    /// Which variants ops take, where a [`Tuner`](crate::Tuner) has measured.
     pub choices: Choices,
 }
 

@@ -48,6 +48,27 @@ pub struct TrainConfig {
 }
 
 impl TrainConfig {
+    /// Sequences as long as the model's context, `batch` of them a step, AdamW at a constant rate of 1e-3, seed 0.
+    ///
+    /// ```
+    /// use throughline::nn::TransformerConfig;
+    /// use throughline::train::TrainConfig;
+    /// let config = TrainConfig { micro_batches: 2, ..TrainConfig::new(TransformerConfig::gpt2(65, 64, 4, 128, 4), 12) };
+    /// assert_eq!(config.tokens_per_step(), 2 * 12 * 64);
+    /// ```
+    pub fn new(model: TransformerConfig, batch: usize) -> Self {
+        TrainConfig {
+            model,
+            batch,
+            seq_len: None,
+            micro_batches: 1,
+            schedule: Schedule::constant(1e-3),
+            adamw: AdamWConfig::default(),
+            muon: None,
+            seed: 0,
+        }
+    }
+
     /// Tokens of one step.
     pub fn tokens_per_step(&self) -> usize {
         self.batch * self.micro_batches * self.seq_len()

@@ -8,7 +8,7 @@ use common::{gpu, hf_folder};
 use throughline::decode::{Decoder, Event, Finish, FrameDecoder, GenerationOptions};
 use throughline::model::Model;
 use throughline::nn::TransformerConfig;
-use throughline::optim::{AdamWConfig, Schedule};
+use throughline::optim::Schedule;
 use throughline::sample::Sampling;
 use throughline::train::{TrainConfig, Trainer};
 use throughline::{Error, Gpu};
@@ -253,16 +253,7 @@ fn a_lost_device_is_an_error() {
 #[test]
 fn a_model_in_training_speaks_from_the_trainers_own_parameters() {
     let model = TransformerConfig::llama(31, 16, 2, 32, 4);
-    let config = TrainConfig {
-        model: model.clone(),
-        batch: 2,
-        seq_len: None,
-        micro_batches: 1,
-        schedule: Schedule::constant(1e-2),
-        adamw: AdamWConfig::default(),
-        muon: None,
-        seed: 1,
-    };
+    let config = TrainConfig { schedule: Schedule::constant(1e-2), seed: 1, ..TrainConfig::new(model.clone(), 2) };
     let mut trainer = Trainer::new_blocking(gpu(), config).unwrap();
     let mut decoder = Decoder::on_params_blocking(gpu(), &model, &trainer.params, 1, 16).unwrap();
     let ids: Vec<u32> = (0..32).map(|i| i * 5 % 31).collect();

@@ -11,7 +11,7 @@ use throughline::data::Batch;
 use throughline::decode::{Decoder, FrameDecoder, GenerationOptions};
 use throughline::model::Model;
 use throughline::nn::{Transformer, TransformerConfig};
-use throughline::optim::{AdamWConfig, MuonConfig, Schedule};
+use throughline::optim::{MuonConfig, Schedule};
 use throughline::rng::Rng;
 use throughline::sample::Sampling;
 use throughline::train::{SlicedStep, TrainConfig, Trainer};
@@ -25,14 +25,10 @@ const TIME: usize = 16;
 
 fn config() -> TrainConfig {
     TrainConfig {
-        model: TransformerConfig { dropout: 0.1, ..TransformerConfig::gpt2(VOCAB, TIME, 2, 32, 4) },
-        batch: 2,
-        seq_len: None,
         micro_batches: 2,
         schedule: Schedule::constant(3e-3),
-        adamw: AdamWConfig::default(),
-        muon: None,
         seed: 1,
+        ..TrainConfig::new(TransformerConfig { dropout: 0.1, ..TransformerConfig::gpt2(VOCAB, TIME, 2, 32, 4) }, 2)
     }
 }
 

@@ -15,7 +15,7 @@ use throughline::decode::Decoder;
 use throughline::embed::{Pooling, SentenceEncoder};
 use throughline::model::{self, Model};
 use throughline::nn::TransformerEncoder;
-use throughline::optim::{AdamWConfig, Schedule};
+use throughline::optim::Schedule;
 use throughline::train::{TrainConfig, Trainer};
 use throughline::{ExecOptions, Executable, Gpu, Graph, Plan};
 
@@ -131,14 +131,9 @@ fn a_window_bounds_the_context() {
 /// A trainer of the model on sequences of so many tokens.
 fn trainer(gpu: &Gpu, model: &Model, seq_len: usize) -> Trainer {
     let config = TrainConfig {
-        model: model.config().clone(),
-        batch: 2,
         seq_len: Some(seq_len),
-        micro_batches: 1,
         schedule: Schedule::constant(1e-3),
-        adamw: AdamWConfig::default(),
-        muon: None,
-        seed: 0,
+        ..TrainConfig::new(model.config().clone(), 2)
     };
     let trainer = Trainer::new_blocking(gpu, config).unwrap();
     model.load(gpu, &trainer.params).unwrap();

@@ -255,7 +255,7 @@ fn steps_match_pytorch() {
 fn config(muon: MuonConfig) -> TrainConfig {
     let (schedule, adamw) = (Schedule::constant(1e-3), AdamWConfig::default());
     let model = TransformerConfig::llama(31, 16, 1, 32, 4);
-    TrainConfig { model, batch: 2, seq_len: None, micro_batches: 1, schedule, adamw, muon: Some(muon), seed: 7 }
+    TrainConfig { schedule, adamw, muon: Some(muon), seed: 7, ..TrainConfig::new(model, 2) }
 }
 
 #[test]

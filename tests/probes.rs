@@ -53,7 +53,7 @@ fn batch(seed: u32) -> Batch {
 
 fn config(model: TransformerConfig, micro_batches: usize) -> TrainConfig {
     let (schedule, adamw) = (Schedule::constant(1e-3), AdamWConfig::default());
-    TrainConfig { model, batch: BATCH, seq_len: None, micro_batches, schedule, adamw, muon: None, seed: 7 }
+    TrainConfig { micro_batches, schedule, adamw, seed: 7, ..TrainConfig::new(model, BATCH) }
 }
 
 /// A model with its loss, and what goes in.

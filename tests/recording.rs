@@ -15,7 +15,7 @@ use common::gpu;
 use throughline::checkpoint::Checkpoint;
 use throughline::data::Batch;
 use throughline::nn::TransformerConfig;
-use throughline::optim::{AdamWConfig, Schedule};
+use throughline::optim::Schedule;
 use throughline::rng::Rng;
 use throughline::train::{TrainConfig, Trainer};
 use throughline::{Error, ExecOptions, Executable, Gpu, Graph, Plan, Tensor, TensorType, Value};
@@ -23,16 +23,7 @@ use throughline::{Error, ExecOptions, Executable, Gpu, Graph, Plan, Tensor, Tens
 const VOCAB: usize = 31;
 
 fn config(model: TransformerConfig, batch: usize) -> TrainConfig {
-    TrainConfig {
-        model,
-        batch,
-        seq_len: None,
-        micro_batches: 2,
-        schedule: Schedule::constant(3e-3),
-        adamw: AdamWConfig::default(),
-        muon: None,
-        seed: 1,
-    }
+    TrainConfig { micro_batches: 2, schedule: Schedule::constant(3e-3), seed: 1, ..TrainConfig::new(model, batch) }
 }
 
 fn tiny() -> TrainConfig {

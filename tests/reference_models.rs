@@ -11,7 +11,7 @@ use common::gpu;
 use safetensors::SafeTensors;
 use throughline::data::Batch;
 use throughline::nn::{Transformer, TransformerConfig};
-use throughline::optim::{AdamWConfig, Arena, Schedule};
+use throughline::optim::{Arena, Schedule};
 use throughline::train::{TrainConfig, Trainer};
 use throughline::{ExecOptions, Executable, Graph, Plan};
 
@@ -120,16 +120,7 @@ fn write_params(model: &Model, params: &Arena) {
 }
 
 fn trainer(model: &Model) -> Trainer {
-    let config = TrainConfig {
-        model: model.config.clone(),
-        batch: 3,
-        seq_len: None,
-        micro_batches: 1,
-        schedule: Schedule::constant(1e-3),
-        adamw: AdamWConfig::default(),
-        muon: None,
-        seed: 0,
-    };
+    let config = TrainConfig { schedule: Schedule::constant(1e-3), ..TrainConfig::new(model.config.clone(), 3) };
     let trainer = Trainer::new_blocking(gpu(), config).unwrap();
     write_params(model, &trainer.params);
     trainer

@@ -21,14 +21,9 @@ const VOCAB: usize = 31;
 
 fn config(batch: usize, context: usize) -> TrainConfig {
     TrainConfig {
-        model: TransformerConfig::gpt2(VOCAB, context, 2, 32, 4),
-        batch,
-        seq_len: None,
-        micro_batches: 1,
         schedule: Schedule::constant(3e-3),
-        adamw: AdamWConfig::default(),
-        muon: None,
         seed: 1,
+        ..TrainConfig::new(TransformerConfig::gpt2(VOCAB, context, 2, 32, 4), batch)
     }
 }
 

@@ -145,14 +145,10 @@ fn zero_projections_leave_the_stream_and_its_gradient_as_they_are() {
 
 fn trainer(model: TransformerConfig, lr: f64) -> Trainer {
     let config = TrainConfig {
-        model,
-        batch: BATCH,
-        seq_len: None,
-        micro_batches: 1,
         schedule: Schedule::constant(lr),
         adamw: AdamWConfig { weight_decay: 0.0, ..Default::default() },
-        muon: None,
         seed: 3,
+        ..TrainConfig::new(model, BATCH)
     };
     Trainer::new_blocking(gpu(), config).unwrap()
 }

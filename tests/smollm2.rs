@@ -12,7 +12,7 @@ use throughline::Error;
 use throughline::data::Batch;
 use throughline::decode::{Decoder, Finish, GenerationOptions};
 use throughline::model::{self, Model};
-use throughline::optim::{AdamWConfig, Schedule};
+use throughline::optim::Schedule;
 use throughline::sample::Sampling;
 use throughline::tokenize::ModelTokenizer;
 use throughline::train::{TrainConfig, Trainer};
@@ -156,14 +156,9 @@ fn the_cross_entropy_of_a_text_is_that_of_pytorch() {
 fn fine_tuning_lowers_the_loss() {
     let model = Model::open(&file()).unwrap();
     let config = TrainConfig {
-        model: model.config().clone(),
-        batch: 1,
         seq_len: Some(32),
-        micro_batches: 1,
         schedule: Schedule::constant(2e-5),
-        adamw: AdamWConfig::default(),
-        muon: None,
-        seed: 0,
+        ..TrainConfig::new(model.config().clone(), 1)
     };
     let mut trainer = Trainer::new_blocking(gpu(), config).unwrap();
     model.load(gpu(), &trainer.params).unwrap();

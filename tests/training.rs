@@ -16,7 +16,7 @@ use throughline::{AdapterClass, ExecOptions, Executable, Graph, Plan, Profile, V
 fn tiny(model: TransformerConfig) -> TrainConfig {
     let schedule = Schedule { peak: 3e-3, warmup: 2, steps: 8, final_fraction: 0.1, decay: Decay::Cosine };
     let adamw = AdamWConfig::default();
-    TrainConfig { model, batch: 2, seq_len: None, micro_batches: 1, schedule, adamw, muon: None, seed: 7 }
+    TrainConfig { schedule, adamw, seed: 7, ..TrainConfig::new(model, 2) }
 }
 
 fn dataset() -> Dataset {

@@ -166,9 +166,6 @@ impl TrainFlags {
         };
         let steps = self.steps.unwrap_or(1600);
         TrainConfig {
-            model,
-            batch: self.batch.unwrap_or(8),
-            seq_len: None,
             micro_batches: self.micro_batches.unwrap_or(1),
             schedule: Schedule {
                 peak: self.lr.unwrap_or(6e-3),
@@ -181,6 +178,7 @@ impl TrainFlags {
             muon: (self.optimizer == Some(OptimizerFlag::Muon))
                 .then(|| MuonConfig { lr_factor: self.muon_factor.unwrap_or(1.0), ..MuonConfig::default() }),
             seed: self.seed.unwrap_or(1337),
+            ..TrainConfig::new(model, self.batch.unwrap_or(8))
         }
     }
 

@@ -94,14 +94,10 @@ impl std::fmt::Display for Search {
 /// All but the rate.
 fn config(settings: &Settings, model: TransformerConfig, warmup: u64) -> TrainConfig {
     TrainConfig {
-        model,
-        batch: BATCH,
-        seq_len: None,
-        micro_batches: 1,
         schedule: Schedule { warmup, ..Schedule::constant(1.0) },
         adamw: AdamWConfig { weight_decay: 0.0, max_grad_norm: 0.0, ..AdamWConfig::default() },
-        muon: None,
         seed: settings.seed,
+        ..TrainConfig::new(model, BATCH)
     }
 }
 

@@ -190,10 +190,6 @@ impl Lab {
     fn config(&self, model: &TransformerConfig, seed: u64) -> TrainConfig {
         let f = &self.flags;
         TrainConfig {
-            model: model.clone(),
-            batch: f.batch,
-            seq_len: None,
-            micro_batches: 1,
             schedule: Schedule {
                 peak: f.lr,
                 warmup: f.steps / 20,
@@ -202,8 +198,8 @@ impl Lab {
                 decay: Decay::Cosine,
             },
             adamw: AdamWConfig { beta2: 0.98, ..AdamWConfig::default() },
-            muon: None,
             seed,
+            ..TrainConfig::new(model.clone(), f.batch)
         }
     }
 

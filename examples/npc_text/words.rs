@@ -89,14 +89,10 @@ pub fn train(gpu: &Gpu, steps: u64, characters: usize) -> Result<(Decoder, Words
         ..TransformerConfig::llama(tokenizer.vocab_size(), CAPACITY, 2, 64, 4)
     };
     let config = TrainConfig {
-        model,
-        batch: 4,
-        seq_len: None,
-        micro_batches: 1,
         schedule: Schedule { peak: 6e-3, warmup: steps / 20, steps, final_fraction: 0.1, decay: Decay::Cosine },
         adamw: AdamWConfig { beta2: 0.98, ..AdamWConfig::default() },
-        muon: None,
         seed: 1,
+        ..TrainConfig::new(model, 4)
     };
     let data = Dataset::new(tokenizer.encode(&text)?, 0.1, CAPACITY)?;
     let mut trainer = Trainer::new_blocking(gpu, config)?;

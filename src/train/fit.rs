@@ -14,17 +14,8 @@ impl TrainConfig {
     /// tokens as before, or a few more where that does not divide. An `Err` if even the last does not fit.
     ///
     /// ```
-    /// # use throughline::{nn::TransformerConfig, optim::{AdamWConfig, Schedule}, train::TrainConfig};
-    /// # let config = TrainConfig {
-    /// #     model: TransformerConfig::gpt2(65, 128, 4, 128, 4),
-    /// #     batch: 64,
-    /// #     seq_len: None,
-    /// #     micro_batches: 1,
-    /// #     schedule: Schedule::constant(1e-3),
-    /// #     adamw: AdamWConfig::default(),
-    /// #     muon: None,
-    /// #     seed: 0,
-    /// # };
+    /// # use throughline::{nn::TransformerConfig, train::TrainConfig};
+    /// # let config = TrainConfig::new(TransformerConfig::gpt2(65, 128, 4, 128, 4), 64);
     /// use throughline::{AdapterClass, Profile, train::TrainOptions};
     /// let options = TrainOptions { max_bytes: Some(100 << 20), ..TrainOptions::default() };
     /// let fitted = config.fitted(&options, &Profile::portable(AdapterClass::Gpu))?;

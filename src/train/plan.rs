@@ -21,20 +21,11 @@ use crate::tensor::TensorType;
 ///
 /// ```
 /// use throughline::nn::TransformerConfig;
-/// use throughline::optim::{AdamWConfig, Schedule};
 /// use throughline::train::{TrainConfig, TrainOptions, TrainPlan};
 /// use throughline::{AdapterClass, Profile};
 ///
-/// let config = TrainConfig {
-///     model: TransformerConfig::gpt2(50_257, 1024, 12, 768, 12),
-///     batch: 1,
-///     seq_len: Some(256),
-///     micro_batches: 8,
-///     schedule: Schedule::constant(3e-4),
-///     adamw: AdamWConfig::default(),
-///     muon: None,
-///     seed: 0,
-/// };
+/// let gpt2 = TransformerConfig::gpt2(50_257, 1024, 12, 768, 12);
+/// let config = TrainConfig { seq_len: Some(256), micro_batches: 8, ..TrainConfig::new(gpt2, 1) };
 /// // Of an adapter, `Profile::of_adapter`. WebGPU's default limits do for GPT-2: its table and arenas are in parts.
 /// let plan = TrainPlan::new(&config, &TrainOptions::default(), &Profile::portable(AdapterClass::Gpu))?;
 /// assert_eq!(plan.parameter_count(), 124_439_808);
