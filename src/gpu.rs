@@ -218,6 +218,19 @@ impl Gpu {
         self.guarded(|| Ok(self.queue().submit([encoder.finish()])))
     }
 
+    /// Queues a write, which happens before the next submit.
+    pub(crate) fn write(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.guarded(|| {
+            self.queue().write_buffer(buffer, offset, bytes);
+            Ok(())
+        })
+    }
+
+    /// Submits the writes that are queued, so that those of a whole model do not pile up in host memory.
+    pub(crate) fn flush(&self) -> Result<()> {
+        self.guarded(|| Ok(self.queue().submit([]))).map(drop)
+    }
+
     pub(crate) fn staging(&self) -> &Staging {
         &self.inner.staging
     }

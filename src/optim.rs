@@ -238,7 +238,7 @@ impl Arena {
         };
         self.layout.expect_len(i, values.len())?;
         tensor.write(gpu, values)?;
-        gpu.guarded(|| Ok(gpu.queue().submit([]))).map(drop)
+        gpu.flush()
     }
 
     /// Reads every tensor. Resolves once the device has been polled.

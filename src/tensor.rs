@@ -243,10 +243,7 @@ impl Tensor {
     /// Queues a write of all elements. The write happens before the next submit; nothing blocks.
     pub fn write<T: Element>(&self, gpu: &Gpu, data: &[T]) -> Result<()> {
         self.expect(data)?;
-        gpu.guarded(|| {
-            gpu.queue().write_buffer(&self.buffer, self.offset, bytemuck::cast_slice(data));
-            Ok(())
-        })
+        gpu.write(&self.buffer, self.offset, bytemuck::cast_slice(data))
     }
 
     /// Records a write of all elements into `encoder`: it happens between what was recorded before it and what comes

@@ -22,7 +22,7 @@ use crate::graph::Graph;
 use crate::nn::{Param, Positions, Transformer, TransformerConfig, TransformerEncoder, part_of, table_of_part};
 use crate::ops::packed::Packed;
 use crate::optim::Arena;
-use crate::tensor::{Shape, Tensor};
+use crate::tensor::Shape;
 
 mod config;
 mod names;
@@ -216,19 +216,6 @@ fn transpose(x: &[f32], cols: usize) -> Vec<f32> {
         }
     }
     out
-}
-
-/// The file's bytes as they are.
-fn upload_packed(gpu: &Gpu, name: &str, bytes: &[u8], matrix: Packed) -> Result<Tensor> {
-    let tensor = Tensor::zeros(gpu, name, matrix.ty())?;
-    let (whole, rest) = bytes.split_at(bytes.len() / 4 * 4);
-    gpu.queue().write_buffer(tensor.buffer(), 0, whole);
-    if !rest.is_empty() {
-        let mut word = [0; 4];
-        word[..rest.len()].copy_from_slice(rest);
-        gpu.queue().write_buffer(tensor.buffer(), whole.len() as u64, &word);
-    }
-    Ok(tensor)
 }
 
 /// Writes a model as a folder of Hugging Face's, `config.json` and `model.safetensors` in f32, that PyTorch's

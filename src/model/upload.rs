@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{Model, is_table_of_tokens, upload_packed};
+use super::{Model, is_table_of_tokens};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::graph::{Graph, Value};
@@ -127,9 +127,21 @@ impl Model {
                     }
                 }
             }
-            // So that the staging memory of one tensor is free before the next needs some.
-            gpu.queue().submit([]);
+            gpu.flush()?;
         }
         Ok(Uploaded { tensors, packed: placed.packed() })
     }
+}
+
+/// The file's bytes as they are.
+fn upload_packed(gpu: &Gpu, name: &str, bytes: &[u8], matrix: Packed) -> Result<Tensor> {
+    let tensor = Tensor::zeros(gpu, name, matrix.ty())?;
+    let (whole, rest) = bytes.split_at(bytes.len() / 4 * 4);
+    gpu.write(tensor.buffer(), 0, whole)?;
+    if !rest.is_empty() {
+        let mut word = [0; 4];
+        word[..rest.len()].copy_from_slice(rest);
+        gpu.write(tensor.buffer(), whole.len() as u64, &word)?;
+    }
+    Ok(tensor)
 }
