@@ -445,9 +445,9 @@ fn throughline_works_with_many_layers_and_refuses_bad_flags() {
     let dir = tempfile::tempdir().unwrap();
     let text = text(dir.path());
     let out = dir.path().join("out").to_str().unwrap().to_string();
-    let flags = [&["--text", &text, "--out", &out, "--layers", "20", "--steps", "3", "--json"], &SMALL[..]].concat();
+    let flags = [&["--text", &text, "--out", &out, "--layers", "12", "--steps", "3", "--json"], &SMALL[..]].concat();
     let json = last_json(&ok("throughline", &flags));
-    assert_eq!(json["runs"][0]["kicked_in"].as_array().unwrap().len(), 20);
+    assert_eq!(json["runs"][0]["kicked_in"].as_array().unwrap().len(), 12);
     for (more, words) in [
         (&["--threshold", "0"][..], ["--threshold", "positive"]),
         (&["--threshold", "NaN"], ["--threshold", "positive"]),

