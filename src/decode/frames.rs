@@ -164,7 +164,7 @@ impl<T> fmt::Debug for Arriving<T> {
     }
 }
 
-/// How often passes are measured: the first run is slow, and any may be disturbed.
+/// How often passes are measured.
 const RUNS: usize = 4;
 
 impl FrameDecoder {
@@ -175,11 +175,11 @@ impl FrameDecoder {
         let mut estimates = [vec![], vec![]];
         for (kind, estimates) in estimates.iter_mut().enumerate() {
             let step = step_to_measure(&decoder, kind)?;
-            let mut runs = vec![];
-            for _ in 0..RUNS {
-                runs.push(step.exec.profile().await?);
+            let mut profile = step.exec.profile().await?;
+            for _ in 1..RUNS {
+                profile = profile.shorter(&step.exec.profile().await?);
             }
-            *estimates = shortest(&runs);
+            *estimates = command_times(&profile);
         }
         Ok(Self::with_estimates(decoder, estimates))
     }
@@ -190,8 +190,11 @@ impl FrameDecoder {
         let mut estimates = [vec![], vec![]];
         for (kind, estimates) in estimates.iter_mut().enumerate() {
             let step = step_to_measure(&decoder, kind)?;
-            let runs = (0..RUNS).map(|_| step.exec.profile_blocking()).collect::<Result<Vec<_>>>()?;
-            *estimates = shortest(&runs);
+            let mut profile = step.exec.profile_blocking()?;
+            for _ in 1..RUNS {
+                profile = profile.shorter(&step.exec.profile_blocking()?);
+            }
+            *estimates = command_times(&profile);
         }
         Ok(Self::with_estimates(decoder, estimates))
     }
@@ -472,11 +475,7 @@ fn step_to_measure(decoder: &Decoder, kind: usize) -> Result<&Step> {
     Ok(step)
 }
 
-/// The shortest time of each kernel and copy, which is what it takes undisturbed.
-fn shortest(runs: &[Timeline]) -> Vec<Duration> {
-    let runs: Vec<Vec<u64>> = runs.iter().map(Timeline::command_ns).collect();
-    let commands = runs.first().map_or(0, Vec::len);
-    let least = |i: usize| runs.iter().map(|run| run[i]).min().unwrap_or(0);
-    // Never zero, so that zero is what nothing takes.
-    (0..commands).map(|i| Duration::from_nanos(least(i).max(1))).collect()
+/// What each kernel and copy takes; never zero, so that zero is what nothing takes.
+fn command_times(profile: &Timeline) -> Vec<Duration> {
+    profile.command_ns().into_iter().map(|ns| Duration::from_nanos(ns.max(1))).collect()
 }

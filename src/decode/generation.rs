@@ -185,10 +185,9 @@ impl Decoder {
         seeds: &[Option<u64>],
         n: u64,
     ) -> Result<Vec<Option<u32>>> {
-        for step in [&self.chunk, &self.single] {
-            if let Some(top) = step.top {
-                step.exec.write(top.temperature, &vec![sampling.temperature; new.len()])?;
-            }
+        let step = self.step_for(new);
+        if let Some(top) = step.top {
+            step.exec.write(top.temperature, &vec![sampling.temperature; new.len()])?;
         }
         let candidates = |step: &Step| step.top.map_or(vec![], |top| top.candidates.to_vec());
         let Submitted { step, readbacks } = self.submit(new, candidates)?;

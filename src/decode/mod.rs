@@ -101,7 +101,7 @@ impl Decoder {
     pub async fn with_batch(gpu: &Gpu, model: &Model, batch: usize, capacity: usize) -> Result<Self> {
         let placed = model.placed(gpu.profile().max_tensor_bytes())?;
         let plan = DecodePlan::on(model.config(), &placed, batch, capacity, gpu)?;
-        Self::from_plan(gpu, model, &plan).await
+        Self::build(gpu, &plan, model.upload(gpu, &placed)?).await
     }
 
     /// The decoder of a plan of this model that was made before there was a device. An `Err` names a limit of the
@@ -290,6 +290,11 @@ impl Decoder {
         Ok(())
     }
 
+    /// The step that these go through.
+    fn step_for(&self, new: &[&[u32]]) -> &Step {
+        self.step(new.iter().any(|ids| ids.len() > 1))
+    }
+
     /// The step by one token, or by several.
     fn step(&self, several: bool) -> &Step {
         if several { &self.chunk } else { &self.single }
@@ -301,7 +306,7 @@ impl Decoder {
         let longest = new.iter().map(|ids| ids.len()).max().unwrap_or(0);
         // One token costs less in a step of its own. All sequences end in the last pass, so that it has
         // the scores of all.
-        let step = self.step(longest > 1);
+        let step = self.step_for(new);
         let time = step.shape.time;
         let passes = longest.div_ceil(time);
         let mut readbacks = vec![];

@@ -8,7 +8,7 @@ use std::time::Duration;
 use throughline::nn::{Param, ParamInit};
 use throughline::optim::{AdamWConfig, Arena, ArenaLayout, Optimizer};
 use throughline::rng::Rng;
-use throughline::{ExecOptions, Executable, Gpu, Graph, Pace, Result, Slice, Tensor, TensorType, Timeline, Value};
+use throughline::{ExecOptions, Executable, Gpu, Graph, Pace, Result, Slice, Tensor, TensorType, Value};
 
 /// Waves that a place is told in, each as sine and cosine, and their number per picture (a standard deviation).
 const WAVES: usize = 32;
@@ -144,22 +144,12 @@ impl Learner {
 
 /// The step in slices by what it takes here, several to a budget, and what an update takes.
 fn measure(exec: &Executable, optimizer: &Optimizer, budget: Duration) -> Result<(Vec<Slice>, Duration)> {
-    // The first run is slow, and any may be disturbed: the shortest time of several is what a kernel takes.
     let (mut step, mut update) = (exec.profile_blocking()?, optimizer.profile_blocking(0.0, 0)?);
     for _ in 0..3 {
-        keep_shortest(&mut step, &exec.profile_blocking()?);
-        keep_shortest(&mut update, &optimizer.profile_blocking(0.0, 0)?);
+        step = step.shorter(&exec.profile_blocking()?);
+        update = update.shorter(&optimizer.profile_blocking(0.0, 0)?);
     }
     Ok((exec.slices(&step, budget / 4)?, Duration::from_nanos(update.ns())))
-}
-
-/// Makes `best` the shorter times of two profiles of the same step.
-fn keep_shortest(best: &mut Timeline, other: &Timeline) {
-    for (best, other) in best.nodes.iter_mut().zip(&other.nodes) {
-        for (best, other) in best.spans.iter_mut().zip(&other.spans) {
-            best.ns = best.ns.min(other.ns);
-        }
-    }
 }
 
 /// A residual stream from the features of a place to its colour.
