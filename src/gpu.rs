@@ -381,32 +381,38 @@ impl Gpu {
     /// [`scoped`](Self::scoped) for calls that cannot wait. On native devices, errors of the calls are known when they
     /// return; browsers may tell them later, and then to the app's handler.
     pub(crate) fn guarded<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
-        let memory = self.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let validation = self.device().push_error_scope(wgpu::ErrorFilter::Validation);
-        let result = f();
-        let errors = [now(validation.pop()).flatten(), now(memory.pop()).flatten()];
-        match (result, errors.into_iter().flatten().next()) {
-            (Ok(_), Some(e)) => Err(self.caught(e)),
-            (result, _) => result,
+        let (result, errors) = self.in_scopes(f);
+        let value = result?;
+        match errors.into_iter().filter_map(now).flatten().next() {
+            Some(e) => Err(self.caught(e)),
+            None => Ok(value),
         }
     }
 
     /// Runs `f` and turns what the device reports meanwhile (validation, memory) into an `Err`.
     pub(crate) async fn scoped<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
-        // Scopes belong to a thread: they are over before the future may go to another.
-        let (result, errors) = {
-            let memory = self.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-            let internal = self.device().push_error_scope(wgpu::ErrorFilter::Internal);
-            let validation = self.device().push_error_scope(wgpu::ErrorFilter::Validation);
-            let result = f();
-            (result, (validation.pop(), internal.pop(), memory.pop()))
-        };
-        for error in [errors.0.await, errors.1.await, errors.2.await] {
-            if let (Ok(_), Some(e)) = (&result, error) {
+        let (result, errors) = self.in_scopes(f);
+        let value = result?;
+        for error in errors {
+            if let Some(e) = error.await {
                 return Err(self.caught(e));
             }
         }
-        result
+        Ok(value)
+    }
+
+    /// What `f` returns, and what the device reports meanwhile, the most telling first. Scopes belong to a thread: they
+    /// are over here, before a future may go to another.
+    fn in_scopes<T>(
+        &self,
+        f: impl FnOnce() -> Result<T>,
+    ) -> (Result<T>, [impl Future<Output = Option<wgpu::Error>>; 3]) {
+        let scope = |filter| self.device().push_error_scope(filter);
+        let memory = scope(wgpu::ErrorFilter::OutOfMemory);
+        let internal = scope(wgpu::ErrorFilter::Internal);
+        let validation = scope(wgpu::ErrorFilter::Validation);
+        let result = f();
+        (result, [validation.pop(), internal.pop(), memory.pop()])
     }
 }
 
