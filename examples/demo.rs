@@ -2,8 +2,11 @@
 //!
 //! `cargo xtask demo` runs it with everything set up.
 
-mod common;
+#[path = "shared/training.rs"]
+mod training;
+#[path = "shared/page.rs"]
 mod page;
+#[path = "shared/report.rs"]
 mod report;
 
 use std::path::PathBuf;
@@ -18,16 +21,16 @@ use throughline::train::TrainConfig;
 #[command(about = "Trains a small GPT on Shakespeare and writes a report")]
 struct Flags {
     #[command(flatten)]
-    train: common::TrainFlags,
+    train: training::TrainFlags,
 }
 
 /// What run.json holds.
 #[derive(Serialize)]
 struct Record<'a> {
-    summary: &'a common::Summary,
+    summary: &'a training::Summary,
     config: &'a TrainConfig,
     /// Validations.
-    history: &'a [common::Point],
+    history: &'a [training::Point],
     /// Step and training loss.
     losses: &'a [(u64, f32)],
 }
@@ -35,7 +38,7 @@ struct Record<'a> {
 fn main() -> Result<()> {
     let mut flags = Flags::parse().train;
     let out = flags.out.get_or_insert_with(|| PathBuf::from("target/demo")).clone();
-    let outcome = common::run(&flags)?;
+    let outcome = training::run(&flags)?;
     println!("{}", outcome.sample);
     let write = |name: &str, bytes: &[u8]| -> Result<()> {
         let path = out.join(name);

@@ -3,7 +3,8 @@
 //! `cargo run --release --example export -- --model DIR --out FOLDER`
 //! `python tests/pytorch/check_export.py FOLDER`
 
-mod common;
+#[path = "shared/training.rs"]
+mod training;
 
 use std::path::PathBuf;
 
@@ -26,7 +27,7 @@ struct Flags {
 
 fn main() -> anyhow::Result<()> {
     let flags = Flags::parse();
-    let checkpoint = Checkpoint::load(&common::checkpoint_path(&flags.model))?;
+    let checkpoint = Checkpoint::load(&training::checkpoint_path(&flags.model))?;
     model::save(&flags.out, &checkpoint.state.config.model, &checkpoint.weights())?;
 
     let model = Model::open(&flags.out)?;

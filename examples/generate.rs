@@ -5,7 +5,8 @@
 //! `cargo run --release --example generate -- --model FOLDER --prompt "The harbour was quiet"`
 //! `cargo run --release --example generate -- --model CHECKPOINT --prompt "KING:"`
 
-mod common;
+#[path = "shared/training.rs"]
+mod training;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -159,7 +160,7 @@ fn write_text(flags: &Flags) -> anyhow::Result<()> {
     let others = flags.ids.is_empty() && !flags.chat && !flags.json && flags.dump_logits.is_none();
     ensure!(others, "--ids, --chat, --json and --dump-logits are for models of others; this is none: give --prompt");
     let prompt = flags.prompt.as_deref().unwrap_or("\n");
-    let checkpoint = Checkpoint::load(&common::checkpoint_path(&flags.model))?;
+    let checkpoint = Checkpoint::load(&training::checkpoint_path(&flags.model))?;
     let tokenizer = CharTokenizer::of(&checkpoint.state.alphabet);
     let ids = tokenizer.encode(prompt)?;
     let config = &checkpoint.state.config.model;

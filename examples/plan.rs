@@ -3,6 +3,7 @@
 //!
 //! `cargo run --example plan -- --layers 6 --dim 384 --heads 6 --context 256 --batch 4`
 
+#[path = "shared/shape.rs"]
 mod shape;
 
 use std::time::Instant;

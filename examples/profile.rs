@@ -2,6 +2,7 @@
 //!
 //! `cargo run --release --example profile -- --layers 6 --dim 384 --heads 6 --context 256 --batch 4 --trace step.json`
 
+#[path = "shared/shape.rs"]
 mod shape;
 
 use std::path::PathBuf;

@@ -4,7 +4,7 @@
 //!
 //! Each block is a file of its own; training, probes and views know nothing of them.
 
-#[path = "../lab/mod.rs"]
+#[path = "../shared/lab.rs"]
 mod lab;
 mod parallel;
 mod sandwich;

@@ -2,13 +2,13 @@
 //! initialisation, zero initialisation, gates that start at zero}, and the blocks of the example `architectures`, looks
 //! at every layer all along, and writes what it saw as one page.
 //!
-//! `cargo run --release --example throughline -- --out target/throughline`
+//! `cargo run --release --example residual_stream -- --out target/residual_stream`
 
 mod chart;
 mod figures;
-#[path = "../lab/mod.rs"]
+#[path = "../shared/lab.rs"]
 mod lab;
-#[path = "../page/mod.rs"]
+#[path = "../shared/page.rs"]
 mod page;
 #[path = "../architectures/parallel.rs"]
 mod parallel;
@@ -42,7 +42,7 @@ pub struct Flags {
     #[arg(long, default_value_t = 0.1)]
     threshold: f64,
     /// Folder for report.html, readings.jsonl and the charts
-    #[arg(long, default_value = "target/throughline")]
+    #[arg(long, default_value = "target/residual_stream")]
     out: PathBuf,
     /// Print a JSON summary as the last line
     #[arg(long)]

@@ -7,7 +7,7 @@ use indicatif::HumanBytes;
 use plotters::prelude::*;
 use throughline::Plan;
 
-use crate::common::{Outcome, TrainFlags};
+use crate::training::{Outcome, TrainFlags};
 use crate::page::{escape, start, table};
 
 /// The page: curves, settings, memory table, sample.
