@@ -1,13 +1,13 @@
-//! The demo: trains a small GPT on Shakespeare and writes a report.
+//! Trains a small GPT on Shakespeare and writes a report.
 //!
-//! `cargo xtask demo` runs it with everything set up.
+//! `cargo xtask demo` finds or installs a graphics driver first, and then runs this.
 
-#[path = "shared/training.rs"]
-mod training;
 #[path = "shared/page.rs"]
 mod page;
 #[path = "shared/report.rs"]
 mod report;
+#[path = "shared/training.rs"]
+mod training;
 
 use std::path::PathBuf;
 
@@ -18,20 +18,20 @@ use throughline::checkpoint::write_atomically;
 use throughline::train::TrainConfig;
 
 #[derive(Parser)]
-#[command(about = "Trains a small GPT on Shakespeare and writes a report")]
+#[command(about = "Train a small GPT on Shakespeare and write a report")]
 struct Flags {
     #[command(flatten)]
     train: training::TrainFlags,
 }
 
-/// What run.json holds.
+/// The contents of run.json.
 #[derive(Serialize)]
 struct Record<'a> {
     summary: &'a training::Summary,
     config: &'a TrainConfig,
-    /// Validations.
+    /// Every validation.
     history: &'a [training::Point],
-    /// Step and training loss.
+    /// Training loss by step.
     losses: &'a [(u64, f32)],
 }
 

@@ -8,7 +8,7 @@ mod training;
 use clap::Parser;
 
 #[derive(Parser)]
-#[command(about = "Trains a character-level GPT on a text, on whatever GPU there is")]
+#[command(about = "Train a character-level GPT on a text, on any GPU")]
 struct Flags {
     #[command(flatten)]
     train: training::TrainFlags,

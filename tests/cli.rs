@@ -202,7 +202,7 @@ fn the_depth_study_refuses_what_it_cannot_measure() {
     std::fs::write(&file, "").unwrap();
     // Nothing is written into a folder that is none, should a flag get through.
     let depth = |args: &[&str]| refused("depth", &[&["--quick", "--out", file.to_str().unwrap()], args].concat());
-    assert!(depth(&[]).contains("making the folder"));
+    assert!(depth(&[]).contains("creating the folder"));
     assert!(depth(&["--depths", "2,0"]).contains("--depths"));
     assert!(depth(&["--depths", ""]).contains("--depths"));
     assert!(depth(&["--depths", "deep"]).contains("deep"));
@@ -212,7 +212,7 @@ fn the_depth_study_refuses_what_it_cannot_measure() {
     let dim = |d: &str| refused("depth", &["--quick", "--out", out.to_str().unwrap(), "--dim", d]);
     assert!(dim("30").contains("n_heads"));
     assert!(dim("0").contains("d_model"));
-    assert!(refused("depth", &["--from", "Cargo.toml", "--out", out.to_str().unwrap()]).contains("no depth.json"));
+    assert!(refused("depth", &["--from", "Cargo.toml", "--out", out.to_str().unwrap()]).contains("not a depth.json"));
 }
 
 #[test]

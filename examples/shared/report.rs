@@ -1,4 +1,4 @@
-//! A run as one self-contained HTML page.
+//! The report of a training run: one self-contained HTML page.
 
 use std::fmt::Write;
 
@@ -7,8 +7,8 @@ use indicatif::HumanBytes;
 use plotters::prelude::*;
 use throughline::Plan;
 
-use crate::training::{Outcome, TrainFlags};
 use crate::page::{escape, start, table};
+use crate::training::{Outcome, TrainFlags};
 
 /// The page: curves, settings, memory table, sample.
 pub fn html(flags: &TrainFlags, outcome: &Outcome) -> Result<String> {
@@ -29,7 +29,7 @@ pub fn html(flags: &TrainFlags, outcome: &Outcome) -> Result<String> {
         s.tokens_per_s,
         loss_chart(outcome)?
     )?;
-    // Through text, which has 1e-5 where a value would have it as f64 holds the f32.
+    // By way of text, which prints an f32 as 1e-5; converting it to f64 would print all of its digits.
     let settings: serde_json::Value = serde_json::from_str(&serde_json::to_string(config)?)?;
     let mut rows = vec![];
     flatten("", &settings, &mut rows);
@@ -86,8 +86,9 @@ fn memory(page: &mut String, outcome: &Outcome) -> Result<()> {
     let bytes = |n: usize| HumanBytes(n as u64).to_string();
     write!(
         page,
-        "<h2>Memory</h2>\n<p>The plan of forward and backward: {} nodes, {} dispatches, {:.1} MFLOP; {} in {} buffers \
-         that {} values share. Parameters, gradients, both moments and the rest bring it to {}.</p>\n",
+        "<h2>Memory</h2>\n<p>The plan for forward and backward has {} nodes, {} dispatches and {:.1} MFLOP. It uses \
+         {} in {} buffers, which {} values share. With parameters, gradients, both moments and the rest, the total \
+         is {}.</p>\n",
         plan.steps.len(),
         plan.dispatches(),
         plan.flops() as f64 / 1e6,
@@ -101,7 +102,7 @@ fn memory(page: &mut String, outcome: &Outcome) -> Result<()> {
         .iter()
         .enumerate()
         .map(|(i, b)| vec![format!("b{i}"), bytes(b.bytes), b.values.len().to_string(), shorten(&b.values)]);
-    table(page, &["buffer", "size", "values", "what lives in it, in order"], rows)?;
+    table(page, &["buffer", "size", "values", "values it holds, in order"], rows)?;
     writeln!(page, "<details><summary>The whole plan</summary><pre>{}</pre></details>", escape(&plan.to_string()))?;
     Ok(())
 }
