@@ -11,8 +11,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Parser;
 use serde::Serialize;
-use throughline::checkpoint::write_atomically;
 use throughline::train::TrainConfig;
+use throughline::train::checkpoint::write_atomically;
 
 #[derive(Parser)]
 #[command(about = "Trains a small GPT on Shakespeare and writes a report")]

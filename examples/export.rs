@@ -8,9 +8,9 @@ mod common;
 use std::path::PathBuf;
 
 use clap::Parser;
-use throughline::checkpoint::Checkpoint;
 use throughline::decode::Decoder;
 use throughline::model::{self, Model};
+use throughline::train::checkpoint::Checkpoint;
 use throughline::{Gpu, format};
 
 #[derive(Parser)]

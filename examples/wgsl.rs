@@ -6,7 +6,8 @@
 use anyhow::{Context, Result};
 use clap::Parser;
 use throughline::ops::{Row, TABLE};
-use throughline::{AdapterClass, Plan, Profile, tune};
+use throughline::plan::variants;
+use throughline::{AdapterClass, Plan, Profile};
 
 #[derive(Parser)]
 #[command(about = "Prints the final WGSL of the kernels of an op")]
@@ -47,7 +48,7 @@ fn main() -> Result<()> {
     let mut profile = Profile::portable(class);
     profile.subgroups = flags.subgroups;
     let mut plan = Plan::new(&graph, &outputs, &profile)?;
-    for t in tune::tunables(&plan, &profile) {
+    for t in variants::tunables(&plan, &profile) {
         println!("// variants: {}", t.variants.join(", "));
         let name = t.variants.get(flags.variant).with_context(|| format!("there is no variant {}", flags.variant))?;
         profile.choices.set(t.key, name.clone());

@@ -7,15 +7,13 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use crate::decode::sample::check_ids;
+use crate::device::{ExecOptions, Executable, Gpu, Readback};
 use crate::error::{Error, Result};
-use crate::exec::{ExecOptions, Executable};
 use crate::format::{MAX_CONFIG_BYTES, read_json};
-use crate::gpu::Gpu;
 use crate::graph::Value;
 use crate::model::{Model, Uploaded};
 use crate::nn::{TransformerConfig, TransformerEncoder};
-use crate::sample::check_ids;
-use crate::staging::Readback;
 
 /// How the vectors of a sentence's tokens become one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,7 +55,8 @@ impl Pooling {
 ///
 /// ```
 /// use throughline::embed::{Pooling, SentenceEncoder};
-/// use throughline::{Gpu, model::Model};
+/// use throughline::Gpu;
+/// use throughline::model::Model;
 ///
 /// let gpu = Gpu::headless_blocking()?;
 /// let model = Model::open("tests/data/hf/bert".as_ref())?;

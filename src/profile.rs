@@ -1,10 +1,7 @@
 //! The facts about an adapter that plans depend on.
 
-use crate::error::Result;
-use crate::gpu::Gpu;
-use crate::graph::{Graph, Value};
-use crate::plan::Plan;
-use crate::tune::Choices;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What kind of processor the shaders run on; kernels pick their variant by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -17,7 +14,7 @@ pub enum AdapterClass {
 }
 
 /// Cooperative matrices (tensor cores, simdgroup matrices) that matmuls may use. Never by default:
-/// wgpu calls them experimental. See [`Gpu::headless_cooperative`].
+/// wgpu calls them experimental. See [`Gpu::headless_cooperative`](crate::Gpu::headless_cooperative).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Cooperative {
     /// 8 x 8 tiles of f32.
@@ -78,6 +75,11 @@ pub struct Profile {
 }
 
 impl Profile {
+    /// Features that make throughline faster or let it measure itself. None is required: ask for those of them that
+    /// the adapter has.
+    pub const USEFUL_FEATURES: wgpu::Features =
+        wgpu::Features::SUBGROUP.union(wgpu::Features::TIMESTAMP_QUERY).union(wgpu::Features::PIPELINE_CACHE);
+
     /// WebGPU's default limits, which every adapter offers.
     pub fn portable(class: AdapterClass) -> Self {
         Profile {
@@ -94,10 +96,10 @@ impl Profile {
         }
     }
 
-    /// What a device of this adapter would have, opened with all its limits and with [`Gpu::USEFUL_FEATURES`]: to plan
+    /// What a device of this adapter would have, opened with all its limits and with [`Profile::USEFUL_FEATURES`]: to plan
     /// before there is one.
     pub fn of_adapter(adapter: &wgpu::Adapter) -> Self {
-        Profile::of(&adapter.get_info(), adapter.features() & Gpu::USEFUL_FEATURES, &adapter.limits())
+        Profile::of(&adapter.get_info(), adapter.features() & Profile::USEFUL_FEATURES, &adapter.limits())
     }
 
     pub(crate) fn of(info: &wgpu::AdapterInfo, features: wgpu::Features, limits: &wgpu::Limits) -> Self {
@@ -157,24 +159,23 @@ impl Profile {
     }
 }
 
-/// Where plans are made: for a profile alone, or on a device, which may measure variants first.
-pub(crate) trait Planning {
-    fn profile(&self) -> &Profile;
+/// Which variant each op takes, by op and class of shape. Ops that are not in here take their first.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Choices(Arc<BTreeMap<String, String>>);
 
-    fn plan(&self, graph: &Graph, outputs: &[Value]) -> Result<Plan>;
-
-    /// An empty graph for models there.
-    fn graph(&self) -> Graph {
-        Graph::with_max_tensor_bytes(self.profile().max_tensor_bytes())
-    }
-}
-
-impl Planning for Profile {
-    fn profile(&self) -> &Profile {
-        self
+impl Choices {
+    /// Sets the variant of all ops of this [`key`](crate::plan::variants::key).
+    pub fn set(&mut self, key: String, variant: String) {
+        Arc::make_mut(&mut self.0).insert(key, variant);
     }
 
-    fn plan(&self, graph: &Graph, outputs: &[Value]) -> Result<Plan> {
-        Plan::new(graph, outputs, self)
+    /// Whether nothing is chosen.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The variant set for a key.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(String::as_str)
     }
 }

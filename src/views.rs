@@ -5,19 +5,17 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::data::Batch;
+use crate::device::{ExecOptions, Executable, Gpu, Readback};
 use crate::error::{Error, Result};
-use crate::exec::{ExecOptions, Executable};
-use crate::gpu::Gpu;
 use crate::graph::{Graph, Source, Value};
 use crate::nn::{Block, StandardBlock, Transformer, TransformerConfig};
 use crate::ops::attention::Attention;
 use crate::ops::matmul::Matmul;
 use crate::optim::Arena;
 use crate::probe::{Edit, Patch, Reading, TensorReading, branches, tap_name};
-use crate::staging::Readback;
 use crate::tensor::TensorType;
 use crate::train::Trainer;
+use crate::train::data::Batch;
 
 /// A model to look at: its parameters stay those that are trained.
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +76,7 @@ async fn number(readback: Readback) -> Result<f64> {
 /// the stream at every depth, and for about five times the scores of a batch.
 ///
 /// ```no_run
-/// # fn of(trainer: &throughline::train::Trainer, batch: throughline::data::Batch) -> throughline::Result<()> {
+/// # fn of(trainer: &throughline::train::Trainer, batch: throughline::train::data::Batch) -> throughline::Result<()> {
 /// use throughline::views::{LogitLens, Subject};
 /// let lens = LogitLens::new_blocking(&Subject::of(trainer), 4, 256)?;
 /// for reading in lens.run_blocking(&batch)? {
@@ -185,7 +183,7 @@ fn replay(g: &mut Graph, from: Value, to: Value, with: Value) -> Result<Value> {
 /// The loss without one layer: its branches add nothing to the stream. (In post-norm models its norms stay.)
 ///
 /// ```no_run
-/// # fn of(trainer: &throughline::train::Trainer, batch: throughline::data::Batch) -> throughline::Result<()> {
+/// # fn of(trainer: &throughline::train::Trainer, batch: throughline::train::data::Batch) -> throughline::Result<()> {
 /// use throughline::views::{DropLayer, Subject};
 /// let losses = DropLayer::new_blocking(&Subject::of(trainer), 4, 256)?.run_blocking(&batch)?;
 /// for reading in &losses[1..] {

@@ -10,12 +10,11 @@ use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::generation::{Likeliest, Text};
-use super::{Decoder, Finish, GenerationOptions, Step};
+use super::decoder::{Decoder, Step};
+use super::generation::{Finish, GenerationOptions, Likeliest, Text};
+use crate::device::timeline::Timeline;
+use crate::device::{Readback, now};
 use crate::error::{Error, Result};
-use crate::gpu::now;
-use crate::staging::Readback;
-use crate::timeline::Timeline;
 
 /// What comes of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +31,8 @@ pub enum Event {
 /// ```
 /// use std::time::Duration;
 /// use throughline::decode::{Decoder, Event, FrameDecoder, GenerationOptions};
-/// use throughline::{Gpu, model::Model};
+/// use throughline::Gpu;
+/// use throughline::model::Model;
 ///
 /// let gpu = Gpu::headless_blocking()?; // an app: `Gpu::from_device`
 /// let model = Model::open("tests/data/hf/llama".as_ref())?;

@@ -2,9 +2,9 @@
 
 use futures_util::stream::{Stream, unfold};
 
-use super::{Decoder, Step, Submitted};
+use super::decoder::{Decoder, Step, Submitted};
+use super::sample::{Candidates, Sampling};
 use crate::error::{Error, Result};
-use crate::sample::{Candidates, Sampling};
 
 /// How to go on from a prompt.
 #[derive(Clone, Debug, PartialEq)]

@@ -2,24 +2,36 @@
 
 use std::sync::Arc;
 
-use super::{CHUNK, Top};
+use crate::device::Gpu;
 use crate::error::{Error, Result};
-use crate::gpu::Gpu;
 use crate::graph::{Graph, Value};
 use crate::model::{Model, Placed};
 use crate::nn::{DecodeRows, DecodeShape, TransformerConfig, TransformerDecoder};
 use crate::ops::top_k::MAX_K;
+use crate::plan::requirements::Requirements;
 use crate::plan::{External, Plan};
-use crate::profile::{Planning, Profile};
-use crate::requirements::Requirements;
+use crate::profile::Profile;
 use crate::tensor::TensorType;
+
+/// Tokens of a prompt that go through at a time.
+const CHUNK: usize = 32;
+
+/// The likeliest tokens, in steps that give scores for the last row only.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Top {
+    /// One for each sequence.
+    pub temperature: Value,
+    /// Scores, ids and the log of the sum, as [`Graph::top_k`] gives them.
+    pub candidates: [Value; 3],
+}
 
 /// A [`Decoder`](super::Decoder) of a model before there is a device: what it needs of one, and how much memory it
 /// takes. For [`feed_all_blocking`](super::Decoder::feed_all_blocking) a decoder plans more when that is first called.
 ///
 /// ```
 /// use throughline::decode::DecodePlan;
-/// use throughline::{AdapterClass, Profile, model::Model};
+/// use throughline::{AdapterClass, Profile};
+/// use throughline::model::Model;
 ///
 /// let model = Model::open("tests/data/hf/qwen3".as_ref())?;
 /// // Of an adapter, `Profile::of_adapter`.
@@ -49,7 +61,7 @@ pub(super) struct StepPlan {
 }
 
 impl StepPlan {
-    pub fn new(config: &TransformerConfig, placed: &Placed, shape: DecodeShape, on: &dyn Planning) -> Result<Self> {
+    pub fn new(config: &TransformerConfig, placed: &Placed, shape: DecodeShape, profile: &Profile) -> Result<Self> {
         let mut g = Graph::with_max_tensor_bytes(placed.max_bytes);
         let values = TransformerDecoder::build(&mut g, config, &placed.packed(), shape)?;
         let top = match shape.rows {
@@ -62,7 +74,7 @@ impl StepPlan {
         };
         let candidates = top.iter().flat_map(|top| top.candidates);
         let outputs: Vec<Value> = [values.logits].into_iter().chain(candidates).collect();
-        Ok(StepPlan { plan: Arc::new(on.plan(&g, &outputs)?), values, shape, top })
+        Ok(StepPlan { plan: Arc::new(Plan::new(&g, &outputs, profile)?), values, shape, top })
     }
 
     pub fn is_cache(&self, value: Value) -> bool {
@@ -97,17 +109,17 @@ impl DecodePlan {
         placed: &Placed,
         batch: usize,
         capacity: usize,
-        on: &dyn Planning,
+        profile: &Profile,
     ) -> Result<Self> {
         if batch == 0 {
             return Err(Error::Config { field: "batch", message: "must be at least 1".into() });
         }
-        let e = match Self::of_capacity(config, placed, batch, capacity, on) {
+        let e = match Self::of_capacity(config, placed, batch, capacity, profile) {
             Ok(plan) => return Ok(plan),
             Err(e @ Error::Config { .. }) => return Err(e),
             Err(e) => e,
         };
-        let fits = |n| Self::of_capacity(config, placed, batch, n, on.profile()).is_ok();
+        let fits = |n| Self::of_capacity(config, placed, batch, n, profile).is_ok();
         let (mut fitting, mut too_many) = (1, capacity);
         if capacity < 2 || !fits(fitting) {
             return Err(e);
@@ -128,15 +140,20 @@ impl DecodePlan {
         placed: &Placed,
         batch: usize,
         capacity: usize,
-        on: &dyn Planning,
+        profile: &Profile,
     ) -> Result<Self> {
         let step = |time| {
             let shape = DecodeShape { batch, time, capacity, rows: DecodeRows::Last };
-            StepPlan::new(config, placed, shape, on)
+            StepPlan::new(config, placed, shape, profile)
         };
         let (chunk, single) = (step(CHUNK.min(capacity))?, step(1)?);
-        let (config, placed, subgroups) = (config.clone(), placed.clone(), on.profile().subgroups);
+        let (config, placed, subgroups) = (config.clone(), placed.clone(), profile.subgroups);
         Ok(DecodePlan { config, placed, batch, capacity, chunk, single, subgroups })
+    }
+
+    /// The plans of a step: by many tokens, and by one.
+    pub fn plans(&self) -> [&Plan; 2] {
+        [&self.chunk.plan, &self.single.plan]
     }
 
     /// What a device must offer.
@@ -161,6 +178,6 @@ impl DecodePlan {
             let (expected, got) = ("a plan of this model".into(), "one of another".into());
             return Err(Error::Data { tensor: "decode plan".into(), expected, got });
         }
-        self.requirements().check_gpu(gpu, self.subgroups)
+        gpu.check(&self.requirements(), self.subgroups)
     }
 }

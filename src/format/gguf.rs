@@ -7,9 +7,10 @@
 
 use std::fmt::Display;
 
+use super::header::{Header, TensorInfo};
 use super::metadata::{MetaArray, MetaValue, Metadata};
-use super::{Header, Stored, TensorInfo, bad, quoted};
-use crate::error::{Error, Result};
+use super::quant::Stored;
+use crate::error::{Error, Result, bad, quoted};
 use crate::tensor::Shape;
 
 /// The first bytes of a GGUF file.

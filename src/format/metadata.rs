@@ -3,8 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-use super::{bad, quoted};
-use crate::error::Result;
+use crate::error::{Result, bad, quoted};
 
 /// A value, with the types of GGUF. Metadata of safetensors files is all [`String`](Self::String).
 #[derive(Clone, Debug, PartialEq)]

@@ -13,15 +13,18 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use ::safetensors::tensor::{Dtype, TensorInfo as RawInfo, View};
+use ::safetensors::tensor::TensorInfo as RawInfo;
+use ::safetensors::tensor::{Dtype, View};
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use serde::de::Error as _;
+use serde::de::{Deserializer, MapAccess, Visitor};
 
+use super::header::{Header, MAX_RANK, TensorInfo};
 use super::mapped::{self, Bytes};
 use super::metadata::{MetaValue, Metadata};
-use super::{Header, MAX_RANK, Stored, TensorInfo, bad, quant, quoted};
-use crate::checkpoint::write_atomically;
-use crate::error::{Error, Result};
+use super::quant::{self, Stored};
+use crate::error::{Error, Result, bad, quoted};
+use crate::files::write_atomically;
 use crate::tensor::Shape;
 
 /// Longest header that is read, as in the `safetensors` crate.

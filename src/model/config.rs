@@ -1,6 +1,7 @@
 //! What a file says of its model: `config.json` and GGUF metadata to a configuration of ours, and back.
 
-use serde_json::{Value as Json, json};
+use serde_json::Value as Json;
+use serde_json::json;
 
 use super::names::{self, Names};
 use crate::error::{Error, Result};

@@ -2,15 +2,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{Model, is_table_of_tokens};
+use super::layout::is_table_of_tokens;
+use super::loaded::Model;
+use crate::device::{Gpu, Tensor};
 use crate::error::{Error, Result};
-use crate::gpu::Gpu;
+use crate::format::Packed;
 use crate::graph::{Graph, Value};
 use crate::nn::part_name;
-use crate::ops::packed::Packed;
-use crate::ops::parts::split_rows;
 use crate::optim::ArenaLayout;
-use crate::tensor::{Shape, Tensor, TensorType};
+use crate::tensor::{Shape, TensorType, split_rows};
 
 /// The tensors of a model on devices that bind so many bytes, before there is one.
 #[derive(Clone, Debug, PartialEq)]

@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 
 use super::config::{Init, Mlp, Norm, NormPlacement, Positions, TransformerConfig};
 use crate::error::{Error, Result};
+use crate::format::Packed;
 use crate::graph::{Graph, Value};
 use crate::ops::attention::Attention;
-use crate::ops::packed::Packed;
-use crate::ops::parts::split_rows;
 use crate::ops::rope::Rope;
 use crate::rng::Rng;
-use crate::tensor::{Shape, TensorType};
+use crate::tensor::{Shape, TensorType, split_rows};
 
 /// How a parameter starts.
 #[derive(Clone, Copy, Debug, PartialEq)]

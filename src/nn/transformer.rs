@@ -6,8 +6,8 @@ use super::block::{Block, StandardBlock};
 use super::builder::{Builder, Caches, Param, Table};
 use super::config::{NormPlacement, Positions, TransformerConfig};
 use crate::error::{Error, Result};
+use crate::format::Packed;
 use crate::graph::{Graph, Value};
-use crate::ops::packed::Packed;
 use crate::tensor::TensorType;
 
 /// The values of a language model in a graph: what to write, what to read, what to train.
@@ -34,7 +34,8 @@ impl Transformer {
     /// the configuration asks for it.
     ///
     /// ```
-    /// use throughline::{Graph, nn::{Transformer, TransformerConfig}};
+    /// use throughline::Graph;
+    /// use throughline::nn::{Transformer, TransformerConfig};
     /// let mut g = Graph::new();
     /// let config = TransformerConfig::gpt2(65, 32, 2, 48, 4);
     /// let model = Transformer::build(&mut g, &config, 3, 32, false)?;
@@ -84,7 +85,8 @@ impl TransformerEncoder {
     /// Adds the forward pass for `batch` sequences of `time` tokens.
     ///
     /// ```
-    /// use throughline::{Graph, nn::{TransformerConfig, TransformerEncoder}};
+    /// use throughline::Graph;
+    /// use throughline::nn::{TransformerConfig, TransformerEncoder};
     /// let mut g = Graph::new();
     /// let config = TransformerConfig::bert(100, 64, 2, 48, 4);
     /// let encoder = TransformerEncoder::build(&mut g, &config, 1, 9)?;

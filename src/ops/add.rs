@@ -1,11 +1,14 @@
 //! `y = a + b`, where `b` may repeat over leading dimensions: learned positions, biases.
 
+use super::cases::{Case, Row};
+use super::checks::expect_f32;
+use super::elementwise;
+use super::source::table_kernel;
 use super::sum::expect_suffix;
-use super::{Bind, Case, Launch, Op, Program, Row, elementwise, expect_f32, table_kernel};
-use crate::autodiff::Vjp;
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
-use crate::reference::Array;
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::tensor::TensorType;
 
 const SOURCE: &str = include_str!("../../shaders/add.wgsl");

@@ -1,11 +1,13 @@
 //! Rows of longer sequences from a place that only the step knows, one for each sequence: writing the keys and
 //! values of new tokens into a cache, and its dual, reading them out.
 
-use super::{Bind, Case, InputFill, Launch, Op, Program, Row, elementwise, table_kernel};
-use crate::autodiff::Vjp;
+use super::cases::{Case, InputFill, Row};
+use super::elementwise;
+use super::source::table_kernel;
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
-use crate::reference::Array;
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::tensor::{DType, TensorType};
 
 const SOURCE: &str = include_str!("../../shaders/cache.wgsl");

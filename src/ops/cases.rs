@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use super::Op;
-use super::packed::Packed;
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
-use crate::reference::Array;
+use crate::format::Packed;
+use crate::graph::{Graph, Op, Value};
 use crate::rng::Rng;
 use crate::tensor::{Shape, TensorType};
 
@@ -27,7 +26,7 @@ pub struct Row {
 
 /// How test data for an input is made.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Fill {
+pub enum InputFill {
     /// Normal with this standard deviation.
     Normal(f64),
     /// Uniform in `[low, high)`.
@@ -48,7 +47,7 @@ pub struct InputSpec {
     /// Its type.
     pub ty: TensorType,
     /// Its data.
-    pub fill: Fill,
+    pub fill: InputFill,
     /// Whether its gradient is checked. False for integers.
     pub grad: bool,
 }
@@ -73,31 +72,33 @@ impl Case {
     /// A case with f32 inputs from the standard normal distribution, tolerance 1e-7 and one output
     /// that has a gradient.
     pub fn new(name: impl Into<String>, op: impl Op, shapes: &[&[usize]]) -> Self {
-        let inputs =
-            shapes.iter().map(|&s| InputSpec { ty: TensorType::f32(s), fill: Fill::Normal(1.0), grad: true }).collect();
+        let inputs = shapes
+            .iter()
+            .map(|&s| InputSpec { ty: TensorType::f32(s), fill: InputFill::Normal(1.0), grad: true })
+            .collect();
         Case { name: name.into(), op: Arc::new(op), inputs, nmse: 1e-7, main_outputs: 1 }
     }
 
     /// Appends an integer input with values below `n`.
     pub fn ids(mut self, shape: &[usize], n: u32) -> Self {
-        self.inputs.push(InputSpec { ty: TensorType::u32(shape), fill: Fill::Below(n), grad: false });
+        self.inputs.push(InputSpec { ty: TensorType::u32(shape), fill: InputFill::Below(n), grad: false });
         self
     }
 
     /// Appends an f32 input, standard normal like those of [`new`](Self::new).
     pub fn also(mut self, shape: &[usize]) -> Self {
-        self.inputs.push(InputSpec { ty: TensorType::f32(shape), fill: Fill::Normal(1.0), grad: true });
+        self.inputs.push(InputSpec { ty: TensorType::f32(shape), fill: InputFill::Normal(1.0), grad: true });
         self
     }
 
     /// Appends a packed matrix, which has no gradient.
     pub fn packed(mut self, matrix: Packed) -> Self {
-        self.inputs.push(InputSpec { ty: matrix.ty(), fill: Fill::Packed(matrix), grad: false });
+        self.inputs.push(InputSpec { ty: matrix.ty(), fill: InputFill::Packed(matrix), grad: false });
         self
     }
 
     /// Changes how input `i` is filled.
-    pub fn fill(mut self, i: usize, fill: Fill) -> Self {
+    pub fn fill(mut self, i: usize, fill: InputFill) -> Self {
         self.inputs[i].fill = fill;
         self
     }
@@ -127,7 +128,7 @@ impl Case {
             .iter()
             .map(|spec| {
                 let data = match spec.fill {
-                    Fill::Packed(matrix) => matrix.random_words(&mut rng),
+                    InputFill::Packed(matrix) => matrix.random_words(&mut rng),
                     fill => (0..spec.ty.len()).map(|i| sample(&mut rng, fill, i)).collect(),
                 };
                 Array::new(spec.ty.shape.clone(), data)
@@ -153,14 +154,14 @@ impl Case {
 }
 
 /// Element `i` of a tensor filled like this.
-fn sample(rng: &mut Rng, fill: Fill, i: usize) -> f64 {
+fn sample(rng: &mut Rng, fill: InputFill, i: usize) -> f64 {
     let x = match fill {
-        Fill::Normal(std) => std * rng.normal(),
-        Fill::Uniform(low, high) => low + (high - low) * rng.uniform(),
-        Fill::Below(n) => return rng.below(u64::from(n)) as f64,
-        Fill::Constant(c) => c,
-        Fill::Values(values) => values[i % values.len()],
-        Fill::Packed(_) => return 0.0, // whole matrices are made by `Packed::random_words`
+        InputFill::Normal(std) => std * rng.normal(),
+        InputFill::Uniform(low, high) => low + (high - low) * rng.uniform(),
+        InputFill::Below(n) => return rng.below(u64::from(n)) as f64,
+        InputFill::Constant(c) => c,
+        InputFill::Values(values) => values[i % values.len()],
+        InputFill::Packed(_) => return 0.0, // whole matrices are made by `Packed::random_words`
     };
     f64::from(x as f32)
 }
@@ -168,5 +169,5 @@ fn sample(rng: &mut Rng, fill: Fill, i: usize) -> f64 {
 /// A standard normal array, rounded to what f32 holds: random cotangents for tests.
 pub fn random_array(shape: &Shape, seed: u64) -> Array {
     let mut rng = Rng::new(&[seed]);
-    Array::new(shape.clone(), (0..shape.len()).map(|i| sample(&mut rng, Fill::Normal(1.0), i)).collect())
+    Array::new(shape.clone(), (0..shape.len()).map(|i| sample(&mut rng, InputFill::Normal(1.0), i)).collect())
 }

@@ -1,11 +1,13 @@
 //! Tensors one behind the other along one axis. The gradient of each is a slice.
 
+use super::cases::{Case, Row};
+use super::elementwise;
 use super::slice::{Runs, range_indices, with_axis};
-use super::{Bind, Case, Launch, Op, Program, Row, elementwise, table_kernel};
-use crate::autodiff::Vjp;
+use super::source::table_kernel;
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
-use crate::reference::Array;
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::tensor::TensorType;
 
 const SOURCE: &str = include_str!("../../shaders/concat.wgsl");

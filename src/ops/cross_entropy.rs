@@ -4,13 +4,14 @@
 //! Rows whose target is not below the number of classes count for nothing, neither in the loss nor
 //! in the mean: use `u32::MAX` for positions to ignore.
 
+use super::cases::{Case, InputFill, Row};
+use super::checks::expect_f32;
 use super::rowwise::RowLayout;
-use super::{Bind, Case, InputFill, LaneSource, Launch, Op, Program, Row, expect_f32, lane_source};
-use crate::autodiff::Vjp;
+use super::source::{LaneSource, lane_source};
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
-use crate::kernel::Kernel;
-use crate::reference::Array;
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Kernel, Launch, Program};
 use crate::tensor::{DType, TensorType};
 
 const SOURCE: LaneSource = lane_source!("common/rows.wgsl", "cross_entropy.wgsl");

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::Row;
+use super::cases::Row;
 
 /// The table in Markdown: what docs/ops.md holds.
 pub fn markdown(table: &[Row]) -> String {

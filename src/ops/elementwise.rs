@@ -1,7 +1,6 @@
 //! What kernels without neighbours share on the host: their grid, and shapes to test them on.
 
-use super::{Bind, Launch, Program};
-use crate::kernel::Kernel;
+use crate::kernel::{Bind, Kernel, Launch, Program};
 use crate::profile::{AdapterClass, Profile};
 
 /// Shapes for the cases of ops that work element by element.

@@ -5,16 +5,16 @@
 
 use std::sync::Arc;
 
+use super::cases::{Case, InputFill, Row};
+use super::checks::{expect_f32, expect_shape};
+use super::elementwise;
 use super::rowwise::RowLayout;
-use super::{
-    Bind, Case, InputFill, LaneSource, Launch, Op, Program, Row, elementwise, expect_f32, expect_shape, lane_source,
-    table_kernel,
-};
-use crate::autodiff::Vjp;
+use super::source::{LaneSource, lane_source, table_kernel};
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::profile::AdapterClass;
-use crate::reference::Array;
 use crate::tensor::TensorType;
 
 const SOURCE: LaneSource = lane_source!("common/rows.wgsl", "l2_norm.wgsl");

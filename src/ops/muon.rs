@@ -16,17 +16,17 @@
 //! and the square of that c A A, so that no product needs a factor; and a X goes into the polynomial of A as a I,
 //! which is a small matrix where X may be large.
 
+use super::cases::{Case, InputFill, Row};
+use super::checks::{expect_f32, expect_shape};
+use super::elementwise;
 use super::matmul::Matmul;
 use super::rowwise::RowLayout;
-use super::{
-    Bind, Case, InputFill, LaneSource, Launch, Op, Program, Row, elementwise, expect_f32, expect_shape, lane_source,
-    table_kernel,
-};
-use crate::autodiff::Vjp;
+use super::source::{LaneSource, lane_source, table_kernel};
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::profile::AdapterClass;
-use crate::reference::Array;
 use crate::tensor::{Shape, TensorType};
 
 const SOURCE: LaneSource = lane_source!("common/rows.wgsl", "muon.wgsl");

@@ -8,13 +8,16 @@
 
 use std::sync::Arc;
 
+use super::cases::{Case, InputFill, Row};
+use super::checks::{expect_f32, expect_shape};
 use super::rowwise::RowLayout;
-use super::{Bind, Case, InputFill, LaneSource, Launch, Op, Program, Row, expect_f32, expect_shape, lane_source, sum};
-use crate::autodiff::Vjp;
+use super::source::{LaneSource, lane_source};
+use super::sum;
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::profile::AdapterClass;
-use crate::reference::Array;
 use crate::tensor::TensorType;
 
 const SOURCE: LaneSource = lane_source!("common/rows.wgsl", "norm.wgsl");

@@ -4,29 +4,25 @@
 //! A weight is a `u32` tensor with the file's bytes of a matrix `[n, k]`, rows one behind the other. It
 //! is frozen: gradients pass through to `x`, and asking for the weight's own is an error.
 //!
-//! Decoded elements are those of [`quant::dequantize`], bit for bit: scales times integers fit an f32's 24 bits, and
+//! Decoded elements are those of [`quant::dequantize`](crate::format::quant::dequantize), bit for bit: scales times integers fit an f32's 24 bits, and
 //! a minimum adds one rounding, so that fused or reordered arithmetic changes nothing. tests/packed.rs shows it on the
 //! adapter at hand, and says what WGSL would allow another one: to take subnormal scales for zero, for instance.
 
 use std::sync::Arc;
 
+use super::cases::{Case, Row};
+use super::checks::expect_shape;
 use super::embedding::{expect_rows, row_of};
-use super::parts::split_rows;
-use super::{Bind, Case, LaneSource, Launch, Op, Program, Row, expect_shape, lane_source, table_kernel};
-use crate::autodiff::Vjp;
+use super::source::{LaneSource, lane_source, table_kernel};
+use crate::array::Array;
 use crate::error::Result;
-use crate::format::{Stored, quant};
-use crate::graph::{Graph, Value};
-use crate::kernel::Kernel;
+use crate::format::{Packed, Stored, UNIT};
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Kernel, Launch, Program};
 use crate::profile::AdapterClass;
-use crate::reference::Array;
-use crate::rng::Rng;
 use crate::tensor::{DType, TensorType};
 
 const SOURCE: LaneSource = lane_source!("packed.wgsl");
-
-/// Elements that the kernels decode at a time.
-const UNIT: usize = 32;
 
 pub(super) const ROW: Row = Row {
     name: "packed",
@@ -71,77 +67,7 @@ fn linear(m: usize, matrix: Packed, bias: bool) -> Case {
     if bias { case.also(&[n]) } else { case }
 }
 
-/// A matrix `[n, k]` as a file stores it.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Packed {
-    /// How its elements are stored.
-    pub stored: Stored,
-    /// Rows.
-    pub n: usize,
-    /// Columns: whole blocks of the format, and a multiple of 32.
-    pub k: usize,
-}
-
 impl Packed {
-    /// Bytes of its rows.
-    pub fn bytes(&self) -> usize {
-        self.n * (self.k / self.stored.block_len()) * self.stored.block_bytes()
-    }
-
-    /// The type of the tensor that holds it: the bytes as words, the last one filled up.
-    pub fn ty(&self) -> TensorType {
-        TensorType::u32([self.bytes().div_ceil(4)])
-    }
-
-    /// The same matrix in parts of whole rows, each of at most `max_bytes`; see [`parts`](super::parts).
-    pub fn split(&self, max_bytes: u64) -> Result<Vec<Packed>> {
-        let rows = split_rows(self.n, self.bytes() / self.n.max(1), max_bytes)?;
-        Ok(rows.into_iter().map(|n| Packed { n, ..*self }).collect())
-    }
-
-    fn check(&self, ty: &TensorType) -> Result<(), String> {
-        if self.stored == Stored::F32 {
-            return Err("f32 weights are not packed; use a matmul".into());
-        }
-        let block = self.stored.block_len().max(UNIT);
-        if self.n == 0 || self.k == 0 || !self.k.is_multiple_of(block) {
-            return Err(format!("rows of {} elements are not whole blocks of {block}", self.k));
-        }
-        match *ty == self.ty() {
-            true => Ok(()),
-            false => Err(format!("{self:?} takes {} of words, got {ty}", self.ty())),
-        }
-    }
-
-    /// The matrix of a reference input, decoded: exact, since f64 holds any word.
-    fn decode(&self, words: &Array) -> Vec<f64> {
-        let bytes: Vec<u8> = words.data.iter().flat_map(|&w| (w as u32).to_le_bytes()).collect();
-        // `check` has seen that the blocks are whole.
-        let values = quant::dequantize(self.stored, &bytes[..self.bytes()]).unwrap_or_default();
-        values.into_iter().map(f64::from).collect()
-    }
-
-    /// Test data: random bytes, but with the f16 fields of every block near 1/64, so that no element is
-    /// huge or NaN.
-    pub(super) fn random_words(&self, rng: &mut Rng) -> Vec<f64> {
-        let mut bytes: Vec<u8> = (0..self.bytes()).map(|_| rng.below(256) as u8).collect();
-        let halves: &[usize] = match self.stored {
-            Stored::F16 | Stored::BF16 | Stored::Q4_0 | Stored::Q5_0 | Stored::Q8_0 => &[0],
-            Stored::Q6_K => &[208],
-            _ => &[0, 2],
-        };
-        for block in bytes.chunks_exact_mut(self.stored.block_bytes()) {
-            for &at in halves {
-                // Sign and mantissa stay random. 0x24 is the exponent of 2^-6 in an f16, 0x3c that of
-                // 2^-7 in a bf16.
-                let exponent = if self.stored == Stored::BF16 { 0x3c } else { 0x24 };
-                block[at + 1] = (block[at + 1] & 0x83) | exponent;
-            }
-        }
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes.chunks_exact(4).map(|w| f64::from(u32::from_le_bytes([w[0], w[1], w[2], w[3]]))).collect()
-    }
-
     fn kernel(&self, subgroups: bool, entry: &'static str, group: usize) -> Kernel {
         table_kernel("packed", SOURCE.text(subgroups), entry)
             .knob("FORMAT", self.stored.name())

@@ -6,32 +6,10 @@
 //! the nodes of the plain op, and nothing more.
 
 use super::embedding::Embedding;
-use super::packed::{Packed, PackedRows};
+use super::packed::PackedRows;
 use crate::error::{Error, Result};
+use crate::format::Packed;
 use crate::graph::{Graph, Value};
-
-/// Rows of each part of a matrix, as few parts as do with at most `max_bytes` each, which a device gives as
-/// [`Profile::max_tensor_bytes`](crate::Profile::max_tensor_bytes). Parts are about as large as each other,
-/// and but for the last of a multiple of 64 rows where that many fit, so that kernels can load quads.
-///
-/// ```
-/// use throughline::ops::parts::split_rows;
-/// assert_eq!(split_rows(49_152, 4 * 576, 128 << 20)?, [49_152]);
-/// assert_eq!(split_rows(50_257, 4 * 768, 128 << 20)?, [25_152, 25_105]);
-/// # Ok::<(), throughline::Error>(())
-/// ```
-pub fn split_rows(rows: usize, row_bytes: usize, max_bytes: u64) -> Result<Vec<usize>> {
-    // Storage comes in quads of 16 bytes.
-    let max = usize::try_from(max_bytes).unwrap_or(usize::MAX) / 16 * 16;
-    let fit = max / row_bytes.max(1);
-    if fit == 0 {
-        return Err(Error::Limit(format!("a row takes {row_bytes} bytes; the adapter binds at most {max_bytes}")));
-    }
-    let unit = if fit < 64 { 1 } else { 64 };
-    let most = if rows <= fit { rows.max(1) } else { fit / unit * unit };
-    let each = rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(unit).clamp(1, most);
-    Ok((0..rows).step_by(each).map(|start| each.min(rows - start)).collect())
-}
 
 impl Graph {
     /// [`embedding`](Self::embedding) from a table in parts `[n0, d], [n1, d], ..`, whose rows have ids from

@@ -1,10 +1,10 @@
 //! The same storage under another shape. No kernel runs.
 
-use super::{Launch, Op, Program, expect_f32};
-use crate::autodiff::Vjp;
+use super::checks::expect_f32;
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
-use crate::reference::Array;
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Launch, Program};
 use crate::tensor::{Shape, TensorType};
 
 /// `x -> x` of another shape with as many elements.

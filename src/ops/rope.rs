@@ -13,12 +13,14 @@ use std::f64::consts::TAU;
 use serde::{Deserialize, Serialize};
 
 use super::cache::expect_starts;
-use super::{Bind, Case, InputFill, Launch, Op, Program, Row, elementwise, table_kernel};
-use crate::autodiff::Vjp;
+use super::cases::{Case, InputFill, Row};
+use super::elementwise;
+use super::source::table_kernel;
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::profile::AdapterClass;
-use crate::reference::Array;
 use crate::tensor::{DType, Shape, TensorType};
 
 const SOURCE: &str = include_str!("../../shaders/rope.wgsl");

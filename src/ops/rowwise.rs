@@ -1,7 +1,7 @@
 //! What kernels that work row by row share on the host: how a row is split over invocations.
 
-use super::{LaneSource, Launch, table_kernel};
-use crate::kernel::Kernel;
+use super::source::{LaneSource, table_kernel};
+use crate::kernel::{Kernel, Launch};
 use crate::profile::AdapterClass;
 
 /// How `rows` rows of `cols` elements map to workgroups, with the knobs that say so to a kernel.

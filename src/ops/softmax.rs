@@ -1,12 +1,14 @@
 //! Softmax over the last dimension: `y = exp(x - max) / sum(exp(x - max))`. Backward:
 //! `dx = y * (dy - sum(dy * y))`.
 
+use super::cases::{Case, InputFill, Row};
+use super::checks::expect_f32;
 use super::rowwise::RowLayout;
-use super::{Bind, Case, InputFill, LaneSource, Launch, Op, Program, Row, expect_f32, lane_source};
-use crate::autodiff::Vjp;
+use super::source::{LaneSource, lane_source};
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
-use crate::reference::Array;
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::tensor::TensorType;
 
 const SOURCE: LaneSource = lane_source!("common/rows.wgsl", "softmax.wgsl");

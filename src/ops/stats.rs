@@ -4,11 +4,14 @@
 //! `max |a|`, `a.b`, `sum b`, `sum b^2`, `max |b|`, 0. The order of additions is fixed. Rows are few enough for the
 //! host to add, in f64: that saves every probe a second dispatch.
 
+use super::cases::{Case, InputFill, Row};
+use super::checks::{expect_f32, expect_shape};
 use super::rowwise::RowLayout;
-use super::{Bind, Case, InputFill, LaneSource, Launch, Op, Program, Row, expect_f32, expect_shape, lane_source};
-use crate::autodiff::Vjp;
+use super::source::{LaneSource, lane_source};
+use crate::array::Array;
 use crate::error::Result;
-use crate::reference::Array;
+use crate::graph::{Op, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::tensor::TensorType;
 
 const SOURCE: LaneSource = lane_source!("common/rows.wgsl", "stats.wgsl");

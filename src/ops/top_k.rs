@@ -3,13 +3,14 @@
 //! Logits compare as in [`f32::total_cmp`]: -0 comes behind 0, equal ones by id. What is no number counts as
 //! negative infinity.
 
-use super::{Bind, Case, InputFill, Launch, Op, Program, Row, expect_f32, table_kernel};
-use crate::autodiff::Vjp;
+use super::cases::{Case, InputFill, Row};
+use super::checks::expect_f32;
+use super::source::table_kernel;
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
-use crate::kernel::Kernel;
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Kernel, Launch, Program};
 use crate::profile::AdapterClass;
-use crate::reference::Array;
 use crate::tensor::TensorType;
 
 const SOURCE: &str = include_str!("../../shaders/top_k.wgsl");
@@ -81,7 +82,7 @@ pub struct TopK {
 impl Graph {
     /// The `k` likeliest tokens of each row of `logits`, `[.., n]`, with what tells their probabilities at this
     /// `temperature`, `[1]` or one for each row: values `[rows, k]`, ids u32 `[rows, k]` and lse `[rows]`, as [`TopK`] defines them.
-    /// [`Sampling::draw_from`](crate::sample::Sampling::draw_from) takes these.
+    /// [`Sampling::draw_from`](crate::decode::sample::Sampling::draw_from) takes these.
     ///
     /// ```
     /// use throughline::{Graph, TensorType};

@@ -1,11 +1,12 @@
 //! Swaps two axes. The gradient is the same swap.
 
-use super::{Bind, Case, Launch, Op, Program, Row, table_kernel};
-use crate::autodiff::Vjp;
+use super::cases::{Case, Row};
+use super::source::table_kernel;
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::profile::AdapterClass;
-use crate::reference::Array;
 use crate::tensor::{Shape, TensorType};
 
 const SOURCE: &str = include_str!("../../shaders/transpose.wgsl");

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ALIGN, ArenaLayout};
+use super::arena::{ALIGN, ArenaLayout};
 use crate::error::{Error, Result};
 use crate::ops::muon::{MuonSettings, MuonStep};
 

@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
-use super::muon::Batch;
-use super::{AdamWConfig, Arena, ArenaLayout, MuonConfig, numbered};
+use super::arena::{Arena, ArenaLayout, numbered};
+use super::muon::{Batch, MuonConfig};
+use super::schedule::AdamWConfig;
+use crate::device::Tensor;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
 use crate::plan::Plan;
-use crate::profile::{Planning, Profile};
-use crate::requirements::Requirements;
-use crate::tensor::{Tensor, TensorType};
+use crate::plan::requirements::Requirements;
+use crate::profile::Profile;
+use crate::tensor::TensorType;
 
 /// An [`Optimizer`](super::Optimizer) before there is a device.
 ///
@@ -80,15 +82,6 @@ impl OptimizerPlan {
         layout: &Arc<ArenaLayout>,
         profile: &Profile,
     ) -> Result<Self> {
-        Self::on(config, muon, layout, profile)
-    }
-
-    pub(crate) fn on(
-        config: AdamWConfig,
-        muon: Option<MuonConfig>,
-        layout: &Arc<ArenaLayout>,
-        on: &dyn Planning,
-    ) -> Result<Self> {
         if let Some(muon) = &muon {
             muon.validate()?;
             if !layout.parts.iter().any(|part| part.muon) {
@@ -108,7 +101,7 @@ impl OptimizerPlan {
             Some(muon) => Some((muon, step.muon(&muon, norm)?)),
             None => None,
         };
-        let plan = Arc::new(on.plan(&step.g, &[norm])?);
+        let plan = Arc::new(Plan::new(&step.g, &[norm], profile)?);
         let (layout, bound) = (layout.clone(), step.bound);
         Ok(OptimizerPlan { config, layout, second, plan, bound, hyper, muon, norm })
     }

@@ -8,8 +8,7 @@ use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, ErrorKind, Value, context};
 use serde::Serialize;
 
-use crate::error::{Error, Result};
-use crate::format::{bad, quoted};
+use crate::error::{Error, Result, bad, quoted};
 
 /// Steps of a template on one chat. A step makes at most 64 bytes, and a long template takes some hundred a message.
 const FUEL: u64 = 2_000_000;

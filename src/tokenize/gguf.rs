@@ -24,8 +24,8 @@ use tokenizers::{AddedToken, DecoderWrapper, PreTokenizerWrapper, SplitDelimiter
 
 use super::ModelTokenizer;
 use super::chat::ChatTemplate;
-use crate::error::{Error, Result};
-use crate::format::{Metadata, Weights, bad, quoted};
+use crate::error::{Error, Result, bad, quoted};
+use crate::format::{Metadata, Weights};
 
 const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";

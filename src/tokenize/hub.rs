@@ -9,8 +9,8 @@ use tokenizers::Tokenizer;
 
 use super::chat::ChatTemplate;
 use super::{ModelTokenizer, guarded};
-use crate::error::{Error, Result};
-use crate::format::{Entries, bad, quoted, read_file, read_json};
+use crate::error::{Error, Result, bad, quoted};
+use crate::format::{Entries, read_file, read_json};
 
 /// Longest files that are read. The longest `tokenizer.json` known take 33 MB.
 const MAX_TOKENIZER_BYTES: u64 = 64 << 20;

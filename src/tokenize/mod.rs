@@ -10,18 +10,18 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+use chat::ChatTemplate;
 use tokenizers::{
     DecodeStream, DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, Tokenizer,
 };
 
-use crate::error::{Error, Result};
-use crate::format::{Weights, bad};
+use crate::error::{Error, Result, bad};
+use crate::format::Weights;
 
 mod chat;
 mod gguf;
 mod hub;
 
-use chat::ChatTemplate;
 pub use chat::Message;
 
 /// A model's tokenizer, with the tokens that end a text and the model's chat template.

@@ -1,6 +1,7 @@
 //! What fits where a training configuration does not: found by planning smaller ones.
 
-use super::{TrainConfig, TrainOptions, TrainPlan};
+use super::config::{TrainConfig, TrainOptions};
+use super::plan::TrainPlan;
 use crate::error::{Error, Result};
 use crate::profile::Profile;
 
@@ -16,7 +17,8 @@ impl TrainConfig {
     /// ```
     /// # use throughline::{nn::TransformerConfig, train::TrainConfig};
     /// # let config = TrainConfig::new(TransformerConfig::gpt2(65, 128, 4, 128, 4), 64);
-    /// use throughline::{AdapterClass, Profile, train::TrainOptions};
+    /// use throughline::{AdapterClass, Profile};
+    /// use throughline::train::TrainOptions;
     /// let options = TrainOptions { max_bytes: Some(100 << 20), ..TrainOptions::default() };
     /// let fitted = config.fitted(&options, &Profile::portable(AdapterClass::Gpu))?;
     /// assert_eq!((config.batch, fitted.batch, fitted.micro_batches), (64, 16, 4));
@@ -28,6 +30,14 @@ impl TrainConfig {
             Err(e) if may_be_size(&e) => smaller(self, options, profile),
             Err(e) => Err(e),
         }
+    }
+}
+
+impl TrainPlan {
+    /// Plans for devices of this profile. An [`Error::Limit`] names a tensor and the limit that it is over, or the
+    /// bytes that [`TrainOptions::max_bytes`] allows, and what would fit.
+    pub fn new(config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Result<Self> {
+        Self::as_is(config, options, profile).map_err(|e| with_advice(e, config, options, profile))
     }
 }
 
@@ -65,7 +75,7 @@ fn resized(config: &TrainConfig, batch: usize, seq_len: usize) -> TrainConfig {
 }
 
 /// The error of planning, with what would fit if it was for want of room.
-pub(super) fn with_advice(e: Error, config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Error {
+fn with_advice(e: Error, config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Error {
     if !may_be_size(&e) {
         return e;
     }

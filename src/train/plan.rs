@@ -3,16 +3,16 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{TrainConfig, TrainOptions, fit};
+use super::config::{TrainConfig, TrainOptions};
+use crate::device::Gpu;
 use crate::error::{Error, Result};
-use crate::gpu::Gpu;
 use crate::graph::{Graph, Value};
 use crate::nn::{ParamInit, Transformer};
 use crate::optim::{ArenaLayout, OptimizerPlan};
 use crate::plan::Plan;
+use crate::plan::requirements::Requirements;
 use crate::probe::{self, Instruments};
-use crate::profile::{Planning, Profile};
-use crate::requirements::Requirements;
+use crate::profile::Profile;
 use crate::tensor::TensorType;
 
 /// A [`Trainer`](super::Trainer) before there is a device: what it needs of one, and how much memory it takes. Pure
@@ -76,33 +76,23 @@ impl StepPlan {
 }
 
 impl TrainPlan {
-    /// Plans for devices of this profile. An [`Error::Limit`] names a tensor and the limit that it is over, or the
-    /// bytes that [`TrainOptions::max_bytes`] allows, and what would fit.
-    pub fn new(config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Result<Self> {
-        Self::on(config, options, profile)
-    }
-
-    pub(super) fn on(config: &TrainConfig, options: &TrainOptions<'_>, on: &dyn Planning) -> Result<Self> {
-        Self::as_is(config, options, on).map_err(|e| fit::with_advice(e, config, options, on.profile()))
-    }
-
-    /// The same without a word on what would fit.
-    pub(super) fn as_is(config: &TrainConfig, options: &TrainOptions<'_>, on: &dyn Planning) -> Result<Self> {
+    /// [`new`](Self::new), without advice on what would fit.
+    pub(super) fn as_is(config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Result<Self> {
         config.validate()?;
-        let (graph, gpt) = options.build(on, config, true)?;
+        let (graph, gpt) = options.build(profile, config, true)?;
         let params: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
-        let (max_bytes, muon) = (on.profile().max_arena_bytes(), config.muon.is_some());
+        let (max_bytes, muon) = (profile.max_arena_bytes(), config.muon.is_some());
         let layout = ArenaLayout::for_training(&graph, &params, max_bytes, muon)?;
         // Tables are in parts as this graph's.
-        let layout = Arc::new(ArenaLayout { max_bytes: on.profile().max_tensor_bytes(), ..layout });
+        let layout = Arc::new(ArenaLayout { max_bytes: profile.max_tensor_bytes(), ..layout });
         let plan = TrainPlan {
             config: config.clone(),
             inits: gpt.params.iter().map(|p| p.init).collect(),
-            forward_backward: training_plan(graph, &gpt, (config, options), on)?,
-            evaluation: evaluation_plan(config, options, on)?,
-            optimizer: OptimizerPlan::on(config.adamw, config.muon, &layout, on)?,
+            forward_backward: training_plan(graph, &gpt, (config, options), profile)?,
+            evaluation: evaluation_plan(config, options, profile)?,
+            optimizer: OptimizerPlan::new(config.adamw, config.muon, &layout, profile)?,
             layout,
-            subgroups: on.profile().subgroups,
+            subgroups: profile.subgroups,
         };
         plan.check_memory(options.max_bytes)?;
         Ok(plan)
@@ -159,7 +149,7 @@ impl TrainPlan {
 
     /// An `Err` if this device is not one that it was made for.
     pub(super) fn check(&self, gpu: &Gpu) -> Result<()> {
-        self.requirements().check_gpu(gpu, self.subgroups)
+        gpu.check(&self.requirements(), self.subgroups)
     }
 }
 
@@ -168,7 +158,7 @@ fn training_plan(
     mut g: Graph,
     gpt: &Transformer,
     (config, options): (&TrainConfig, &TrainOptions<'_>),
-    on: &dyn Planning,
+    profile: &Profile,
 ) -> Result<StepPlan> {
     let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
     let mut loss = g.cross_entropy("loss", gpt.logits, targets)?;
@@ -209,17 +199,17 @@ fn training_plan(
         false => Some(Instruments::new(&mut g, &probes, &by_value)?),
     };
     let outputs = instruments.as_ref().map_or(vec![], Instruments::outputs);
-    let plan = Arc::new(on.plan(&g, &[&[loss], &outputs[..]].concat())?);
+    let plan = Arc::new(Plan::new(&g, &[&[loss], &outputs[..]].concat(), profile)?);
     let (tokens, dropout_seed) = (gpt.tokens, gpt.dropout_seed);
     Ok(StepPlan { plan, params, grads, tokens, targets, dropout_seed, loss, loss_state, instruments })
 }
 
 /// Forward and loss alone, on the same parameters.
-fn evaluation_plan(config: &TrainConfig, options: &TrainOptions<'_>, on: &dyn Planning) -> Result<StepPlan> {
-    let (mut g, gpt) = options.build(on, config, false)?;
+fn evaluation_plan(config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Result<StepPlan> {
+    let (mut g, gpt) = options.build(profile, config, false)?;
     let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
     let loss = g.cross_entropy("loss", gpt.logits, targets)?;
-    let plan = Arc::new(on.plan(&g, &[loss])?);
+    let plan = Arc::new(Plan::new(&g, &[loss], profile)?);
     let params = gpt.params.iter().map(|p| p.value).collect();
     let (dropout_seed, loss_state, instruments) = (None, None, None);
     let tokens = gpt.tokens;

@@ -2,12 +2,11 @@
 
 use std::time::Duration;
 
-use super::Trainer;
-use crate::data::Batch;
+use super::data::Batch;
+use super::trainer::Trainer;
+use crate::device::timeline::Timeline;
+use crate::device::{Readback, Slice};
 use crate::error::{Error, Result};
-use crate::exec::Slice;
-use crate::staging::Readback;
-use crate::timeline::Timeline;
 
 /// How the steps of a trainer are cut; from [`Trainer::slices`].
 #[derive(Clone, Debug)]
@@ -62,7 +61,7 @@ impl Trainer {
     /// Starts a step in slices. Records nothing yet.
     ///
     /// ```no_run
-    /// # fn app(trainer: &mut throughline::train::Trainer, batches: &[throughline::data::Batch]) -> throughline::Result<()> {
+    /// # fn app(trainer: &mut throughline::train::Trainer, batches: &[throughline::train::data::Batch]) -> throughline::Result<()> {
     /// # let (device, queue) = (trainer.gpu().device().clone(), trainer.gpu().queue().clone());
     /// let profile = trainer.profile_blocking(batches)?; // once; a step like others
     /// let slices = trainer.slices(&profile, std::time::Duration::from_micros(500))?;

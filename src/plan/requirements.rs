@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 
 use crate::error::{Error, Result};
-use crate::gpu::Gpu;
 use crate::kernel::Kernel;
 use crate::plan::Plan;
 use crate::profile::{AdapterClass, Profile};
@@ -52,7 +51,7 @@ pub struct Requirements {
 }
 
 impl Requirements {
-    /// [`Gpu::USEFUL_FEATURES`], none of which is needed, one by one with what each is good for.
+    /// [`Profile::USEFUL_FEATURES`], none of which is needed, one by one with what each is good for.
     pub const USEFUL_FEATURES: [(wgpu::Features, &'static str); 3] = [
         (wgpu::Features::SUBGROUP, "plans for a profile with subgroups share loads and sums by shuffles: faster rows"),
         (wgpu::Features::TIMESTAMP_QUERY, "profiles have the GPU's own times of kernels, not the host's clock"),
@@ -161,31 +160,8 @@ impl Requirements {
     pub fn descriptor(&self, adapter: &wgpu::Adapter) -> wgpu::DeviceDescriptor<'static> {
         let mut required_limits = wgpu::Limits::default();
         self.raise(&mut required_limits);
-        let required_features = self.features | adapter.features() & Gpu::USEFUL_FEATURES;
+        let required_features = self.features | adapter.features() & Profile::USEFUL_FEATURES;
         wgpu::DeviceDescriptor { required_features, required_limits, ..Default::default() }
-    }
-
-    /// [`check`](Self::check) of a device's limits, features too; and that subgroups are those of the profile that
-    /// plans were made for, if they use any: kernels count on their size.
-    pub(crate) fn check_gpu(&self, gpu: &Gpu, subgroups: Option<[u32; 2]>) -> Result<()> {
-        let advice =
-            "A plan made for `gpu.profile()` has its arenas and tables in parts that fit, or says what else would";
-        self.check(&gpu.device().limits()).map_err(|e| match e {
-            Error::Limit(message) => Error::Limit(format!("{message}. {advice}")),
-            e => e,
-        })?;
-        let missing = self.features - gpu.device().features();
-        if !missing.is_empty() {
-            let names: Vec<&str> = missing.iter_names().map(|(name, _)| name).collect();
-            let message = format!("the plan needs {}, but the device was opened without. {advice}", names.join(", "));
-            return Err(Error::Device(message));
-        }
-        let theirs = gpu.profile().subgroups;
-        if self.features.contains(wgpu::Features::SUBGROUP) && theirs != subgroups {
-            let message = format!("the plan is for subgroups of {subgroups:?} lanes, but the device's have {theirs:?}");
-            return Err(Error::Device(message));
-        }
-        Ok(())
     }
 }
 
@@ -206,6 +182,6 @@ mod tests {
     fn useful_features_are_those_of_gpu() {
         let all =
             Requirements::USEFUL_FEATURES.iter().fold(wgpu::Features::empty(), |all, (feature, _)| all | *feature);
-        assert_eq!(all, Gpu::USEFUL_FEATURES);
+        assert_eq!(all, Profile::USEFUL_FEATURES);
     }
 }

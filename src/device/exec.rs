@@ -8,15 +8,16 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::gpu::{Gpu, binding_size};
+use super::readback::Readback;
+use super::tensor::Tensor;
+use super::timeline::{self, Clock, NodeTime, Span, Timeline};
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, binding_size};
 use crate::graph::Value;
 use crate::kernel::Kernel;
-use crate::plan::{External, Plan, Slot, Step};
-use crate::requirements::Requirements;
-use crate::staging::Readback;
-use crate::tensor::{Element, Tensor, TensorType};
-use crate::timeline::{self, Clock, NodeTime, Span, Timeline};
+use crate::plan::requirements::Requirements;
+use crate::plan::{External, Plan, Slot, Step, uniform_stride};
+use crate::tensor::{Element, TensorType};
 
 /// How an [`Executable`] is set up.
 #[derive(Clone, Debug, Default)]
@@ -600,9 +601,4 @@ fn upload_uniforms(gpu: &Gpu, plan: &Plan) -> wgpu::Buffer {
     });
     gpu.queue().write_buffer(&buffer, 0, &bytes);
     buffer
-}
-
-/// Bytes of so many words in an executable's buffer of uniforms.
-pub(crate) fn uniform_stride(words: usize) -> u64 {
-    ((words * 4) as u64).next_multiple_of(256)
 }

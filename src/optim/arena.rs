@@ -1,31 +1,13 @@
-//! Parameters in arenas, and AdamW over them, or AdamW and Muon.
-//!
-//! Parameters, gradients and both moments are each an arena with the same layout: one buffer, so that a
-//! step is one AdamW dispatch, one norm reduction and one clear; or as few buffers as the adapter's
-//! limits ask for, and then one of each per buffer. Muon's matrices have buffers of their own, those of one shape
-//! side by side, so that they are one tensor to matmul.
-
-mod muon;
-mod plan;
-
-pub use muon::{MuonConfig, MuonScale};
-pub use plan::OptimizerPlan;
+//! Arenas: one buffer, or a few, with many tensors in it.
 
 use std::collections::HashMap;
-use std::f64::consts::PI;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
+use crate::device::{Gpu, Tensor};
 use crate::error::{Error, Result};
-use crate::exec::{ExecOptions, Executable};
-use crate::gpu::Gpu;
 use crate::graph::{Graph, Value};
 use crate::nn::{Transformer, TransformerConfig, is_hidden_matrix};
-use crate::ops::adamw::AdamWSettings;
-use crate::plan::Plan;
-use crate::tensor::{Shape, Tensor, TensorType};
-use crate::timeline::Timeline;
+use crate::tensor::{Shape, TensorType};
 
 /// Where each tensor lies in an arena. Pure data.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +44,7 @@ pub struct ArenaPart {
 }
 
 /// Elements at a multiple of which tensors lie: 256 bytes, the alignment of bindings.
-const ALIGN: usize = 64;
+pub(super) const ALIGN: usize = 64;
 
 impl ArenaLayout {
     /// Lays out tensors in parts of at most `max_bytes`, which a device gives as
@@ -117,7 +99,7 @@ impl ArenaLayout {
     }
 
     /// What is not Muon's, in the same order.
-    fn without_muon(&self) -> Self {
+    pub(super) fn without_muon(&self) -> Self {
         let mut layout = ArenaLayout { tensors: vec![], places: vec![], parts: vec![], max_bytes: self.max_bytes };
         let mut moved = HashMap::new();
         for (i, &part) in self.parts.iter().enumerate().filter(|(_, part)| !part.muon) {
@@ -263,196 +245,8 @@ impl Arena {
 }
 
 /// A name for part `i` of something: the first has that of the whole.
-fn numbered(name: &str, i: usize) -> String {
+pub(super) fn numbered(name: &str, i: usize) -> String {
     if i == 0 { name.to_string() } else { format!("{name}.{i}") }
-}
-
-/// How the learning rate falls after the warm-up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Decay {
-    /// Not at all.
-    Constant,
-    /// Half a cosine.
-    Cosine,
-    /// A straight line.
-    Linear,
-}
-
-/// Learning rate by step: a linear warm-up, then a decay.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Schedule {
-    /// Highest rate, reached at the end of the warm-up.
-    pub peak: f64,
-    /// Steps of warm-up; step 0 has rate `peak / warmup`.
-    pub warmup: u64,
-    /// Step at which the decay ends. Later steps keep the final rate.
-    pub steps: u64,
-    /// Final rate as a fraction of the peak.
-    pub final_fraction: f64,
-    /// Shape of the decay.
-    pub decay: Decay,
-}
-
-impl Schedule {
-    /// The same rate at every step.
-    pub fn constant(lr: f64) -> Self {
-        Schedule { peak: lr, warmup: 0, steps: 0, final_fraction: 1.0, decay: Decay::Constant }
-    }
-
-    /// Rate of step `step`, counted from 0.
-    ///
-    /// ```
-    /// use throughline::optim::{Decay, Schedule};
-    /// let s = Schedule { peak: 1.0, warmup: 10, steps: 110, final_fraction: 0.1, decay: Decay::Cosine };
-    /// assert_eq!(s.at(0), 0.1);
-    /// assert_eq!(s.at(9), 1.0);
-    /// assert!((s.at(60) - 0.55).abs() < 1e-9);
-    /// assert!((s.at(500) - 0.1).abs() < 1e-9);
-    /// ```
-    pub fn at(&self, step: u64) -> f64 {
-        if step < self.warmup {
-            return self.peak * (step + 1) as f64 / self.warmup as f64;
-        }
-        let span = self.steps.saturating_sub(self.warmup).max(1) as f64;
-        let t = ((step - self.warmup) as f64 / span).min(1.0);
-        let left = match self.decay {
-            Decay::Constant => return self.peak,
-            Decay::Cosine => 0.5 * (1.0 + (PI * t).cos()),
-            Decay::Linear => 1.0 - t,
-        };
-        self.peak * (self.final_fraction + (1.0 - self.final_fraction) * left)
-    }
-}
-
-/// Settings of AdamW and clipping.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct AdamWConfig {
-    /// Decay of the first moment.
-    pub beta1: f64,
-    /// Decay of the second moment.
-    pub beta2: f64,
-    /// Added to the root of the second moment.
-    pub eps: f64,
-    /// Decoupled weight decay, for tensors of two or more dimensions.
-    pub weight_decay: f64,
-    /// Bound for the global gradient norm; 0 does not clip.
-    pub max_grad_norm: f64,
-}
-
-impl Default for AdamWConfig {
-    fn default() -> Self {
-        AdamWConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, max_grad_norm: 1.0 }
-    }
-}
-
-/// AdamW over arenas, and Muon where it is chosen: global norm, clipping and the update, all on the GPU.
-#[derive(Debug)]
-pub struct Optimizer {
-    config: AdamWConfig,
-    /// First moments: AdamW's, and Muon's momentum.
-    pub m: Arena,
-    /// Second moments, of what AdamW updates.
-    pub v: Arena,
-    exec: Executable,
-    /// Without, there is nothing for AdamW.
-    hyper: Option<Value>,
-    muon: Option<(MuonConfig, Value)>,
-    norm: Value,
-}
-
-impl Optimizer {
-    /// Moments for `params`, zeroed, and the dispatches of a step: AdamW for all of them.
-    pub async fn new(gpu: &Gpu, config: AdamWConfig, params: &Arena, grads: &Arena) -> Result<Self> {
-        let plan = OptimizerPlan::on(config, None, &params.layout, gpu)?;
-        Self::from_plan(gpu, &plan, params, grads).await
-    }
-
-    /// The same with Muon for the matrices that the arenas' layout has for it
-    /// ([`ArenaLayout::with_muon`]), at least one.
-    pub async fn with_muon(
-        gpu: &Gpu,
-        config: AdamWConfig,
-        muon: MuonConfig,
-        params: &Arena,
-        grads: &Arena,
-    ) -> Result<Self> {
-        let plan = OptimizerPlan::on(config, Some(muon), &params.layout, gpu)?;
-        Self::from_plan(gpu, &plan, params, grads).await
-    }
-
-    /// What a plan says, on arenas of its layout.
-    pub async fn from_plan(gpu: &Gpu, plan: &OptimizerPlan, params: &Arena, grads: &Arena) -> Result<Self> {
-        let lens = |layout: &ArenaLayout| layout.parts.iter().map(|part| part.len).collect::<Vec<_>>();
-        for (tensor, arena) in [("parameters", params), ("gradients", grads)] {
-            let [expected, got] = [&plan.layout, &arena.layout].map(|layout| lens(layout));
-            if expected != got {
-                let [expected, got] = [expected, got].map(|lens| format!("an arena with parts of {lens:?} elements"));
-                return Err(Error::Data { tensor: tensor.into(), expected, got });
-            }
-        }
-        let m = gpu.scoped(|| Arena::zeros(gpu, "first moments", &plan.layout)).await?;
-        let v = gpu.scoped(|| Arena::zeros(gpu, "second moments", &plan.second)).await?;
-        let arenas = [params, grads, &m, &v];
-        let bindings = plan.bound.iter().map(|(value, range)| Ok((*value, range.of(arenas)?)));
-        let options = ExecOptions { bindings: bindings.collect::<Result<_>>()?, ..Default::default() };
-        let exec = Executable::new(gpu, plan.plan.clone(), options).await?;
-        let OptimizerPlan { config, hyper, muon, norm, .. } = *plan;
-        Ok(Optimizer { config, m, v, exec, hyper, muon, norm })
-    }
-
-    /// Records an update with learning rate `lr`. `step` counts from 0 and sets the bias correction.
-    pub fn record(&self, encoder: &mut wgpu::CommandEncoder, lr: f64, step: u64) -> Result<()> {
-        self.record_hyper(encoder, lr, step)?;
-        self.exec.record(encoder);
-        Ok(())
-    }
-
-    /// An update like that of [`record`](Self::record), timed kernel by kernel. Resolves once the device has been
-    /// polled; as [`Executable::profile`], it needs a device with timestamps.
-    pub async fn profile(&self, lr: f64, step: u64) -> Result<Timeline> {
-        self.profile_by(lr, step, async |exec| exec.profile().await).await
-    }
-
-    /// [`profile`](Self::profile), waiting; without timestamps by the host's clock.
-    pub fn profile_blocking(&self, lr: f64, step: u64) -> Result<Timeline> {
-        self.exec.gpu().run_blocking(self.profile_by(lr, step, async |exec| exec.profile_blocking()))
-    }
-
-    pub(crate) async fn profile_by(
-        &self,
-        lr: f64,
-        step: u64,
-        profile: impl AsyncFn(&Executable) -> Result<Timeline>,
-    ) -> Result<Timeline> {
-        let gpu = self.exec.gpu();
-        let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        self.record_hyper(&mut encoder, lr, step)?;
-        gpu.submit(encoder)?;
-        profile(&self.exec).await
-    }
-
-    fn record_hyper(&self, encoder: &mut wgpu::CommandEncoder, lr: f64, step: u64) -> Result<()> {
-        let c = self.config;
-        if let Some((muon, value)) = &self.muon {
-            self.exec.record_write(encoder, *value, &muon.settings(lr, c.max_grad_norm).values())?;
-        }
-        let Some(value) = self.hyper else { return Ok(()) };
-        let [lr, beta1, beta2, eps, weight_decay, max_grad_norm] =
-            [lr, c.beta1, c.beta2, c.eps, c.weight_decay, c.max_grad_norm].map(|x| x as f32);
-        let hyper = AdamWSettings { lr, beta1, beta2, eps, weight_decay, max_grad_norm }.at_step(step + 1);
-        self.exec.record_write(encoder, value, &hyper)
-    }
-
-    /// The global gradient norm of the last step, before clipping: `[1]`.
-    pub fn grad_norm(&self) -> Result<Tensor> {
-        self.exec.tensor(self.norm)
-    }
-
-    /// The plan of an update.
-    pub fn plan(&self) -> &Plan {
-        self.exec.plan()
-    }
 }
 
 #[cfg(test)]

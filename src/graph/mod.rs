@@ -1,7 +1,7 @@
 //! The graph builder: named nodes, checked shapes.
 //!
 //! A graph is a list of nodes in the order in which they were made, which is a topological order.
-//! It owns no GPU memory. [`crate::plan`] turns it into buffers and dispatches, [`crate::exec`]
+//! It owns no GPU memory. [`crate::plan`] turns it into buffers and dispatches, [`crate::device`]
 //! runs those, [`crate::reference`] interprets it in f64.
 
 use std::collections::{BTreeSet, HashMap};
@@ -9,8 +9,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::ops::Op;
 use crate::tensor::{Shape, TensorType};
+
+mod op;
+
+pub use op::{Op, Vjp};
 
 /// One output of one node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -5,12 +5,13 @@
 
 use std::sync::Arc;
 
+use super::gpu::{Gpu, binding_size};
+use super::tensor::Tensor;
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, binding_size};
 use crate::kernel::Kernel;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::DType;
 
-const SOURCE: &str = include_str!("../shaders/texture.wgsl");
+const SOURCE: &str = include_str!("../../shaders/texture.wgsl");
 
 /// Pixels that a workgroup makes, in both directions.
 const GROUP: u32 = 8;
@@ -18,7 +19,8 @@ const GROUP: u32 = 8;
 /// The pass that writes a tensor into a texture: pipeline and bind group, made once.
 ///
 /// ```
-/// use throughline::{Gpu, Tensor, TensorType, texture::TextureOutput};
+/// use throughline::{Gpu, Tensor, TensorType};
+/// use throughline::device::texture::TextureOutput;
 /// let gpu = Gpu::headless_blocking()?;
 /// let rgb = Tensor::zeros(&gpu, "rgb", TensorType::f32([9, 16, 3]))?; // an output of yours, [height, width, channels]
 /// let texture = gpu.device().create_texture(&wgpu::TextureDescriptor {

@@ -8,18 +8,20 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 
+use super::config::TrainConfig;
+use super::trainer::Trainer;
+use crate::device::Gpu;
 use crate::error::{Error, Result};
-use crate::gpu::Gpu;
+pub use crate::files::write_atomically;
+use crate::hash::fnv1a;
 use crate::nn::{part_of, table_of_part};
 use crate::optim::{Arena, ArenaLayout};
-use crate::train::{TrainConfig, Trainer};
 
 /// Key of the metadata entry that holds [`RunState`].
 const KEY: &str = "throughline";
@@ -50,7 +52,7 @@ impl RunState {
 
 /// FNV-1a of a text, for [`RunState::text_hash`].
 pub fn text_hash(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
+    fnv1a(text.bytes())
 }
 
 /// A checkpoint in host memory.
@@ -194,41 +196,4 @@ impl Checkpoint {
 fn arenas(trainer: &Trainer) -> [(&'static str, &Arena); 3] {
     let optimizer = &trainer.optimizer;
     [("", &trainer.params), ("optimizer.m.", &optimizer.m), ("optimizer.v.", &optimizer.v)]
-}
-
-/// Writes a file so that its path never holds a part of it.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let io = |source| Error::Io { path: path.display().to_string(), source };
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = path.with_file_name(name);
-    let write = || {
-        let mut file = fs::File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    write().map_err(|e| {
-        // The error to report is the first one; a leftover file does no harm.
-        let _ = fs::remove_file(&temporary);
-        io(e)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_write_that_fails_leaves_no_trace() {
-        let dir = std::env::temp_dir().join(format!("throughline-{}", std::process::id()));
-        let target = dir.join("taken");
-        // A folder that is not empty cannot be replaced by a file.
-        fs::create_dir_all(target.join("inside")).unwrap();
-        let err = write_atomically(&target, b"new").unwrap_err().to_string();
-        assert!(err.contains("taken"), "{err}");
-        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1, "a temporary file is left");
-        assert!(target.join("inside").is_dir());
-        fs::remove_dir_all(dir).unwrap();
-    }
 }

@@ -3,57 +3,14 @@
 //! Both ways go through staging buffers that are recorded into the caller's encoder and map themselves when it is
 //! submitted. They go round: a step that reads and writes as much as the one before allocates nothing.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use futures_intrusive::channel::shared::{OneshotReceiver, oneshot_channel};
 
+use super::gpu::{Gpu, now};
+use super::pool::{Pool, lock, put};
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, now};
-use crate::tensor::{Element, Tensor, TensorType};
-
-/// Bytes of unused staging buffers that are kept for the next readback.
-const KEPT_BYTES: u64 = 16 << 20;
-/// Least bytes of a staging buffer for writes: about what a step of a small model is told.
-const UPLOAD_BYTES: u64 = 4 << 10;
-
-/// The staging buffers of a device.
-#[derive(Debug)]
-pub(crate) struct Staging {
-    uploads: Mutex<wgpu::util::StagingBelt>,
-    readbacks: Arc<Mutex<Pool>>,
-}
-
-/// Buffers that nobody uses, the one that was used last at the end.
-#[derive(Debug, Default)]
-struct Pool(Vec<wgpu::Buffer>);
-
-impl Pool {
-    fn take(&mut self, size: u64) -> Option<wgpu::Buffer> {
-        let i = self.0.iter().rposition(|buffer| buffer.size() == size)?;
-        Some(self.0.remove(i))
-    }
-
-    /// Takes a mapped buffer back.
-    fn put(&mut self, buffer: wgpu::Buffer) {
-        buffer.unmap();
-        self.0.push(buffer);
-        let mut kept: u64 = self.0.iter().map(wgpu::Buffer::size).sum();
-        while kept > KEPT_BYTES {
-            kept -= self.0.remove(0).size();
-        }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Staging {
-    pub(crate) fn new(device: &wgpu::Device) -> Self {
-        let uploads = Mutex::new(wgpu::util::StagingBelt::new(device.clone(), UPLOAD_BYTES));
-        Staging { uploads, readbacks: Arc::default() }
-    }
-}
+use crate::tensor::{Element, TensorType};
 
 /// Records a write of `bytes`, whole words, into a buffer.
 pub(crate) fn upload(
@@ -97,9 +54,14 @@ struct Mapping {
 }
 
 impl Readback {
-    pub(crate) fn record(gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, tensor: &Tensor) -> Self {
-        let staging = gpu.guarded(|| Ok(Mapping::record(gpu, encoder, tensor)));
-        Readback { gpu: gpu.clone(), ty: tensor.ty().clone(), staging }
+    pub(crate) fn record(
+        gpu: &Gpu,
+        encoder: &mut wgpu::CommandEncoder,
+        from: (&wgpu::Buffer, u64),
+        ty: TensorType,
+    ) -> Self {
+        let staging = gpu.guarded(|| Ok(Mapping::record(gpu, encoder, from, ty.bytes() as u64)));
+        Readback { gpu: gpu.clone(), ty, staging }
     }
 
     /// The data. Resolves once the device has been polled after the copy ran: apps that render do so anyway, since
@@ -174,8 +136,12 @@ impl Readback {
 }
 
 impl Mapping {
-    fn record(gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, tensor: &Tensor) -> Mapping {
-        let size = tensor.ty().bytes() as u64;
+    fn record(
+        gpu: &Gpu,
+        encoder: &mut wgpu::CommandEncoder,
+        (from, offset): (&wgpu::Buffer, u64),
+        size: u64,
+    ) -> Mapping {
         let pool = &gpu.staging().readbacks;
         let unused = lock(pool).take(size);
         let buffer = unused.unwrap_or_else(|| {
@@ -186,7 +152,7 @@ impl Mapping {
                 mapped_at_creation: false,
             })
         });
-        encoder.copy_buffer_to_buffer(tensor.buffer(), tensor.offset(), &buffer, 0, Some(size));
+        encoder.copy_buffer_to_buffer(from, offset, &buffer, 0, Some(size));
         let (sender, mapped) = oneshot_channel();
         let (unwanted, pool) = (buffer.clone(), Arc::downgrade(pool));
         let to = pool.clone();
@@ -216,12 +182,5 @@ impl Drop for Mapping {
         if let Some(Some(Ok(()))) = now(self.mapped.receive()) {
             put(&self.pool, self.buffer.clone());
         }
-    }
-}
-
-/// Gives a mapped buffer back, if the device is still of interest to anybody.
-fn put(pool: &Weak<Mutex<Pool>>, buffer: wgpu::Buffer) {
-    if let Some(pool) = pool.upgrade() {
-        lock(&pool).put(buffer);
     }
 }

@@ -1,19 +1,19 @@
 //! The plan of a step: buffers and dispatches, as data. Printable, made before anything is
 //! allocated; there is no wgpu in it. How it is made is in `planner.rs`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::error::Result;
-use crate::exec::uniform_stride;
-use crate::fuse;
-use crate::graph::{Graph, Node, Source, Value};
+use crate::graph::{Op, Value};
 use crate::kernel::Kernel;
-use crate::ops::Op;
-use crate::planner;
-use crate::profile::Profile;
 use crate::tensor::TensorType;
+
+mod bindings;
+mod fuse;
+mod planner;
+pub(crate) mod requirements;
+pub mod variants;
 
 /// Where a value lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -78,7 +78,7 @@ pub struct PlannedDispatch {
     /// Words of the uniform at binding 0.
     pub words: Vec<u32>,
     /// Words of the uniform behind the last of `binds`, if any: where the ranges of bindings that were merged start,
-    /// and their last indices. See [`Profile::max_storage_buffers`].
+    /// and their last indices. See [`Profile::max_storage_buffers`](crate::Profile::max_storage_buffers).
     pub ranges: Vec<u32>,
     /// Copies into buffers of merged bindings, to make first.
     pub copies_in: Vec<Copy>,
@@ -126,48 +126,6 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans what `outputs` and the graph's stores need. The outputs can be read after a step.
-    ///
-    /// Stores take effect at the end: whatever the graph computes, it computes from what states held
-    /// before the step. A state or parameter that is itself an output is read as the step leaves it.
-    ///
-    /// ```
-    /// use throughline::{AdapterClass, Graph, Plan, Profile, TensorType};
-    /// let mut g = Graph::new();
-    /// let x = g.input("x", TensorType::f32([4, 8]))?;
-    /// let w = g.param("w", [8, 8])?;
-    /// let branch = g.matmul("branch", x, w)?;
-    /// let y = g.residual_add("y", x, branch)?;
-    /// let plan = Plan::new(&g, &[y], &Profile::portable(AdapterClass::Gpu))?;
-    /// assert_eq!(plan.steps.len(), 1); // the addition happens in the matmul's epilogue
-    /// println!("{plan}");
-    /// # Ok::<(), throughline::Error>(())
-    /// ```
-    pub fn new(graph: &Graph, outputs: &[Value], profile: &Profile) -> Result<Plan> {
-        let mut wanted: Vec<Value> = outputs.to_vec();
-        wanted.extend(graph.stores().iter().flat_map(|&(value, state)| [value, state]));
-        graph.check_values(&wanted)?;
-        let live: HashSet<usize> = graph.needed(&wanted).into_iter().collect();
-        let mut nodes: Vec<Node> = graph.nodes().to_vec();
-        for (id, node) in nodes.iter_mut().enumerate() {
-            if !live.contains(&id) {
-                node.inputs.clear();
-            }
-        }
-        let (mut nodes, place) = early_first(nodes);
-        let placed = |v: Value| Value { node: place[v.node], ..v };
-        wanted.iter_mut().for_each(|v| *v = placed(*v));
-        let moved = fuse::fold_additions(&mut nodes, &wanted);
-        let now = |v: Value| moved.get(&placed(v)).copied().unwrap_or(placed(v));
-        let stores: Vec<(Value, Value)> = graph.stores().iter().map(|&(v, s)| (now(v), placed(s))).collect();
-        let keep: Vec<Value> = outputs.iter().map(|&v| now(v)).collect();
-        let mut plan = planner::plan(&nodes, &keep, &stores, profile)?;
-        plan.kept = outputs.iter().map(|&v| (v, plan.kept[&now(v)].clone())).collect();
-        let original: HashMap<usize, usize> = place.iter().enumerate().map(|(old, &new)| (new, old)).collect();
-        plan.externals.iter_mut().for_each(|e| e.value.node = original[&e.value.node]);
-        Ok(plan)
-    }
-
     /// Where an output given to [`new`](Self::new), or an external, lives.
     pub fn slot(&self, value: Value) -> Option<(Slot, &TensorType)> {
         if let Some((slot, ty)) = self.kept.get(&value) {
@@ -223,32 +181,9 @@ impl Plan {
     }
 }
 
-/// The nodes with those that run early right behind the last of their inputs, and where each node went.
-fn early_first(nodes: Vec<Node>) -> (Vec<Node>, Vec<usize>) {
-    let early = |n: &Node| matches!(&n.source, Source::Op(op) if op.runs_early());
-    if !nodes.iter().any(early) {
-        let place = (0..nodes.len()).collect();
-        return (nodes, place);
-    }
-    // Behind which node each is to stand: itself, or what it waits for. Externals are there from the start.
-    let mut behind: Vec<usize> = vec![];
-    for (id, node) in nodes.iter().enumerate() {
-        behind.push(match &node.source {
-            Source::Op(_) if !early(node) => id,
-            Source::Op(_) => node.inputs.iter().map(|v| behind[v.node]).max().unwrap_or(0),
-            _ => 0,
-        });
-    }
-    let mut order: Vec<usize> = (0..nodes.len()).collect();
-    order.sort_by_key(|&id| (behind[id], id));
-    let mut place = vec![0; nodes.len()];
-    order.iter().enumerate().for_each(|(new, &old)| place[old] = new);
-    let mut nodes: Vec<Option<Node>> = nodes.into_iter().map(Some).collect();
-    let mut sorted: Vec<Node> = order.iter().filter_map(|&old| nodes[old].take()).collect();
-    for v in sorted.iter_mut().flat_map(|n| &mut n.inputs) {
-        v.node = place[v.node];
-    }
-    (sorted, place)
+/// Bytes of so many words in an executable's buffer of uniforms.
+pub(crate) fn uniform_stride(words: usize) -> u64 {
+    ((words * 4) as u64).next_multiple_of(256)
 }
 
 impl fmt::Display for Plan {

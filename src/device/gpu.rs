@@ -7,35 +7,28 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use crate::checkpoint::write_atomically;
+use super::pool::Staging;
 use crate::error::{Error, Result};
+use crate::files::write_atomically;
 use crate::graph::{Graph, Value};
 use crate::kernel::Kernel;
 use crate::plan::Plan;
-use crate::profile::{Cooperative, Planning, Profile};
-use crate::staging::Staging;
-use crate::tensor::Tensor;
-use crate::tune::Tuner;
+use crate::plan::requirements::Requirements;
+use crate::profile::{Choices, Cooperative, Profile};
 
 /// How long a thread that waits sleeps when the GPU has nothing to do, and how long it goes on so.
 const PAUSE: Duration = Duration::from_micros(100);
 const PATIENCE: Duration = Duration::from_secs(10);
 
-impl Planning for Gpu {
-    fn profile(&self) -> &Profile {
-        Gpu::profile(self)
-    }
-
-    fn plan(&self, graph: &Graph, outputs: &[Value]) -> Result<Plan> {
-        Gpu::plan(self, graph, outputs)
-    }
-}
+/// What the buffer of a tensor must be usable for.
+pub(crate) const TENSOR_USAGES: wgpu::BufferUsages =
+    wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
 
 /// A device, its queue and the pipelines compiled for it. Cloning shares all three.
 #[derive(Clone, Debug)]
 pub struct Gpu {
     inner: Arc<Inner>,
-    tuner: Option<Arc<Mutex<Tuner>>>,
+    profile: Arc<Profile>,
 }
 
 #[derive(Debug)]
@@ -43,7 +36,6 @@ struct Inner {
     device: wgpu::Device,
     queue: wgpu::Queue,
     info: wgpu::AdapterInfo,
-    profile: Profile,
     pipelines: Mutex<HashMap<Kernel, Arc<wgpu::ComputePipeline>>>,
     /// The driver's cache of compiled pipelines, where it has one that can be saved.
     cache: Mutex<Option<wgpu::PipelineCache>>,
@@ -54,8 +46,7 @@ struct Inner {
 impl Gpu {
     /// Features that make throughline faster or let it measure itself. None is needed: ask for
     /// those of them that the adapter has.
-    pub const USEFUL_FEATURES: wgpu::Features =
-        wgpu::Features::SUBGROUP.union(wgpu::Features::TIMESTAMP_QUERY).union(wgpu::Features::PIPELINE_CACHE);
+    pub const USEFUL_FEATURES: wgpu::Features = Profile::USEFUL_FEATURES;
 
     /// Runs on a device that the app already owns. Any features and limits will do: plans keep
     /// within what the device was opened with.
@@ -91,12 +82,15 @@ impl Gpu {
             mapped_at_creation: false,
         });
         let (pipelines, cache, staging) = (Mutex::default(), Mutex::default(), Staging::new(&device));
-        Gpu { inner: Arc::new(Inner { device, queue, info, profile, pipelines, cache, null, staging }), tuner: None }
+        let inner = Inner { device, queue, info, pipelines, cache, null, staging };
+        Gpu { inner: Arc::new(inner), profile: Arc::new(profile) }
     }
 
-    /// A handle on the same device on which [`plan`](Self::plan) measures the variants of ops first.
-    pub fn with_tuner(&self, tuner: Tuner) -> Self {
-        Gpu { inner: self.inner.clone(), tuner: Some(Arc::new(Mutex::new(tuner))) }
+    /// A handle on the same device whose plans take these variants of ops, which a [`Tuner`](crate::Tuner) has
+    /// measured to be the fastest. See [`Profile::choices`].
+    pub fn with_choices(&self, choices: Choices) -> Self {
+        let profile = Profile { choices, ..Profile::clone(&self.profile) };
+        Gpu { inner: self.inner.clone(), profile: Arc::new(profile) }
     }
 
     /// An empty graph for models on this device.
@@ -104,14 +98,9 @@ impl Gpu {
         Graph::with_max_tensor_bytes(self.profile().max_tensor_bytes())
     }
 
-    /// [`Plan::new`] for this device. On a handle [with a tuner](Self::with_tuner) this measures what
-    /// the tuner does not remember, which blocks; everything in this crate that plans does it here.
+    /// [`Plan::new`] for this device.
     pub fn plan(&self, graph: &Graph, outputs: &[Value]) -> Result<Plan> {
-        let plan = Plan::new(graph, outputs, self.profile())?;
-        let Some(tuner) = &self.tuner else { return Ok(plan) };
-        let mut tuner = tuner.lock().unwrap_or_else(PoisonError::into_inner);
-        let choices = tuner.choose_blocking(self, &plan)?;
-        Plan::new(graph, outputs, &Profile { choices, ..self.profile().clone() })
+        Plan::new(graph, outputs, self.profile())
     }
 
     /// Opens the best adapter there is, software ones included, with the adapter's own limits.
@@ -148,6 +137,29 @@ impl Gpu {
         &self.inner.queue
     }
 
+    /// An `Err` if this device lacks a limit or feature that plans require, or if they use subgroups of other sizes
+    /// than this device has: `subgroups` are those of the profile that the plans were made for.
+    pub(crate) fn check(&self, requirements: &Requirements, subgroups: Option<[u32; 2]>) -> Result<()> {
+        let advice =
+            "A plan made for `gpu.profile()` has its arenas and tables in parts that fit, or says what else would";
+        requirements.check(&self.device().limits()).map_err(|e| match e {
+            Error::Limit(message) => Error::Limit(format!("{message}. {advice}")),
+            e => e,
+        })?;
+        let missing = requirements.features - self.device().features();
+        if !missing.is_empty() {
+            let names: Vec<&str> = missing.iter_names().map(|(name, _)| name).collect();
+            let message = format!("the plan needs {}, but the device was opened without. {advice}", names.join(", "));
+            return Err(Error::Device(message));
+        }
+        let theirs = self.profile().subgroups;
+        if requirements.features.contains(wgpu::Features::SUBGROUP) && theirs != subgroups {
+            let message = format!("the plan is for subgroups of {subgroups:?} lanes, but the device's have {theirs:?}");
+            return Err(Error::Device(message));
+        }
+        Ok(())
+    }
+
     /// Name, driver and type of the adapter.
     pub fn info(&self) -> &wgpu::AdapterInfo {
         &self.inner.info
@@ -161,7 +173,7 @@ impl Gpu {
 
     /// What plans need to know about the adapter.
     pub fn profile(&self) -> &Profile {
-        &self.inner.profile
+        &self.profile
     }
 
     /// Waits until everything submitted so far has run.
@@ -231,7 +243,7 @@ impl Gpu {
         self.guarded(|| Ok(self.queue().submit([]))).map(drop)
     }
 
-    pub(crate) fn staging(&self) -> &Staging {
+    pub(super) fn staging(&self) -> &Staging {
         &self.inner.staging
     }
 
@@ -247,7 +259,7 @@ impl Gpu {
             return Err(Error::Limit(format!("buffer `{label}` needs {size} bytes; the adapter allows {max}")));
         }
         let descriptor =
-            wgpu::BufferDescriptor { label: Some(label), size, usage: Tensor::USAGES, mapped_at_creation: false };
+            wgpu::BufferDescriptor { label: Some(label), size, usage: TENSOR_USAGES, mapped_at_creation: false };
         self.guarded(|| Ok(self.device().create_buffer(&descriptor))).map_err(|e| match e {
             Error::OutOfMemory(_) => Error::OutOfMemory(format!("buffer `{label}` needs {size} bytes")),
             e => e,

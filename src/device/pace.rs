@@ -3,10 +3,11 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::gpu::Gpu;
+use super::readback::Readback;
+use super::tensor::Tensor;
 use crate::error::Result;
-use crate::gpu::Gpu;
-use crate::staging::Readback;
-use crate::tensor::{Tensor, TensorType};
+use crate::tensor::TensorType;
 
 /// Frames that are looked back at.
 const FRAMES: usize = 64;
@@ -23,7 +24,7 @@ const FACTOR: [f64; 2] = [1.0 / 16.0, 16.0];
 /// a few frames later, so nothing waits. On a device without `TIMESTAMP_QUERY` tell it: [`took`](Self::took).
 ///
 /// ```no_run
-/// # fn app(gpu: &throughline::Gpu, trainer: &mut throughline::train::Trainer, batches: &[throughline::data::Batch]) -> throughline::Result<()> {
+/// # fn app(gpu: &throughline::Gpu, trainer: &mut throughline::train::Trainer, batches: &[throughline::train::data::Batch]) -> throughline::Result<()> {
 /// use std::time::Duration;
 /// let budget = Duration::from_micros(1500);
 /// let profile = trainer.profile_blocking(batches)?;

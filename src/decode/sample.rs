@@ -55,7 +55,7 @@ impl Sampling {
     /// number counts as negative infinity.
     ///
     /// ```
-    /// use throughline::sample::Sampling;
+    /// use throughline::decode::sample::Sampling;
     /// let greedy = Sampling { temperature: 0.0, ..Default::default() };
     /// assert_eq!(greedy.draw(&[0.1, 2.0, -1.0], 0), 1);
     /// let top2 = Sampling { temperature: 5.0, top_k: 2, ..Default::default() };
@@ -82,7 +82,7 @@ impl Sampling {
     /// the caller draws from all logits. With `top_k` up to the number of candidates that never happens.
     ///
     /// ```
-    /// use throughline::sample::{Candidates, Sampling};
+    /// use throughline::decode::sample::{Candidates, Sampling};
     /// let logits = [0.5f32, 3.0, -1.0, 2.0];
     /// let sampling = Sampling { temperature: 1.0, ..Default::default() };
     /// let lse = logits.iter().map(|x| (x - 3.0).exp()).sum::<f32>().ln();

@@ -5,32 +5,10 @@
 //! `alias NAME = T;` are *knobs*: a launch may replace the right-hand side. `override` constants
 //! cannot size a function-local array, which is the register tile that a matmul tunes; hence text.
 
+use super::merge::{self, Bound};
+use super::wgsl::Module;
 use crate::error::{Error, Result};
-use crate::merge;
 use crate::profile::Cooperative;
-use crate::wgsl::Module;
-
-/// What becomes of a storage binding where a device binds fewer than a kernel has. The planner says; see
-/// ARCHITECTURE.md.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Bound {
-    /// It stays a binding, under this number.
-    Alone(u32),
-    /// It is a range of what is bound under this number.
-    Part(u32),
-    /// It is not bound: what reads it, reads zeros.
-    Zero,
-}
-
-impl Bound {
-    /// The number that it is bound under, or is a part of.
-    pub(crate) fn number(self) -> u32 {
-        match self {
-            Bound::Alone(n) | Bound::Part(n) => n,
-            Bound::Zero => 0,
-        }
-    }
-}
 
 /// A kernel before compilation: which entry point of which file, with which knobs.
 ///

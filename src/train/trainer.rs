@@ -1,165 +1,41 @@
 //! A training step as one submit: forward, backward, clipping and AdamW, with nothing read back.
 
-use serde::{Deserialize, Serialize};
-
-use crate::data::Batch;
+use super::config::{TrainConfig, TrainOptions};
+use super::data::Batch;
+use super::plan::{StepPlan, TrainPlan};
+use crate::device::timeline::Timeline;
+use crate::device::{ExecOptions, Executable, Gpu, Readback, Tensor};
 use crate::error::{Error, Result};
-use crate::exec::{ExecOptions, Executable};
-use crate::gpu::Gpu;
-use crate::graph::{Graph, Value};
-use crate::nn::{Block, StandardBlock, Transformer, TransformerConfig};
-use crate::optim::{AdamWConfig, Arena, MuonConfig, Optimizer, Schedule};
+use crate::graph::Value;
+use crate::nn::{Block, StandardBlock};
+use crate::optim::{Arena, Optimizer};
 use crate::plan::Plan;
-use crate::probe::{Instruments, Patch, Probe, ProbeReadback};
-use crate::profile::Planning;
-use crate::staging::Readback;
-use crate::tensor::Tensor;
-use crate::timeline::Timeline;
-
-mod fit;
-mod plan;
-mod slices;
-
-use plan::StepPlan;
-pub use plan::TrainPlan;
-pub use slices::{SlicedStep, StepSlices};
-
-/// Everything that defines a training run, but for the text.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct TrainConfig {
-    /// The model.
-    pub model: TransformerConfig,
-    /// Sequences per micro-batch.
-    pub batch: usize,
-    /// Tokens of a sequence; the model's context by default.
-    #[serde(default)]
-    pub seq_len: Option<usize>,
-    /// Micro-batches per step; their gradients are averaged.
-    pub micro_batches: usize,
-    /// Learning rate by step.
-    pub schedule: Schedule,
-    /// The optimiser, and the norm that gradients are clipped to.
-    pub adamw: AdamWConfig,
-    /// Muon in AdamW's place for the [hidden matrices](crate::nn::is_hidden_matrix); by default AdamW for all.
-    #[serde(default)]
-    pub muon: Option<MuonConfig>,
-    /// Seed of initial weights, batches and dropout.
-    pub seed: u64,
-}
-
-impl TrainConfig {
-    /// Sequences as long as the model's context, `batch` of them a step, AdamW at a constant rate of 1e-3, seed 0.
-    ///
-    /// ```
-    /// use throughline::nn::TransformerConfig;
-    /// use throughline::train::TrainConfig;
-    /// let config = TrainConfig { micro_batches: 2, ..TrainConfig::new(TransformerConfig::gpt2(65, 64, 4, 128, 4), 12) };
-    /// assert_eq!(config.tokens_per_step(), 2 * 12 * 64);
-    /// ```
-    pub fn new(model: TransformerConfig, batch: usize) -> Self {
-        TrainConfig {
-            model,
-            batch,
-            seq_len: None,
-            micro_batches: 1,
-            schedule: Schedule::constant(1e-3),
-            adamw: AdamWConfig::default(),
-            muon: None,
-            seed: 0,
-        }
-    }
-
-    /// Tokens of one step.
-    pub fn tokens_per_step(&self) -> usize {
-        self.batch * self.micro_batches * self.seq_len()
-    }
-
-    /// Tokens of a sequence.
-    pub fn seq_len(&self) -> usize {
-        self.seq_len.unwrap_or(self.model.context)
-    }
-
-    fn validate(&self) -> Result<()> {
-        for (field, n) in [("batch", self.batch), ("micro_batches", self.micro_batches), ("seq_len", self.seq_len())] {
-            if n == 0 || n > 1 << 20 {
-                return Err(Error::Config { field, message: format!("must be from 1 to 2^20, but is {n}") });
-            }
-        }
-        let peak = self.schedule.peak;
-        if !peak.is_finite() || peak < 0.0 {
-            let message = format!("must be finite and not negative, but is {peak}");
-            return Err(Error::Config { field: "lr", message });
-        }
-        self.muon.map_or(Ok(()), |muon| muon.validate())
-    }
-}
-
-/// What a [`Trainer`] may have beside its configuration.
-///
-/// ```
-/// use throughline::train::TrainOptions;
-/// let options = TrainOptions { standard_probes: true, ..TrainOptions::default() };
-/// ```
-#[derive(Clone, Debug)]
-pub struct TrainOptions<'a> {
-    /// The layers.
-    pub block: &'a dyn Block,
-    /// Whether the [standard probes](crate::probe::standard) are in the step.
-    pub standard_probes: bool,
-    /// More probes. With several micro-batches, what they tell is that of the last, whose loss counts as a part of the
-    /// mean; but the gradients of parameters are those of the whole step, before clipping.
-    pub probes: Vec<Probe>,
-    /// Changes to the model, in training and evaluation alike. [`Trainer::write_patch`] writes their inputs.
-    pub patches: Vec<Patch>,
-    /// The GPU memory that training may take ([`TrainPlan::bytes`]); an `Err` says what would fit.
-    pub max_bytes: Option<u64>,
-}
-
-impl Default for TrainOptions<'_> {
-    fn default() -> Self {
-        TrainOptions { block: &StandardBlock, standard_probes: false, probes: vec![], patches: vec![], max_bytes: None }
-    }
-}
-
-impl TrainOptions<'_> {
-    /// A model as these want it.
-    fn build(&self, on: &dyn Planning, config: &TrainConfig, train: bool) -> Result<(Graph, Transformer)> {
-        let mut graph = on.graph();
-        let (batch, time) = (config.batch, config.seq_len());
-        let gpt = Transformer::build_with(&mut graph, &config.model, self.block, batch, time, train)?;
-        if self.patches.is_empty() {
-            return Ok((graph, gpt));
-        }
-        let patched = graph.patched(&self.patches)?;
-        let gpt = patched.transformer(&gpt);
-        Ok((patched.graph, gpt))
-    }
-}
+use crate::probe::{Instruments, ProbeReadback};
 
 /// A model in training: parameters and moments on the GPU, and the step that updates them.
 #[derive(Debug)]
 pub struct Trainer {
     gpu: Gpu,
-    config: TrainConfig,
+    pub(super) config: TrainConfig,
     /// Parameters. Their names and shapes are in the layout.
     pub params: Arena,
     /// Gradients of the last step.
     pub grads: Arena,
     /// Moments and the update.
     pub optimizer: Optimizer,
-    forward_backward: StepGraph,
+    pub(super) forward_backward: StepGraph,
     evaluation: StepGraph,
     /// In GPU memory.
     bytes: usize,
-    step: u64,
+    pub(super) step: u64,
     /// Of the last step, unless somebody has them.
     probes: Option<ProbeReadback>,
 }
 
 /// An executable with the values that a step writes and reads.
 #[derive(Debug)]
-struct StepGraph {
-    exec: Executable,
+pub(super) struct StepGraph {
+    pub(super) exec: Executable,
     tokens: Value,
     targets: Value,
     dropout_seed: Option<Value>,
@@ -214,7 +90,7 @@ impl Trainer {
 
     /// The same with probes, patches or layers of another kind.
     pub async fn with_options(gpu: &Gpu, config: TrainConfig, options: &TrainOptions<'_>) -> Result<Self> {
-        let plan = TrainPlan::on(&config, options, gpu)?;
+        let plan = TrainPlan::new(&config, options, gpu.profile())?;
         Self::from_plan(gpu, &plan).await
     }
 
@@ -375,7 +251,7 @@ impl Trainer {
     }
 
     /// Records what comes behind the last micro-batch.
-    fn update(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<Readback> {
+    pub(super) fn update(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<Readback> {
         if let Some(instruments) = &self.forward_backward.instruments {
             self.probes = Some(instruments.read_later(&self.forward_backward.exec, encoder, self.step)?);
         }
@@ -419,7 +295,7 @@ impl Trainer {
     }
 
     /// Records the clearing of what adds up over micro-batches.
-    fn clear(&self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+    pub(super) fn clear(&self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
         let s = &self.forward_backward;
         if let Some(loss) = s.loss_state {
             // Gradients and loss add up over micro-batches.
@@ -431,7 +307,7 @@ impl Trainer {
     }
 
     /// Records what makes a micro-batch the input.
-    fn load(&self, encoder: &mut wgpu::CommandEncoder, batch: &Batch) -> Result<()> {
+    pub(super) fn load(&self, encoder: &mut wgpu::CommandEncoder, batch: &Batch) -> Result<()> {
         let s = &self.forward_backward;
         if let Some(seed) = s.dropout_seed {
             s.exec.record_write(encoder, seed, &[self.config.seed as u32, self.step as u32])?;
@@ -441,7 +317,7 @@ impl Trainer {
     }
 
     /// Whether these are the batches of a step.
-    fn check(&self, batches: &[Batch]) -> Result<()> {
+    pub(super) fn check(&self, batches: &[Batch]) -> Result<()> {
         let n = self.config.batch * self.config.seq_len();
         let fits = |b: &Batch| b.tokens.len() == n && b.targets.len() == n;
         match batches.len() == self.config.micro_batches && batches.iter().all(fits) {

@@ -6,14 +6,85 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::bindings::{self, Binding};
+use super::{BufferSpec, Copy, External, Plan, PlannedDispatch, Slot, Step, fuse, variants};
 use crate::error::{Error, Result};
-use crate::graph::{Node, Source, Value};
-use crate::kernel::Bound;
-use crate::merge::{self, Binding};
-use crate::ops::{Bind, Launch, Op, Program};
-use crate::plan::{BufferSpec, Copy, External, Plan, PlannedDispatch, Slot, Step};
+use crate::graph::{Graph, Node, Op, Source, Value};
+use crate::kernel::{Bind, Bound, Launch, Program};
 use crate::profile::Profile;
 use crate::tensor::TensorType;
+
+impl Plan {
+    /// Plans what `outputs` and the graph's stores need. The outputs can be read after a step.
+    ///
+    /// Stores take effect at the end: whatever the graph computes, it computes from what states held
+    /// before the step. A state or parameter that is itself an output is read as the step leaves it.
+    ///
+    /// ```
+    /// use throughline::{AdapterClass, Graph, Plan, Profile, TensorType};
+    /// let mut g = Graph::new();
+    /// let x = g.input("x", TensorType::f32([4, 8]))?;
+    /// let w = g.param("w", [8, 8])?;
+    /// let branch = g.matmul("branch", x, w)?;
+    /// let y = g.residual_add("y", x, branch)?;
+    /// let plan = Plan::new(&g, &[y], &Profile::portable(AdapterClass::Gpu))?;
+    /// assert_eq!(plan.steps.len(), 1); // the addition happens in the matmul's epilogue
+    /// println!("{plan}");
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub fn new(graph: &Graph, outputs: &[Value], profile: &Profile) -> Result<Plan> {
+        let mut wanted: Vec<Value> = outputs.to_vec();
+        wanted.extend(graph.stores().iter().flat_map(|&(value, state)| [value, state]));
+        graph.check_values(&wanted)?;
+        let live: HashSet<usize> = graph.needed(&wanted).into_iter().collect();
+        let mut nodes: Vec<Node> = graph.nodes().to_vec();
+        for (id, node) in nodes.iter_mut().enumerate() {
+            if !live.contains(&id) {
+                node.inputs.clear();
+            }
+        }
+        let (mut nodes, place) = early_first(nodes);
+        let placed = |v: Value| Value { node: place[v.node], ..v };
+        wanted.iter_mut().for_each(|v| *v = placed(*v));
+        let moved = fuse::fold_additions(&mut nodes, &wanted);
+        let now = |v: Value| moved.get(&placed(v)).copied().unwrap_or(placed(v));
+        let stores: Vec<(Value, Value)> = graph.stores().iter().map(|&(v, s)| (now(v), placed(s))).collect();
+        let keep: Vec<Value> = outputs.iter().map(|&v| now(v)).collect();
+        let mut plan = plan(&nodes, &keep, &stores, profile)?;
+        plan.kept = outputs.iter().map(|&v| (v, plan.kept[&now(v)].clone())).collect();
+        let original: HashMap<usize, usize> = place.iter().enumerate().map(|(old, &new)| (new, old)).collect();
+        plan.externals.iter_mut().for_each(|e| e.value.node = original[&e.value.node]);
+        Ok(plan)
+    }
+}
+
+/// The nodes with those that run early right behind the last of their inputs, and where each node went.
+fn early_first(nodes: Vec<Node>) -> (Vec<Node>, Vec<usize>) {
+    let early = |n: &Node| matches!(&n.source, Source::Op(op) if op.runs_early());
+    if !nodes.iter().any(early) {
+        let place = (0..nodes.len()).collect();
+        return (nodes, place);
+    }
+    // Behind which node each is to stand: itself, or what it waits for. Externals are there from the start.
+    let mut behind: Vec<usize> = vec![];
+    for (id, node) in nodes.iter().enumerate() {
+        behind.push(match &node.source {
+            Source::Op(_) if !early(node) => id,
+            Source::Op(_) => node.inputs.iter().map(|v| behind[v.node]).max().unwrap_or(0),
+            _ => 0,
+        });
+    }
+    let mut order: Vec<usize> = (0..nodes.len()).collect();
+    order.sort_by_key(|&id| (behind[id], id));
+    let mut place = vec![0; nodes.len()];
+    order.iter().enumerate().for_each(|(new, &old)| place[old] = new);
+    let mut nodes: Vec<Option<Node>> = nodes.into_iter().map(Some).collect();
+    let mut sorted: Vec<Node> = order.iter().filter_map(|&old| nodes[old].take()).collect();
+    for v in sorted.iter_mut().flat_map(|n| &mut n.inputs) {
+        v.node = place[v.node];
+    }
+    (sorted, place)
+}
 
 /// Plans nodes that have been through fusion: those that `keep` and `stores` need.
 pub(crate) fn plan(nodes: &[Node], keep: &[Value], stores: &[(Value, Value)], profile: &Profile) -> Result<Plan> {
@@ -107,7 +178,7 @@ impl<'a> Planner<'a> {
         let inputs: Vec<TensorType> =
             node.inputs.iter().map(|v| self.nodes[v.node].outputs[v.output].clone()).collect();
         let mut cx = Launch { inputs: &inputs, outputs: &node.outputs, profile: self.profile, variant: 0 };
-        cx.variant = self.profile.choices.variant(op.as_ref(), &cx);
+        cx.variant = variants::chosen(&self.profile.choices, op.as_ref(), &cx);
         let program = op.launch(&cx).map_err(|message| Error::Node {
             node: node.name.clone(),
             op: op.name(),
@@ -197,7 +268,7 @@ impl<'a> Planner<'a> {
         let binds: Vec<Option<Binding>> =
             d.binds.iter().map(|b| b.map(|b| Binding { bytes: b.1, cost: cost(b) })).collect();
         let merging =
-            merge::choose(&d.kernel, &binds, max as usize, self.profile.max_tensor_bytes())?.ok_or_else(|| {
+            bindings::choose(&d.kernel, &binds, max as usize, self.profile.max_tensor_bytes())?.ok_or_else(|| {
                 Error::Limit(format!(
                     "`{}` binds {} buffers; the adapter allows {max}, and too few of these are of one type and small \
                      enough to be bound as one",

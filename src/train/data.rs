@@ -13,7 +13,7 @@ impl CharTokenizer {
     /// The distinct characters of a text.
     ///
     /// ```
-    /// use throughline::data::CharTokenizer;
+    /// use throughline::train::data::CharTokenizer;
     /// let t = CharTokenizer::of("abba c");
     /// assert_eq!(t.encode("cab")?, [3, 1, 2]);
     /// assert_eq!(t.decode(&[3, 1, 2]), "cab");

@@ -1,0 +1,54 @@
+//! Probes: what a graph's values are like while it runs. Patches: what it does if they were other.
+//!
+//! A [`Probe`] taps a named node, forward or its gradient. Its measure is a reduction on the GPU inside the step, or the
+//! whole tensor. All reductions write into one small tensor, which one copy brings to the host when it is convenient: a
+//! step late, say. A reduction is planned right behind the node that it looks at ([`Op::runs_early`]), so that
+//! buffers are overwritten in place as ever; only where two values are compared that never are in memory at once does
+//! the plan hold a copy.
+//!
+//! A [`Patch`] changes a named node for whoever reads it: for ablation and steering.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use throughline::probe::{Instruments, Measure, Probe, Tap};
+//! use throughline::{ExecOptions, Executable, Gpu, Graph, TensorType};
+//! let mut g = Graph::new();
+//! let x = g.input("x", TensorType::f32([2]))?;
+//! let w = g.param("w", [2, 1])?;
+//! let y = g.matmul("y", x, w)?;
+//! let loss = g.sum("loss", y)?;
+//! let probes = [
+//!     Probe::new("rms", Tap::forward("x"), Measure::Rms),
+//!     Probe::new("largest", Tap::gradient("w"), Measure::MaxAbs),
+//!     Probe::new("alike", Tap::forward("x"), Measure::Cosine(Tap::gradient("x"))),
+//! ];
+//! let instruments = Instruments::with_gradients(&mut g, loss, &probes)?;
+//! let gpu = Gpu::headless_blocking()?;
+//! let plan = gpu.plan(&g, &[&[loss], &instruments.outputs()[..]].concat())?;
+//! let exec = Executable::new_blocking(&gpu, Arc::new(plan), ExecOptions::default())?;
+//! exec.write(x, &[3.0f32, -4.0])?;
+//! exec.write(w, &[3.0f32, -4.0])?;
+//! let mut encoder = gpu.device().create_command_encoder(&Default::default());
+//! exec.record(&mut encoder);
+//! let readback = instruments.read_later(&exec, &mut encoder, 0)?;
+//! gpu.submit(encoder)?;
+//! let values: Vec<f64> = readback.wait_blocking(&gpu)?.values.iter().map(|r| r.value).collect();
+//! assert!((values[0] - 12.5f64.sqrt()).abs() < 1e-6 && values[1] == 4.0 && (values[2] - 1.0).abs() < 1e-6);
+//! # Ok::<(), throughline::Error>(())
+//! ```
+//!
+//! [`Op::runs_early`]: crate::graph::Op::runs_early
+
+mod instruments;
+mod patch;
+mod question;
+mod readings;
+mod standard;
+
+pub use instruments::{Instruments, gradient_taps};
+pub use patch::{Edit, Patch, Patched};
+pub(crate) use question::tap_name;
+pub use question::{Measure, Probe, Tap};
+pub use readings::{ProbeReadback, Reading, Readings, TensorReading};
+pub(crate) use standard::branches;
+pub use standard::standard;
