@@ -1,5 +1,5 @@
-//! One token of GPT-2 small behind a full context, with a cache of keys and values: most of it products
-//! of one row.
+//! Benchmarks decoding one token of GPT-2 small after a full context, with a key/value cache. Most of the work is in
+//! matrix products of one row.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -18,7 +18,7 @@ const D: usize = 768;
 const HEADS: usize = 12;
 const LAYERS: usize = 12;
 const CONTEXT: usize = 1024;
-/// GPT-2's, and one whose table of embeddings fits the bindings that WebGPU promises.
+/// GPT-2's vocabulary, and one whose embedding table fits the largest binding that WebGPU guarantees.
 const VOCABS: [usize; 2] = [50257, 32768];
 
 fn main() {
@@ -36,7 +36,7 @@ fn main() {
                 bench(&mut criterion, &name, &exec);
                 break;
             }
-            Err(e) => println!("{name}: not here: {e}"),
+            Err(e) => println!("{name}: skipped: {e}"),
         }
     }
     criterion.final_summary();
@@ -84,7 +84,7 @@ fn executable(gpu: &Gpu, vocab: usize) -> Result<Executable> {
     Ok(exec)
 }
 
-/// The token behind `CONTEXT - 1` others: the logits of the next.
+/// Decodes the token after `CONTEXT - 1` others; returns the logits of the next.
 fn decode_step(g: &mut Graph, vocab: usize) -> Result<Value> {
     let linear = |g: &mut Graph, name: &str, x: Value, d_in: usize, d_out: usize| {
         let w = g.param(&format!("{name}.weight"), [d_in, d_out])?;

@@ -1,5 +1,5 @@
-//! Every op of the table on the sizes of its row, forward and with its gradient. Beside criterion's
-//! wall time it prints rates by a clock that suits the adapter, and the check against the reference.
+//! Benchmarks every op of the table, forward and backward, in the sizes of its row. Besides criterion's wall time it
+//! prints rates by a clock that suits the adapter, and checks results against the reference.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -29,7 +29,7 @@ fn main() {
     criterion.final_summary();
 }
 
-/// Times the op alone, then what its gradient adds.
+/// Times the op by itself, and then what its gradient adds.
 fn bench(criterion: &mut Criterion, gpu: &Gpu, row: &str, case: &Case) {
     let harness = Harness::new(case, 1);
     let clock = Clock::of(gpu);

@@ -1,6 +1,6 @@
-//! What the standard probes cost a training step of the L6 d384 model: steps without and with them in turn, so that
-//! whatever else the machine does hits both alike; then where the time goes. CPU time is that of the process, which on
-//! a software adapter runs the kernels too.
+//! Measures what the standard probes cost in a training step of the L6 d384 model, and where the time goes. Steps with
+//! and without probes alternate, so that other load on the machine affects both equally. CPU time is that of the
+//! process, which on a software adapter includes the kernels.
 
 use std::time::Instant;
 
@@ -36,7 +36,7 @@ fn main() -> throughline::Result<()> {
     let (_, count) = step(&mut probed)?;
     let mut times = vec![];
     for round in 0..ROUNDS {
-        // Neither is always the second.
+        // Alternate which of the two goes first.
         times.push(if round % 2 == 0 {
             [step(&mut plain)?.0, step(&mut probed)?.0]
         } else {

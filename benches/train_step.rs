@@ -1,5 +1,4 @@
-//! A whole training step: tokens/s for two shapes that people know from nanoGPT, and what a step
-//! costs the host.
+//! Benchmarks whole training steps in shapes known from nanoGPT: tokens/s, and the host's time for recording a step.
 
 use std::time::{Duration, Instant};
 
@@ -36,7 +35,7 @@ fn main() {
         let mut trainer = match Trainer::new_blocking(&gpu, config) {
             Ok(trainer) => trainer,
             Err(e) => {
-                println!("{name}: not here: {e}");
+                println!("{name}: skipped: {e}");
                 continue;
             }
         };
@@ -61,7 +60,7 @@ fn main() {
         host.sort();
         let flops = trainer.plan().flops() as f64;
         let dispatches = trainer.plan().dispatches();
-        println!("{name}: {:.1} GFLOP a step, {dispatches} dispatches", flops / 1e9);
+        println!("{name}: {:.1} GFLOP per step, {dispatches} dispatches", flops / 1e9);
         println!("{name}: recording and submitting takes {:.2} ms, median", host[host.len() / 2].as_secs_f64() * 1e3);
     }
     criterion.final_summary();

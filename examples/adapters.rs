@@ -1,4 +1,6 @@
-//! Says which adapter throughline would run on; exit code 1 if there is none.
+//! Prints the adapter that throughline would use, and exits with 1 if there is none.
+//!
+//! `cargo run --example adapters`
 
 use throughline::Gpu;
 

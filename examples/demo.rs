@@ -1,10 +1,13 @@
-//! The demo: trains a small GPT on Shakespeare and writes a report.
+//! Trains a small GPT on Shakespeare and writes a report.
 //!
-//! `cargo xtask demo` runs it with everything set up.
+//! `cargo xtask demo` finds or installs a graphics driver first, and then runs this.
 
-mod common;
+#[path = "shared/page.rs"]
 mod page;
+#[path = "shared/report.rs"]
 mod report;
+#[path = "shared/training.rs"]
+mod training;
 
 use std::path::PathBuf;
 
@@ -15,27 +18,27 @@ use throughline::train::TrainConfig;
 use throughline::train::checkpoint::write_atomically;
 
 #[derive(Parser)]
-#[command(about = "Trains a small GPT on Shakespeare and writes a report")]
+#[command(about = "Train a small GPT on Shakespeare and write a report")]
 struct Flags {
     #[command(flatten)]
-    train: common::TrainFlags,
+    train: training::TrainFlags,
 }
 
-/// What run.json holds.
+/// The contents of run.json.
 #[derive(Serialize)]
 struct Record<'a> {
-    summary: &'a common::Summary,
+    summary: &'a training::Summary,
     config: &'a TrainConfig,
-    /// Validations.
-    history: &'a [common::Point],
-    /// Step and training loss.
+    /// Every validation.
+    history: &'a [training::Point],
+    /// Training loss by step.
     losses: &'a [(u64, f32)],
 }
 
 fn main() -> Result<()> {
     let mut flags = Flags::parse().train;
     let out = flags.out.get_or_insert_with(|| PathBuf::from("target/demo")).clone();
-    let outcome = common::run(&flags)?;
+    let outcome = training::run(&flags)?;
     println!("{}", outcome.sample);
     let write = |name: &str, bytes: &[u8]| -> Result<()> {
         let path = out.join(name);

@@ -1,9 +1,12 @@
-//! Writes a model that `train` made as a folder that PyTorch loads, with scores to check it by:
+//! Exports a model trained with the `train` example to a folder that PyTorch can load, with logits to check it against.
 //!
-//! `cargo run --release --example export -- --model DIR --out FOLDER`
-//! `python tests/pytorch/check_export.py FOLDER`
+//! ```sh
+//! cargo run --release --example export -- --model DIR --out FOLDER
+//! python tests/pytorch/check_export.py FOLDER
+//! ```
 
-mod common;
+#[path = "shared/training.rs"]
+mod training;
 
 use std::path::PathBuf;
 
@@ -14,19 +17,19 @@ use throughline::train::checkpoint::Checkpoint;
 use throughline::{Gpu, format};
 
 #[derive(Parser)]
-#[command(about = "Writes a model that the train example made as config.json and model.safetensors")]
+#[command(about = "Export a model trained with the `train` example as config.json and model.safetensors")]
 struct Flags {
-    /// Folder or file of the checkpoint
+    /// Checkpoint file, or the folder that holds it
     #[arg(long)]
     model: PathBuf,
-    /// Folder to write
+    /// Folder to write to
     #[arg(long)]
     out: PathBuf,
 }
 
 fn main() -> anyhow::Result<()> {
     let flags = Flags::parse();
-    let checkpoint = Checkpoint::load(&common::checkpoint_path(&flags.model))?;
+    let checkpoint = Checkpoint::load(&training::checkpoint_path(&flags.model))?;
     model::save(&flags.out, &checkpoint.state.config.model, &checkpoint.weights())?;
 
     let model = Model::open(&flags.out)?;
@@ -35,7 +38,7 @@ fn main() -> anyhow::Result<()> {
     let ids: Vec<u32> = (0..context).map(|i| (i * 7 % vocab) as u32).collect();
     let logits = decoder.feed_all_blocking(&ids)?;
     let path = flags.out.join("expected.safetensors");
-    // Ids are small, so that f32 holds them.
+    // Ids are small enough for f32 to hold them exactly.
     let ids: Vec<f32> = ids.iter().map(|&id| id as f32).collect();
     let stored = format::Stored::F32;
     let tensors = [
@@ -43,6 +46,6 @@ fn main() -> anyhow::Result<()> {
         format::SaveTensor { name: "logits", shape: &[1, context, vocab], values: &logits, stored },
     ];
     format::save_safetensors(&path, &tensors, &Default::default())?;
-    println!("{}: {} tensors, and the scores of {context} tokens", flags.out.display(), model.weights().len());
+    println!("{}: {} tensors, and the logits of {context} tokens", flags.out.display(), model.weights().len());
     Ok(())
 }

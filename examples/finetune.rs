@@ -1,5 +1,5 @@
-//! Trains a model from a file on, all of it in f32, on a text of your own; writes a folder that PyTorch and
-//! `generate` load.
+//! Fine-tunes a pretrained model on your own text. All parameters are trained, in f32. Writes a folder that PyTorch and
+//! the `generate` example can load.
 //!
 //! `cargo run --release --example finetune -- --model FILE.gguf --text FILE --steps 20 --out FOLDER`
 
@@ -15,33 +15,33 @@ use throughline::train::data::Dataset;
 use throughline::train::{TrainConfig, Trainer};
 
 #[derive(Parser)]
-#[command(about = "Trains a model from a file on, with a text")]
+#[command(about = "Fine-tune a pretrained model on a text")]
 struct Flags {
     /// A GGUF file, or a folder with config.json and safetensors
     #[arg(long)]
     model: PathBuf,
-    /// File with the text; its last tenth is for validation
+    /// Text file; the last tenth is held out for validation
     #[arg(long)]
     text: PathBuf,
-    /// Folder to write
+    /// Folder to write to
     #[arg(long)]
     out: PathBuf,
-    /// Optimiser steps
+    /// Training steps
     #[arg(long, default_value_t = 20)]
     steps: u64,
-    /// Sequences of a step
+    /// Sequences per step
     #[arg(long, default_value_t = 1)]
     batch: usize,
-    /// Tokens of a sequence
+    /// Tokens per sequence
     #[arg(long, default_value_t = 64)]
     seq_len: usize,
-    /// Learning rate at its highest
+    /// Peak learning rate
     #[arg(long, default_value_t = 2e-5)]
     lr: f64,
-    /// Seed of the batches
+    /// Seed for drawing batches
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Print figures as JSON on the last line
+    /// Print the results as JSON on the last line
     #[arg(long)]
     json: bool,
 }
@@ -90,7 +90,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The tokenizer's files of a folder. One of a GGUF file stays there: give `generate` its ids.
+/// Copies the tokenizer files of a model folder. The tokenizer of a GGUF file is not copied: pass `generate` ids.
 fn copy_tokenizer(from: &Path, to: &Path) -> anyhow::Result<()> {
     for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"] {
         let file = from.join(name);

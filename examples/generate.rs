@@ -1,11 +1,12 @@
-//! Writes text as it comes, with a model of a GGUF file or of a folder as model hubs have them, or with one that
-//! `train` made.
+//! Generates text and prints it as it arrives. Takes a GGUF file, a Hugging Face model folder, or a checkpoint of the
+//! `train` example.
 //!
 //! `cargo run --release --example generate -- --model FILE.gguf --chat --prompt "What is a tide?" --greedy`
 //! `cargo run --release --example generate -- --model FOLDER --prompt "The harbour was quiet"`
 //! `cargo run --release --example generate -- --model CHECKPOINT --prompt "KING:"`
 
-mod common;
+#[path = "shared/training.rs"]
+mod training;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -25,42 +26,42 @@ use throughline::train::checkpoint::Checkpoint;
 use throughline::train::data::CharTokenizer;
 
 #[derive(Parser)]
-#[command(about = "Writes text with a model: a GGUF file, a folder of Hugging Face's, or a checkpoint of `train`")]
+#[command(about = "Generate text with a GGUF file, a Hugging Face model folder, or a checkpoint of `train`")]
 struct Flags {
-    /// A GGUF file, a folder with config.json and safetensors, or a checkpoint's file or folder
+    /// GGUF file, folder with config.json and safetensors, or checkpoint file or folder
     #[arg(long)]
     model: PathBuf,
-    /// Text to go on from [a new line]
+    /// Text to continue [default: a new line]
     #[arg(long, conflicts_with = "ids")]
     prompt: Option<String>,
-    /// Token ids to go on from, as in 1,2,3; not for checkpoints
+    /// Token ids to continue, as in 1,2,3; not for checkpoints
     #[arg(long, value_delimiter = ',')]
     ids: Vec<u32>,
-    /// Make the prompt a user's message, in the form that the model was taught
+    /// Send the prompt as a user message, in the model's chat format
     #[arg(long, requires = "prompt")]
     chat: bool,
-    /// Tokens (for checkpoints: characters) to write
+    /// Number of tokens to generate (characters, for checkpoints)
     #[arg(long, default_value_t = 100)]
     tokens: usize,
-    /// Always take the likeliest; the same as --temperature 0
+    /// Always pick the most likely token; the same as --temperature 0
     #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p"])]
     greedy: bool,
-    /// Divides the logits; 0 takes the likeliest
+    /// Sampling temperature; 0 always picks the most likely token
     #[arg(long, default_value_t = 0.8)]
     temperature: f32,
-    /// Keep this many likeliest; 0 keeps all
+    /// Sample from the K most likely tokens; 0 means all
     #[arg(long, default_value_t = 0)]
     top_k: usize,
-    /// Keep the likeliest of this total probability
+    /// Sample from the most likely tokens with this total probability
     #[arg(long, default_value_t = 1.0)]
     top_p: f32,
-    /// Seed of the draws
+    /// Seed for sampling
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Also write the scores behind every token of the prompt: `logits`, f32 [T, vocab]; not for checkpoints
+    /// Also write the logits at every token of the prompt to this safetensors file; not for checkpoints
     #[arg(long)]
     dump_logits: Option<PathBuf>,
-    /// Print figures as JSON on the last line; not for checkpoints
+    /// Print the results as JSON on the last line; not for checkpoints
     #[arg(long)]
     json: bool,
 }
@@ -85,7 +86,7 @@ impl Flags {
             return Ok(self.ids.clone());
         }
         let text = self.prompt.as_deref().unwrap_or("\n");
-        let tokenizer = tokenizer.as_ref().map_err(|e| anyhow!("{e}; without a tokenizer give --ids"))?;
+        let tokenizer = tokenizer.as_ref().map_err(|e| anyhow!("{e}; without a tokenizer, pass --ids"))?;
         Ok(match self.chat {
             true => tokenizer.chat_ids(&[Message::new("user", text)], true)?,
             false => tokenizer.encode(text, true)?,
@@ -93,14 +94,14 @@ impl Flags {
     }
 }
 
-/// With a model of others.
+/// Generates with a pretrained model.
 fn decode(flags: &Flags) -> anyhow::Result<()> {
     let model = Model::open(&flags.model)?;
-    // With --ids a model without one will do, and gives ids.
+    // With --ids the model needs no tokenizer, and ids are printed.
     let tokenizer = ModelTokenizer::of(model.weights());
     let prompt = flags.prompt_ids(&tokenizer)?;
     let gpu = Gpu::headless_blocking()?;
-    // What is drawn last is not fed.
+    // The last token generated is never fed back.
     let capacity = (prompt.len() + flags.tokens.saturating_sub(1)).max(1);
     let mut decoder = Decoder::new_blocking(&gpu, &model, capacity)?;
     if let Some(path) = &flags.dump_logits {
@@ -115,7 +116,7 @@ fn decode(flags: &Flags) -> anyhow::Result<()> {
         let id = id?;
         first.get_or_insert_with(|| begin.elapsed());
         ids.push(id);
-        // Some characters take several tokens, and come with the last.
+        // A character may take several tokens; it arrives with the last one.
         let piece = match &mut text {
             Some(text) => text.push(id)?,
             None => format!("{id} "),
@@ -154,12 +155,12 @@ fn dump_logits(decoder: &mut Decoder, prompt: &[u32], path: &Path) -> anyhow::Re
     Ok(save_safetensors(path, &[logits], &Default::default())?)
 }
 
-/// With a model of our own.
+/// Generates with a checkpoint of the `train` example.
 fn write_text(flags: &Flags) -> anyhow::Result<()> {
     let others = flags.ids.is_empty() && !flags.chat && !flags.json && flags.dump_logits.is_none();
-    ensure!(others, "--ids, --chat, --json and --dump-logits are for models of others; this is none: give --prompt");
+    ensure!(others, "--ids, --chat, --json and --dump-logits do not work with checkpoints of `train`: use --prompt");
     let prompt = flags.prompt.as_deref().unwrap_or("\n");
-    let checkpoint = Checkpoint::load(&common::checkpoint_path(&flags.model))?;
+    let checkpoint = Checkpoint::load(&training::checkpoint_path(&flags.model))?;
     let tokenizer = CharTokenizer::of(&checkpoint.state.alphabet);
     let ids = tokenizer.encode(prompt)?;
     let config = &checkpoint.state.config.model;
@@ -170,7 +171,7 @@ fn write_text(flags: &Flags) -> anyhow::Result<()> {
     checkpoint.restore_weights(&gpu, &params)?;
     let mut decoder = Decoder::on_params_blocking(&gpu, config, &params, 1, config.context)?;
 
-    // The text may be longer than the context, and so may the prompt.
+    // Both the prompt and the text may be longer than the context.
     let window = &ids[ids.len().saturating_sub(config.context)..];
     let (max_tokens, keep) = (flags.tokens, config.context / 2);
     let options = GenerationOptions { max_tokens, sampling: flags.sampling(), stop: vec![], keep };

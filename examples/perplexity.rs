@@ -1,4 +1,4 @@
-//! How well a model predicts a text, in nats per token.
+//! Measures how well a model predicts a text, in nats per token and as perplexity.
 //!
 //! `cargo run --release --example perplexity -- --model FILE.gguf --text FILE --tokens 256`
 
@@ -12,18 +12,18 @@ use throughline::model::Model;
 use throughline::tokenize::ModelTokenizer;
 
 #[derive(Parser)]
-#[command(about = "How well a model predicts a text")]
+#[command(about = "Measure the perplexity of a text under a model")]
 struct Flags {
     /// A GGUF file, or a folder with config.json and safetensors
     #[arg(long)]
     model: PathBuf,
-    /// File with the text
+    /// Text file
     #[arg(long)]
     text: PathBuf,
-    /// How many tokens of it; each but the first is predicted from all before it
+    /// Number of tokens to read; each is predicted from all the tokens before it
     #[arg(long, default_value_t = 512)]
     tokens: usize,
-    /// Print the figures as JSON on the last line
+    /// Print the results as JSON on the last line
     #[arg(long)]
     json: bool,
 }
@@ -33,7 +33,7 @@ fn main() -> anyhow::Result<()> {
     let text = std::fs::read_to_string(&flags.text).with_context(|| format!("reading {}", flags.text.display()))?;
     let model = Model::open(&flags.model)?;
     let tokenizer = ModelTokenizer::of(model.weights())?;
-    // A token takes a byte at least, and rarely more than 16.
+    // A token is at least one byte long, and rarely longer than 16.
     let begin = text.char_indices().nth(16 * flags.tokens).map_or(text.len(), |(i, _)| i);
     let mut ids = tokenizer.encode(&text[..begin], true)?;
     ids.truncate(flags.tokens);
@@ -60,7 +60,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Nats by which a prediction missed the token.
+/// Cross-entropy of one prediction, in nats.
 fn cross_entropy(logits: &[f32], token: usize) -> f64 {
     let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     let sum: f64 = logits.iter().map(|&x| (f64::from(x) - max).exp()).sum();

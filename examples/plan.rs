@@ -1,8 +1,9 @@
-//! Prints the plan of training before there is a device: nodes, kernels, buffers, bytes, and what a device must offer.
-//! What does not fit says what would.
+//! Prints the plan of a training step without a device: nodes, kernels, buffers, bytes, and the limits and features
+//! that a device must offer. If the plan does not fit, the error names a batch or context that would.
 //!
 //! `cargo run --example plan -- --layers 6 --dim 384 --heads 6 --context 256 --batch 4`
 
+#[path = "shared/shape.rs"]
 mod shape;
 
 use std::time::Instant;
@@ -14,26 +15,26 @@ use throughline::train::{TrainConfig, TrainOptions, TrainPlan};
 use throughline::{AdapterClass, Profile, Requirements};
 
 #[derive(Parser)]
-#[command(about = "Prints the plan of a GPT's training and what it needs of a device; needs no GPU")]
+#[command(about = "Print the plan for training a GPT, and what it requires of a device; needs no GPU")]
 struct Flags {
     #[command(flatten)]
     shape: Shape,
-    /// Micro-batches of a step
+    /// Micro-batches per step
     #[arg(long, default_value_t = 1)]
     micro_batches: usize,
     /// Plan for a software adapter
     #[arg(long)]
     cpu: bool,
-    /// Bytes that a binding of the device covers at most; by default what WebGPU promises
+    /// Largest binding of the device, in bytes [default: WebGPU's guaranteed limit]
     #[arg(long)]
     max_binding: Option<u64>,
-    /// Bytes of the device's largest buffer; by default what WebGPU promises
+    /// Largest buffer of the device, in bytes [default: WebGPU's guaranteed limit]
     #[arg(long)]
     max_buffer: Option<u64>,
-    /// Bytes of GPU memory that training may take
+    /// GPU memory that training may use, in bytes
     #[arg(long)]
     max_bytes: Option<u64>,
-    /// Leave the table of nodes and buffers out
+    /// Omit the table of nodes and buffers
     #[arg(long)]
     brief: bool,
 }
@@ -62,17 +63,17 @@ fn main() -> anyhow::Result<()> {
         println!("{forward_backward}");
     }
     let dispatches = [forward_backward, evaluation, update].map(|plan| plan.dispatches());
-    println!("dispatches of forward and backward, evaluation, update: {dispatches:?}");
+    println!("dispatches in forward and backward, evaluation, and update: {dispatches:?}");
     println!("{} parameters in {} buffers", plan.parameter_count(), plan.layout().parts.len());
-    println!("{} bytes with gradients, moments, activations and evaluation", plan.bytes());
+    println!("{} bytes, including gradients, moments, activations and evaluation", plan.bytes());
     let needs = plan.requirements();
-    println!("needed: bindings of {} bytes, buffers of {} bytes", needs.binding_bytes, needs.buffer_bytes);
-    println!("needed: {} storage buffers, {} workgroups", needs.storage_buffers, needs.workgroups);
+    println!("required: bindings of {} bytes, buffers of {} bytes", needs.binding_bytes, needs.buffer_bytes);
+    println!("required: {} storage buffers, {} workgroups", needs.storage_buffers, needs.workgroups);
     for (limit, needed, offered) in needs.missing(&wgpu::Limits::default()) {
-        println!("more than by default: {limit} must be {needed}, not {offered}");
+        println!("above wgpu's default: {limit} must be {needed}, not {offered}");
     }
     let names = |features: wgpu::Features| features.iter_names().map(|(name, _)| name).collect::<Vec<_>>().join(", ");
-    println!("needed features: {}", if needs.features.is_empty() { "none".into() } else { names(needs.features) });
+    println!("required features: {}", if needs.features.is_empty() { "none".into() } else { names(needs.features) });
     for (feature, why) in Requirements::USEFUL_FEATURES {
         println!("useful feature: {}: {why}", names(feature));
     }

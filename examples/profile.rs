@@ -1,7 +1,8 @@
-//! Where a training step's time goes: a table by node and by op, and a trace for Perfetto.
+//! Shows where the time of a training step goes: a table by node and by op, and a trace for Perfetto.
 //!
 //! `cargo run --release --example profile -- --layers 6 --dim 384 --heads 6 --context 256 --batch 4 --trace step.json`
 
+#[path = "shared/shape.rs"]
 mod shape;
 
 use std::path::PathBuf;
@@ -16,17 +17,17 @@ use throughline::train::{TrainConfig, TrainOptions, TrainPlan, Trainer};
 use throughline::{Gpu, Tuner};
 
 #[derive(Parser)]
-#[command(about = "Profiles a GPT's training step on random tokens")]
+#[command(about = "Profile a training step of a GPT on random tokens")]
 struct Flags {
     #[command(flatten)]
     shape: Shape,
-    /// Muon for the matrices of blocks, AdamW for the rest; else AdamW for all
+    /// Use Muon for the matrices in blocks and AdamW for the rest, instead of AdamW for all
     #[arg(long)]
     muon: bool,
-    /// Measure the variants of ops first, and remember the fastest in this file
+    /// Tune first: measure the variants of each op, and remember the fastest in this file
     #[arg(long)]
     tune: Option<PathBuf>,
-    /// Keep the driver's compiled pipelines in this folder, which nobody else may write to
+    /// Cache the driver's compiled pipelines in this folder. Nothing else may write to it
     #[arg(long)]
     pipelines: Option<PathBuf>,
     /// Write a trace for Perfetto or chrome://tracing
@@ -61,7 +62,7 @@ fn main() -> anyhow::Result<()> {
     print!("{timeline}");
     if let Some(path) = &f.trace {
         timeline.write_trace(path)?;
-        println!("trace in {}", path.display());
+        println!("trace written to {}", path.display());
     }
     if let Some(dir) = &f.pipelines {
         gpu.save_pipelines(dir)?;

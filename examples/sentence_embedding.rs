@@ -1,4 +1,4 @@
-//! How alike texts are: embeddings by an encoder such as all-MiniLM-L6-v2, and their cosines.
+//! Compares texts: embeds them with a sentence encoder such as all-MiniLM-L6-v2 and prints their cosine similarities.
 //!
 //! `cargo run --release --example sentence_embedding -- --model FOLDER --text "A man is eating." "A man eats."`
 
@@ -11,12 +11,12 @@ use throughline::model::Model;
 use throughline::tokenize::ModelTokenizer;
 
 #[derive(Parser)]
-#[command(about = "Embeds texts and says how alike they are")]
+#[command(about = "Embed texts and print their cosine similarities")]
 struct Flags {
     /// Folder with config.json, model.safetensors and tokenizer.json
     #[arg(long)]
     model: PathBuf,
-    /// Texts
+    /// Texts to compare
     #[arg(long, num_args = 1.., required = true)]
     text: Vec<String>,
     /// Print the embeddings as JSON on the last line

@@ -1,5 +1,6 @@
-//! What is in a model file: `cargo run --example tensors -- MODEL.gguf` (or `.safetensors`, or a
-//! folder with `config.json` and safetensors files).
+//! Lists the contents of a model file.
+//!
+//! `cargo run --example tensors -- MODEL.gguf`, or a `.safetensors` file, or a folder with safetensors files
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -8,11 +9,11 @@ use clap::Parser;
 use throughline::format::Weights;
 
 #[derive(Parser)]
-#[command(about = "Lists a model file's metadata and tensors.")]
+#[command(about = "List the metadata and tensors of a model file")]
 struct Args {
-    /// A GGUF or safetensors file, or a folder with safetensors files.
+    /// GGUF or safetensors file, or folder with safetensors files
     path: PathBuf,
-    /// Also decode every tensor, and fail if one has NaN or infinite elements.
+    /// Also decode every tensor, and fail if one has NaN or infinite elements
     #[arg(long)]
     check: bool,
 }

@@ -2,15 +2,16 @@
 //!
 //! `cargo run --release --example train -- --text FILE --out DIR`
 
-mod common;
+#[path = "shared/training.rs"]
+mod training;
 
 use clap::Parser;
 
 #[derive(Parser)]
-#[command(about = "Trains a character-level GPT on a text, on whatever GPU there is")]
+#[command(about = "Train a character-level GPT on a text, on any GPU")]
 struct Flags {
     #[command(flatten)]
-    train: common::TrainFlags,
+    train: training::TrainFlags,
     /// Print a JSON summary as the last line
     #[arg(long)]
     json: bool,
@@ -18,14 +19,14 @@ struct Flags {
 
 fn main() -> anyhow::Result<()> {
     let flags = Flags::parse();
-    let outcome = common::run(&flags.train)?;
+    let outcome = training::run(&flags.train)?;
     let out = flags.train.out_dir();
     if outcome.interrupted {
         eprintln!("stopped at step {}; go on with --resume {}", outcome.summary.steps, out.display());
     } else {
         println!("{}", outcome.sample);
     }
-    eprintln!("checkpoint: {}", common::checkpoint_path(&out).display());
+    eprintln!("checkpoint: {}", training::checkpoint_path(&out).display());
     if flags.json {
         println!("{}", serde_json::to_string(&outcome.summary)?);
     }

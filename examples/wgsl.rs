@@ -1,7 +1,7 @@
-//! Prints the final WGSL of the kernels that a case of the op table launches.
+//! Prints the final WGSL of any kernel of the op table. Needs no GPU.
 //!
-//! `cargo run --example wgsl -- matmul` lists the cases, `cargo run --example wgsl -- matmul bias`
-//! prints the first case whose name contains "bias". Needs no GPU.
+//! `cargo run --example wgsl -- matmul` lists the test cases of matmul; `cargo run --example wgsl -- matmul bias`
+//! prints the kernels of the first case whose name contains "bias".
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -10,19 +10,19 @@ use throughline::plan::variants;
 use throughline::{AdapterClass, Plan, Profile};
 
 #[derive(Parser)]
-#[command(about = "Prints the final WGSL of the kernels of an op")]
+#[command(about = "Print the final WGSL of an op's kernels")]
 struct Flags {
-    /// Op, as in docs/ops.md
+    /// Name of the op, as in docs/ops.md
     op: String,
-    /// Part of a case's name; lists the cases if left out
+    /// Part of the name of a test case [default: list all cases]
     case: Option<String>,
-    /// Kernels for software adapters, not for GPUs
+    /// Print the kernels for software adapters instead of those for GPUs
     #[arg(long)]
     cpu: bool,
-    /// Kernels for devices with subgroups of these sizes, as in 32,64; without, for devices with none
+    /// Subgroup sizes of the device, as in 32,64 [default: no subgroup operations]
     #[arg(long, value_parser = sizes, value_name = "MIN,MAX")]
     subgroups: Option<[u32; 2]>,
-    /// Which variant of those that a tuner chooses from, counted from 0
+    /// Variant to print, counted from 0, of those that a tuner can choose from
     #[arg(long, default_value_t = 0)]
     variant: usize,
 }
@@ -35,14 +35,19 @@ fn sizes(text: &str) -> Result<[u32; 2], String> {
 fn main() -> Result<()> {
     let flags = Flags::parse();
     let names = || TABLE.iter().map(|r| r.name).collect::<Vec<_>>().join(", ");
-    let row: &Row = TABLE.iter().find(|r| r.name == flags.op).with_context(|| format!("ops: {}", names()))?;
+    let row: &Row = TABLE
+        .iter()
+        .find(|r| r.name == flags.op)
+        .with_context(|| format!("no op `{}`; the ops are {}", flags.op, names()))?;
     let cases = (row.cases)();
     let Some(part) = flags.case else {
         cases.iter().for_each(|c| println!("{}", c.name));
         return Ok(());
     };
-    let case =
-        cases.iter().find(|c| c.name.contains(&part)).context("no case of that name; leave it out to list them")?;
+    let case = cases
+        .iter()
+        .find(|c| c.name.contains(&part))
+        .context("no case has that name; leave it out to list all cases")?;
     let (graph, _, outputs) = case.graph()?;
     let class = if flags.cpu { AdapterClass::Cpu } else { AdapterClass::Gpu };
     let mut profile = Profile::portable(class);
@@ -50,7 +55,7 @@ fn main() -> Result<()> {
     let mut plan = Plan::new(&graph, &outputs, &profile)?;
     for t in variants::tunables(&plan, &profile) {
         println!("// variants: {}", t.variants.join(", "));
-        let name = t.variants.get(flags.variant).with_context(|| format!("there is no variant {}", flags.variant))?;
+        let name = t.variants.get(flags.variant).with_context(|| format!("no variant {}", flags.variant))?;
         profile.choices.set(t.key, name.clone());
         plan = Plan::new(&graph, &outputs, &profile)?;
     }

@@ -22,7 +22,7 @@ fn example(name: &str) -> PathBuf {
             "export",
             "depth",
             "architectures",
-            "throughline",
+            "residual_stream",
             "npc_text",
         ];
         let args = names.iter().flat_map(|name| ["--example", name]);
@@ -203,7 +203,7 @@ fn the_depth_study_refuses_what_it_cannot_measure() {
     std::fs::write(&file, "").unwrap();
     // Nothing is written into a folder that is none, should a flag get through.
     let depth = |args: &[&str]| refused("depth", &[&["--quick", "--out", file.to_str().unwrap()], args].concat());
-    assert!(depth(&[]).contains("making the folder"));
+    assert!(depth(&[]).contains("creating the folder"));
     assert!(depth(&["--depths", "2,0"]).contains("--depths"));
     assert!(depth(&["--depths", ""]).contains("--depths"));
     assert!(depth(&["--depths", "deep"]).contains("deep"));
@@ -213,7 +213,7 @@ fn the_depth_study_refuses_what_it_cannot_measure() {
     let dim = |d: &str| refused("depth", &["--quick", "--out", out.to_str().unwrap(), "--dim", d]);
     assert!(dim("30").contains("n_heads"));
     assert!(dim("0").contains("d_model"));
-    assert!(refused("depth", &["--from", "Cargo.toml", "--out", out.to_str().unwrap()]).contains("no depth.json"));
+    assert!(refused("depth", &["--from", "Cargo.toml", "--out", out.to_str().unwrap()]).contains("not a depth.json"));
 }
 
 #[test]
@@ -402,11 +402,11 @@ fn architectures_compares_blocks_at_equal_parameters() {
 
 /// The page with all its charts, and what it is made of.
 #[test]
-fn throughline_writes_a_page_that_loads_nothing() {
+fn residual_stream_writes_a_page_that_loads_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let text = text(dir.path());
     let out = dir.path().join("out");
-    let json = last_json(&ok("throughline", &experiment(&text, &["--steps", "6", "--out", out.to_str().unwrap()])));
+    let json = last_json(&ok("residual_stream", &experiment(&text, &["--steps", "6", "--out", out.to_str().unwrap()])));
     no_nulls(&json, "step");
     let [runs, blocks] = ["runs", "blocks"].map(|key| json[key].as_array().unwrap());
     assert_eq!((runs.len(), blocks.len()), (6, 4));
@@ -443,12 +443,12 @@ fn throughline_writes_a_page_that_loads_nothing() {
 }
 
 #[test]
-fn throughline_works_with_many_layers_and_refuses_bad_flags() {
+fn residual_stream_works_with_many_layers_and_refuses_bad_flags() {
     let dir = tempfile::tempdir().unwrap();
     let text = text(dir.path());
     let out = dir.path().join("out").to_str().unwrap().to_string();
     let flags = [&["--text", &text, "--out", &out, "--layers", "12", "--steps", "3", "--json"], &SMALL[..]].concat();
-    let json = last_json(&ok("throughline", &flags));
+    let json = last_json(&ok("residual_stream", &flags));
     assert_eq!(json["runs"][0]["kicked_in"].as_array().unwrap().len(), 12);
     for (more, words) in [
         (&["--threshold", "0"][..], ["--threshold", "positive"]),
@@ -459,7 +459,7 @@ fn throughline_works_with_many_layers_and_refuses_bad_flags() {
         (&["--heads", "3"], ["n_heads", "16"]),
         (&["--text", "none.txt"], ["none.txt", "No such file"]),
     ] {
-        let stderr = refused("throughline", &[&["--out", &out, "--dim", "16"], more].concat());
+        let stderr = refused("residual_stream", &[&["--out", &out, "--dim", "16"], more].concat());
         words.iter().for_each(|w| assert!(stderr.contains(w), "{w}: {stderr}"));
     }
 }

@@ -1,5 +1,5 @@
-//! What the benchmarks and the roofline share: cases of the op table cut into directions, a clock that
-//! suits the adapter, and the check that goes with every figure.
+//! Shared by the benchmarks and the roofline: cases of the op table split into forward and backward, a clock that suits
+//! the adapter, and the check that goes with every measurement.
 #![allow(dead_code)] // each program uses a part
 
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use throughline::{Executable, Gpu, Plan};
 
 use crate::common::Harness;
 
-/// One direction of a case: the op alone, or the nodes that its gradient adds.
+/// One direction of a case: the op by itself, or the nodes that its gradient adds.
 pub struct Piece {
     pub name: &'static str,
     pub exec: Executable,
@@ -18,7 +18,7 @@ pub struct Piece {
     pub bytes: f64,
 }
 
-/// The directions of a case that have kernels. Whatever they read has been computed once.
+/// The directions of a case that have kernels. Their inputs have been computed already.
 pub fn pieces(harness: &Harness, gpu: &Gpu) -> Vec<Piece> {
     let full = harness.executable(gpu.profile(), 0);
     let last_forward = harness.outputs[0].node();
@@ -26,8 +26,7 @@ pub fn pieces(harness: &Harness, gpu: &Gpu) -> Vec<Piece> {
     let piece = |name, backward| {
         let mut plan: Plan = full.plan().clone();
         plan.steps.retain(|s| !s.name.starts_with("loss") && forward.contains(&s.name.as_str()) != backward);
-        // Copies are the planner's, where it could not prove that the op may work in place; they move bytes
-        // that are not the kernel's.
+        // The planner adds copies where it cannot prove that an op may work in place. They are not the kernel's work.
         plan.steps.iter_mut().for_each(|s| s.copies.clear());
         plan.final_copies.clear();
         let (flops, bytes) = plan.steps.iter().fold((0, 0), |sum, s| (sum.0 + s.flops, sum.1 + s.bytes));
@@ -37,7 +36,7 @@ pub fn pieces(harness: &Harness, gpu: &Gpu) -> Vec<Piece> {
     [piece("forward", false), piece("backward", true)].into_iter().flatten().collect()
 }
 
-/// How outputs and gradients differ from the f64 reference.
+/// The error of outputs and gradients against the f64 reference.
 pub struct Check {
     pub nmse: f64,
     pub bound: f64,
@@ -60,11 +59,10 @@ impl Check {
     }
 }
 
-/// What rates are counted by.
+/// The clock that rates are measured with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Clock {
-    /// CPU time of this process: for software adapters, where it does not depend on what else the
-    /// machine is doing.
+    /// CPU time of this process. Used for software adapters, where it does not depend on other load on the machine.
     Cpu,
     /// GPU timestamps, or the host's clock where there are none.
     Gpu,
@@ -86,7 +84,7 @@ impl Clock {
         }
     }
 
-    /// What one run takes: of CPU time the mean over `budget`, of GPU time the least of several runs.
+    /// The time of one run: the mean CPU time over `budget`, or the shortest GPU time of several runs.
     pub fn seconds(self, exec: &Executable, budget: Duration) -> f64 {
         let run = || {
             exec.submit().expect("the step runs");
@@ -118,7 +116,7 @@ impl Clock {
     }
 }
 
-/// CPU time of this process, threads of the driver included; Linux only.
+/// CPU time of this process, including the threads of the driver. Linux only.
 pub fn cpu_seconds() -> Option<f64> {
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
     let fields: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();

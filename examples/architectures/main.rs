@@ -1,10 +1,10 @@
-//! Three blocks of your own against the usual one: same text, same steps, same number of parameters, some seeds.
+//! Compares three custom blocks with the standard one: same text, same steps, same number of parameters, several seeds.
 //!
 //! `cargo run --release --example architectures -- --seeds 3 --json`
 //!
-//! Each block is a file of its own; training, probes and views know nothing of them.
+//! Each block is one short file. Training, probes and views need no changes for them.
 
-#[path = "../lab/mod.rs"]
+#[path = "../shared/lab.rs"]
 mod lab;
 mod parallel;
 mod sandwich;
@@ -18,11 +18,11 @@ use serde::Serialize;
 use variants::Variant;
 
 #[derive(Parser)]
-#[command(about = "Compares blocks with the usual one, at equal parameters, steps and data")]
+#[command(about = "Compare custom blocks with the standard one, at equal parameters, steps and data")]
 struct Flags {
     #[command(flatten)]
     lab: LabFlags,
-    /// Runs of each block: --seed, the next, and so on
+    /// Number of runs per block, with seeds counted up from --seed
     #[arg(long, default_value_t = 3)]
     seeds: u64,
     /// Print a JSON summary as the last line
@@ -30,20 +30,20 @@ struct Flags {
     json: bool,
 }
 
-/// What the runs of one block gave.
+/// The results of one block.
 #[derive(Serialize)]
 struct Row {
     name: &'static str,
     d_ff: usize,
     parameters: usize,
-    /// By seed.
+    /// One for each seed.
     val_losses: Vec<f32>,
     mean_val_loss: f64,
-    /// Mean over seeds of the loss minus the baseline's with the same seed.
+    /// Mean over seeds of the loss minus the baseline's loss with the same seed.
     difference: f64,
     /// Standard error of that mean; none with a single seed.
     standard_error: Option<f64>,
-    /// By layer, in the last step of the first seed: what it adds, over the stream.
+    /// What each layer adds relative to the stream, in the last step of the first seed.
     contribution: Vec<f64>,
     seconds: f64,
 }

@@ -1,8 +1,8 @@
-//! Attention and feed-forward side by side: both read the same norm of the stream, and one addition takes both in.
+//! Attention and feed-forward side by side: both read the same normalised stream, and their sum is added to it.
 //! GPT-J (Wang and Komatsuzaki 2021) and PaLM (Chowdhery et al. 2022, <https://arxiv.org/abs/2204.02311>, section 2).
 //!
-//! A layer saves a norm, and its two halves could run at once. But the feed-forward half no longer sees what its
-//! own layer's attention found.
+//! This saves a norm per layer, and the two halves could run at the same time. But the feed-forward half no longer sees
+//! the result of its own layer's attention.
 
 use throughline::nn::{Block, Builder};
 use throughline::{Result, Value};

@@ -1,8 +1,8 @@
-//! A norm before each branch and one behind it: CogView's Sandwich-LN (Ding et al. 2021,
+//! A norm before each branch and another after it: CogView's Sandwich-LN (Ding et al. 2021,
 //! <https://arxiv.org/abs/2105.13290>), and the order of Gemma 2 (<https://arxiv.org/abs/2408.00118>).
 //!
-//! What a branch adds has the size that the second norm's gain says, however large its weights are: the stream cannot
-//! blow up. For the same reason a scale of the branch's last projection at the start, GPT-2's say, changes nothing.
+//! The gain of the second norm sets the size of what a branch adds, however large its weights are: the stream cannot
+//! blow up. For the same reason, initial scaling of the branch's last projection, such as GPT-2's, has no effect.
 
 use throughline::nn::{Block, Builder};
 use throughline::{Result, Value};

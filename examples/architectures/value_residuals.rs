@@ -1,7 +1,7 @@
-//! Attention of each layer mixes its values with those of the first layer, by two learned factors: ResFormer (Zhou et
-//! al. 2024, <https://arxiv.org/abs/2410.17897>), in the form with learned factors; here they start at a half each.
+//! Each layer's attention mixes its own values with those of the first layer: ResFormer (Zhou et al. 2024,
+//! <https://arxiv.org/abs/2410.17897>), in the variant with two learned factors, which start at a half each here.
 //!
-//! It is a second way, beside the stream, by which what the first layer read of the tokens gets to the last.
+//! This gives later layers a second path, besides the stream, to what the first layer read from the tokens.
 
 use throughline::nn::{Block, Builder, ParamInit};
 use throughline::{Result, Value};
@@ -15,7 +15,7 @@ impl Block for ValueResiduals {
         let x = b.residual("attn", x, |b, x| {
             let [q, k, own] = b.qkv(x)?;
             let values = match b.kept("values") {
-                // The first layer leaves its own.
+                // The first layer keeps its values for the others.
                 None => {
                     b.keep("values", own);
                     own

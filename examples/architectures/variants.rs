@@ -1,4 +1,4 @@
-//! The architectures that are compared, at equal numbers of parameters.
+//! The architectures to compare, all with the same number of parameters.
 #![allow(dead_code)] // each example uses a part
 
 use anyhow::Result;
@@ -13,12 +13,12 @@ use super::value_residuals::ValueResiduals;
 pub struct Variant {
     pub name: &'static str,
     pub block: &'static dyn Block,
-    /// The baseline's, but for `d_ff`.
+    /// The baseline with a different `d_ff`.
     pub model: TransformerConfig,
     pub parameters: usize,
 }
 
-/// The baseline first. The others have the `d_ff` that brings them nearest to its number of parameters.
+/// The baseline, followed by the others, whose `d_ff` brings them closest to its number of parameters.
 pub fn variants(baseline: &TransformerConfig) -> Result<Vec<Variant>> {
     let blocks: [(&str, &'static dyn Block); 4] = [
         ("baseline", &StandardBlock),
@@ -31,7 +31,7 @@ pub fn variants(baseline: &TransformerConfig) -> Result<Vec<Variant>> {
         .into_iter()
         .map(|(name, block)| {
             let mut model = baseline.clone();
-            // The number is linear in d_ff.
+            // The number of parameters is linear in d_ff.
             let one_more = TransformerConfig { d_ff: baseline.d_ff + 1, ..baseline.clone() };
             let has = parameters(&model, block)?;
             let slope = parameters(&one_more, block)? as f64 - has as f64;
@@ -43,7 +43,7 @@ pub fn variants(baseline: &TransformerConfig) -> Result<Vec<Variant>> {
         .collect()
 }
 
-/// How many trained values a model has.
+/// The number of parameters of a model.
 fn parameters(model: &TransformerConfig, block: &dyn Block) -> Result<usize> {
     let mut g = Graph::new();
     let transformer = Transformer::build_with(&mut g, model, block, 1, 1, true)?;

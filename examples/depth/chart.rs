@@ -17,7 +17,7 @@ type Points = Vec<(f64, f64)>;
 struct Panel {
     title: &'static str,
     x: &'static str,
-    /// What a line is, for the legend, and where it goes.
+    /// Label and points of each line.
     lines: Vec<(String, Points)>,
     legend: SeriesLabelPosition,
 }
@@ -65,7 +65,7 @@ fn draw(svg: &mut String, report: &Report) -> Drawn<()> {
         panel.draw(area, 0.0..most)?;
     }
     for (area, panel) in areas[3..].iter().zip(&of_depth) {
-        // With room for the legend on the right.
+        // Leaves room for the legend on the right.
         let range = (least / 1.2..most * (1.2 * most / least).powf(0.7).max(2.0)).log_scale();
         panel.draw(area, range.with_key_points(depths.clone()))?;
     }
@@ -78,7 +78,7 @@ fn number(values: &[f64]) -> Points {
     values.iter().enumerate().map(|(layer, &v)| (layer as f64, v)).collect()
 }
 
-/// A line for each kind of run; depths without such a rate are left out.
+/// A line for each kind of run; depths without such a rate are omitted.
 fn rates(searches: &[Search], init: &str, rate: fn(&Search) -> Option<f64>) -> Vec<(String, Points)> {
     let mut lines = vec![];
     for placement in PLACEMENTS {
@@ -101,7 +101,7 @@ impl Panel {
         let values = self.lines.iter().flat_map(|(_, points)| points.iter().map(|p| p.1)).filter(|y| *y > 0.0);
         let (low, high) = values.fold((f64::MAX, 0.0f64), |(l, h), y| (l.min(y), h.max(y)));
         let power = |round: fn(f64) -> f64, y: f64| 10f64.powf(round(y.log10()));
-        // Powers of ten, two decades at least. Nothing to show is shown, too: as an empty panel.
+        // Powers of ten, at least two decades. Without data the panel is drawn empty.
         let (low, high) = if high > 0.0 { (power(f64::floor, low), power(f64::ceil, high)) } else { (1.0, 1.0) };
         let low = low.min(high / 100.0) * 0.99;
         let mut chart = ChartBuilder::on(area)
@@ -114,7 +114,7 @@ impl Panel {
         let mut mesh = chart.configure_mesh();
         mesh.x_desc(self.x).light_line_style(TRANSPARENT).x_label_formatter(&|x| format!("{x}"));
         mesh.y_label_formatter(&number).draw()?;
-        // The deepest first, and thinner from line to line, so that lines show that run over others.
+        // Draws the deepest model first and each further line thinner, so that overlapping lines remain visible.
         let few = self.lines.iter().all(|(_, points)| points.len() <= 12);
         for (i, (label, points)) in self.lines.iter().enumerate().rev() {
             let (width, size) = if few { (i as u32 + 1, 3) } else { (2, 0) };

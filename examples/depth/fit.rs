@@ -1,7 +1,7 @@
-//! Straight lines through points.
+//! Fits straight lines.
 
-/// Slope by least squares. `None` unless two points with finite coordinates differ in x: a gradient that vanished has
-/// no logarithm.
+/// The least-squares slope, or `None` unless two points with finite coordinates differ in x: the logarithm of a
+/// vanished gradient is not finite.
 pub fn slope(points: impl IntoIterator<Item = (f64, f64)>) -> Option<f64> {
     let points: Vec<_> = points.into_iter().filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
     let n = points.len() as f64;

@@ -13,11 +13,11 @@ use crate::fit::{cell, slope};
 use crate::{PLACEMENTS, Settings, VOCAB, name};
 
 const BATCH: usize = 2;
-/// Post-norm's gradient grows towards the output only where many tokens see each other: with a causal mask and few
-/// tokens it does not.
+/// The gradient of post-norm grows towards the output only where many tokens attend to each other. With a causal mask
+/// and few tokens it does not.
 const TIME: usize = 128;
 
-/// Models that differ in depth alone.
+/// Models that differ only in depth.
 #[derive(Deserialize, Serialize)]
 pub struct Family {
     pub placement: NormPlacement,
@@ -28,22 +28,22 @@ pub struct Family {
     pub last_w2_slope: Option<f64>,
 }
 
-/// Geometric means over seeds: far from the output a gradient is a product of many random factors, so that of a few
-/// seeds the largest would be all of the usual mean. W_2 is the matrix at the end of a layer's feed-forward half.
+/// Geometric means over seeds. Far from the output a gradient is a product of many random factors, so the largest of a
+/// few seeds would dominate an arithmetic mean. W_2 is the last matrix of the feed-forward half of a layer.
 #[derive(Deserialize, Serialize)]
 pub struct Depth {
     pub layers: usize,
     /// After the embedding and after each layer.
     pub stream_rms: Vec<f64>,
-    /// Of the loss's gradient there.
+    /// RMS of the gradient of the loss at the same places.
     pub stream_grad_rms: Vec<f64>,
     /// Norm of the gradient of each layer's W_2.
     pub w2_grad_norm: Vec<f64>,
     /// Slope of log `stream_grad_rms` against the layer: above 0 it grows towards the output.
     pub stream_grad_slope: Option<f64>,
-    /// The same of each seed alone.
+    /// The same slope for each seed.
     pub stream_grad_slopes: Vec<f64>,
-    /// That of `w2_grad_norm`.
+    /// Slope of log `w2_grad_norm` against the layer.
     pub w2_grad_slope: Option<f64>,
     /// The power of l with which E|x_l|^2 - E|x_0|^2 grows.
     pub stream_power: Option<f64>,
@@ -52,9 +52,7 @@ pub struct Depth {
 /// Measures and prints every family.
 pub fn study(gpu: &Gpu, settings: &Settings) -> Result<Vec<Family>> {
     let Settings { dim, seeds, .. } = settings;
-    println!(
-        "\nAt initialisation: d {dim}, {BATCH} x {TIME} tokens that all see each other, geometric mean of {seeds} seeds"
-    );
+    println!("\nAt initialisation: d {dim}, {BATCH} x {TIME} tokens without a mask, geometric mean of {seeds} seeds");
     let mut families = vec![];
     for (init_name, init) in settings.inits() {
         for placement in PLACEMENTS {
@@ -77,7 +75,7 @@ pub fn study(gpu: &Gpu, settings: &Settings) -> Result<Vec<Family>> {
             }
             let last = |d: &Depth| ((d.layers as f64).ln(), d.w2_grad_norm[d.layers - 1].ln());
             let last_w2_slope = slope(depths.iter().map(last));
-            println!("slope of the last W_2's gradient against L, both logarithmic: {}", cell(last_w2_slope));
+            println!("slope of the last W_2's gradient against L, log-log: {}", cell(last_w2_slope));
             families.push(Family { placement, init: init_name.into(), depths, last_w2_slope });
         }
     }
@@ -132,7 +130,7 @@ impl Depth {
         }
     }
 
-    /// Adds a seed's share of the means, as logarithms; W_2 has `w2` elements.
+    /// Adds one seed's share of the means, as logarithms. W_2 has `w2` elements.
     fn add(&mut self, readings: &Readings, w2: f64, share: f64) -> Result<()> {
         let means = [
             ("stream_rms", 1.0, &mut self.stream_rms),
@@ -153,11 +151,11 @@ impl Depth {
         Ok(())
     }
 
-    /// What the means give, once all seeds are in.
+    /// Computes slopes from the means, once all seeds are in.
     fn fit(&mut self) {
         let means = [&mut self.stream_rms, &mut self.stream_grad_rms, &mut self.w2_grad_norm];
         means.into_iter().flatten().for_each(|mean| *mean = mean.exp());
-        // The embedding is not normalised, so in post-norm the gradient there is of another size.
+        // The embedding is not normalised, so with post-norm the gradient there is of a different size.
         self.stream_grad_slope = by_layer(&self.stream_grad_rms[1..]);
         self.w2_grad_slope = by_layer(&self.w2_grad_norm);
         let start = self.stream_rms[0].powi(2);

@@ -1,5 +1,5 @@
-//! What depth does to a transformer, and where its norms stand: stream and gradient by layer at initialisation, and
-//! the largest learning rate that a short run bears, with and without warm-up.
+//! Measures what depth does to a transformer, in pre-norm and post-norm: stream and gradient by layer at
+//! initialisation, and the largest learning rate that a short run tolerates, with and without warm-up.
 //!
 //! `cargo run --release --example depth -- --out target/depth`
 
@@ -19,38 +19,38 @@ use throughline::nn::{Init, NormPlacement, TransformerConfig};
 use throughline::train::checkpoint::write_atomically;
 
 #[derive(Parser)]
-#[command(about = "Measures what depth does to gradients, the stream and the learning rate, in pre- and post-norm")]
+#[command(about = "Measure what depth does to gradients, the stream and the learning rate, in pre- and post-norm")]
 struct Flags {
-    /// Numbers of layers, with commas between [6,12,24,48,100]
+    /// Numbers of layers, comma-separated [default: 6,12,24,48,100]
     #[arg(long, value_delimiter = ',', value_parser = value_parser!(u16).range(1..=1000))]
     depths: Option<Vec<u16>>,
-    /// Width of the stream, a multiple of 4 [32]
+    /// Width of the stream, a multiple of 4 [default: 32]
     #[arg(long)]
     dim: Option<usize>,
-    /// Steps of a run that tries a learning rate [24]
+    /// Steps of each run that tries a learning rate [default: 24]
     #[arg(long, value_parser = value_parser!(u64).range(4..=100_000))]
     steps: Option<u64>,
-    /// Models whose mean is taken at initialisation [8]
+    /// Models to average over at initialisation [default: 8]
     #[arg(long, value_parser = value_parser!(u64).range(1..=1000))]
     seeds: Option<u64>,
-    /// The first seed; learning rates are tried with this one alone
+    /// First seed; learning rates are tried with this one only
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Folder for depth.svg and depth.json
     #[arg(long, default_value = "target/depth")]
     out: PathBuf,
-    /// Draw the figures of this depth.json again, and measure nothing
+    /// Redraw the chart from this depth.json without measuring anything
     #[arg(long)]
     from: Option<PathBuf>,
-    /// Small defaults: whether it works, not what comes out
+    /// Use small defaults, to check that everything works rather than to measure
     #[arg(long)]
     quick: bool,
-    /// Print the figures as JSON, as the last line
+    /// Print the results as JSON on the last line
     #[arg(long)]
     json: bool,
 }
 
-/// What all parts of the study have in common.
+/// Settings shared by all parts of the study.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Settings {
     depths: Vec<usize>,
@@ -77,7 +77,7 @@ impl Flags {
     }
 }
 
-/// Different tokens.
+/// Vocabulary size.
 pub const VOCAB: usize = 64;
 
 pub const PLACEMENTS: [NormPlacement; 2] = [NormPlacement::Pre, NormPlacement::Post];
@@ -90,20 +90,20 @@ pub fn name(placement: NormPlacement) -> &'static str {
 }
 
 impl Settings {
-    /// Xavier's variance for a square matrix, everywhere, or projections into the stream scaled down with depth.
+    /// Xavier's variance for a square matrix everywhere, or with projections into the stream scaled down with depth.
     fn inits(&self) -> [(&'static str, Init); 2] {
         let std = 1.0 / (self.dim as f32).sqrt();
         [("plain", Init::Plain { std }), ("gpt2", Init::Gpt2 { std })]
     }
 
-    /// GPT-2's parts, with a head of its own.
+    /// GPT-2's parts, with an untied head.
     fn model(&self, layers: usize, context: usize, norm_placement: NormPlacement, init: Init) -> TransformerConfig {
         let gpt2 = TransformerConfig::gpt2(VOCAB, context, layers, self.dim, 4);
         TransformerConfig { norm_placement, init, tied_head: false, ..gpt2 }
     }
 }
 
-/// What depth.json holds.
+/// The contents of depth.json.
 #[derive(Deserialize, Serialize)]
 pub struct Report {
     adapter: String,
@@ -126,11 +126,11 @@ fn measure(settings: Settings) -> Result<Report> {
 
 fn main() -> Result<()> {
     let flags = Flags::parse();
-    std::fs::create_dir_all(&flags.out).with_context(|| format!("making the folder {}", flags.out.display()))?;
+    std::fs::create_dir_all(&flags.out).with_context(|| format!("creating the folder {}", flags.out.display()))?;
     let report = match &flags.from {
         Some(path) => {
             let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-            serde_json::from_str(&text).with_context(|| format!("{} is no depth.json", path.display()))?
+            serde_json::from_str(&text).with_context(|| format!("{} is not a depth.json", path.display()))?
         }
         None => measure(flags.settings())?,
     };

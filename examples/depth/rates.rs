@@ -1,13 +1,13 @@
-//! The largest learning rate that a short run bears.
+//! The largest learning rate that a short run tolerates.
 //!
-//! The task: the next token is a fixed function of this one, and tokens are uniform. A model that has no use for its
+//! The task: the next token is a fixed function of the current one, and tokens are uniform. A model that ignores its
 //! input cannot get below ln V nats.
 //!
-//! - *Stable* is a run with no loss above [`BOUND`] times its first one, and that ends below it. Infinities and NaN are
-//!   above.
-//! - A run *learns* if it is stable and ends [`MARGIN`] nats below ln V.
+//! - A run is *stable* if no loss exceeds [`BOUND`] times the first one, and its final loss is below the first.
+//!   Infinities and NaN exceed the bound.
+//! - A run *learns* if it is stable and its final loss is [`MARGIN`] nats below ln V.
 //!
-//! A run ends with the mean loss of its last quarter. Rates are powers of 2.
+//! The final loss is the mean of the last quarter. Rates are powers of 2.
 
 use std::collections::BTreeMap;
 
@@ -26,10 +26,10 @@ const BATCH: usize = 4;
 const TIME: usize = 32;
 const BOUND: f64 = 1.25;
 const MARGIN: f64 = 0.1;
-/// The grid goes from a rate of 1 to one of 2 to the power of minus this.
+/// The grid of rates goes from 1 down to 2 to the power of minus this.
 const LAST: i32 = 9;
 
-/// A depth's largest rates.
+/// The largest rates at one depth.
 #[derive(Deserialize, Serialize)]
 pub struct Search {
     pub layers: usize,
@@ -37,10 +37,10 @@ pub struct Search {
     pub placement: NormPlacement,
     /// Steps over which the rate rises.
     pub warmup: u64,
-    /// `None` if no rate of the grid is.
+    /// `None` if no rate of the grid is stable.
     pub max_stable: Option<f64>,
     pub max_learning: Option<f64>,
-    /// By falling rate; those that the search tried.
+    /// The runs that the search tried, by descending rate.
     pub runs: Vec<Run>,
 }
 
@@ -49,7 +49,7 @@ pub struct Search {
 pub struct Run {
     pub rate: f64,
     pub first_loss: f64,
-    /// `None` if the run was given up as unstable.
+    /// `None` if the run was aborted as unstable.
     pub last_loss: Option<f64>,
     pub stable: bool,
     pub learns: bool,
@@ -91,7 +91,7 @@ impl std::fmt::Display for Search {
     }
 }
 
-/// All but the rate.
+/// Everything but the rate.
 fn config(settings: &Settings, model: TransformerConfig, warmup: u64) -> TrainConfig {
     TrainConfig {
         schedule: Schedule { warmup, ..Schedule::constant(1.0) },
@@ -113,8 +113,8 @@ fn search(gpu: &Gpu, config: &TrainConfig, init: &str, steps: u64) -> Result<Sea
         runs.insert(halvings, run);
         Ok(good(&run))
     };
-    // Every second rate, from the largest on, and then the one above. No bisection of the whole grid: a rate can be too
-    // small to learn anything, so that what learns is a window in it.
+    // Every second rate from the largest down, and then the one above the first success. Bisection would not do: a rate
+    // can also be too small to learn anything, so the rates that learn are a window in the grid.
     let mut largest = |good: fn(&Run) -> bool| -> Result<Option<f64>> {
         for halvings in (1..=LAST).step_by(2) {
             if is(halvings, good)? {
@@ -159,7 +159,7 @@ fn try_out(gpu: &Gpu, config: TrainConfig, steps: u64) -> Result<Run> {
 fn batch(seed: u64, step: u64) -> Batch {
     let mut rng = Rng::new(&[seed, step]);
     let tokens = Vec::from_iter((0..BATCH * TIME).map(|_| rng.below(VOCAB as u64) as u32));
-    // 5 and V have no common factor, so all tokens are targets equally often.
+    // 5 and V are coprime, so all tokens are targets equally often.
     let targets = tokens.iter().map(|t| (5 * t + 3) % VOCAB as u32).collect();
     Batch { tokens, targets }
 }

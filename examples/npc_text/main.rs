@@ -1,7 +1,7 @@
-//! A game loop without a window, in which characters talk to each other: as much of their model's work as a budget
-//! allows is recorded into each frame, and nothing waits for it.
+//! A game loop without a window, in which characters talk to each other. Each frame records as much of the language
+//! model's work as a time budget allows, and no frame waits for it.
 //!
-//! `cargo run --release --example npc_text`, or with `--model FILE.gguf`, `--model FOLDER`, `--model CHECKPOINT`
+//! `cargo run --release --example npc_text`, optionally with `-- --model` and a GGUF file, model folder or checkpoint
 
 mod words;
 mod world;
@@ -20,33 +20,33 @@ use words::Words;
 use world::World;
 
 #[derive(Parser)]
-#[command(about = "Characters that talk in the frames of a game")]
+#[command(about = "Run a game loop in which characters talk, within a time budget per frame")]
 struct Flags {
-    /// A GGUF file, a folder with config.json and safetensors, or a checkpoint of `train` [a model trained at start]
+    /// GGUF file, folder with config.json and safetensors, or checkpoint of `train` [default: train a small one]
     #[arg(long)]
     model: Option<PathBuf>,
-    /// Steps to train the model at start
+    /// Training steps of the model that is trained first
     #[arg(long, default_value_t = 300, conflicts_with = "model")]
     train_steps: u64,
-    /// How many talk
+    /// Number of characters
     #[arg(long, default_value_t = 4)]
     characters: usize,
-    /// Frames in which they do; so many come before in which all are silent
+    /// Frames with speech; the same number of silent frames comes first, for comparison
     #[arg(long, default_value_t = 600)]
     frames: usize,
-    /// What speech may take of a frame, in microseconds
+    /// GPU time that speech may take per frame, in microseconds
     #[arg(long, default_value_t = 2000)]
     budget_us: u64,
-    /// Print figures as JSON on the last line
+    /// Print the results as JSON on the last line
     #[arg(long)]
     json: bool,
 }
 
 fn main() -> Result<()> {
     let flags = Flags::parse();
-    ensure!(flags.characters > 0, "--characters 0: somebody must talk");
-    ensure!(flags.frames > 0, "--frames 0: there is nothing to measure");
-    // In a game: `Gpu::from_device`, with the device that it draws with.
+    ensure!(flags.characters > 0, "--characters must be at least 1");
+    ensure!(flags.frames > 0, "--frames must be at least 1");
+    // A game would call `Gpu::from_device` with the device it draws with.
     let gpu = Gpu::headless_blocking()?;
     let (decoder, words) = match &flags.model {
         Some(path) => words::load(&gpu, path, flags.characters)?,
@@ -69,7 +69,7 @@ fn main() -> Result<()> {
             "budget_us": flags.budget_us,
             "pass_us": { "token": token, "prompt": chunk },
             "frame_ms": { "silent": ms[0], "talking": ms[1] },
-            // Longer than a silent frame and the budget together.
+            // Share of frames that took longer than a silent frame plus the budget.
             "over_budget": over as f64 / flags.frames as f64,
             "texts": game.texts,
             "tokens": game.tokens,
@@ -89,7 +89,7 @@ struct Game {
     options: GenerationOptions,
     pace: Pace,
     characters: Vec<Character>,
-    /// What was said last.
+    /// The last thing anyone said.
     heard: String,
     rng: Rng,
     texts: usize,
@@ -101,7 +101,7 @@ struct Character {
     name: String,
     ids: Vec<u32>,
     said: String,
-    /// Frames until it speaks again, once it is silent.
+    /// Frames of silence before it speaks again.
     pause: usize,
 }
 
@@ -115,7 +115,7 @@ impl Game {
             pause: 3 * i,
         };
         let options = GenerationOptions { max_tokens: words::MAX_TOKENS, stop: words.stop(), ..Default::default() };
-        // Rows that change in place, where somebody watches.
+        // On a terminal, each character has a row that is updated in place.
         let live = std::io::stdout().is_terminal();
         print!("{}", if live { "\n".repeat(flags.characters) } else { String::new() });
         Ok(Game {
@@ -134,10 +134,10 @@ impl Game {
         })
     }
 
-    /// A frame, and how long it took until the GPU was through.
+    /// Runs a frame and returns how long it took until the GPU had finished.
     fn frame(&mut self, talking: bool) -> Result<Duration> {
         let start = Instant::now();
-        // What the frames before have brought comes first, so that this one goes on from it.
+        // Poll first, so that this frame continues from the tokens that earlier ones have produced.
         let events = self.cast.poll()?;
         let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
         self.world.record(&mut encoder);
@@ -148,13 +148,13 @@ impl Game {
             self.pace.end(&mut encoder, taken)?;
         }
         let submitted = self.gpu.submit(encoder)?;
-        self.gpu.wait_for_blocking(submitted)?; // in place of the display
+        self.gpu.wait_for_blocking(submitted)?; // stands in for presenting the frame
         let time = start.elapsed();
         self.take_up(&events)?;
         Ok(time)
     }
 
-    /// Lets those speak whose time has come.
+    /// Starts the characters whose pause is over.
     fn take_turns(&mut self) -> Result<()> {
         for (i, character) in self.characters.iter_mut().enumerate() {
             if self.cast.speaks(i) {
@@ -212,7 +212,7 @@ fn median(times: &[Duration]) -> Duration {
     sorted(times)[times.len() / 2]
 }
 
-/// In milliseconds: times that so large a share of the frames does not exceed.
+/// Percentiles in milliseconds.
 fn percentiles(times: &[Duration]) -> serde_json::Value {
     let times = sorted(times);
     let at = |share: f64| times[((share * times.len() as f64).ceil() as usize).max(1) - 1].as_secs_f64() * 1e3;

@@ -1,4 +1,4 @@
-//! What characters think with: a model, and its tokens of text.
+//! The language model of the characters, and its tokens.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,23 +14,23 @@ use throughline::train::checkpoint::Checkpoint;
 use throughline::train::data::{CharTokenizer, Dataset};
 use throughline::train::{TrainConfig, Trainer};
 
-/// Tokens that a character has in mind at most.
+/// Capacity of a character's context, in tokens.
 const CAPACITY: usize = 128;
-/// Tokens that it says at most.
+/// Most tokens that a character says at a time.
 pub const MAX_TOKENS: usize = 48;
 
-/// A model's tokens.
+/// The tokenizer of the model.
 pub enum Words {
     Characters(CharTokenizer),
     Pieces(Box<ModelTokenizer>),
 }
 
 impl Words {
-    /// What a character of this name is told, to answer what it has heard: the end of it, where there is no room for
-    /// more.
+    /// The prompt for a character with this name to answer what it heard. If it exceeds `room` tokens, only the end is
+    /// kept.
     pub fn prompt(&self, name: &str, heard: &str, room: usize) -> Result<Vec<u32>> {
         let ids = match self {
-            // What the model's text had no letter for is left out.
+            // Drops characters that are not in the model's alphabet.
             Words::Characters(t) => {
                 let letters = format!("{heard}\n\n{name}:\n");
                 letters.chars().filter_map(|c| t.encode(&c.to_string()).ok()).flatten().collect()
@@ -51,7 +51,7 @@ impl Words {
         })
     }
 
-    /// Tokens that end what a character says.
+    /// Tokens that end a speech.
     pub fn stop(&self) -> Vec<u32> {
         match self {
             Words::Characters(t) => t.encode("\n").unwrap_or_default(),
@@ -60,7 +60,7 @@ impl Words {
     }
 }
 
-/// A decoder for so many characters, of a model in files: one of others, or a checkpoint of `train`.
+/// A decoder for this many characters, with a pretrained model or a checkpoint of the `train` example.
 pub fn load(gpu: &Gpu, path: &Path, characters: usize) -> Result<(Decoder, Words)> {
     let room = |context: usize| context.min(CAPACITY);
     if path.extension().is_some_and(|e| e == "gguf") || path.join("config.json").exists() {
@@ -78,7 +78,7 @@ pub fn load(gpu: &Gpu, path: &Path, characters: usize) -> Result<(Decoder, Words
     Ok((Decoder::on_params_blocking(gpu, config, &params, characters, room(config.context))?, words))
 }
 
-/// The same of a model that learns to write plays, letter by letter, in so many steps.
+/// The same with a small model that is trained for this many steps to write plays, character by character.
 pub fn train(gpu: &Gpu, steps: u64, characters: usize) -> Result<(Decoder, Words)> {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/shakespeare.txt");
     let text = std::fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
@@ -98,7 +98,7 @@ pub fn train(gpu: &Gpu, steps: u64, characters: usize) -> Result<(Decoder, Words
     let mut trainer = Trainer::new_blocking(gpu, config)?;
     for step in 0..steps {
         let loss = trainer.step(&[data.batch(1, step, 4, CAPACITY)])?;
-        // Now and then, so that not too much is on its way.
+        // Wait now and then, so that not too many steps are in flight.
         if step % 50 == 49 || step + 1 == steps {
             eprintln!("step {}: loss {:.3}", step + 1, loss.wait_blocking(gpu)?);
         }

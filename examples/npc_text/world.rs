@@ -1,10 +1,10 @@
-//! The rest of the game: what an app records into its frames beside speech.
+//! The rest of the game: what an app records into its frames besides speech.
 
 use throughline::Gpu;
 
 const MEMBERS: u32 = 4096;
 
-/// A crowd, and the pass that moves it on.
+/// A crowd, and the pass that moves it.
 pub struct World {
     pipeline: wgpu::ComputePipeline,
     group: wgpu::BindGroup,

@@ -1,6 +1,6 @@
-// The app's own work of a frame: a crowd whose members turn towards the middle.
+// The game's own work in each frame: a crowd drawn towards the centre.
 
-@group(0) @binding(0) var<storage, read_write> crowd: array<vec4<f32>>; // place and velocity
+@group(0) @binding(0) var<storage, read_write> crowd: array<vec4<f32>>; // position and velocity
 
 @compute @workgroup_size(64)
 fn walk(@builtin(global_invocation_id) i: vec3<u32>) {

@@ -1,4 +1,4 @@
-// As many bytes as the adapter can move: y = x.
+// Moves as many bytes as the adapter can: y = x.
 
 // knobs
 const GROUP: u32 = 64u;

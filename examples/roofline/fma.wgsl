@@ -1,11 +1,11 @@
-// As many fused multiply-adds as the adapter can do: independent chains in registers, no memory in the
-// loop. Four links make one expression, since software adapters blend every value that a loop carries
-// with their execution mask: with one link the loop would measure that.
+// Does as many fused multiply-adds as the adapter can: independent chains in registers, no memory access in
+// the loop. Each expression has four links, since software adapters blend every value that a loop carries with
+// their execution mask: with a single link the loop would measure the blending.
 
 // knobs
 const GROUP: u32 = 64u;
 const CHAINS: u32 = 8u; // of vec4
-const UNROLL: u32 = 4u; // fours of links of each chain in a turn of the loop
+const UNROLL: u32 = 4u; // groups of four links of each chain in a turn of the loop
 
 struct Params {
     invocations: u32,

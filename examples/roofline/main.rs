@@ -1,6 +1,5 @@
-//! How near the kernels come to what the adapter can do: measures its multiply-add peak and copy
-//! bandwidth with two probes, then every op of the table, each figure with its check against the f64
-//! reference.
+//! Measures how close the kernels come to the limits of the adapter. Two probes measure its peak multiply-add rate and
+//! its copy bandwidth; then every op of the table is timed, and its results are checked against the f64 reference.
 //!
 //! `cargo run --release --example roofline -- --json roofline.json --svg roofline.svg`
 //! `cargo run --release --example roofline -- matmul attention`
@@ -25,29 +24,29 @@ use throughline::Gpu;
 use throughline::ops::{Case, TABLE};
 
 #[derive(Parser)]
-#[command(about = "Measures every kernel against the adapter's peak and bandwidth")]
+#[command(about = "Measure every kernel against the adapter's peak rate and bandwidth")]
 struct Flags {
-    /// Ops, as in docs/ops.md; all of them if none is named
+    /// Ops to measure, as in docs/ops.md [default: all]
     ops: Vec<String>,
-    /// Leave out cases of more than this many GFLOP, whose f64 reference takes long
+    /// Skip cases of more than this many GFLOP, whose f64 reference takes long
     #[arg(long, default_value_t = 5.0)]
     max_gflop: f64,
-    /// Milliseconds to spend on each figure
+    /// Milliseconds to spend on each measurement
     #[arg(long, default_value_t = 400)]
     budget: u64,
-    /// Write the figures here
+    /// Write the results to this JSON file
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Draw the roofline here
+    /// Draw the roofline to this SVG file
     #[arg(long)]
     svg: Option<PathBuf>,
 }
 
-/// What is measured, as in the JSON file. Rates are per second of the clock.
+/// The results, as in the JSON file. Rates are per second of the clock.
 #[derive(Serialize)]
 struct Report {
     adapter: String,
-    /// `CPU-second` on software adapters, where a rate is that of one core; else `second`.
+    /// `CPU-second` on software adapters, where rates are those of one core; otherwise `second`.
     rates_per: &'static str,
     roofs: Roofs,
     kernels: Vec<Figure>,
@@ -63,10 +62,10 @@ pub struct Figure {
     gflops: f64,
     gbs: f64,
     flop_per_byte: f64,
-    /// Percent of the nearer roof.
+    /// Percentage of the nearer roof.
     percent: f64,
     roof: &'static str,
-    /// Largest normalised mean squared error of outputs and gradients, and what the row allows.
+    /// Largest normalised mean squared error of outputs and gradients.
     nmse: f64,
     nmse_bound: f64,
     right: bool,
@@ -75,7 +74,7 @@ pub struct Figure {
 fn main() -> Result<()> {
     let flags = Flags::parse();
     let unknown = flags.ops.iter().find(|op| TABLE.iter().all(|row| row.name != op.as_str()));
-    ensure!(unknown.is_none(), "there is no op `{}`; see docs/ops.md", unknown.map_or("", String::as_str));
+    ensure!(unknown.is_none(), "no op `{}`; docs/ops.md lists the ops", unknown.map_or("", String::as_str));
     let gpu = common::gpu();
     let clock = Clock::of(gpu);
     println!("{}; rates per {}", gpu.describe(), clock.unit());
@@ -89,7 +88,7 @@ fn main() -> Result<()> {
             let op = case.op.clone();
             let outputs = op.infer(&case.types()).map_err(|e| anyhow::anyhow!("{}: {e}", case.name))?;
             if op.flops(&case.types(), &outputs) as f64 > flags.max_gflop * 1e9 {
-                println!("{:14} {:44} left out: over {} GFLOP", row.name, case.name, flags.max_gflop);
+                println!("{:14} {:44} skipped: over {} GFLOP", row.name, case.name, flags.max_gflop);
                 continue;
             }
             report.kernels.extend(figures(row.name, &case, gpu, (clock, budget), &report.roofs));
@@ -104,7 +103,7 @@ fn main() -> Result<()> {
         std::fs::write(path, svg).with_context(|| format!("writing {}", path.display()))?;
     }
     let wrong = report.kernels.iter().filter(|f| !f.right).count();
-    ensure!(wrong == 0, "{wrong} figures are of kernels that differ from the reference");
+    ensure!(wrong == 0, "{wrong} measurements are of kernels that differ from the reference");
     Ok(())
 }
 

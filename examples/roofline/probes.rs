@@ -1,4 +1,4 @@
-//! What the adapter can do at best: two kernels in many sizes, as ops with variants.
+//! The limits of the adapter, measured with two kernels in many sizes, written as ops with variants.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use throughline::{ExecOptions, Executable, Gpu, Graph, Plan, TensorType};
 
 use crate::measure::Clock;
 
-/// The roofs: what no kernel can beat.
+/// The roofs, which no kernel can beat.
 #[derive(Clone, Debug, Serialize)]
 pub struct Roofs {
     /// GFLOP of multiply-adds per second of the clock.
@@ -29,7 +29,7 @@ pub struct Roofs {
 impl Roofs {
     pub fn measure(gpu: &Gpu, clock: Clock, budget: Duration) -> Result<Roofs> {
         let software = clock == Clock::Cpu;
-        // As large as the tensors of the table's cases, whose share of cache is thus the same; on a GPU
+        // On a software adapter as large as the tensors of the table's cases, so that caches help both alike; on a GPU
         // too large for its caches.
         let quads = if software { 4096 * 768 / 4 } else { 8 << 20 };
         let (invocations, turns) = if software { (1 << 12, 1 << 9) } else { (1 << 17, 1 << 10) };
@@ -38,15 +38,15 @@ impl Roofs {
         Ok(Roofs { gflops, fma, gbs, copy })
     }
 
-    /// The share of the nearer roof, and which it is. `bytes` and `flops` are of a kernel that takes
-    /// `seconds`.
+    /// The share of the nearer roof that a kernel reaches, and which roof that is. The kernel moves `bytes` and does
+    /// `flops` in `seconds`.
     pub fn share(&self, flops: f64, bytes: f64, seconds: f64) -> (f64, &'static str) {
         let (compute, memory) = (flops / seconds / 1e9 / self.gflops, bytes / seconds / 1e9 / self.gbs);
         if compute > memory { (compute, "compute") } else { (memory, "memory") }
     }
 }
 
-/// Work done per nanosecond by the best variant of a probe, and its name. The input has `quads` quads.
+/// The work per nanosecond of the best variant of a probe, and its name. The input has `quads` quads.
 fn best(
     gpu: &Gpu,
     (clock, budget): (Clock, Duration),
@@ -78,7 +78,7 @@ struct Fma {
     turns: usize,
 }
 
-/// Workgroup, chains and fours of links in a turn, of the variants.
+/// Workgroup size, chains, and groups of four links per turn, for each variant.
 const FMA: [[usize; 3]; 8] =
     [[8, 4, 4], [8, 8, 4], [8, 8, 8], [8, 16, 1], [8, 16, 2], [64, 4, 4], [64, 8, 2], [256, 8, 2]];
 /// Links that `turns` counts, whatever the variant.

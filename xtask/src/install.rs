@@ -1,4 +1,4 @@
-//! Installing lavapipe, Mesa's Vulkan driver for the CPU, with whatever package manager there is.
+//! Installs lavapipe, Mesa's Vulkan driver for the CPU, with the package manager of the system.
 
 use std::io::IsTerminal;
 use std::process::{Command, Stdio};
@@ -31,18 +31,18 @@ const MANAGERS: &[Manager] = &[
     Manager { program: "apk", commands: &[&["apk", "add", "mesa-vulkan-swrast", "vulkan-loader"]] },
 ];
 
-/// How commands become root's.
+/// How to run commands as root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Root {
-    /// We are root.
+    /// We are root already.
     Already,
-    /// Through sudo, which may ask for a password where there is somebody to type it.
+    /// With sudo, which may ask for a password if there is a terminal.
     Sudo { may_ask: bool },
-    /// Not at all.
+    /// There is no way.
     No,
 }
 
-/// Installs the driver, saying what it runs, or says what to type.
+/// Installs the driver, printing each command first. Without root, the error has the commands to type.
 pub fn software_driver() -> Outcome {
     let manager = MANAGERS.iter().find(|m| found(m.program));
     let root = how_to_be_root();
@@ -55,12 +55,12 @@ pub fn software_driver() -> Outcome {
     Ok(())
 }
 
-/// The commands to run, or what to tell a person who must run them.
+/// The commands to run, or a message for the person who must run them.
 fn plan(manager: Option<&Manager>, root: Root) -> Result<Vec<Vec<String>>, String> {
     let Some(manager) = manager else {
         let names: Vec<&str> = MANAGERS.iter().map(|m| m.program).collect();
         return Err(format!(
-            "none of {} is here; install a Vulkan driver (Mesa's lavapipe will do) and the Vulkan loader by hand",
+            "found none of {}; install a Vulkan driver (Mesa's lavapipe will do) and the Vulkan loader manually",
             names.join(", ")
         ));
     };
@@ -70,7 +70,7 @@ fn plan(manager: Option<&Manager>, root: Root) -> Result<Vec<Vec<String>>, Strin
         Root::Sudo { may_ask: false } => &["sudo", "-n"],
         Root::No => {
             let lines: Vec<String> = manager.commands.iter().map(|c| c.join(" ")).collect();
-            return Err(format!("installing needs root. Type as root:\n  {}", lines.join(" && ")));
+            return Err(format!("installing the driver needs root; run as root:\n  {}", lines.join(" && ")));
         }
     };
     let with_prefix = |c: &&[&str]| prefix.iter().chain(c.iter()).map(|w| w.to_string()).collect();
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn root_runs_the_commands_as_they_are() {
+    fn root_runs_the_commands_unchanged() {
         let commands = plan(manager("apt-get"), Root::Already).unwrap();
         assert_eq!(commands[0], ["apt-get", "update"]);
         assert_eq!(commands[1][0], "apt-get");
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn sudo_goes_in_front_and_asks_only_where_somebody_can_answer() {
+    fn sudo_asks_only_if_somebody_can_answer() {
         let commands = plan(manager("dnf"), Root::Sudo { may_ask: false }).unwrap();
         assert_eq!(commands[0][..3], ["sudo", "-n", "dnf"]);
         let commands = plan(manager("dnf"), Root::Sudo { may_ask: true }).unwrap();
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_system_is_told_what_it_needs() {
+    fn the_error_on_an_unknown_system_says_what_it_needs() {
         let message = plan(None, Root::Already).unwrap_err();
         assert!(message.contains("lavapipe") && message.contains("apt-get"), "{message}");
     }

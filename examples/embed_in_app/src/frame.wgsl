@@ -1,5 +1,5 @@
-// The app's frame: the picture on the left, what the network has learnt of it on the right. Both are read where they
-// are: `learnt` is the buffer that the network's last layer writes.
+// The frame: the picture on the left, and what the network has learnt of it on the right. Nothing is copied:
+// `learnt` is the buffer that the last layer of the network writes.
 
 struct Sizes {
     picture: vec2<u32>,

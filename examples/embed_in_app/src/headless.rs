@@ -1,4 +1,4 @@
-//! Frames without a window: drawn into a texture, and copied to PNG files.
+//! Draws frames without a window, into a texture, and saves them as PNG files.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -8,42 +8,42 @@ use serde::Serialize;
 
 use crate::{App, Options, Percentiles, Picture};
 
-/// As stored in PNG files.
+/// The format of PNG files.
 const FORMAT: wgpu::TextureFormat = wgpu::TextureFormat::Rgba8Unorm;
 
-/// What [`run`] is to make.
+/// What [`run`] draws.
 #[derive(Clone, Debug)]
 pub struct Headless {
-    /// Frames in which the network trains; so many come before in which it does not.
+    /// Frames in which the network trains. The same number of frames without training comes first.
     pub frames: usize,
-    /// Of those frames, every so-manieth is a file, and the last.
+    /// One of this many training frames is saved, and the last.
     pub every: usize,
-    /// Where the files go.
+    /// Folder for the files.
     pub out: PathBuf,
 }
 
-/// What [`run`] did.
+/// The results of [`run`].
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     pub adapter: String,
     pub width: usize,
     pub height: usize,
-    /// Training steps in the frames.
+    /// Training steps completed.
     pub steps: u64,
     pub budget_us: u64,
-    /// Parts that a step is in, and what the longest of them and all of them take by a profile.
+    /// Number of slices of a step, and by a profile the time of the longest slice and of the whole step.
     pub slices: usize,
     pub longest_slice_us: u64,
     pub step_us: u64,
-    /// From the start of recording to the GPU's end, in frames that train and in frames that do not.
+    /// Time from the start of recording until the GPU has finished, with and without training.
     pub frame_ms: FrameTimes,
-    /// Share of the frames that train which take longer than the budget and the median frame that does not.
+    /// Share of training frames that take longer than the median frame without training plus the budget.
     pub share_over_budget: f64,
-    /// What training takes in frames as a multiple of the profile's times, at the end.
+    /// Time of training within frames as a multiple of the profiled time, at the end.
     pub pace: f64,
-    /// Mean squared error before the frames and behind them.
+    /// Mean squared error before and after the frames.
     pub loss: Change,
-    /// The same in decibels.
+    /// Peak signal-to-noise ratio before and after the frames, in decibels.
     pub psnr_db: Change,
     pub files: usize,
 }
@@ -60,9 +60,10 @@ pub struct Change {
     pub last: f32,
 }
 
-/// Draws frames that show the network untrained, and then frames in which it learns, and writes some of these.
+/// Draws frames with the untrained network, then frames in which it learns, and saves some of the latter.
 pub fn run(options: &Options, headless: &Headless) -> Result<Report> {
-    std::fs::create_dir_all(&headless.out).with_context(|| format!("making the folder {}", headless.out.display()))?;
+    std::fs::create_dir_all(&headless.out)
+        .with_context(|| format!("creating the folder {}", headless.out.display()))?;
     let mut screen = Screen::open(options)?;
     let first = screen.app.learner.loss_blocking()?;
     let drawing = (0..headless.frames).map(|_| screen.timed_frame(false)).collect::<Result<Vec<_>>>()?;
@@ -108,11 +109,11 @@ pub struct Screen {
 }
 
 impl Screen {
-    /// On the best adapter there is, or that of `WGPU_ADAPTER_NAME`.
+    /// Opens the default adapter, or the one that `WGPU_ADAPTER_NAME` names.
     pub fn open(options: &Options) -> Result<Screen> {
         let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle_from_env());
         let adapter = pollster::block_on(wgpu::util::initialize_adapter_from_env_or_default(&instance, None));
-        let app = App::new(&adapter.context("no Vulkan, Metal or DX12 driver")?, FORMAT, options)?;
+        let app = App::new(&adapter.context("no Vulkan, Metal or DX12 driver found")?, FORMAT, options)?;
         let [width, height] = app.frame_size();
         let texture = app.device.create_texture(&wgpu::TextureDescriptor {
             label: Some("screen"),
@@ -127,7 +128,7 @@ impl Screen {
         Ok(Screen { app, texture })
     }
 
-    /// A frame, and how long it took until the GPU had drawn it.
+    /// Draws a frame and returns how long it took until the GPU had finished.
     pub fn timed_frame(&mut self, train: bool) -> Result<Duration> {
         let start = Instant::now();
         let submitted = self.app.frame(&self.texture.create_view(&Default::default()), train)?;
@@ -135,7 +136,7 @@ impl Screen {
         Ok(start.elapsed())
     }
 
-    /// Red, green, blue and alpha of the last frame, in rows. This is the one thing that is read back.
+    /// RGBA pixels of the last frame, row by row. Nothing else is read back.
     pub fn pixels(&self) -> Result<Vec<u8>> {
         let size = self.texture.size();
         let row = 4 * size.width;

@@ -1,4 +1,4 @@
-//! A coordinate network in training: from (x, y) to red, green and blue.
+//! Trains a coordinate network, which maps a position (x, y) to a colour.
 
 use std::collections::HashMap;
 use std::f64::consts::TAU;
@@ -10,7 +10,8 @@ use throughline::optim::{AdamWConfig, Arena, ArenaLayout, Optimizer};
 use throughline::rng::Rng;
 use throughline::{ExecOptions, Executable, Gpu, Graph, Pace, Result, Slice, Tensor, TensorType, Value};
 
-/// Waves that a place is told in, each as sine and cosine, and their number per picture (a standard deviation).
+/// Number of random waves that encode a position, each as a sine and a cosine, and the standard deviation of their
+/// frequencies, in periods per picture.
 const WAVES: usize = 32;
 const FREQUENCY: f64 = 3.0;
 /// Width of the residual stream.
@@ -19,8 +20,8 @@ const BLOCKS: usize = 2;
 const LEARNING_RATE: f64 = 4e-3;
 const SEED: u64 = 1;
 
-/// The network, its gradients and its optimiser, on the app's device. A frame records as much of a step as it has time
-/// for.
+/// The network, its gradients and its optimiser, on the app's device. Each frame records as much of a training step as
+/// the budget allows.
 #[derive(Debug)]
 pub struct Learner {
     gpu: Gpu,
@@ -29,17 +30,17 @@ pub struct Learner {
     optimizer: Optimizer,
     loss: Value,
     slices: Vec<Slice>,
-    /// What an update takes.
+    /// Estimated time of an update.
     update: Duration,
     pace: Pace,
-    /// The slice that comes next; past the last one, the update.
+    /// Index of the next slice. After the last slice comes the update.
     next: usize,
     steps: u64,
 }
 
 impl Learner {
-    /// A network that learns `target`, f32 `[height * width, 3]`, and leaves what it makes of it in `output`, of the
-    /// same type; both are buffers of the app's. Runs a step a few times, to see what it takes.
+    /// A network that learns `target`, f32 `[height * width, 3]`, and writes its result to `output`, a tensor of the
+    /// same type. Both are in buffers of the app. Runs a step a few times to measure it.
     pub fn new(gpu: &Gpu, width: usize, target: &Tensor, output: &Tensor, budget: Duration) -> Result<Learner> {
         let n = target.ty().shape.dims()[0];
         let mut g = gpu.graph();
@@ -53,8 +54,8 @@ impl Learner {
         let sum = g.sum("squares.sum", squares)?;
         let loss = g.scale("loss", sum, 1.0 / (3 * n) as f32)?;
 
-        // Between two slices of a step, other memory of the step holds anything. What is read then is a state: it
-        // changes when the step stores it, at once.
+        // Between two slices of a step, the step's own memory holds intermediate values. What the app reads at that
+        // time must be a state, which changes only when the step stores it, all at once.
         let picture = g.state("picture", output.ty().clone())?;
         g.store(rgb, picture)?;
         let last_loss = g.state("last_loss", TensorType::f32([1]))?;
@@ -78,18 +79,18 @@ impl Learner {
         exec.write(places, &features(width, n))?;
         let config = AdamWConfig { weight_decay: 0.0, ..AdamWConfig::default() };
         let optimizer = || pollster::block_on(Optimizer::new(gpu, config, &weights, &grads));
-        // An update changes the moments even at rate 0: those that are measured are of another optimiser.
+        // An update changes the moments even at a learning rate of 0, so a second optimiser is measured instead.
         let (slices, update) = measure(&exec, &optimizer()?, budget)?;
         let (gpu, pace) = (gpu.clone(), Pace::new(gpu, budget)?);
         let (optimizer, next, steps) = (optimizer()?, 0, 0);
         Ok(Learner { gpu, exec, optimizer, loss: last_loss, slices, update, pace, next, steps })
     }
 
-    /// Records what there is time for within the budget, and one slice at least, but no more than to the end of a step.
+    /// Records as many slices as fit the budget: at least one, and none beyond the end of the step.
     pub fn record(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
         let (may, mut taken) = (self.pace.begin(encoder)?, Duration::ZERO);
         while taken.is_zero() || (self.next > 0 && taken + self.estimate(self.next) <= may) {
-            // A kernel may take less than the clock tells.
+            // A kernel may be too short for the clock to measure.
             taken += self.estimate(self.next).max(Duration::from_nanos(1));
             match self.slices.get(self.next) {
                 Some(slice) => {
@@ -105,44 +106,44 @@ impl Learner {
         self.pace.end(encoder, taken)
     }
 
-    /// What a slice takes; past the last one, the update.
+    /// Estimated time of a slice or, after the last one, of the update.
     fn estimate(&self, slice: usize) -> Duration {
         self.slices.get(slice).map_or(self.update, |s| s.estimate)
     }
 
-    /// What frames take as a multiple of the estimates.
+    /// Time that slices take within frames, as a multiple of the estimates.
     pub fn pace(&self) -> f64 {
         self.pace.factor()
     }
 
-    /// Slices of a step, the update among them, and what the longest takes.
+    /// Number of slices of a step, including the update, and the time of the longest.
     pub fn slices(&self) -> (usize, Duration) {
         let longest = (0..=self.slices.len()).map(|i| self.estimate(i)).max();
         (self.slices.len() + 1, longest.unwrap_or_default())
     }
 
-    /// What a whole step takes.
+    /// Estimated time of a whole step.
     pub fn step_time(&self) -> Duration {
         (0..=self.slices.len()).map(|i| self.estimate(i)).sum()
     }
 
-    /// Steps done.
+    /// Training steps completed.
     pub fn steps(&self) -> u64 {
         self.steps
     }
 
-    /// The mean squared error of the picture as it was last computed. Waits for the GPU, as no frame does.
+    /// The mean squared error of the most recent picture. Waits for the GPU, so frames do not call it.
     pub fn loss_blocking(&self) -> Result<f32> {
         Ok(self.exec.read_blocking::<f32>(self.loss)?[0])
     }
 
-    /// The device, as throughline sees it.
+    /// The device.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
     }
 }
 
-/// The step in slices by what it takes here, several to a budget, and what an update takes.
+/// Cuts the step into slices, several per budget, by its measured time here; also measures an update.
 fn measure(exec: &Executable, optimizer: &Optimizer, budget: Duration) -> Result<(Vec<Slice>, Duration)> {
     let (mut step, mut update) = (exec.profile_blocking()?, optimizer.profile_blocking(0.0, 0)?);
     for _ in 0..3 {
@@ -152,7 +153,7 @@ fn measure(exec: &Executable, optimizer: &Optimizer, budget: Duration) -> Result
     Ok((exec.slices(&step, budget / 4)?, Duration::from_nanos(update.ns())))
 }
 
-/// A residual stream from the features of a place to its colour.
+/// A residual stream from the features of a position to its colour.
 fn network(g: &mut Graph, places: Value) -> Result<(Value, Vec<Param>)> {
     let mut params = vec![];
     let mut linear = |g: &mut Graph, name: &str, x: Value, d_out: usize, gain: f32, bias: f32| {
@@ -174,7 +175,7 @@ fn network(g: &mut Graph, places: Value) -> Result<(Value, Vec<Param>)> {
     Ok((rgb, params))
 }
 
-/// Sines and cosines of random waves at every pixel: without them such a network learns no edges.
+/// Sines and cosines of random waves at every pixel. Without them such a network does not learn sharp edges.
 fn features(width: usize, n: usize) -> Vec<f32> {
     let longer = width.max(n / width) as f64;
     let mut rng = Rng::new(&[SEED]);

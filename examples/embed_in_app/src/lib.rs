@@ -1,8 +1,8 @@
-//! An app that draws a picture while a network learns it: one device, one encoder and one submit a frame, and the
-//! frame's shader reads the network's output in the buffer where the network leaves it.
+//! An app that draws a picture while a network learns it. There is one device, and one encoder and one submit per
+//! frame. The app's shader reads the output of the network from the buffer that the network writes.
 //!
-//! [`App`] is the app: it opens device and queue, owns the encoder, and draws. [`Learner`] is all that it has of
-//! throughline. [`headless`] makes frames without a window.
+//! [`App`] opens the device and the queue, owns the encoder, and draws. [`Learner`] is the only part that uses
+//! throughline. [`headless`] draws frames without a window.
 
 mod app;
 pub mod headless;
@@ -19,11 +19,11 @@ pub use times::Percentiles;
 
 use std::time::Duration;
 
-/// What the app is to do, however it shows its frames.
+/// Options that apply with and without a window.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// What to learn.
+    /// The picture to learn.
     pub picture: Picture,
-    /// GPU time of a frame that training may take.
+    /// GPU time that training may take per frame.
     pub budget: Duration,
 }

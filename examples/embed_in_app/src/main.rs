@@ -1,4 +1,4 @@
-//! Draws a picture in a window while a network learns it, on one device and in one submit a frame.
+//! Draws a picture in a window while a network learns it, with one device and one submit per frame.
 //!
 //! `cargo run --release -p embed_in_app --features window`
 //! `cargo run --release -p embed_in_app -- --headless --frames 300 --out DIR`
@@ -12,27 +12,27 @@ use embed_in_app::headless::{self, Headless};
 use embed_in_app::{Options, Picture};
 
 #[derive(Parser)]
-#[command(about = "An app that draws a picture while a network learns it: one device, one submit a frame, no readback")]
+#[command(about = "Draw a picture while a network learns it: one device, one submit per frame, no readback")]
 struct Flags {
-    /// A PNG file to learn [a picture made here]
+    /// PNG file to learn [default: a built-in picture]
     #[arg(long)]
     image: Option<PathBuf>,
-    /// Pixels of the picture's longer side, all of them in every step; a file with fewer stays as it is
+    /// Scale the picture down to this many pixels on its longer side. Every pixel is in every training step
     #[arg(long, default_value_t = 64)]
     size: usize,
-    /// GPU time that training may take of a frame, in microseconds. One kernel is the least that a frame records
+    /// GPU time that training may take per frame, in microseconds. A frame records at least one kernel
     #[arg(long, default_value_t = 4000)]
     budget_us: u64,
-    /// No window: frames go into PNG files, and figures are the last line, as JSON
+    /// Draw into PNG files instead of a window, and print the results as JSON on the last line
     #[arg(long, requires = "out")]
     headless: bool,
-    /// Frames to draw with training; as many come before without
+    /// Frames with training; the same number of frames without comes first, for comparison
     #[arg(long, default_value_t = 300, requires = "headless", value_parser = clap::value_parser!(u32).range(1..))]
     frames: u32,
-    /// Write every so-manieth frame, and the last
+    /// Write one frame out of this many, and the last
     #[arg(long, default_value_t = 1, requires = "headless", value_parser = clap::value_parser!(u32).range(1..))]
     every: u32,
-    /// Folder of the PNG files
+    /// Folder for the PNG files
     #[arg(long, requires = "headless")]
     out: Option<PathBuf>,
 }
@@ -64,6 +64,6 @@ fn show(options: Options) -> Result<()> {
 #[cfg(not(feature = "window"))]
 fn show(_: Options) -> Result<()> {
     anyhow::bail!(
-        "this is built without a window: build it with --features window, or draw into files with --headless --out DIR"
+        "this program was built without a window; build it with --features window, or use --headless --out DIR"
     )
 }

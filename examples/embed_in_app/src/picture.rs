@@ -1,10 +1,10 @@
-//! Pictures: made here, or of a PNG file.
+//! Pictures, built in or from PNG files.
 
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// Colours in rows from the top, each of 0 to 1.
+/// Colours from 0 to 1, in rows from the top.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Picture {
     pub width: usize,
@@ -23,7 +23,7 @@ impl Picture {
         Picture { width: size, height: size, rgb: (0..size * size).flat_map(color).collect() }
     }
 
-    /// The picture of a PNG file, whose longer side becomes `size` pixels if it has more.
+    /// Reads a PNG file, and scales it down if its longer side has more than `size` pixels.
     pub fn open(path: &Path, size: usize) -> Result<Picture> {
         let whole = Self::decode(path).with_context(|| format!("reading the picture {}", path.display()))?;
         Ok(whole.sampled(size))
@@ -33,7 +33,7 @@ impl Picture {
         let mut decoder = png::Decoder::new(std::io::BufReader::new(std::fs::File::open(path)?));
         decoder.set_transformations(png::Transformations::normalize_to_color8());
         let mut reader = decoder.read_info()?;
-        let mut bytes = vec![0; reader.output_buffer_size().context("it is too large for this machine")?];
+        let mut bytes = vec![0; reader.output_buffer_size().context("the picture is too large for this machine")?];
         let info = reader.next_frame(&mut bytes)?;
         let channels = info.color_type.samples();
         let pixel = |p: &[u8]| match channels {
@@ -45,7 +45,7 @@ impl Picture {
         Ok(Picture { width: info.width as usize, height: info.height as usize, rgb })
     }
 
-    /// Every so-manieth pixel, if there are too many.
+    /// Drops pixels evenly until the longer side has at most `size`.
     fn sampled(self, size: usize) -> Picture {
         let longer = self.width.max(self.height);
         if longer <= size {
@@ -60,7 +60,7 @@ impl Picture {
         Picture { width, height, rgb: (0..width * height).flat_map(pixel).collect() }
     }
 
-    /// Writes bytes of red, green, blue and alpha as a PNG file.
+    /// Writes RGBA bytes to a PNG file.
     pub fn write_png(path: &Path, width: u32, height: u32, rgba: &[u8]) -> Result<()> {
         let write = || -> Result<()> {
             let file = std::io::BufWriter::new(std::fs::File::create(path)?);
@@ -73,17 +73,17 @@ impl Picture {
         write().with_context(|| format!("writing {}", path.display()))
     }
 
-    /// An `Err` that says what is wrong with a side of so many pixels.
+    /// Checks that the side of a picture may have `size` pixels.
     pub fn check_size(size: usize) -> Result<()> {
-        ensure!(size >= 8, "--size {size}: a picture has 8 pixels a side at least");
+        ensure!(size >= 8, "--size {size}: a picture needs at least 8 pixels per side");
         if size > 1024 {
-            bail!("--size {size}: the whole picture is in every training step, so 1024 pixels a side are the most");
+            bail!("--size {size}: every training step covers the whole picture, so the limit is 1024 pixels per side");
         }
         Ok(())
     }
 }
 
-/// The colour at a place, both coordinates from 0 to 1.
+/// The colour at a position, with both coordinates from 0 to 1.
 fn shapes_at(x: f32, y: f32) -> [f32; 3] {
     let (from_sun, from_kite) = ((x - 0.28).hypot(y - 0.27), (x - 0.68).abs() + (y - 0.35).abs());
     if from_kite < 0.2 {

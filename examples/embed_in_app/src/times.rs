@@ -1,10 +1,10 @@
-//! How long frames took.
+//! Statistics of frame times.
 
 use std::time::Duration;
 
 use serde::Serialize;
 
-/// Of frame times, in milliseconds.
+/// Percentiles of frame times, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Percentiles {
     pub frames: usize,
@@ -14,12 +14,12 @@ pub struct Percentiles {
 }
 
 impl Percentiles {
-    /// `None` of no frames.
+    /// `None` if there are no frames.
     pub fn of(times: &[Duration]) -> Option<Percentiles> {
         let mut ms: Vec<f64> = times.iter().map(|t| t.as_secs_f64() * 1e3).collect();
         ms.sort_by(f64::total_cmp);
         let max = *ms.last()?;
-        // The smallest time that so large a share of the frames does not exceed.
+        // The smallest measured time that this share of the frames does not exceed.
         let at = |share: f64| ms[((share * ms.len() as f64).ceil() as usize).saturating_sub(1)];
         Some(Percentiles { frames: ms.len(), p50: at(0.5), p99: at(0.99), max })
     }

@@ -1,4 +1,4 @@
-//! Frames in a window.
+//! Draws frames in a window.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,14 +13,14 @@ use winit::window::{Window, WindowId};
 use crate::headless::FrameTimes;
 use crate::{App, Options, Percentiles};
 
-/// Frames between two changes of the title.
+/// Frames between two updates of the title.
 const TITLE_EVERY: usize = 60;
 
-/// Shows the app until its window is closed. The space bar stops and starts training. Returns the times from frame to
-/// frame, with training and without.
+/// Shows the app until its window is closed. The space bar pauses and resumes training. Returns the times between
+/// frames, with and without training.
 pub fn run(options: Options) -> Result<FrameTimes> {
-    let event_loop = EventLoop::new()
-        .context("there is no display to open a window on; --headless --out DIR draws into PNG files instead")?;
+    let event_loop =
+        EventLoop::new().context("no display to open a window on; use --headless --out DIR to draw into PNG files")?;
     event_loop.set_control_flow(ControlFlow::Poll);
     let mut shell =
         Shell { options, shown: None, train: true, last: None, training: vec![], drawing: vec![], failure: None };
@@ -34,7 +34,7 @@ pub fn run(options: Options) -> Result<FrameTimes> {
 /// What winit drives.
 struct Shell {
     options: Options,
-    /// Once there is a window.
+    /// `None` until there is a window.
     shown: Option<Shown>,
     train: bool,
     /// When the last frame was presented.
@@ -60,11 +60,11 @@ impl Shown {
         let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_with_display_handle_from_env(display));
         let surface = instance.create_surface(window.clone())?;
         let adapter = pollster::block_on(wgpu::util::initialize_adapter_from_env_or_default(&instance, Some(&surface)))
-            .context("no Vulkan, Metal or DX12 driver that draws in this window")?;
+            .context("no Vulkan, Metal or DX12 driver can draw in this window")?;
         let size = window.inner_size();
         let config = surface.get_default_config(&adapter, size.width.max(1), size.height.max(1));
         let mut config = config.context("the adapter cannot draw in this window")?;
-        // The picture's values are what a PNG file holds: they go to the screen as they are.
+        // The picture has the values of a PNG file, which are already sRGB: they must not be converted again.
         let formats = surface.get_capabilities(&adapter).formats;
         config.format = formats.into_iter().find(|f| !f.is_srgb()).unwrap_or(config.format);
         config.present_mode = wgpu::PresentMode::AutoVsync;
@@ -79,7 +79,7 @@ impl Shown {
         self.app.resize([self.config.width, self.config.height]);
     }
 
-    /// Whether there was a frame to draw into.
+    /// Draws a frame. Returns false if there was no texture to draw into.
     fn frame(&mut self, train: bool) -> Result<bool> {
         use wgpu::CurrentSurfaceTexture as Current;
         let texture = match self.surface.get_current_texture() {
@@ -109,8 +109,10 @@ impl Shell {
                 && times.len().is_multiple_of(TITLE_EVERY)
             {
                 let (doing, steps) = (if self.train { "training" } else { "drawing only" }, shown.app.learner.steps());
-                let title =
-                    format!("step {steps}, {doing}: {:.1} ms a frame, at most {:.1} (space: on, off)", p.p50, p.max);
+                let title = format!(
+                    "step {steps}, {doing}: {:.1} ms per frame, at most {:.1} (space: pause or resume)",
+                    p.p50, p.max
+                );
                 shown.window.set_title(&title);
             }
         }
@@ -118,7 +120,7 @@ impl Shell {
         Ok(())
     }
 
-    /// Ends the app with what went wrong, if something did.
+    /// Ends the app if an error occurred.
     fn check(&mut self, event_loop: &ActiveEventLoop, result: Result<()>) {
         if let Err(e) = result {
             self.failure = Some(e);
@@ -153,7 +155,7 @@ impl ApplicationHandler for Shell {
                     && !event.repeat
                     && event.logical_key == Key::Named(NamedKey::Space) =>
             {
-                // What lies between a frame of one kind and one of the other counts as neither.
+                // The time between a frame with training and one without counts as neither.
                 (self.train, self.last) = (!self.train, None);
             }
             WindowEvent::RedrawRequested => {

@@ -1,4 +1,4 @@
-//! Finding RADV, and running this program again behind it: a process gets one card from it.
+//! Finds RADV, and runs this program again as a child with it: RADV provides one card per process.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -41,8 +41,8 @@ pub fn find() -> Result<PathBuf> {
     let Some(found) = places.iter().find_map(beside) else {
         let places: Vec<_> = places.iter().map(|p| p.display().to_string()).collect();
         bail!(
-            "Mesa's Radeon driver is not here: expected a file radeon_icd*.json in or beside {}. \
-             Debian: apt-get install mesa-vulkan-drivers libvulkan1; no card is needed",
+            "cannot find Mesa's Radeon driver: expected a file radeon_icd*.json in or next to {}. \
+             On Debian: apt-get install mesa-vulkan-drivers libvulkan1. No card is needed",
             places.join(", ")
         );
     };
@@ -101,8 +101,8 @@ fn compile_as(icd: &Path, name: &str, shaders: &[Shader]) -> Result<Answer> {
         .stderr(Stdio::piped())
         .spawn()
         .context("running this program again")?;
-    // The child reads all of its input before it says anything. Where it ends early, what it says
-    // tells more than the broken pipe.
+    // The child reads all of its input before it writes. If it ends early, its own message is more useful than the
+    // broken pipe.
     let written = child.stdin.take().context("the child's input")?.write_all(&serde_json::to_vec(shaders)?);
     let output = child.wait_with_output()?;
     if !output.status.success() {

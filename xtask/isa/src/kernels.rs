@@ -1,4 +1,4 @@
-//! Which kernels there are: all that a GPU might run for the op table's benchmarks, in every variant.
+//! Collects the kernels: every variant that a GPU might run for the benchmarks of the op table.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -65,7 +65,7 @@ fn profiles() -> [Profile; 2] {
 pub fn collect(ops: &[String]) -> Result<Vec<Job>> {
     if let Some(op) = ops.iter().find(|op| !TABLE.iter().any(|row| row.name == **op)) {
         let names: Vec<&str> = TABLE.iter().map(|row| row.name).collect();
-        bail!("there is no op `{op}`; there are {}", names.join(", "));
+        bail!("no op `{op}`; the ops are {}", names.join(", "));
     }
     let mut seen = BTreeMap::new();
     for row in TABLE.iter().filter(|row| ops.is_empty() || ops.iter().any(|op| op == row.name)) {

@@ -1,5 +1,5 @@
-//! What Mesa's RADV compiler makes of the GPU kernels, for AMD cards that are not here: registers,
-//! spills, waves, and what hot loops are made of. docs/kernels.md explains the table.
+//! Compiles the GPU kernels with Mesa's RADV for AMD cards, without a card, and prints registers, spills, waves and the
+//! instruction mix of hot loops. docs/kernels.md explains the table.
 
 mod asm;
 mod driver;
@@ -22,38 +22,38 @@ use table::Report;
 use throughline::kernel::Kernel;
 
 #[derive(Parser)]
-#[command(about = "Registers, spills, waves and hot loops of the GPU kernels on AMD cards that are not here")]
+#[command(about = "Show registers, spills, waves and hot loops of the GPU kernels on AMD cards, without a card")]
 struct Flags {
-    /// Ops, as in docs/ops.md; all if left out
+    /// Ops to compile, as in docs/ops.md [default: all]
     ops: Vec<String>,
-    /// Card to compile for; may be given several times
+    /// Card to compile for; may be repeated
     #[arg(long, default_values = ["gfx1100", "gfx1030"])]
     family: Vec<String>,
     /// Only kernels whose description contains this
     #[arg(long, default_value = "")]
     kernel: String,
-    /// WGSL file to look at instead of the ops; several are joined, as ops join shaders/common
+    /// WGSL file to compile instead of the ops; repeat it to concatenate several, as ops do with shaders/common
     #[arg(long)]
     wgsl: Vec<PathBuf>,
-    /// Entry point of the file; all if left out
+    /// Entry point of the file [default: all]
     #[arg(long, requires = "wgsl")]
     entry: Option<String>,
     /// Knob of the file to set, as NAME=VALUE
     #[arg(long, requires = "wgsl", value_parser = knob)]
     knob: Vec<(String, String)>,
-    /// Print the disassembly too, with `>` before the lines of the hot loop
+    /// Also print the disassembly, with the hot loop marked by `>`
     #[arg(long)]
     asm: bool,
     /// Fail if a kernel spills or has too few multiply-adds
     #[arg(long)]
     check: bool,
-    /// Least share of multiply-adds in the hot loop of large matmuls, in percent
+    /// With --check, the minimum percentage of multiply-adds in the hot loop of large matmuls
     #[arg(long, default_value_t = 80.0)]
     min_fma: f64,
-    /// Print the table as docs/kernels.md has it
+    /// Print the shorter table of docs/kernels.md
     #[arg(long)]
     markdown: bool,
-    /// Write that table, of all ops, into docs/kernels.md
+    /// Write that table for all ops to docs/kernels.md
     #[arg(long, conflicts_with_all = ["ops", "kernel", "wgsl", "asm"])]
     write: bool,
 }
@@ -97,7 +97,7 @@ fn run(flags: &Flags) -> Result<()> {
     if flags.check { check(&reports, flags.min_fma) } else { Ok(()) }
 }
 
-/// The kernels of WGSL files that are not an op's.
+/// The kernels of WGSL files that belong to no op.
 fn scratch(flags: &Flags) -> Result<Vec<Job>> {
     let read = |file: &PathBuf| std::fs::read_to_string(file).with_context(|| file.display().to_string());
     // A `Kernel` has static texts; these live as long as the program, too.
@@ -116,7 +116,7 @@ fn scratch(flags: &Flags) -> Result<Vec<Job>> {
     entries.into_iter().map(job).collect()
 }
 
-/// Compiles all for each family, one process each. Returns the names of the devices too.
+/// Compiles all jobs for each family, in one process per family. Also returns the names of the devices.
 fn compile(jobs: &[Job], families: &[String]) -> Result<(Vec<String>, Vec<Report>)> {
     let translate = |job: &Job| spirv::translate(&job.wgsl, &job.entry).with_context(|| job.describe());
     let shaders = jobs.iter().map(translate).collect::<Result<Vec<_>>>()?;
@@ -131,7 +131,7 @@ fn compile(jobs: &[Job], families: &[String]) -> Result<(Vec<String>, Vec<Report
     let mut reports = vec![];
     for (at, job) in jobs.iter().enumerate() {
         for (family, answer) in families.iter().zip(&answers) {
-            let compiled = answer.compiled.get(at).context("the child left kernels out")?.clone();
+            let compiled = answer.compiled.get(at).context("the child process skipped kernels")?.clone();
             let compiled = compiled.map_err(|e| anyhow::anyhow!("{}, {family}: {e}", job.describe()))?;
             reports.push(Report::new(job.clone(), family.clone(), compiled));
         }
@@ -149,7 +149,7 @@ fn listing(report: &Report) -> String {
     format!("{}, {}:\n{}\n", report.job.describe(), report.family, lines.concat())
 }
 
-/// Prints to whoever still reads: `head` stops early.
+/// Prints to stdout. A closed pipe is no error: `head` stops reading early.
 fn print(text: &str) -> Result<()> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(e).context("writing to stdout"),
@@ -170,7 +170,7 @@ fn write(file: &Path, table: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whether no kernel keeps registers in memory, and matmuls multiply most of the time.
+/// Checks that no kernel spills registers, and that the hot loops of matmuls consist mostly of multiply-adds.
 fn check(reports: &[Report], min_fma: f64) -> Result<()> {
     let mut problems = vec![];
     for report in reports {

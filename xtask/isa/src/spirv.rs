@@ -36,7 +36,7 @@ pub fn translate(wgsl: &str, entry: &str) -> Result<Shader> {
         .map_err(|e| anyhow!(e.emit_to_string(wgsl)))?;
     let Some(index) = module.entry_points.iter().position(|e| e.name == entry) else {
         let names: Vec<&str> = module.entry_points.iter().map(|e| e.name.as_str()).collect();
-        bail!("no entry point `{entry}`; there are {}", names.join(", "));
+        bail!("no entry point `{entry}`; the entry points are {}", names.join(", "));
     };
     let uses = info.get_entry_point(index);
     let mut bindings = vec![];

@@ -38,8 +38,8 @@ impl Device {
     /// generation.
     pub fn open() -> Result<Device> {
         // SAFETY: loading the system's Vulkan loader runs its initialisers, which are sound.
-        let entry = unsafe { ash::Entry::load() }
-            .context("the Vulkan loader does not load; Debian has it in package libvulkan1")?;
+        let entry =
+            unsafe { ash::Entry::load() }.context("cannot load the Vulkan loader (package libvulkan1 on Debian)")?;
         let app = vk::ApplicationInfo::default().api_version(vk::API_VERSION_1_3);
         let info = vk::InstanceCreateInfo::default().application_info(&app);
         // SAFETY: `info` and what it points to outlive the call.

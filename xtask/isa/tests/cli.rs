@@ -95,7 +95,7 @@ fn wrong_names_are_errors_that_say_which_there_are() {
     for (args, expected) in [
         (&["matmull"][..], "matmul, "),
         (&["scale", "--kernel", "nonesuch"], "`nonesuch`"),
-        (&["--wgsl", file.to_str().unwrap(), "--entry", "mian"], "there are main"),
+        (&["--wgsl", file.to_str().unwrap(), "--entry", "mian"], "the entry points are main"),
         (&["--wgsl", file.to_str().unwrap(), "--knob", "TILE=8u"], "const TILE"),
     ] {
         let output = isa(args);

@@ -1,4 +1,4 @@
-//! The charts of the report, each with a sentence that says what it shows.
+//! The charts of the report, each with a caption.
 
 use anyhow::Result;
 
@@ -6,15 +6,15 @@ use crate::Experiment;
 use crate::chart::{self, Kind, Line, Panel, Scale};
 use crate::lab::{Run, Step};
 
-/// Steps whose mean loss is a point: single losses are too noisy to read.
+/// Steps averaged into one point of a loss curve: single losses are too noisy to read.
 const SMOOTH: usize = 10;
 
-/// Part of the steps that the second chart shows one by one, and at least how many.
+/// The second chart shows every step of this fraction of the run, but at least this many.
 const EARLY: (u64, u64) = (8, 30);
 
 /// A chart.
 pub struct Figure {
-    /// Of its file.
+    /// File name, without the extension.
     pub name: &'static str,
     pub svg: String,
     pub caption: String,
@@ -30,42 +30,42 @@ pub fn all(e: &Experiment) -> Result<Vec<Figure>> {
             name: "contribution",
             svg: chart::heat_maps(&panels(e, &e.runs, all_along, added_by), 3, &added)?,
             caption:
-                "What each layer adds to the stream, as RMS over that of the stream it is added to (attention and \
-                      feed-forward half as the root of the sum of squares), while the model learns; dark is nothing."
+                "What each layer adds to the stream during training: its RMS divided by the RMS of the stream it is \
+                      added to (attention and feed-forward half as the root of their sum of squares). Dark is nothing."
                     .into(),
         },
         Figure {
             name: "kick_in",
             svg: chart::heat_maps(&panels(e, &e.runs, |s| s.step < early, added_by), 3, &added)?,
-            caption: format!("The same in each of the first {early} steps, in which layers kick in."),
+            caption: format!("The same in each of the first {early} steps, when layers kick in."),
         },
         Figure {
             name: "lens",
             svg: chart::heat_maps(&panels(e, &e.runs, all_along, gain), 3, &gained)?,
-            caption: "By how much each layer lowers the loss of the logit lens, which reads the stream with the final \
-                      norm and head as if it were the last: blue helps, orange hurts, white does nothing."
+            caption: "How much each layer lowers the loss of the logit lens, which applies the final norm and head to \
+                      the stream after every layer. Blue helps, orange hurts, white does nothing."
                 .into(),
         },
         Figure {
             name: "gradient",
-            svg: chart::lines(&gradients(e), ("layers before this place of the stream", "RMS of gradient"), true)?,
+            svg: chart::lines(&gradients(e), ("layers before this point of the stream", "RMS of gradient"), true)?,
             caption:
-                "RMS of the loss's gradient with respect to the stream at each depth, before the first step, from \
-                      the embedding on the left to the head on the right; with plain init, weights are not scaled down \
+                "RMS of the gradient of the loss with respect to the stream at each depth, before the first step, from \
+                      the embedding on the left to the head on the right. With plain init, weights are not scaled down \
                       with depth."
                     .into(),
         },
         Figure {
             name: "loss",
             svg: chart::lines(&losses(&e.runs), ("step", "nats per character"), false)?,
-            caption: format!("Training loss, each point the mean of up to {SMOOTH} steps."),
+            caption: format!("Training loss. Each point is the mean of up to {SMOOTH} steps."),
         },
         Figure {
             name: "blocks_loss",
             svg: chart::lines(&losses(&e.blocks), ("step", "nats per character"), false)?,
             caption: format!(
-                "Training loss of four blocks with equally many parameters, all pre-norm with GPT-2's initialisation, \
-                 each point the mean of up to {SMOOTH} steps."
+                "Training loss of four blocks with the same number of parameters, all pre-norm with GPT-2's \
+                 initialisation. Each point is the mean of up to {SMOOTH} steps."
             ),
         },
         Figure {
@@ -80,7 +80,7 @@ fn contribution_scale() -> Scale {
     Scale { label: "added / stream", low: 0.01, high: 1.0, kind: Kind::Logarithmic }
 }
 
-/// Wide enough for 98 of 100 gains: a few layers at a few steps would leave the rest white.
+/// Covers 98% of the gains: scaling to the largest few would leave the rest white.
 fn gain_scale(e: &Experiment) -> Scale {
     let mut sizes: Vec<f64> = e.runs.iter().flat_map(|r| &r.steps).flat_map(gain).map(f64::abs).collect();
     sizes.sort_by(f64::total_cmp);
@@ -88,7 +88,7 @@ fn gain_scale(e: &Experiment) -> Scale {
     Scale { label: "nats per character", low: -most, high: most, kind: Kind::Diverging }
 }
 
-/// By layer: the loss of the lens before it, less that behind it.
+/// For each layer, the loss of the lens before it minus the loss after it.
 fn gain(step: &Step) -> Vec<f64> {
     step.lens.as_ref().map_or(vec![], |losses| losses.windows(2).map(|w| w[0] - w[1]).collect())
 }
@@ -97,7 +97,7 @@ fn added_by(step: &Step) -> Vec<f64> {
     step.contribution.clone()
 }
 
-/// A heat map of each run, with a column for each step that is `shown`.
+/// A heat map for each run, with a column for each step that `shown` accepts.
 fn panels(
     e: &Experiment,
     runs: &[Run],

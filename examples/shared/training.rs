@@ -1,4 +1,4 @@
-//! What the training examples share: settings from flags, the loop, progress and checkpoints.
+//! Shared by the training examples: flags, the training loop, progress and checkpoints.
 #![allow(dead_code)] // each example uses a part
 
 use std::collections::VecDeque;
@@ -20,13 +20,13 @@ use throughline::train::data::{Batch, CharTokenizer, Dataset};
 use throughline::train::{StepLoss, TrainConfig, TrainOptions, TrainPlan, Trainer};
 use throughline::{Gpu, Tuner};
 
-/// Share of the text that is kept for validation.
+/// Fraction of the text held out for validation.
 const VAL_FRACTION: f64 = 0.1;
 
-/// Validations, a line of JSON each.
+/// File with one line of JSON per validation.
 const LOG: &str = "log.jsonl";
 
-/// Steps that may be on their way to the GPU before the loop waits for the oldest.
+/// Steps in flight before the loop waits for the oldest.
 const IN_FLIGHT: usize = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -37,7 +37,7 @@ pub enum NormFlag {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum InitFlag {
-    /// Normal weights, projections into the stream scaled down with depth
+    /// Normally distributed weights; projections into the stream are scaled down with depth
     Gpt2,
     /// Projections into the stream start at zero
     Zero,
@@ -46,7 +46,7 @@ pub enum InitFlag {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum OptimizerFlag {
     Adamw,
-    /// Muon for the matrices of blocks, AdamW for the rest
+    /// Muon for the matrices in blocks, AdamW for the rest
     Muon,
 }
 
@@ -56,82 +56,81 @@ pub enum PartsFlag {
     Gpt2,
     /// RMSNorm, RoPE, SwiGLU, no biases
     Llama,
-    /// LayerNorm, RoPE, SwiGLU, biases: what learned fastest in our trials
+    /// LayerNorm, RoPE, SwiGLU, biases: this learned fastest in our trials
     Mixed,
 }
 
-/// Flags of a training run. What is not given has the value in brackets, or with --resume the
-/// checkpoint's.
+/// Flags of a training run. The defaults are in brackets; with --resume, the checkpoint has them.
 #[derive(Clone, Debug, clap::Args)]
 pub struct TrainFlags {
-    /// Text to learn, UTF-8 [examples/data/shakespeare.txt]
+    /// UTF-8 text file to train on [default: examples/data/shakespeare.txt]
     #[arg(long)]
     pub text: Option<PathBuf>,
-    /// Training steps [1600]
+    /// Training steps [default: 1600]
     #[arg(long)]
     pub steps: Option<u64>,
-    /// Blocks [3]
+    /// Number of blocks [default: 3]
     #[arg(long)]
     pub layers: Option<usize>,
-    /// Width of the residual stream [64]
+    /// Width of the residual stream [default: 64]
     #[arg(long)]
     pub dim: Option<usize>,
-    /// Attention heads [4]
+    /// Attention heads per block [default: 4]
     #[arg(long)]
     pub heads: Option<usize>,
-    /// Key/value heads [as many as heads]
+    /// Key/value heads per block [default: the same as --heads]
     #[arg(long)]
     pub kv_heads: Option<usize>,
-    /// Sequence length in characters [64]
+    /// Sequence length in characters [default: 64]
     #[arg(long)]
     pub context: Option<usize>,
-    /// Sequences per micro-batch [8]
+    /// Sequences per micro-batch [default: 8]
     #[arg(long)]
     pub batch: Option<usize>,
-    /// Micro-batches per step, gradients averaged [1]
+    /// Micro-batches per step; their gradients are averaged [default: 1]
     #[arg(long)]
     pub micro_batches: Option<usize>,
-    /// Peak learning rate [0.006]
+    /// Peak learning rate [default: 0.006]
     #[arg(long)]
     pub lr: Option<f64>,
-    /// What updates the weights [adamw]
+    /// Optimiser [default: adamw]
     #[arg(long, value_enum)]
     pub optimizer: Option<OptimizerFlag>,
-    /// Muon's learning rate as a multiple of --lr [1]
+    /// Muon's learning rate as a multiple of --lr [default: 1]
     #[arg(long)]
     pub muon_factor: Option<f64>,
-    /// Dropout probability [0]
+    /// Dropout probability [default: 0]
     #[arg(long)]
     pub dropout: Option<f32>,
-    /// Standard deviation of initial weights [0.1]
+    /// Standard deviation of the initial weights [default: 0.1]
     #[arg(long)]
     pub std: Option<f32>,
-    /// Seed of weights, batches and samples [1337]
+    /// Seed for weights, batches and samples [default: 1337]
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Where blocks normalise [pre]
+    /// Normalise before or after each half of a block [default: pre]
     #[arg(long, value_enum)]
     pub norm: Option<NormFlag>,
-    /// How projections into the stream start [gpt2]
+    /// Initial weights of projections into the stream [default: gpt2]
     #[arg(long, value_enum)]
     pub init: Option<InitFlag>,
-    /// Which parts blocks are made of [mixed]
+    /// Parts that blocks are built from [default: mixed]
     #[arg(long, value_enum)]
     pub parts: Option<PartsFlag>,
-    /// Folder for checkpoints and logs [target/train, or the --resume folder]
+    /// Folder for checkpoints and logs [default: target/train, or the folder given to --resume]
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Go on from the checkpoint in this folder
+    /// Continue from the checkpoint in this folder
     #[arg(long)]
     pub resume: Option<PathBuf>,
-    /// Stop, saving, after this many steps in all, as Ctrl-C would
+    /// Save and stop after this many steps in total, as Ctrl-C would
     #[arg(long)]
     pub stop_after: Option<u64>,
-    /// Steps between validations, checkpoints and samples [steps / 10]
+    /// Steps between validations, checkpoints and samples [default: a tenth of --steps]
     #[arg(long)]
     pub eval_every: Option<u64>,
-    /// Measure the variants of kernels first, and remember the fastest in this file. Other variants
-    /// may round otherwise
+    /// Tune first: measure the variants of each kernel, and remember the fastest in this file. Different variants may
+    /// round differently
     #[arg(long)]
     pub tune: Option<PathBuf>,
 }
@@ -182,7 +181,7 @@ impl TrainFlags {
         }
     }
 
-    /// The checkpoint's settings, if the flags given agree with them.
+    /// The checkpoint's settings, if the given flags agree with them.
     fn resumed_config(&self, state: &RunState) -> Result<TrainConfig> {
         let mut config = state.config.clone();
         if let Some(steps) = self.steps {
@@ -201,7 +200,7 @@ impl TrainFlags {
         ];
         for (flag, given, has) in given {
             if let Some(given) = given.filter(|&g| g != has) {
-                bail!("--{flag} {given}: the checkpoint was trained with {has}; leave the flag out to resume");
+                bail!("--{flag} {given}: the checkpoint was trained with {has}; omit the flag to resume");
             }
         }
         let others = [
@@ -215,7 +214,7 @@ impl TrainFlags {
             ("parts", self.parts.is_some()),
         ];
         if let Some((flag, _)) = others.into_iter().find(|(_, differs)| *differs) {
-            bail!("--{flag} cannot change on --resume: leave it out");
+            bail!("--{flag} cannot change with --resume; omit it");
         }
         Ok(config)
     }
@@ -238,7 +237,7 @@ pub struct Point {
     pub seconds: f64,
 }
 
-/// The line that --json prints last.
+/// The last line that --json prints.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
     pub adapter: String,
@@ -251,11 +250,11 @@ pub struct Summary {
     pub peak_buffer_bytes: usize,
 }
 
-/// A run that ended, by its schedule or by Ctrl-C.
+/// A finished run: the schedule ended, or Ctrl-C did.
 pub struct Outcome {
     pub summary: Summary,
     pub history: Vec<Point>,
-    /// Step and loss of every step run here.
+    /// Step and loss of every step of this run.
     pub losses: Vec<(u64, f32)>,
     pub sample: String,
     pub interrupted: bool,
@@ -279,11 +278,11 @@ struct Run {
     started: Instant,
 }
 
-/// Trains as the flags say, printing progress to stderr.
+/// Trains with the given flags, printing progress to stderr.
 pub fn run(flags: &TrainFlags) -> Result<Outcome> {
     let stop = Arc::new(AtomicBool::new(false));
     let handler = stop.clone();
-    // A second Ctrl-C while saving is ignored, so that the file is whole.
+    // A second Ctrl-C while saving is ignored, so that the file is complete.
     ctrlc::set_handler(move || handler.store(true, Ordering::SeqCst)).context("setting the Ctrl-C handler")?;
     let started = Instant::now();
     let mut run = Run::start(flags)?;
@@ -346,7 +345,7 @@ impl Run {
             Some(checkpoint) => {
                 ensure!(
                     checkpoint.state.text_hash == text_hash,
-                    "{} is not the text that this checkpoint was trained on; give that one with --text",
+                    "{} is not the text that this checkpoint was trained on; pass that text with --text",
                     path.display()
                 );
                 flags.resumed_config(&checkpoint.state)?
@@ -355,7 +354,7 @@ impl Run {
         let data = Dataset::new(tokenizer.encode(&text)?, VAL_FRACTION, config.seq_len())
             .with_context(|| format!("splitting {}", path.display()))?;
         let out = flags.out_dir();
-        std::fs::create_dir_all(&out).with_context(|| format!("making the folder {}", out.display()))?;
+        std::fs::create_dir_all(&out).with_context(|| format!("creating the folder {}", out.display()))?;
         if resumed.is_none() && out.join(LOG).exists() {
             std::fs::remove_file(out.join(LOG)).context("removing the log of an earlier run")?;
         }
@@ -371,7 +370,7 @@ impl Run {
         }
         let decoder = Decoder::on_params_blocking(&gpu, &config.model, &trainer.params, 1, config.model.context)?;
         eprintln!(
-            "{}\n{} parameters, {} tokens a step, {} in GPU memory",
+            "{}\n{} parameters, {} tokens per step, {} of GPU memory",
             gpu.describe(),
             trainer.parameter_count(),
             config.tokens_per_step(),
@@ -379,7 +378,7 @@ impl Run {
         );
         let bar = ProgressBar::new(config.schedule.steps).with_position(trainer.step_count());
         bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}, {eta} left")?);
-        // Time left goes by the steps of this run, not by those before a resume.
+        // The time left is estimated from the steps of this run, not from those before a resume.
         bar.reset_eta();
         let val = data.val_batches((10_240 / (config.batch * config.seq_len())).max(1), config.batch, config.seq_len());
         Ok(Run {
@@ -407,7 +406,7 @@ impl Run {
         self.drain(IN_FLIGHT - 1)
     }
 
-    /// Waits until at most `left` steps are on their way.
+    /// Waits until at most `left` steps are in flight.
     fn drain(&mut self, left: usize) -> Result<()> {
         while self.pending.len() > left {
             let Some(loss) = self.pending.pop_front() else { break };
@@ -415,7 +414,7 @@ impl Run {
             let loss = loss.wait_blocking(self.trainer.gpu())?;
             ensure!(
                 loss.is_finite(),
-                "the loss is {loss} at step {step}: try a lower --lr; the last checkpoint in {} is untouched",
+                "the loss is {loss} at step {step}; try a lower --lr. The last checkpoint in {} is untouched",
                 self.out.display()
             );
             self.losses.push((step, loss));
@@ -456,7 +455,7 @@ impl Run {
     fn sample(&mut self, n: usize) -> Result<String> {
         let prompt = self.tokenizer.encode("\n").unwrap_or_else(|_| vec![0]);
         let sampling = Sampling { seed: self.trainer.config().seed, ..Sampling::default() };
-        // Texts may be longer than the context. What is in the cache is of the weights as they were.
+        // The text may be longer than the context. The cache was made with older weights, so it is cleared.
         let keep = self.decoder.capacity() / 2;
         let options = GenerationOptions { max_tokens: n, sampling, keep, ..GenerationOptions::default() };
         self.decoder.clear();
@@ -473,7 +472,7 @@ impl Run {
     }
 }
 
-/// The checkpoint of a folder, or the file itself.
+/// The checkpoint in a folder, or the file itself.
 pub fn checkpoint_path(place: &Path) -> PathBuf {
     if place.is_file() { place.to_path_buf() } else { place.join("checkpoint.safetensors") }
 }

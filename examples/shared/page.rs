@@ -1,4 +1,4 @@
-//! Pieces of the HTML pages that examples write: one file each, which loads nothing.
+//! Building blocks for the HTML reports of the examples. Each report is one file that loads nothing else.
 #![allow(dead_code)] // each example uses a part
 
 use std::fmt::Write;
@@ -9,7 +9,7 @@ const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;mar
  white-space:pre-wrap}svg{max-width:100%;height:auto}summary{cursor:pointer}figure{margin:1.5rem 0}\
  figcaption{color:#555}";
 
-/// The page up to its heading.
+/// The start of a page, up to and including its heading.
 pub fn start(title: &str, heading: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<title>{}</title>\n<style>{STYLE}</style>\n\

@@ -1,14 +1,14 @@
-//! The residual stream, made visible: trains one small transformer in six ways, {pre-norm, post-norm} x {GPT-2's
-//! initialisation, zero initialisation, gates that start at zero}, and the blocks of the example `architectures`, looks
-//! at every layer all along, and writes what it saw as one page.
+//! Makes the residual stream visible. Trains one small transformer in six ways, {pre-norm, post-norm} x {GPT-2's
+//! initialisation, zero initialisation, gates that start at zero}, and the blocks of the `architectures` example.
+//! Watches every layer throughout and writes an HTML report.
 //!
-//! `cargo run --release --example throughline -- --out target/throughline`
+//! `cargo run --release --example residual_stream -- --out target/residual_stream`
 
 mod chart;
 mod figures;
-#[path = "../lab/mod.rs"]
+#[path = "../shared/lab.rs"]
 mod lab;
-#[path = "../page/mod.rs"]
+#[path = "../shared/page.rs"]
 mod page;
 #[path = "../architectures/parallel.rs"]
 mod parallel;
@@ -31,18 +31,18 @@ use throughline::nn::{Init, NormPlacement, StandardBlock, TransformerConfig};
 use throughline::train::checkpoint::write_atomically;
 
 #[derive(Parser)]
-#[command(about = "Shows what each layer adds to the residual stream while a small transformer learns")]
+#[command(about = "Show what each layer adds to the residual stream while a small transformer learns")]
 pub struct Flags {
     #[command(flatten)]
     lab: LabFlags,
-    /// Steps between columns of the heat maps [steps / 40]
+    /// Steps between columns of the heat maps [default: a fortieth of --steps]
     #[arg(long)]
     every: Option<u64>,
-    /// A layer has kicked in when what it adds is more than this part of the stream
+    /// A layer has kicked in when it adds more than this fraction of the stream
     #[arg(long, default_value_t = 0.1)]
     threshold: f64,
     /// Folder for report.html, readings.jsonl and the charts
-    #[arg(long, default_value = "target/throughline")]
+    #[arg(long, default_value = "target/residual_stream")]
     out: PathBuf,
     /// Print a JSON summary as the last line
     #[arg(long)]
@@ -51,17 +51,17 @@ pub struct Flags {
 
 const PLACEMENTS: [(&str, NormPlacement); 2] = [("pre-norm", NormPlacement::Pre), ("post-norm", NormPlacement::Post)];
 
-/// What the report is about.
+/// Everything the report shows.
 pub struct Experiment {
     pub adapter: String,
     pub lab: LabFlags,
     pub every: u64,
     pub threshold: f64,
-    /// Placements of the norm times initialisations.
+    /// One run for each placement of the norm and each initialisation.
     pub runs: Vec<Run>,
-    /// Both placements with weights of a size that does not go by depth, in the first step.
+    /// The first step of both placements, with initial weights that are not scaled by depth.
     pub plain: Vec<Run>,
-    /// The baseline, which is the first of `runs`, and other blocks.
+    /// The baseline (the first of `runs`) and the other blocks.
     pub blocks: Vec<Run>,
 }
 
@@ -86,12 +86,12 @@ struct Line<'a> {
 struct Entry<'a> {
     #[serde(flatten)]
     run: &'a Run,
-    /// RMS of the gradient of the stream before the first layer over that behind the last, before any training.
+    /// RMS of the gradient of the stream before the first layer divided by that after the last, before any training.
     gradient_first_over_last: f64,
     kicked_in: Vec<KickIn>,
 }
 
-/// What --json prints.
+/// The line that --json prints.
 #[derive(Serialize)]
 struct Summary<'a> {
     adapter: &'a str,
@@ -108,7 +108,7 @@ fn main() -> Result<()> {
     ensure!(every > 0, "--every must be at least 1");
     ensure!(flags.threshold > 0.0 && flags.threshold.is_finite(), "--threshold must be a positive number");
     let lab = Lab::new(&flags.lab)?;
-    std::fs::create_dir_all(&flags.out).with_context(|| format!("making the folder {}", flags.out.display()))?;
+    std::fs::create_dir_all(&flags.out).with_context(|| format!("creating the folder {}", flags.out.display()))?;
     let adapter = lab.gpu.describe();
     eprintln!("{adapter}");
     let runs = ways(&lab.model())
@@ -135,7 +135,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// The six ways to train the baseline, itself first.
+/// The six ways to train the baseline, starting with the baseline itself.
 fn ways(baseline: &TransformerConfig) -> Vec<(String, TransformerConfig)> {
     let (Init::Plain { std } | Init::Gpt2 { std } | Init::ZeroResidual { std }) = baseline.init;
     let mut ways = vec![];
@@ -152,7 +152,7 @@ fn ways(baseline: &TransformerConfig) -> Vec<(String, TransformerConfig)> {
     ways
 }
 
-/// Writes the page, its charts as files of their own, and all readings.
+/// Writes the page, each chart as a file, and all readings.
 fn write(flags: &Flags, experiment: &Experiment) -> Result<()> {
     let save = |name: &str, text: &str| -> Result<()> {
         let path = flags.out.join(name);
@@ -196,7 +196,7 @@ impl Experiment {
     }
 }
 
-/// The gradient that reaches the first layer over the one that the last one gets, before any training.
+/// The gradient that reaches the first layer divided by the gradient at the last one, before any training.
 pub fn gradient_ratio(run: &Run) -> f64 {
     let gradient = &run.steps[0].stream_grad_rms;
     gradient[0] / gradient[gradient.len() - 1]

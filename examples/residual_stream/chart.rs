@@ -1,4 +1,4 @@
-//! Two kinds of charts, as SVG.
+//! Heat maps and line charts, as SVG.
 
 use anyhow::{Result, anyhow};
 use plotters::coord::Shift;
@@ -19,10 +19,10 @@ const COLORS: [RGBColor; 8] = [
     RGBColor(86, 180, 233),
 ];
 
-/// Shades that a heat map has: neighbours of one shade are drawn as one rectangle, which keeps files small.
+/// Number of shades in a heat map. Neighbours of the same shade are drawn as one rectangle, which keeps files small.
 const SHADES: f64 = 48.0;
 
-/// From a number to a colour.
+/// Maps numbers to colours.
 pub struct Scale {
     pub label: &'static str,
     pub low: f64,
@@ -32,14 +32,14 @@ pub struct Scale {
 
 #[derive(Clone, Copy, PartialEq)]
 pub enum Kind {
-    /// Dark to bright, by the logarithm.
+    /// From dark to bright, logarithmically.
     Logarithmic,
-    /// From one colour through white, in the middle, to another.
+    /// From one colour through white to another.
     Diverging,
 }
 
 impl Scale {
-    /// From 0 to 1; what is outside of the scale is cut off.
+    /// The position on the scale, from 0 to 1; values outside are clamped.
     fn place(&self, value: f64) -> f64 {
         let place = match self.kind {
             Kind::Logarithmic => (value / self.low).ln() / (self.high / self.low).ln(),
@@ -48,7 +48,7 @@ impl Scale {
         place.clamp(0.0, 1.0)
     }
 
-    /// The number at a place.
+    /// The number at a position.
     fn value(&self, place: f64) -> f64 {
         match self.kind {
             Kind::Logarithmic => self.low * (self.high / self.low).powf(place),
@@ -73,7 +73,7 @@ pub struct Panel {
     pub rows: Vec<Vec<f64>>,
 }
 
-/// Heat maps side by side, so many in a row, with one bar of colours.
+/// Heat maps in rows of `columns`, with one colour bar.
 pub fn heat_maps(panels: &[Panel], columns: usize, scale: &Scale) -> Result<String> {
     let mut svg = String::new();
     draw_heat_maps(&mut svg, panels, columns, scale).map_err(|e| anyhow!("drawing heat maps: {e}"))?;
@@ -106,7 +106,7 @@ fn draw_heat_maps(svg: &mut String, panels: &[Panel], columns: usize, scale: &Sc
     Ok(())
 }
 
-/// The bar that says which colour is which number.
+/// The colour bar.
 fn draw_bar(area: &DrawingArea<SVGBackend<'_>, Shift>, scale: &Scale) -> Drawn {
     let area = area.margin(22, 42, 0, 12);
     let mut chart = ChartBuilder::on(&area).y_label_area_size(60).build_cartesian_2d(0.0..1.0, 0.0..1.0)?;
@@ -118,17 +118,17 @@ fn draw_bar(area: &DrawingArea<SVGBackend<'_>, Shift>, scale: &Scale) -> Drawn {
     let number = |place: &f64| format!("{:.2}", scale.value(*place));
     let mut mesh = chart.configure_mesh();
     mesh.disable_mesh().disable_x_axis().y_desc(scale.label).y_labels(5).y_label_formatter(&number);
-    // What is left to itself goes by the size of the chart, which is narrow.
+    // The default font size follows that of the chart, which is narrow.
     mesh.y_label_style(("sans-serif", 12)).axis_desc_style(("sans-serif", 12)).draw()?;
     Ok(())
 }
 
-/// Labels of axes that count.
+/// Labels for axes of whole numbers.
 fn whole(x: &f64) -> String {
     if x.fract().abs() < 1e-6 { format!("{x:.0}") } else { String::new() }
 }
 
-/// Rectangles, one for each stretch of one shade.
+/// One rectangle for each stretch of one shade.
 fn cells(panel: &Panel, scale: &Scale) -> Vec<Rectangle<(f64, f64)>> {
     let mut cells = vec![];
     for (layer, row) in panel.rows.iter().enumerate() {
@@ -151,7 +151,7 @@ pub struct Line {
     pub points: Vec<(f64, f64)>,
 }
 
-/// Lines, with a logarithmic y axis or a plain one.
+/// A line chart with a logarithmic or linear y axis.
 pub fn lines(lines: &[Line], (x, y): (&str, &str), logarithmic: bool) -> Result<String> {
     let mut svg = String::new();
     draw_lines(&mut svg, lines, (x, y), logarithmic).map_err(|e| anyhow!("drawing lines: {e}"))?;
@@ -159,12 +159,12 @@ pub fn lines(lines: &[Line], (x, y): (&str, &str), logarithmic: bool) -> Result<
 }
 
 fn draw_lines(svg: &mut String, lines: &[Line], (x, y): (&str, &str), logarithmic: bool) -> Drawn {
-    // A logarithmic axis is a plain one of logarithms, with labels that say the numbers.
+    // A logarithmic axis is a linear axis of logarithms, labelled with the numbers themselves.
     let shown = |y: f64| if logarithmic { y.max(f64::MIN_POSITIVE).log10() } else { y };
     let all = || lines.iter().flat_map(|l| &l.points);
     let right = all().fold(1.0, |m: f64, p| m.max(p.0));
     let (low, high) = all().fold((f64::MAX, f64::MIN), |(l, h), p| (l.min(shown(p.1)), h.max(shown(p.1))));
-    // Not less than a factor of 3 on a logarithmic axis: almost equal numbers shall look so.
+    // A logarithmic axis spans at least a factor of 3, so that nearly equal numbers look nearly equal.
     let least = if logarithmic { 3f64.log10() } else { 0.1 };
     let room = 0.05 * (high - low) + 0.5 * (least - (high - low)).max(0.0);
     let root = SVGBackend::with_string(svg, (900, 380)).into_drawing_area();
@@ -183,7 +183,7 @@ fn draw_lines(svg: &mut String, lines: &[Line], (x, y): (&str, &str), logarithmi
         let style = COLORS[i % COLORS.len()].stroke_width(2);
         let points = line.points.iter().map(|&(x, y)| (x, shown(y)));
         let y = 24 + 20 * i as i32;
-        // Each third line is dashed, so that one that it covers is seen.
+        // Every third line is dashed, so that a line beneath it remains visible.
         if i % 3 == 2 {
             chart.draw_series(DashedLineSeries::new(points, 6, 6, style))?;
             legend.draw(&DashedPathElement::new([(4, y), (26, y)], 6, 6, style))?;

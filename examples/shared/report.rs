@@ -1,14 +1,22 @@
-//! A run as one self-contained HTML page.
+//! The report of a training run: one self-contained HTML page.
 
 use std::fmt::Write;
 
 use anyhow::{Result, anyhow};
 use indicatif::HumanBytes;
+use plotters::chart::SeriesLabelPosition::UpperRight;
 use plotters::prelude::*;
 use throughline::Plan;
 
-use crate::common::{Outcome, TrainFlags};
 use crate::page::{escape, start, table};
+use crate::training::{Outcome, TrainFlags};
+
+/// Colours that remain distinct for colour-blind readers (Okabe and Ito 2008).
+const TRAINING: RGBColor = RGBColor(86, 180, 233);
+const VALIDATION: RGBColor = RGBColor(213, 94, 0);
+
+/// The font of all labels in charts.
+const FONT: (&str, u32) = ("sans-serif", 15);
 
 /// The page: curves, settings, memory table, sample.
 pub fn html(flags: &TrainFlags, outcome: &Outcome) -> Result<String> {
@@ -29,7 +37,7 @@ pub fn html(flags: &TrainFlags, outcome: &Outcome) -> Result<String> {
         s.tokens_per_s,
         loss_chart(outcome)?
     )?;
-    // Through text, which has 1e-5 where a value would have it as f64 holds the f32.
+    // By way of text, which prints an f32 as 1e-5; converting it to f64 would print all of its digits.
     let settings: serde_json::Value = serde_json::from_str(&serde_json::to_string(config)?)?;
     let mut rows = vec![];
     flatten("", &settings, &mut rows);
@@ -45,6 +53,7 @@ fn loss_chart(outcome: &Outcome) -> Result<String> {
     let err = |e: &dyn std::fmt::Display| anyhow!("drawing the loss chart: {e}");
     {
         let root = SVGBackend::with_string(&mut svg, (900, 400)).into_drawing_area();
+        root.fill(&WHITE).map_err(|e| err(&e))?;
         let train = smooth(&outcome.losses);
         let points = || outcome.history.iter().map(|p| (p.step as f64, f64::from(p.val_loss)));
         let all = || train.iter().copied().chain(points()).filter(|p| p.1.is_finite());
@@ -53,19 +62,23 @@ fn loss_chart(outcome: &Outcome) -> Result<String> {
         let mut chart = ChartBuilder::on(&root)
             .margin(10)
             .x_label_area_size(40)
-            .y_label_area_size(50)
+            .y_label_area_size(60)
             .build_cartesian_2d(0.0..last, (low - 0.1)..(high + 0.1))
             .map_err(|e| err(&e))?;
         let mut mesh = chart.configure_mesh();
         mesh.x_desc("step").y_desc("nats per character").x_label_formatter(&|x| format!("{x:.0}"));
+        mesh.label_style(FONT).axis_desc_style(FONT);
         mesh.light_line_style(TRANSPARENT).draw().map_err(|e| err(&e))?;
-        let training = chart.draw_series(LineSeries::new(train.iter().copied(), &BLUE)).map_err(|e| err(&e))?;
-        training.label("training, mean of 20 steps").legend(|(x, y)| PathElement::new([(x, y), (x + 20, y)], BLUE));
-        let validation = chart.draw_series(LineSeries::new(points(), RED.stroke_width(2)).point_size(3));
+        let training = chart.draw_series(LineSeries::new(train.iter().copied(), TRAINING)).map_err(|e| err(&e))?;
+        training.label("training, mean of 20 steps").legend(|(x, y)| PathElement::new([(x, y), (x + 20, y)], TRAINING));
+        let validation = chart.draw_series(LineSeries::new(points(), VALIDATION.stroke_width(2)).point_size(3));
         let validation = validation.map_err(|e| err(&e))?;
-        validation.label("validation").legend(|(x, y)| PathElement::new([(x, y), (x + 20, y)], RED));
-        let legend = chart.configure_series_labels().border_style(BLACK).background_style(WHITE).draw();
-        legend.map_err(|e| err(&e))?;
+        validation
+            .label("validation")
+            .legend(|(x, y)| PathElement::new([(x, y), (x + 20, y)], VALIDATION.stroke_width(2)));
+        let mut legend = chart.configure_series_labels();
+        legend.position(UpperRight).label_font(FONT).border_style(BLACK).background_style(WHITE);
+        legend.draw().map_err(|e| err(&e))?;
         root.present().map_err(|e| err(&e))?;
     }
     Ok(svg)
@@ -86,8 +99,9 @@ fn memory(page: &mut String, outcome: &Outcome) -> Result<()> {
     let bytes = |n: usize| HumanBytes(n as u64).to_string();
     write!(
         page,
-        "<h2>Memory</h2>\n<p>The plan of forward and backward: {} nodes, {} dispatches, {:.1} MFLOP; {} in {} buffers \
-         that {} values share. Parameters, gradients, both moments and the rest bring it to {}.</p>\n",
+        "<h2>Memory</h2>\n<p>The plan for forward and backward has {} nodes, {} dispatches and {:.1} MFLOP. It uses \
+         {} in {} buffers, which {} values share. With parameters, gradients, both moments and the rest, the total \
+         is {}.</p>\n",
         plan.steps.len(),
         plan.dispatches(),
         plan.flops() as f64 / 1e6,
@@ -101,7 +115,7 @@ fn memory(page: &mut String, outcome: &Outcome) -> Result<()> {
         .iter()
         .enumerate()
         .map(|(i, b)| vec![format!("b{i}"), bytes(b.bytes), b.values.len().to_string(), shorten(&b.values)]);
-    table(page, &["buffer", "size", "values", "what lives in it, in order"], rows)?;
+    table(page, &["buffer", "size", "values", "values it holds, in order"], rows)?;
     writeln!(page, "<details><summary>The whole plan</summary><pre>{}</pre></details>", escape(&plan.to_string()))?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The page.
+//! The report page.
 
 use std::fmt::Write;
 
@@ -9,20 +9,20 @@ use crate::lab::Run;
 use crate::page::{escape, start, table};
 use crate::{Experiment, KickIn, gradient_ratio};
 
-const INTRODUCTION: &str = "<p>A transformer's layers do not replace what they read: each adds to one stream that \
- goes through all of them. With zero initialisation or gates that start at zero the blocks begin by adding nothing: \
- the model is the embedding and the head, and the gradient reaches the first layer as it left the last. Then the \
- layers kick in. The charts show when, and what comes of it.</p>\n";
+const INTRODUCTION: &str = "<p>The layers of a transformer do not replace what they read. Each one adds to a single \
+ stream that runs through all of them. With zero initialisation, or gates that start at zero, the blocks begin by \
+ adding nothing: the model is just the embedding and the head, and the gradient reaches the first layer exactly as it \
+ left the last. Then the layers kick in. The charts show when, and what happens next.</p>\n";
 
-/// The page: it loads nothing.
+/// The whole page. It loads no other files.
 pub fn html(e: &Experiment, figures: &[Figure]) -> Result<String> {
     let mut page = start("throughline: the residual stream", "The residual stream, made visible");
     let f = &e.lab;
     writeln!(
         page,
-        "{INTRODUCTION}<p>{} layers of width {} with {} heads, sequences of {} characters of {}, {} in a step, {} \
-         steps at a peak learning rate of {}, seed {}; on {}. Columns of heat maps are {} steps apart. Numbers of every step \
-         are in readings.jsonl beside this page.</p>",
+        "{INTRODUCTION}<p>{} layers of width {} with {} heads; sequences of {} characters of {}, {} per step; {} steps \
+         at a peak learning rate of {}, seed {}; on {}. Columns of the heat maps are {} steps apart. The readings of \
+         every step are in readings.jsonl, next to this page.</p>",
         f.layers,
         f.dim,
         f.heads,
@@ -42,8 +42,8 @@ pub fn html(e: &Experiment, figures: &[Figure]) -> Result<String> {
     writeln!(page, "<h2>The order in which layers kicked in</h2>")?;
     writeln!(
         page,
-        "<p>A layer has kicked in at the first step at which what it adds has an RMS of more than {} of the \
-         stream's. Layers count from 0.</p>\n<ul>",
+        "<p>A layer kicks in at the first step in which the RMS of what it adds exceeds {} of the RMS of the stream. \
+         Layers are counted from 0.</p>\n<ul>",
         e.threshold
     )?;
     for run in &e.runs {
@@ -52,11 +52,11 @@ pub fn html(e: &Experiment, figures: &[Figure]) -> Result<String> {
     writeln!(page, "</ul>\n<h2>Other blocks</h2>")?;
     writeln!(
         page,
-        "<p>The first of the runs above against three blocks of which each is a short file: attention and feed-forward \
-         side by side (GPT-J, PaLM, arXiv 2204.02311), a second norm behind each branch (CogView, arXiv 2105.13290), \
-         and values mixed with the first layer's (arXiv 2410.17897). Widths of feed-forward halves make up for the \
-         parameters that a block adds or saves. This is one seed; the example <code>architectures</code> runs \
-         several, and says how far differences can be trusted.</p>"
+        "<p>The first of the runs above against three other blocks, each a short file: attention and feed-forward side \
+         by side (GPT-J, PaLM, arXiv 2204.02311), a second norm after each branch (CogView, arXiv 2105.13290), and \
+         values mixed with those of the first layer (arXiv 2410.17897). The width of the feed-forward half makes up \
+         for the parameters that a block adds or saves. This is one seed; the <code>architectures</code> example runs \
+         several and gives standard errors.</p>"
     )?;
     summary(&mut page, &e.blocks)?;
     blocks.iter().try_for_each(|f| figure(&mut page, f))?;
@@ -79,8 +79,8 @@ fn summary(page: &mut String, runs: &[Run]) -> std::fmt::Result {
         "",
         "parameters",
         "validation loss, nats per character",
-        "gradient at the embedding over that at the head, at the start",
-        "RMS of the stream behind the last layer, at the end",
+        "gradient at the embedding / gradient at the head, before training",
+        "RMS of the stream after the last layer, after training",
     ];
     table(page, &head, rows)
 }

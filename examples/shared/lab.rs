@@ -1,4 +1,4 @@
-//! What the experiments on small models share: flags, the text, and a training run that keeps what its probes tell.
+//! Shared by the experiments on small models: flags, the text, and a training run that keeps its probe readings.
 #![allow(dead_code)] // each example uses a part
 
 use std::collections::VecDeque;
@@ -17,27 +17,27 @@ use throughline::train::{StepLoss, TrainConfig, TrainOptions, Trainer};
 use throughline::views::{LogitLens, Subject};
 use throughline::{Gpu, Graph};
 
-/// Tokens of the validation text that a run's final loss is the mean of.
+/// Tokens of the validation text that the final loss of a run is averaged over.
 const VAL_TOKENS: usize = 16_384;
 
-/// Sequences of the validation text that the logit lens looks at, always the same.
+/// Sequences of the validation text that the logit lens reads: always the same ones.
 const LENS_SEQUENCES: usize = 16;
 
-/// Steps that may be on their way to the GPU before the loop waits for the oldest.
+/// Steps in flight before the loop waits for the oldest.
 const IN_FLIGHT: usize = 2;
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct LabFlags {
-    /// Text to learn, UTF-8
+    /// UTF-8 text file to train on
     #[arg(long, default_value = "examples/data/shakespeare.txt")]
     pub text: PathBuf,
-    /// Blocks
+    /// Number of blocks
     #[arg(long, default_value_t = 8)]
     pub layers: usize,
     /// Width of the residual stream
     #[arg(long, default_value_t = 32)]
     pub dim: usize,
-    /// Attention heads
+    /// Attention heads per block
     #[arg(long, default_value_t = 4)]
     pub heads: usize,
     /// Sequence length in characters
@@ -46,30 +46,30 @@ pub struct LabFlags {
     /// Sequences per step
     #[arg(long, default_value_t = 8)]
     pub batch: usize,
-    /// Training steps of each run
+    /// Training steps per run
     #[arg(long, default_value_t = 300)]
     pub steps: u64,
     /// Peak learning rate
     #[arg(long, default_value_t = 6e-3)]
     pub lr: f64,
-    /// Seed of weights and batches
+    /// Seed for weights and batches
     #[arg(long, default_value_t = 1337)]
     pub seed: u64,
 }
 
-/// What one step told.
+/// The readings of one step.
 #[derive(Clone, Debug, Serialize)]
 pub struct Step {
     pub step: u64,
     /// Training loss, nats per character.
     pub loss: f32,
-    /// By layer: RMS of what it adds over RMS of the stream that it adds to.
+    /// For each layer, the RMS of what it adds divided by the RMS of the stream it adds to.
     pub contribution: Vec<f64>,
-    /// RMS of the stream before each layer, and behind the last.
+    /// RMS of the stream before each layer, and after the last one.
     pub stream_rms: Vec<f64>,
-    /// RMS of the loss's gradient there.
+    /// RMS of the gradient of the loss at the same places.
     pub stream_grad_rms: Vec<f64>,
-    /// Loss of the logit lens there, on validation text; not looked at in every step.
+    /// Loss of the logit lens at the same places, on validation text. Not measured in every step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lens: Option<Vec<f64>>,
 }
@@ -108,22 +108,23 @@ impl Lab {
         Ok(lab)
     }
 
-    /// The model that all others differ from in one thing: GPT-2's parts, but for RoPE, which needs fewer steps than
-    /// learned positions; a head of its own, with which the logit lens does not start out predicting its input; and a
-    /// norm behind the embedding, so that streams start with an RMS of 1, whatever the placement of norms.
+    /// The baseline, from which every other model differs in one thing. It has GPT-2's parts with three changes: RoPE,
+    /// which needs fewer steps than learned positions; an untied head, so that the logit lens does not start out
+    /// predicting its input; and a norm after the embedding, so that the stream starts with an RMS of 1 wherever the
+    /// norms are placed.
     pub fn model(&self) -> TransformerConfig {
         let f = &self.flags;
         TransformerConfig {
             positions: Positions::Rope { theta: 10_000.0, interleaved: false, scaling: Scaling::None },
             tied_head: false,
             embed_norm: true,
-            // GPT-2's 0.02 is for a width of 768; narrow models need more.
+            // GPT-2's 0.02 suits a width of 768; narrower models need more.
             init: Init::Gpt2 { std: 0.1 },
             ..TransformerConfig::gpt2(self.vocab_size, f.context, f.layers, f.dim, f.heads)
         }
     }
 
-    /// Trains a model. The batches depend on the seed alone. With `every`, the logit lens looks at the model before
+    /// Trains a model on batches that depend on the seed alone. With `every`, the logit lens reads the model before
     /// each step that is a multiple of it.
     pub fn run(
         &self,
@@ -136,7 +137,7 @@ impl Lab {
         self.train(name, model, (block, seed), self.flags.steps, every)
     }
 
-    /// The first step of a model alone: what it is like before it learns.
+    /// Runs only the first step of a model, for its readings before any training.
     pub fn untrained(&self, name: &str, model: &TransformerConfig, block: &dyn Block, seed: u64) -> Result<Run> {
         self.train(name, model, (block, seed), 1, Some(1))
     }
@@ -209,7 +210,7 @@ impl Lab {
     }
 }
 
-/// Of the standard probes those that end up in a [`Step`].
+/// The standard probes that a [`Step`] keeps.
 fn probes(model: &TransformerConfig, block: &dyn Block) -> Result<Vec<Probe>> {
     let mut g = Graph::new();
     let transformer = Transformer::build_with(&mut g, model, block, 1, 1, true)?;
@@ -218,7 +219,7 @@ fn probes(model: &TransformerConfig, block: &dyn Block) -> Result<Vec<Probe>> {
     Ok(probes)
 }
 
-/// Steps as they come back from the GPU.
+/// Collects steps as they come back from the GPU.
 struct Log {
     layers: usize,
     pending: VecDeque<(StepLoss, ProbeReadback, Option<Vec<f64>>)>,
@@ -226,12 +227,12 @@ struct Log {
 }
 
 impl Log {
-    /// Waits until at most `left` steps are on their way.
+    /// Waits until at most `left` steps are in flight.
     fn drain(&mut self, gpu: &Gpu, left: usize) -> Result<()> {
         while self.pending.len() > left {
             let Some((loss, probes, lens)) = self.pending.pop_front() else { break };
             let (step, loss) = (loss.step, loss.wait_blocking(gpu)?);
-            ensure!(loss.is_finite(), "the loss is {loss} at step {step}: try a lower --lr");
+            ensure!(loss.is_finite(), "the loss is {loss} at step {step}; try a lower --lr");
             let readings = probes.wait_blocking(gpu)?;
             let depths = |name| (0..=self.layers).filter_map(|l| readings.get(name, l)).collect();
             self.steps.push(Step {
@@ -247,7 +248,7 @@ impl Log {
     }
 }
 
-/// All branches of a layer together, as if they were at right angles: the root of the sum of squares.
+/// All branches of a layer combined as if they were orthogonal: the root of the sum of their squares.
 fn contribution(readings: &Readings, layer: usize) -> f64 {
     let of_layer = readings.values.iter().filter(|r| r.layer == Some(layer) && r.name.ends_with("_ratio"));
     of_layer.map(|r| r.value.powi(2)).sum::<f64>().sqrt()
