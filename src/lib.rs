@@ -6,6 +6,7 @@
 //! a [`Plan`] and run that as an [`Executable`] on a [`Gpu`]. [`train`], [`optim`], [`data`],
 //! [`sample`] and [`checkpoint`] are what training needs around it; [`probe`] and [`views`] show what a
 //! model does. [`mod@format`] reads model files. [`ops`] holds the op table, [`mod@reference`] the f64 oracle.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(missing_docs, missing_debug_implementations, rust_2018_idioms)]
 
 pub mod autodiff;
@@ -57,3 +58,5 @@ pub use staging::Readback;
 pub use tensor::{DType, Element, Shape, Tensor, TensorType};
 pub use timeline::Timeline;
 pub use tune::Tuner;
+/// The wgpu that this crate uses, so that an app need not name its version a second time.
+pub use wgpu;
