@@ -59,7 +59,9 @@ impl Pooling {
 /// use throughline::model::Model;
 ///
 /// let gpu = Gpu::headless_blocking()?;
-/// let model = Model::open("tests/data/hf/bert".as_ref())?;
+/// # mod doctest { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/doctest.rs")); }
+/// # let folder = doctest::bert();
+/// let model = Model::open(folder.path())?; // of a BERT
 /// let mut encoder = SentenceEncoder::new(&gpu, &model, Pooling::Mean)?;
 /// let vectors = encoder.embed_blocking(&[vec![1, 17, 4, 2], vec![1, 40, 2]])?;
 /// let cosine: f32 = vectors[0].iter().zip(&vectors[1]).map(|(a, b)| a * b).sum();

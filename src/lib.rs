@@ -6,6 +6,7 @@
 //! a [`Plan`] and run that as an [`Executable`] on a [`Gpu`]. [`train`] and [`optim`] are what training needs
 //! around it; [`probe`] and [`views`] show what a model does. [`mod@format`] reads model files, [`model`] and
 //! [`decode`] run them. [`ops`] holds the op table, [`mod@reference`] the f64 oracle.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(missing_docs, missing_debug_implementations, rust_2018_idioms)]
 
 mod array;
@@ -41,3 +42,5 @@ pub use plan::Plan;
 pub use plan::requirements::Requirements;
 pub use profile::{AdapterClass, Choices, Cooperative, Profile};
 pub use tensor::{DType, Element, Shape, TensorType};
+/// The wgpu that this crate uses, so that an app need not name its version a second time.
+pub use wgpu;

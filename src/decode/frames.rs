@@ -35,11 +35,13 @@ pub enum Event {
 /// use throughline::model::Model;
 ///
 /// let gpu = Gpu::headless_blocking()?; // an app: `Gpu::from_device`
-/// let model = Model::open("tests/data/hf/llama".as_ref())?;
+/// # mod doctest { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/doctest.rs")); }
+/// # let folder = doctest::qwen3();
+/// let model = Model::open(folder.path())?;
 /// let decoder = Decoder::with_batch_blocking(&gpu, &model, 3, 64)?; // three characters
 /// let mut characters = FrameDecoder::new_blocking(decoder)?;
 ///
-/// characters.say(1, &[5, 17, 80], GenerationOptions { max_tokens: 4, ..Default::default() })?;
+/// characters.say(1, &[5, 17, 29], GenerationOptions { max_tokens: 4, ..Default::default() })?;
 /// let mut said = vec![];
 /// while !characters.is_silent() {
 ///     // A frame begins with what those before it have brought, to go on from that.

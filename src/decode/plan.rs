@@ -33,7 +33,9 @@ pub(super) struct Top {
 /// use throughline::{AdapterClass, Profile};
 /// use throughline::model::Model;
 ///
-/// let model = Model::open("tests/data/hf/qwen3".as_ref())?;
+/// # mod doctest { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/doctest.rs")); }
+/// # let folder = doctest::qwen3();
+/// let model = Model::open(folder.path())?;
 /// // Of an adapter, `Profile::of_adapter`.
 /// let plan = DecodePlan::new(&model, 1, 16, &Profile::portable(AdapterClass::Gpu))?;
 /// plan.requirements().check(&wgpu::Limits::default())?;

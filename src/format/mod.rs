@@ -12,16 +12,18 @@
 //! ```
 //! use throughline::format::{Stored, Weights};
 //!
-//! let weights = Weights::open("tests/data/tiny_llama.safetensors".as_ref())?;
+//! # mod doctest { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/doctest.rs")); }
+//! # let folder = doctest::qwen3();
+//! let weights = Weights::open(&folder.path().join("model.safetensors"))?;
 //! for tensor in weights.iter().take(2) {
 //!     println!("{}: {}{}", tensor.name(), tensor.stored(), tensor.shape());
 //! }
-//! let norm = weights.get("model.norm.weight")?.stored_as(&[Stored::F32])?.of_shape([48])?;
+//! let norm = weights.get("model.norm.weight")?.stored_as(&[Stored::F32])?.of_shape([16])?;
 //! norm.check_finite()?;
-//! assert_eq!(norm.bytes().len(), 48 * 4);
+//! assert_eq!(norm.bytes().len(), 16 * 4);
 //!
-//! let wrong = weights.get("model.norm.weight")?.of_shape([49]).unwrap_err().to_string();
-//! assert!(wrong.contains("`model.norm.weight`") && wrong.contains("[49]") && wrong.contains("[48]"));
+//! let wrong = weights.get("model.norm.weight")?.of_shape([17]).unwrap_err().to_string();
+//! assert!(wrong.contains("`model.norm.weight`") && wrong.contains("[17]") && wrong.contains("[16]"));
 //! # Ok::<(), throughline::Error>(())
 //! ```
 

@@ -17,13 +17,14 @@ use crate::tensor::Shape;
 /// A model in mapped files.
 ///
 /// ```
-/// use throughline::format::Weights;
 /// use throughline::model::Model;
 ///
-/// let model = Model::open("tests/data/hf/qwen3".as_ref())?;
+/// # mod doctest { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/doctest.rs")); }
+/// # let folder = doctest::qwen3();
+/// let model = Model::open(folder.path())?; // of a Qwen 3, in safetensors
 /// assert!(model.config().qk_norm && model.config().tied_head);
 /// let q = model.values("h.0.attn.q.weight")?; // [d_in, d_out], whatever the file has
-/// assert_eq!(q.len(), 32 * 64);
+/// assert_eq!(q.len(), 16 * 16);
 /// # Ok::<(), throughline::Error>(())
 /// ```
 #[derive(Debug)]
