@@ -1,5 +1,4 @@
-//! Softmax over the last dimension: `y = exp(x - max) / sum(exp(x - max))`. Backward:
-//! `dx = y * (dy - sum(dy * y))`.
+//! Softmax over the last dimension: `y = exp(x - max) / sum(exp(x - max))`. Backward: `dx = y * (dy - sum(dy * y))`.
 
 use super::cases::{Case, InputFill, Row};
 use super::checks::expect_f32;
@@ -27,22 +26,25 @@ pub(super) const ROW: Row = Row {
     bench: || vec![Case::new("1024x1024", Softmax, &[&[1024, 1024]])],
 };
 
-/// `x -> softmax(x)` over the last dimension.
+/// `x -> softmax(x)` over the last dimension. Usually added by [`Graph::softmax`].
 #[derive(Clone, Copy, Debug)]
 pub struct Softmax;
 
-/// `(dy, y) -> dx`.
+/// `(dy, y) -> dx`, all of one shape: the gradient of [`Softmax`].
 #[derive(Clone, Copy, Debug)]
 pub struct SoftmaxBackward;
 
 impl Graph {
     /// Softmax over the last dimension: `[.., d] -> [.., d]`.
+    ///
+    /// Use it for attention or probabilities of your own. [`attention`](Self::attention) and
+    /// [`cross_entropy`](Self::cross_entropy) have theirs built in and never store it.
     pub fn softmax(&mut self, name: &str, x: Value) -> Result<Value> {
         self.op1(name, Softmax, &[x])
     }
 }
 
-/// Both directions are one kernel over rows: `inputs`, then the output.
+/// Both directions are one kernel over rows, which binds `inputs` and then the output.
 fn launch(cx: &Launch<'_>, entry: &'static str) -> Program {
     let (rows, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
     let layout = RowLayout::independent(cx, rows, cols);

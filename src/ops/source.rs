@@ -1,18 +1,18 @@
-//! Texts of the kernels of the table.
+//! WGSL text of the table's kernels.
 
 use crate::kernel::Kernel;
 
-/// The text of a WGSL file behind `shaders/common/subgroups.wgsl`, or its stand-in.
+/// A WGSL file preceded by `shaders/common/subgroups.wgsl`, or by its stand-in for devices without subgroups.
 #[derive(Clone, Copy)]
 pub(crate) struct LaneSource {
     /// For devices without subgroup operations.
     pub plain: &'static str,
-    /// For those with.
+    /// For devices with them.
     pub subgroups: &'static str,
 }
 
 impl LaneSource {
-    /// The one or the other.
+    /// The text for devices with subgroup operations, or for those without.
     pub fn text(&self, subgroups: bool) -> &'static str {
         if subgroups { self.subgroups } else { self.plain }
     }
@@ -35,8 +35,8 @@ macro_rules! lane_source {
 
 pub(crate) use lane_source;
 
-/// A kernel of the table. These run without injected bounds checks; see `Gpu::compile` for why
-/// that is sound.
+/// A kernel of the table. The planner runs these without injected bounds checks; `Gpu::compile` explains why that is
+/// sound.
 pub(crate) fn table_kernel(label: &'static str, source: &'static str, entry: &'static str) -> Kernel {
     Kernel { trusted: true, ..Kernel::new(label, source, entry) }
 }
