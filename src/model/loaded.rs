@@ -92,7 +92,7 @@ impl Model {
         })
     }
 
-    /// The stored tensor that holds a parameter, its shape checked, and the parameter's place in it.
+    /// The stored tensor that holds a parameter, its shape checked, and where in it.
     fn find(&self, name: &str, shape: &Shape) -> Result<(StoredTensor<'_>, Place)> {
         let place = self.names.place(name, self.bare).ok_or_else(|| Error::Format {
             path: self.weights.path().into(),

@@ -92,7 +92,7 @@ pub(super) fn expect_starts(start: &TensorType, sequences: usize) -> Result<(), 
     }
 }
 
-/// One dispatch of `entry` for these rows and this cache.
+/// The dispatch of `entry` for these rows and this cache.
 fn launch(cx: &Launch<'_>, entry: &'static str, rows: &TensorType, cache: &TensorType, binds: &[Bind]) -> Program {
     let (time, d) = (rows.shape.dims()[1], rows.shape.cols());
     let (elem, width) = if d.is_multiple_of(4) { ("vec4<f32>", 4) } else { ("f32", 1) };

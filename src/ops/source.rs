@@ -35,8 +35,8 @@ macro_rules! lane_source {
 
 pub(crate) use lane_source;
 
-/// A kernel of the table. The planner runs these without injected bounds checks; `Gpu::compile` explains why that is
-/// sound.
+/// A kernel of the table. These run without injected bounds checks; see `Gpu::compile` for why
+/// that is sound.
 pub(crate) fn table_kernel(label: &'static str, source: &'static str, entry: &'static str) -> Kernel {
     Kernel { trusted: true, ..Kernel::new(label, source, entry) }
 }

@@ -57,7 +57,7 @@ impl Patched {
     ///
     /// # Panics
     ///
-    /// If the value does not belong to the old graph.
+    /// If the value is not of the old graph.
     pub fn value(&self, old: Value) -> Value {
         self.values[&old].1
     }
@@ -66,7 +66,7 @@ impl Patched {
     ///
     /// # Panics
     ///
-    /// If the value does not belong to the old graph.
+    /// If the value is not of the old graph.
     pub fn unpatched(&self, old: Value) -> Value {
         self.values[&old].0
     }
