@@ -1,4 +1,4 @@
-//! Files of this crate's own: written whole or not at all.
+//! This crate's own files: written whole or not at all.
 
 use std::fs;
 use std::io::Write;
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 
-/// Writes a file so that its path never holds a part of it.
+/// Writes a file so that no partial file ever appears at its path.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let io = |source| Error::Io { path: path.display().to_string(), source };
     let mut name = path.file_name().unwrap_or_default().to_os_string();
@@ -19,7 +19,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
         fs::rename(&temporary, path)
     };
     write().map_err(|e| {
-        // The error to report is the first one; a leftover file does no harm.
+        // Report the first error. A leftover temporary file does no harm.
         let _ = fs::remove_file(&temporary);
         io(e)
     })

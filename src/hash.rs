@@ -1,4 +1,4 @@
-//! A hash that stays the same across releases: for what is kept in files.
+//! A hash that stays the same across releases, for keys that are kept in files.
 
 /// FNV-1a of these bytes (<http://www.isthe.com/chongo/tech/comp/fnv/>).
 pub(crate) fn fnv1a(bytes: impl IntoIterator<Item = u8>) -> u64 {

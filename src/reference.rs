@@ -1,7 +1,8 @@
-//! The oracle: every op in f64 on the CPU, and an interpreter that runs a whole graph that way.
+//! The oracle: an interpreter that runs a whole graph in f64 on the CPU.
 //!
-//! It is slow and plain on purpose. GPU results are compared with it, forward and backward, and it
-//! is itself checked against central differences.
+//! Use it to check an op or a graph of your own without a GPU, or to find out which of two GPU results is right. It is
+//! slow and plain on purpose. All kernels are compared with it, forward and backward, and it is itself checked against
+//! central differences.
 
 use std::collections::HashMap;
 
@@ -10,8 +11,20 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Source, Value};
 use crate::tensor::TensorType;
 
-/// Runs the nodes that `wanted` depends on. `given` holds the inputs, parameters and states by
-/// their values. Stores are not carried out.
+/// Computes the values `wanted`, with all nodes that they depend on. `given` holds the inputs, parameters and states;
+/// stores are not carried out.
+///
+/// ```
+/// use std::collections::HashMap;
+/// use throughline::reference::{self, Array};
+/// use throughline::{Graph, TensorType};
+/// let mut g = Graph::new();
+/// let x = g.input("x", TensorType::f32([2, 2]))?;
+/// let y = g.sum("y", x)?;
+/// let given = HashMap::from([(x, Array::new([2, 2], vec![1.0, 2.0, 3.0, 4.0]))]);
+/// assert_eq!(reference::run(&g, &given, &[y])?[0].data, [10.0]);
+/// # Ok::<(), throughline::Error>(())
+/// ```
 pub fn run(graph: &Graph, given: &HashMap<Value, Array>, wanted: &[Value]) -> Result<Vec<Array>> {
     let mut values: HashMap<Value, Array> = given.clone();
     for id in graph.needed(wanted) {

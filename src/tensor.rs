@@ -1,14 +1,15 @@
-//! Shapes, types and tensors in GPU memory.
+//! Shapes and element types.
 //!
-//! Storage contract: a tensor's storage is a whole number of 16-byte quads, so that elementwise
-//! kernels may process `vec4`s without a tail. What the padding behind the last element holds is
-//! unspecified; reductions must not read it.
+//! The storage of a tensor is always a whole number of 16-byte quads, so that elementwise kernels can process `vec4`s
+//! without a tail. The contents of the padding after the last element are unspecified; reductions must not read it.
+//!
+//! Tensors in GPU memory are [`Tensor`](crate::Tensor)s.
 
 use std::fmt;
 
 use crate::error::{Error, Result};
 
-/// Element type of a tensor. Both take four bytes.
+/// Element type of a tensor. Both types take four bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
     /// 32-bit float.
@@ -34,11 +35,13 @@ impl fmt::Display for DType {
 }
 
 /// Dimensions, row-major: the last one is contiguous.
+///
+/// Arrays, slices and vectors convert into it, so most functions accept `[4, 8]` directly.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Shape(Vec<usize>);
 
 impl Shape {
-    /// A shape of these dimensions. A scalar is `[1]`.
+    /// A shape with these dimensions. A scalar is `[1]`.
     pub fn new(dims: impl Into<Vec<usize>>) -> Self {
         Shape(dims.into())
     }
@@ -53,12 +56,12 @@ impl Shape {
         self.0.len()
     }
 
-    /// Number of elements. Checked not to overflow when a graph takes the shape.
+    /// Number of elements. Graphs check that it does not overflow.
     pub fn len(&self) -> usize {
         self.0.iter().product()
     }
 
-    /// True if there is no element.
+    /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -68,24 +71,24 @@ impl Shape {
         self.0.last().copied().unwrap_or(1)
     }
 
-    /// Product of all dimensions but the last.
+    /// Product of all dimensions except the last.
     pub fn rows(&self) -> usize {
         self.0.split_last().map_or(1, |(_, lead)| lead.iter().product())
     }
 
-    /// All dimensions but the last.
+    /// All dimensions except the last.
     pub fn lead(&self) -> &[usize] {
         self.0.split_last().map_or(&[], |(_, lead)| lead)
     }
 
-    /// The same leading dimensions with another last one.
+    /// The same leading dimensions with another last dimension.
     pub fn with_cols(&self, cols: usize) -> Shape {
         let mut dims = self.lead().to_vec();
         dims.push(cols);
         Shape(dims)
     }
 
-    /// Why this shape cannot be a tensor, if it cannot.
+    /// Why this shape cannot be that of a tensor, if it cannot.
     pub(crate) fn problem(&self) -> Option<String> {
         if self.0.is_empty() || self.0.contains(&0) {
             return Some(format!("shape {self} is empty; every dimension must be at least 1"));
@@ -128,7 +131,7 @@ impl fmt::Debug for Shape {
     }
 }
 
-/// Shape and element type.
+/// Shape and element type of a tensor.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct TensorType {
     /// The dimensions.
@@ -153,7 +156,7 @@ impl TensorType {
         self.shape.len()
     }
 
-    /// True if there is no element.
+    /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.shape.is_empty()
     }
@@ -163,7 +166,7 @@ impl TensorType {
         self.len() * self.dtype.size()
     }
 
-    /// Bytes of storage: [`bytes`](Self::bytes) rounded up to whole quads of 16.
+    /// Bytes of storage: [`bytes`](Self::bytes) rounded up to whole quads of 16 bytes.
     pub fn storage_bytes(&self) -> usize {
         self.bytes().next_multiple_of(16)
     }
@@ -181,9 +184,9 @@ impl fmt::Debug for TensorType {
     }
 }
 
-/// Host types that tensors are read into and written from.
+/// Host types that tensors can be read into and written from: `f32` and `u32`.
 pub trait Element: bytemuck::Pod {
-    /// The tensor element type that this is.
+    /// The corresponding element type of tensors.
     const DTYPE: DType;
 }
 
@@ -195,10 +198,12 @@ impl Element for u32 {
     const DTYPE: DType = DType::U32;
 }
 
-/// Rows of each part of a matrix, as few parts as do with at most `max_bytes` each, which a device gives as
-/// [`Profile::max_tensor_bytes`](crate::Profile::max_tensor_bytes). Parts are about as large as each other,
-/// and but for the last of a multiple of 64 rows where that many fit, so that kernels can load quads.
+/// Splits the rows of a matrix into as few parts as possible with at most `max_bytes` each, and returns the number of
+/// rows of each part.
 ///
+/// Use it with [`Profile::max_tensor_bytes`](crate::Profile::max_tensor_bytes) for tables that a device cannot bind
+/// whole. The parts have about the same size. All parts but the last have a multiple of 64 rows, if that many fit, so
+/// that kernels can load quads.
 /// ```
 /// use throughline::tensor::split_rows;
 /// assert_eq!(split_rows(49_152, 4 * 576, 128 << 20)?, [49_152]);
@@ -206,7 +211,7 @@ impl Element for u32 {
 /// # Ok::<(), throughline::Error>(())
 /// ```
 pub fn split_rows(rows: usize, row_bytes: usize, max_bytes: u64) -> Result<Vec<usize>> {
-    // Storage comes in quads of 16 bytes.
+    // Storage is a multiple of 16 bytes.
     let max = usize::try_from(max_bytes).unwrap_or(usize::MAX) / 16 * 16;
     let fit = max / row_bytes.max(1);
     if fit == 0 {

@@ -9,7 +9,7 @@ use crate::model::{Model, Placed, Uploaded};
 use crate::nn::{DecodeRows, DecodeShape, TransformerConfig, TransformerDecoder};
 use crate::optim::Arena;
 
-/// A model that decodes.
+/// A model in GPU memory, with a cache of the tokens that it was fed.
 ///
 /// ```no_run
 /// use std::path::Path;
@@ -30,31 +30,31 @@ use crate::optim::Arena;
 pub struct Decoder {
     pub(super) gpu: Gpu,
     pub(super) config: TransformerConfig,
-    /// What all steps share: weights, and caches once the first step has made them.
+    /// What all steps share: weights, and caches once the first step has created them.
     shared: Uploaded,
     placed: Placed,
     pub(super) batch: usize,
     pub(super) capacity: usize,
     chunk: Step,
     single: Step,
-    /// Made when it is first needed.
+    /// Created when it is first needed.
     all: Option<Step>,
-    /// Tokens in the cache of each sequence.
+    /// Number of tokens in the cache of each sequence.
     pub(super) lengths: Vec<usize>,
 }
 
-/// The executable for some new tokens at a time.
+/// The executable for a fixed number of new tokens.
 #[derive(Debug)]
 pub(super) struct Step {
     pub(super) exec: Executable,
     pub(super) values: TransformerDecoder,
     pub(super) shape: DecodeShape,
     pub(super) top: Option<Top>,
-    /// Of GPU memory, beside what steps share.
+    /// Bytes of GPU memory, not counting what steps share.
     bytes: usize,
 }
 
-/// A step that was submitted, with what was asked for on its way to the host.
+/// A submitted step, and the values that were requested, on their way to the host.
 pub(super) struct Submitted<'a> {
     pub(super) step: &'a Step,
     pub(super) readbacks: Vec<Readback>,
@@ -146,7 +146,7 @@ impl Decoder {
         Ok(Decoder { gpu, config, shared, placed, batch, capacity, chunk, single, all: None, lengths })
     }
 
-    /// The model.
+    /// The configuration of the model.
     pub fn config(&self) -> &TransformerConfig {
         &self.config
     }
@@ -156,43 +156,48 @@ impl Decoder {
         &self.gpu
     }
 
-    /// Tokens in the cache of each sequence.
+    /// Number of tokens in the cache of each sequence.
     pub fn lengths(&self) -> &[usize] {
         &self.lengths
     }
 
-    /// How many tokens the cache of a sequence holds at most.
+    /// Most tokens that the cache of a sequence can hold.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Bytes that the weights take in GPU memory.
+    /// Bytes of GPU memory for the weights.
     pub fn weight_bytes(&self) -> usize {
         self.placed.bytes()
     }
 
-    /// Bytes of all buffers: weights, caches, activations; [`DecodePlan::bytes`], until all rows are asked for.
+    /// Bytes of all buffers: weights, caches, activations. This is [`DecodePlan::bytes`] until
+    /// [`feed_all`](Self::feed_all) is first called.
     pub fn buffer_bytes(&self) -> usize {
         let shared: usize = self.shared.tensors.values().map(|t| t.ty().storage_bytes()).sum();
         let steps = [Some(&self.chunk), Some(&self.single), self.all.as_ref()].into_iter().flatten();
         shared + steps.map(|s| s.bytes).sum::<usize>()
     }
 
-    /// Forgets all sequences.
+    /// Empties the caches of all sequences, to start over.
     pub fn clear(&mut self) {
         self.lengths.fill(0);
     }
 
-    /// Forgets what a sequence has behind its first `len` tokens: to try another continuation, or to keep a
-    /// common beginning. Does nothing to a sequence that is shorter.
+    /// Forgets everything after the first `len` tokens of a sequence: to try another continuation, or to keep a common
+    /// beginning. Does nothing to a shorter sequence.
     pub fn truncate(&mut self, sequence: usize, len: usize) {
         if let Some(length) = self.lengths.get_mut(sequence) {
             *length = (*length).min(len);
         }
     }
 
-    /// Appends tokens to the one sequence; the scores of the token behind the last. An `Err` leaves the sequence
-    /// as it was. Resolves once the device has been polled.
+    /// Appends tokens to the only sequence and returns the logits of the next token, `[vocab_size]`. Resolves once the
+    /// device has been polled.
+    ///
+    /// # Errors
+    ///
+    /// If the tokens do not fit the cache, or one is not in the vocabulary. The sequence is then unchanged.
     pub async fn feed(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
         Ok(self.feed_batch(&[ids]).await?.swap_remove(0))
     }
@@ -202,8 +207,12 @@ impl Decoder {
         self.gpu.clone().run_blocking(self.feed(ids))
     }
 
-    /// Appends tokens to each sequence, none to some if you like; the scores behind the last of each, which mean
-    /// nothing where there was none. An `Err` leaves the sequences as they were.
+    /// Appends tokens to each sequence and returns the logits of the next token of each. A slice may be empty; the
+    /// logits of that sequence are then meaningless.
+    ///
+    /// # Errors
+    ///
+    /// As for [`feed`](Self::feed). All sequences are then unchanged.
     pub async fn feed_batch(&mut self, new: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
         let mut submitted = self.submit(new, |step| vec![step.values.logits])?;
         let logits = submitted.readbacks.swap_remove(0).take::<f32>().await?;
@@ -216,8 +225,9 @@ impl Decoder {
         self.gpu.clone().run_blocking(self.feed_batch(new))
     }
 
-    /// Appends tokens to the one sequence; the scores behind each of them, `[ids.len(), vocab_size]`: to measure
-    /// how likely a text is. Resolves once the device has been polled, for every few tokens again.
+    /// Appends tokens to the only sequence and returns the logits after each of them, `[ids.len(), vocab_size]`: to
+    /// measure how likely a text is. Resolves once the device has been polled, which takes several rounds for a long
+    /// text.
     pub async fn feed_all(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
         self.check(&[ids])?;
         if self.all.is_none() {
@@ -254,7 +264,7 @@ impl Decoder {
         new.iter().zip(&self.lengths).try_for_each(|(ids, length)| self.check_more(ids, *length))
     }
 
-    /// Whether these may come behind so many tokens.
+    /// Checks that these tokens can follow `length` earlier ones.
     pub(super) fn check_more(&self, ids: &[u32], length: usize) -> Result<()> {
         check_ids(ids, self.config.vocab_size)?;
         let room = self.capacity - length;
@@ -266,22 +276,22 @@ impl Decoder {
         Ok(())
     }
 
-    /// The step that these go through.
+    /// The step that these tokens go through.
     pub(super) fn step_for(&self, new: &[&[u32]]) -> &Step {
         self.step(new.iter().any(|ids| ids.len() > 1))
     }
 
-    /// The step by one token, or by several.
+    /// The step for a single token per sequence, or for several.
     pub(super) fn step(&self, several: bool) -> &Step {
         if several { &self.chunk } else { &self.single }
     }
 
-    /// Submits the passes for new tokens. `read` says which values of the last one are wanted.
+    /// Submits the passes for new tokens. `read` selects the values of the last pass to copy to the host.
     pub(super) fn submit(&self, new: &[&[u32]], read: impl Fn(&Step) -> Vec<Value>) -> Result<Submitted<'_>> {
         self.check(new)?;
         let longest = new.iter().map(|ids| ids.len()).max().unwrap_or(0);
-        // One token costs less in a step of its own. All sequences end in the last pass, so that it has
-        // the scores of all.
+        // A single token costs less in a step of its own. All sequences end in the last pass, so that it computes the
+        // logits of all.
         let step = self.step_for(new);
         let time = step.shape.time;
         let passes = longest.div_ceil(time);
@@ -304,7 +314,7 @@ impl Decoder {
 
 impl Step {
     async fn new(gpu: &Gpu, plan: StepPlan, shared: &mut Uploaded) -> Result<Step> {
-        // Caches are made when the first step asks for them.
+        // The first step that asks for a cache creates it.
         for cache in plan.caches() {
             if !shared.tensors.contains_key(&cache.name) {
                 shared.tensors.insert(cache.name.clone(), Tensor::zeros(gpu, &cache.name, cache.ty.clone())?);
@@ -318,8 +328,8 @@ impl Step {
         Ok(Step { exec, values, shape, top, bytes })
     }
 
-    /// Records what a pass is told: up to `time` tokens of each sequence, and how many are before them. Rows that stand
-    /// for none leave keys behind those in use, which the next tokens overwrite.
+    /// Records the inputs of a pass: up to `time` tokens of each sequence, and the number of tokens before them. Unused
+    /// rows write keys after those in use, and the next tokens overwrite them.
     pub(super) fn record_inputs(
         &self,
         encoder: &mut wgpu::CommandEncoder,
@@ -341,7 +351,7 @@ impl Step {
         Ok(())
     }
 
-    /// Runs on up to `time` tokens of each sequence, in one submit with the copies of the values to read.
+    /// Runs up to `time` tokens of each sequence, in one submit with the copies of the values to read.
     fn submit(&self, parts: &[&[u32]], starts: &[usize], read: &[Value]) -> Result<Vec<Readback>> {
         let gpu = self.exec.gpu();
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
@@ -357,7 +367,7 @@ impl Step {
         values.iter().map(|&value| Ok(self.exec.tensor(value)?.read_later(self.exec.gpu(), encoder))).collect()
     }
 
-    /// A value of the last pass, on its way.
+    /// A value of the last pass, on its way to the host.
     pub(super) fn read(&self, value: Value) -> Result<Readback> {
         let gpu = self.exec.gpu();
         let mut encoder = gpu.device().create_command_encoder(&Default::default());

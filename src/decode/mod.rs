@@ -1,7 +1,16 @@
-//! Decoding with a cache of keys and values: a model from a file, fed tokens, giving the scores of the next.
+//! Text generation: a model that is fed tokens, keeps their keys and values in a cache, and returns the logits of the
+//! next token.
 //!
-//! Matrices stay as the file stores them and are decoded inside the kernels. A prompt goes through in chunks,
-//! then a token takes one submit. Several sequences may go side by side, of any lengths.
+//! Choose by who waits:
+//!
+//! - [`Decoder::generate`] for a program that may wait for the GPU: an iterator, or an async stream, over new tokens.
+//! - [`Decoder::feed`] to choose tokens yourself from all logits.
+//! - [`FrameDecoder`] for an application with frames: it records as much work as a budget allows, for many texts at
+//!   once.
+//! - [`DecodePlan`] to know memory and limits before there is a device.
+//!
+//! Matrices keep the format of the file and are decoded inside the kernels. A prompt is processed in chunks; after that
+//! each token takes one submit. Several sequences of any lengths can run side by side.
 
 mod decoder;
 mod frames;

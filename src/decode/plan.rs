@@ -1,4 +1,4 @@
-//! A decoder before there is a device.
+//! A decoder, planned before there is a device.
 
 use std::sync::Arc;
 
@@ -13,20 +13,23 @@ use crate::plan::{External, Plan};
 use crate::profile::Profile;
 use crate::tensor::TensorType;
 
-/// Tokens of a prompt that go through at a time.
+/// Number of prompt tokens processed at a time.
 const CHUNK: usize = 32;
 
-/// The likeliest tokens, in steps that give scores for the last row only.
+/// The likeliest tokens, in steps that compute logits for the last row only.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Top {
-    /// One for each sequence.
+    /// One temperature per sequence.
     pub temperature: Value,
-    /// Scores, ids and the log of the sum, as [`Graph::top_k`] gives them.
+    /// Logits, ids and log of the sum, as returned by [`Graph::top_k`].
     pub candidates: [Value; 3],
 }
 
-/// A [`Decoder`](super::Decoder) of a model before there is a device: what it needs of one, and how much memory it
-/// takes. For [`feed_all_blocking`](super::Decoder::feed_all_blocking) a decoder plans more when that is first called.
+/// The plan of a [`Decoder`](super::Decoder): what it needs of a device and how much memory it takes, before there is
+/// one.
+///
+/// Use it to choose a capacity, or to request a device with sufficient limits.
+/// [`feed_all_blocking`](super::Decoder::feed_all_blocking) plans one more step when it is first called.
 ///
 /// ```
 /// use throughline::decode::DecodePlan;
@@ -53,7 +56,7 @@ pub struct DecodePlan {
     subgroups: Option<[u32; 2]>,
 }
 
-/// The plan for some new tokens at a time.
+/// The plan for a fixed number of new tokens.
 #[derive(Clone, Debug)]
 pub(super) struct StepPlan {
     pub plan: Arc<Plan>,
@@ -83,7 +86,7 @@ impl StepPlan {
         self.values.caches.contains(&value)
     }
 
-    /// Whether steps share it: parameters and caches.
+    /// Whether all steps share it: parameters and caches.
     pub fn is_shared(&self, value: Value) -> bool {
         self.is_cache(value) || self.values.params.contains(&value)
     }
@@ -92,15 +95,18 @@ impl StepPlan {
         self.plan.externals.iter().filter(|e| self.is_cache(e.value))
     }
 
-    /// Bytes that it takes beside what steps share.
+    /// Bytes of a step, not counting what steps share.
     pub fn bytes(&self) -> usize {
         self.plan.allocated_bytes(|v| self.is_shared(v))
     }
 }
 
 impl DecodePlan {
-    /// Plans for `batch` sequences with room for `capacity` tokens each, on devices of this profile. An
-    /// [`Error::Limit`] names a tensor and the limit that it is over, and the largest capacity that fits.
+    /// Plans for `batch` sequences with room for `capacity` tokens each, on devices with this profile.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Limit`] names a tensor, the limit that it exceeds, and the largest capacity that fits.
     pub fn new(model: &Model, batch: usize, capacity: usize, profile: &Profile) -> Result<Self> {
         let placed = model.placed(profile.max_tensor_bytes())?;
         Self::on(model.config(), &placed, batch, capacity, profile)
@@ -153,7 +159,7 @@ impl DecodePlan {
         Ok(DecodePlan { config, placed, batch, capacity, chunk, single, subgroups })
     }
 
-    /// The plans of a step: by many tokens, and by one.
+    /// The plans of a step: for many tokens, and for one. A [`Tuner`](crate::Tuner) takes them.
     pub fn plans(&self) -> [&Plan; 2] {
         [&self.chunk.plan, &self.single.plan]
     }
@@ -163,18 +169,18 @@ impl DecodePlan {
         Requirements::of(&self.chunk.plan).and(Requirements::of(&self.single.plan))
     }
 
-    /// Bytes in GPU memory: weights, caches, activations.
+    /// Bytes of GPU memory: weights, caches, activations.
     pub fn bytes(&self) -> usize {
         let caches: usize = self.single.caches().map(|e| e.ty.storage_bytes()).sum();
         self.placed.bytes() + caches + self.chunk.bytes() + self.single.bytes()
     }
 
-    /// Those of the weights alone.
+    /// Bytes of the weights alone.
     pub fn weight_bytes(&self) -> usize {
         self.placed.bytes()
     }
 
-    /// An `Err` if this is not a plan of the model, or not one for the device.
+    /// Returns an error if this plan was not made for the model, or does not suit the device.
     pub(super) fn check(&self, gpu: &Gpu, model: &Model) -> Result<()> {
         if self.config != *model.config() || self.placed != model.placed(self.placed.max_bytes)? {
             let (expected, got) = ("a plan of this model".into(), "one of another".into());

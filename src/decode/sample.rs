@@ -4,15 +4,18 @@ use crate::error::{Error, Result};
 use crate::rng::Rng;
 
 /// How to choose a token from logits.
+///
+/// By default the temperature is 0.8 and no token is excluded. A temperature of 0 is greedy decoding: no randomness at
+/// all.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
-    /// Divides the logits; 0 always takes the likeliest token.
+    /// Divides the logits. 0 always takes the likeliest token.
     pub temperature: f32,
-    /// Keeps this many likeliest tokens; 0 keeps all.
+    /// Restricts the choice to this many likeliest tokens; 0 keeps all.
     pub top_k: usize,
-    /// Keeps the likeliest tokens that together have this probability; 1 keeps all.
+    /// Restricts the choice to the likeliest tokens that together have this probability; 1 keeps all.
     pub top_p: f32,
-    /// Seed of the draws.
+    /// Seed of the random draws.
     pub seed: u64,
 }
 
@@ -22,24 +25,24 @@ impl Default for Sampling {
     }
 }
 
-/// The likeliest tokens of a row of logits: what the op [`top_k`](crate::ops::top_k) gives at the sampling's
-/// temperature.
+/// The likeliest tokens of a row of logits: the result of the op [`top_k`](crate::ops::top_k) at the temperature of the
+/// sampling.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Candidates<'a> {
     /// Logits, in descending order.
     pub values: &'a [f32],
-    /// The token of each.
+    /// The id of each.
     pub ids: &'a [u32],
     /// `ln(sum(exp((x - values[0]) / temperature)))` over the whole row.
     pub lse: f32,
 }
 
-/// How far the op's sum of exponentials may be off, relative to itself: WGSL lets `exp` lose a little. A hundred times
-/// what we have seen, which costs one draw in some thousands.
+/// Largest relative error of the op's sum of exponentials: WGSL allows `exp` some error. This is a hundred times what
+/// was observed, and costs one additional draw in a few thousand.
 const SUM_ERROR: f64 = 1e-4;
 
 impl Sampling {
-    /// An `Err` names the first field that makes no sense.
+    /// Checks the settings. The error names the first field with an impossible value.
     pub fn validate(&self) -> Result<()> {
         if !self.temperature.is_finite() || self.temperature < 0.0 {
             let message = format!("must be finite and not negative, but is {}", self.temperature);
@@ -51,8 +54,8 @@ impl Sampling {
         Ok(())
     }
 
-    /// Draws token number `n` of a text from its logits. The draw depends on (seed, n) alone. A logit that is no
-    /// number counts as negative infinity.
+    /// Draws token number `n` of a text from its logits. The draw depends only on `(seed, n)`, so a text can be
+    /// reproduced. NaN counts as negative infinity.
     ///
     /// ```
     /// use throughline::decode::sample::Sampling;
@@ -64,7 +67,7 @@ impl Sampling {
     pub fn draw(&self, logits: &[f32], n: u64) -> u32 {
         let logit = |i: usize| if logits[i].is_nan() { f32::NEG_INFINITY } else { logits[i] };
         let mut order: Vec<usize> = (0..logits.len()).collect();
-        // Likeliest first; equal ones by id, so that the order is the same everywhere.
+        // In descending order; equal ones by id, so that the order is the same everywhere.
         order.sort_by(|&a, &b| logit(b).total_cmp(&logit(a)).then(a.cmp(&b)));
         if self.top_k > 0 {
             order.truncate(self.top_k);
@@ -77,9 +80,11 @@ impl Sampling {
         order[self.choose(&weights, n)] as u32
     }
 
-    /// [`draw`](Self::draw) from the likeliest tokens alone: the same token, or `None` where these do not decide it,
-    /// because the draw, [`top_k`](Self::top_k) or the nucleus of [`top_p`](Self::top_p) may reach past them. Then
-    /// the caller draws from all logits. With `top_k` up to the number of candidates that never happens.
+    /// Like [`draw`](Self::draw), from only the likeliest tokens: returns the same token, or `None` if these do not
+    /// decide it, because the draw, [`top_k`](Self::top_k) or the nucleus of [`top_p`](Self::top_p) may reach beyond
+    /// them.
+    ///
+    /// Fall back to [`draw`](Self::draw) on `None`. It never occurs if `top_k` is from 1 to the number of candidates.
     ///
     /// ```
     /// use throughline::decode::sample::{Candidates, Sampling};
@@ -106,19 +111,19 @@ impl Sampling {
         let all = f64::from(lse).exp();
         let [least, most] = match self.top_k {
             0 => [all, all],
-            // Some more than the candidates, none of them above the last.
+            // A few more than the candidates, none of them above the last.
             top_k => [known, all.min(known + (top_k - weights.len()) as f64 * last)],
         };
-        // The draw is by inverse CDF: the more there is to draw from, the further down the list it goes. So if both
-        // bounds give the same token, that is the token.
+        // The draw inverts the cumulative distribution: the more there is to draw from, the further down the list it
+        // goes. So if both bounds give the same token, that is the token.
         let least = self.share(&weights, least * (1.0 - SUM_ERROR), 0.0);
         let most = self.share(&weights, most * (1.0 + SUM_ERROR), last);
         let [low, high] = [least, most].map(|(kept, sum)| self.invert(&weights[..kept], sum, n));
         if low == high { ids.get(low?).copied() } else { None }
     }
 
-    /// Whether the first of these logits, which are in order, is the token without a draw. With infinite ones there
-    /// are no probabilities.
+    /// Whether the first of these ordered logits is the token without a draw. With infinite logits there are no
+    /// probabilities.
     fn takes_first(&self, values: &[f32]) -> bool {
         self.temperature == 0.0 || values.first().is_none_or(|x| x.is_infinite())
     }
@@ -129,14 +134,14 @@ impl Sampling {
         values.iter().map(|&x| ((f64::from(x) - max) / f64::from(self.temperature)).exp()).collect()
     }
 
-    /// Index of the token of draw `n`, where these are the weights of all.
+    /// Index of the token of draw `n`, given the weights of all tokens.
     fn choose(&self, weights: &[f64], n: u64) -> usize {
         let (kept, sum) = self.share(weights, weights.iter().sum(), 0.0);
         self.invert(&weights[..kept], sum, n).unwrap_or(kept - 1)
     }
 
-    /// How many of these weights reach `top_p` of `total` together, the one that crosses it included, and their sum.
-    /// Where they do not reach it, all of them and `top_p` of `total`, with `more` for what crosses it.
+    /// The number of weights that together reach `top_p` of `total`, including the one that crosses it, and their sum.
+    /// If they do not reach it: all of them, and `top_p` of `total` plus `more` for the one that crosses it.
     fn share(&self, weights: &[f64], total: f64, more: f64) -> (usize, f64) {
         let (mut sum, goal) = (0.0, f64::from(self.top_p) * total);
         let last = weights.iter().position(|w| {
@@ -156,7 +161,7 @@ impl Sampling {
     }
 }
 
-/// An `Err` names the first id that is not in the vocabulary.
+/// Checks that all ids are in the vocabulary. The error names the first that is not.
 pub(crate) fn check_ids(ids: &[u32], vocab_size: usize) -> Result<()> {
     match ids.iter().find(|&&id| id as usize >= vocab_size) {
         None => Ok(()),

@@ -1,4 +1,4 @@
-//! What the header of a model file says, whatever its format.
+//! The header of a model file, independent of its format.
 
 use std::ops::Range;
 
@@ -10,14 +10,16 @@ use crate::tensor::Shape;
 /// Largest rank of a tensor that is read.
 pub(super) const MAX_RANK: usize = 8;
 
-/// What a file's header says, checked against the file's length.
+/// The header of a file, checked against the file's length.
+///
+/// [`gguf_header`](super::gguf_header) and [`safetensors_header`](super::safetensors_header) return one.
 #[derive(Clone, Debug)]
 pub struct Header {
     /// Keys and values.
     pub metadata: Metadata,
-    /// The tensors: in the order of a GGUF file's header, of a safetensors file's data.
+    /// The tensors: in the order of the header for GGUF, in the order of the data for safetensors.
     pub tensors: Vec<TensorInfo>,
-    /// Names of tensors that are there but not read, with their types and shapes.
+    /// Names, types and shapes of tensors that this crate does not read.
     pub unread: Vec<(String, String)>,
 }
 
@@ -28,14 +30,14 @@ pub struct TensorInfo {
     pub name: String,
     /// Element type.
     pub stored: Stored,
-    /// Row-major dimensions.
+    /// Dimensions, row-major.
     pub shape: Shape,
-    /// Where in the file its bytes are.
+    /// The place of its bytes in the file.
     pub range: Range<usize>,
 }
 
 impl Header {
-    /// An `Err` if two tensors have the same name.
+    /// Returns an error if two tensors have the same name.
     pub(super) fn check_names(&self, path: &str) -> Result<()> {
         let mut names: Vec<&str> = self.tensors.iter().map(|t| t.name.as_str()).collect();
         names.extend(self.unread.iter().map(|(name, _)| name.as_str()));
@@ -46,7 +48,7 @@ impl Header {
         }
     }
 
-    /// An `Err` if two tensors share bytes.
+    /// Returns an error if two tensors share bytes.
     pub(super) fn check_overlaps(&self, path: &str) -> Result<()> {
         let mut tensors: Vec<&TensorInfo> = self.tensors.iter().collect();
         tensors.sort_unstable_by_key(|t| t.range.start);

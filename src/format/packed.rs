@@ -1,4 +1,4 @@
-//! Matrices whose elements stay as a file stores them.
+//! Matrices whose elements stay in their stored format.
 
 use super::quant::{self, Stored};
 use crate::array::Array;
@@ -6,32 +6,36 @@ use crate::error::Result;
 use crate::rng::Rng;
 use crate::tensor::{TensorType, split_rows};
 
-/// Elements that the kernels decode at a time.
+/// Number of elements that the kernels decode at a time.
 pub(crate) const UNIT: usize = 32;
 
-/// A matrix `[n, k]` as a file stores it.
+/// Format and shape of a matrix `[n, k]` in its stored format.
+///
+/// It describes the words that [`packed_linear`](crate::Graph::packed_linear) and
+/// [`packed_rows`](crate::Graph::packed_rows) read, and is how a model runs without being decoded to f32.
+/// [`Model::packed`](crate::model::Model::packed) returns one for a parameter of a file.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Packed {
-    /// How its elements are stored.
+    /// Storage format of the elements.
     pub stored: Stored,
-    /// Rows.
+    /// Number of rows.
     pub n: usize,
-    /// Columns: whole blocks of the format, and a multiple of 32.
+    /// Number of columns: whole blocks of the format, and a multiple of 32.
     pub k: usize,
 }
 
 impl Packed {
-    /// Bytes of its rows.
+    /// Bytes of all rows.
     pub fn bytes(&self) -> usize {
         self.n * (self.k / self.stored.block_len()) * self.stored.block_bytes()
     }
 
-    /// The type of the tensor that holds it: the bytes as words, the last one filled up.
+    /// The type of the tensor that holds the matrix: its bytes as words, the last one padded.
     pub fn ty(&self) -> TensorType {
         TensorType::u32([self.bytes().div_ceil(4)])
     }
 
-    /// The same matrix in parts of whole rows, each of at most `max_bytes`; see [`parts`](crate::ops::parts).
+    /// Splits the matrix into parts of whole rows, each of at most `max_bytes`; see [`parts`](crate::ops::parts).
     pub fn split(&self, max_bytes: u64) -> Result<Vec<Packed>> {
         let rows = split_rows(self.n, self.bytes() / self.n.max(1), max_bytes)?;
         Ok(rows.into_iter().map(|n| Packed { n, ..*self }).collect())
@@ -51,16 +55,16 @@ impl Packed {
         }
     }
 
-    /// The matrix of a reference input, decoded: exact, since f64 holds any word.
+    /// Decodes the matrix of a reference input. Exact, since f64 holds any word.
     pub(crate) fn decode(&self, words: &Array) -> Vec<f64> {
         let bytes: Vec<u8> = words.data.iter().flat_map(|&w| (w as u32).to_le_bytes()).collect();
-        // `check` has seen that the blocks are whole.
+        // `check` has made sure that the blocks are whole.
         let values = quant::dequantize(self.stored, &bytes[..self.bytes()]).unwrap_or_default();
         values.into_iter().map(f64::from).collect()
     }
 
-    /// Test data: random bytes, but with the f16 fields of every block near 1/64, so that no element is
-    /// huge or NaN.
+    /// Test data: random bytes, except that the f16 fields of every block are near 1/64, so that no element is huge or
+    /// NaN.
     pub(crate) fn random_words(&self, rng: &mut Rng) -> Vec<f64> {
         let mut bytes: Vec<u8> = (0..self.bytes()).map(|_| rng.below(256) as u8).collect();
         let halves: &[usize] = match self.stored {

@@ -17,7 +17,7 @@ use crate::tensor::Shape;
 pub struct Weights {
     path: String,
     files: Vec<(String, Bytes)>,
-    /// Tensors with the number of their file.
+    /// Tensors, with the index of their file.
     tensors: Vec<(usize, TensorInfo)>,
     by_name: HashMap<String, usize>,
     unread: Vec<(String, String)>,
@@ -49,7 +49,7 @@ impl Weights {
         Ok(weights)
     }
 
-    /// The same of a file that is in memory already; `path` is what messages call it.
+    /// The same for a file that is in memory already. `path` is its name in messages.
     pub fn from_bytes(path: &str, file: Vec<u8>) -> Result<Weights> {
         Weights::new(path.into(), vec![(path.into(), Bytes::Owned(file))], None)
     }
@@ -91,7 +91,7 @@ impl Weights {
         self.tensors.len()
     }
 
-    /// True if there is no tensor.
+    /// Whether there are no tensors.
     pub fn is_empty(&self) -> bool {
         self.tensors.is_empty()
     }
@@ -107,12 +107,12 @@ impl Weights {
         StoredTensor { path, info, bytes: &bytes[info.range.clone()] }
     }
 
-    /// True if there is such a tensor.
+    /// Whether there is a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
         self.by_name.contains_key(name)
     }
 
-    /// The tensor of a name. An `Err` that names file and tensor if there is none.
+    /// The tensor of this name. The error for an unknown name includes it and the file.
     pub fn get(&self, name: &str) -> Result<StoredTensor<'_>> {
         let found = self.by_name.get(name).map(|&i| self.at(i));
         found.ok_or_else(|| {
@@ -125,12 +125,12 @@ impl Weights {
         })
     }
 
-    /// Names of tensors that are in the files but not read, with their types and shapes: integers, say.
+    /// Names, types and shapes of tensors in the files that are not read, such as integer buffers.
     pub fn unread(&self) -> &[(String, String)] {
         &self.unread
     }
 
-    /// Metadata of the file, or of the first one of several.
+    /// Metadata of the file, or of the first of several files.
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
     }
@@ -178,7 +178,7 @@ impl<'a> StoredTensor<'a> {
         self.info.stored
     }
 
-    /// Row-major dimensions; a scalar is `[1]`.
+    /// Dimensions, row-major; a scalar is `[1]`.
     pub fn shape(&self) -> &'a Shape {
         &self.info.shape
     }
@@ -193,7 +193,7 @@ impl<'a> StoredTensor<'a> {
         bad(self.path, format!("tensor {}: {message}", quoted(self.name())))
     }
 
-    /// This tensor if it has this shape; else an `Err` with both.
+    /// Returns this tensor if it has this shape, otherwise an error with both shapes.
     pub fn of_shape(self, shape: impl Into<Shape>) -> Result<Self> {
         let shape = shape.into();
         match *self.shape() == shape {
@@ -202,7 +202,7 @@ impl<'a> StoredTensor<'a> {
         }
     }
 
-    /// This tensor if it is stored in one of these types; else an `Err` with them and its own.
+    /// Returns this tensor if it is stored in one of these formats, otherwise an error with them and its own.
     pub fn stored_as(self, types: &[Stored]) -> Result<Self> {
         if types.contains(&self.stored()) {
             return Ok(self);
@@ -211,12 +211,12 @@ impl<'a> StoredTensor<'a> {
         Err(self.bad(format!("expected {}, got {}", names.join(" or "), self.stored())))
     }
 
-    /// All elements as f32.
+    /// All elements, decoded to f32.
     pub fn values(&self) -> Result<Vec<f32>> {
         quant::dequantize(self.stored(), self.bytes)
     }
 
-    /// The elements of one row (of all dimensions but the last, flattened) as f32.
+    /// Decodes the elements of one row to f32. Rows run along the last dimension; all others are flattened.
     pub fn read_row(&self, row: usize, out: &mut [f32]) -> Result<()> {
         let rows = self.shape().rows();
         if row >= rows || out.len() != self.shape().cols() {

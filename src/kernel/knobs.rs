@@ -10,7 +10,9 @@ use super::wgsl::Module;
 use crate::error::{Error, Result};
 use crate::profile::Cooperative;
 
-/// A kernel before compilation: which entry point of which file, with which knobs.
+/// A kernel before compilation: an entry point of a WGSL file, with settings for its knobs.
+///
+/// An op's [`launch`](crate::ops::Op::launch) returns kernels, and the device compiles each distinct one once.
 ///
 /// ```
 /// # use throughline::kernel::Kernel;
@@ -19,15 +21,15 @@ use crate::profile::Cooperative;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Kernel {
-    /// Name for debuggers, plans and errors: the stem of the file.
+    /// Name for debuggers, plans and errors: usually the stem of the file.
     pub label: &'static str,
-    /// The file's text.
+    /// The text of the file.
     pub source: &'static str,
-    /// The entry point.
+    /// Name of the entry point.
     pub entry: &'static str,
-    /// Names and new right-hand sides.
+    /// Knobs to set: names and new right-hand sides.
     pub knobs: Vec<(&'static str, String)>,
-    /// What becomes of the storage bindings 1, 2, ... of the file; empty if they stay as they are.
+    /// What becomes of the file's storage bindings 1, 2, ...; empty if they stay as they are.
     pub merged: Vec<Bound>,
     /// Whether the driver's bounds checks and loop bounding may be left out. True for kernels that
     /// the table's stray-write tests cover; see `Gpu::compile`.
@@ -35,19 +37,23 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// A kernel with the knobs as written in the file and all checks on.
+    /// A kernel with its knobs as written in the file, and with all checks of the driver.
     pub fn new(label: &'static str, source: &'static str, entry: &'static str) -> Self {
         Kernel { label, source, entry, knobs: vec![], merged: vec![], trusted: false }
     }
 
-    /// Sets a knob.
+    /// Sets a knob. A knob that the file does not declare is an error of [`wgsl`](Self::wgsl).
     pub fn knob(mut self, name: &'static str, value: impl KnobValue) -> Self {
         self.knobs.push((name, value.wgsl()));
         self
     }
 
-    /// The final WGSL. An `Err` names a knob that the file does not declare, or what of it keeps bindings from being
-    /// merged.
+    /// The final WGSL.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Kernel`] names a knob that the file does not declare, or the part of the text that keeps bindings from
+    /// being merged.
     pub fn wgsl(&self) -> Result<String> {
         let text = self.with_knobs()?;
         if self.merged.is_empty() {
@@ -60,7 +66,7 @@ impl Kernel {
         Error::Kernel { kernel: self.label.into(), message }
     }
 
-    /// The WGSL with knobs set and bindings as in the file.
+    /// The WGSL with knobs set, and with the file's own bindings.
     pub(crate) fn with_knobs(&self) -> Result<String> {
         let mut text = self.source.to_string();
         for (name, value) in &self.knobs {
@@ -90,7 +96,8 @@ impl Kernel {
         features
     }
 
-    /// `label.entry[KNOB=value ...]`, for plans and profiles; behind a `|`, what became of merged bindings.
+    /// The kernel in the form `label.entry[KNOB=value ...]`, for plans and profiles. What became of merged bindings
+    /// follows a `|`.
     pub fn describe(&self) -> String {
         let bound = |b: &Bound| match b {
             Bound::Alone(n) => n.to_string(),
@@ -107,8 +114,8 @@ impl Kernel {
         }
     }
 
-    /// Bytes of workgroup memory that it uses; `None` where its WGSL declares them in a way that this crate does not
-    /// understand.
+    /// Bytes of workgroup memory that the kernel uses. `None` if its WGSL declares them in a way that this crate does
+    /// not understand.
     pub fn workgroup_bytes(&self) -> Option<u32> {
         let text = self.with_knobs().ok()?;
         Module::parse(&text).workgroup_bytes(self.entry).and_then(|n| n.try_into().ok())
@@ -138,7 +145,7 @@ fn replace_knob(text: &str, name: &str, value: &str) -> Option<String> {
     found.then_some(out)
 }
 
-/// Values that a knob can take.
+/// Values that a knob can be set to.
 pub trait KnobValue {
     /// The value as a WGSL expression or type.
     fn wgsl(&self) -> String;

@@ -1,7 +1,7 @@
-//! The text of a kernel whose storage bindings share buffers, for devices that bind few of them.
+//! Rewrites kernels whose storage bindings must share buffers, for devices that bind only a few.
 //!
-//! It rewrites WGSL, of any op: `x[i]` becomes `merged_1[merged_at[0].x + u32(i)]`. Whatever else a kernel does with
-//! such a global is an error. The planner decides which bindings are merged.
+//! It works on the WGSL of any op: `x[i]` becomes `merged_1[merged_at[0].x + u32(i)]`. A kernel that does anything else
+//! with such a global is an error. The planner decides which bindings are merged.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
@@ -9,14 +9,14 @@ use std::ops::Range;
 
 use super::wgsl::{Kind, Module};
 
-/// Or what of a text is in the way.
+/// A result, or the part of the text that stands in the way.
 pub(crate) type Checked<T> = std::result::Result<T, String>;
 
 /// A storage global that an entry point uses.
 pub(crate) struct Declared<'a> {
     pub name: &'a str,
     pub item: usize,
-    /// The token of its number.
+    /// Index of the token that is its binding number.
     pub number: usize,
     pub writes: bool,
     /// The type of its elements, if it is an array.
@@ -51,9 +51,10 @@ pub(crate) fn declared<'a>(module: &Module<'a>, entry: &str, count: usize) -> Ch
     found.into_iter().enumerate().map(|(i, d)| d.ok_or_else(|| missing(i))).collect()
 }
 
-/// What an index into a global becomes.
+/// What an index into a global is rewritten to.
 enum Now {
-    /// Of this array, from the element that this word of `merged_at` says; the word behind it is its last index.
+    /// An index into this array. Word `n` of `merged_at` is the first element of the range, word `n + 1` the last index
+    /// in it.
     Part(String, usize),
     /// A value of this type.
     Zero(String),
@@ -62,12 +63,12 @@ enum Now {
 struct Rewrite<'a> {
     module: &'a Module<'a>,
     now: HashMap<&'a str, Now>,
-    /// Whether indices need no clamping: as elsewhere, that is left to kernels of the table.
+    /// Whether indices may stay unclamped, which is reserved for kernels of the table.
     trusted: bool,
 }
 
-/// The WGSL with `bound` in place of bindings 1, 2, ..., and with no other entry point. Ranges are found by a uniform
-/// `merged_at` behind the last binding: [`Merging::words`].
+/// The WGSL with `bound` in place of bindings 1, 2, ..., and without other entry points. The ranges come in a uniform
+/// `merged_at` after the last binding: [`Merging::words`].
 pub(crate) fn rewrite(text: &str, entry: &str, bound: &[Bound], trusted: bool) -> Checked<String> {
     let module = Module::parse(text);
     if let Some(clash) = module.tokens.iter().find(|t| t.text.starts_with("merged_")) {
@@ -122,7 +123,7 @@ pub(crate) fn rewrite(text: &str, entry: &str, bound: &[Bound], trusted: bool) -
     Ok(out)
 }
 
-/// How many bindings are left.
+/// Number of bindings that are left.
 pub(crate) fn count(bound: &[Bound]) -> usize {
     bound.iter().map(|b| b.number()).max().unwrap_or(0) as usize
 }
@@ -177,20 +178,20 @@ impl Rewrite<'_> {
     }
 }
 
-/// What becomes of a storage binding where a device binds fewer than a kernel has. The planner says; see
-/// ARCHITECTURE.md.
+/// What becomes of a storage binding on a device that binds fewer than the kernel has. The planner decides; ops need
+/// not know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Bound {
-    /// It stays a binding, under this number.
+    /// It stays a binding of its own, with this number.
     Alone(u32),
-    /// It is a range of what is bound under this number.
+    /// It becomes a range of the buffer at this number.
     Part(u32),
-    /// It is not bound: what reads it, reads zeros.
+    /// It is not bound, and reads of it give zeros.
     Zero,
 }
 
 impl Bound {
-    /// The number that it is bound under, or is a part of.
+    /// The number of its binding, or of the binding that it is a range of.
     pub(crate) fn number(self) -> u32 {
         match self {
             Bound::Alone(n) | Bound::Part(n) => n,
@@ -277,7 +278,7 @@ fn scaled(i: u32) -> E { return x[ids[i] * 2u + ids[i + 1u]] * 2.0; }
             let _ = rewritten(&TEXT[..n], &ALL);
             let _ = rewritten(&TEXT[n..], &ALL);
         }
-        // Hiding alone does no harm.
+        // Shadowing alone does no harm.
         let text = rewritten(&main("{ let ids = 1u; let n = ids + 1u; }"), &ALL).unwrap();
         assert!(text.contains("let ids = 1u; let n = ids + 1u;"));
     }

@@ -1,4 +1,7 @@
 //! Kernels: WGSL with knobs, and the dispatches that an op makes of them. No device is needed here.
+//!
+//! You need this module only to write an [op](crate::ops) of your own, or to see the WGSL that a plan runs
+//! ([`Kernel::wgsl`]).
 
 mod knobs;
 pub(crate) mod merge;

@@ -1,10 +1,10 @@
-//! As much of WGSL as it takes to say what an entry point uses of its file: tokens, the items of a module, the sizes
-//! of types and the values of constants.
+//! Just enough of a WGSL parser to find out what an entry point uses: tokens, the items of a module, the sizes of types
+//! and the values of constants.
 
 use std::collections::HashSet;
 use std::ops::Range;
 
-/// A word or one character of punctuation, and where it starts. Space and comments are between tokens.
+/// A word or a punctuation character, and its position. Whitespace and comments lie between tokens.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Token<'a> {
     pub text: &'a str,
@@ -17,7 +17,7 @@ impl Token<'_> {
     }
 }
 
-/// What stands at the top level of a module.
+/// An item at the top level of a module.
 #[derive(Debug)]
 pub(crate) struct Item<'a> {
     pub tokens: Range<usize>,
@@ -27,7 +27,7 @@ pub(crate) struct Item<'a> {
 #[derive(Debug)]
 pub(crate) enum Kind<'a> {
     Function(&'a str),
-    /// `binding` is the index of the token that is its number.
+    /// `binding` is the index of the token with the binding number.
     Storage {
         name: &'a str,
         binding: usize,
@@ -38,7 +38,7 @@ pub(crate) enum Kind<'a> {
         name: &'a str,
         ty: Range<usize>,
     },
-    /// A `const` or an `alias`, and what it stands for.
+    /// A `const` or an `alias`, and its right-hand side.
     Named {
         name: &'a str,
         value: Range<usize>,
@@ -46,7 +46,7 @@ pub(crate) enum Kind<'a> {
     Other,
 }
 
-/// A file in pieces.
+/// A file, split into tokens and items.
 #[derive(Debug)]
 pub(crate) struct Module<'a> {
     pub text: &'a str,
@@ -73,12 +73,12 @@ impl<'a> Module<'a> {
         module
     }
 
-    /// The token of this index; nothing behind the last.
+    /// The token of this index; empty after the last one.
     pub fn word(&self, i: usize) -> &'a str {
         self.tokens.get(i).map_or("", |t| t.text)
     }
 
-    /// The first token of these, from `from` on, that is `word`; else where they end.
+    /// Index of the first token from `from` on that is `word`, or `end`.
     fn find(&self, word: &str, from: usize, end: usize) -> usize {
         (from..end).find(|&i| self.word(i) == word).unwrap_or(end)
     }
@@ -129,18 +129,18 @@ impl<'a> Module<'a> {
         }
     }
 
-    /// Whether token `i` can be the name of something at the top level: no member, no number.
+    /// Whether token `i` can name something at the top level: it is neither a member nor a number.
     pub fn is_name(&self, i: usize) -> bool {
         let starts = self.word(i).starts_with(|c: char| c.is_alphabetic() || c == '_');
         starts && (i == 0 || self.word(i - 1) != ".")
     }
 
-    /// Indices of the tokens of an item that are `name`, but for members of this name.
+    /// Indices of the tokens of an item that are `name`, except for members of that name.
     pub fn mentions(&self, item: &Item<'_>, name: &str) -> impl Iterator<Item = usize> {
         item.tokens.clone().filter(move |&i| self.word(i) == name && self.is_name(i))
     }
 
-    /// Whether token `i` of a function is a parameter or variable where it is declared; it may hide a global.
+    /// Whether token `i` of a function declares a parameter or variable, which may shadow a global.
     fn is_declared(&self, i: usize) -> bool {
         let before = if i == 0 { "" } else { self.word(i - 1) };
         let keyword = matches!(before, "let" | "const" | "var");
@@ -152,7 +152,7 @@ impl<'a> Module<'a> {
         self.mentions(item, name).any(|i| self.is_declared(i))
     }
 
-    /// Whether the `>` at `i` ends what stands in `var<function>`.
+    /// Whether the `>` at `i` ends the template of `var<function>`.
     fn is_template_of_var(&self, i: usize) -> bool {
         i >= 3 && self.word(i - 2) == "<" && self.word(i - 3) == "var"
     }
@@ -174,7 +174,7 @@ impl<'a> Module<'a> {
         found
     }
 
-    /// The names in these functions that may be those of globals: all but what a function declares itself.
+    /// The names in these functions that may refer to globals: all except those that a function declares itself.
     pub fn names(&self, functions: &[usize]) -> HashSet<&'a str> {
         let of_function = |&f: &usize| {
             let tokens = || self.items[f].tokens.clone().filter(|&i| self.is_name(i));
@@ -184,7 +184,7 @@ impl<'a> Module<'a> {
         functions.iter().flat_map(of_function).collect()
     }
 
-    /// What a `const` or `alias` stands for, and whether it is a `const`.
+    /// The right-hand side of a `const` or `alias`, and whether it is a `const`.
     fn meaning(&self, name: &str) -> Option<(Range<usize>, bool)> {
         self.items.iter().find_map(|i| match &i.kind {
             Kind::Named { name: n, value } if *n == name => Some((value.clone(), self.word(i.tokens.start) == "const")),
@@ -192,12 +192,12 @@ impl<'a> Module<'a> {
         })
     }
 
-    /// Tokens with every `alias` and `const` in them replaced by what it stands for, to a bounded depth.
+    /// The tokens with every `alias` and `const` replaced by its right-hand side, to a bounded depth.
     fn expanded(&self, tokens: Range<usize>, depth: usize, out: &mut Vec<&'a str>) {
         for i in tokens {
             match self.meaning(self.word(i)).filter(|_| depth > 0) {
                 Some((value, constant)) => {
-                    // A constant is one operand.
+                    // A constant counts as one operand.
                     out.extend(constant.then_some("("));
                     self.expanded(value, depth - 1, out);
                     out.extend(constant.then_some(")"));
@@ -207,15 +207,15 @@ impl<'a> Module<'a> {
         }
     }
 
-    /// A type without aliases, and its bytes in an array; `None` for the bytes of a type that this does not know.
+    /// A type without aliases, and its size in an array in bytes; `None` for a type that this parser does not know.
     pub fn type_of(&self, ty: Range<usize>) -> (String, Option<usize>) {
         let mut words = vec![];
         self.expanded(ty, 16, &mut words);
         (words.concat(), size_of(&words))
     }
 
-    /// Bytes of workgroup memory that an entry point uses, as WebGPU counts them; `None` if it is not found or
-    /// uses a type that this does not know.
+    /// Bytes of workgroup memory that an entry point uses, as WebGPU counts them. `None` if the entry point is missing
+    /// or uses a type that this parser does not know.
     pub fn workgroup_bytes(&self, entry: &str) -> Option<usize> {
         let functions = self.reachable(entry);
         let names = self.names(&functions);
@@ -248,7 +248,7 @@ fn tokens(text: &str) -> Vec<Token<'_>> {
     tokens
 }
 
-/// Bytes of the comment at the start; such comments nest.
+/// Bytes of the comment at the start of the text. Block comments nest.
 fn comment_len(text: &str) -> usize {
     let (mut depth, mut at) = (0, 0);
     while at < text.len() {
@@ -271,7 +271,7 @@ fn comment_len(text: &str) -> usize {
     text.len()
 }
 
-/// Bytes of a type in an array: of numbers, vectors of them, and arrays of known length.
+/// Size of a type in an array, in bytes: scalars, vectors, and arrays of known length.
 fn size_of(ty: &[&str]) -> Option<usize> {
     match ty {
         ["f32" | "u32" | "i32"] => Some(4),
@@ -302,14 +302,14 @@ fn size_of(ty: &[&str]) -> Option<usize> {
     }
 }
 
-/// The value of a constant expression of integers.
+/// The value of a constant integer expression.
 fn evaluate(words: &[&str]) -> Option<i64> {
     let mut rest = words;
     let value = operation(&mut rest, 0)?;
     rest.is_empty().then_some(value)
 }
 
-/// Operators by how tightly they bind, the loosest first.
+/// Operators by precedence, the lowest first.
 const LEVELS: [&[&str]; 5] = [&["|"], &["&"], &["<", ">"], &["+", "-"], &["*", "/", "%"]];
 
 fn operation(rest: &mut &[&str], level: usize) -> Option<i64> {
@@ -320,7 +320,7 @@ fn operation(rest: &mut &[&str], level: usize) -> Option<i64> {
     {
         *rest = more;
         if level == 2 {
-            // Of shifts, the second character.
+            // The second character of a shift operator.
             *rest = rest.strip_prefix(&[*op])?;
         }
         let b = operation(rest, level + 1)?;

@@ -1,4 +1,4 @@
-//! A model in mapped files.
+//! A model in files.
 
 use std::ops::Range;
 use std::path::Path;
@@ -14,7 +14,11 @@ use crate::nn::{Param, Transformer, TransformerConfig, TransformerEncoder, part_
 use crate::optim::Arena;
 use crate::tensor::Shape;
 
-/// A model in mapped files.
+/// A model in files: its configuration, and its parameters on demand.
+///
+/// Opening one reads only headers. Hand it to a [`Decoder`](crate::decode::Decoder) or a
+/// [`SentenceEncoder`](crate::embed::SentenceEncoder) to run it, or [`load`](Self::load) it into a trainer's
+/// parameters.
 ///
 /// ```
 /// use throughline::model::Model;
@@ -32,22 +36,25 @@ pub struct Model {
     weights: Weights,
     config: TransformerConfig,
     names: &'static Names,
-    /// The file has the model without its head, and names without their prefix.
+    /// Whether the file holds the model without its head, and names without their prefix.
     bare: bool,
     pub(super) params: Vec<(String, Shape)>,
 }
 
 impl Model {
-    /// Maps a folder or file and checks that all parameters are there, in the shapes that the configuration
-    /// says. An `Err` names file and field, or tensor.
+    /// Opens a folder or file and checks that all parameters are present, in the shapes that the configuration implies.
+    ///
+    /// # Errors
+    ///
+    /// The error names the file and the field, or the tensor.
     pub fn open(path: &Path) -> Result<Model> {
         Model::new(Weights::open(path)?)
     }
 
-    /// The same of weights that are open already.
+    /// The same for weights that are already open.
     pub fn new(weights: Weights) -> Result<Model> {
         let (config, names) = config::read(&weights)?;
-        // Each block has several tensors: no long work for a number that cannot be.
+        // Each block has several tensors: reject impossible numbers before they cost time.
         if config.n_layers > weights.len() {
             let message = format!("{} blocks, but only {} tensors", config.n_layers, weights.len());
             return Err(Error::Format { path: weights.path().into(), message });
@@ -62,17 +69,17 @@ impl Model {
         Ok(model)
     }
 
-    /// What it is.
+    /// The configuration of the model.
     pub fn config(&self) -> &TransformerConfig {
         &self.config
     }
 
-    /// The files.
+    /// The files of the model.
     pub fn weights(&self) -> &Weights {
         &self.weights
     }
 
-    /// Names and shapes of the parameters, as [`nn`](crate::nn) has them.
+    /// Names and shapes of the parameters, as [`nn`](crate::nn) defines them.
     pub fn params(&self) -> &[(String, Shape)] {
         &self.params
     }
@@ -102,8 +109,11 @@ impl Model {
         Ok((self.weights.get(&place.tensor)?.of_shape(expected)?, place))
     }
 
-    /// The elements of a parameter in our order: linear weights are `[d_in, d_out]`. An `Err` if one is NaN or
-    /// infinite.
+    /// The elements of a parameter, decoded to f32 and in our layout: linear weights are `[d_in, d_out]`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Format`](crate::Error::Format) if the file is damaged or an element is NaN or infinite.
     pub fn values(&self, name: &str) -> Result<Vec<f32>> {
         let shape = self.shape(name)?;
         let (stored, place) = self.find(name, shape)?;
@@ -121,7 +131,7 @@ impl Model {
         })
     }
 
-    /// Writes all parameters into an arena of theirs, one after the other.
+    /// Writes all parameters into an arena, one after another: the first step of fine-tuning.
     pub fn load(&self, gpu: &Gpu, params: &Arena) -> Result<()> {
         for (i, (name, shape)) in params.layout.tensors.iter().enumerate() {
             let (whole, _) = table_of_part(name);
@@ -136,15 +146,16 @@ impl Model {
         Ok(())
     }
 
-    /// The parameter as rows of the file, if the kernels can read it as it is stored: matrices in f16, bf16 or
-    /// blocks of few bits whose rows are whole blocks.
+    /// The parameter as the file stores it, for [`packed_linear`](crate::Graph::packed_linear) and
+    /// [`packed_rows`](crate::Graph::packed_rows). `None` if kernels cannot read it that way: they read matrices in
+    /// f16, bf16 or blocks of a few bits whose rows are whole blocks.
     pub fn packed(&self, name: &str) -> Result<Option<(Packed, &[u8])>> {
         let Some((matrix, stored, place)) = self.find_packed(name)? else { return Ok(None) };
         stored.check_finite()?;
         Ok(Some((matrix, &stored.bytes()[third_of(matrix.bytes(), place.third)])))
     }
 
-    /// The same without a look at the elements.
+    /// The same without checking the elements.
     pub(super) fn find_packed(&self, name: &str) -> Result<Option<(Packed, StoredTensor<'_>, Place)>> {
         let shape = self.shape(name)?;
         let (stored, place) = self.find(name, shape)?;

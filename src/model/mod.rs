@@ -1,15 +1,16 @@
-//! Models from files: what they are, and their parameters under our names.
+//! Models from files: their configuration, and their parameters under our names.
 //!
-//! [`Model::open`] takes a folder as Hugging Face has them (`config.json` and safetensors) or a GGUF file:
+//! Use [`Model::open`] to run or fine-tune a published model. It takes a folder in Hugging Face's layout (`config.json`
+//! and safetensors) or a GGUF file:
 //!
 //! | files | architectures |
 //! |---|---|
 //! | Hugging Face | `gpt2`, `llama`, `mistral`, `qwen2`, `qwen3`, `bert` |
 //! | GGUF | `llama` (Mistral's too), `qwen2`, `qwen3`, `gpt2` |
 //!
-//! All of them are one [`TransformerConfig`](crate::nn::TransformerConfig). What came from a file decodes ([`crate::decode`]), embeds
-//! ([`crate::embed`]), and trains on: [`Model::load`] fills the parameters of a
-//! [`Trainer`](crate::train::Trainer). [`save`] writes a folder that PyTorch loads by the same names.
+//! All of them become one [`TransformerConfig`](crate::nn::TransformerConfig). A model from a file decodes
+//! ([`crate::decode`]), embeds sentences ([`crate::embed`]), or trains further: [`Model::load`] fills the parameters of
+//! a [`Trainer`](crate::train::Trainer). [`save`] writes a folder that PyTorch loads.
 
 mod config;
 mod layout;

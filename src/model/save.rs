@@ -1,4 +1,4 @@
-//! Writing a model as a folder that PyTorch loads.
+//! Saving a model as a folder that PyTorch loads.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,10 +10,15 @@ use crate::error::{Error, Result};
 use crate::format::{SaveTensor, Stored, save_safetensors};
 use crate::nn::{TransformerConfig, table_of_part};
 
-/// Writes a model as a folder of Hugging Face's, `config.json` and `model.safetensors` in f32, that PyTorch's
-/// `transformers` and [`Model::open`](super::Model::open) load. `params` are names and values as in a trainer's arena.
+/// Saves a model in Hugging Face's layout, as `config.json` and `model.safetensors` in f32. PyTorch's `transformers`
+/// and [`Model::open`](super::Model::open) both load the folder.
 ///
-/// An `Err` says which part of the model no architecture of theirs has; see the table of [`crate::model`].
+/// Use it to publish or evaluate what was trained here. `params` are names and values as in a trainer's arena.
+///
+/// # Errors
+///
+/// If no architecture of Hugging Face has all parts of the model (see the table of [`crate::model`]), or if a file
+/// cannot be written.
 ///
 /// ```
 /// use throughline::model;
@@ -42,13 +47,13 @@ pub fn save(dir: &Path, config: &TransformerConfig, params: &[(String, Vec<f32>)
             return Err(Error::Data { tensor: name.clone(), expected, got: values.len().to_string() });
         }
         let values = halves(config, name, values);
-        // Places of both kinds of files are known: `to_hugging_face` has seen the parts.
+        // The names cover all parts here: `to_hugging_face` has already rejected other models.
         let Some(place) = names.place(name, false) else { continue };
         let (dims, values) = match *shape.dims() {
             [d_in, d_out] if is_linear(name) && !names.input_major => (vec![d_out, d_in], transpose(&values, d_out)),
             _ => (shape.dims().to_vec(), values),
         };
-        // The second and third third go beside what is there.
+        // The second and third thirds go next to what is already there.
         match tensors.iter_mut().find(|(tensor, ..)| *tensor == place.tensor) {
             Some((_, shape, fused)) => {
                 let (cols, width) = (shape[shape.len() - 1], dims[dims.len() - 1]);

@@ -1,8 +1,8 @@
-//! Checks that the ops of the table share.
+//! Input checks that the ops of the table share.
 
 use crate::tensor::{DType, TensorType};
 
-/// Checks that an op got `n` inputs of f32.
+/// Checks that an op got `n` inputs, all of them f32.
 pub(crate) fn expect_f32(inputs: &[TensorType], n: usize) -> Result<(), String> {
     if inputs.len() != n {
         return Err(format!("takes {n} inputs, got {}", inputs.len()));
@@ -13,7 +13,7 @@ pub(crate) fn expect_f32(inputs: &[TensorType], n: usize) -> Result<(), String> 
     }
 }
 
-/// Checks that an input has the shape expected.
+/// Checks that an input has the expected shape.
 pub(crate) fn expect_shape(what: &str, ty: &TensorType, dims: &[usize]) -> Result<(), String> {
     match ty.shape.dims() == dims {
         true => Ok(()),

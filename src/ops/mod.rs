@@ -1,9 +1,14 @@
-//! The ops: a trait and a table.
+//! The ops: what a graph can compute, and the table that lists them.
 //!
-//! An op is two files with the same stem, `src/ops/<op>.rs` and `shaders/<op>.wgsl`, and one row in
-//! [`TABLE`]. Tests, benchmarks, shader validation and the generated op table iterate the rows;
-//! autodiff, fusion, the planner and the executor call the trait. Nothing else knows which ops
-//! there are, so an app's own op works like these.
+//! Most programs never name anything in here: they call the methods that each op adds to [`Graph`](crate::Graph), such
+//! as [`matmul`](crate::Graph::matmul) or [`softmax`](crate::Graph::softmax). Come here for the exact formula, shapes
+//! and gradient of an op; for settings that have no method of their own, which [`Graph::op`](crate::Graph::op) takes as
+//! a struct; or to write an op yourself.
+//!
+//! An op is two files with the same stem, `src/ops/<op>.rs` and `shaders/<op>.wgsl`, and one row in [`TABLE`]. Tests,
+//! benchmarks, shader validation and the generated op table iterate over the rows. Autodiff, fusion, the planner and
+//! the executor only call the trait [`Op`]. Nothing else knows which ops exist, so an op of an application works
+//! exactly like the ones here.
 
 pub mod adamw;
 pub mod add;

@@ -25,7 +25,7 @@ pub(super) const ROW: Row = Row {
 pub struct Mul;
 
 impl Graph {
-    /// `a * b`, element by element, of the same shape.
+    /// `a * b`, element by element, both of the same shape: gates and masks.
     pub fn mul(&mut self, name: &str, a: Value, b: Value) -> Result<Value> {
         self.op1(name, Mul, &[a, b])
     }

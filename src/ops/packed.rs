@@ -1,12 +1,13 @@
-//! Products with weights that stay as a file stores them: f16, bf16 or ggml's blocks of few bits, decoded
-//! inside the kernels.
+//! Products with weights in their stored format: f16, bf16, or ggml's blocks of a few bits, decoded inside the kernels.
 //!
-//! A weight is a `u32` tensor with the file's bytes of a matrix `[n, k]`, rows one behind the other. It
-//! is frozen: gradients pass through to `x`, and asking for the weight's own is an error.
+//! Use these to run a model in the memory that its file takes. A weight is a `u32` tensor holding the file's bytes of a
+//! matrix `[n, k]`, row after row. It is frozen: gradients pass through to `x`, but asking for the gradient of the
+//! weight is an error.
 //!
-//! Decoded elements are those of [`quant::dequantize`](crate::format::quant::dequantize), bit for bit: scales times integers fit an f32's 24 bits, and
-//! a minimum adds one rounding, so that fused or reordered arithmetic changes nothing. tests/packed.rs shows it on the
-//! adapter at hand, and says what WGSL would allow another one: to take subnormal scales for zero, for instance.
+//! Decoded elements equal those of [`quant::dequantize`](crate::format::quant::dequantize), bit for bit: products of
+//! scales and integers fit the 24 bits of an f32, and a minimum adds one rounding, so fused or reordered arithmetic
+//! changes nothing. `tests/packed.rs` checks this on the adapter at hand. It also lists what WGSL would allow another
+//! adapter to do, such as flushing subnormal scales to zero.
 
 use std::sync::Arc;
 
@@ -47,7 +48,7 @@ fn cases() -> Vec<Case> {
         let k = if stored.block_len() == 256 { 512 } else { 96 };
         cases.push(linear(3, Packed { stored, n: 5, k }, true));
         let matrix = Packed { stored, n: 7, k };
-        // The first row has id 2: ids fall before the rows, in them and behind them.
+        // The first row has id 2, so that ids fall before the rows, among them and after them.
         let rows = PackedRows { matrix, first: if stored.is_quantized() { 2 } else { 0 } };
         cases.push(Case::new(format!("rows {stored} {k}"), rows, &[]).packed(matrix).ids(&[3, 5], 11));
     }
@@ -82,34 +83,40 @@ impl Packed {
     }
 }
 
-/// `(x, w [, bias] [, base]) -> x w^T [+ bias] [+ base]`: `[.., k], words [, [n]] -> [.., n]`.
+/// `(x, w [, bias] [, base]) -> x w^T [+ bias] [+ base]`: `[.., k], words [, [n]] [, [.., n]] -> [.., n]`. Usually
+/// added by [`Graph::packed_linear`].
 #[derive(Clone, Copy, Debug)]
 pub struct PackedLinear {
-    /// The weight.
+    /// Format and shape of the weight.
     pub matrix: Packed,
     /// Whether there is a bias.
     pub bias: bool,
     accumulate: bool,
 }
 
-/// `(dy, w [, base]) -> dy w [+ base]`: `[.., n], words -> [.., k]`.
+/// `(dy, w [, base]) -> dy w [+ base]`: `[.., n], words [, [.., k]] -> [.., k]`. The gradient of [`PackedLinear`].
 #[derive(Clone, Copy, Debug)]
 pub struct PackedLinearBackward {
     matrix: Packed,
     accumulate: bool,
 }
 
-/// `(w, ids) -> w[ids - first]`: `words, u32 [..] -> [.., k]`. Zeros where there is no such row.
+/// `(w, ids) -> w[ids - first]`: `words, u32 [..] -> [.., k]`. Zeros for ids without a row. Usually added by
+/// [`Graph::packed_rows`].
 #[derive(Clone, Copy, Debug)]
 pub struct PackedRows {
-    /// The matrix.
+    /// Format and shape of the matrix.
     pub matrix: Packed,
-    /// Id of its first row.
+    /// Id of its first row: 0 unless the matrix is a part of a larger one.
     pub first: usize,
 }
 
 impl Graph {
-    /// `x w^T + bias` with a packed weight: `[.., k] -> [.., n]`.
+    /// `x w^T + bias` with a packed weight: `x` `[.., k]`, `w` the words of a matrix `[n, k]`, `bias` `[n]`, result
+    /// `[.., n]`.
+    ///
+    /// Use it for linear layers of a loaded model that are not trained. For trained weights use
+    /// [`matmul_nt`](Self::matmul_nt) in f32.
     pub fn packed_linear(
         &mut self,
         name: &str,
@@ -123,13 +130,13 @@ impl Graph {
         self.op1(name, op, &inputs)
     }
 
-    /// Rows of a packed matrix by id: `u32 [..] -> [.., k]`. Zeros where an id is `n` or more.
+    /// Looks up rows of a packed matrix by id: `u32 [..] -> [.., k]`. Ids of `n` or more give zeros.
     pub fn packed_rows(&mut self, name: &str, w: Value, matrix: Packed, ids: Value) -> Result<Value> {
         self.op1(name, PackedRows { matrix, first: 0 }, &[w, ids])
     }
 }
 
-/// How a product is cut: invocations of a workgroup, how many of them split k, and the sums of each.
+/// How a product is tiled: invocations of a workgroup, how many of them split k, and the sums that each computes.
 #[derive(Clone, Copy)]
 struct Tile {
     group: usize,
@@ -140,8 +147,8 @@ struct Tile {
 }
 
 impl Tile {
-    /// On software adapters a lane has columns of its own, and rows of x go round; on GPUs neighbours
-    /// read neighbouring blocks of one row of the weight.
+    /// On software adapters each lane has its own columns, and rows of `x` are passed around. On GPUs neighbouring
+    /// lanes read neighbouring blocks of one row of the weight.
     fn new(cx: &Launch<'_>, m: usize) -> Self {
         let rows = m.next_power_of_two().min(4);
         match (cx.profile.class, cx.profile.vector_lanes()) {
@@ -268,7 +275,7 @@ impl Op for PackedLinearBackward {
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let m = cx.inputs[0].shape.rows();
         let group = if cx.profile.class == AdapterClass::Cpu { cx.profile.vector_lanes().0 } else { 32 };
-        // Eight quads of sums a row, in registers.
+        // Eight quads of sums per row, in registers.
         let rows = m.next_power_of_two().min(4);
         let groups_k = (self.matrix.k / UNIT).div_ceil(group);
         let groups = groups_k * m.div_ceil(rows);

@@ -1,5 +1,4 @@
-//! Softmax over the last dimension: `y = exp(x - max) / sum(exp(x - max))`. Backward:
-//! `dx = y * (dy - sum(dy * y))`.
+//! Softmax over the last dimension: `y = exp(x - max) / sum(exp(x - max))`. Backward: `dx = y * (dy - sum(dy * y))`.
 
 use super::cases::{Case, InputFill, Row};
 use super::checks::expect_f32;
@@ -27,16 +26,19 @@ pub(super) const ROW: Row = Row {
     bench: || vec![Case::new("1024x1024", Softmax, &[&[1024, 1024]])],
 };
 
-/// `x -> softmax(x)` over the last dimension.
+/// `x -> softmax(x)` over the last dimension. Usually added by [`Graph::softmax`].
 #[derive(Clone, Copy, Debug)]
 pub struct Softmax;
 
-/// `(dy, y) -> dx`.
+/// `(dy, y) -> dx`, all of one shape: the gradient of [`Softmax`].
 #[derive(Clone, Copy, Debug)]
 pub struct SoftmaxBackward;
 
 impl Graph {
     /// Softmax over the last dimension: `[.., d] -> [.., d]`.
+    ///
+    /// Use it for attention or probabilities of your own. [`attention`](Self::attention) and
+    /// [`cross_entropy`](Self::cross_entropy) have theirs built in and never store it.
     pub fn softmax(&mut self, name: &str, x: Value) -> Result<Value> {
         self.op1(name, Softmax, &[x])
     }

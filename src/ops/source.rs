@@ -1,18 +1,18 @@
-//! Texts of the kernels of the table.
+//! WGSL text of the table's kernels.
 
 use crate::kernel::Kernel;
 
-/// The text of a WGSL file behind `shaders/common/subgroups.wgsl`, or its stand-in.
+/// A WGSL file preceded by `shaders/common/subgroups.wgsl`, or by its stand-in for devices without subgroups.
 #[derive(Clone, Copy)]
 pub(crate) struct LaneSource {
     /// For devices without subgroup operations.
     pub plain: &'static str,
-    /// For those with.
+    /// For devices with them.
     pub subgroups: &'static str,
 }
 
 impl LaneSource {
-    /// The one or the other.
+    /// The text for devices with subgroup operations, or for those without.
     pub fn text(&self, subgroups: bool) -> &'static str {
         if subgroups { self.subgroups } else { self.plain }
     }

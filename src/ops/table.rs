@@ -6,7 +6,9 @@ use super::{
     norm, packed, residual_add, rope, scale, slice, softmax, stats, sum, swiglu, top_k, transpose,
 };
 
-/// Every op with a kernel, or a gradient that needs one. See [`Row`].
+/// Every op that has a kernel. See [`Row`].
+///
+/// Iterate over it to test, benchmark or document all ops.
 pub const TABLE: &[Row] = &[
     adamw::ROW,
     add::ROW,

@@ -1,4 +1,4 @@
-//! Arenas: one buffer, or a few, with many tensors in it.
+//! Arenas: many tensors in one buffer, or in a few.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,54 +9,59 @@ use crate::graph::{Graph, Value};
 use crate::nn::{Transformer, TransformerConfig, is_hidden_matrix};
 use crate::tensor::{Shape, TensorType};
 
-/// Where each tensor lies in an arena. Pure data.
+/// The place of each tensor in an arena. Pure data, known before there is a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ArenaLayout {
     /// Names and shapes, in the order given.
     pub tensors: Vec<(String, Shape)>,
-    /// Where each of them lies.
+    /// The place of each tensor.
     pub places: Vec<ArenaPlace>,
     /// The buffers, at least one.
     pub parts: Vec<ArenaPart>,
-    /// Bytes that a part may take. Graphs on these tensors have their tables in parts by the same number
+    /// Largest size of a part, in bytes. Graphs that use these tensors must split their tables by the same number
     /// ([`Graph::with_max_tensor_bytes`]).
     pub max_bytes: u64,
 }
 
-/// Where a tensor lies in an arena.
+/// The place of a tensor in an arena.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ArenaPlace {
     /// Index of the part.
     pub part: usize,
-    /// First element in it.
+    /// Its first element in that part.
     pub offset: usize,
 }
 
 /// One buffer of an arena.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ArenaPart {
-    /// Elements, gaps included.
+    /// Number of elements, gaps included.
     pub len: usize,
     /// Weight decay applies to the elements before this one.
     pub decay_len: usize,
-    /// Whether it holds Muon's matrices: then it holds nothing else.
+    /// Whether it holds Muon's matrices, and nothing else.
     pub muon: bool,
 }
 
-/// Elements at a multiple of which tensors lie: 256 bytes, the alignment of bindings.
+/// Tensors start at multiples of this many elements: 256 bytes, the alignment of bindings.
 pub(super) const ALIGN: usize = 64;
 
 impl ArenaLayout {
-    /// Lays out tensors in parts of at most `max_bytes`, which a device gives as
-    /// [`Profile::max_tensor_bytes`](crate::Profile::max_tensor_bytes): those that decay first, each in the
-    /// first part that has room. By the usual rule a tensor decays if it has two dimensions or more: weights
-    /// and embeddings do, biases and gains do not. A tensor is never cut; an `Err` names one that fits no part.
+    /// Lays out tensors in parts of at most `max_bytes` (a device's
+    /// [`Profile::max_tensor_bytes`](crate::Profile::max_tensor_bytes)).
+    ///
+    /// Tensors with weight decay come first, each in the first part with room for it. By the usual rule these are the
+    /// tensors of two or more dimensions: weights and embeddings decay, biases and gains do not.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Limit`](crate::Error::Limit) names a tensor that fits no part, since tensors are never split.
     pub fn new(tensors: Vec<(String, Shape)>, max_bytes: u64) -> Result<Self> {
         Self::with_muon(tensors, max_bytes, |_, _| false)
     }
 
-    /// The same with those matrices that `takes` picks in parts of their own, behind the others, by shape: for
-    /// Muon. [`nn::is_hidden_matrix`](crate::nn::is_hidden_matrix) picks those of a model.
+    /// The same, with the matrices that `takes` selects in parts of their own after all others, ordered by shape: for
+    /// Muon. [`nn::is_hidden_matrix`](crate::nn::is_hidden_matrix) selects those of a model.
     pub fn with_muon(
         tensors: Vec<(String, Shape)>,
         max_bytes: u64,
@@ -98,7 +103,7 @@ impl ArenaLayout {
         Ok(ArenaLayout { tensors, places, parts, max_bytes })
     }
 
-    /// What is not Muon's, in the same order.
+    /// All tensors but Muon's, in the same order.
     pub(super) fn without_muon(&self) -> Self {
         let mut layout = ArenaLayout { tensors: vec![], places: vec![], parts: vec![], max_bytes: self.max_bytes };
         let mut moved = HashMap::new();
@@ -115,29 +120,29 @@ impl ArenaLayout {
         layout
     }
 
-    /// The layout of a model's parameters; `max_bytes` as for [`new`](Self::new).
+    /// The layout of a model's parameters. See [`new`](Self::new) for `max_bytes`.
     pub fn of_model(config: &TransformerConfig, max_bytes: u64) -> Result<Self> {
         let mut g = Graph::with_max_tensor_bytes(max_bytes);
         let gpt = Transformer::build(&mut g, config, 1, 1, false)?;
         Self::of(&g, &gpt.params.iter().map(|p| p.value).collect::<Vec<_>>(), max_bytes)
     }
 
-    /// The layout of a graph's parameters; `max_bytes` as for [`new`](Self::new).
+    /// The layout of a graph's parameters. See [`new`](Self::new) for `max_bytes`.
     pub fn of(graph: &Graph, params: &[Value], max_bytes: u64) -> Result<Self> {
         Self::new(named(graph, params), max_bytes)
     }
 
-    /// The same for training with Muon, if that is chosen.
+    /// The same for training, with Muon's parts if `muon` is true.
     pub(crate) fn for_training(graph: &Graph, params: &[Value], max_bytes: u64, muon: bool) -> Result<Self> {
         Self::with_muon(named(graph, params), max_bytes, |name, shape| muon && is_hidden_matrix(name, shape))
     }
 
-    /// Elements of all parts, gaps included.
+    /// Number of elements of all parts, gaps included.
     pub fn total_len(&self) -> usize {
         self.parts.iter().map(|p| p.len).sum()
     }
 
-    /// Checks that so many values came for tensor `i`.
+    /// Checks that tensor `i` got this many values.
     fn expect_len(&self, i: usize, len: usize) -> Result<()> {
         let (name, shape) = &self.tensors[i];
         match len == shape.len() {
@@ -156,10 +161,14 @@ fn named(graph: &Graph, params: &[Value]) -> Vec<(String, Shape)> {
     params.iter().map(|&v| (graph.name(v).to_string(), graph.ty(v).shape.clone())).collect()
 }
 
-/// Buffers that hold many tensors.
+/// Many tensors in GPU memory, in as few buffers as possible.
+///
+/// One arena for all parameters makes an optimiser step a single dispatch and a checkpoint a single copy. Bind its
+/// [`tensors`](Self::tensors) to the parameters of a graph with
+/// [`ExecOptions::bindings`](crate::ExecOptions::bindings).
 #[derive(Clone, Debug)]
 pub struct Arena {
-    /// Where the tensors lie.
+    /// The place of each tensor.
     pub layout: Arc<ArenaLayout>,
     /// Each part, gaps included, as a flat tensor in a buffer of its own.
     pub parts: Vec<Tensor>,
@@ -168,7 +177,7 @@ pub struct Arena {
 }
 
 impl Arena {
-    /// A zeroed arena.
+    /// Allocates a zeroed arena. `label` names its buffers in debuggers.
     pub fn zeros(gpu: &Gpu, label: &str, layout: &Arc<ArenaLayout>) -> Result<Self> {
         let max = gpu.profile().max_tensor_bytes();
         let mut parts = vec![];
@@ -192,8 +201,8 @@ impl Arena {
         Ok(Arena { layout: layout.clone(), parts, tensors })
     }
 
-    /// Writes every tensor, as [`write_tensor`](Self::write_tensor) does. `data` has one slice per tensor, in
-    /// the layout's order; nothing is written unless all of them fit.
+    /// Writes every tensor, like [`write_tensor`](Self::write_tensor). `data` holds one slice per tensor, in the order
+    /// of the layout. Nothing is written unless all of them fit.
     pub fn write(&self, gpu: &Gpu, data: &[impl AsRef<[f32]>]) -> Result<()> {
         if data.len() != self.tensors.len() {
             return Err(Error::Data {
@@ -208,7 +217,7 @@ impl Arena {
         (data.iter().enumerate()).try_for_each(|(i, values)| self.write_tensor(gpu, i, values.as_ref()))
     }
 
-    /// Writes the tensor of this index in the layout. Submits the write, so that copies of a whole model
+    /// Writes the tensor of this index in the layout. The write is submitted at once, so that copies of a whole model
     /// do not pile up in host memory until the next submit.
     pub fn write_tensor(&self, gpu: &Gpu, i: usize, values: &[f32]) -> Result<()> {
         let Some(tensor) = self.tensors.get(i) else {
@@ -223,10 +232,10 @@ impl Arena {
         gpu.flush()
     }
 
-    /// Reads every tensor. Resolves once the device has been polled.
+    /// Reads every tensor, in the order of the layout. Resolves once the device has been polled.
     pub async fn read(&self, gpu: &Gpu) -> Result<Vec<Vec<f32>>> {
         let mut values = vec![vec![]; self.tensors.len()];
-        // By part: one wait each, and no more than a part in host memory beside the result.
+        // One part at a time: one wait each, and at most one part in host memory besides the result.
         for (part, whole) in self.parts.iter().enumerate() {
             let whole: Vec<f32> = whole.read(gpu).await?;
             for ((values, place), (_, shape)) in values.iter_mut().zip(&self.layout.places).zip(&self.layout.tensors) {
@@ -244,7 +253,7 @@ impl Arena {
     }
 }
 
-/// A name for part `i` of something: the first has that of the whole.
+/// A name for part `i` of something. The first part has the name of the whole.
 pub(super) fn numbered(name: &str, i: usize) -> String {
     if i == 0 { name.to_string() } else { format!("{name}.{i}") }
 }

@@ -1,9 +1,12 @@
-//! Parameters in arenas, and AdamW over them, or AdamW and Muon.
+//! Optimisers: AdamW, and Muon for the hidden matrices, over parameters in arenas.
 //!
-//! Parameters, gradients and both moments are each an arena with the same layout: one buffer, so that a
-//! step is one AdamW dispatch, one norm reduction and one clear; or as few buffers as the adapter's
-//! limits ask for, and then one of each per buffer. Muon's matrices have buffers of their own, those of one shape
-//! side by side, so that they are one tensor to matmul.
+//! A [`Trainer`](crate::train::Trainer) contains all of this; configure it with [`AdamWConfig`], [`MuonConfig`] and
+//! [`Schedule`]. Use [`Optimizer`] and [`Arena`] directly to train a graph that is not a transformer.
+//!
+//! Parameters, gradients and both moments are one arena each, all with the same layout. An arena is a single buffer, so
+//! a step is one AdamW dispatch, one norm reduction and one clear. Where the adapter's limits require it, it is as few
+//! buffers as possible, with one of each per buffer. Muon's matrices have buffers of their own, with matrices of one
+//! shape next to each other, so that they form one tensor for matmul.
 
 mod arena;
 mod muon;

@@ -11,16 +11,19 @@ use crate::graph::Value;
 use crate::ops::adamw::AdamWSettings;
 use crate::plan::Plan;
 
-/// AdamW over arenas, and Muon where it is chosen: global norm, clipping and the update, all on the GPU.
+/// Updates all parameters on the GPU: global norm, clipping, then AdamW, or Muon for the matrices set apart for it.
+///
+/// A [`Trainer`](crate::train::Trainer) has one. Create one yourself to train a graph of your own, and call
+/// [`record`](Self::record) after the backward pass, in the same encoder.
 #[derive(Debug)]
 pub struct Optimizer {
     config: AdamWConfig,
-    /// First moments: AdamW's, and Muon's momentum.
+    /// First moments: those of AdamW, and Muon's momentum.
     pub m: Arena,
-    /// Second moments, of what AdamW updates.
+    /// Second moments of everything that AdamW updates.
     pub v: Arena,
     exec: Executable,
-    /// Without, there is nothing for AdamW.
+    /// `None` if AdamW updates nothing.
     hyper: Option<Value>,
     muon: Option<(MuonConfig, Value)>,
     norm: Value,
@@ -66,15 +69,15 @@ impl Optimizer {
         Ok(Optimizer { config, m, v, exec, hyper, muon, norm })
     }
 
-    /// Records an update with learning rate `lr`. `step` counts from 0 and sets the bias correction.
+    /// Records an update with learning rate `lr`. `step` counts from 0 and determines the bias correction.
     pub fn record(&self, encoder: &mut wgpu::CommandEncoder, lr: f64, step: u64) -> Result<()> {
         self.record_hyper(encoder, lr, step)?;
         self.exec.record(encoder);
         Ok(())
     }
 
-    /// An update like that of [`record`](Self::record), timed kernel by kernel. Resolves once the device has been
-    /// polled; as [`Executable::profile`], it needs a device with timestamps.
+    /// Runs an update like [`record`](Self::record) and times it kernel by kernel. Resolves once the device has been
+    /// polled. Like [`Executable::profile`], it needs a device with timestamps.
     pub async fn profile(&self, lr: f64, step: u64) -> Result<Timeline> {
         self.profile_by(lr, step, async |exec| exec.profile().await).await
     }
@@ -109,7 +112,7 @@ impl Optimizer {
         self.exec.record_write(encoder, value, &hyper)
     }
 
-    /// The global gradient norm of the last step, before clipping: `[1]`.
+    /// The global norm of the gradient in the last step, before clipping: `[1]`.
     pub fn grad_norm(&self) -> Result<Tensor> {
         self.exec.tensor(self.norm)
     }

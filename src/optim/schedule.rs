@@ -4,11 +4,11 @@ use std::f64::consts::PI;
 
 use serde::{Deserialize, Serialize};
 
-/// How the learning rate falls after the warm-up.
+/// How the learning rate decays after the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Decay {
-    /// Not at all.
+    /// No decay.
     Constant,
     /// Half a cosine.
     Cosine,
@@ -17,6 +17,8 @@ pub enum Decay {
 }
 
 /// Learning rate by step: a linear warm-up, then a decay.
+///
+/// Large models need a warm-up; [`constant`](Self::constant) suffices for small experiments.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Schedule {
     /// Highest rate, reached at the end of the warm-up.
@@ -37,7 +39,7 @@ impl Schedule {
         Schedule { peak: lr, warmup: 0, steps: 0, final_fraction: 1.0, decay: Decay::Constant }
     }
 
-    /// Rate of step `step`, counted from 0.
+    /// The learning rate of a step, counted from 0.
     ///
     /// ```
     /// use throughline::optim::{Decay, Schedule};
@@ -62,18 +64,18 @@ impl Schedule {
     }
 }
 
-/// Settings of AdamW and clipping.
+/// Settings of AdamW and of gradient clipping.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdamWConfig {
-    /// Decay of the first moment.
+    /// Decay rate of the first moment.
     pub beta1: f64,
-    /// Decay of the second moment.
+    /// Decay rate of the second moment.
     pub beta2: f64,
-    /// Added to the root of the second moment.
+    /// Added to the root of the second moment for numerical stability.
     pub eps: f64,
-    /// Decoupled weight decay, for tensors of two or more dimensions.
+    /// Decoupled weight decay, applied to tensors of two or more dimensions.
     pub weight_decay: f64,
-    /// Bound for the global gradient norm; 0 does not clip.
+    /// Largest global norm of the gradient; 0 turns clipping off.
     pub max_grad_norm: f64,
 }
 

@@ -12,7 +12,11 @@ use crate::ops::fill::Fill;
 use crate::ops::stats::Stats;
 use crate::tensor::DType;
 
-/// The values whose gradients these probes look at: for [`Graph::gradients`].
+/// The values whose gradients these probes read. Pass them to [`Graph::gradients`], together with what is trained.
+///
+/// # Errors
+///
+/// [`Error::Graph`](crate::Error::Graph) names a probe whose node does not exist.
 pub fn gradient_taps(graph: &Graph, probes: &[Probe]) -> Result<Vec<Value>> {
     let mut values = BTreeSet::new();
     for probe in probes {
@@ -25,19 +29,25 @@ pub fn gradient_taps(graph: &Graph, probes: &[Probe]) -> Result<Vec<Value>> {
     Ok(values.into_iter().collect())
 }
 
-/// The probes of a graph, as nodes of it.
+/// The probes of a graph, added to it as nodes.
+///
+/// A [`Trainer`](crate::train::Trainer) sets these up for its own graph. Use the type directly to probe a graph that
+/// you built and run yourself; the example of the [module](super) does so.
 #[derive(Clone, Debug)]
 pub struct Instruments {
     board: Option<Value>,
     wholes: Vec<Value>,
-    /// Shared with what is on its way to the host.
+    /// Shared with readbacks on their way to the host.
     recipes: Arc<Vec<(Probe, Recipe)>>,
 }
 
 impl Instruments {
-    /// Adds the reductions that `probes` ask for. `gradients` holds the gradient of each of the
-    /// [`gradient_taps`]. To be called when the graph is complete. An `Err` names a probe whose node is not
-    /// there, or is not f32.
+    /// Adds the reductions that `probes` ask for. `gradients` holds the gradient of each of the [`gradient_taps`]. Call
+    /// it when the graph is complete.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Graph`](crate::Error::Graph) names a probe whose node does not exist or is not f32.
     pub fn new(graph: &mut Graph, probes: &[Probe], gradients: &HashMap<Value, Value>) -> Result<Self> {
         let mut tapped = vec![];
         for probe in probes {
@@ -75,15 +85,15 @@ impl Instruments {
         Ok(Instruments { board, wholes, recipes: Arc::new(recipes) })
     }
 
-    /// [`new`](Self::new) with the gradients of `loss` that it takes. For graphs that have no backward pass of
-    /// their own, which would run twice.
+    /// [`new`](Self::new), including the gradients of `loss` that the probes need. Use it for graphs without a backward
+    /// pass; in others the backward pass would run twice.
     pub fn with_gradients(graph: &mut Graph, loss: Value, probes: &[Probe]) -> Result<Self> {
         let taps = gradient_taps(graph, probes)?;
         let gradients = if taps.is_empty() { vec![] } else { graph.gradients(loss, &taps)? };
         Self::new(graph, probes, &taps.into_iter().zip(gradients).collect())
     }
 
-    /// Outputs that the plan must have.
+    /// Outputs that the plan must include, in addition to your own.
     pub fn outputs(&self) -> Vec<Value> {
         self.board.iter().chain(&self.wholes).copied().collect()
     }
@@ -106,7 +116,7 @@ impl Instruments {
     }
 }
 
-/// The value that a tap stands for.
+/// The value that a tap refers to.
 fn tap_value(graph: &Graph, probe: &Probe, tap: &Tap, gradients: &HashMap<Value, Value>) -> Result<Value> {
     let who = format!("probe `{}`", probe.name);
     let mut value = find(graph, &who, tap.node())?;
@@ -121,24 +131,24 @@ fn tap_value(graph: &Graph, probe: &Probe, tap: &Tap, gradients: &HashMap<Value,
     Ok(value)
 }
 
-/// Tensors whose statistics are wanted.
+/// Tensors whose statistics are needed.
 #[derive(Default)]
 struct Wanted {
     pairs: BTreeSet<(Value, Value)>,
     singles: BTreeSet<Value>,
 }
 
-/// Where statistics are on the board.
+/// Where their statistics are on the board.
 #[derive(Default)]
 struct Entries {
-    /// Of a tensor, as first or second of its entry.
+    /// The entry of a tensor, and whether the tensor is the first one of that entry.
     one: HashMap<Value, (Entry, bool)>,
     two: HashMap<(Value, Value), Entry>,
 }
 
 impl Wanted {
-    /// Adds the board and a node for each pair, and for each tensor that is in no pair. They are a chain that
-    /// updates the board in place, so they stand in the order in which their tensors are made.
+    /// Adds the board, and a node for each pair and for each tensor that is in no pair. The nodes form a chain that
+    /// updates the board in place, so they are in the order in which their tensors are computed.
     fn add_to(self, graph: &mut Graph) -> Result<(Option<Value>, Entries)> {
         let mut entries = Entries::default();
         let paired: BTreeSet<Value> = self.pairs.iter().flat_map(|&(a, b)| [a, b]).collect();

@@ -1,12 +1,16 @@
-//! Probes: what a graph's values are like while it runs. Patches: what it does if they were other.
+//! Looking into a running graph with probes, and changing its values with patches.
 //!
-//! A [`Probe`] taps a named node, forward or its gradient. Its measure is a reduction on the GPU inside the step, or the
-//! whole tensor. All reductions write into one small tensor, which one copy brings to the host when it is convenient: a
-//! step late, say. A reduction is planned right behind the node that it looks at ([`Op::runs_early`]), so that
-//! buffers are overwritten in place as ever; only where two values are compared that never are in memory at once does
-//! the plan hold a copy.
+//! Use a [`Probe`] to watch training (norms of the stream, of gradients, of weights) or to read activations. It taps a
+//! named node or the gradient of one, and measures it by a reduction on the GPU within the step, or copies the whole
+//! tensor. All reductions write to one small tensor, and a single copy brings that to the host whenever it is
+//! convenient, such as one step later. A reduction is scheduled right after the node that it reads
+//! ([`Op::runs_early`]), so buffers can be overwritten in place as usual. The plan holds an extra copy only where a
+//! probe compares two values that are never in memory at the same time.
 //!
-//! A [`Patch`] changes a named node for whoever reads it: for ablation and steering.
+//! Use a [`Patch`] for ablation and steering: it changes a named node for everything that reads it.
+//!
+//! [`standard`] lists the usual probes of a transformer, and [`views`](crate::views) has analyses that take a pass of
+//! their own. Trainers accept probes in [`TrainOptions`](crate::train::TrainOptions).
 //!
 //! ```
 //! use std::sync::Arc;

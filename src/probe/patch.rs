@@ -1,4 +1,4 @@
-//! Patches: a graph with some of its values changed.
+//! Patches: a copy of a graph with some of its values changed.
 
 use std::collections::BTreeMap;
 
@@ -10,49 +10,50 @@ use crate::graph::{Graph, Source, Value};
 use crate::nn::Transformer;
 use crate::tensor::TensorType;
 
-/// What a patch does to a value.
+/// How a patch changes a value.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Edit {
-    /// Takes another tensor instead: the new input `<node>.replacement`, of the same type.
+    /// Replaces it by a new input `<node>.replacement` of the same type: for activation patching.
     Replace,
-    /// Multiplies with a constant.
+    /// Multiplies it by a constant.
     Scale(f32),
-    /// Multiplies with the new input `<node>.factor`, f32 `[1]`: 0 is ablation, 1 changes nothing.
+    /// Multiplies it by a new input `<node>.factor`, f32 `[1]`: 0 is ablation, 1 changes nothing.
     ScaleBy,
-    /// Adds the new input `<node>.addend` of these dimensions: those of the value, or the last few of them, `[d_model]`
-    /// say.
+    /// Adds a new input `<node>.addend` of these dimensions: all dimensions of the value, or only the last ones, such
+    /// as `[d_model]` for a steering vector.
     Add(Vec<usize>),
 }
 
-/// A change to a node of a graph, for all that read it. Inputs that it brings are the host's to write, and zero until
-/// then.
+/// A change to a node of a graph, seen by all that read the node. The host writes the inputs that it adds; they are
+/// zero until then.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Patch {
-    /// Name of the node, or `name:1` for another output than the first.
+    /// Name of the node, or `name:1` for its second output, and so on.
     pub node: String,
-    /// What happens to it.
+    /// The change.
     pub edit: Edit,
 }
 
 impl Patch {
-    /// This edit of this node.
+    /// Applies `edit` to the node of this name.
     pub fn new(node: impl Into<String>, edit: Edit) -> Self {
         Patch { node: node.into(), edit }
     }
 }
 
-/// A graph with patches, and where the values of the old one went.
+/// A patched graph, with a map from the values of the original.
 #[derive(Clone, Debug)]
 pub struct Patched {
-    /// The new graph. Its nodes have the names that they had.
+    /// The new graph. Its nodes keep their names.
     pub graph: Graph,
-    /// By old value: itself, and what its readers read now.
+    /// For each old value: itself in the new graph, and the value that its readers now read.
     values: BTreeMap<Value, (Value, Value)>,
 }
 
 impl Patched {
-    /// What the readers of an old value read now: the patched one, if it is.
+    /// What the readers of an old value now read: the patched value, or the value itself if no patch changes it. Use it
+    /// to ask for outputs.
     ///
     /// # Panics
     ///
@@ -61,7 +62,7 @@ impl Patched {
         self.values[&old].1
     }
 
-    /// The same value in the new graph, before any patch. Inputs, parameters and states are to be written by it.
+    /// The same value in the new graph, before any patch. Use it to write inputs, parameters and states.
     ///
     /// # Panics
     ///
@@ -70,7 +71,7 @@ impl Patched {
         self.values[&old].0
     }
 
-    /// The values of a model in the new graph.
+    /// The values of a model, mapped to the new graph.
     pub fn transformer(&self, old: &Transformer) -> Transformer {
         let mut new = old.clone();
         let inputs = new.token_types.iter_mut().chain(&mut new.dropout_seed).chain([&mut new.tokens]);
@@ -85,8 +86,14 @@ impl Patched {
 }
 
 impl Graph {
-    /// The graph with some of its values changed for all that read them; several patches of one node go one behind the
-    /// other. Gradients are to be made afterwards: they then see the patches. An `Err` names a node that is not there.
+    /// A copy of the graph in which these patches change some values for everything that reads them. Several patches of
+    /// one node apply in order.
+    ///
+    /// Patch before you differentiate: [`gradients`](Self::gradients) of the result then include the patches.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Graph`](crate::Error::Graph) names a node that does not exist.
     ///
     /// ```
     /// use throughline::probe::{Edit, Patch};
@@ -138,7 +145,7 @@ impl Graph {
 }
 
 impl Patch {
-    /// Adds the nodes that make another value of `x`.
+    /// Adds the nodes that compute the changed value from `x`.
     fn apply(&self, g: &mut Graph, x: Value) -> Result<Value> {
         let (node, ty) = (&self.node, g.ty(x).clone());
         match &self.edit {

@@ -1,22 +1,22 @@
-//! What to ask of a graph.
+//! What to measure in a graph.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
 
-/// What a probe looks at: a node by its name, or another output than the first of it as `name:1`.
+/// What a probe reads: a node by its name, or another output than its first as `name:1`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Tap {
-    /// What the node computes, or what an input, parameter or state holds.
+    /// The value that the node computes, or that an input, parameter or state holds.
     Forward(String),
-    /// The gradient of the loss with respect to it.
+    /// The gradient of the loss with respect to that value.
     Gradient(String),
 }
 
 impl Tap {
-    /// What the node of this name computes.
+    /// The value of the node of this name.
     pub fn forward(node: impl Into<String>) -> Self {
         Tap::Forward(node.into())
     }
@@ -26,14 +26,14 @@ impl Tap {
         Tap::Gradient(node.into())
     }
 
-    /// Name of the node.
+    /// The name of the node.
     pub fn node(&self) -> &str {
         let (Tap::Forward(node) | Tap::Gradient(node)) = self;
         node
     }
 }
 
-/// What a probe tells.
+/// What a probe reports.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Measure {
@@ -43,11 +43,11 @@ pub enum Measure {
     MaxAbs,
     /// Mean.
     Mean,
-    /// Cosine of the angle to another tensor of the same shape, both as one long vector. NaN if one is zero.
+    /// Cosine similarity to another tensor of the same shape, both flattened. NaN if one of them is zero.
     Cosine(Tap),
-    /// RMS over the RMS of another, of any shape.
+    /// RMS divided by the RMS of another tensor of any shape.
     Ratio(Tap),
-    /// All elements. They stay in memory to the end of the step.
+    /// All elements. They stay in memory to the end of the step, so this can be large.
     Whole,
 }
 
@@ -60,27 +60,27 @@ impl Measure {
     }
 }
 
-/// A question about a node of a graph.
+/// A question about one node of a graph, answered in each step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Probe {
-    /// Name of the answer: `stream_rms`.
+    /// Name of the answer, such as `stream_rms`.
     pub name: String,
-    /// The layer that it is about, if it is about one.
+    /// The layer that it concerns, if any.
     #[serde(default)]
     pub layer: Option<usize>,
-    /// What it looks at.
+    /// What it reads.
     pub tap: Tap,
-    /// What it tells.
+    /// What it reports.
     pub measure: Measure,
 }
 
 impl Probe {
-    /// A probe that is about no layer in particular.
+    /// A probe that concerns no layer in particular.
     pub fn new(name: impl Into<String>, tap: Tap, measure: Measure) -> Self {
         Probe { name: name.into(), layer: None, tap, measure }
     }
 
-    /// The same, about a layer.
+    /// The same probe, marked as concerning this layer. Readings can then be plotted by depth.
     pub fn of_layer(self, layer: usize) -> Self {
         Probe { layer: Some(layer), ..self }
     }
@@ -98,7 +98,7 @@ pub(crate) fn tap_name(graph: &Graph, value: Value) -> String {
     }
 }
 
-/// The value of this name, `who` wants to know.
+/// The value of this name; `who` asks for it, for the error.
 pub(super) fn find(graph: &Graph, who: &str, name: &str) -> Result<Value> {
     let output = |(node, n): (&str, &str)| {
         let value = Value { output: n.parse().ok()?, ..graph.find(node)? };

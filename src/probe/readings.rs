@@ -1,4 +1,4 @@
-//! The answers: on their way to the host, and as numbers.
+//! Answers of probes: on their way to the host, and as numbers.
 
 use std::sync::Arc;
 
@@ -9,47 +9,47 @@ use crate::device::{Gpu, Readback};
 use crate::error::Result;
 use crate::ops::stats::Stats;
 
-/// A number that a probe or a [view](crate::views) gives.
+/// A number reported by a probe or a [view](crate::views).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Reading {
-    /// Name of the probe: what kind of number it is.
+    /// Name of the probe.
     pub name: String,
-    /// Name of the node that it looks at.
+    /// Name of the node that it reads.
     pub node: String,
-    /// The layer that it is about, if it is about one.
+    /// The layer that it concerns, if any.
     pub layer: Option<usize>,
     /// The number.
     pub value: f64,
 }
 
-/// A tensor that a probe or a [view](crate::views) gives.
+/// A tensor reported by a probe or a [view](crate::views).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TensorReading {
     /// Name of the probe.
     pub name: String,
-    /// Name of the node that it looks at.
+    /// Name of the node that it reads.
     pub node: String,
-    /// The layer that it is about, if it is about one.
+    /// The layer that it concerns, if any.
     pub layer: Option<usize>,
     /// Dimensions.
     pub shape: Vec<usize>,
-    /// Elements, row-major.
+    /// Elements in row-major order.
     pub data: Vec<f32>,
 }
 
-/// What the probes of one step told, in the order of the probes.
+/// The answers to the probes of one step, in the order of the probes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Readings {
-    /// The step.
+    /// Number of the step.
     pub step: u64,
-    /// Numbers.
+    /// Answers that are numbers.
     pub values: Vec<Reading>,
-    /// Whole tensors.
+    /// Answers that are whole tensors.
     pub tensors: Vec<TensorReading>,
 }
 
 impl Readings {
-    /// All numbers of this name: by layer, or by node.
+    /// All numbers of the probes of this name: one per layer, or one per node.
     pub fn named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Reading> {
         self.values.iter().filter(move |r| r.name == name)
     }
@@ -61,7 +61,7 @@ impl Readings {
     }
 }
 
-/// Where the statistics of one tensor, or two, are on the board.
+/// The rows of the board that hold the statistics of one or two tensors.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry {
     pub row: usize,
@@ -69,31 +69,31 @@ pub(super) struct Entry {
     pub len: usize,
 }
 
-/// How the answer to a probe comes about.
+/// How the answer to a probe is computed from the board.
 #[derive(Clone, Debug)]
 pub(super) enum Recipe {
-    /// Of the first tensor of an entry, or the second.
+    /// From the first or the second tensor of an entry.
     One(Entry, bool),
     Ratio([(Entry, bool); 2]),
     Cosine(Entry),
-    /// A whole tensor of this shape; the how-manieth.
+    /// A whole tensor of this shape; the number is its index among the whole tensors.
     Whole(Vec<usize>, usize),
 }
 
-/// What the probes of a submitted step told, on its way to the host.
+/// The answers to the probes of a submitted step, on their way to the host.
 #[derive(Debug)]
 pub struct ProbeReadback {
-    /// The step.
+    /// Number of the step.
     pub step: u64,
     pub(super) board: Option<Readback>,
     pub(super) wholes: Vec<Readback>,
     pub(super) recipes: Arc<Vec<(Probe, Recipe)>>,
-    /// Where it is known, there is no need to wait for later submissions.
+    /// If known, waiting need not include later submissions.
     pub(crate) submitted: Option<wgpu::SubmissionIndex>,
 }
 
 impl ProbeReadback {
-    /// The answers. Resolves once the device has been polled after the step ran.
+    /// The answers. Resolves once the device has been polled after the step has run.
     pub async fn take(self) -> Result<Readings> {
         let board = match self.board {
             Some(readback) => readback.take::<f32>().await?,
@@ -161,7 +161,7 @@ fn readings(step: u64, recipes: &[(Probe, Recipe)], board: &[f32], wholes: &[Vec
                 let s = sums((*e, *second));
                 match measure {
                     Measure::Mean => s.sum / s.len,
-                    // A maximum may not see a NaN; a sum does.
+                    // A maximum may miss a NaN; a sum does not.
                     Measure::MaxAbs if s.square.is_nan() => f64::NAN,
                     Measure::MaxAbs => s.top,
                     _ => s.rms(),

@@ -4,19 +4,20 @@ use super::question::{Measure, Probe, Tap, tap_name};
 use crate::graph::{Graph, Source, Value};
 use crate::nn::Transformer;
 
-/// The usual questions about a transformer; `gradients` adds those that a backward pass answers.
+/// The usual probes of a transformer: a good default for watching training. With `gradients` they include those that
+/// need a backward pass.
 ///
-/// | name | layer | what |
+/// | name | layer | value |
 /// |---|---|---|
-/// | `stream_rms` | 0 to L | RMS of the stream before that layer; L is behind the last |
-/// | `stream_cosine` | 0 to L - 1 | cosine of the stream before and behind that layer |
+/// | `stream_rms` | 0 to L | RMS of the stream before that layer; L is the end of the stream |
+/// | `stream_cosine` | 0 to L - 1 | cosine similarity of the stream before and after that layer |
 /// | `attn_rms`, `mlp_rms` | 0 to L - 1 | RMS of what a branch adds to the stream |
-/// | `attn_ratio`, `mlp_ratio` | 0 to L - 1 | the same over the RMS of what it is added to |
+/// | `attn_ratio`, `mlp_ratio` | 0 to L - 1 | the same, divided by the RMS of what it is added to |
 /// | `stream_grad_rms` | 0 to L | RMS of the gradient of the stream |
-/// | `weight_grad_rms` | that in its name | RMS of the gradient of each parameter, by node |
+/// | `weight_grad_rms` | from its name | RMS of the gradient of each parameter, by node |
 ///
-/// Branches are the layer's nodes of `residual_add` and named after these: a [`Block`](crate::nn::Block) whose addition
-/// is `both_add` gives `both_rms` and `both_ratio`.
+/// Branches are the `residual_add` nodes of a layer and named after those: a [`Block`](crate::nn::Block) whose addition
+/// is `both_add` yields `both_rms` and `both_ratio`.
 pub fn standard(graph: &Graph, model: &Transformer, gradients: bool) -> Vec<Probe> {
     let mut probes = vec![];
     let forward = |v: Value| Tap::Forward(tap_name(graph, v));
@@ -41,16 +42,16 @@ pub fn standard(graph: &Graph, model: &Transformer, gradients: bool) -> Vec<Prob
     probes
 }
 
-/// Something that is added to the stream.
+/// A branch: something that is added to the stream.
 pub(crate) struct Branch {
-    /// `attn`, of `h.0.attn_add`.
+    /// `attn` for the node `h.0.attn_add`.
     name: String,
-    /// What it is added to.
+    /// The value that it is added to.
     base: Value,
     pub value: Value,
 }
 
-/// What a layer adds to the stream between `x` and `next`.
+/// The branches that a layer adds to the stream between `x` and `next`.
 pub(crate) fn branches(graph: &Graph, x: Value, next: Value) -> Vec<Branch> {
     // None if the layer gives back the stream of an earlier one.
     let nodes = graph.nodes().get(x.node + 1..=next.node).unwrap_or_default();

@@ -1,10 +1,9 @@
-//! Checkpoints: one safetensors file with weights, moments and everything that a run needs to go on
-//! bit for bit, written atomically.
+//! Checkpoints: one safetensors file with weights, moments, and everything that a run needs to resume bit for bit.
 //!
-//! Weights have their own names; moments are `optimizer.m.<name>` and `optimizer.v.<name>`, the second
-//! only of what AdamW updates: what Muon does has its momentum as the first. The run's settings and position are JSON under `throughline` in the file's metadata. Batches,
-//! dropout and samples depend on (seed, step) alone, so the step count is the whole random state
-//! and data position.
+//! Weights have their own names. Moments are `optimizer.m.<name>` and `optimizer.v.<name>`. Only what AdamW updates has
+//! the second one; for what Muon updates, the first is Muon's momentum. Settings and position of the run are JSON under
+//! `throughline` in the file's metadata. Batches, dropout and samples depend on (seed, step) alone, so the step count
+//! is the whole random state and data position.
 
 use std::collections::HashMap;
 use std::fs;
@@ -23,25 +22,24 @@ use crate::hash::fnv1a;
 use crate::nn::{part_of, table_of_part};
 use crate::optim::{Arena, ArenaLayout};
 
-/// Key of the metadata entry that holds [`RunState`].
+/// Key of the metadata entry with the [`RunState`].
 const KEY: &str = "throughline";
 
-/// Largest file that is read: a guard against mistaken paths, far above any model that fits the
-/// trainer's arenas.
+/// Largest file that is read: a guard against mistaken paths, far above any model that fits a trainer's arenas.
 const MAX_BYTES: u64 = 64 << 30;
 
-/// Where a run stands, next to the tensors.
+/// Settings and position of a run, stored next to the tensors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunState {
     /// Format version of this struct.
     pub version: u32,
     /// Settings of model and training.
     pub config: TrainConfig,
-    /// Steps done: with the seed in the configuration, also the data position and random state.
+    /// Number of completed steps. With the seed in the configuration this is also the data position and random state.
     pub step: u64,
-    /// The characters of the tokenizer, in order.
+    /// The characters of the tokenizer, in order of their ids.
     pub alphabet: String,
-    /// FNV-1a hash of the training text, so that a run is not continued on another one unnoticed.
+    /// FNV-1a hash of the training text, so that a run cannot silently continue on another one.
     pub text_hash: u64,
 }
 
@@ -50,22 +48,29 @@ impl RunState {
     pub const VERSION: u32 = 1;
 }
 
-/// FNV-1a of a text, for [`RunState::text_hash`].
+/// FNV-1a hash of a text, for [`RunState::text_hash`].
 pub fn text_hash(text: &str) -> u64 {
     fnv1a(text.bytes())
 }
 
 /// A checkpoint in host memory.
+///
+/// Make one with [`of`](Self::of) or [`load`](Self::load), write it with [`save`](Self::save), and continue training
+/// from it with [`restore`](Self::restore).
 #[derive(Debug)]
 pub struct Checkpoint {
-    /// Settings and position.
+    /// Settings and position of the run.
     pub state: RunState,
     tensors: HashMap<String, (Vec<usize>, Vec<f32>)>,
     path: String,
 }
 
 impl Checkpoint {
-    /// Reads and checks a file. Every failure is an `Err` that names the file and what is wrong.
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    ///
+    /// Every error names the file and what is wrong with it.
     pub fn load(path: &Path) -> Result<Self> {
         let shown = path.display().to_string();
         let io = |source| Error::Io { path: shown.clone(), source };
@@ -93,7 +98,7 @@ impl Checkpoint {
         Ok(Checkpoint { state, tensors, path: shown })
     }
 
-    /// The trainer's state as it is behind everything submitted so far. Resolves once the device has been polled.
+    /// The state of a trainer after everything submitted so far. Resolves once the device has been polled.
     pub async fn of(trainer: &Trainer, alphabet: &str, text_hash: u64) -> Result<Self> {
         let state = RunState {
             version: RunState::VERSION,
@@ -106,7 +111,7 @@ impl Checkpoint {
         for (prefix, arena) in arenas(trainer) {
             let values = arena.read(trainer.gpu()).await?;
             for ((name, shape), values) in arena.layout.tensors.iter().zip(values) {
-                // Files do not know of parts, which another device may not need.
+                // Files do not contain parts, which another device may not need.
                 let (table, first) = table_of_part(name);
                 let whole: &mut (Vec<usize>, Vec<f32>) = tensors.entry(format!("{prefix}{table}")).or_default();
                 whole.0 = shape.dims().to_vec();
@@ -122,7 +127,7 @@ impl Checkpoint {
         trainer.gpu().run_blocking(Self::of(trainer, alphabet, text_hash))
     }
 
-    /// Whether both hold the same state and the same bits in every tensor.
+    /// Whether both hold the same state and the same bits in every tensor: for tests of reproducibility.
     pub fn same_bits(&self, other: &Checkpoint) -> bool {
         let bits = |c: &Checkpoint| -> std::collections::BTreeMap<String, Vec<u32>> {
             let tensors = c.tensors.iter();
@@ -131,11 +136,12 @@ impl Checkpoint {
         self.state == other.state && bits(self) == bits(other)
     }
 
-    /// Puts weights, moments and step count into a trainer of the same configuration. One with Muon also takes
-    /// a checkpoint of AdamW, and goes on from its first moments; the other way there are no second ones, which is an
-    /// `Err`.
+    /// Puts weights, moments and step count into a trainer of the same configuration.
+    ///
+    /// A trainer with Muon also accepts a checkpoint of AdamW, and continues from its first moments. The reverse is an
+    /// error, since the second moments are missing.
     pub fn restore(&self, trainer: &mut Trainer) -> Result<()> {
-        // All are looked up before the first is written, so that an error leaves the trainer as it was.
+        // All tensors are looked up before the first is written, so an error leaves the trainer as it was.
         let found = arenas(trainer).map(|(prefix, arena)| Ok((arena, self.values(prefix, &arena.layout)?)));
         for (arena, values) in found.into_iter().collect::<Result<Vec<_>>>()? {
             arena.write(trainer.gpu(), &values)?;
@@ -168,13 +174,13 @@ impl Checkpoint {
             .collect()
     }
 
-    /// Writes the file: into a temporary one beside it first, which then takes its place. Whatever
-    /// happens meanwhile, the path holds the old checkpoint or the new one, whole.
+    /// Writes the file atomically: a temporary file first, which then takes its place. Whatever happens, the path holds
+    /// either the old checkpoint or the new one, never a part.
     pub fn save(&self, path: &Path) -> Result<()> {
         self.write(path, |_| true)
     }
 
-    /// The same without the optimiser's moments: for use, not for going on.
+    /// The same without the optimiser's moments, about a third of the size: for inference. A run cannot resume from it.
     pub fn save_weights(&self, path: &Path) -> Result<()> {
         self.write(path, |name| !name.starts_with("optimizer."))
     }

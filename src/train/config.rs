@@ -1,4 +1,4 @@
-//! What defines a training run.
+//! The settings of a training run.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,23 +9,27 @@ use crate::optim::{AdamWConfig, MuonConfig, Schedule};
 use crate::probe::{Patch, Probe};
 use crate::profile::Profile;
 
-/// Everything that defines a training run, but for the text.
+/// Everything that defines a training run, except the text.
+///
+/// Start from [`new`](Self::new) and change the fields that differ.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainConfig {
     /// The model.
     pub model: TransformerConfig,
-    /// Sequences per micro-batch.
+    /// Number of sequences per micro-batch.
     pub batch: usize,
-    /// Tokens of a sequence; the model's context by default.
+    /// Number of tokens per sequence; the model's context if `None`.
     #[serde(default)]
     pub seq_len: Option<usize>,
-    /// Micro-batches per step; their gradients are averaged.
+    /// Number of micro-batches per step. Their gradients are averaged, so this makes batches larger without more
+    /// memory.
     pub micro_batches: usize,
     /// Learning rate by step.
     pub schedule: Schedule,
-    /// The optimiser, and the norm that gradients are clipped to.
+    /// Settings of AdamW, including the norm that gradients are clipped to.
     pub adamw: AdamWConfig,
-    /// Muon in AdamW's place for the [hidden matrices](crate::nn::is_hidden_matrix); by default AdamW for all.
+    /// Uses Muon instead of AdamW for the [hidden matrices](crate::nn::is_hidden_matrix). `None` uses AdamW for
+    /// everything.
     #[serde(default)]
     pub muon: Option<MuonConfig>,
     /// Seed of initial weights, batches and dropout.
@@ -33,7 +37,8 @@ pub struct TrainConfig {
 }
 
 impl TrainConfig {
-    /// Sequences as long as the model's context, `batch` of them a step, AdamW at a constant rate of 1e-3, seed 0.
+    /// `batch` sequences per step, each as long as the model's context; AdamW at a constant learning rate of 1e-3; seed
+    /// 0.
     ///
     /// ```
     /// use throughline::nn::TransformerConfig;
@@ -54,12 +59,12 @@ impl TrainConfig {
         }
     }
 
-    /// Tokens of one step.
+    /// Number of tokens of one step.
     pub fn tokens_per_step(&self) -> usize {
         self.batch * self.micro_batches * self.seq_len()
     }
 
-    /// Tokens of a sequence.
+    /// Number of tokens per sequence.
     pub fn seq_len(&self) -> usize {
         self.seq_len.unwrap_or(self.model.context)
     }
@@ -79,7 +84,8 @@ impl TrainConfig {
     }
 }
 
-/// What a [`Trainer`](super::Trainer) may have beside its configuration.
+/// Options of a [`Trainer`](super::Trainer) that are not part of the run's configuration: blocks of your own, probes,
+/// patches, a memory limit.
 ///
 /// ```
 /// use throughline::train::TrainOptions;
@@ -87,16 +93,18 @@ impl TrainConfig {
 /// ```
 #[derive(Clone, Debug)]
 pub struct TrainOptions<'a> {
-    /// The layers.
+    /// The layers of the model.
     pub block: &'a dyn Block,
-    /// Whether the [standard probes](crate::probe::standard) are in the step.
+    /// Whether to include the [standard probes](crate::probe::standard).
     pub standard_probes: bool,
-    /// More probes. With several micro-batches, what they tell is that of the last, whose loss counts as a part of the
-    /// mean; but the gradients of parameters are those of the whole step, before clipping.
+    /// Further probes. With several micro-batches they report on the last one, whose loss counts as its part of the
+    /// mean. Gradients of parameters, however, are those of the whole step, before clipping.
     pub probes: Vec<Probe>,
-    /// Changes to the model, in training and evaluation alike. [`Trainer::write_patch`](super::Trainer::write_patch) writes their inputs.
+    /// Changes to the model, in training and evaluation alike. [`Trainer::write_patch`](super::Trainer::write_patch)
+    /// writes their inputs.
     pub patches: Vec<Patch>,
-    /// The GPU memory that training may take ([`TrainPlan::bytes`](super::TrainPlan::bytes)); an `Err` says what would fit.
+    /// Limit on GPU memory for training ([`TrainPlan::bytes`](super::TrainPlan::bytes)). The error of a larger plan
+    /// says what would fit.
     pub max_bytes: Option<u64>,
 }
 
@@ -107,7 +115,7 @@ impl Default for TrainOptions<'_> {
 }
 
 impl TrainOptions<'_> {
-    /// A model as these want it.
+    /// A model with these options.
     pub(super) fn build(&self, profile: &Profile, config: &TrainConfig, train: bool) -> Result<(Graph, Transformer)> {
         let mut graph = Graph::with_max_tensor_bytes(profile.max_tensor_bytes());
         let (batch, time) = (config.batch, config.seq_len());

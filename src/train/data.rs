@@ -1,16 +1,16 @@
-//! Text to tokens to batches.
+//! From text to tokens to batches.
 
 use crate::error::{Error, Result};
 use crate::rng::Rng;
 
-/// A vocabulary of characters, in code point order.
+/// A vocabulary of characters, in code point order: the simplest tokenizer, for small models trained from scratch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CharTokenizer {
     chars: Vec<char>,
 }
 
 impl CharTokenizer {
-    /// The distinct characters of a text.
+    /// The vocabulary of all characters that occur in a text.
     ///
     /// ```
     /// use throughline::train::data::CharTokenizer;
@@ -25,17 +25,17 @@ impl CharTokenizer {
         CharTokenizer { chars: set.into_iter().collect() }
     }
 
-    /// How many characters there are.
+    /// Number of characters.
     pub fn vocab_size(&self) -> usize {
         self.chars.len()
     }
 
-    /// All characters, as one string: what a checkpoint stores.
+    /// All characters as one string, in order of their ids: what a checkpoint stores.
     pub fn alphabet(&self) -> String {
         self.chars.iter().collect()
     }
 
-    /// Ids of a text's characters; an `Err` names one that the vocabulary lacks.
+    /// The ids of a text's characters. The error names a character that the vocabulary lacks.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let id = |c: char| {
             self.chars.binary_search(&c).map(|i| i as u32).map_err(|_| Error::Data {
@@ -53,28 +53,28 @@ impl CharTokenizer {
     }
 }
 
-/// A text as ids, split into training and validation parts.
+/// A text as token ids, split into training and validation parts.
 #[derive(Clone, Debug)]
 pub struct Dataset {
-    /// The first part.
+    /// The training part: the beginning of the text.
     pub train: Vec<u32>,
-    /// The rest.
+    /// The validation part: the rest.
     pub val: Vec<u32>,
 }
 
-/// Inputs and targets of `batch` sequences of `time` tokens, row by row. The target of a token is
-/// the one that follows.
+/// Inputs and targets of `batch` sequences of `time` tokens, row by row. The target of a token is the token that
+/// follows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
-    /// `[batch, time]`.
+    /// Token ids, `[batch, time]`.
     pub tokens: Vec<u32>,
-    /// `[batch, time]`.
+    /// Ids of the tokens to predict, `[batch, time]`.
     pub targets: Vec<u32>,
 }
 
 impl Dataset {
-    /// Keeps the last `val_fraction` for validation. Both parts must hold a sequence of `context`
-    /// tokens and the token after it.
+    /// Splits off the last `val_fraction` of the text for validation. Both parts must hold at least a sequence of
+    /// `context` tokens and the token after it.
     pub fn new(ids: Vec<u32>, val_fraction: f64, context: usize) -> Result<Self> {
         if ids.is_empty() {
             return Err(Error::Data {
@@ -97,14 +97,15 @@ impl Dataset {
         Ok(Dataset { train, val })
     }
 
-    /// The training batch of a step: sequences from places that depend on (seed, step) alone, so
-    /// that a resumed run sees what an unbroken one would have.
+    /// The training batch of a step. Its sequences start at positions that depend on (seed, step) alone, so a resumed
+    /// run sees the same batches as an uninterrupted one.
     pub fn batch(&self, seed: u64, step: u64, batch: usize, time: usize) -> Batch {
         let mut rng = Rng::new(&[seed, step]);
         Self::gather(&self.train, (0..batch).map(|_| rng.below((self.train.len() - time) as u64) as usize), time)
     }
 
-    /// Validation batches that do not change: `batches` of them, spread evenly over the text.
+    /// `batches` validation batches, spread evenly over the text. They are the same at every call, so their losses
+    /// compare.
     pub fn val_batches(&self, batches: usize, batch: usize, time: usize) -> Vec<Batch> {
         let last = self.val.len() - time - 1;
         let total = (batches * batch).max(1);

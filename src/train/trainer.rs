@@ -13,6 +13,28 @@ use crate::plan::Plan;
 use crate::probe::{Instruments, ProbeReadback};
 
 /// A model in training: parameters and moments on the GPU, and the step that updates them.
+///
+/// ```no_run
+/// use throughline::nn::TransformerConfig;
+/// use throughline::train::data::{CharTokenizer, Dataset};
+/// use throughline::train::{TrainConfig, Trainer};
+/// use throughline::Gpu;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let text = std::fs::read_to_string("shakespeare.txt")?;
+/// let tokenizer = CharTokenizer::of(&text);
+/// let data = Dataset::new(tokenizer.encode(&text)?, 0.1, 64)?;
+/// let config = TrainConfig::new(TransformerConfig::gpt2(tokenizer.vocab_size(), 64, 4, 128, 4), 8);
+///
+/// let gpu = Gpu::headless_blocking()?;
+/// let mut trainer = gpu.run_blocking(Trainer::new(&gpu, config))?;
+/// for step in 0..1000 {
+///     trainer.step(&[data.batch(0, step, 8, 64)])?;
+/// }
+/// println!("{}", trainer.evaluate_blocking(&data.val_batches(4, 8, 64))?);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Trainer {
     gpu: Gpu,
@@ -21,14 +43,14 @@ pub struct Trainer {
     pub params: Arena,
     /// Gradients of the last step.
     pub grads: Arena,
-    /// Moments and the update.
+    /// Moments, and the update.
     pub optimizer: Optimizer,
     pub(super) forward_backward: StepGraph,
     evaluation: StepGraph,
-    /// In GPU memory.
+    /// Bytes of GPU memory.
     bytes: usize,
     pub(super) step: u64,
-    /// Of the last step, unless somebody has them.
+    /// Probes of the last step, until they are taken.
     probes: Option<ProbeReadback>,
 }
 
@@ -156,12 +178,12 @@ impl Trainer {
         &self.config
     }
 
-    /// Steps done.
+    /// Number of completed steps.
     pub fn step_count(&self) -> u64 {
         self.step
     }
 
-    /// Continues the count from here: the schedule and the bias correction follow it.
+    /// Sets the number of completed steps. The learning rate schedule and the bias correction follow it.
     pub fn set_step_count(&mut self, step: u64) {
         self.step = step;
     }
@@ -181,13 +203,13 @@ impl Trainer {
         self.params.layout.tensors.iter().map(|(_, shape)| shape.len()).sum()
     }
 
-    /// Bytes in GPU memory: parameters, gradients, moments, activations, evaluation, inputs; [`TrainPlan::bytes`].
+    /// Bytes of GPU memory, as planned in [`TrainPlan::bytes`].
     pub fn buffer_bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Runs one step on `micro_batches` batches: one submit, no waiting. The returned loss can be
-    /// read late.
+    /// Runs one step on [`micro_batches`](TrainConfig::micro_batches) batches, in one submit and without waiting. The
+    /// loss can be read later, while the GPU is at work on the next steps.
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepLoss> {
         let step = self.step;
         let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
@@ -199,8 +221,9 @@ impl Trainer {
         Ok(StepLoss { step, readback, submitted })
     }
 
-    /// What the probes told in the last step, on its way to the host: to be asked for right after the step, and read
-    /// once the next is submitted, so that nobody waits. `None` without probes, before a step, and the second time.
+    /// The answers of the probes in the last step, on their way to the host. Take them right after the step, and read
+    /// them once the next step is submitted, so that nothing waits. `None` without probes, before the first step, and
+    /// when called again.
     ///
     /// ```no_run
     /// # fn main() -> throughline::Result<()> {
@@ -223,7 +246,8 @@ impl Trainer {
         self.probes.take()
     }
 
-    /// Queues a write of an input that a patch brought, `h.3.attn.o.factor` say, in training and evaluation alike.
+    /// Queues a write of an input that a patch added, such as `h.3.attn.o.factor`. It affects training and evaluation
+    /// alike.
     pub fn write_patch(&self, input: &str, data: &[f32]) -> Result<()> {
         let mut found = false;
         for exec in [&self.forward_backward.exec, &self.evaluation.exec] {
@@ -238,8 +262,8 @@ impl Trainer {
         }
     }
 
-    /// Records one step into the caller's encoder, and as many behind it as you like. Returns the loss, `[1]`, on its
-    /// way to the host. From the second step on this allocates no memory of the GPU's.
+    /// Records one step into your encoder. Several steps may follow each other in one encoder. Returns the loss, `[1]`,
+    /// on its way to the host. From the second step on, nothing is allocated on the GPU.
     pub fn record(&mut self, encoder: &mut wgpu::CommandEncoder, batches: &[Batch]) -> Result<Readback> {
         self.check(batches)?;
         self.clear(encoder)?;
@@ -250,7 +274,7 @@ impl Trainer {
         self.update(encoder)
     }
 
-    /// Records what comes behind the last micro-batch.
+    /// Records what follows the last micro-batch.
     pub(super) fn update(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<Readback> {
         if let Some(instruments) = &self.forward_backward.instruments {
             self.probes = Some(instruments.read_later(&self.forward_backward.exec, encoder, self.step)?);
@@ -260,9 +284,9 @@ impl Trainer {
         Ok(self.loss()?.read_later(&self.gpu, encoder))
     }
 
-    /// Runs one step and says what it spent its time on, node by node. It is a step like others; only
-    /// the copies of the batch are not timed. Resolves once the device has been polled; as
-    /// [`Executable::profile`], it needs a device with timestamps.
+    /// Runs one step and measures where its time goes, node by node. It is a normal step, except that the copies of the
+    /// batch are not timed. Resolves once the device has been polled. Like [`Executable::profile`], it needs a device
+    /// with timestamps.
     pub async fn profile(&mut self, batches: &[Batch]) -> Result<Timeline> {
         self.profile_by(batches, async |exec| exec.profile().await).await
     }
@@ -294,11 +318,11 @@ impl Trainer {
         Ok(timelines.into_iter().rev().fold(update, |rest, part| part.then(rest)))
     }
 
-    /// Records the clearing of what adds up over micro-batches.
+    /// Records the clearing of what accumulates over micro-batches.
     pub(super) fn clear(&self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
         let s = &self.forward_backward;
         if let Some(loss) = s.loss_state {
-            // Gradients and loss add up over micro-batches.
+            // Gradients and loss accumulate over micro-batches.
             let loss = s.exec.tensor(loss)?;
             self.grads.parts.iter().for_each(|part| encoder.clear_buffer(part.buffer(), 0, None));
             encoder.clear_buffer(loss.buffer(), loss.offset(), Some(loss.ty().storage_bytes() as u64));
@@ -306,7 +330,7 @@ impl Trainer {
         Ok(())
     }
 
-    /// Records what makes a micro-batch the input.
+    /// Records the copy of a micro-batch into the inputs.
     pub(super) fn load(&self, encoder: &mut wgpu::CommandEncoder, batch: &Batch) -> Result<()> {
         let s = &self.forward_backward;
         if let Some(seed) = s.dropout_seed {
@@ -316,7 +340,7 @@ impl Trainer {
         s.exec.record_write(encoder, s.targets, &batch.targets)
     }
 
-    /// Whether these are the batches of a step.
+    /// Checks that these are the batches of a step.
     pub(super) fn check(&self, batches: &[Batch]) -> Result<()> {
         let n = self.config.batch * self.config.seq_len();
         let fits = |b: &Batch| b.tokens.len() == n && b.targets.len() == n;
