@@ -5,10 +5,10 @@
 use std::time::Instant;
 
 use throughline::Gpu;
-use throughline::data::Batch;
 use throughline::nn::TransformerConfig;
 use throughline::optim::{AdamWConfig, Schedule};
 use throughline::rng::Rng;
+use throughline::train::data::Batch;
 use throughline::train::{TrainConfig, TrainOptions, Trainer};
 
 const ROUNDS: usize = 11;

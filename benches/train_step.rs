@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput};
 use throughline::Gpu;
-use throughline::data::Batch;
 use throughline::nn::TransformerConfig;
 use throughline::optim::Schedule;
 use throughline::rng::Rng;
+use throughline::train::data::Batch;
 use throughline::train::{TrainConfig, Trainer};
 
 /// Name, vocabulary, layers, width, heads, context, batch.

@@ -14,8 +14,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Parser;
 use serde::Serialize;
-use throughline::checkpoint::write_atomically;
 use throughline::train::TrainConfig;
+use throughline::train::checkpoint::write_atomically;
 
 #[derive(Parser)]
 #[command(about = "Train a small GPT on Shakespeare and write a report")]

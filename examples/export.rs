@@ -11,9 +11,9 @@ mod training;
 use std::path::PathBuf;
 
 use clap::Parser;
-use throughline::checkpoint::Checkpoint;
 use throughline::decode::Decoder;
 use throughline::model::{self, Model};
+use throughline::train::checkpoint::Checkpoint;
 use throughline::{Gpu, format};
 
 #[derive(Parser)]

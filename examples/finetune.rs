@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::Parser;
 use throughline::Gpu;
-use throughline::data::Dataset;
 use throughline::model::{self, Model};
 use throughline::optim::{AdamWConfig, Decay, Schedule};
 use throughline::tokenize::ModelTokenizer;
+use throughline::train::data::Dataset;
 use throughline::train::{TrainConfig, Trainer};
 
 #[derive(Parser)]

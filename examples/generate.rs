@@ -16,14 +16,14 @@ use std::time::Instant;
 use anyhow::{anyhow, ensure};
 use clap::Parser;
 use throughline::Gpu;
-use throughline::checkpoint::Checkpoint;
-use throughline::data::CharTokenizer;
+use throughline::decode::sample::Sampling;
 use throughline::decode::{Decoder, GenerationOptions};
 use throughline::format::{SaveTensor, Stored, save_safetensors};
 use throughline::model::Model;
 use throughline::optim::{Arena, ArenaLayout};
-use throughline::sample::Sampling;
 use throughline::tokenize::{Message, ModelTokenizer};
+use throughline::train::checkpoint::Checkpoint;
+use throughline::train::data::CharTokenizer;
 
 #[derive(Parser)]
 #[command(about = "Generate text with a GGUF file, a Hugging Face model folder, or a checkpoint of `train`")]

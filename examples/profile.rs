@@ -10,10 +10,10 @@ use std::time::Instant;
 
 use clap::Parser;
 use shape::Shape;
-use throughline::data::Batch;
 use throughline::optim::{MuonConfig, Schedule};
 use throughline::rng::Rng;
-use throughline::train::{TrainConfig, Trainer};
+use throughline::train::data::Batch;
+use throughline::train::{TrainConfig, TrainOptions, TrainPlan, Trainer};
 use throughline::{Gpu, Tuner};
 
 #[derive(Parser)]
@@ -43,14 +43,15 @@ fn main() -> anyhow::Result<()> {
         // SAFETY: the flag's help asks for a folder that only this program writes to.
         unsafe { gpu.load_pipelines(dir)? };
     }
-    if let Some(path) = &f.tune {
-        gpu = gpu.with_tuner(Tuner::open(path)?);
-    }
     let config = TrainConfig {
         schedule: Schedule::constant(1e-3),
         muon: f.muon.then(MuonConfig::default),
         ..TrainConfig::new(f.shape.config(), f.shape.batch)
     };
+    if let Some(path) = &f.tune {
+        let plan = TrainPlan::new(&config, &TrainOptions::default(), gpu.profile())?;
+        gpu = gpu.with_choices(Tuner::open(path)?.tune_blocking(&gpu, plan.plans())?);
+    }
     let mut rng = Rng::new(&[1]);
     let mut ids = || (0..config.tokens_per_step()).map(|_| rng.below(f.shape.vocab as u64) as u32).collect::<Vec<_>>();
     let batch = Batch { tokens: ids(), targets: ids() };

@@ -6,7 +6,8 @@
 use anyhow::{Context, Result};
 use clap::Parser;
 use throughline::ops::{Row, TABLE};
-use throughline::{AdapterClass, Plan, Profile, tune};
+use throughline::plan::variants;
+use throughline::{AdapterClass, Plan, Profile};
 
 #[derive(Parser)]
 #[command(about = "Print the final WGSL of an op's kernels")]
@@ -52,7 +53,7 @@ fn main() -> Result<()> {
     let mut profile = Profile::portable(class);
     profile.subgroups = flags.subgroups;
     let mut plan = Plan::new(&graph, &outputs, &profile)?;
-    for t in tune::tunables(&plan, &profile) {
+    for t in variants::tunables(&plan, &profile) {
         println!("// variants: {}", t.variants.join(", "));
         let name = t.variants.get(flags.variant).with_context(|| format!("no variant {}", flags.variant))?;
         profile.choices.set(t.key, name.clone());

@@ -4,52 +4,9 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Source, Value};
+use crate::graph::{Graph, Source, Value, Vjp};
 use crate::ops::fill::Fill;
 use crate::ops::residual_add::ResidualAdd;
-
-/// What an op's `vjp` works with: its own values, the cotangents of its outputs, and the graph to
-/// add the backward nodes to.
-#[derive(Debug)]
-pub struct Vjp<'a> {
-    /// The graph; new nodes are named after the node being differentiated.
-    pub graph: &'a mut Graph,
-    /// Name of the node being differentiated, with `.grad` behind.
-    pub name: String,
-    /// What the node read.
-    pub inputs: Vec<Value>,
-    /// What it computed.
-    pub outputs: Vec<Value>,
-    /// Cotangent of each output; `None` where the loss does not depend on that output.
-    pub dy: Vec<Option<Value>>,
-    op: &'static str,
-    needs: Vec<bool>,
-    cotangents: Vec<Option<Value>>,
-}
-
-impl Vjp<'_> {
-    /// Whether anybody wants the gradient of this input.
-    pub fn needs(&self, input: usize) -> bool {
-        self.needs[input]
-    }
-
-    /// The cotangent of output 0, which every differentiated op with one main output has.
-    pub fn dy0(&self) -> Result<Value> {
-        self.dy[0].ok_or_else(|| {
-            Error::Graph(format!("`{}`: the loss depends only on a side output, which has no gradient", self.name))
-        })
-    }
-
-    /// The error for an op that cannot be differentiated: return it from `vjp`.
-    pub fn no_gradient(&self, reason: &'static str) -> Error {
-        Error::NoGradient { node: self.name.strip_suffix(".grad").unwrap_or(&self.name).into(), op: self.op, reason }
-    }
-
-    /// Sets the gradient that flows to an input.
-    pub fn set(&mut self, input: usize, cotangent: Value) {
-        self.cotangents[input] = Some(cotangent);
-    }
-}
 
 impl Graph {
     /// Adds the nodes that compute the gradient of `loss` with respect to each of `wrt`, and

@@ -1,5 +1,8 @@
-//! Embeddings of sentences: an encoder from a file, its output pooled to one vector of length 1 per sentence
-//! (Reimers and Gurevych 2019, <https://arxiv.org/abs/1908.10084>).
+//! Sentence embeddings: an encoder from a file whose output is pooled to one vector of length 1 per sentence (Reimers
+//! and Gurevych 2019, <https://arxiv.org/abs/1908.10084>).
+//!
+//! Use them for semantic search and clustering: the dot product of two vectors is the cosine similarity of the
+//! sentences.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -7,29 +10,30 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use crate::decode::sample::check_ids;
+use crate::device::{ExecOptions, Executable, Gpu, Readback};
 use crate::error::{Error, Result};
-use crate::exec::{ExecOptions, Executable};
 use crate::format::{MAX_CONFIG_BYTES, read_json};
-use crate::gpu::Gpu;
 use crate::graph::Value;
 use crate::model::{Model, Uploaded};
 use crate::nn::{TransformerConfig, TransformerEncoder};
-use crate::sample::check_ids;
-use crate::staging::Readback;
 
-/// How the vectors of a sentence's tokens become one.
+/// How the token vectors of a sentence are reduced to one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pooling {
-    /// Their mean.
+    /// Their mean, as most sentence models use.
     #[default]
     Mean,
-    /// That of the first token.
+    /// The vector of the first token.
     First,
 }
 
 impl Pooling {
-    /// What the folder of a model says in `1_Pooling/config.json`; the mean, if it has no such file. An `Err` if it
-    /// asks for something else.
+    /// The pooling that a model's folder asks for in `1_Pooling/config.json`, or the mean if it has no such file.
+    ///
+    /// # Errors
+    ///
+    /// If the folder asks for a pooling that is not supported.
     pub fn of_folder(dir: &Path) -> Result<Pooling> {
         #[derive(Default, Deserialize)]
         #[serde(default)]
@@ -53,14 +57,19 @@ impl Pooling {
     }
 }
 
-/// An encoder that embeds sentences, given as token ids.
+/// An encoder that embeds sentences given as token ids.
+///
+/// Turn text into ids with the model's own tokenizer (module `tokenize`, with the feature `tokenizers`).
 ///
 /// ```
 /// use throughline::embed::{Pooling, SentenceEncoder};
-/// use throughline::{Gpu, model::Model};
+/// use throughline::Gpu;
+/// use throughline::model::Model;
 ///
 /// let gpu = Gpu::headless_blocking()?;
-/// let model = Model::open("tests/data/hf/bert".as_ref())?;
+/// # mod doctest { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/doctest.rs")); }
+/// # let folder = doctest::bert();
+/// let model = Model::open(folder.path())?; // of a BERT
 /// let mut encoder = SentenceEncoder::new(&gpu, &model, Pooling::Mean)?;
 /// let vectors = encoder.embed_blocking(&[vec![1, 17, 4, 2], vec![1, 40, 2]])?;
 /// let cosine: f32 = vectors[0].iter().zip(&vectors[1]).map(|(a, b)| a * b).sum();
@@ -73,11 +82,11 @@ pub struct SentenceEncoder {
     config: TransformerConfig,
     pooling: Pooling,
     weights: Uploaded,
-    /// By number of tokens: no padding, so none to mask.
+    /// Keyed by the number of tokens: sentences are not padded, so there is nothing to mask.
     steps: HashMap<usize, Step>,
 }
 
-/// Lengths that are kept ready. Making one costs some buffers and no pipeline.
+/// Number of sentence lengths that are kept ready. Preparing one allocates a few buffers and compiles no pipeline.
 const MAX_STEPS: usize = 32;
 
 #[derive(Debug)]
@@ -88,7 +97,7 @@ struct Step {
 }
 
 impl SentenceEncoder {
-    /// Reads a model into GPU memory.
+    /// Uploads a model to GPU memory.
     pub fn new(gpu: &Gpu, model: &Model, pooling: Pooling) -> Result<Self> {
         let config = model.config().clone();
         if !config.bidirectional {
@@ -99,14 +108,15 @@ impl SentenceEncoder {
         Ok(SentenceEncoder { gpu: gpu.clone(), config, pooling, weights, steps: HashMap::new() })
     }
 
-    /// The model.
+    /// The configuration of the model.
     pub fn config(&self) -> &TransformerConfig {
         &self.config
     }
 
-    /// A vector of `d_model` numbers and length 1 for each sentence. Sentences hold the ids that the model's
-    /// tokenizer gives, those at beginning and end included, and at most the model's context of them. Resolves
-    /// once the device has been polled.
+    /// Computes one vector of `d_model` numbers and length 1 for each sentence.
+    ///
+    /// A sentence is the list of ids from the model's tokenizer, including the special tokens at its beginning and end,
+    /// and at most as long as the model's context. Resolves once the device has been polled.
     pub async fn embed(&mut self, sentences: &[Vec<u32>]) -> Result<Vec<Vec<f32>>> {
         let mut readbacks = vec![];
         for ids in sentences {

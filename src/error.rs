@@ -92,3 +92,18 @@ pub enum Error {
 
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Names and other text from files, as messages show them: in backticks, without control characters,
+/// and not at any length.
+pub(crate) fn quoted(text: &str) -> String {
+    const SHOWN: usize = 100;
+    let mut shown: String = text.chars().take(SHOWN).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    if text.chars().nth(SHOWN).is_some() {
+        shown.push('…');
+    }
+    format!("`{shown}`")
+}
+
+pub(crate) fn bad(path: &str, message: impl Into<String>) -> Error {
+    Error::Format { path: path.into(), message: message.into() }
+}

@@ -1,34 +1,33 @@
 //! The facts about an adapter that plans depend on.
 
-use crate::error::Result;
-use crate::gpu::Gpu;
-use crate::graph::{Graph, Value};
-use crate::plan::Plan;
-use crate::tune::Choices;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What kind of processor the shaders run on; kernels pick their variant by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AdapterClass {
-    /// A software rasteriser (lavapipe, SwiftShader, WARP): a barrier is a coroutine switch and
-    /// every load is slow, so kernels keep many accumulators in few independent lanes.
+    /// A software rasteriser (lavapipe, SwiftShader, WARP). A barrier is a coroutine switch and every load is slow, so
+    /// kernels keep many accumulators in a few independent lanes.
     Cpu,
-    /// Anything with many threads and workgroup memory.
+    /// Any processor with many threads and workgroup memory.
     Gpu,
 }
 
-/// Cooperative matrices (tensor cores, simdgroup matrices) that matmuls may use. Never by default:
-/// wgpu calls them experimental. See [`Gpu::headless_cooperative`].
+/// Cooperative matrices (tensor cores, simdgroup matrices) for matmuls.
+///
+/// They are never used by default, because wgpu calls them experimental. Opt in with
+/// [`Gpu::headless_cooperative`](crate::Gpu::headless_cooperative).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Cooperative {
     /// 8 x 8 tiles of f32.
     F32,
-    /// 16 x 16 tiles of f16, summed in f32: inputs of matmuls lose all but 11 bits, and those
-    /// beyond 65504 become infinite.
+    /// 16 x 16 tiles of f16, summed in f32. Inputs of matmuls are rounded to 11 bits, and those beyond 65504 become
+    /// infinite.
     F16,
 }
 
 impl Cooperative {
-    /// What a device must be opened with.
+    /// The features that a device must be opened with.
     pub fn features(self) -> wgpu::Features {
         let base = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SUBGROUP;
         match self {
@@ -37,7 +36,7 @@ impl Cooperative {
         }
     }
 
-    /// Whether an adapter of these properties has such matrices.
+    /// Whether an adapter with these properties has such matrices.
     pub fn is_in(self, properties: &[wgpu::CooperativeMatrixProperties]) -> bool {
         use wgpu::CooperativeScalarType as Scalar;
         let (size, ab) = match self {
@@ -50,26 +49,29 @@ impl Cooperative {
     }
 }
 
-/// The facts about an adapter that plans depend on. Plain data: a plan can be made and printed for
-/// a machine that is not here.
+/// The facts about an adapter that plans depend on.
+///
+/// This is plain data: a plan can be made and printed for a machine that is not at hand.
+/// [`Gpu::profile`](crate::Gpu::profile) has that of an open device, [`of_adapter`](Self::of_adapter) that of an
+/// adapter before you open its device, and [`portable`](Self::portable) one that suits every adapter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Profile {
-    /// Which variants kernels use.
+    /// Which kind of kernels to use.
     pub class: AdapterClass,
-    /// Largest range that one storage binding may cover, in bytes.
+    /// Size of the largest storage binding, in bytes.
     pub max_binding_bytes: u64,
-    /// Largest buffer, in bytes.
+    /// Size of the largest buffer, in bytes.
     pub max_buffer_bytes: u64,
-    /// Workgroups per dispatch dimension.
+    /// Most workgroups of a dispatch along one dimension.
     pub max_workgroups: u32,
-    /// Storage buffers per shader stage. Kernels that have more are rewritten: bindings of one type become ranges of
-    /// one buffer, into and out of which a step copies. Four do for every op of the table.
+    /// Most storage buffers of a shader. Kernels with more are rewritten: bindings of one type become ranges of one
+    /// buffer, with copies into and out of it. Four suffice for every op of the table.
     pub max_storage_buffers: u32,
-    /// Invocations per workgroup.
+    /// Most invocations of a workgroup.
     pub max_invocations: u32,
-    /// Workgroup memory, in bytes.
+    /// Most workgroup memory, in bytes.
     pub max_workgroup_bytes: u32,
-    /// Smallest and largest subgroup, where the device was opened with subgroup operations.
+    /// Sizes of the smallest and the largest subgroup, if the device was opened with subgroup operations.
     pub subgroups: Option<[u32; 2]>,
     /// Cooperative matrices, where the app opted in.
     pub cooperative: Option<Cooperative>,
@@ -78,7 +80,12 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// WebGPU's default limits, which every adapter offers.
+    /// Features that make throughline faster or let it measure itself. None is required: ask for those of them that
+    /// the adapter has.
+    pub const USEFUL_FEATURES: wgpu::Features =
+        wgpu::Features::SUBGROUP.union(wgpu::Features::TIMESTAMP_QUERY).union(wgpu::Features::PIPELINE_CACHE);
+
+    /// The profile of WebGPU's default limits, which every adapter offers: plans made for it run anywhere.
     pub fn portable(class: AdapterClass) -> Self {
         Profile {
             class,
@@ -94,10 +101,10 @@ impl Profile {
         }
     }
 
-    /// What a device of this adapter would have, opened with all its limits and with [`Gpu::USEFUL_FEATURES`]: to plan
-    /// before there is one.
+    /// The profile of a device of this adapter, opened with all of its limits and the
+    /// [`USEFUL_FEATURES`](Self::USEFUL_FEATURES) that it has. Use it to plan before you open the device.
     pub fn of_adapter(adapter: &wgpu::Adapter) -> Self {
-        Profile::of(&adapter.get_info(), adapter.features() & Gpu::USEFUL_FEATURES, &adapter.limits())
+        Profile::of(&adapter.get_info(), adapter.features() & Profile::USEFUL_FEATURES, &adapter.limits())
     }
 
     pub(crate) fn of(info: &wgpu::AdapterInfo, features: wgpu::Features, limits: &wgpu::Limits) -> Self {
@@ -121,12 +128,12 @@ impl Profile {
         }
     }
 
-    /// Largest tensor, in bytes: one that a buffer holds and a binding covers.
+    /// Size of the largest tensor, in bytes: one that fits a buffer and a binding.
     pub fn max_tensor_bytes(&self) -> u64 {
         self.max_binding_bytes.min(self.max_buffer_bytes)
     }
 
-    /// The same for arenas to train in, which leaves room for an optimiser's settings where those are merged with a
+    /// The same for arenas in training. It leaves room for an optimiser's settings, which may be merged with a
     /// gradient.
     pub(crate) fn max_arena_bytes(&self) -> u64 {
         self.max_tensor_bytes().saturating_sub(if self.max_storage_buffers < 6 { 1024 } else { 0 })
@@ -141,15 +148,15 @@ impl Profile {
         }
     }
 
-    /// Lanes that can shuffle on a GPU: as many as every subgroup has, of whatever size it is. `None` without
-    /// subgroup operations, or where that is no power of two of at least 4.
+    /// Lanes that can shuffle on a GPU: the number that every subgroup has, whatever its size. `None` without subgroup
+    /// operations, or if the number is not a power of two of at least 4.
     pub(crate) fn subgroup_lanes(&self) -> Option<u32> {
         self.subgroups.map(|[min, _]| min).filter(|min| *min >= 4 && min.is_power_of_two())
     }
 
-    /// Splits `n` workgroups over x and y so that neither exceeds the limit. Kernels take
-    /// `workgroup_id.x + workgroup_id.y * num_workgroups.x` as the index and return where it is
-    /// `>= n`.
+    /// Splits `n` workgroups over x and y so that neither exceeds the limit.
+    ///
+    /// Kernels compute `workgroup_id.x + workgroup_id.y * num_workgroups.x` as their index and return if it is `>= n`.
     pub fn grid(&self, n: usize) -> [u32; 3] {
         let max = self.max_workgroups as usize;
         let y = n.div_ceil(max).max(1);
@@ -157,24 +164,25 @@ impl Profile {
     }
 }
 
-/// Where plans are made: for a profile alone, or on a device, which may measure variants first.
-pub(crate) trait Planning {
-    fn profile(&self) -> &Profile;
+/// The variant that each op uses, by op and class of shape. Ops without an entry use their first variant.
+///
+/// A [`Tuner`](crate::Tuner) measures them; apply them with [`Gpu::with_choices`](crate::Gpu::with_choices).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Choices(Arc<BTreeMap<String, String>>);
 
-    fn plan(&self, graph: &Graph, outputs: &[Value]) -> Result<Plan>;
-
-    /// An empty graph for models there.
-    fn graph(&self) -> Graph {
-        Graph::with_max_tensor_bytes(self.profile().max_tensor_bytes())
-    }
-}
-
-impl Planning for Profile {
-    fn profile(&self) -> &Profile {
-        self
+impl Choices {
+    /// Sets the variant of all ops with this [`key`](crate::plan::variants::key).
+    pub fn set(&mut self, key: String, variant: String) {
+        Arc::make_mut(&mut self.0).insert(key, variant);
     }
 
-    fn plan(&self, graph: &Graph, outputs: &[Value]) -> Result<Plan> {
-        Plan::new(graph, outputs, self)
+    /// Whether there are no choices.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The variant set for a key.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(String::as_str)
     }
 }

@@ -1,62 +1,30 @@
-//! The oracle: every op in f64 on the CPU, and an interpreter that runs a whole graph that way.
+//! The oracle: an interpreter that runs a whole graph in f64 on the CPU.
 //!
-//! It is slow and plain on purpose. GPU results are compared with it, forward and backward, and it
-//! is itself checked against central differences.
+//! Use it to check an op or a graph of your own without a GPU, or to find out which of two GPU results is right. It is
+//! slow and plain on purpose. All kernels are compared with it, forward and backward, and it is itself checked against
+//! central differences.
 
 use std::collections::HashMap;
 
+pub use crate::array::{Array, nmse};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Source, Value};
-use crate::tensor::{Shape, TensorType};
+use crate::tensor::TensorType;
 
-/// A dense f64 array, row-major. Integer tensors hold their values as f64, exactly.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Array {
-    /// Dimensions.
-    pub shape: Shape,
-    /// Elements.
-    pub data: Vec<f64>,
-}
-
-impl Array {
-    /// An array of these elements.
-    pub fn new(shape: impl Into<Shape>, data: Vec<f64>) -> Self {
-        let shape = shape.into();
-        assert_eq!(shape.len(), data.len(), "array of shape {shape} given {} elements", data.len());
-        Array { shape, data }
-    }
-
-    /// All zeros.
-    pub fn zeros(shape: impl Into<Shape>) -> Self {
-        let shape = shape.into();
-        Array { data: vec![0.0; shape.len()], shape }
-    }
-
-    /// Applies `f` to every element.
-    pub fn map(&self, f: impl FnMut(f64) -> f64) -> Self {
-        Array { shape: self.shape.clone(), data: self.data.iter().copied().map(f).collect() }
-    }
-
-    /// Combines two arrays element by element; `other` repeats over leading dimensions if shorter.
-    pub fn zip(&self, other: &Array, mut f: impl FnMut(f64, f64) -> f64) -> Self {
-        let n = other.data.len();
-        let data = self.data.iter().enumerate().map(|(i, &a)| f(a, other.data[i % n])).collect();
-        Array { shape: self.shape.clone(), data }
-    }
-
-    /// Rows of the last dimension.
-    pub fn rows(&self) -> std::slice::ChunksExact<'_, f64> {
-        self.data.chunks_exact(self.shape.cols())
-    }
-
-    /// Sum of products of all elements.
-    pub fn dot(&self, other: &Array) -> f64 {
-        self.data.iter().zip(&other.data).map(|(a, b)| a * b).sum()
-    }
-}
-
-/// Runs the nodes that `wanted` depends on. `given` holds the inputs, parameters and states by
-/// their values. Stores are not carried out.
+/// Computes the values `wanted`, with all nodes that they depend on. `given` holds the inputs, parameters and states;
+/// stores are not carried out.
+///
+/// ```
+/// use std::collections::HashMap;
+/// use throughline::reference::{self, Array};
+/// use throughline::{Graph, TensorType};
+/// let mut g = Graph::new();
+/// let x = g.input("x", TensorType::f32([2, 2]))?;
+/// let y = g.sum("y", x)?;
+/// let given = HashMap::from([(x, Array::new([2, 2], vec![1.0, 2.0, 3.0, 4.0]))]);
+/// assert_eq!(reference::run(&g, &given, &[y])?[0].data, [10.0]);
+/// # Ok::<(), throughline::Error>(())
+/// ```
 pub fn run(graph: &Graph, given: &HashMap<Value, Array>, wanted: &[Value]) -> Result<Vec<Array>> {
     let mut values: HashMap<Value, Array> = given.clone();
     for id in graph.needed(wanted) {
@@ -84,27 +52,4 @@ fn check_type(name: &str, array: &Array, ty: &TensorType) -> Result<()> {
         return Ok(());
     }
     Err(Error::Data { tensor: format!("{name} (reference)"), expected: ty.to_string(), got: array.shape.to_string() })
-}
-
-/// Normalised mean squared error: `sum((got - want)^2) / sum(want^2)`. Zero against zero is 0; a
-/// NaN or a difference against all zeros is infinite.
-pub fn nmse(got: &[f32], want: &[f64]) -> f64 {
-    let (mut err, mut norm) = (0.0, 0.0);
-    for (&g, &w) in got.iter().zip(want) {
-        err += (f64::from(g) - w).powi(2);
-        norm += w * w;
-    }
-    match (got.len() == want.len() && err.is_finite(), err == 0.0) {
-        (false, _) => f64::INFINITY,
-        (true, true) => 0.0,
-        // Below this a tensor counts as zero: f32 noise around an exact zero is not an error.
-        (true, false) if norm < 1e-20 * want.len() as f64 => {
-            if err < 1e-12 * want.len() as f64 {
-                0.0
-            } else {
-                f64::INFINITY
-            }
-        }
-        (true, false) => err / norm,
-    }
 }

@@ -1,16 +1,15 @@
-//! Shapes, types and tensors in GPU memory.
+//! Shapes and element types.
 //!
-//! Storage contract: a tensor's storage is a whole number of 16-byte quads, so that elementwise
-//! kernels may process `vec4`s without a tail. What the padding behind the last element holds is
-//! unspecified; reductions must not read it.
+//! The storage of a tensor is always a whole number of 16-byte quads, so that elementwise kernels can process `vec4`s
+//! without a tail. The contents of the padding after the last element are unspecified; reductions must not read it.
+//!
+//! Tensors in GPU memory are [`Tensor`](crate::Tensor)s.
 
 use std::fmt;
 
 use crate::error::{Error, Result};
-use crate::gpu::Gpu;
-use crate::staging::{self, Readback};
 
-/// Element type of a tensor. Both take four bytes.
+/// Element type of a tensor. Both types take four bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
     /// 32-bit float.
@@ -36,11 +35,13 @@ impl fmt::Display for DType {
 }
 
 /// Dimensions, row-major: the last one is contiguous.
+///
+/// Arrays, slices and vectors convert into it, so most functions accept `[4, 8]` directly.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Shape(Vec<usize>);
 
 impl Shape {
-    /// A shape of these dimensions. A scalar is `[1]`.
+    /// A shape with these dimensions. A scalar is `[1]`.
     pub fn new(dims: impl Into<Vec<usize>>) -> Self {
         Shape(dims.into())
     }
@@ -55,12 +56,12 @@ impl Shape {
         self.0.len()
     }
 
-    /// Number of elements. Checked not to overflow when a graph takes the shape.
+    /// Number of elements. Graphs check that it does not overflow.
     pub fn len(&self) -> usize {
         self.0.iter().product()
     }
 
-    /// True if there is no element.
+    /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -70,24 +71,24 @@ impl Shape {
         self.0.last().copied().unwrap_or(1)
     }
 
-    /// Product of all dimensions but the last.
+    /// Product of all dimensions except the last.
     pub fn rows(&self) -> usize {
         self.0.split_last().map_or(1, |(_, lead)| lead.iter().product())
     }
 
-    /// All dimensions but the last.
+    /// All dimensions except the last.
     pub fn lead(&self) -> &[usize] {
         self.0.split_last().map_or(&[], |(_, lead)| lead)
     }
 
-    /// The same leading dimensions with another last one.
+    /// The same leading dimensions with another last dimension.
     pub fn with_cols(&self, cols: usize) -> Shape {
         let mut dims = self.lead().to_vec();
         dims.push(cols);
         Shape(dims)
     }
 
-    /// Why this shape cannot be a tensor, if it cannot.
+    /// Why this shape cannot be that of a tensor, if it cannot.
     pub(crate) fn problem(&self) -> Option<String> {
         if self.0.is_empty() || self.0.contains(&0) {
             return Some(format!("shape {self} is empty; every dimension must be at least 1"));
@@ -130,7 +131,7 @@ impl fmt::Debug for Shape {
     }
 }
 
-/// Shape and element type.
+/// Shape and element type of a tensor.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct TensorType {
     /// The dimensions.
@@ -155,7 +156,7 @@ impl TensorType {
         self.shape.len()
     }
 
-    /// True if there is no element.
+    /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.shape.is_empty()
     }
@@ -165,7 +166,7 @@ impl TensorType {
         self.len() * self.dtype.size()
     }
 
-    /// Bytes of storage: [`bytes`](Self::bytes) rounded up to whole quads of 16.
+    /// Bytes of storage: [`bytes`](Self::bytes) rounded up to whole quads of 16 bytes.
     pub fn storage_bytes(&self) -> usize {
         self.bytes().next_multiple_of(16)
     }
@@ -183,109 +184,9 @@ impl fmt::Debug for TensorType {
     }
 }
 
-/// A tensor in GPU memory: a typed range of a buffer. Cloning clones the handle, not the data.
-#[derive(Clone, Debug)]
-pub struct Tensor {
-    buffer: wgpu::Buffer,
-    offset: u64,
-    ty: TensorType,
-}
-
-impl Tensor {
-    /// What the buffer of a tensor must be usable for.
-    pub const USAGES: wgpu::BufferUsages =
-        wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
-
-    /// A zeroed tensor in a buffer of its own.
-    pub fn zeros(gpu: &Gpu, label: &str, ty: TensorType) -> Result<Tensor> {
-        let buffer = gpu.storage_buffer(label, ty.storage_bytes() as u64)?;
-        Ok(Tensor { buffer, offset: 0, ty })
-    }
-
-    /// A range of a buffer that the caller owns. The buffer needs [`USAGES`](Self::USAGES); `offset` must be a multiple of 256 and the range must hold
-    /// [`TensorType::storage_bytes`].
-    pub fn from_buffer(buffer: wgpu::Buffer, offset: u64, ty: TensorType) -> Result<Tensor> {
-        let err = |expected: String, got: String| Error::Data { tensor: "buffer range".into(), expected, got };
-        if let Some(problem) = ty.shape.problem() {
-            return Err(err("a shape with elements".into(), problem));
-        }
-        if !buffer.usage().contains(Self::USAGES) {
-            return Err(err(format!("usages {:?}", Self::USAGES), format!("{:?}", buffer.usage())));
-        }
-        if !offset.is_multiple_of(256) {
-            return Err(err("an offset that is a multiple of 256".into(), offset.to_string()));
-        }
-        let end = offset.checked_add(ty.storage_bytes() as u64);
-        if end.is_none_or(|end| end > buffer.size()) {
-            return Err(err(
-                format!("{} bytes from offset {offset} for {ty}", ty.storage_bytes()),
-                format!("a buffer of {} bytes", buffer.size()),
-            ));
-        }
-        Ok(Tensor { buffer, offset, ty })
-    }
-
-    /// Shape and element type.
-    pub fn ty(&self) -> &TensorType {
-        &self.ty
-    }
-
-    /// The buffer that holds the elements.
-    pub fn buffer(&self) -> &wgpu::Buffer {
-        &self.buffer
-    }
-
-    /// Where in the buffer the first element is, in bytes.
-    pub fn offset(&self) -> u64 {
-        self.offset
-    }
-
-    /// Queues a write of all elements. The write happens before the next submit; nothing blocks.
-    pub fn write<T: Element>(&self, gpu: &Gpu, data: &[T]) -> Result<()> {
-        self.expect(data)?;
-        gpu.write(&self.buffer, self.offset, bytemuck::cast_slice(data))
-    }
-
-    /// Records a write of all elements into `encoder`: it happens between what was recorded before it and what comes
-    /// behind. The bytes go through staging buffers that are used again, so that repeated writes allocate nothing.
-    pub fn record_write<T: Element>(&self, gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, data: &[T]) -> Result<()> {
-        self.expect(data)?;
-        staging::upload(gpu, encoder, &self.buffer, self.offset, bytemuck::cast_slice(data))
-    }
-
-    fn expect<T: Element>(&self, data: &[T]) -> Result<()> {
-        match T::DTYPE == self.ty.dtype && data.len() == self.ty.len() {
-            true => Ok(()),
-            false => Err(Error::Data {
-                tensor: self.ty.to_string(),
-                expected: format!("{} elements of {}", self.ty.len(), self.ty.dtype),
-                got: format!("{} elements of {}", data.len(), T::DTYPE),
-            }),
-        }
-    }
-
-    /// Records a copy of the elements into `encoder`, to be read once that has been submitted.
-    pub fn read_later(&self, gpu: &Gpu, encoder: &mut wgpu::CommandEncoder) -> Readback {
-        Readback::record(gpu, encoder, self)
-    }
-
-    /// Reads all elements as they are behind everything submitted so far. Resolves once the device has been polled.
-    pub async fn read<T: Element>(&self, gpu: &Gpu) -> Result<Vec<T>> {
-        let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        let readback = self.read_later(gpu, &mut encoder);
-        gpu.submit(encoder)?;
-        readback.take().await
-    }
-
-    /// [`read`](Self::read), waiting for the GPU.
-    pub fn read_blocking<T: Element>(&self, gpu: &Gpu) -> Result<Vec<T>> {
-        gpu.run_blocking(self.read(gpu))
-    }
-}
-
-/// Host types that tensors are read into and written from.
+/// Host types that tensors can be read into and written from: `f32` and `u32`.
 pub trait Element: bytemuck::Pod {
-    /// The tensor element type that this is.
+    /// The corresponding element type of tensors.
     const DTYPE: DType;
 }
 
@@ -295,4 +196,29 @@ impl Element for f32 {
 
 impl Element for u32 {
     const DTYPE: DType = DType::U32;
+}
+
+/// Splits the rows of a matrix into as few parts as possible with at most `max_bytes` each, and returns the number of
+/// rows of each part.
+///
+/// Use it with [`Profile::max_tensor_bytes`](crate::Profile::max_tensor_bytes) for tables that a device cannot bind
+/// whole. The parts have about the same size. All parts but the last have a multiple of 64 rows, if that many fit, so
+/// that kernels can load quads.
+/// ```
+/// use throughline::tensor::split_rows;
+/// assert_eq!(split_rows(49_152, 4 * 576, 128 << 20)?, [49_152]);
+/// assert_eq!(split_rows(50_257, 4 * 768, 128 << 20)?, [25_152, 25_105]);
+/// # Ok::<(), throughline::Error>(())
+/// ```
+pub fn split_rows(rows: usize, row_bytes: usize, max_bytes: u64) -> Result<Vec<usize>> {
+    // Storage is a multiple of 16 bytes.
+    let max = usize::try_from(max_bytes).unwrap_or(usize::MAX) / 16 * 16;
+    let fit = max / row_bytes.max(1);
+    if fit == 0 {
+        return Err(Error::Limit(format!("a row takes {row_bytes} bytes; the adapter binds at most {max_bytes}")));
+    }
+    let unit = if fit < 64 { 1 } else { 64 };
+    let most = if rows <= fit { rows.max(1) } else { fit / unit * unit };
+    let each = rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(unit).clamp(1, most);
+    Ok((0..rows).step_by(each).map(|start| each.min(rows - start)).collect())
 }

@@ -1,25 +1,26 @@
-//! Views of a transformer that a step does not give: what its layers would predict, what it would be without one, where
-//! its heads look. Each is a graph of its own on the same parameters, made once and run on demand, without dropout.
+//! Views of a transformer that a training step does not offer: what each layer would predict, the loss without a layer,
+//! where a head attends.
+//!
+//! Each view is a graph of its own on the same parameters, without dropout. Build it once and run it on demand. For
+//! numbers that every step can report at little cost, use [probes](crate::probe) instead.
 
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::data::Batch;
+use crate::device::{ExecOptions, Executable, Gpu, Readback};
 use crate::error::{Error, Result};
-use crate::exec::{ExecOptions, Executable};
-use crate::gpu::Gpu;
 use crate::graph::{Graph, Source, Value};
 use crate::nn::{Block, StandardBlock, Transformer, TransformerConfig};
 use crate::ops::attention::Attention;
 use crate::ops::matmul::Matmul;
 use crate::optim::Arena;
 use crate::probe::{Edit, Patch, Reading, TensorReading, branches, tap_name};
-use crate::staging::Readback;
 use crate::tensor::TensorType;
 use crate::train::Trainer;
+use crate::train::data::Batch;
 
-/// A model to look at: its parameters stay those that are trained.
+/// The model that a view reads. Its parameters stay in place and may be trained further between two runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
     /// The device.
@@ -46,13 +47,13 @@ impl<'a> Subject<'a> {
     }
 
     fn build(&self, batch: usize, time: usize) -> Result<(Graph, Transformer)> {
-        // With tables in parts as those of the parameters.
+        // Tables are split into the same parts as the parameters.
         let mut g = Graph::with_max_tensor_bytes(self.params.layout.max_bytes);
         let gpt = Transformer::build_with(&mut g, self.config, self.block, batch, time, false)?;
         Ok((g, gpt))
     }
 
-    /// Ready to run, on the model's parameters.
+    /// An executable of this graph, bound to the model's parameters.
     async fn executable(&self, g: &Graph, outputs: &[Value]) -> Result<Executable> {
         let layout = &self.params.layout;
         let named: HashMap<&str, usize> =
@@ -74,11 +75,14 @@ async fn number(readback: Readback) -> Result<f64> {
     Ok(f64::from(readback.take::<f32>().await?[0]))
 }
 
-/// The logit lens: what the model predicts if the final norm and the head come after fewer layers. It takes memory for
-/// the stream at every depth, and for about five times the scores of a batch.
+/// The logit lens (nostalgebraist 2020, "interpreting GPT: the logit lens"): what the model predicts if the final norm
+/// and the output projection follow after fewer layers.
+///
+/// Use it to see at which depth a prediction forms. It takes memory for the stream at every depth, and for about five
+/// times the logits of a batch.
 ///
 /// ```no_run
-/// # fn of(trainer: &throughline::train::Trainer, batch: throughline::data::Batch) -> throughline::Result<()> {
+/// # fn of(trainer: &throughline::train::Trainer, batch: throughline::train::data::Batch) -> throughline::Result<()> {
 /// use throughline::views::{LogitLens, Subject};
 /// let lens = LogitLens::new_blocking(&Subject::of(trainer), 4, 256)?;
 /// for reading in lens.run_blocking(&batch)? {
@@ -92,7 +96,7 @@ pub struct LogitLens {
     exec: Executable,
     tokens: Value,
     targets: Value,
-    /// Name of the stream's value, its cross-entropy, its divergence.
+    /// Name of the stream's node, its cross-entropy, its divergence.
     layers: Vec<(String, Value, Value)>,
 }
 
@@ -135,9 +139,9 @@ impl LogitLens {
         pollster::block_on(Self::new(model, batch, time))
     }
 
-    /// After each layer, 0 being the embedding: `lens_cross_entropy`, to the targets, in nats per token; and `lens_kl`,
-    /// the Kullback-Leibler divergence of the model's prediction from the layer's, mean over all tokens, in nats.
-    /// Resolves once the device has been polled.
+    /// Runs the lens. For each depth, 0 being the embedding, it returns `lens_cross_entropy`, the loss against the
+    /// targets in nats per token, and `lens_kl`, the Kullback-Leibler divergence of the model's prediction from that
+    /// depth's, in nats, averaged over all tokens. Resolves once the device has been polled.
     pub async fn run(&self, batch: &Batch) -> Result<Vec<Reading>> {
         self.exec.write(self.tokens, &batch.tokens)?;
         self.exec.write(self.targets, &batch.targets)?;
@@ -160,13 +164,13 @@ impl LogitLens {
         Ok(readings)
     }
 
-    /// [`run`](Self::run), waiting.
+    /// [`run`](Self::run), waiting for the GPU.
     pub fn run_blocking(&self, batch: &Batch) -> Result<Vec<Reading>> {
         self.exec.gpu().run_blocking(self.run(batch))
     }
 }
 
-/// Adds again what leads from `from` to `to`, from `with` on.
+/// Adds the nodes that lead from `from` to `to` once more, starting from `with`.
 fn replay(g: &mut Graph, from: Value, to: Value, with: Value) -> Result<Value> {
     let mut moved = HashMap::from([(from, with)]);
     for id in g.needed(&[to]) {
@@ -182,10 +186,12 @@ fn replay(g: &mut Graph, from: Value, to: Value, with: Value) -> Result<Value> {
     Ok(moved.get(&to).copied().unwrap_or(to))
 }
 
-/// The loss without one layer: its branches add nothing to the stream. (In post-norm models its norms stay.)
+/// The loss without one layer, whose branches then add nothing to the stream. (In post-norm models its norms remain.)
+///
+/// Use it to see which layers the model depends on.
 ///
 /// ```no_run
-/// # fn of(trainer: &throughline::train::Trainer, batch: throughline::data::Batch) -> throughline::Result<()> {
+/// # fn of(trainer: &throughline::train::Trainer, batch: throughline::train::data::Batch) -> throughline::Result<()> {
 /// use throughline::views::{DropLayer, Subject};
 /// let losses = DropLayer::new_blocking(&Subject::of(trainer), 4, 256)?.run_blocking(&batch)?;
 /// for reading in &losses[1..] {
@@ -234,8 +240,8 @@ impl DropLayer {
         pollster::block_on(Self::new(model, batch, time))
     }
 
-    /// First `loss`, with all layers, then `dropped_loss` for each layer that is left out: mean cross-entropy in
-    /// nats per token. Resolves once the device has been polled.
+    /// Runs all ablations. Returns `loss`, with all layers, and then a `dropped_loss` for each layer left out: the mean
+    /// cross-entropy in nats per token. Resolves once the device has been polled.
     pub async fn run(&self, batch: &Batch) -> Result<Vec<Reading>> {
         self.exec.write(self.tokens, &batch.tokens)?;
         self.exec.write(self.targets, &batch.targets)?;
@@ -261,13 +267,13 @@ impl DropLayer {
         Ok(readings)
     }
 
-    /// [`run`](Self::run), waiting.
+    /// [`run`](Self::run), waiting for the GPU.
     pub fn run_blocking(&self, batch: &Batch) -> Result<Vec<Reading>> {
         self.exec.gpu().run_blocking(self.run(batch))
     }
 }
 
-/// Where a head looks: the probabilities `softmax(scale * q k^T)` that attention itself never stores.
+/// Where a head attends: the probabilities `softmax(scale * q k^T)`, which attention itself never stores.
 ///
 /// ```no_run
 /// # fn of(trainer: &throughline::train::Trainer, tokens: &[u32]) -> throughline::Result<()> {
@@ -327,7 +333,7 @@ impl AttentionMap {
         pollster::block_on(Self::new(model, shape, layer, head))
     }
 
-    /// The map for these tokens, `[batch, query, key]`. Resolves once the device has been polled.
+    /// Computes the map for these tokens, `[batch, query, key]`. Resolves once the device has been polled.
     pub async fn run(&self, tokens: &[u32]) -> Result<TensorReading> {
         self.exec.write(self.tokens, tokens)?;
         let gpu = self.exec.gpu();
@@ -341,7 +347,7 @@ impl AttentionMap {
         Ok(TensorReading { name: "attention_map".into(), node, layer, shape, data })
     }
 
-    /// [`run`](Self::run), waiting.
+    /// [`run`](Self::run), waiting for the GPU.
     pub fn run_blocking(&self, tokens: &[u32]) -> Result<TensorReading> {
         self.exec.gpu().run_blocking(self.run(tokens))
     }

@@ -6,15 +6,14 @@ mod common;
 use std::sync::Arc;
 
 use common::{gpu, profiles};
-use throughline::autodiff::Vjp;
-use throughline::data::{CharTokenizer, Dataset};
-use throughline::kernel::Kernel;
+use throughline::decode::sample::Sampling;
+use throughline::graph::{Op, Vjp};
+use throughline::kernel::{Bind, Kernel, Launch, Program};
 use throughline::nn::{Positions, Transformer, TransformerConfig};
 use throughline::ops::rope::Scaling;
-use throughline::ops::{Bind, Launch, Op, Program};
 use throughline::optim::{Arena, ArenaLayout};
 use throughline::reference::{self, Array};
-use throughline::sample::Sampling;
+use throughline::train::data::{CharTokenizer, Dataset};
 use throughline::{
     AdapterClass, Error, ExecOptions, Executable, Graph, Plan, Profile, Result, Tensor, TensorType, Value,
 };

@@ -82,8 +82,9 @@ fn train_resume_and_generate() {
         assert!(!a[key].is_null(), "{key}");
     }
     assert!(a["tokens_per_s"].as_f64().unwrap() > 0.0 && a["first_step_s"].as_f64().unwrap() > 0.0);
-    let weights =
-        |d: &str| throughline::checkpoint::Checkpoint::load(&Path::new(d).join("checkpoint.safetensors")).unwrap();
+    let weights = |d: &str| {
+        throughline::train::checkpoint::Checkpoint::load(&Path::new(d).join("checkpoint.safetensors")).unwrap()
+    };
     assert!(weights(&whole).same_bits(&weights(&parts)), "a resumed run differs from an unbroken one");
 
     let generate =
@@ -353,7 +354,8 @@ fn an_interrupted_run_saves_and_resumes() {
     let output = child.wait_with_output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && stderr.contains("go on with --resume"), "{stderr}");
-    let saved = throughline::checkpoint::Checkpoint::load(&Path::new(&out).join("checkpoint.safetensors")).unwrap();
+    let saved =
+        throughline::train::checkpoint::Checkpoint::load(&Path::new(&out).join("checkpoint.safetensors")).unwrap();
     assert!(saved.state.step >= 5 && stderr.contains(&format!("stopped at step {}", saved.state.step)), "{stderr}");
     let more = (saved.state.step + 3).to_string();
     ok("train", &["--text", &text, "--resume", &out, "--stop-after", &more]);

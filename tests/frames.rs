@@ -6,11 +6,11 @@ mod common;
 use std::time::Duration;
 
 use common::{gpu, hf_folder};
+use throughline::decode::sample::Sampling;
 use throughline::decode::{Decoder, Event, Finish, FrameDecoder, GenerationOptions};
 use throughline::model::Model;
 use throughline::nn::TransformerConfig;
 use throughline::optim::Schedule;
-use throughline::sample::Sampling;
 use throughline::train::{TrainConfig, Trainer};
 use throughline::{Error, Gpu};
 
@@ -258,7 +258,7 @@ fn a_model_in_training_speaks_from_the_trainers_own_parameters() {
     let mut trainer = Trainer::new_blocking(gpu(), config).unwrap();
     let mut decoder = Decoder::on_params_blocking(gpu(), &model, &trainer.params, 1, 16).unwrap();
     let ids: Vec<u32> = (0..32).map(|i| i * 5 % 31).collect();
-    let batch = throughline::data::Batch { tokens: ids.clone(), targets: ids };
+    let batch = throughline::train::data::Batch { tokens: ids.clone(), targets: ids };
     let batch = std::slice::from_ref(&batch);
     // Minus the log of the softmax's share of the target.
     let nats = |(logits, target): (&[f32], &u32)| {

@@ -4,9 +4,9 @@ mod common;
 
 use common::{gpu, hf_folder};
 use futures_util::StreamExt;
+use throughline::decode::sample::Sampling;
 use throughline::decode::{Decoder, Event, Finish, FrameDecoder, GenerationOptions};
 use throughline::model::Model;
-use throughline::sample::Sampling;
 
 fn decoder(batch: usize, capacity: usize) -> Decoder {
     Decoder::with_batch_blocking(gpu(), &Model::open(&hf_folder("llama")).unwrap(), batch, capacity).unwrap()

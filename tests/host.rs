@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::gpu;
-use throughline::checkpoint::Checkpoint;
-use throughline::data::Batch;
+use throughline::decode::sample::Sampling;
 use throughline::decode::{Decoder, FrameDecoder, GenerationOptions};
 use throughline::model::Model;
 use throughline::nn::{Transformer, TransformerConfig};
 use throughline::optim::{MuonConfig, Schedule};
 use throughline::rng::Rng;
-use throughline::sample::Sampling;
+use throughline::train::checkpoint::Checkpoint;
+use throughline::train::data::Batch;
 use throughline::train::{SlicedStep, TrainConfig, Trainer};
 use throughline::{
     AdapterClass, Error, ExecOptions, Executable, Gpu, Graph, Plan, Profile, Readback, Requirements, Tensor,

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::gpu;
-use throughline::autodiff::Vjp;
-use throughline::kernel::Kernel;
-use throughline::ops::{Bind, Launch, Op, Program};
+use throughline::device::timeline::Clock;
+use throughline::graph::{Op, Vjp};
+use throughline::kernel::{Bind, Kernel, Launch, Program};
+use throughline::plan::variants;
 use throughline::reference::Array;
-use throughline::timeline::Clock;
-use throughline::tune::{self, Choices};
 use throughline::{
-    Error, ExecOptions, Executable, Gpu, Graph, Pace, Plan, Profile, Readback, Result, TensorType, Tuner, Value,
+    Choices, Error, ExecOptions, Executable, Gpu, Graph, Pace, Plan, Profile, Readback, Result, TensorType, Tuner,
+    Value,
 };
 
 /// y = x, by a kernel that takes its time in one of two variants.
@@ -81,7 +81,9 @@ fn the_tuner_takes_the_fastest_variant_and_remembers_it() {
     let path = dir.path().join("tuned.json");
     let (g, x, z) = dawdle(100);
     assert_eq!(rounds(&Plan::new(&g, &[z], gpu().profile()).unwrap()), "100000u"); // unmeasured: the first
-    let tuned = gpu().with_tuner(Tuner::open(&path).unwrap());
+    let mut tuner = Tuner::open(&path).unwrap();
+    let choices = tuner.tune_blocking(gpu(), [&gpu().plan(&g, &[z]).unwrap()]).unwrap();
+    let tuned = gpu().with_choices(choices);
     let plan = tuned.plan(&g, &[z]).unwrap();
     assert_eq!(rounds(&plan), "1u");
     let exec = Executable::new_blocking(&tuned, Arc::new(plan), ExecOptions::default()).unwrap();
@@ -95,11 +97,11 @@ fn the_tuner_takes_the_fastest_variant_and_remembers_it() {
         let (g, _, z) = dawdle(n);
         Plan::new(&g, &[z], gpu().profile()).unwrap()
     };
-    let key = tune::tunables(&plan(100), gpu().profile())[0].key.clone();
-    assert_eq!(again.choose_blocking(gpu(), &plan(100)).unwrap().get(&key), Some("quick"));
-    assert_eq!(again.choose_blocking(gpu(), &plan(100)).unwrap().get(&key), Some("quick"));
+    let key = variants::tunables(&plan(100), gpu().profile())[0].key.clone();
+    assert_eq!(again.tune_blocking(gpu(), [&plan(100)]).unwrap().get(&key), Some("quick"));
+    assert_eq!(again.tune_blocking(gpu(), [&plan(100)]).unwrap().get(&key), Some("quick"));
     assert_eq!(again.measured(), 0);
-    again.choose_blocking(gpu(), &plan(1000)).unwrap();
+    again.tune_blocking(gpu(), [&plan(1000)]).unwrap();
     assert_eq!(again.measured(), 1);
 
     // A choice that the op does not offer is as none, and other kernels are measured anew.
@@ -110,8 +112,7 @@ fn the_tuner_takes_the_fastest_variant_and_remembers_it() {
     let kernels = text.split("\"kernels\": ").nth(1).unwrap().split(',').next().unwrap().to_string();
     std::fs::write(&path, text.replace(&kernels, "1")).unwrap();
     let mut stale = Tuner::open(&path).unwrap();
-    stale.choose_blocking(gpu(), &plan(100)).unwrap();
-    stale.choose_blocking(gpu(), &plan(1000)).unwrap();
+    stale.tune_blocking(gpu(), [&plan(100), &plan(1000)]).unwrap();
     assert_eq!(stale.measured(), 1);
 }
 
@@ -132,9 +133,10 @@ fn a_bad_tuner_file_is_an_error_that_names_it() {
     }
     std::fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
     assert!(matches!(Tuner::open(&path), Err(Error::Format { .. })));
-    let nowhere = gpu().with_tuner(Tuner::open(dir.path().join("no/such/dir.json")).unwrap());
+    let mut nowhere = Tuner::open(dir.path().join("no/such/dir.json")).unwrap();
     let (g, _, z) = dawdle(10);
-    assert!(matches!(nowhere.plan(&g, &[z]), Err(Error::Io { .. })));
+    let plan = gpu().plan(&g, &[z]).unwrap();
+    assert!(matches!(nowhere.tune_blocking(gpu(), [&plan]), Err(Error::Io { .. })));
 }
 
 #[test]

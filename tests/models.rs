@@ -7,15 +7,17 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use common::{gpu, hf_expected as expected, hf_folder as folder, whole_and_split, worst};
+use common::hf_expected as expected;
+use common::hf_folder as folder;
+use common::{gpu, whole_and_split, worst};
 use safetensors::SafeTensors;
-use throughline::checkpoint::Checkpoint;
-use throughline::data::Batch;
 use throughline::decode::Decoder;
 use throughline::embed::{Pooling, SentenceEncoder};
 use throughline::model::{self, Model};
 use throughline::nn::TransformerEncoder;
 use throughline::optim::Schedule;
+use throughline::train::checkpoint::Checkpoint;
+use throughline::train::data::Batch;
 use throughline::train::{TrainConfig, Trainer};
 use throughline::{ExecOptions, Executable, Gpu, Graph, Plan};
 

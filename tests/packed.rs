@@ -16,8 +16,8 @@ mod common;
 use std::sync::Arc;
 
 use common::{gpu, profiles};
+use throughline::format::Packed;
 use throughline::format::{Stored, quant};
-use throughline::ops::packed::Packed;
 use throughline::rng::Rng;
 use throughline::{ExecOptions, Executable, Graph, Plan, Profile, TensorType, Value};
 

@@ -6,11 +6,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use common::{gpu, profiles};
+use throughline::format::Packed;
 use throughline::format::Stored;
-use throughline::ops::packed::Packed;
-use throughline::ops::parts::split_rows;
 use throughline::ops::random_array;
 use throughline::reference::{self, Array, nmse};
+use throughline::tensor::split_rows;
 use throughline::{AdapterClass, ExecOptions, Executable, Graph, Plan, Profile, Result, TensorType, Value};
 
 const D: usize = 32;

@@ -6,11 +6,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use common::gpu;
-use throughline::data::Batch;
 use throughline::nn::{Block, Builder, Init, NormPlacement, StandardBlock, Transformer, TransformerConfig};
 use throughline::optim::{AdamWConfig, Schedule};
 use throughline::probe::{self, Edit, Instruments, Measure, Patch, Probe, Reading, Readings, Tap};
 use throughline::reference::{self, Array, nmse};
+use throughline::train::data::Batch;
 use throughline::train::{TrainConfig, TrainOptions, Trainer};
 use throughline::views::{AttentionMap, DropLayer, LogitLens, Subject};
 use throughline::{AdapterClass, ExecOptions, Executable, Graph, Plan, Profile, Result, TensorType, Value};

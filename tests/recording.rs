@@ -12,11 +12,11 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use common::gpu;
-use throughline::checkpoint::Checkpoint;
-use throughline::data::Batch;
 use throughline::nn::TransformerConfig;
 use throughline::optim::Schedule;
 use throughline::rng::Rng;
+use throughline::train::checkpoint::Checkpoint;
+use throughline::train::data::Batch;
 use throughline::train::{TrainConfig, Trainer};
 use throughline::{Error, ExecOptions, Executable, Gpu, Graph, Plan, Tensor, TensorType, Value};
 

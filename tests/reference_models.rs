@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use common::gpu;
 use safetensors::SafeTensors;
-use throughline::data::Batch;
 use throughline::nn::{Transformer, TransformerConfig};
 use throughline::optim::{Arena, Schedule};
+use throughline::train::data::Batch;
 use throughline::train::{TrainConfig, Trainer};
 use throughline::{ExecOptions, Executable, Graph, Plan};
 

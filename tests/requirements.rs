@@ -5,12 +5,12 @@ mod common;
 use std::sync::Arc;
 
 use common::{gpu, hf_folder, whole_and_split};
-use throughline::data::Batch;
 use throughline::decode::{DecodePlan, Decoder};
 use throughline::model::Model;
 use throughline::nn::TransformerConfig;
 use throughline::optim::{AdamWConfig, Arena, ArenaLayout, MuonConfig, Optimizer, OptimizerPlan, Schedule};
 use throughline::probe::{Edit, Patch};
+use throughline::train::data::Batch;
 use throughline::train::{TrainConfig, TrainOptions, TrainPlan, Trainer};
 use throughline::views::{LogitLens, Subject};
 use throughline::{

@@ -6,10 +6,10 @@ mod common;
 use std::sync::Arc;
 
 use common::gpu;
-use throughline::data::Batch;
 use throughline::nn::{Init, NormPlacement, Transformer, TransformerConfig};
 use throughline::optim::{AdamWConfig, Schedule};
 use throughline::rng::Rng;
+use throughline::train::data::Batch;
 use throughline::train::{TrainConfig, Trainer};
 use throughline::{ExecOptions, Executable, Graph, Value};
 

@@ -6,8 +6,8 @@ mod common;
 use std::sync::Arc;
 
 use common::{gpu, profiles};
+use throughline::decode::sample::{Candidates, Sampling};
 use throughline::rng::Rng;
-use throughline::sample::{Candidates, Sampling};
 use throughline::{ExecOptions, Executable, Graph, Plan, Profile, TensorType};
 
 /// What the op gives for rows of `n` logits: values, ids and lse.

@@ -6,15 +6,14 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use common::{gpu, whole_and_split, worst};
-
 use safetensors::SafeTensors;
 use throughline::Error;
-use throughline::data::Batch;
+use throughline::decode::sample::Sampling;
 use throughline::decode::{Decoder, Finish, GenerationOptions};
 use throughline::model::{self, Model};
 use throughline::optim::Schedule;
-use throughline::sample::Sampling;
 use throughline::tokenize::ModelTokenizer;
+use throughline::train::data::Batch;
 use throughline::train::{TrainConfig, Trainer};
 
 fn file() -> PathBuf {

@@ -3,10 +3,11 @@
 mod common;
 
 use common::gpu;
+use throughline::device::texture::TextureOutput;
 use throughline::rng::Rng;
-use throughline::texture::TextureOutput;
 use throughline::{Gpu, Tensor, TensorType};
-use wgpu::{TextureFormat as Format, TextureUsages as Usages};
+use wgpu::TextureFormat as Format;
+use wgpu::TextureUsages as Usages;
 
 const USAGES: Usages = Usages::STORAGE_BINDING.union(Usages::TEXTURE_BINDING).union(Usages::COPY_SRC);
 

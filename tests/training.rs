@@ -5,11 +5,11 @@ mod common;
 use std::sync::Arc;
 
 use common::{gpu, whole_and_split};
-use throughline::checkpoint::Checkpoint;
-use throughline::data::{Batch, Dataset};
 use throughline::nn::{Biases, Init, Mlp, Norm, NormPlacement, Transformer, TransformerConfig};
 use throughline::optim::{AdamWConfig, Arena, Decay, MuonConfig, Schedule};
 use throughline::plan::Slot;
+use throughline::train::checkpoint::Checkpoint;
+use throughline::train::data::{Batch, Dataset};
 use throughline::train::{TrainConfig, Trainer};
 use throughline::{AdapterClass, ExecOptions, Executable, Graph, Plan, Profile, Value};
 

@@ -15,8 +15,8 @@ use anyhow::{Context, Result};
 use clap::{Parser, value_parser};
 use serde::{Deserialize, Serialize};
 use throughline::Gpu;
-use throughline::checkpoint::write_atomically;
 use throughline::nn::{Init, NormPlacement, TransformerConfig};
+use throughline::train::checkpoint::write_atomically;
 
 #[derive(Parser)]
 #[command(about = "Measure what depth does to gradients, the stream and the learning rate, in pre- and post-norm")]

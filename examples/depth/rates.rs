@@ -14,10 +14,10 @@ use std::collections::BTreeMap;
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use throughline::Gpu;
-use throughline::data::Batch;
 use throughline::nn::{NormPlacement, TransformerConfig};
 use throughline::optim::{AdamWConfig, Schedule};
 use throughline::rng::Rng;
+use throughline::train::data::Batch;
 use throughline::train::{TrainConfig, Trainer};
 
 use crate::{PLACEMENTS, Settings, VOCAB, name};

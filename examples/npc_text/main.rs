@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use clap::Parser;
+use throughline::decode::sample::Sampling;
 use throughline::decode::{Event, FrameDecoder, GenerationOptions};
 use throughline::rng::Rng;
-use throughline::sample::Sampling;
 use throughline::{Gpu, Pace};
 use words::Words;
 use world::World;

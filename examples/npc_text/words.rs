@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use throughline::Gpu;
-use throughline::checkpoint::Checkpoint;
-use throughline::data::{CharTokenizer, Dataset};
 use throughline::decode::Decoder;
 use throughline::model::Model;
 use throughline::nn::{Init, TransformerConfig};
 use throughline::optim::{AdamWConfig, Arena, ArenaLayout, Decay, Schedule};
 use throughline::tokenize::{Message, ModelTokenizer};
+use throughline::train::checkpoint::Checkpoint;
+use throughline::train::data::{CharTokenizer, Dataset};
 use throughline::train::{TrainConfig, Trainer};
 
 /// Capacity of a character's context, in tokens.

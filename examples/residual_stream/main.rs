@@ -27,8 +27,8 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use lab::{Lab, LabFlags, Run, Step};
 use serde::Serialize;
-use throughline::checkpoint::write_atomically;
 use throughline::nn::{Init, NormPlacement, StandardBlock, TransformerConfig};
+use throughline::train::checkpoint::write_atomically;
 
 #[derive(Parser)]
 #[command(about = "Show what each layer adds to the residual stream while a small transformer learns")]

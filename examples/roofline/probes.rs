@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
-use throughline::autodiff::Vjp;
-use throughline::kernel::Kernel;
-use throughline::ops::{Bind, Launch, Op, Program};
+use throughline::graph::{Op, Vjp};
+use throughline::kernel::{Bind, Kernel, Launch, Program};
+use throughline::plan::variants;
 use throughline::reference::Array;
-use throughline::{ExecOptions, Executable, Gpu, Graph, Plan, TensorType, tune};
+use throughline::{ExecOptions, Executable, Gpu, Graph, Plan, TensorType};
 
 use crate::measure::Clock;
 
@@ -58,7 +58,7 @@ fn best(
     let x = g.input("x", TensorType::f32([4 * quads]))?;
     let y = g.op1("y", op.clone(), &[x])?;
     let amount = work(&op, &[g.ty(y).clone()]) as f64;
-    let tunable = tune::tunables(&Plan::new(&g, &[y], gpu.profile())?, gpu.profile()).remove(0);
+    let tunable = variants::tunables(&Plan::new(&g, &[y], gpu.profile())?, gpu.profile()).remove(0);
     let mut results = vec![];
     for name in tunable.variants {
         let mut profile = gpu.profile().clone();

@@ -11,13 +11,13 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde::Serialize;
-use throughline::checkpoint::{Checkpoint, RunState, text_hash};
-use throughline::data::{Batch, CharTokenizer, Dataset};
+use throughline::decode::sample::Sampling;
 use throughline::decode::{Decoder, GenerationOptions};
 use throughline::nn::{Biases, Init, Mlp, Norm, NormPlacement, TransformerConfig};
 use throughline::optim::{AdamWConfig, Decay, MuonConfig, Schedule};
-use throughline::sample::Sampling;
-use throughline::train::{StepLoss, TrainConfig, Trainer};
+use throughline::train::checkpoint::{Checkpoint, RunState, text_hash};
+use throughline::train::data::{Batch, CharTokenizer, Dataset};
+use throughline::train::{StepLoss, TrainConfig, TrainOptions, TrainPlan, Trainer};
 use throughline::{Gpu, Tuner};
 
 /// Fraction of the text held out for validation.
@@ -360,7 +360,9 @@ impl Run {
         }
         let mut gpu = Gpu::headless_blocking()?;
         if let Some(path) = &flags.tune {
-            gpu = gpu.with_tuner(Tuner::open(path)?);
+            let plan = TrainPlan::new(&config, &TrainOptions::default(), gpu.profile())?;
+            let choices = Tuner::open(path)?.tune_blocking(&gpu, plan.plans())?;
+            gpu = gpu.with_choices(choices);
         }
         let mut trainer = Trainer::new_blocking(&gpu, config.clone())?;
         if let Some(checkpoint) = &resumed {

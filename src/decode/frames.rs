@@ -1,45 +1,48 @@
-//! Decoding in an app's frames: many texts at their own times, recorded into the encoders of frames as far as a budget
-//! goes.
+//! Decoding in an application's frames: many texts that start at any time, recorded into the encoders of frames as far
+//! as a budget allows.
 //!
-//! The work goes in passes over the whole batch: a pass takes the next part of every prompt, or the last token of
+//! The work is done in passes over the whole batch. A pass takes the next part of every prompt, or the last token of
 //! every text that is past its prompt. One pass is recorded at a time, over as many frames as it takes. How a text is
-//! cut into passes depends on the text alone, so when others speak and what frames have time for changes none.
+//! cut into passes depends on that text alone. So its tokens do not depend on who else speaks, or on how much time
+//! frames have.
 
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::generation::{Likeliest, Text};
-use super::{Decoder, Finish, GenerationOptions, Step};
+use super::decoder::{Decoder, Step};
+use super::generation::{Finish, GenerationOptions, Likeliest, Text};
+use crate::device::timeline::Timeline;
+use crate::device::{Readback, now};
 use crate::error::{Error, Result};
-use crate::gpu::now;
-use crate::staging::Readback;
-use crate::timeline::Timeline;
 
-/// What comes of a text.
+/// What happened to a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// Its next token.
     Token(u32),
-    /// Its end: nothing more comes.
+    /// Its end. Nothing more follows.
     Finished(Finish),
 }
 
-/// A decoder whose sequences each say something of their own, as frames have time for it: the characters of a game,
-/// say. Nothing waits for the GPU once it is made.
+/// A decoder whose sequences each generate a text of their own while frames are rendered, such as the characters of a
+/// game. After construction nothing waits for the GPU.
 ///
 /// ```
 /// use std::time::Duration;
 /// use throughline::decode::{Decoder, Event, FrameDecoder, GenerationOptions};
-/// use throughline::{Gpu, model::Model};
+/// use throughline::Gpu;
+/// use throughline::model::Model;
 ///
 /// let gpu = Gpu::headless_blocking()?; // an app: `Gpu::from_device`
-/// let model = Model::open("tests/data/hf/llama".as_ref())?;
+/// # mod doctest { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/doctest.rs")); }
+/// # let folder = doctest::qwen3();
+/// let model = Model::open(folder.path())?;
 /// let decoder = Decoder::with_batch_blocking(&gpu, &model, 3, 64)?; // three characters
 /// let mut characters = FrameDecoder::new_blocking(decoder)?;
 ///
-/// characters.say(1, &[5, 17, 80], GenerationOptions { max_tokens: 4, ..Default::default() })?;
+/// characters.say(1, &[5, 17, 29], GenerationOptions { max_tokens: 4, ..Default::default() })?;
 /// let mut said = vec![];
 /// while !characters.is_silent() {
 ///     // A frame begins with what those before it have brought, to go on from that.
@@ -60,30 +63,30 @@ pub enum Event {
 #[derive(Debug)]
 pub struct FrameDecoder {
     decoder: Decoder,
-    /// What the kernels and copies of a pass of each kind take.
+    /// Times of the kernels and copies of a pass of each kind.
     estimates: [Vec<Duration>; 2],
     sequences: Vec<Sequence>,
-    /// What is being recorded.
+    /// The pass that is being recorded.
     pass: Option<Pass>,
-    /// Of each kind, the pass whose scores are on their way. They stay in its memory until all is drawn, so the next
-    /// pass of that kind waits for that; and then has all texts in it that are as far.
+    /// The pass of each kind whose logits are on their way. They stay in that pass's memory until everything is drawn,
+    /// so the next pass of the kind waits. It then includes all texts that have come as far.
     flights: [Option<Flight>; 2],
-    /// Kind of the last pass that was begun.
+    /// Kind of the last pass that was started.
     last: usize,
     events: Vec<(usize, Event)>,
 }
 
-/// Kinds of passes: by a token of each sequence, and by as many as a prompt's part has.
+/// Kinds of passes: one token of each sequence, or a part of its prompt.
 const SINGLE: usize = 0;
 const CHUNK: usize = 1;
 
 #[derive(Debug)]
 struct Sequence {
-    /// What it says, or has said. What it feeds from `fed` on is not in the cache, or not known to be.
+    /// What it says, or has said. The tokens to feed from `fed` on are not in the cache, or not yet known to be.
     text: Text,
     fed: usize,
     speaks: bool,
-    /// The rest of what is to be fed was in a pass whose scores are on their way.
+    /// Whether the rest of its tokens was in a pass whose logits are on their way.
     waits: bool,
 }
 
@@ -97,7 +100,7 @@ impl Sequence {
     }
 }
 
-/// A sequence in a pass, and how many of its tokens are.
+/// A sequence in a pass, and the number of its tokens in it.
 #[derive(Clone, Copy, Debug)]
 struct Member {
     sequence: usize,
@@ -108,13 +111,13 @@ struct Member {
 struct Pass {
     kind: usize,
     members: Vec<Member>,
-    /// Which of its kernels and copies comes next.
+    /// Index of the next kernel or copy.
     next: usize,
 }
 
 #[derive(Debug)]
 struct Flight {
-    /// Those that have not drawn yet.
+    /// The sequences that have not drawn yet.
     members: Vec<Member>,
     scores: Scores,
 }
@@ -122,7 +125,7 @@ struct Flight {
 #[derive(Debug)]
 enum Scores {
     Likeliest(Arriving<Likeliest>),
-    /// The likeliest tokens did not decide all draws, and a frame has yet to record the copy of all scores.
+    /// The likeliest tokens did not decide all draws, and a frame has yet to record the copy of all logits.
     Wanted,
     All(Arriving<Vec<f32>>),
 }
@@ -143,8 +146,8 @@ impl Scores {
     }
 }
 
-/// What a future will give, asked for without waiting. The mutex is never locked: it is there for apps that share what
-/// they hold between threads.
+/// A future's result, asked for without waiting. The mutex is never contended; it makes the type `Sync`, for
+/// applications that share it between threads.
 struct Arriving<T>(Mutex<Pin<Box<dyn Future<Output = Result<T>> + Send>>>);
 
 impl<T> Arriving<T> {
@@ -152,7 +155,7 @@ impl<T> Arriving<T> {
         Arriving(Mutex::new(Box::pin(future)))
     }
 
-    /// Not to be asked again after it was there.
+    /// Must not be called again after it has returned a result.
     fn arrived(&mut self) -> Option<Result<T>> {
         now(self.0.get_mut().unwrap_or_else(PoisonError::into_inner))
     }
@@ -164,7 +167,7 @@ impl<T> fmt::Debug for Arriving<T> {
     }
 }
 
-/// How often passes are measured.
+/// Number of times that passes are measured.
 const RUNS: usize = 4;
 
 impl FrameDecoder {
@@ -209,15 +212,17 @@ impl FrameDecoder {
         FrameDecoder { decoder, estimates, sequences, pass, flights, last: SINGLE, events }
     }
 
-    /// Makes a sequence begin a text with this prompt, whatever it has said or is saying. Its tokens are those of
-    /// [`Decoder::generate`] on a decoder with nothing in its cache. Records nothing yet; an `Err` leaves all as it was.
+    /// Starts a new text of a sequence with this prompt, whatever it has said or is saying. Its tokens are those that
+    /// [`Decoder::generate`] returns on an empty cache.
+    ///
+    /// Nothing is recorded yet. After an error everything is as it was.
     pub fn say(&mut self, sequence: usize, prompt: &[u32], options: GenerationOptions) -> Result<()> {
         self.expect(sequence)?;
         self.begin_text(sequence, 0, prompt.to_vec(), options)
     }
 
-    /// Makes a sequence go on with this prompt behind all that it was told and has said so far, which may be in the
-    /// middle of a text. The prompt may be empty where the last token was not a stop token.
+    /// Continues a sequence with this prompt, after everything that it was told and has said so far; this may be in the
+    /// middle of a text. The prompt may be empty unless the last token was a stop token.
     pub fn go_on(&mut self, sequence: usize, prompt: &[u32], options: GenerationOptions) -> Result<()> {
         self.expect(sequence)?;
         let feed = [self.sequences[sequence].unfed(), prompt].concat();
@@ -246,13 +251,13 @@ impl FrameDecoder {
         Ok(())
     }
 
-    /// Makes a sequence silent: no more events come of its text. Keeps what it was told and has said, to
-    /// [go on](Self::go_on) from. Does nothing to one that is silent.
+    /// Silences a sequence: no more events of its text arrive. It remembers what it was told and has said, for
+    /// [`go_on`](Self::go_on). Does nothing to a silent sequence.
     pub fn stop(&mut self, sequence: usize) {
         let Some(s) = self.sequences.get_mut(sequence) else { return };
         (s.speaks, s.waits) = (false, false);
         self.events.retain(|(of, _)| *of != sequence);
-        // What is under way for nobody is given up. It has changed nothing but what is behind the tokens of caches.
+        // Give up passes that nobody needs any more. They have only written after the tokens of caches.
         let others = |members: &mut Vec<Member>| {
             members.retain(|m| m.sequence != sequence);
             !members.is_empty()
@@ -261,8 +266,8 @@ impl FrameDecoder {
         self.flights.iter_mut().for_each(|flight| drop(flight.take_if(|flight| !others(&mut flight.members))));
     }
 
-    /// Makes a sequence silent that has more than `len` tokens, and forgets what is behind those: to
-    /// [go on](Self::go_on) from a common beginning again.
+    /// Shortens a sequence to its first `len` tokens and silences it, to [go on](Self::go_on) from a common beginning.
+    /// Does nothing to a shorter sequence.
     pub fn truncate(&mut self, sequence: usize, len: usize) {
         let Some(s) = self.sequences.get(sequence) else { return };
         let (length, unfed) = (self.decoder.lengths[sequence], s.unfed().to_vec());
@@ -274,41 +279,41 @@ impl FrameDecoder {
         }
     }
 
-    /// Whether a sequence is saying something.
+    /// Whether a sequence is generating a text.
     pub fn speaks(&self, sequence: usize) -> bool {
         self.sequences.get(sequence).is_some_and(|s| s.speaks)
     }
 
-    /// Whether none is: then nothing is recorded, and no events come.
+    /// Whether all sequences are silent. Nothing is recorded then, and no events arrive.
     pub fn is_silent(&self) -> bool {
         self.events.is_empty() && self.sequences.iter().all(|s| !s.speaks)
     }
 
-    /// What whole passes take by the estimates: one by a token of each sequence, and one by a part of prompts. That
-    /// with full caches, so most take less.
+    /// Estimated times of whole passes: of one token per sequence, and of a part of the prompts. They are for full
+    /// caches, so most passes take less.
     pub fn estimates(&self) -> [Duration; 2] {
         [SINGLE, CHUNK].map(|kind| self.estimates[kind].iter().sum())
     }
 
-    /// The decoder: for its settings and lengths, which lag behind what is recorded.
+    /// The decoder, for its settings and lengths. The lengths lag behind what is recorded.
     pub fn decoder(&self) -> &Decoder {
         &self.decoder
     }
 
-    /// Gives the decoder back. Texts that are not at their end are left where they are.
+    /// Returns the decoder. Unfinished texts stay where they are.
     pub fn into_decoder(self) -> Decoder {
         self.decoder
     }
 
-    /// Records what there is to do and time for within `budget`, by the estimates, and a kernel at least; nothing if
-    /// there is nothing to do. Costs no wait. A text has a token a frame at most, since the next depends on it: so
-    /// [`poll`](Self::poll) first.
+    /// Records as much of the pending work as fits `budget` by the estimates, but at least one kernel. Records nothing
+    /// if there is nothing to do. Never waits.
     ///
-    /// How long that takes, by the estimates; zero if it is nothing.
+    /// A text advances by at most one token per frame, since the next token depends on it, so call [`poll`](Self::poll)
+    /// first. Returns the estimated time of what was recorded, zero if nothing was.
     ///
-    /// Encoders must be submitted, in their order. What the scores of one that is dropped would have drawn is drawn
-    /// again, but parts of passes in it are lost unnoticed, so [`say`](Self::say) anew what was being said; so, too,
-    /// where an `Err` of this is why it is dropped.
+    /// Submit every encoder, in order. If one is dropped, draws that depended on its logits are repeated, but parts of
+    /// passes in it are lost unnoticed. Then [`say`](Self::say) again what was being said. The same holds if the
+    /// encoder is dropped because of an error of this function.
     pub fn record(&mut self, encoder: &mut wgpu::CommandEncoder, budget: Duration) -> Result<Duration> {
         for kind in [SINGLE, CHUNK] {
             self.record_scores(encoder, kind)?;
@@ -335,7 +340,7 @@ impl FrameDecoder {
         }
     }
 
-    /// Records the copy of all scores, where a flight needs them.
+    /// Records the copy of all logits, if a flight needs them.
     fn record_scores(&mut self, encoder: &mut wgpu::CommandEncoder, kind: usize) -> Result<()> {
         if let Some(flight @ Flight { scores: Scores::Wanted, .. }) = &mut self.flights[kind] {
             let step = self.decoder.step(kind == CHUNK);
@@ -345,30 +350,30 @@ impl FrameDecoder {
         Ok(())
     }
 
-    /// The kind of pass that may begin: in turn, where it is both.
+    /// The kind of pass that may start. The kinds alternate if both may.
     fn ready(&self) -> Option<usize> {
         let may_begin = |&kind: &usize| self.flights[kind].is_none() && self.members(kind).next().is_some();
         [1 - self.last, self.last].into_iter().find(may_begin)
     }
 
-    /// Those that a pass of this kind would have in it now.
+    /// The sequences that a pass of this kind would include now.
     fn members(&self, kind: usize) -> impl Iterator<Item = Member> {
         let time = self.decoder.step(kind == CHUNK).shape.time;
         let ready = move |s: &Sequence| s.speaks && !s.waits && s.kind() == kind;
-        // As in `Decoder::submit`, all parts of a prompt are whole but the first.
+        // As in `Decoder::submit`, all parts of a prompt except the first are whole.
         let count = move |s: &Sequence| (s.unfed().len() - 1) % time + 1;
         let sequences = self.sequences.iter().enumerate().filter(move |(_, s)| ready(s));
         sequences.map(move |(sequence, s)| Member { sequence, count: count(s) })
     }
 
-    /// Records what a pass is told.
+    /// Records the inputs of a pass.
     fn begin_pass(&mut self, encoder: &mut wgpu::CommandEncoder, kind: usize) -> Result<Pass> {
         let members: Vec<Member> = self.members(kind).collect();
         let mut parts: Vec<&[u32]> = vec![&[]; self.sequences.len()];
         for m in &members {
             parts[m.sequence] = &self.sequences[m.sequence].unfed()[..m.count];
         }
-        // Rows that stand for no token go behind those that are in the cache already, if not counted yet.
+        // Unused rows go after the tokens that are in the cache but not counted yet.
         let start = |(s, n): (&Sequence, &usize)| n + if s.waits { s.unfed().len() } else { 0 };
         let starts = self.sequences.iter().zip(&self.decoder.lengths).map(start);
         let step = self.decoder.step(kind == CHUNK);
@@ -381,7 +386,7 @@ impl FrameDecoder {
         Ok(Pass { kind, members, next: 0 })
     }
 
-    /// Takes up that a pass is recorded, and records the copies of what its sequences draw from.
+    /// Notes that a pass is recorded, and records the copies that its sequences draw from.
     fn end_pass(&mut self, encoder: &mut wgpu::CommandEncoder, pass: Pass) -> Result<()> {
         let draws = |m: &Member| m.count == self.sequences[m.sequence].unfed().len();
         let (members, rest): (Vec<Member>, Vec<Member>) = pass.members.into_iter().partition(draws);
@@ -390,19 +395,20 @@ impl FrameDecoder {
             members.iter().for_each(|m| self.sequences[m.sequence].waits = true);
             self.flights[pass.kind] = Some(Flight { members, scores });
         }
-        // What draws is counted when it has drawn: should the scores not come, it goes through again.
+        // Sequences that draw are counted once they have drawn: if the logits never arrive, they go through again.
         rest.iter().for_each(|m| self.count(m));
         Ok(())
     }
 
-    /// Takes up that tokens are in the cache.
+    /// Notes that tokens are in the cache.
     fn count(&mut self, member: &Member) {
         self.sequences[member.sequence].fed += member.count;
         self.decoder.lengths[member.sequence] += member.count;
     }
 
-    /// What has come since the last time, in order for each sequence. Does not wait, but polls the device. After an
-    /// `Err` the tokens that it cost are drawn again, the same ones.
+    /// Returns what has happened since the last call, in order for each sequence. Polls the device but does not wait.
+    ///
+    /// After an error, the draws that it cost are repeated, with the same tokens.
     pub fn poll(&mut self) -> Result<Vec<(usize, Event)>> {
         let polled = self.decoder.gpu.device().poll(wgpu::PollType::Poll);
         polled.map_err(|e| self.decoder.gpu.error(format!("polling the GPU: {e}")))?;
@@ -426,7 +432,7 @@ impl FrameDecoder {
         Ok(std::mem::take(&mut self.events))
     }
 
-    /// Draws a sequence's next token. `false` where these scores do not decide which.
+    /// Draws the next token of a sequence. Returns `false` if these logits do not decide it.
     fn draw(&mut self, member: &Member, scores: &Arrived) -> bool {
         let i = member.sequence;
         let Text { options: GenerationOptions { sampling, .. }, drawn, .. } = &self.sequences[i].text;
@@ -465,7 +471,7 @@ fn likeliest(step: &Step, encoder: &mut wgpu::CommandEncoder) -> Result<Arriving
     }))
 }
 
-/// The step of a kind, told that all caches are full: then it takes longest, and changes nothing in them.
+/// The step of a kind with its inputs set for full caches: it then takes longest, and changes nothing in them.
 fn step_to_measure(decoder: &Decoder, kind: usize) -> Result<&Step> {
     let step = decoder.step(kind == CHUNK);
     let mut encoder = decoder.gpu.device().create_command_encoder(&Default::default());
@@ -475,7 +481,7 @@ fn step_to_measure(decoder: &Decoder, kind: usize) -> Result<&Step> {
     Ok(step)
 }
 
-/// What each kernel and copy takes; never zero, so that zero is what nothing takes.
+/// The time of each kernel and copy. Never zero, so that zero can mean that nothing was recorded.
 fn command_times(profile: &Timeline) -> Vec<Duration> {
     profile.command_ns().into_iter().map(|ns| Duration::from_nanos(ns.max(1))).collect()
 }

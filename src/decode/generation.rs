@@ -1,34 +1,34 @@
-//! Tokens one after the other: as an async stream, as an iterator that waits, or for several sequences at once.
+//! Generating token after token: as an async stream, as an iterator that waits, or for several sequences at once.
 
 use futures_util::stream::{Stream, unfold};
 
-use super::{Decoder, Step, Submitted};
+use super::decoder::{Decoder, Step, Submitted};
+use super::sample::{Candidates, Sampling};
 use crate::error::{Error, Result};
-use crate::sample::{Candidates, Sampling};
 
-/// How to go on from a prompt.
+/// How to continue a prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GenerationOptions {
-    /// Tokens to draw at most.
+    /// Most tokens to draw.
     pub max_tokens: usize,
     /// How to draw them.
     pub sampling: Sampling,
-    /// Tokens that end a text. They are not part of it.
+    /// Tokens that end a text. They are not returned.
     pub stop: Vec<u32>,
-    /// Where the cache is full, the text goes on from so many of its last tokens (of prompt and what was drawn), which
-    /// are fed again: half the capacity, say. With 0 it ends there.
+    /// What to do when the cache is full: continue from this many of the last tokens (of the prompt and the text),
+    /// which are fed again. Half the capacity is a good choice. With 0 the text ends there.
     pub keep: usize,
 }
 
 impl Default for GenerationOptions {
-    /// At most 100 tokens, default sampling, no stop tokens, an end where the cache is full.
+    /// At most 100 tokens, default sampling, no stop tokens, and an end when the cache is full.
     fn default() -> Self {
         GenerationOptions { max_tokens: 100, sampling: Sampling::default(), stop: vec![], keep: 0 }
     }
 }
 
 impl GenerationOptions {
-    /// An `Err` that names the setting that makes no sense for a cache of `capacity` tokens.
+    /// Checks the settings for a cache of `capacity` tokens. The error names the first impossible one.
     pub(super) fn validate(&self, capacity: usize) -> Result<()> {
         if self.keep >= capacity {
             let message = format!("must be less than the cache's {capacity} tokens, but is {}", self.keep);
@@ -41,43 +41,45 @@ impl GenerationOptions {
 /// Why a text ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// A stop token came.
+    /// A stop token was drawn.
     Stop,
-    /// There are as many tokens as asked for.
+    /// The requested number of tokens was reached.
     MaxTokens,
-    /// The cache is full: the text is as long as the decoder's capacity, and the last token is not in it.
+    /// The cache is full: the text has the length of the decoder's capacity, and its last token is not in the cache.
     Capacity,
 }
 
-/// A text as it is drawn, from [`Decoder::generate`].
+/// A text while it is generated, from [`Decoder::generate`].
+///
+/// Iterate with [`blocking`](Self::blocking), or use [`stream`](Self::stream) or [`next`](Self::next) in async code.
 #[derive(Debug)]
 pub struct Generation<'a> {
     decoder: &'a mut Decoder,
     text: Text,
 }
 
-/// How far a text is.
+/// The state of a text.
 #[derive(Debug)]
 pub(super) struct Text {
     pub options: GenerationOptions,
-    /// Not in the cache yet: the prompt, then the last token, or more where the cache was full.
+    /// Tokens that are not in the cache yet: the prompt, then the last token, or more after the cache was full.
     pub feed: Vec<u32>,
-    /// The last tokens of all, as many as to keep.
+    /// The last tokens of the text, at most as many as `keep`.
     tail: Vec<u32>,
     pub drawn: usize,
     pub finish: Option<Finish>,
 }
 
 impl Text {
-    /// One that goes on from a prompt, at once at its end if no token is wanted.
+    /// A text that continues a prompt. It is finished at once if no tokens are wanted.
     pub fn new(prompt: &[u32], options: GenerationOptions) -> Text {
         let finish = (options.max_tokens == 0).then_some(Finish::MaxTokens);
         let tail = prompt[prompt.len().saturating_sub(options.keep)..].to_vec();
         Text { options, feed: prompt.to_vec(), tail, drawn: 0, finish }
     }
 
-    /// Takes a token up, unless it ends the text. `full` says that the cache has no room for it; if the text goes on
-    /// all the same, it does so from an empty cache.
+    /// Accepts a token, unless it ends the text. `full` means that the cache has no room for it. If the text continues
+    /// nevertheless, it does so from an empty cache.
     pub fn drew(&mut self, id: u32, full: bool) -> Option<u32> {
         self.drawn += 1;
         if self.options.stop.contains(&id) {
@@ -116,16 +118,19 @@ impl Likeliest {
 }
 
 impl Decoder {
-    /// Goes on from what is in the cache and `prompt`. An `Err` if the prompt does not fit, or the settings make no
-    /// sense; nothing runs yet.
+    /// Continues from what is in the cache and `prompt`. Nothing runs until the first token is requested.
+    ///
+    /// # Errors
+    ///
+    /// If the prompt does not fit, or a setting is impossible.
     pub fn generate(&mut self, prompt: &[u32], options: GenerationOptions) -> Result<Generation<'_>> {
         options.validate(self.capacity)?;
         self.check(&[prompt])?;
         Ok(Generation { decoder: self, text: Text::new(prompt, options) })
     }
 
-    /// Goes on from a prompt per sequence, until all have ended. Sequence `i` draws as one alone would with the
-    /// seed `sampling.seed + i`. Resolves once the device has been polled, again and again.
+    /// Continues one prompt per sequence until all have ended. Sequence `i` draws as it would alone with the seed
+    /// `sampling.seed + i`. Resolves after the device has been polled repeatedly.
     pub async fn generate_batch(&mut self, prompts: &[&[u32]], options: &GenerationOptions) -> Result<Vec<Vec<u32>>> {
         options.validate(self.capacity)?;
         self.check(prompts)?;
@@ -166,7 +171,7 @@ impl Decoder {
         self.gpu.clone().run_blocking(self.generate_batch(prompts, options))
     }
 
-    /// Takes up what a sequence has drawn. Where its cache is full and the text goes on, that is emptied.
+    /// Accepts the token that a sequence has drawn. Empties its cache if that is full and the text continues.
     pub(super) fn drew(&mut self, sequence: usize, text: &mut Text, id: u32) -> Option<u32> {
         let full = self.lengths[sequence] == self.capacity;
         let id = text.drew(id, full);
@@ -176,8 +181,8 @@ impl Decoder {
         id
     }
 
-    /// Appends tokens and draws token number `n` behind those of the sequences that are given a seed for it. The
-    /// likeliest tokens come back from the GPU; all scores only where these do not decide.
+    /// Appends tokens, and draws token number `n` of each sequence that is given a seed. Only the likeliest tokens come
+    /// back from the GPU; all logits follow only if those do not decide.
     async fn feed_and_draw(
         &mut self,
         new: &[&[u32]],
@@ -221,8 +226,10 @@ impl Decoder {
 }
 
 impl<'a> Generation<'a> {
-    /// The next token, or `None` at the end. Resolves once the device has been polled: in an app that renders, by
-    /// itself. A dropped future loses nothing; after an `Err` the same token is drawn again.
+    /// The next token, or `None` at the end of the text. Resolves once the device has been polled, which an application
+    /// that renders does anyway.
+    ///
+    /// Dropping the future loses nothing. After an error the same token is drawn again.
     pub async fn next(&mut self) -> Result<Option<u32>> {
         let Text { options: GenerationOptions { sampling, .. }, feed, drawn, finish, .. } = &self.text;
         if finish.is_some() {
@@ -237,12 +244,12 @@ impl<'a> Generation<'a> {
         self.decoder.gpu.clone().run_blocking(self.next())
     }
 
-    /// Why the text ended; `None` before that.
+    /// Why the text ended; `None` while it has not.
     pub fn finish(&self) -> Option<Finish> {
         self.text.finish
     }
 
-    /// The tokens as an iterator that waits for the GPU. It ends after an `Err`.
+    /// The remaining tokens as an iterator that waits for the GPU. It ends after an error.
     pub fn blocking(&mut self) -> impl Iterator<Item = Result<u32>> {
         let mut failed = false;
         std::iter::from_fn(move || {
@@ -252,7 +259,7 @@ impl<'a> Generation<'a> {
         })
     }
 
-    /// The tokens as a stream, for any executor. It ends after an `Err`.
+    /// The remaining tokens as a stream, for any executor. It ends after an error.
     pub fn stream(self) -> impl Stream<Item = Result<u32>> {
         unfold(Some(self), |generation| async {
             let mut generation = generation?;

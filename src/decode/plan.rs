@@ -1,27 +1,44 @@
-//! A decoder before there is a device.
+//! A decoder, planned before there is a device.
 
 use std::sync::Arc;
 
-use super::{CHUNK, Top};
+use crate::device::Gpu;
 use crate::error::{Error, Result};
-use crate::gpu::Gpu;
 use crate::graph::{Graph, Value};
 use crate::model::{Model, Placed};
 use crate::nn::{DecodeRows, DecodeShape, TransformerConfig, TransformerDecoder};
 use crate::ops::top_k::MAX_K;
+use crate::plan::requirements::Requirements;
 use crate::plan::{External, Plan};
-use crate::profile::{Planning, Profile};
-use crate::requirements::Requirements;
+use crate::profile::Profile;
 use crate::tensor::TensorType;
 
-/// A [`Decoder`](super::Decoder) of a model before there is a device: what it needs of one, and how much memory it
-/// takes. For [`feed_all_blocking`](super::Decoder::feed_all_blocking) a decoder plans more when that is first called.
+/// Number of prompt tokens processed at a time.
+const CHUNK: usize = 32;
+
+/// The likeliest tokens, in steps that compute logits for the last row only.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Top {
+    /// One temperature per sequence.
+    pub temperature: Value,
+    /// Logits, ids and log of the sum, as returned by [`Graph::top_k`].
+    pub candidates: [Value; 3],
+}
+
+/// The plan of a [`Decoder`](super::Decoder): what it needs of a device and how much memory it takes, before there is
+/// one.
+///
+/// Use it to choose a capacity, or to request a device with sufficient limits.
+/// [`feed_all_blocking`](super::Decoder::feed_all_blocking) plans one more step when it is first called.
 ///
 /// ```
 /// use throughline::decode::DecodePlan;
-/// use throughline::{AdapterClass, Profile, model::Model};
+/// use throughline::{AdapterClass, Profile};
+/// use throughline::model::Model;
 ///
-/// let model = Model::open("tests/data/hf/qwen3".as_ref())?;
+/// # mod doctest { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/doctest.rs")); }
+/// # let folder = doctest::qwen3();
+/// let model = Model::open(folder.path())?;
 /// // Of an adapter, `Profile::of_adapter`.
 /// let plan = DecodePlan::new(&model, 1, 16, &Profile::portable(AdapterClass::Gpu))?;
 /// plan.requirements().check(&wgpu::Limits::default())?;
@@ -39,7 +56,7 @@ pub struct DecodePlan {
     subgroups: Option<[u32; 2]>,
 }
 
-/// The plan for some new tokens at a time.
+/// The plan for a fixed number of new tokens.
 #[derive(Clone, Debug)]
 pub(super) struct StepPlan {
     pub plan: Arc<Plan>,
@@ -49,7 +66,7 @@ pub(super) struct StepPlan {
 }
 
 impl StepPlan {
-    pub fn new(config: &TransformerConfig, placed: &Placed, shape: DecodeShape, on: &dyn Planning) -> Result<Self> {
+    pub fn new(config: &TransformerConfig, placed: &Placed, shape: DecodeShape, profile: &Profile) -> Result<Self> {
         let mut g = Graph::with_max_tensor_bytes(placed.max_bytes);
         let values = TransformerDecoder::build(&mut g, config, &placed.packed(), shape)?;
         let top = match shape.rows {
@@ -62,14 +79,14 @@ impl StepPlan {
         };
         let candidates = top.iter().flat_map(|top| top.candidates);
         let outputs: Vec<Value> = [values.logits].into_iter().chain(candidates).collect();
-        Ok(StepPlan { plan: Arc::new(on.plan(&g, &outputs)?), values, shape, top })
+        Ok(StepPlan { plan: Arc::new(Plan::new(&g, &outputs, profile)?), values, shape, top })
     }
 
     pub fn is_cache(&self, value: Value) -> bool {
         self.values.caches.contains(&value)
     }
 
-    /// Whether steps share it: parameters and caches.
+    /// Whether all steps share it: parameters and caches.
     pub fn is_shared(&self, value: Value) -> bool {
         self.is_cache(value) || self.values.params.contains(&value)
     }
@@ -78,15 +95,18 @@ impl StepPlan {
         self.plan.externals.iter().filter(|e| self.is_cache(e.value))
     }
 
-    /// Bytes that it takes beside what steps share.
+    /// Bytes of a step, not counting what steps share.
     pub fn bytes(&self) -> usize {
         self.plan.allocated_bytes(|v| self.is_shared(v))
     }
 }
 
 impl DecodePlan {
-    /// Plans for `batch` sequences with room for `capacity` tokens each, on devices of this profile. An
-    /// [`Error::Limit`] names a tensor and the limit that it is over, and the largest capacity that fits.
+    /// Plans for `batch` sequences with room for `capacity` tokens each, on devices with this profile.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Limit`] names a tensor, the limit that it exceeds, and the largest capacity that fits.
     pub fn new(model: &Model, batch: usize, capacity: usize, profile: &Profile) -> Result<Self> {
         let placed = model.placed(profile.max_tensor_bytes())?;
         Self::on(model.config(), &placed, batch, capacity, profile)
@@ -97,17 +117,17 @@ impl DecodePlan {
         placed: &Placed,
         batch: usize,
         capacity: usize,
-        on: &dyn Planning,
+        profile: &Profile,
     ) -> Result<Self> {
         if batch == 0 {
             return Err(Error::Config { field: "batch", message: "must be at least 1".into() });
         }
-        let e = match Self::of_capacity(config, placed, batch, capacity, on) {
+        let e = match Self::of_capacity(config, placed, batch, capacity, profile) {
             Ok(plan) => return Ok(plan),
             Err(e @ Error::Config { .. }) => return Err(e),
             Err(e) => e,
         };
-        let fits = |n| Self::of_capacity(config, placed, batch, n, on.profile()).is_ok();
+        let fits = |n| Self::of_capacity(config, placed, batch, n, profile).is_ok();
         let (mut fitting, mut too_many) = (1, capacity);
         if capacity < 2 || !fits(fitting) {
             return Err(e);
@@ -128,15 +148,20 @@ impl DecodePlan {
         placed: &Placed,
         batch: usize,
         capacity: usize,
-        on: &dyn Planning,
+        profile: &Profile,
     ) -> Result<Self> {
         let step = |time| {
             let shape = DecodeShape { batch, time, capacity, rows: DecodeRows::Last };
-            StepPlan::new(config, placed, shape, on)
+            StepPlan::new(config, placed, shape, profile)
         };
         let (chunk, single) = (step(CHUNK.min(capacity))?, step(1)?);
-        let (config, placed, subgroups) = (config.clone(), placed.clone(), on.profile().subgroups);
+        let (config, placed, subgroups) = (config.clone(), placed.clone(), profile.subgroups);
         Ok(DecodePlan { config, placed, batch, capacity, chunk, single, subgroups })
+    }
+
+    /// The plans of a step: for many tokens, and for one. A [`Tuner`](crate::Tuner) takes them.
+    pub fn plans(&self) -> [&Plan; 2] {
+        [&self.chunk.plan, &self.single.plan]
     }
 
     /// What a device must offer.
@@ -144,23 +169,23 @@ impl DecodePlan {
         Requirements::of(&self.chunk.plan).and(Requirements::of(&self.single.plan))
     }
 
-    /// Bytes in GPU memory: weights, caches, activations.
+    /// Bytes of GPU memory: weights, caches, activations.
     pub fn bytes(&self) -> usize {
         let caches: usize = self.single.caches().map(|e| e.ty.storage_bytes()).sum();
         self.placed.bytes() + caches + self.chunk.bytes() + self.single.bytes()
     }
 
-    /// Those of the weights alone.
+    /// Bytes of the weights alone.
     pub fn weight_bytes(&self) -> usize {
         self.placed.bytes()
     }
 
-    /// An `Err` if this is not a plan of the model, or not one for the device.
+    /// Returns an error if this plan was not made for the model, or does not suit the device.
     pub(super) fn check(&self, gpu: &Gpu, model: &Model) -> Result<()> {
         if self.config != *model.config() || self.placed != model.placed(self.placed.max_bytes)? {
             let (expected, got) = ("a plan of this model".into(), "one of another".into());
             return Err(Error::Data { tensor: "decode plan".into(), expected, got });
         }
-        self.requirements().check_gpu(gpu, self.subgroups)
+        gpu.check(&self.requirements(), self.subgroups)
     }
 }

@@ -7,9 +7,10 @@
 
 use std::fmt::Display;
 
+use super::header::{Header, TensorInfo};
 use super::metadata::{MetaArray, MetaValue, Metadata};
-use super::{Header, Stored, TensorInfo, bad, quoted};
-use crate::error::{Error, Result};
+use super::quant::Stored;
+use crate::error::{Error, Result, bad, quoted};
 use crate::tensor::Shape;
 
 /// The first bytes of a GGUF file.
@@ -18,22 +19,26 @@ pub(super) const MAGIC: &[u8; 4] = b"GGUF";
 /// Largest rank of a tensor in ggml.
 const MAX_DIMS: u32 = 4;
 
-/// Longest key and tensor name in bytes: the specification's bound for keys. (It wants names of at
-/// most 64 bytes; not all writers keep to that.)
+/// Longest key and tensor name in bytes: the specification's limit for keys. (For tensor names it says 64 bytes, but
+/// not all writers keep to that.)
 const MAX_NAME: u64 = 65535;
 
-/// Arrays within arrays are read to this depth. No known writer makes any.
+/// Nested arrays are read to this depth. No known writer nests them.
 const MAX_DEPTH: usize = 8;
 
-/// Smallest entries possible: no count is believed that the rest of the file cannot hold.
+/// Size of the smallest possible entry. A count that the rest of the file cannot hold is rejected.
 const MIN_ENTRY_BYTES: usize = 8 + 1 + 4 + 1;
 const MIN_TENSOR_BYTES: usize = 8 + 1 + 4 + 8 + 4 + 8;
 
-/// Reads and checks the header of a GGUF file. `path` is for messages; `file` is the whole file, so
-/// that every tensor's range is known to lie in it. Takes memory in proportion to the header.
+/// Reads and checks the header of a GGUF file.
 ///
-/// An `Err` names file, field or tensor, and what was expected. See [`Weights`](super::Weights) for
-/// use on files.
+/// Use it to inspect or validate a file that is in memory already; [`Weights`](super::Weights) opens files from disk.
+/// `path` is for messages. `file` is the whole file, so that the range of every tensor is known to lie within it. Takes
+/// memory proportional to the header.
+///
+/// # Errors
+///
+/// The error names file, field or tensor, and what was expected.
 pub fn gguf_header(path: &str, file: &[u8]) -> Result<Header> {
     let mut r = Reader { path, file, at: 0 };
     if r.take(4, "magic")? != MAGIC {
@@ -85,7 +90,7 @@ fn alignment(path: &str, metadata: &Metadata) -> Result<usize> {
     }
 }
 
-/// A tensor as its entry has it: the offset is not checked yet.
+/// A tensor as listed in the header; its offset is not checked yet.
 struct TensorEntry {
     name: String,
     stored: Stored,
@@ -94,7 +99,7 @@ struct TensorEntry {
 }
 
 impl TensorEntry {
-    /// Where the tensor is in the file: `data` is where the data section starts.
+    /// The place of the tensor in the file. `data` is the start of the data section.
     fn locate(self, path: &str, file_len: usize, data: usize, alignment: usize) -> Result<TensorInfo> {
         let TensorEntry { name, stored, shape, offset } = self;
         let bad = |message: String| bad(path, format!("tensor {}: {message}", quoted(&name)));
@@ -117,7 +122,7 @@ impl TensorEntry {
     }
 }
 
-/// A cursor over the file. Every read names the field that it is for.
+/// A cursor over the file. Every read names the field that it reads, for errors.
 struct Reader<'a> {
     path: &'a str,
     file: &'a [u8],
@@ -156,7 +161,7 @@ impl<'a> Reader<'a> {
         Ok(u64::from_le_bytes(self.array(field)?))
     }
 
-    /// A count of things of at least so many bytes each, if the rest of the file can hold them.
+    /// A count of things of at least this many bytes each, if the rest of the file can hold them.
     fn count(&self, count: u64, least_bytes: usize, field: &str) -> Result<usize> {
         let left = self.left();
         let fits = usize::try_from(count).ok().filter(|&n| n <= left / least_bytes);
@@ -170,7 +175,7 @@ impl<'a> Reader<'a> {
         text.map(str::to_owned).map_err(|e| self.bad(field, format!("not UTF-8: {e}")))
     }
 
-    /// A key or a tensor's name: a string, not empty and not very long.
+    /// A key or the name of a tensor: a string that is neither empty nor very long.
     fn name(&mut self, field: &str) -> Result<String> {
         let len = self.u64(field)?;
         if !(1..=MAX_NAME).contains(&len) {
@@ -187,7 +192,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A metadata value of a type, by its number in the specification.
+    /// A metadata value of a type given by its number in the specification.
     fn value(&mut self, kind: u32, field: &str) -> Result<MetaValue> {
         Ok(match kind {
             0 => MetaValue::U8(u8::from_le_bytes(self.array(field)?)),
@@ -244,7 +249,7 @@ impl<'a> Reader<'a> {
         Ok(bytes.as_chunks().0.iter().map(|&b| read(b)).collect())
     }
 
-    /// Elements of varying size. Memory grows with those that are there, not with the count.
+    /// Elements of varying size. Memory grows with the elements that are present, not with the count.
     fn each<T>(
         &mut self,
         count: u64,
@@ -274,7 +279,7 @@ impl<'a> Reader<'a> {
             let fits = usize::try_from(dim).ok().filter(|&d| d > 0);
             dims.push(fits.ok_or_else(|| self.bad(&field, format!("a dimension is {dim}")))?);
         }
-        dims.reverse(); // the contiguous one first in the file, last here
+        dims.reverse(); // the contiguous dimension is first in the file and last here
         let id = self.u32(&field)?;
         let stored = Stored::from_ggml_id(id).ok_or_else(|| {
             let known = Stored::ALL.map(|s| format!("{} ({s})", s.ggml_id())).join(", ");

@@ -5,8 +5,7 @@ use std::path::Path;
 
 use memmap2::Mmap;
 
-use super::bad;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, bad};
 
 /// A whole file. Weights are borrowed from here, so there is one copy of them in host memory, and
 /// with a mapping only of the pages that are read.

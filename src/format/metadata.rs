@@ -3,10 +3,9 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-use super::{bad, quoted};
-use crate::error::Result;
+use crate::error::{Result, bad, quoted};
 
-/// A value, with the types of GGUF. Metadata of safetensors files is all [`String`](Self::String).
+/// A metadata value, with the types of GGUF. The metadata of safetensors files is all [`String`](Self::String).
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)] // the names say all
 pub enum MetaValue {
@@ -25,8 +24,8 @@ pub enum MetaValue {
     Array(MetaArray),
 }
 
-/// An array; elements are all of one type. Typed vectors, so that an array takes about as much
-/// memory as it takes in the file.
+/// An array whose elements have one type. The vectors are typed, so an array takes about as much memory as it takes in
+/// the file.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)] // the names say all
 pub enum MetaArray {
@@ -51,7 +50,7 @@ impl MetaArray {
         self.kind().1
     }
 
-    /// True if there is no element.
+    /// Whether the array is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -77,7 +76,7 @@ impl MetaArray {
 }
 
 impl MetaValue {
-    /// Type and value in short, for messages and listings: long strings and arrays are cut.
+    /// Type and value in short, for messages and listings: long strings and arrays are truncated.
     pub fn summary(&self) -> String {
         match self {
             MetaValue::U8(v) => format!("u8 {v}"),
@@ -111,8 +110,10 @@ impl MetaValue {
     }
 }
 
-/// Keys and values in file order. Accessors give an `Err` that names file and key if the key is
-/// missing or has another type; writers differ in the width of integers, so any will do.
+/// Keys and values in file order.
+///
+/// Prefer the typed accessors: their errors name file and key if the key is missing or has another type. They accept
+/// integers of any width, since writers differ in that.
 #[derive(Clone, Debug, Default)]
 pub struct Metadata {
     path: String,
@@ -125,8 +126,8 @@ impl Metadata {
         Metadata { path: path.into(), ..Default::default() }
     }
 
-    /// The entries of a JSON object. Those of objects in it are named `outer.inner`; nulls and arrays of anything
-    /// but strings are left out.
+    /// The entries of a JSON object. Entries of nested objects are named `outer.inner`; nulls, and arrays of anything
+    /// but strings, are left out.
     pub(crate) fn of_json(path: &str, object: &serde_json::Value) -> Result<Self> {
         let mut meta = Metadata::new(path);
         meta.insert_json("", object)?;
@@ -156,7 +157,7 @@ impl Metadata {
         self.insert(key.to_string(), value)
     }
 
-    /// Adds an entry; an `Err` if the key is taken.
+    /// Adds an entry. Returns an error if the key is taken.
     pub(super) fn insert(&mut self, key: String, value: MetaValue) -> Result<()> {
         match self.by_key.entry(key.clone()) {
             Entry::Occupied(_) => Err(bad(&self.path, format!("metadata {} is there twice", quoted(&key)))),
@@ -173,7 +174,7 @@ impl Metadata {
         self.entries.len()
     }
 
-    /// True if there is no entry.
+    /// Whether there are no entries.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
@@ -183,17 +184,17 @@ impl Metadata {
         self.entries.iter().map(|(key, value)| (key.as_str(), value))
     }
 
-    /// The value of a key, whatever its type.
+    /// The value of a key, of any type.
     pub fn get(&self, key: &str) -> Option<&MetaValue> {
         self.by_key.get(key).map(|&i| &self.entries[i].1)
     }
 
-    /// True if there is such a key.
+    /// Whether the key is present.
     pub fn contains(&self, key: &str) -> bool {
         self.by_key.contains_key(key)
     }
 
-    /// The value of a key through `read`, which gives `None` for a type that it does not take.
+    /// The value of a key, converted by `read`, which returns `None` for types that it does not accept.
     fn typed<'a, T>(&'a self, key: &str, expected: &str, read: impl Fn(&'a MetaValue) -> Option<T>) -> Result<T> {
         let key_shown = quoted(key);
         let value = self.get(key);
@@ -208,12 +209,12 @@ impl Metadata {
         self.typed(key, "an integer of at least 0", |v| usize::try_from(v.as_i128()?).ok())
     }
 
-    /// What `read` gives for a key, or `None` if it is missing.
+    /// The result of `read` for a key, or `None` if the key is missing: for settings with a default.
     pub fn optional<'a, T>(&'a self, key: &str, read: impl Fn(&'a Self, &str) -> Result<T>) -> Result<Option<T>> {
         if self.contains(key) { read(self, key).map(Some) } else { Ok(None) }
     }
 
-    /// A float, or an integer for one.
+    /// A float, or an integer converted to one.
     pub fn f32(&self, key: &str) -> Result<f32> {
         self.typed(key, "a number", |v| match v {
             MetaValue::F32(v) => Some(*v),

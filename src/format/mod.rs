@@ -12,344 +12,38 @@
 //! ```
 //! use throughline::format::{Stored, Weights};
 //!
-//! let weights = Weights::open("tests/data/tiny_llama.safetensors".as_ref())?;
+//! # mod doctest { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/doctest.rs")); }
+//! # let folder = doctest::qwen3();
+//! let weights = Weights::open(&folder.path().join("model.safetensors"))?;
 //! for tensor in weights.iter().take(2) {
 //!     println!("{}: {}{}", tensor.name(), tensor.stored(), tensor.shape());
 //! }
-//! let norm = weights.get("model.norm.weight")?.stored_as(&[Stored::F32])?.of_shape([48])?;
+//! let norm = weights.get("model.norm.weight")?.stored_as(&[Stored::F32])?.of_shape([16])?;
 //! norm.check_finite()?;
-//! assert_eq!(norm.bytes().len(), 48 * 4);
+//! assert_eq!(norm.bytes().len(), 16 * 4);
 //!
-//! let wrong = weights.get("model.norm.weight")?.of_shape([49]).unwrap_err().to_string();
-//! assert!(wrong.contains("`model.norm.weight`") && wrong.contains("[49]") && wrong.contains("[48]"));
+//! let wrong = weights.get("model.norm.weight")?.of_shape([17]).unwrap_err().to_string();
+//! assert!(wrong.contains("`model.norm.weight`") && wrong.contains("[17]") && wrong.contains("[16]"));
 //! # Ok::<(), throughline::Error>(())
 //! ```
 
-use std::collections::{HashMap, HashSet};
-use std::fmt;
-use std::ops::Range;
-use std::path::Path;
-
-use crate::error::{Error, Result};
-use crate::tensor::Shape;
-
 mod gguf;
+mod header;
 mod mapped;
 mod metadata;
+mod packed;
 pub mod quant;
 mod safetensors;
+mod weights;
 
 pub use gguf::gguf_header;
+pub use header::{Header, TensorInfo};
 pub use metadata::{MetaArray, MetaValue, Metadata};
+pub use packed::Packed;
+pub(crate) use packed::UNIT;
 pub use quant::Stored;
 #[cfg(feature = "tokenizers")]
 pub(crate) use safetensors::{Entries, read_file};
 pub(crate) use safetensors::{MAX_CONFIG_BYTES, read_json};
 pub use safetensors::{SaveTensor, safetensors_header, save_safetensors};
-
-use mapped::Bytes;
-
-/// Largest rank of a tensor that is read.
-const MAX_RANK: usize = 8;
-
-/// Names and other text from files, as messages show them: in backticks, without control characters,
-/// and not at any length.
-pub(crate) fn quoted(text: &str) -> String {
-    const SHOWN: usize = 100;
-    let mut shown: String = text.chars().take(SHOWN).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-    if text.chars().nth(SHOWN).is_some() {
-        shown.push('…');
-    }
-    format!("`{shown}`")
-}
-
-pub(crate) fn bad(path: &str, message: impl Into<String>) -> Error {
-    Error::Format { path: path.into(), message: message.into() }
-}
-
-/// What a file's header says, checked against the file's length.
-#[derive(Clone, Debug)]
-pub struct Header {
-    /// Keys and values.
-    pub metadata: Metadata,
-    /// The tensors: in the order of a GGUF file's header, of a safetensors file's data.
-    pub tensors: Vec<TensorInfo>,
-    /// Names of tensors that are there but not read, with their types and shapes.
-    pub unread: Vec<(String, String)>,
-}
-
-/// One tensor of a [`Header`].
-#[derive(Clone, Debug, PartialEq)]
-pub struct TensorInfo {
-    /// Name in the file.
-    pub name: String,
-    /// Element type.
-    pub stored: Stored,
-    /// Row-major dimensions.
-    pub shape: Shape,
-    /// Where in the file its bytes are.
-    pub range: Range<usize>,
-}
-
-impl Header {
-    /// An `Err` if two tensors have the same name.
-    fn check_names(&self, path: &str) -> Result<()> {
-        let mut names: Vec<&str> = self.tensors.iter().map(|t| t.name.as_str()).collect();
-        names.extend(self.unread.iter().map(|(name, _)| name.as_str()));
-        names.sort_unstable();
-        match names.windows(2).find(|pair| pair[0] == pair[1]) {
-            Some(pair) => Err(bad(path, format!("tensor {} is there twice", quoted(pair[0])))),
-            None => Ok(()),
-        }
-    }
-
-    /// An `Err` if two tensors share bytes.
-    fn check_overlaps(&self, path: &str) -> Result<()> {
-        let mut tensors: Vec<&TensorInfo> = self.tensors.iter().collect();
-        tensors.sort_unstable_by_key(|t| t.range.start);
-        match tensors.windows(2).find(|pair| pair[0].range.end > pair[1].range.start) {
-            Some(pair) => {
-                let [a, b] = [pair[0], pair[1]].map(|t| format!("{} at {:?}", quoted(&t.name), t.range));
-                Err(bad(path, format!("tensors {a} and {b} overlap")))
-            }
-            None => Ok(()),
-        }
-    }
-}
-
-/// A read-only view of a model's tensors in one or several mapped files.
-pub struct Weights {
-    path: String,
-    files: Vec<(String, Bytes)>,
-    /// Tensors with the number of their file.
-    tensors: Vec<(usize, TensorInfo)>,
-    by_name: HashMap<String, usize>,
-    unread: Vec<(String, String)>,
-    metadata: Metadata,
-    config: Option<serde_json::Value>,
-}
-
-impl Weights {
-    /// Opens and checks a `.gguf` or `.safetensors` file (its first bytes decide, not its name) or a
-    /// folder with `model.safetensors` or `model.safetensors.index.json`, and `config.json`.
-    ///
-    /// Files are mapped: nobody may write to them or cut them short while this is open. (To replace
-    /// them by a rename is fine.)
-    pub fn open(path: &Path) -> Result<Weights> {
-        let shown = path.display().to_string();
-        if !path.is_dir() {
-            let files = vec![(shown.clone(), mapped::map(path)?)];
-            return Weights::new(shown, files, None);
-        }
-        let folder = safetensors::open_folder(path)?;
-        let weights = Weights::new(shown, folder.files, folder.config)?;
-        let unread: HashSet<&str> = weights.unread.iter().map(|(name, _)| name.as_str()).collect();
-        for (name, file) in folder.index.iter().flatten() {
-            let found = weights.by_name.get(name).map(|&i| &weights.files[weights.tensors[i].0].0);
-            if found != Some(file) && !unread.contains(name.as_str()) {
-                return Err(bad(file, format!("tensor {} is missing; the index has it here", quoted(name))));
-            }
-        }
-        Ok(weights)
-    }
-
-    /// The same of a file that is in memory already; `path` is what messages call it.
-    pub fn from_bytes(path: &str, file: Vec<u8>) -> Result<Weights> {
-        Weights::new(path.into(), vec![(path.into(), Bytes::Owned(file))], None)
-    }
-
-    fn new(path: String, files: Vec<(String, Bytes)>, config: Option<serde_json::Value>) -> Result<Weights> {
-        let mut weights = Weights {
-            metadata: Metadata::new(&path),
-            path,
-            files,
-            tensors: vec![],
-            by_name: HashMap::new(),
-            unread: vec![],
-            config,
-        };
-        for (i, (path, file)) in weights.files.iter().enumerate() {
-            let header = header(path, file)?;
-            if i == 0 {
-                weights.metadata = header.metadata;
-            }
-            for info in header.tensors {
-                if let Some(other) = weights.by_name.insert(info.name.clone(), weights.tensors.len()) {
-                    let other = &weights.files[weights.tensors[other].0].0;
-                    return Err(bad(path, format!("tensor {} is in {other} too", quoted(&info.name))));
-                }
-                weights.tensors.push((i, info));
-            }
-            weights.unread.extend(header.unread);
-        }
-        Ok(weights)
-    }
-
-    /// The path that was opened.
-    pub fn path(&self) -> &str {
-        &self.path
-    }
-
-    /// Number of tensors.
-    pub fn len(&self) -> usize {
-        self.tensors.len()
-    }
-
-    /// True if there is no tensor.
-    pub fn is_empty(&self) -> bool {
-        self.tensors.is_empty()
-    }
-
-    /// All tensors, in file order.
-    pub fn iter(&self) -> impl Iterator<Item = StoredTensor<'_>> {
-        (0..self.len()).map(|i| self.at(i))
-    }
-
-    fn at(&self, index: usize) -> StoredTensor<'_> {
-        let (file, info) = &self.tensors[index];
-        let (path, bytes) = &self.files[*file];
-        StoredTensor { path, info, bytes: &bytes[info.range.clone()] }
-    }
-
-    /// True if there is such a tensor.
-    pub fn contains(&self, name: &str) -> bool {
-        self.by_name.contains_key(name)
-    }
-
-    /// The tensor of a name. An `Err` that names file and tensor if there is none.
-    pub fn get(&self, name: &str) -> Result<StoredTensor<'_>> {
-        let found = self.by_name.get(name).map(|&i| self.at(i));
-        found.ok_or_else(|| {
-            let unread = self.unread.iter().find(|(n, _)| n == name);
-            let why = match unread {
-                Some((_, ty)) => format!("is {ty}, which this crate does not read"),
-                None => format!("is missing; there are {} others", self.len()),
-            };
-            bad(&self.path, format!("tensor {} {why}", quoted(name)))
-        })
-    }
-
-    /// Names of tensors that are in the files but not read, with their types and shapes: integers, say.
-    pub fn unread(&self) -> &[(String, String)] {
-        &self.unread
-    }
-
-    /// Metadata of the file, or of the first one of several.
-    pub fn metadata(&self) -> &Metadata {
-        &self.metadata
-    }
-
-    /// The folder's `config.json`; `None` for a single file.
-    pub fn config(&self) -> Option<&serde_json::Value> {
-        self.config.as_ref()
-    }
-}
-
-impl fmt::Debug for Weights {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Weights").field("path", &self.path).field("tensors", &self.len()).finish_non_exhaustive()
-    }
-}
-
-/// Reads the header of a file in the format that it is in.
-fn header(path: &str, file: &[u8]) -> Result<Header> {
-    if file.starts_with(gguf::MAGIC) {
-        return gguf_header(path, file);
-    }
-    // A safetensors file has no magic, but its JSON starts behind the length.
-    if file.len() > 8 && file[8] != b'{' {
-        return Err(bad(path, "magic: neither a GGUF file (`GGUF`) nor a safetensors file (`{` at byte 8)"));
-    }
-    safetensors_header(path, file)
-}
-
-/// A tensor of [`Weights`]: what it is, and its bytes in the mapping.
-#[derive(Clone, Copy)]
-pub struct StoredTensor<'a> {
-    path: &'a str,
-    info: &'a TensorInfo,
-    bytes: &'a [u8],
-}
-
-impl<'a> StoredTensor<'a> {
-    /// Name in the file.
-    pub fn name(&self) -> &'a str {
-        &self.info.name
-    }
-
-    /// Element type.
-    pub fn stored(&self) -> Stored {
-        self.info.stored
-    }
-
-    /// Row-major dimensions; a scalar is `[1]`.
-    pub fn shape(&self) -> &'a Shape {
-        &self.info.shape
-    }
-
-    /// The bytes as they are in the file, little-endian: [`Stored::bytes_of`] the shape. Not
-    /// necessarily aligned.
-    pub fn bytes(&self) -> &'a [u8] {
-        self.bytes
-    }
-
-    fn bad(&self, message: String) -> Error {
-        bad(self.path, format!("tensor {}: {message}", quoted(self.name())))
-    }
-
-    /// This tensor if it has this shape; else an `Err` with both.
-    pub fn of_shape(self, shape: impl Into<Shape>) -> Result<Self> {
-        let shape = shape.into();
-        match *self.shape() == shape {
-            true => Ok(self),
-            false => Err(self.bad(format!("expected shape {shape}, got {}", self.shape()))),
-        }
-    }
-
-    /// This tensor if it is stored in one of these types; else an `Err` with them and its own.
-    pub fn stored_as(self, types: &[Stored]) -> Result<Self> {
-        if types.contains(&self.stored()) {
-            return Ok(self);
-        }
-        let names: Vec<_> = types.iter().map(|t| t.name()).collect();
-        Err(self.bad(format!("expected {}, got {}", names.join(" or "), self.stored())))
-    }
-
-    /// All elements as f32.
-    pub fn values(&self) -> Result<Vec<f32>> {
-        quant::dequantize(self.stored(), self.bytes)
-    }
-
-    /// The elements of one row (of all dimensions but the last, flattened) as f32.
-    pub fn read_row(&self, row: usize, out: &mut [f32]) -> Result<()> {
-        let rows = self.shape().rows();
-        if row >= rows || out.len() != self.shape().cols() {
-            let asked = format!("row {row} into {} elements", out.len());
-            return Err(self.bad(format!("expected a row below {rows} of {}, got {asked}", self.shape())));
-        }
-        let row_bytes = self.bytes.len() / rows;
-        quant::dequantize_into(self.stored(), &self.bytes[row * row_bytes..][..row_bytes], out)
-    }
-
-    /// An `Err` that names the first element that is NaN or infinite. Reads all of the tensor.
-    pub fn check_finite(&self) -> Result<()> {
-        const PART: usize = 256; // a whole number of blocks of every type
-        let mut values = [0.0; PART];
-        let part_bytes = PART / self.stored().block_len() * self.stored().block_bytes();
-        for (i, part) in self.bytes.chunks(part_bytes).enumerate() {
-            let len = part.len() / self.stored().block_bytes() * self.stored().block_len();
-            let values = &mut values[..len];
-            quant::dequantize_into(self.stored(), part, values)?;
-            if let Some(j) = values.iter().position(|v| !v.is_finite()) {
-                return Err(self.bad(format!("element {} is {}, expected finite values", i * PART + j, values[j])));
-            }
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Debug for StoredTensor<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}{}", self.name(), self.stored(), self.shape())
-    }
-}
+pub use weights::{StoredTensor, Weights};

@@ -1,7 +1,10 @@
-//! How elements are stored: plain floats, and ggml's blocks of quantised weights.
+//! Storage formats of elements: plain floats, and ggml's blocks of quantised weights.
 //!
-//! A block holds [`Stored::block_len`] consecutive elements of a row in [`Stored::block_bytes`]
-//! bytes, all little-endian. Below, `d` and `m` are f16 scales and `q` the integer of an element:
+//! Use [`dequantize`] to get the f32 values of stored bytes, and [`quantize`] to make a file smaller. Kernels that read
+//! these formats directly are in [`ops::packed`](crate::ops::packed).
+//!
+//! A block holds [`Stored::block_len`] consecutive elements of a row in [`Stored::block_bytes`] bytes, all
+//! little-endian. Below, `d` and `m` are f16 scales and `q` is the integer of an element:
 //!
 //! | type | elements | bytes | layout | element |
 //! |---|---|---|---|---|
@@ -14,10 +17,9 @@
 //! | `Q5_K` | 256 | 176 | d, dmin, 8 × 6-bit (s, m), 256 fifth bits, 128 × two 4-bit q | d·s·q − dmin·m |
 //! | `Q6_K` | 256 | 210 | 128 × two 4-bit q, 64 × four 2-bit tops, 16 × i8 s, d | d·s·(q − 32) |
 //!
-//! The low nibbles of a block of 32 are its first 16 elements, the high ones its last 16. The layouts
-//! are those of ggml (`ggml-common.h` and `ggml-quants.c` in <https://github.com/ggml-org/ggml>).
-//! Arithmetic is in f32 in the order written, without fused multiply-adds, as ggml's scalar code has
-//! it: kernels are tested against this.
+//! The low nibbles of a block of 32 are its first 16 elements, the high nibbles its last 16. The layouts are those of
+//! ggml (`ggml-common.h` and `ggml-quants.c` in <https://github.com/ggml-org/ggml>). Arithmetic is in f32 in the order
+//! written, without fused multiply-adds, like ggml's scalar code: kernels are tested against it.
 
 use std::fmt;
 
@@ -25,7 +27,7 @@ use half::{bf16, f16};
 
 use crate::error::{Error, Result};
 
-/// How the elements of a tensor are stored in a file. See the [module](self) for the layouts.
+/// Storage format of a tensor's elements. See the [module](self) for the layouts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(non_camel_case_types, missing_docs)] // ggml's names
 pub enum Stored {
@@ -43,7 +45,7 @@ pub enum Stored {
 }
 
 impl Stored {
-    /// All of them.
+    /// All formats.
     pub const ALL: [Stored; 11] = [
         Stored::F32,
         Stored::F16,
@@ -58,7 +60,7 @@ impl Stored {
         Stored::Q6_K,
     ];
 
-    /// Name, number in GGUF files (`ggml_type`), elements of a block, bytes of a block.
+    /// Name, number in GGUF files (`ggml_type`), elements per block, bytes per block.
     const fn row(self) -> (&'static str, u32, usize, usize) {
         match self {
             Stored::F32 => ("F32", 0, 1, 4),
@@ -85,7 +87,7 @@ impl Stored {
         self.row().1
     }
 
-    /// The type with this number in GGUF files, if it is one that this crate reads.
+    /// The format with this number in GGUF files, if this crate reads it.
     pub fn from_ggml_id(id: u32) -> Option<Stored> {
         Stored::ALL.into_iter().find(|s| s.ggml_id() == id)
     }
@@ -100,13 +102,13 @@ impl Stored {
         self.row().3
     }
 
-    /// True if elements share scales in blocks.
+    /// Whether elements share scales in blocks.
     pub const fn is_quantized(self) -> bool {
         self.block_len() > 1
     }
 
-    /// Bytes of a tensor with these row-major dimensions; `None` if rows are not whole blocks or the
-    /// number is too large.
+    /// Bytes of a tensor with these row-major dimensions. `None` if its rows are not whole blocks, or the number is too
+    /// large.
     pub fn bytes_of(self, dims: &[usize]) -> Option<usize> {
         let (&cols, lead) = dims.split_last()?;
         if !cols.is_multiple_of(self.block_len()) {
@@ -140,7 +142,8 @@ pub fn dequantize(stored: Stored, bytes: &[u8]) -> Result<Vec<f32>> {
     Ok(out)
 }
 
-/// [`dequantize`] into a slice, which must have exactly as many elements as `bytes` holds.
+/// [`dequantize`] into a slice, which must have exactly as many elements as `bytes` encodes. Use it to decode into
+/// memory of your own, row by row.
 pub fn dequantize_into(stored: Stored, bytes: &[u8], out: &mut [f32]) -> Result<()> {
     let blocks = bytes.len() / stored.block_bytes();
     if !bytes.len().is_multiple_of(stored.block_bytes()) || out.len() != blocks * stored.block_len() {
@@ -166,14 +169,13 @@ pub fn dequantize_into(stored: Stored, bytes: &[u8], out: &mut [f32]) -> Result<
     Ok(())
 }
 
-/// Decodes blocks of `B` bytes into blocks of `L` values. Whole arrays, so that indices are known to
-/// be in bounds.
+/// Decodes blocks of `B` bytes into blocks of `L` values. Arrays of known length let the compiler drop bounds checks.
 fn each_block<const B: usize, const L: usize>(bytes: &[u8], out: &mut [f32], decode: impl Fn(&[u8; B], &mut [f32; L])) {
     let (blocks, values) = (bytes.as_chunks::<B>().0, out.as_chunks_mut::<L>().0);
     blocks.iter().zip(values).for_each(|(b, y)| decode(b, y));
 }
 
-/// The f16 at a place in a block.
+/// The f16 at this offset in a block.
 fn scale<const B: usize>(b: &[u8; B], at: usize) -> f32 {
     f16::from_le_bytes([b[at], b[at + 1]]).to_f32()
 }
@@ -194,7 +196,7 @@ fn q4_1(b: &[u8; 20], y: &mut [f32; 32]) {
     }
 }
 
-/// The 5-bit integers `i` and `i + 16` of a block of 32: nibbles and one word of fifth bits.
+/// The 5-bit integers `i` and `i + 16` of a block of 32, from their nibbles and the word of fifth bits.
 fn five_bits(high: u32, nibbles: u8, i: usize) -> (u8, u8) {
     let bit = |at: usize| ((high >> at) as u8 & 1) << 4;
     (nibbles & 15 | bit(i), nibbles >> 4 | bit(i + 16))
@@ -227,10 +229,9 @@ fn q8_0(b: &[u8; 34], y: &mut [f32; 32]) {
     }
 }
 
-/// Scale and minimum of one of the eight groups of 32 in a `Q4_K` or `Q5_K` block: 6 bits each,
-/// packed in the 12 bytes from `b[4]`. The first four groups have theirs whole in the low bits of
-/// bytes 0..4 and 4..8; the others have low nibbles in bytes 8..12 and their top two bits above the
-/// first ones'.
+/// Scale and minimum of one of the eight groups of 32 in a `Q4_K` or `Q5_K` block: 6 bits each, packed in the 12 bytes
+/// from `b[4]`. The first four groups have both whole, in the low bits of bytes 0..4 and 4..8. The other groups have
+/// their low nibbles in bytes 8..12 and their top two bits above those of the first groups.
 fn scale_min<const B: usize>(b: &[u8; B], group: usize) -> (u8, u8) {
     let s = |i: usize| b[4 + i];
     match group {
@@ -239,8 +240,8 @@ fn scale_min<const B: usize>(b: &[u8; B], group: usize) -> (u8, u8) {
     }
 }
 
-/// `Q4_K` and `Q5_K` differ in the fifth bits alone. `quants` is where the nibbles start: 32 bytes
-/// hold 64 elements, the low nibbles first. `fifth` gives 0 or 16 for an element of a group.
+/// `Q4_K` and `Q5_K` differ only in the fifth bits. The nibbles start at `quants`: 32 bytes hold 64 elements, the low
+/// nibbles first. `fifth` returns 0 or 16 for an element of a group.
 fn k_block<const B: usize>(b: &[u8; B], quants: usize, fifth: impl Fn(usize, usize) -> u8, y: &mut [f32; 256]) {
     let (d, dmin) = (scale(b, 0), scale(b, 2));
     for group in 0..8 {
@@ -262,9 +263,9 @@ fn q5_k(b: &[u8; 176], y: &mut [f32; 256]) {
     k_block(b, 48, |group, i| (b[16 + i] >> group & 1) << 4, y);
 }
 
-/// Two halves of 128 elements. In each, element `l` of the `k`-th 32 has its low bits in the nibbles
-/// of 64 bytes (low nibbles are the first 64 elements), its top two bits in bits `2k` of byte `l` of
-/// 32, and one scale for each 16.
+/// Two halves of 128 elements. In each half, element `l` of the `k`-th 32 has its low bits in the nibbles of 64 bytes
+/// (low nibbles are the first 64 elements), its top two bits in bits `2k` of byte `l` of 32, and one scale per 16
+/// elements.
 fn q6_k(b: &[u8; 210], y: &mut [f32; 256]) {
     let d = scale(b, 208);
     for half in 0..2 {
@@ -281,9 +282,12 @@ fn q6_k(b: &[u8; 210], y: &mut [f32; 256]) {
     }
 }
 
-/// Stores values as `F32`, `F16`, `BF16`, `Q4_0`, `Q4_1` or `Q8_0`, rounding as ggml's reference
-/// does. An `Err` for the other types, and for values that are not a whole number of blocks.
-/// [`dequantize`] has an example.
+/// Encodes values as `F32`, `F16`, `BF16`, `Q4_0`, `Q4_1` or `Q8_0`, rounding like ggml's reference. [`dequantize`] has
+/// an example.
+///
+/// # Errors
+///
+/// For other formats, and for a number of values that is not a whole number of blocks.
 pub fn quantize(stored: Stored, values: &[f32]) -> Result<Vec<u8>> {
     let err = |expected: String, got: String| Error::Data { tensor: format!("{stored} data"), expected, got };
     if !values.len().is_multiple_of(stored.block_len()) {

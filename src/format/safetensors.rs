@@ -1,10 +1,10 @@
 //! safetensors: the header of a file, folders of a model, and writing.
 //!
-//! A file is the header's length (u64, little-endian), the header (a JSON object: types, shapes and
-//! ranges by name, and strings under `__metadata__`), and the data, without gaps. Types and writing
-//! are those of the `safetensors` crate. The header is read here, because the crate's reader takes the
-//! last of two tensors with one name and does not say which tensor is wrong. Source: the format's
-//! description in <https://github.com/huggingface/safetensors>.
+//! A file consists of the header's length (u64, little-endian), the header (a JSON object: types, shapes and ranges by
+//! name, and strings under `__metadata__`), and the data, without gaps. Types and writing come from the `safetensors`
+//! crate. The header is parsed here, because that crate's reader silently takes the last of two tensors with one name
+//! and does not name the tensor that is wrong. Source: the format's description in
+//! <https://github.com/huggingface/safetensors>.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -13,21 +13,24 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use ::safetensors::tensor::{Dtype, TensorInfo as RawInfo, View};
+use ::safetensors::tensor::TensorInfo as RawInfo;
+use ::safetensors::tensor::{Dtype, View};
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use serde::de::Error as _;
+use serde::de::{Deserializer, MapAccess, Visitor};
 
+use super::header::{Header, MAX_RANK, TensorInfo};
 use super::mapped::{self, Bytes};
 use super::metadata::{MetaValue, Metadata};
-use super::{Header, MAX_RANK, Stored, TensorInfo, bad, quant, quoted};
-use crate::checkpoint::write_atomically;
-use crate::error::{Error, Result};
+use super::quant::{self, Stored};
+use crate::error::{Error, Result, bad, quoted};
+use crate::files::write_atomically;
 use crate::tensor::Shape;
 
 /// Longest header that is read, as in the `safetensors` crate.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-/// Longest JSON files beside the weights that are read.
+/// Longest JSON file next to the weights that is read.
 pub(crate) const MAX_CONFIG_BYTES: u64 = 16 << 20;
 const MAX_INDEX_BYTES: u64 = 64 << 20;
 
@@ -62,7 +65,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {
     }
 }
 
-/// The header's JSON: tensors in the order in which they are written there.
+/// The header's JSON: tensors in the order in which it lists them.
 struct RawHeader {
     metadata: Vec<(String, String)>,
     tensors: Vec<(String, RawInfo)>,
@@ -98,12 +101,16 @@ impl<'de> Deserialize<'de> for RawHeader {
     }
 }
 
-/// Reads and checks the header of a safetensors file. `path` is for messages; `file` is the whole
-/// file, so that every tensor's range is known to lie in it. Takes memory in proportion to the header.
+/// Reads and checks the header of a safetensors file.
 ///
-/// An `Err` names file, field or tensor, and what was expected. Tensors of types other than F32, F16
-/// and BF16 (integer buffers, say), and such without elements, are in [`Header::unread`]. See
-/// [`Weights`](super::Weights) for use on files.
+/// Use it to inspect or validate a file that is in memory already; [`Weights`](super::Weights) opens files from disk.
+/// `path` is for messages. `file` is the whole file, so that the range of every tensor is known to lie within it. Takes
+/// memory proportional to the header. Tensors of types other than F32, F16 and BF16 (such as integer buffers), and
+/// tensors without elements, are listed in [`Header::unread`].
+///
+/// # Errors
+///
+/// The error names file, field or tensor, and what was expected.
 pub fn safetensors_header(path: &str, file: &[u8]) -> Result<Header> {
     let Some((len, rest)) = file.split_first_chunk::<8>() else {
         return Err(bad(path, format!("header length: needs 8 bytes, but the file has {}", file.len())));
@@ -142,7 +149,7 @@ pub fn safetensors_header(path: &str, file: &[u8]) -> Result<Header> {
     Ok(header)
 }
 
-/// What is wrong with a tensor's entry, if the one before it ends at `end` in `data_len` bytes.
+/// What is wrong with a tensor's entry, if the one before it ends at `end` of `data_len` bytes.
 fn check(info: &RawInfo, end: usize, data_len: usize) -> Result<(), String> {
     if info.shape.len() > MAX_RANK {
         return Err(format!("shape has {} dimensions, expected {MAX_RANK} at most", info.shape.len()));
@@ -173,14 +180,14 @@ fn stored(dtype: Dtype) -> Option<Stored> {
     }
 }
 
-/// A scalar, which has no dimensions in the file, is `[1]` here.
+/// A scalar has no dimensions in the file; here it is `[1]`.
 fn shape(dims: Vec<usize>) -> Shape {
     if dims.is_empty() { Shape::from([1]) } else { Shape::new(dims) }
 }
 
-/// What is in a model's folder.
+/// The contents of a model's folder.
 pub(super) struct Folder {
-    /// Paths and bytes of the weights' files, in order of their names.
+    /// Paths and bytes of the weight files, in order of their names.
     pub files: Vec<(String, Bytes)>,
     /// Which tensor is in which file, if the folder has an index.
     pub index: Option<Vec<(String, String)>>,
@@ -188,7 +195,7 @@ pub(super) struct Folder {
     pub config: Option<serde_json::Value>,
 }
 
-/// Opens `model.safetensors`, or else the files that `model.safetensors.index.json` names.
+/// Opens `model.safetensors`, or else the files that `model.safetensors.index.json` lists.
 pub(super) fn open_folder(dir: &Path) -> Result<Folder> {
     let config = dir.join("config.json");
     let config = if config.exists() { Some(read_json(&config, MAX_CONFIG_BYTES)?) } else { None };
@@ -209,7 +216,7 @@ pub(super) fn open_folder(dir: &Path) -> Result<Folder> {
     let index: Index = read_json(&index_path, MAX_INDEX_BYTES)?;
     let mut files = vec![];
     for name in index.weight_map.0.iter().map(|(_, file)| file).collect::<BTreeSet<_>>() {
-        // A file of this folder, so that an index cannot name others.
+        // A file of this very folder: an index must not point elsewhere.
         if name.contains(['/', '\\', ':']) || !name.ends_with(".safetensors") {
             let message = format!("weight_map: {} is not the name of a safetensors file", quoted(name));
             return Err(bad(&index_path.display().to_string(), message));
@@ -222,13 +229,13 @@ pub(super) fn open_folder(dir: &Path) -> Result<Folder> {
     Ok(Folder { files, index: Some(index), config })
 }
 
-/// Reads a JSON file that is not longer than `limit`.
+/// Reads a JSON file of at most `limit` bytes.
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path, limit: u64) -> Result<T> {
     let text = read_file(path, limit)?;
     serde_json::from_slice(&text).map_err(|e| bad(&path.display().to_string(), e.to_string()))
 }
 
-/// A regular file of at most `limit` bytes.
+/// Reads a regular file of at most `limit` bytes.
 pub(crate) fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let shown = path.display().to_string();
     let io = |source| Error::Io { path: shown.clone(), source };
@@ -250,13 +257,13 @@ pub struct SaveTensor<'a> {
     pub name: &'a str,
     /// Row-major dimensions.
     pub shape: &'a [usize],
-    /// Its elements in order.
+    /// Its elements, row-major.
     pub values: &'a [f32],
-    /// How to store them: `F32`, `F16` or `BF16`, rounded to nearest even.
+    /// Format to store them in: `F32`, `F16` or `BF16`, rounded to nearest even.
     pub stored: Stored,
 }
 
-/// Converted when it is written, so that one tensor at a time is in memory twice.
+/// Converted while it is written, so that only one tensor at a time is in memory twice.
 impl View for SaveTensor<'_> {
     fn dtype(&self) -> Dtype {
         match self.stored {
@@ -271,7 +278,7 @@ impl View for SaveTensor<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        // No error is left: save_safetensors has checked the type.
+        // This cannot fail any more: `save_safetensors` has checked the type.
         quant::quantize(self.stored, self.values).unwrap_or_default().into()
     }
 
@@ -280,15 +287,17 @@ impl View for SaveTensor<'_> {
     }
 }
 
-/// Writes tensors to a safetensors file that PyTorch and others load by the same names. The path
-/// holds the old file or the new one, whole, whatever happens meanwhile. The file is made in host
-/// memory first.
+/// Writes tensors to a safetensors file, which PyTorch and others load under the same names.
 ///
-/// `metadata` goes under `__metadata__`, with `format: pt` unless it says otherwise: some loaders
-/// insist on that. Its entries are written in no particular order.
+/// Use it for your own tensors; [`model::save`](crate::model::save) writes a whole model. The file is built in host
+/// memory and then put in place atomically: `path` holds either the old file or the new one, never a part. `metadata`
+/// goes under `__metadata__`, with `format: pt` added unless it sets `format`, since some loaders insist on that. Its
+/// entries are written in no particular order.
 ///
-/// An `Err` names the tensor whose name is taken, whose shape does not fit its values, whose type is
-/// none of safetensors', or which has finite values that its type cannot hold.
+/// # Errors
+///
+/// The error names the tensor whose name is taken, whose shape does not match its values, whose type safetensors lacks,
+/// or that has finite values which its type cannot hold.
 ///
 /// ```
 /// use throughline::format::{SaveTensor, Stored, Weights, save_safetensors};

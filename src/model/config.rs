@@ -1,6 +1,7 @@
-//! What a file says of its model: `config.json` and GGUF metadata to a configuration of ours, and back.
+//! Between a file's description of its model (`config.json`, GGUF metadata) and our configuration, in both directions.
 
-use serde_json::{Value as Json, json};
+use serde_json::Value as Json;
+use serde_json::json;
 
 use super::names::{self, Names};
 use crate::error::{Error, Result};
@@ -8,7 +9,7 @@ use crate::format::{Metadata, Weights};
 use crate::nn::{Biases, Mlp, Norm, NormPlacement, Positions, TransformerConfig};
 use crate::ops::rope::Scaling;
 
-/// What kind of files these are, and what the model is.
+/// The configuration of the model, and the parameter names of this kind of file.
 pub(super) fn read(weights: &Weights) -> Result<(TransformerConfig, &'static Names)> {
     let bad = |message: String| Error::Format { path: weights.path().into(), message };
     let (config, names) = match weights.config() {
@@ -23,7 +24,7 @@ pub(super) fn read(weights: &Weights) -> Result<(TransformerConfig, &'static Nam
     Ok((config, names))
 }
 
-/// By `model_type` of a `config.json`.
+/// Reads a `config.json` by its `model_type`.
 fn hugging_face(meta: &Metadata, path: &str) -> Result<(TransformerConfig, &'static Names)> {
     let bad = |message: String| Error::Format { path: path.into(), message };
     match meta.str("model_type")? {
@@ -37,7 +38,7 @@ fn hugging_face(meta: &Metadata, path: &str) -> Result<(TransformerConfig, &'sta
     }
 }
 
-/// An `Err` if the setting is there and is not `expected`.
+/// Returns an error if the setting is present with another value than `expected`.
 fn only(meta: &Metadata, path: &str, key: &str, expected: bool) -> Result<()> {
     match meta.optional(key, Metadata::bool)? {
         Some(got) if got != expected => {
@@ -106,14 +107,14 @@ fn hf_bert(meta: &Metadata, path: &str) -> Result<TransformerConfig> {
     })
 }
 
-/// Llama and what descends from it: the kinds differ in biases and in the norm of heads.
+/// Llama and its descendants. The kinds differ in biases and in the head norm.
 fn hf_llama(meta: &Metadata, path: &str, kind: &str) -> Result<TransformerConfig> {
     activation(meta, path, "hidden_act", &[("silu", Mlp::SwiGlu)])?;
     let flag = |key: &str| Ok::<bool, Error>(meta.optional(key, Metadata::bool)?.unwrap_or(false));
     let n_heads = meta.usize("num_attention_heads")?;
     let mut context = meta.usize("max_position_embeddings")?;
-    // Within its window, attention with a window is attention without one. Qwen's configurations name a
-    // window that is off.
+    // Within its window, windowed attention equals full attention. Qwen's configurations name a window that is turned
+    // off.
     if kind == "mistral" || flag("use_sliding_window")? {
         context = context.min(meta.optional("sliding_window", Metadata::usize)?.unwrap_or(context));
     }
@@ -136,12 +137,12 @@ fn hf_llama(meta: &Metadata, path: &str, kind: &str) -> Result<TransformerConfig
     })
 }
 
-/// `rope_theta` and `rope_scaling`, or both in `rope_parameters` as files since 2025 have them.
+/// `rope_theta` and `rope_scaling`, or both within `rope_parameters` as in files since 2025.
 fn hf_rope(meta: &Metadata, path: &str) -> Result<Positions> {
     let has_group = meta.iter().any(|(key, _)| key.starts_with("rope_parameters."));
     let group = if has_group { "rope_parameters" } else { "rope_scaling" };
     if has_group {
-        meta.str("rope_parameters.rope_type")?; // missing where it differs by layer
+        meta.str("rope_parameters.rope_type")?; // missing if it differs by layer
     }
     let key = |name: &str| format!("{group}.{name}");
     let number = |name: &str| meta.f32(&key(name));
@@ -159,7 +160,7 @@ fn hf_rope(meta: &Metadata, path: &str) -> Result<Positions> {
         None => meta.optional(&key("type"), Metadata::str)?,
     };
     let scaling = match kind.unwrap_or("default") {
-        // `dynamic` changes nothing within the context that the configuration gives.
+        // `dynamic` changes nothing within the context of the configuration.
         "default" | "dynamic" => Scaling::None,
         "linear" => Scaling::Linear { factor: number("factor")? },
         "llama3" => Scaling::Llama3 {
@@ -191,7 +192,7 @@ fn hf_rope(meta: &Metadata, path: &str) -> Result<Positions> {
     Ok(Positions::Rope { theta, interleaved: false, scaling })
 }
 
-/// By `general.architecture` of a GGUF file.
+/// Reads the metadata of a GGUF file by its `general.architecture`.
 fn gguf(weights: &Weights) -> Result<(TransformerConfig, &'static Names)> {
     let meta = weights.metadata();
     let bad = |message: String| Error::Format { path: weights.path().into(), message };
@@ -266,11 +267,11 @@ fn gguf_rope(weights: &Weights, arch: &str) -> Result<Positions> {
             return Err(bad(format!("{at}: expected none, linear or yarn, got `{other}`")));
         }
     };
-    // Writers of `llama` files permute the rows of q and k for it.
+    // Writers of `llama` files permute the rows of q and k for this.
     Ok(Positions::Rope { theta, interleaved: arch == "llama", scaling })
 }
 
-/// GGUF files of Llama 3.1 and after hold what each frequency is divided by, rather than why.
+/// GGUF files of Llama 3.1 and later store the divisor of each frequency instead of the rule that gives it.
 fn llama3_of(weights: &Weights, theta: f32) -> Result<Scaling> {
     const NAME: &str = "rope_freqs.weight";
     if !weights.contains(NAME) {
@@ -395,7 +396,7 @@ fn rope_scaling(scaling: Scaling) -> Json {
     }
 }
 
-/// The shortest decimal of an f32, as an f64: 1e-5 rather than 9.999999747378752e-6.
+/// The shortest decimal of an f32, as an f64: 1e-5 instead of 9.999999747378752e-6.
 fn exact(x: f32) -> f64 {
     x.to_string().parse().unwrap_or(f64::from(x))
 }

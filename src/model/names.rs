@@ -1,11 +1,11 @@
-//! How files call the parameters, and which way round they keep matrices.
+//! Parameter names in files, and the orientation of their matrices.
 
-/// A module of ours and what a kind of files calls it; `{}` stands for the layer.
+/// A module of ours and its name in one kind of file; `{}` stands for the layer.
 #[derive(Clone, Copy, Debug)]
 struct Module {
     ours: &'static str,
     theirs: &'static str,
-    /// Where the file keeps three of ours side by side: which of them.
+    /// If the file stacks three of our modules in one tensor: which of the three this is.
     third: Option<usize>,
 }
 
@@ -17,29 +17,29 @@ const fn third(ours: &'static str, theirs: &'static str, i: usize) -> Module {
     Module { ours, theirs, third: Some(i) }
 }
 
-/// The names in one kind of files.
+/// The names in one kind of file.
 #[derive(Debug)]
 pub(super) struct Names {
     modules: &'static [Module],
-    /// Where the names are that `modules` does not have.
+    /// The names that `modules` lacks.
     rest: Option<&'static Names>,
-    /// In front of most names, unless the file has the model without its head.
+    /// Prefix of most names, except in files that hold the model without its head.
     prefix: &'static str,
-    /// Linear weights are `[d_in, d_out]`, as ours, rather than `[d_out, d_in]`.
+    /// Whether linear weights are `[d_in, d_out]`, as ours, rather than `[d_out, d_in]`.
     pub input_major: bool,
 }
 
-/// Where a parameter is in a file.
+/// The place of a parameter in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     /// Name of the tensor.
     pub tensor: String,
-    /// Which third of the tensor along the outputs.
+    /// Which third of the tensor, along the outputs.
     pub third: Option<usize>,
 }
 
 impl Names {
-    /// Where the parameter that we call `name` is. `None` if these files have no such parameter.
+    /// The place of our parameter `name`. `None` if these files have no such parameter.
     pub fn place(&self, name: &str, bare: bool) -> Option<Place> {
         let (stem, suffix) = name.rsplit_once('.')?;
         let (stem, layer) = match stem.strip_prefix("h.").and_then(|rest| rest.split_once('.')) {
@@ -78,7 +78,7 @@ pub(super) const HF_LLAMA: Names = Names {
     input_major: false,
 };
 
-/// GPT-2 from Hugging Face, which keeps its matrices as ours are, and three of them in one.
+/// GPT-2 from Hugging Face. Its matrices have our layout, and q, k and v are stacked in one.
 pub(super) const HF_GPT2: Names = Names {
     modules: &[
         module("embed", "transformer.wte"),
@@ -99,7 +99,7 @@ pub(super) const HF_GPT2: Names = Names {
     input_major: true,
 };
 
-/// BERT and its like, from Hugging Face.
+/// BERT and its relatives, from Hugging Face.
 pub(super) const HF_BERT: Names = Names {
     modules: &[
         module("embed", "bert.embeddings.word_embeddings"),

@@ -1,18 +1,18 @@
-//! A model's parameters in GPU memory: which tensors they become on a device, and those tensors.
+//! A model's parameters in GPU memory: the tensors that they become on a device, planned first, then created.
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{Model, is_table_of_tokens};
+use super::layout::is_table_of_tokens;
+use super::loaded::Model;
+use crate::device::{Gpu, Tensor};
 use crate::error::{Error, Result};
-use crate::gpu::Gpu;
+use crate::format::Packed;
 use crate::graph::{Graph, Value};
 use crate::nn::part_name;
-use crate::ops::packed::Packed;
-use crate::ops::parts::split_rows;
 use crate::optim::ArenaLayout;
-use crate::tensor::{Shape, Tensor, TensorType};
+use crate::tensor::{Shape, TensorType, split_rows};
 
-/// The tensors of a model on devices that bind so many bytes, before there is one.
+/// The tensors of a model on devices that bind at most this many bytes, known before there is a device.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Placed {
     params: Vec<PlacedParam>,
@@ -22,14 +22,14 @@ pub(crate) struct Placed {
 #[derive(Clone, Debug, PartialEq)]
 struct PlacedParam {
     name: String,
-    /// As the file stores it, if kernels can read that.
+    /// The stored format, if kernels can read it.
     matrix: Option<Packed>,
-    /// Name, type and rows of each tensor: tables are several where no binding holds one.
+    /// Name, type and rows of each tensor. A table becomes several if no binding holds it whole.
     parts: Vec<(String, TensorType, usize)>,
 }
 
 impl Placed {
-    /// Parameters that are in an arena already, tables in as many tensors as its layout has of them.
+    /// Parameters that are already in an arena, with each table in the same parts as in the arena's layout.
     pub fn of_layout(layout: &ArenaLayout) -> Self {
         let param = |(name, shape): &(String, Shape)| PlacedParam {
             name: name.clone(),
@@ -39,7 +39,7 @@ impl Placed {
         Placed { params: layout.tensors.iter().map(param).collect(), max_bytes: layout.max_bytes }
     }
 
-    /// The matrices that are as the file stores them.
+    /// The matrices that keep their stored format.
     pub fn packed(&self) -> BTreeMap<String, Packed> {
         self.params.iter().filter_map(|p| Some((p.name.clone(), p.matrix?))).collect()
     }
@@ -50,17 +50,17 @@ impl Placed {
     }
 }
 
-/// A model in GPU memory, for graphs that name its parameters.
+/// A model in GPU memory, for graphs that refer to its parameters by name.
 #[derive(Debug, Default)]
 pub(crate) struct Uploaded {
     /// By our names; tables in parts have several.
     pub tensors: HashMap<String, Tensor>,
-    /// The matrices that are as the file stores them.
+    /// The matrices that keep their stored format.
     pub packed: BTreeMap<String, Packed>,
 }
 
 impl Uploaded {
-    /// The tensor of each value, by its name.
+    /// The tensor of each value, found by the value's name.
     pub fn bind(&self, g: &Graph, values: impl Iterator<Item = Value>) -> Result<HashMap<Value, Tensor>> {
         values.map(|v| Ok((v, self.tensor(g.name(v))?))).collect()
     }
@@ -73,7 +73,7 @@ impl Uploaded {
 }
 
 impl Model {
-    /// What [`upload`](Self::upload) makes on a device that binds tensors of at most so many bytes.
+    /// What [`upload`](Self::upload) creates on a device that binds tensors of at most this many bytes.
     pub(crate) fn placed(&self, max_bytes: u64) -> Result<Placed> {
         let params = self.params.iter().map(|(name, shape)| self.place(name, shape, max_bytes));
         Ok(Placed { params: params.collect::<Result<_>>()?, max_bytes })
@@ -100,7 +100,8 @@ impl Model {
         Ok(PlacedParam { name: name.into(), matrix, parts })
     }
 
-    /// All parameters in GPU memory, as this model's `placed` says. What a decoder or an encoder is bound to.
+    /// Uploads all parameters as planned in `placed`, which was made from this model. Decoders and encoders bind the
+    /// result.
     pub(crate) fn upload(&self, gpu: &Gpu, placed: &Placed) -> Result<Uploaded> {
         let mut tensors = HashMap::new();
         for PlacedParam { name, matrix, parts } in &placed.params {
@@ -133,7 +134,7 @@ impl Model {
     }
 }
 
-/// The file's bytes as they are.
+/// The file's bytes, unchanged.
 fn upload_packed(gpu: &Gpu, name: &str, bytes: &[u8], matrix: Packed) -> Result<Tensor> {
     let tensor = Tensor::zeros(gpu, name, matrix.ty())?;
     let (whole, rest) = bytes.split_at(bytes.len() / 4 * 4);

@@ -1,4 +1,4 @@
-//! What a layer does to the stream.
+//! What a layer does to the residual stream.
 
 use std::fmt;
 
@@ -6,9 +6,10 @@ use super::builder::Builder;
 use crate::error::Result;
 use crate::graph::Value;
 
-/// How the stream goes on through a layer: the one thing that most new architectures change.
+/// How a layer transforms the residual stream: the one thing that most new architectures change.
 ///
-/// A block of your own is trained by [`Trainer::with_block`](crate::train::Trainer::with_block):
+/// Implement it to try an architecture that no field of [`TransformerConfig`](super::TransformerConfig) describes.
+/// [`Trainer::with_block`](crate::train::Trainer::with_block) trains the result:
 ///
 /// ```
 /// use throughline::nn::{Block, Builder, Transformer, TransformerConfig};
@@ -35,12 +36,14 @@ use crate::graph::Value;
 /// # Ok::<(), throughline::Error>(())
 /// ```
 pub trait Block: fmt::Debug + Send + Sync {
-    /// Adds layer `layer` to the graph: the stream `x`, `[batch, time, d_model]`, in and out. Names are in the
-    /// scope of the layer, `h.0` and so on.
+    /// Adds layer `layer`, counted from 0, to the graph. Takes the stream before the layer, `[batch, time, d_model]`,
+    /// and returns the stream after it.
+    ///
+    /// The names of nodes and parameters are already in the scope of the layer: `h.0` and so on.
     fn build(&self, b: &mut Builder<'_>, layer: usize, x: Value) -> Result<Value>;
 }
 
-/// Attention, then the feed-forward half, each a branch of its own: GPT-2, Llama, BERT.
+/// Attention, then a feed-forward network, each as a branch of its own: the block of GPT-2, Llama and BERT.
 #[derive(Clone, Copy, Debug)]
 pub struct StandardBlock;
 

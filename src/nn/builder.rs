@@ -1,29 +1,28 @@
-//! The parts of a transformer, as nodes of a graph and parameters that go with them.
+//! The parts of a transformer: nodes of a graph, with the parameters that they need.
 
 use std::collections::BTreeMap;
 
 use super::config::{Init, Mlp, Norm, NormPlacement, Positions, TransformerConfig};
 use crate::error::{Error, Result};
+use crate::format::Packed;
 use crate::graph::{Graph, Value};
 use crate::ops::attention::Attention;
-use crate::ops::packed::Packed;
-use crate::ops::parts::split_rows;
 use crate::ops::rope::Rope;
 use crate::rng::Rng;
-use crate::tensor::{Shape, TensorType};
+use crate::tensor::{Shape, TensorType, split_rows};
 
-/// How a parameter starts.
+/// How a parameter is initialised.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ParamInit {
     /// Normal with this standard deviation.
     Normal(f32),
-    /// The same everywhere.
+    /// The same value everywhere.
     Constant(f32),
 }
 
 impl ParamInit {
-    /// `n` values. The stream depends on the seed and the parameter's name alone, so a model's
-    /// start does not depend on the order in which it was built.
+    /// `n` initial values. They depend only on the seed and the parameter's name, so they do not change if a model is
+    /// built in another order.
     pub fn values(self, n: usize, seed: u64, name: &str) -> Vec<f32> {
         match self {
             ParamInit::Constant(c) => vec![c; n],
@@ -36,26 +35,26 @@ impl ParamInit {
     }
 }
 
-/// A parameter of a model: its value in the graph and how it starts.
+/// A parameter of a model: its value in the graph and its initialisation.
 #[derive(Clone, Copy, Debug)]
 pub struct Param {
-    /// The value; the graph knows name and shape.
+    /// The value. The graph knows its name and shape.
     pub value: Value,
-    /// How it starts.
+    /// The initialisation.
     pub init: ParamInit,
 }
 
-/// Caches of keys and values, as blocks are added.
+/// Caches of keys and values, collected while blocks are added.
 #[derive(Debug)]
 pub(super) struct Caches {
-    /// Tokens of each sequence that came before: u32 `[batch]`.
+    /// Number of earlier tokens of each sequence: u32 `[batch]`.
     pub start: Value,
     pub capacity: usize,
     pub states: Vec<Value>,
 }
 
 impl Caches {
-    /// A cache of its own for `rows`, with them written.
+    /// Adds a cache for `rows` and writes them to it.
     fn write(&mut self, g: &mut Graph, name: &str, rows: Value) -> Result<Value> {
         let (batch, width) = (g.ty(rows).shape.dims()[0], g.ty(rows).shape.cols());
         let state = g.state(name, TensorType::f32([batch, self.capacity, width]))?;
@@ -66,7 +65,7 @@ impl Caches {
     }
 }
 
-/// A matrix `[rows, d_model]` with a row per token, in parts where it is too large for one tensor.
+/// A matrix `[rows, d_model]` with a row per token, split into parts if it is too large for one tensor.
 #[derive(Clone, Debug)]
 pub(super) enum Table {
     Plain(Vec<Value>),
@@ -74,7 +73,7 @@ pub(super) enum Table {
 }
 
 impl Table {
-    /// Rows by id.
+    /// Looks up rows by id.
     fn rows(&self, g: &mut Graph, name: &str, ids: Value) -> Result<Value> {
         match self {
             Table::Plain(parts) => g.embedding_parts(name, parts, ids),
@@ -91,28 +90,30 @@ impl Table {
     }
 }
 
-/// Name of the part of a table that starts at row `first`, if there are several.
+/// The name of the part that starts at row `first`: the table's own name if it has only one part.
 pub(crate) fn part_name(table: &str, first: usize, parts: usize) -> String {
     if parts == 1 { table.to_string() } else { format!("{table}@{first}") }
 }
 
-/// The table and the first row of a parameter of this name.
+/// The table that a parameter of this name belongs to, and its first row.
 pub(crate) fn table_of_part(name: &str) -> (&str, usize) {
     let part = name.rsplit_once('@').and_then(|(table, first)| Some((table, first.parse().ok()?)));
     part.unwrap_or((name, 0))
 }
 
-/// Whether a parameter is the weight of a linear layer inside a block: those are what Muon updates, where it is
-/// chosen. That is every matrix whose name begins with `h.` and ends with `.weight`. Tables (`embed.weight`,
+/// Whether a parameter is the weight of a linear layer inside a block. Those are the parameters that Muon updates, if
+/// it is used.
+///
+/// They are the matrices whose name begins with `h.` and ends with `.weight`. Tables (`embed.weight`,
 /// `token_type.weight`, `position.weight`, `head.weight`, and their parts such as `embed.weight@64`) are outside of
-/// blocks; norms, biases and gates have one dimension. A [`Block`](super::Block) with matrices that are no linear
-/// layers, such as tables, keeps them from Muon by another last name: `h.0.values.table`.
+/// blocks; norms, biases and gates have only one dimension. A [`Block`](super::Block) that contains a matrix of another
+/// kind, such as a table, keeps it from Muon by another last name: `h.0.values.table`.
 pub fn is_hidden_matrix(name: &str, shape: &Shape) -> bool {
     shape.rank() == 2 && name.starts_with("h.") && name.ends_with(".weight")
 }
 
-/// The values of a parameter of this name and shape, out of those of the whole tensor, of shape `dims`; `None` if they
-/// do not fit each other.
+/// The values of the parameter of this name and shape, taken from the values of the whole tensor of shape `dims`.
+/// `None` if the two do not fit together.
 pub(crate) fn part_of<'a>(name: &str, shape: &Shape, dims: &[usize], values: &'a [f32]) -> Option<&'a [f32]> {
     let (table, first) = table_of_part(name);
     if table == name {
@@ -123,12 +124,12 @@ pub(crate) fn part_of<'a>(name: &str, shape: &Shape, dims: &[usize], values: &'a
     values.get(start..start + shape.len()).filter(|_| fits)
 }
 
-/// Adds parts of a transformer to a graph: what blocks are made of.
+/// Adds the parts of a transformer to a graph: what a [`Block`](super::Block) is made of.
 ///
-/// Parameters get the names of their parts, with the scopes they are made in: `h.0.attn.q.weight`.
+/// Parameters are named after their part and the scopes around it: `h.0.attn.q.weight`.
 #[derive(Debug)]
 pub struct Builder<'a> {
-    /// The graph, for ops that are no parts of their own.
+    /// The graph, for ops that have no method here.
     pub g: &'a mut Graph,
     config: &'a TransformerConfig,
     /// Matrices that stay packed, by name.
@@ -136,9 +137,9 @@ pub struct Builder<'a> {
     pub(super) caches: Option<Caches>,
     dropout: f32,
     pub(super) dropout_seed: Option<Value>,
-    /// Each place that drops has a random stream of its own.
+    /// Number of dropout nodes so far. Each gets a random stream of its own.
     dropout_sites: u32,
-    /// What earlier layers left for later ones.
+    /// Values that earlier layers left for later ones.
     kept: BTreeMap<String, Value>,
     pub(super) params: Vec<Param>,
 }
@@ -169,7 +170,7 @@ impl<'a> Builder<'a> {
         Ok(self)
     }
 
-    /// With matrices as a file stores them.
+    /// With these matrices in their stored format.
     pub(super) fn packed(mut self, packed: &'a BTreeMap<String, Packed>) -> Self {
         self.packed = Some(packed);
         self
@@ -180,7 +181,10 @@ impl<'a> Builder<'a> {
         self.config
     }
 
-    /// Runs `f` with `scope.` in front of every name.
+    /// Runs `f` with `scope.` prepended to every name.
+    ///
+    /// Use it to keep the names of a branch apart from those of its siblings: two calls of [`linear`](Self::linear)
+    /// with the same name in the same scope are an error.
     pub fn scoped<T>(&mut self, scope: &str, f: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         self.g.enter(scope);
         let result = f(self);
@@ -188,17 +192,17 @@ impl<'a> Builder<'a> {
         result
     }
 
-    /// Leaves a value for later layers, under a name.
+    /// Leaves a value for later layers, under a name: for connections that skip layers.
     pub fn keep(&mut self, name: &str, value: Value) {
         self.kept.insert(name.to_string(), value);
     }
 
-    /// What an earlier layer left under this name.
+    /// The value that an earlier layer left under this name with [`keep`](Self::keep).
     pub fn kept(&self, name: &str) -> Option<Value> {
         self.kept.get(name).copied()
     }
 
-    /// A trained tensor.
+    /// Adds a trained tensor of your own to the model.
     pub fn param(&mut self, name: &str, shape: &[usize], init: ParamInit) -> Result<Value> {
         let value = self.g.param(name, shape)?;
         self.params.push(Param { value, init });
@@ -235,7 +239,7 @@ impl<'a> Builder<'a> {
         Ok(Table::Plain(parts))
     }
 
-    /// An `Err` if a packed matrix is not `[n, k]`.
+    /// Returns an error if a packed matrix is not `[n, k]`.
     fn check_packed(&self, name: &str, matrix: Packed, n: usize, k: usize) -> Result<()> {
         if [matrix.n, matrix.k] == [n, k] {
             return Ok(());
@@ -244,14 +248,15 @@ impl<'a> Builder<'a> {
         Err(Error::Data { tensor: self.g.full_name(name), expected, got })
     }
 
-    /// A packed matrix as an input: it is frozen, so it is no parameter to train.
+    /// A packed matrix as an input. It is frozen, so it is not a parameter to train.
     fn packed_input(&mut self, name: &str, matrix: Packed) -> Result<Value> {
         let value = self.g.input(name, matrix.ty())?;
         self.params.push(Param { value, init: ParamInit::Constant(0.0) });
         Ok(value)
     }
 
-    /// The initialisation of ordinary weights, and of projections into the residual stream.
+    /// The initialisation that the configuration asks for, for ordinary weights or for projections into the residual
+    /// stream.
     pub fn weight_init(&self, into_stream: bool) -> ParamInit {
         let scale = 1.0 / (2.0 * self.config.n_layers as f32).sqrt();
         match self.config.init {
@@ -261,9 +266,9 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// The embedding of `tokens`, `[batch, time]`, with what the model adds to it: the start of the stream,
-    /// `[batch, time, d_model]`. `positions` are those of the tokens, u32 `[batch, time]`; without, they
-    /// count from 0.
+    /// The embedding of `tokens`, `[batch, time]`, with everything that the model adds to it: the start of the stream,
+    /// `[batch, time, d_model]`. `positions` are those of the tokens, u32 `[batch, time]`; without them they count from
+    /// 0.
     pub(super) fn embed(
         &mut self,
         tokens: Value,
@@ -295,7 +300,10 @@ impl<'a> Builder<'a> {
         Ok((table, self.dropout(x)?))
     }
 
-    /// A branch of the residual stream: `x + f(norm(x))`, or `norm(x + f(x))` in post-norm models.
+    /// Adds a branch to the residual stream: `x + f(norm(x))`, or `norm(x + f(x))` in post-norm models.
+    ///
+    /// `branch` receives the input of the branch and returns what to add to the stream, both `[batch, time, d_model]`.
+    /// Dropout and the [residual gate](TransformerConfig::residual_gate) are applied here.
     pub fn residual(
         &mut self,
         name: &str,
@@ -315,14 +323,18 @@ impl<'a> Builder<'a> {
         if pre { Ok(sum) } else { self.norm(&norm, sum) }
     }
 
-    /// `x` times `factor`, a tensor of `[1]` or of the last dimensions of `x`.
+    /// `x` times `factor`, a tensor of shape `[1]` or of the last dimensions of `x`: trained gates and per-channel
+    /// scales.
     pub fn scaled(&mut self, name: &str, x: Value, factor: Value) -> Result<Value> {
         let shape = self.g.ty(x).shape.clone();
         let factor = self.g.broadcast(&format!("{name}.factor"), factor, shape)?;
         self.g.mul(name, x, factor)
     }
 
-    /// Attention of `x`, `[batch, time, d_model]`, to itself, or to itself and the cache; as wide as `x`.
+    /// Self-attention of `x`, `[batch, time, d_model] -> [batch, time, d_model]`, including the cache when decoding.
+    ///
+    /// It is [`qkv`](Self::qkv), [`attend`](Self::attend) and the output projection. Call those yourself to change what
+    /// happens between them.
     pub fn attention(&mut self, x: Value) -> Result<Value> {
         let qkv = self.qkv(x)?;
         let y = self.attend(qkv)?;
@@ -330,7 +342,7 @@ impl<'a> Builder<'a> {
     }
 
     /// Queries, `[batch, time, n_heads * head_dim]`, and keys and values, `[batch, time, n_kv_heads * head_dim]`.
-    /// Queries and keys are normalised and rotated as the model wants it.
+    /// Queries and keys are normalised and rotated as the configuration says.
     pub fn qkv(&mut self, x: Value) -> Result<[Value; 3]> {
         let c = self.config;
         let [q_width, kv_width] = [c.n_heads, c.n_kv_heads].map(|n| n * c.head_dim());
@@ -340,7 +352,7 @@ impl<'a> Builder<'a> {
         Ok([self.positioned("q", q, c.n_heads)?, self.positioned("k", k, c.n_kv_heads)?, v])
     }
 
-    /// What the heads see, side by side: `[batch, time, n_heads * head_dim]`.
+    /// The outputs of all heads, concatenated: `[batch, time, n_heads * head_dim]`.
     pub fn attend(&mut self, [q, k, v]: [Value; 3]) -> Result<Value> {
         let c = self.config;
         let (heads, kv_heads, causal) = (c.n_heads, c.n_kv_heads, !c.bidirectional);
@@ -354,7 +366,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Queries or keys with the norm of heads and the rotation that the model gives them.
+    /// Queries or keys with the head norm and the rotation of the model applied.
     fn positioned(&mut self, name: &str, x: Value, heads: usize) -> Result<Value> {
         let c = self.config;
         let mut x = x;
@@ -375,7 +387,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// The feed-forward half of a block: `[batch, time, d_model]` to the same.
+    /// The feed-forward network of a block: `[batch, time, d_model] -> [batch, time, d_model]`.
     pub fn mlp(&mut self, x: Value) -> Result<Value> {
         let c = self.config;
         let up = self.linear("up", x, c.d_ff, c.biases.mlp, false)?;
@@ -390,7 +402,7 @@ impl<'a> Builder<'a> {
         self.linear("down", hidden, c.d_model, c.biases.mlp, true)
     }
 
-    /// Scores of all tokens, from the normalised end of the stream.
+    /// The logits of all tokens, from the normalised end of the stream.
     pub(super) fn head(&mut self, embedding: Table, x: Value) -> Result<Value> {
         let table = match self.config.tied_head {
             true => embedding,
@@ -399,8 +411,11 @@ impl<'a> Builder<'a> {
         table.scores(self.g, "head", x)
     }
 
-    /// `x w + bias`: `[.., d_in]` to `[.., d_out]`. `into_stream` says that the result is added to the residual
-    /// stream, which matters to how the weight starts.
+    /// `x w + bias`: `[.., d_in] -> [.., d_out]`, with the weight `{name}.weight` and, if `bias` is true,
+    /// `{name}.bias`.
+    ///
+    /// Set `into_stream` if the result is added to the residual stream: such weights are initialised differently (see
+    /// [`Init`]).
     pub fn linear(&mut self, name: &str, x: Value, d_out: usize, bias: bool, into_stream: bool) -> Result<Value> {
         let d_in = self.g.ty(x).shape.cols();
         let init = self.weight_init(into_stream);
@@ -420,7 +435,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// The model's kind of norm over the last dimension.
+    /// The model's kind of norm over the last dimension, with its trained parameters.
     pub fn norm(&mut self, name: &str, x: Value) -> Result<Value> {
         let (d, eps) = (self.g.ty(x).shape.cols(), self.config.norm_eps);
         let gamma = self.param(&format!("{name}.weight"), &[d], ParamInit::Constant(1.0))?;
@@ -433,7 +448,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// `x` with elements dropped, in training with dropout; else `x`.
+    /// `x` with elements dropped if the graph is for training and the model has dropout; otherwise `x` itself.
     pub fn dropout(&mut self, x: Value) -> Result<Value> {
         let Some(seed) = self.dropout_seed else { return Ok(x) };
         self.dropout_sites += 1;

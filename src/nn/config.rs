@@ -1,4 +1,4 @@
-//! What a transformer is made of.
+//! Shape and parts of a transformer.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,23 +9,24 @@ use crate::ops::rope::Scaling;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NormPlacement {
-    /// `x + f(norm(x))`: the residual stream is never normalised until the end (GPT-2 and after).
+    /// `x + f(norm(x))`: the residual stream is not normalised before its end (GPT-2 and most models since).
     Pre,
-    /// `norm(x + f(x))`: the arrangement of 2017 (Vaswani et al., <https://arxiv.org/abs/1706.03762>).
+    /// `norm(x + f(x))`: the original arrangement of 2017 (Vaswani et al., <https://arxiv.org/abs/1706.03762>), also
+    /// BERT's.
     Post,
 }
 
-/// Which norm.
+/// Kind of norm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Norm {
-    /// Mean and variance, with gamma and beta.
+    /// Subtracts the mean and divides by the standard deviation; scale and shift are trained.
     LayerNorm,
-    /// Root mean square, with gamma.
+    /// Divides by the root mean square; the scale is trained.
     RmsNorm,
 }
 
-/// How the model knows positions.
+/// How the model knows the positions of tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Positions {
@@ -35,24 +36,25 @@ pub enum Positions {
     Rope {
         /// Base of the geometric series of wavelengths; usually 10,000.
         theta: f32,
-        /// Rotates neighbours `(2 j, 2 j + 1)`, as GGUF files of Llamas want it, rather than halves of a head.
+        /// Whether to rotate neighbours `(2 j, 2 j + 1)`, as in GGUF files of Llama models, rather than the halves of a
+        /// head.
         #[serde(default)]
         interleaved: bool,
-        /// Changes for a longer context.
+        /// Scaling of the frequencies for a longer context.
         #[serde(default)]
         scaling: Scaling,
     },
 }
 
-/// The feed-forward half of a block.
+/// The feed-forward network of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mlp {
-    /// `gelu(x w1) w2` with the tanh approximation, as GPT-2.
+    /// `gelu(x w1) w2` with the tanh approximation, as in GPT-2.
     GeluTanh,
-    /// `gelu(x w1) w2` with the error function, as BERT.
+    /// `gelu(x w1) w2` with the error function, as in BERT.
     GeluErf,
-    /// `(silu(x gate) * x up) down`, as Llama.
+    /// `(silu(x gate) * x up) down`, as in Llama.
     SwiGlu,
 }
 
@@ -63,101 +65,116 @@ pub struct Biases {
     pub qkv: bool,
     /// The projection out of attention.
     pub out: bool,
-    /// The feed-forward half.
+    /// The feed-forward network.
     pub mlp: bool,
 }
 
 impl Biases {
-    /// Everywhere, as GPT-2 and BERT.
+    /// Everywhere, as in GPT-2 and BERT.
     pub const ALL: Biases = Biases { qkv: true, out: true, mlp: true };
-    /// Nowhere, as Llama.
+    /// Nowhere, as in Llama.
     pub const NONE: Biases = Biases { qkv: false, out: false, mlp: false };
-    /// Queries, keys and values only, as Qwen2.
+    /// Queries, keys and values only, as in Qwen2.
     pub const QKV: Biases = Biases { qkv: true, ..Self::NONE };
 }
 
-/// How weights start.
+/// How weights are initialised.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Init {
-    /// Normal of this standard deviation, whatever the weight is for.
+    /// Normal with one standard deviation, regardless of the weight's role.
     Plain {
         /// Standard deviation.
         std: f32,
     },
-    /// GPT-2's: normal of this standard deviation; projections into the residual stream are scaled
-    /// down by `1/sqrt(2 n_layers)`.
+    /// GPT-2's: normal with one standard deviation, except that projections into the residual stream are scaled down by
+    /// `1/sqrt(2 n_layers)`.
     Gpt2 {
         /// Standard deviation, 0.02 in GPT-2.
         std: f32,
     },
-    /// The same, but projections into the residual stream start at zero: every block contributes
-    /// nothing at first, and the stream is the embedding at every depth.
+    /// The same, but projections into the residual stream start at zero. Every block contributes nothing at first, and
+    /// the stream is the embedding at every depth.
     ZeroResidual {
         /// Standard deviation of the other weights.
         std: f32,
     },
 }
 
-/// Shape and parts of a transformer. [`gpt2`](Self::gpt2), [`llama`](Self::llama) and [`bert`](Self::bert) give the
-/// usual sets.
+/// Shape and parts of a transformer.
+///
+/// Start from [`gpt2`](Self::gpt2), [`llama`](Self::llama) or [`bert`](Self::bert) and change the fields that differ; a
+/// model from a file brings its own ([`Model::config`](crate::model::Model::config)).
+///
+/// ```
+/// use throughline::nn::{Init, TransformerConfig};
+/// let config = TransformerConfig {
+///     dropout: 0.1,
+///     init: Init::ZeroResidual { std: 0.02 },
+///     ..TransformerConfig::llama(65, 256, 6, 384, 6)
+/// };
+/// config.validate()?;
+/// assert_eq!(config.head_dim(), 64);
+/// # Ok::<(), throughline::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TransformerConfig {
-    /// Number of different tokens.
+    /// Number of tokens in the vocabulary.
     pub vocab_size: usize,
     /// Longest sequence, in tokens.
     pub context: usize,
-    /// Blocks.
+    /// Number of blocks.
     pub n_layers: usize,
     /// Width of the residual stream.
     pub d_model: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub n_heads: usize,
-    /// Key and value heads; `n_heads` must be a multiple.
+    /// Number of key and value heads. `n_heads` must be a multiple of it; fewer than `n_heads` is grouped-query
+    /// attention.
     pub n_kv_heads: usize,
-    /// Width of a head; `d_model / n_heads` by default.
+    /// Width of a head; `d_model / n_heads` if `None`.
     #[serde(default)]
     pub head_dim: Option<usize>,
-    /// Hidden width of the feed-forward half.
+    /// Hidden width of the feed-forward network.
     pub d_ff: usize,
     /// Pre- or post-norm.
     pub norm_placement: NormPlacement,
-    /// Multiplies each branch by a trained number that starts at this, before it is added to the stream; 0 is
-    /// ReZero (Bachlechner et al. 2020, <https://arxiv.org/abs/2003.04887>).
+    /// Multiplies each branch by a trained number before it is added to the stream. The number starts at this value; 0
+    /// is ReZero (Bachlechner et al. 2020, <https://arxiv.org/abs/2003.04887>). `None` for no gate.
     #[serde(default)]
     pub residual_gate: Option<f32>,
-    /// Which norm.
+    /// Kind of norm.
     pub norm: Norm,
-    /// Added to the variance in norms.
+    /// Added to the variance or mean square in norms.
     pub norm_eps: f32,
     /// Learned positions or RoPE.
     pub positions: Positions,
-    /// The feed-forward half.
+    /// The feed-forward network.
     pub mlp: Mlp,
     /// Which linear layers have biases.
     pub biases: Biases,
-    /// Whether queries and keys go through an RMSNorm of their own, head by head, before they are rotated.
+    /// Whether queries and keys pass through an RMSNorm of their own, head by head, before they are rotated (Qwen3).
     #[serde(default)]
     pub qk_norm: bool,
-    /// Whether a token sees those behind it: an encoder's does.
+    /// Whether a token attends to the tokens after it too, as in an encoder.
     #[serde(default)]
     pub bidirectional: bool,
     /// Whether the embedding is normalised before the first block.
     #[serde(default)]
     pub embed_norm: bool,
-    /// Kinds of tokens with a learned vector each, added to the embedding: BERT has 2. 0 for none.
+    /// Number of token types with a learned vector each, added to the embedding: 2 in BERT, 0 for none.
     #[serde(default)]
     pub token_types: usize,
-    /// Whether the head is the embedding, transposed.
+    /// Whether the output projection is the transposed embedding rather than a matrix of its own.
     pub tied_head: bool,
-    /// Probability of dropping an element of the embedding and of each branch while training.
+    /// Probability of dropping an element of the embedding and of each branch during training.
     pub dropout: f32,
-    /// How weights start.
+    /// How weights are initialised.
     pub init: Init,
 }
 
 impl TransformerConfig {
-    /// GPT-2's parts: pre-norm LayerNorm, learned positions, GELU, biases, tied head.
+    /// A model like GPT-2: pre-norm LayerNorm, learned positions, tanh GELU of 4 times the width, biases, tied head.
     pub fn gpt2(vocab_size: usize, context: usize, n_layers: usize, d_model: usize, n_heads: usize) -> Self {
         TransformerConfig {
             vocab_size,
@@ -185,7 +202,7 @@ impl TransformerConfig {
         }
     }
 
-    /// Llama's parts: pre-norm RMSNorm, RoPE, SwiGLU of about 8/3 the width, no biases, own head.
+    /// A model like Llama: pre-norm RMSNorm, RoPE, SwiGLU of about 8/3 the width, no biases, untied head.
     pub fn llama(vocab_size: usize, context: usize, n_layers: usize, d_model: usize, n_heads: usize) -> Self {
         TransformerConfig {
             d_ff: (8 * d_model / 3).next_multiple_of(16),
@@ -198,7 +215,7 @@ impl TransformerConfig {
         }
     }
 
-    /// BERT's parts: an encoder, post-norm LayerNorm, learned positions, exact GELU, biases, two token types.
+    /// A model like BERT: an encoder with post-norm LayerNorm, learned positions, exact GELU, biases, two token types.
     pub fn bert(vocab_size: usize, context: usize, n_layers: usize, d_model: usize, n_heads: usize) -> Self {
         TransformerConfig {
             norm_placement: NormPlacement::Post,
@@ -216,7 +233,7 @@ impl TransformerConfig {
         self.head_dim.unwrap_or(self.d_model / self.n_heads.max(1))
     }
 
-    /// Factor of the scores in attention.
+    /// Factor of the attention scores.
     pub(crate) fn attention_scale(&self) -> f32 {
         let rotated = match self.positions {
             Positions::Rope { scaling, .. } => scaling.attention_factor().powi(2),
@@ -225,7 +242,12 @@ impl TransformerConfig {
         rotated / (self.head_dim() as f32).sqrt()
     }
 
-    /// An `Err` names the first field that cannot be.
+    /// Checks that the fields fit together. [`Transformer::build`](super::Transformer::build) and the others call it
+    /// themselves.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`](crate::Error::Config) names the first field with an impossible value.
     pub fn validate(&self) -> Result<()> {
         let err = |field, message: String| Err(Error::Config { field, message });
         let counts = [

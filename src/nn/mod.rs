@@ -1,9 +1,11 @@
-//! Transformers built from layers, on the graph.
+//! Transformers, built from layers on the graph.
 //!
-//! One block definition serves all: pre- or post-norm, LayerNorm or RMSNorm, learned positions or
-//! RoPE, GELU or SwiGLU, with or without grouped heads, biases and a tied head are fields of
-//! [`TransformerConfig`], not forks of the code. Layers that no field describes are a [`Block`] of your own, made
-//! of the same parts ([`Builder`]).
+//! Start here to train or study a transformer: describe it by a [`TransformerConfig`] and hand that to a
+//! [`Trainer`](crate::train::Trainer), or build the graph yourself with [`Transformer::build`].
+//!
+//! One block definition serves all models. Pre- or post-norm, LayerNorm or RMSNorm, learned positions or RoPE, GELU or
+//! SwiGLU, grouped heads, biases and a tied head are fields of the configuration, not forks of the code. For a layer
+//! that no field describes, implement [`Block`] with the same parts, which [`Builder`] provides.
 
 mod block;
 mod builder;

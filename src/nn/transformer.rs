@@ -1,4 +1,4 @@
-//! Whole transformers: trained, decoding with a cache, or encoding.
+//! Whole transformers: for training, decoding with a cache, or encoding.
 
 use std::collections::BTreeMap;
 
@@ -6,35 +6,38 @@ use super::block::{Block, StandardBlock};
 use super::builder::{Builder, Caches, Param, Table};
 use super::config::{NormPlacement, Positions, TransformerConfig};
 use crate::error::{Error, Result};
+use crate::format::Packed;
 use crate::graph::{Graph, Value};
-use crate::ops::packed::Packed;
 use crate::tensor::TensorType;
 
 /// The values of a language model in a graph: what to write, what to read, what to train.
+///
+/// Build one to add a loss, probes or layers of your own to the graph. Plain training needs only a
+/// [`Trainer`](crate::train::Trainer), which builds its model itself.
 #[derive(Clone, Debug)]
 pub struct Transformer {
     /// Input: token ids, u32 `[batch, time]`.
     pub tokens: Value,
-    /// Input, if the model has them: kinds of the tokens, u32 `[batch, time]`. Zero unless written.
+    /// Input, if the model has token types: the type of each token, u32 `[batch, time]`. Zero unless written.
     pub token_types: Option<Value>,
-    /// Input, if `dropout` is not 0: seed and step, u32 `[2]`.
+    /// Input, if the graph has dropout: seed and step, u32 `[2]`.
     pub dropout_seed: Option<Value>,
     /// The residual stream `[batch, time, d_model]`: after the embedding, then after each block.
     pub stream: Vec<Value>,
-    /// The end of the stream, normalised: what the head reads.
+    /// The normalised end of the stream, `[batch, time, d_model]`: the input of the output projection.
     pub hidden: Value,
-    /// Scores of the next token, `[batch, time, vocab_size]`.
+    /// Logits of the next token, `[batch, time, vocab_size]`.
     pub logits: Value,
     /// All parameters, in the order of the forward pass.
     pub params: Vec<Param>,
 }
 
 impl Transformer {
-    /// Adds the forward pass for `batch` sequences of `time` tokens. `train` puts dropout in, where
-    /// the configuration asks for it.
+    /// Adds the forward pass for `batch` sequences of `time` tokens. `train` applies the configuration's dropout.
     ///
     /// ```
-    /// use throughline::{Graph, nn::{Transformer, TransformerConfig}};
+    /// use throughline::Graph;
+    /// use throughline::nn::{Transformer, TransformerConfig};
     /// let mut g = Graph::new();
     /// let config = TransformerConfig::gpt2(65, 32, 2, 48, 4);
     /// let model = Transformer::build(&mut g, &config, 3, 32, false)?;
@@ -46,7 +49,7 @@ impl Transformer {
         Self::build_with(g, config, &StandardBlock, batch, time, train)
     }
 
-    /// The same with layers of another kind.
+    /// The same with blocks of your own instead of [`StandardBlock`](super::StandardBlock)s.
     pub fn build_with(
         g: &mut Graph,
         config: &TransformerConfig,
@@ -65,16 +68,18 @@ impl Transformer {
     }
 }
 
-/// The values of an encoder in a graph: a transformer without a head.
+/// The values of an encoder in a graph: a transformer without an output projection.
+///
+/// For sentence vectors use [`SentenceEncoder`](crate::embed::SentenceEncoder), which runs one of these.
 #[derive(Clone, Debug)]
 pub struct TransformerEncoder {
     /// Input: token ids, u32 `[batch, time]`.
     pub tokens: Value,
-    /// Input, if the model has them: kinds of the tokens, u32 `[batch, time]`. Zero unless written.
+    /// Input, if the model has token types: the type of each token, u32 `[batch, time]`. Zero unless written.
     pub token_types: Option<Value>,
     /// The residual stream `[batch, time, d_model]`: after the embedding, then after each block.
     pub stream: Vec<Value>,
-    /// What it makes of the tokens, `[batch, time, d_model]`.
+    /// The output: one vector per token, `[batch, time, d_model]`.
     pub hidden: Value,
     /// All parameters, in the order of the forward pass.
     pub params: Vec<Param>,
@@ -84,7 +89,8 @@ impl TransformerEncoder {
     /// Adds the forward pass for `batch` sequences of `time` tokens.
     ///
     /// ```
-    /// use throughline::{Graph, nn::{TransformerConfig, TransformerEncoder}};
+    /// use throughline::Graph;
+    /// use throughline::nn::{TransformerConfig, TransformerEncoder};
     /// let mut g = Graph::new();
     /// let config = TransformerConfig::bert(100, 64, 2, 48, 4);
     /// let encoder = TransformerEncoder::build(&mut g, &config, 1, 9)?;
@@ -95,7 +101,7 @@ impl TransformerEncoder {
         Self::build_packed(g, config, &BTreeMap::new(), batch, time)
     }
 
-    /// The same with the matrices that `packed` names as a file stores them.
+    /// The same, keeping the matrices that `packed` lists in their stored format.
     pub fn build_packed(
         g: &mut Graph,
         config: &TransformerConfig,
@@ -110,7 +116,7 @@ impl TransformerEncoder {
     }
 }
 
-/// What the host writes before a pass.
+/// Values that the host writes before a pass.
 struct Inputs {
     tokens: Value,
     token_types: Option<Value>,
@@ -143,7 +149,7 @@ fn blocks(b: &mut Builder<'_>, block: &dyn Block, x: Value) -> Result<Vec<Value>
     Ok(stream)
 }
 
-/// The norm before the head. In post-norm the last block has normalised already.
+/// The norm before the output projection. In post-norm models the last block has normalised already.
 fn final_norm(b: &mut Builder<'_>, x: Value) -> Result<Value> {
     match b.config().norm_placement {
         NormPlacement::Pre => b.norm("norm_f", x),
@@ -151,50 +157,53 @@ fn final_norm(b: &mut Builder<'_>, x: Value) -> Result<Value> {
     }
 }
 
-/// What a decoder gives scores for.
+/// Which tokens a decoder computes logits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecodeRows {
-    /// One of the new tokens of each sequence, which the input `last` says.
+    /// One of the new tokens of each sequence, chosen by the input `last`. This is all that generation needs.
     Last,
-    /// All new tokens.
+    /// All new tokens: to score a given text.
     All,
 }
 
-/// What a decoder's step is made for.
+/// Shape of one pass of a decoder.
 #[derive(Clone, Copy, Debug)]
 pub struct DecodeShape {
-    /// Sequences.
+    /// Number of sequences.
     pub batch: usize,
-    /// New tokens of each.
+    /// Number of new tokens per sequence.
     pub time: usize,
-    /// How many tokens a cache holds.
+    /// Number of tokens that a cache holds per sequence.
     pub capacity: usize,
-    /// Where scores are wanted.
+    /// Which tokens get logits.
     pub rows: DecodeRows,
 }
 
 /// The values of a model that decodes with a cache: what to write, what to read, what to bind.
+///
+/// [`Decoder`](crate::decode::Decoder) runs these for you. Build one yourself to put a decoding step into a graph of
+/// your own.
 #[derive(Clone, Debug)]
 pub struct TransformerDecoder {
     /// Input: the ids of the new tokens, u32 `[batch, time]`.
     pub tokens: Value,
-    /// Input: how many tokens of each sequence came before, u32 `[batch]`.
+    /// Input: number of earlier tokens of each sequence, u32 `[batch]`.
     pub start: Value,
-    /// Input, in models with learned positions: those of the new tokens, u32 `[batch, time]`.
+    /// Input, if the model has learned positions: those of the new tokens, u32 `[batch, time]`.
     pub positions: Option<Value>,
-    /// Input, with [`DecodeRows::Last`]: which row of `[batch * time]` the scores are of, u32 `[batch]`.
+    /// Input, with [`DecodeRows::Last`]: the row of `[batch * time]` to compute logits for, u32 `[batch]`.
     pub last: Option<Value>,
-    /// Scores of the token behind, `[rows, vocab_size]`.
+    /// Logits of the next token, `[rows, vocab_size]`.
     pub logits: Value,
-    /// Parameters: f32, or packed as words.
+    /// Parameters: f32, or the words of packed matrices.
     pub params: Vec<Value>,
     /// States: keys and values of each layer, `[batch, capacity, n_kv_heads * head_dim]`.
     pub caches: Vec<Value>,
 }
 
 impl TransformerDecoder {
-    /// Adds the forward pass for new tokens behind a cache. Matrices that `packed` names stay as a file stores
-    /// them; the others are as those of [`Transformer`].
+    /// Adds the forward pass for new tokens that follow a cache. Matrices that `packed` lists keep their stored format;
+    /// all other parameters have the layout of [`Transformer`]'s.
     pub fn build(
         g: &mut Graph,
         config: &TransformerConfig,
@@ -223,7 +232,7 @@ impl TransformerDecoder {
         let mut x = b.g.reshape("rows", x, [batch * time, config.d_model])?;
         let mut last = None;
         if rows == DecodeRows::Last {
-            // Only one row of each sequence goes on to the head, which is as large as many blocks.
+            // Only one row per sequence goes on to the output projection, which costs as much as many blocks.
             let ids = b.g.input("last", TensorType::u32([batch]))?;
             x = b.g.embedding("last_rows", x, ids)?;
             last = Some(ids);

@@ -1,14 +1,20 @@
-//! A step of AdamW (Loshchilov & Hutter 2019, <https://arxiv.org/abs/1711.05101>), as PyTorch
-//! computes it, with the gradient clipped by its global norm on the way.
+//! One step of AdamW (Loshchilov & Hutter 2019, <https://arxiv.org/abs/1711.05101>), computed as PyTorch does,
+//! including clipping of the gradient by its global norm.
 //!
-//! It runs over flat arenas, in place: one dispatch for all parameters. Parameters with weight
-//! decay come first in the arena.
+//! It updates flat arenas in place, so one dispatch covers all parameters. Parameters with weight decay come first in
+//! the arena.
+//!
+//! [`Trainer`](crate::train::Trainer) and [`optim`](crate::optim) build these nodes for you. Use the op directly to
+//! write your own update step.
 
-use super::{Bind, Case, InputFill, Launch, Op, Program, Row, elementwise, expect_f32, expect_shape, table_kernel};
-use crate::autodiff::Vjp;
+use super::cases::{Case, InputFill, Row};
+use super::checks::{expect_f32, expect_shape};
+use super::elementwise;
+use super::source::table_kernel;
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
-use crate::reference::Array;
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::tensor::TensorType;
 
 const SOURCE: &str = include_str!("../../shaders/adamw.wgsl");
@@ -18,8 +24,8 @@ pub(super) const ROW: Row = Row {
     summary: "AdamW over flat arenas, in place, with decoupled weight decay and clipping by global norm",
     source: SOURCE,
     cases: || {
-        // lr, beta1, beta2, eps, weight decay, 1 - beta1^3, 1 - beta2^3, largest norm. Larger than
-        // anyone would use, so that every term shows against the parameters.
+        // lr, beta1, beta2, eps, weight decay, 1 - beta1^3, 1 - beta2^3, largest norm. The values are larger than in
+        // practice, so that every term shows against the parameters.
         const PLAIN: &[f64] = &[0.5, 0.9, 0.999, 1e-8, 0.0, 0.271, 0.002_997_001, 0.0];
         const CLIPPED: &[f64] = &[0.5, 0.8, 0.9, 1e-2, 0.7, 0.488, 0.271, 2.5];
         let case = |n: usize, decay_len: usize, hyper: &'static [f64], norm: f64| {
@@ -46,37 +52,37 @@ fn bench_case(name: &str, n: usize, decay_len: usize) -> Case {
         .forward_only()
 }
 
-/// `(param, grad, m, v, hyper, norm) -> (param, m, v)`, the first four of one shape, `hyper` of
-/// `[8]` as [`AdamWSettings::at_step`] gives it, `norm` of `[1]` the global norm of the gradient.
+/// `(param, grad, m, v, hyper, norm) -> (param, m, v)`. The first four have one shape; `hyper` is `[8]`, from
+/// [`AdamWSettings::at_step`]; `norm` is `[1]`, the global norm of the gradient.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamW {
-    /// Weight decay applies to this many elements, the first ones.
+    /// Weight decay applies to the first `decay_len` elements only.
     pub decay_len: usize,
 }
 
-/// What the host sets for a step.
+/// Settings of one step, written by the host.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamWSettings {
     /// Learning rate.
     pub lr: f32,
-    /// Decay of the mean of gradients.
+    /// Decay rate of the running mean of gradients.
     pub beta1: f32,
-    /// Decay of the mean of their squares.
+    /// Decay rate of the running mean of squared gradients.
     pub beta2: f32,
-    /// Added to the denominator.
+    /// Added to the denominator for numerical stability.
     pub eps: f32,
-    /// Decoupled: per step a parameter loses this times the learning rate of itself.
+    /// Decoupled weight decay: each step subtracts `lr * weight_decay * param`.
     pub weight_decay: f32,
-    /// Larger gradients are scaled down to this global norm; 0 is off.
+    /// Gradients with a larger global norm are scaled down to this norm; 0 turns clipping off.
     pub max_grad_norm: f32,
 }
 
 impl AdamWSettings {
-    /// The `hyper` input of [`AdamW`] for a step, counted from 1: `[lr, beta1, beta2, eps,
-    /// weight_decay, 1 - beta1^step, 1 - beta2^step, max_grad_norm]`.
+    /// The `hyper` input of [`AdamW`] for a step, counted from 1: `[lr, beta1, beta2, eps, weight_decay, 1 -
+    /// beta1^step, 1 - beta2^step, max_grad_norm]`. Write it before each step.
     ///
-    /// The corrections are made in f64 from the betas as f32 holds them, which are what the kernel
-    /// averages with; those of the unrounded betas would be off by 1e-5 at first.
+    /// The bias corrections are computed in f64 from the betas as rounded to f32, because the kernel averages with
+    /// those. Corrections from the unrounded betas would be off by 1e-5 at first.
     pub fn at_step(&self, step: u64) -> [f32; 8] {
         let correction = |beta: f32| (1.0 - f64::from(beta).powf(step as f64)) as f32;
         let AdamWSettings { lr, beta1, beta2, eps, weight_decay, max_grad_norm } = *self;
@@ -85,9 +91,10 @@ impl AdamWSettings {
 }
 
 impl Graph {
-    /// A step of AdamW: `[param, grad, m, v]` of one shape, `hyper` of `[8]` and the gradient's
-    /// global `norm` of `[1]` give the new `[param, m, v]`. Store them where they came from and the
-    /// step runs in place.
+    /// One step of AdamW: from `[param, grad, m, v]` of one shape, `hyper` `[8]` and the gradient's global `norm` `[1]`
+    /// to the new `[param, m, v]`.
+    ///
+    /// [`store`](Self::store) the results to the states they came from and the step runs in place.
     pub fn adamw(
         &mut self,
         name: &str,

@@ -1,11 +1,14 @@
-//! `y = a + b`, where `b` may repeat over leading dimensions: learned positions, biases.
+//! `y = a + b`, where `b` may repeat over leading dimensions: biases, learned positions.
 
+use super::cases::{Case, Row};
+use super::checks::expect_f32;
+use super::elementwise;
+use super::source::table_kernel;
 use super::sum::expect_suffix;
-use super::{Bind, Case, Launch, Op, Program, Row, elementwise, expect_f32, table_kernel};
-use crate::autodiff::Vjp;
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
-use crate::reference::Array;
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::tensor::TensorType;
 
 const SOURCE: &str = include_str!("../../shaders/add.wgsl");
@@ -32,7 +35,10 @@ pub(super) const ROW: Row = Row {
 pub struct Add;
 
 impl Graph {
-    /// `a + b`, where `b` may repeat over leading dimensions.
+    /// `a + b`, where `b` has the shape of `a`, its trailing dimensions, or `[1]`.
+    ///
+    /// Use it for biases and position tables. To add a branch to the residual stream use
+    /// [`residual_add`](Self::residual_add), which the planner can run in place.
     pub fn add(&mut self, name: &str, a: Value, b: Value) -> Result<Value> {
         self.op1(name, Add, &[a, b])
     }
@@ -64,7 +70,7 @@ impl Op for Add {
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let (n, period) = (cx.outputs[0].len(), cx.inputs[1].len());
-        // Storage comes in whole quads, so only a repeating b asks for single elements.
+        // Storage is padded to whole quads, so single elements are only needed where `b` repeats.
         let quads = n == period || period % 4 == 0;
         let (elem, width) = if quads { ("vec4<f32>", 4) } else { ("f32", 1) };
         let (len, period) = (n.div_ceil(width), period.div_ceil(width));

@@ -6,13 +6,14 @@
 //! exponentials of each row of scores, from which backward recomputes the probabilities.
 
 use super::cache::expect_starts;
-use super::{Bind, Case, InputFill, LaneSource, Launch, Op, Program, Row, expect_f32, lane_source, table_kernel};
-use crate::autodiff::Vjp;
+use super::cases::{Case, InputFill, Row};
+use super::checks::expect_f32;
+use super::source::{LaneSource, lane_source, table_kernel};
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
-use crate::kernel::Kernel;
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Kernel, Launch, Program};
 use crate::profile::AdapterClass;
-use crate::reference::Array;
 use crate::tensor::TensorType;
 
 const SOURCE: LaneSource = lane_source!("attention.wgsl");

@@ -1,11 +1,13 @@
-//! Rows of longer sequences from a place that only the step knows, one for each sequence: writing the keys and
-//! values of new tokens into a cache, and its dual, reading them out.
+//! Rows of a longer sequence, at a position known only at run time and given for each sequence of the batch: writing
+//! the keys and values of new tokens into a cache, and the dual, reading rows out of it.
 
-use super::{Bind, Case, InputFill, Launch, Op, Program, Row, elementwise, table_kernel};
-use crate::autodiff::Vjp;
+use super::cases::{Case, InputFill, Row};
+use super::elementwise;
+use super::source::table_kernel;
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
-use crate::reference::Array;
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::tensor::{DType, TensorType};
 
 const SOURCE: &str = include_str!("../../shaders/cache.wgsl");
@@ -33,7 +35,7 @@ pub(super) const ROW: Row = Row {
     bench: || vec![write([1, 128, 2048, 768], &[512.0]), write([8, 1, 2048, 768], &[512.0, 0.0, 2047.0])],
 };
 
-/// The starts repeat where the batch has more sequences.
+/// The starts repeat if the batch has more sequences.
 fn write([b, t, capacity, d]: [usize; 4], starts: &'static [f64]) -> Case {
     let name = format!("write {t} of {capacity} at {starts:?}, b{b} d{d}");
     let case = Case::new(name, CacheWrite, &[&[b, t, d]]).ids(&[b], 1);
@@ -46,28 +48,32 @@ fn read([b, t, capacity, d]: [usize; 4], starts: &'static [f64]) -> Case {
     case.fill(1, InputFill::Values(starts))
 }
 
-/// `(rows, start, cache) -> cache`: `[batch, time, d], u32 [batch], [batch, capacity, d]`, with the `rows` of
-/// sequence `b` from row `start[b]` on. Rows that do not fit are left out.
+/// `(rows, start, cache) -> cache`: `[batch, time, d], u32 [batch], [batch, capacity, d]`. Puts the `rows` of sequence
+/// `b` at `start[b]` and after. Rows past the end are dropped.
 #[derive(Clone, Copy, Debug)]
 pub struct CacheWrite;
 
-/// `(cache, start) -> rows`: `[batch, capacity, d], u32 [batch] -> [batch, time, d]`. Zeros past the end.
+/// `(cache, start) -> rows`: `[batch, capacity, d], u32 [batch] -> [batch, time, d]`. Zeros past the end of the cache.
+/// The gradient of [`CacheWrite`].
 #[derive(Clone, Copy, Debug)]
 pub struct CacheRead {
-    /// How many rows of each sequence.
+    /// Number of rows read from each sequence.
     pub time: usize,
 }
 
 impl Graph {
-    /// `cache` with `rows` from row `start` on, one start for each sequence: `[batch, time, d]`, u32 `[batch]`,
-    /// `[batch, capacity, d]`. Rows past the end are left out. In place, where the cache is a state that the
-    /// result is stored to.
+    /// Writes new rows into a cache: `rows` `[batch, time, d]`, `start` u32 `[batch]`, `cache` `[batch, capacity, d]`,
+    /// returning the updated cache.
+    ///
+    /// This is how a decoder appends keys and values. The rows of sequence `b` go to `start[b], start[b] + 1, ..`; rows
+    /// past the end are dropped. It runs in place if `cache` is a [state](Self::state) that the result is
+    /// [stored](Self::store) to.
     pub fn cache_write(&mut self, name: &str, rows: Value, start: Value, cache: Value) -> Result<Value> {
         self.op1(name, CacheWrite, &[rows, start, cache])
     }
 }
 
-/// Checks the cache and the start; batch, capacity and width.
+/// Checks the cache and the starts; returns batch, capacity and width.
 fn dims(cache: &TensorType, start: &TensorType) -> Result<[usize; 3], String> {
     match (cache.dtype, cache.shape.dims()) {
         (DType::F32, &[batch, capacity, d]) => {
@@ -78,7 +84,7 @@ fn dims(cache: &TensorType, start: &TensorType) -> Result<[usize; 3], String> {
     }
 }
 
-/// Checks that there is one start for each sequence.
+/// Checks that there is one start per sequence.
 pub(super) fn expect_starts(start: &TensorType, sequences: usize) -> Result<(), String> {
     match *start == TensorType::u32([sequences]) {
         true => Ok(()),

@@ -2,15 +2,14 @@
 
 use std::sync::Arc;
 
-use super::Op;
-use super::packed::Packed;
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
-use crate::reference::Array;
+use crate::format::Packed;
+use crate::graph::{Graph, Op, Value};
 use crate::rng::Rng;
 use crate::tensor::{Shape, TensorType};
 
-/// One row of the table: what a reader, the tests and the benchmarks need to know of an op.
+/// One row of the table: everything that documentation, tests and benchmarks need to know about an op.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
     /// Name of the op: the stem of its two files.
@@ -19,15 +18,15 @@ pub struct Row {
     pub summary: &'static str,
     /// The WGSL file's text; empty for ops without a kernel.
     pub source: &'static str,
-    /// Cases that every test runs over: odd shapes, tall, wide, not multiples of any tile.
+    /// Cases for every test: odd shapes, tall, wide, not multiples of any tile.
     pub cases: fn() -> Vec<Case>,
-    /// Cases for `cargo bench`: sizes that people know.
+    /// Cases for `cargo bench`: sizes that are common in models.
     pub bench: fn() -> Vec<Case>,
 }
 
 /// How test data for an input is made.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Fill {
+pub enum InputFill {
     /// Normal with this standard deviation.
     Normal(f64),
     /// Uniform in `[low, high)`.
@@ -36,24 +35,25 @@ pub enum Fill {
     Below(u32),
     /// The same everywhere.
     Constant(f64),
-    /// These values, from the first again after the last: settings that a kernel reads.
+    /// These values, cyclically: settings that a kernel reads.
     Values(&'static [f64]),
-    /// Words of a matrix in this format, every bit of them random but for the exponents of scales.
+    /// Words of a matrix in this format. All bits are random except the exponents of the scales.
     Packed(Packed),
 }
 
-/// An input of a case.
+/// One input of a case.
 #[derive(Clone, Debug)]
 pub struct InputSpec {
     /// Its type.
     pub ty: TensorType,
     /// Its data.
-    pub fill: Fill,
-    /// Whether its gradient is checked. False for integers.
+    pub fill: InputFill,
+    /// Whether its gradient is checked. False for integer inputs.
     pub grad: bool,
 }
 
-/// One op on inputs of given shapes.
+/// One op on inputs of given shapes: a test case, and with [`graph`](Self::graph) and [`data`](Self::data) all it takes
+/// to run it.
 #[derive(Clone, Debug)]
 pub struct Case {
     /// Shapes and settings, for messages and benchmark names.
@@ -62,72 +62,74 @@ pub struct Case {
     pub op: Arc<dyn Op>,
     /// Its inputs.
     pub inputs: Vec<InputSpec>,
-    /// Bound for the normalised mean squared error of outputs and gradients against the f64
-    /// reference. 1e-7 unless the row says why not.
+    /// Bound on the normalised mean squared error, `sum((got - want)^2) / sum(want^2)`, of outputs and gradients
+    /// against the f64 reference. 1e-7 unless the row gives a reason.
     pub nmse: f64,
-    /// Which outputs a loss may depend on. Side outputs such as `rstd` have no gradient.
+    /// How many of the outputs, counted from the first, a loss may depend on. Side outputs such as `rstd` have no
+    /// gradient.
     pub main_outputs: usize,
 }
 
 impl Case {
-    /// A case with f32 inputs from the standard normal distribution, tolerance 1e-7 and one output
-    /// that has a gradient.
+    /// A case with standard normal f32 inputs of these shapes, a tolerance of 1e-7, and one differentiable output.
     pub fn new(name: impl Into<String>, op: impl Op, shapes: &[&[usize]]) -> Self {
-        let inputs =
-            shapes.iter().map(|&s| InputSpec { ty: TensorType::f32(s), fill: Fill::Normal(1.0), grad: true }).collect();
+        let inputs = shapes
+            .iter()
+            .map(|&s| InputSpec { ty: TensorType::f32(s), fill: InputFill::Normal(1.0), grad: true })
+            .collect();
         Case { name: name.into(), op: Arc::new(op), inputs, nmse: 1e-7, main_outputs: 1 }
     }
 
-    /// Appends an integer input with values below `n`.
+    /// Appends a u32 input of this shape with values below `n`.
     pub fn ids(mut self, shape: &[usize], n: u32) -> Self {
-        self.inputs.push(InputSpec { ty: TensorType::u32(shape), fill: Fill::Below(n), grad: false });
+        self.inputs.push(InputSpec { ty: TensorType::u32(shape), fill: InputFill::Below(n), grad: false });
         self
     }
 
-    /// Appends an f32 input, standard normal like those of [`new`](Self::new).
+    /// Appends an f32 input of this shape, standard normal like those of [`new`](Self::new).
     pub fn also(mut self, shape: &[usize]) -> Self {
-        self.inputs.push(InputSpec { ty: TensorType::f32(shape), fill: Fill::Normal(1.0), grad: true });
+        self.inputs.push(InputSpec { ty: TensorType::f32(shape), fill: InputFill::Normal(1.0), grad: true });
         self
     }
 
-    /// Appends a packed matrix, which has no gradient.
+    /// Appends a packed matrix. It has no gradient.
     pub fn packed(mut self, matrix: Packed) -> Self {
-        self.inputs.push(InputSpec { ty: matrix.ty(), fill: Fill::Packed(matrix), grad: false });
+        self.inputs.push(InputSpec { ty: matrix.ty(), fill: InputFill::Packed(matrix), grad: false });
         self
     }
 
     /// Changes how input `i` is filled.
-    pub fn fill(mut self, i: usize, fill: Fill) -> Self {
+    pub fn fill(mut self, i: usize, fill: InputFill) -> Self {
         self.inputs[i].fill = fill;
         self
     }
 
-    /// Leaves the gradient of input `i` unchecked, because the op defines none.
+    /// Leaves the gradient of input `i` unchecked, because the op does not define one.
     pub fn no_grad(mut self, i: usize) -> Self {
         self.inputs[i].grad = false;
         self
     }
 
-    /// Another tolerance. Say why in the row.
+    /// Sets another tolerance. Give the reason in the row.
     pub fn tolerance(mut self, nmse: f64) -> Self {
         self.nmse = nmse;
         self
     }
 
-    /// No output has a gradient: optimiser steps, norms for clipping.
+    /// Marks all outputs as not differentiable: optimiser steps, norms for clipping.
     pub fn forward_only(mut self) -> Self {
         self.main_outputs = 0;
         self
     }
 
-    /// Deterministic data for every input, rounded to what f32 holds.
+    /// Deterministic data for every input, rounded to f32.
     pub fn data(&self, seed: u64) -> Vec<Array> {
         let mut rng = Rng::new(&[seed]);
         self.inputs
             .iter()
             .map(|spec| {
                 let data = match spec.fill {
-                    Fill::Packed(matrix) => matrix.random_words(&mut rng),
+                    InputFill::Packed(matrix) => matrix.random_words(&mut rng),
                     fill => (0..spec.ty.len()).map(|i| sample(&mut rng, fill, i)).collect(),
                 };
                 Array::new(spec.ty.shape.clone(), data)
@@ -135,7 +137,7 @@ impl Case {
             .collect()
     }
 
-    /// A graph of this op alone: its input values and its outputs.
+    /// A graph of this op alone, with its input values and its output values.
     pub fn graph(&self) -> Result<(Graph, Vec<Value>, Vec<Value>)> {
         let mut g = Graph::new();
         let mut inputs = Vec::new();
@@ -152,21 +154,21 @@ impl Case {
     }
 }
 
-/// Element `i` of a tensor filled like this.
-fn sample(rng: &mut Rng, fill: Fill, i: usize) -> f64 {
+/// Element `i` of a tensor filled this way.
+fn sample(rng: &mut Rng, fill: InputFill, i: usize) -> f64 {
     let x = match fill {
-        Fill::Normal(std) => std * rng.normal(),
-        Fill::Uniform(low, high) => low + (high - low) * rng.uniform(),
-        Fill::Below(n) => return rng.below(u64::from(n)) as f64,
-        Fill::Constant(c) => c,
-        Fill::Values(values) => values[i % values.len()],
-        Fill::Packed(_) => return 0.0, // whole matrices are made by `Packed::random_words`
+        InputFill::Normal(std) => std * rng.normal(),
+        InputFill::Uniform(low, high) => low + (high - low) * rng.uniform(),
+        InputFill::Below(n) => return rng.below(u64::from(n)) as f64,
+        InputFill::Constant(c) => c,
+        InputFill::Values(values) => values[i % values.len()],
+        InputFill::Packed(_) => return 0.0, // whole matrices are made by `Packed::random_words`
     };
     f64::from(x as f32)
 }
 
-/// A standard normal array, rounded to what f32 holds: random cotangents for tests.
+/// A standard normal array, rounded to f32: random cotangents for tests.
 pub fn random_array(shape: &Shape, seed: u64) -> Array {
     let mut rng = Rng::new(&[seed]);
-    Array::new(shape.clone(), (0..shape.len()).map(|i| sample(&mut rng, Fill::Normal(1.0), i)).collect())
+    Array::new(shape.clone(), (0..shape.len()).map(|i| sample(&mut rng, InputFill::Normal(1.0), i)).collect())
 }

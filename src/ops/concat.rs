@@ -1,18 +1,20 @@
-//! Tensors one behind the other along one axis. The gradient of each is a slice.
+//! Concatenation along one axis. The gradient of each input is a slice.
 
+use super::cases::{Case, Row};
+use super::elementwise;
 use super::slice::{Runs, range_indices, with_axis};
-use super::{Bind, Case, Launch, Op, Program, Row, elementwise, table_kernel};
-use crate::autodiff::Vjp;
+use super::source::table_kernel;
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
-use crate::reference::Array;
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::tensor::TensorType;
 
 const SOURCE: &str = include_str!("../../shaders/concat.wgsl");
 
 pub(super) const ROW: Row = Row {
     name: "concat",
-    summary: "y = the inputs one behind the other along one axis",
+    summary: "y = the inputs concatenated along one axis",
     source: SOURCE,
     cases: || {
         let case =
@@ -31,17 +33,18 @@ pub(super) const ROW: Row = Row {
     bench: || vec![Case::new("4096x768 three times", Concat { axis: 1 }, &[[4096, 768].as_slice(); 3])],
 };
 
-/// `(x0, x1, ..) -> the inputs one behind the other along axis`. Any number of inputs from two: each
-/// is a dispatch of its own, so the adapter's limit on bindings is none here.
+/// `(x0, x1, ..) -> the inputs concatenated along axis`. Takes two inputs or more. Each is a dispatch of its own, so
+/// the adapter's limit on bindings does not bound their number.
 #[derive(Clone, Copy, Debug)]
 pub struct Concat {
-    /// The axis, from 0. All other axes must agree.
+    /// The axis, counted from 0. All other axes must agree.
     pub axis: usize,
 }
 
 impl Graph {
-    /// Two or more tensors one behind the other along `axis`:
-    /// `[.., n0, ..], [.., n1, ..], .. -> [.., n0 + n1 + .., ..]`.
+    /// Concatenates two or more tensors along `axis`: `[.., n0, ..], [.., n1, ..], .. -> [.., n0 + n1 + .., ..]`.
+    ///
+    /// Inputs may be f32 or u32, all of one type. [`slice`](Self::slice) takes the result apart again.
     pub fn concat(&mut self, name: &str, inputs: &[Value], axis: usize) -> Result<Value> {
         self.op1(name, Concat { axis }, inputs)
     }

@@ -1,16 +1,17 @@
-//! Softmax and cross-entropy in one: the mean over rows of `logsumexp(logits) - logits[target]`, in
-//! nats. Backward: `(softmax(logits) - onehot(target)) * dloss / rows`.
+//! Softmax and cross-entropy in one op: the mean over rows of `logsumexp(logits) - logits[target]`, in nats. Backward:
+//! `(softmax(logits) - onehot(target)) * dloss / rows`.
 //!
-//! Rows whose target is not below the number of classes count for nothing, neither in the loss nor
-//! in the mean: use `u32::MAX` for positions to ignore.
+//! Rows whose target is not a class (`target >= classes`) are ignored, in the loss and in the mean. Use `u32::MAX` as
+//! the target of such positions.
 
+use super::cases::{Case, InputFill, Row};
+use super::checks::expect_f32;
 use super::rowwise::RowLayout;
-use super::{Bind, Case, InputFill, LaneSource, Launch, Op, Program, Row, expect_f32, lane_source};
-use crate::autodiff::Vjp;
+use super::source::{LaneSource, lane_source};
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
-use crate::kernel::Kernel;
-use crate::reference::Array;
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Kernel, Launch, Program};
 use crate::tensor::{DType, TensorType};
 
 const SOURCE: LaneSource = lane_source!("common/rows.wgsl", "cross_entropy.wgsl");
@@ -24,7 +25,7 @@ pub(super) const ROW: Row = Row {
             let case = Case::new(format!("{rows}x{classes}, targets below {ids}"), CrossEntropy, &[&[rows, classes]]);
             case.fill(0, InputFill::Normal(3.0)).ids(&[rows], ids)
         };
-        // Where targets reach beyond the classes, some rows are ignored; in the last case, all.
+        // Some targets are beyond the classes, so their rows are ignored; in the last case, all are.
         let mut cases = vec![
             case(1, 1, 1),
             case(127, 63, 63),
@@ -46,19 +47,32 @@ pub(super) const ROW: Row = Row {
     },
 };
 
-/// `(logits, targets) -> (loss, lse, weight)`: `[.., classes], u32 [..] -> [1], [rows], [1]`.
-/// `lse` is the log of the sum of exponentials of each row, `weight` is one over the rows that
-/// count.
+/// `(logits, targets) -> (loss, lse, weight)`: `[.., classes], u32 [..] -> [1], [rows], [1]`. `lse` is the log of the
+/// sum of exponentials of each row; `weight` is one over the number of rows that count.
+///
+/// [`Graph::cross_entropy`] returns only `loss`.
 #[derive(Clone, Copy, Debug)]
 pub struct CrossEntropy;
 
-/// `(logits, targets, lse, weight, dloss) -> dlogits`.
+/// `(logits, targets, lse, weight, dloss) -> dlogits`: the gradient of [`CrossEntropy`].
 #[derive(Clone, Copy, Debug)]
 pub struct CrossEntropyBackward;
 
 impl Graph {
-    /// Mean cross-entropy in nats: logits `[.., classes]`, targets u32 `[..]`, loss `[1]`. Targets
-    /// that are no class are ignored.
+    /// Mean cross-entropy in nats: `logits` `[.., classes]`, `targets` u32 `[..]`, loss `[1]`.
+    ///
+    /// This is the loss of a language model, with the next tokens as targets. Rows whose target is not a class are
+    /// ignored.
+    ///
+    /// ```
+    /// use throughline::{Graph, TensorType};
+    /// let mut g = Graph::new();
+    /// let logits = g.input("logits", TensorType::f32([4, 128, 50_257]))?;
+    /// let targets = g.input("targets", TensorType::u32([4, 128]))?;
+    /// let loss = g.cross_entropy("loss", logits, targets)?;
+    /// assert_eq!(g.ty(loss), &TensorType::f32([1]));
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
     pub fn cross_entropy(&mut self, name: &str, logits: Value, targets: Value) -> Result<Value> {
         self.op1(name, CrossEntropy, &[logits, targets])
     }
@@ -75,7 +89,7 @@ impl Op for CrossEntropy {
         if targets.dtype != DType::U32 || targets.len() != logits.shape.rows() {
             return Err(format!("targets must be {} u32 ids, one for each row of logits", logits.shape.rows()));
         }
-        // Classes are compared as f32.
+        // Kernels compare class indices as f32, which is exact up to 2^24.
         if logits.shape.cols() > (1 << 24) - 4 {
             return Err(format!("at most 2^24 - 4 classes, got {}", logits.shape.cols()));
         }

@@ -1,10 +1,12 @@
-//! The op table as a page for people.
+//! The op table as a Markdown page.
 
 use std::fmt::Write;
 
-use super::Row;
+use super::cases::Row;
 
-/// The table in Markdown: what docs/ops.md holds.
+/// The op table as Markdown: the contents of `docs/ops.md`.
+///
+/// Call it to document a table of your own ops in the same way.
 pub fn markdown(table: &[Row]) -> String {
     let mut page = String::from(
         "# Ops\n\nMade from the op table by `cargo run --example op_table > docs/ops.md`; a test checks that it is \
@@ -22,7 +24,7 @@ pub fn markdown(table: &[Row]) -> String {
     page
 }
 
-/// Names of the functions behind `@compute`.
+/// Names of the entry points: the functions marked `@compute`.
 fn entry_points(wgsl: &str) -> Vec<&str> {
     let name = |part: &'_ str| -> Option<usize> { part.find("fn ").map(|at| at + 3) };
     wgsl.split("@compute")

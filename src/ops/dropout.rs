@@ -1,20 +1,23 @@
-//! Dropout (Srivastava et al. 2014), seeded and counter-based.
+//! Dropout (Srivastava et al. 2014, <https://jmlr.org/papers/v15/srivastava14a.html>), seeded and counter-based.
 //!
-//! `y = x * keep / (1 - p)`. Whether element `i` is kept is a pure function of
-//! `(seed, step, stream, i)`, so backward makes the same mask again instead of storing it, and a
-//! run can be repeated or resumed bit for bit on any adapter. The hash takes the index of a quad of
-//! elements and gives one word for each of them. It is `pcg4d` of Jarzynski & Olano 2020 ("Hash
-//! functions for GPU rendering") with its last round done twice: as published, a flip of the top
-//! bit of the stream or the seed reaches the top bits of the result too rarely, and masks of
-//! neighbouring steps are correlated. With the extra round the tests below find neither.
+//! `y = x * keep / (1 - p)`. Whether element `i` is kept is a pure function of `(seed, step, stream, i)`. So backward
+//! recomputes the mask instead of storing it, and a run can be repeated or resumed bit for bit on any adapter.
+//!
+//! The hash takes the index of a quad of elements and returns one word for each of them. It is `pcg4d` of Jarzynski &
+//! Olano 2020 ("Hash functions for GPU rendering") with its last round done twice. As published, flipping the top bit
+//! of the stream or the seed reaches the top bits of the result too rarely, and masks of neighbouring steps are
+//! correlated. With the extra round the tests below find neither fault.
 
 use std::sync::Arc;
 
-use super::{Bind, Case, InputFill, Launch, Op, Program, Row, elementwise, expect_shape, table_kernel};
-use crate::autodiff::Vjp;
+use super::cases::{Case, InputFill, Row};
+use super::checks::expect_shape;
+use super::elementwise;
+use super::source::table_kernel;
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
-use crate::reference::Array;
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::tensor::{DType, TensorType};
 
 const SOURCE: &str = include_str!("../../shaders/dropout.wgsl");
@@ -38,30 +41,31 @@ fn seeded(name: String, op: Dropout, shape: &[usize]) -> Case {
     Case::new(name, op, &[shape]).ids(&[2], u32::MAX).fill(0, InputFill::Uniform(0.5, 1.5))
 }
 
-/// `(x, seed [, base]) -> x * keep / (1 - p) + base`: `x` of any shape, `seed` u32 `[2]`.
+/// `(x, seed [, base]) -> x * keep / (1 - p) [+ base]`: `x` of any shape, `seed` u32 `[2]`.
 ///
-/// The host writes `seed` before each step: the run's seed and the number of the step.
+/// The host writes `seed` before each step: the seed of the run and the number of the step.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Dropout {
-    /// Probability of dropping an element, in `[0, 1)`.
+    /// Probability that an element is dropped, in `[0, 1)`.
     pub p: f32,
-    /// Distinguishes the places in a model: no two may share a stream.
+    /// Distinguishes the uses of dropout in a model: no two may share a stream.
     pub stream: u32,
-    /// Takes a tensor of the output's shape last, and adds to it.
+    /// Whether a last input, of the output's shape, is added to the result.
     pub accumulate: bool,
 }
 
 impl Graph {
-    /// Zeroes elements of `x` with probability `p` and scales the others by `1 / (1 - p)`. `seed`
-    /// is u32 `[2]`, the run's seed and the number of the step; `stream` must differ between the
-    /// places in a model.
+    /// Zeroes elements of `x` with probability `p` and scales the others by `1 / (1 - p)`.
+    ///
+    /// `seed` is u32 `[2]`: the seed of the run and the number of the step. Each use in a model needs its own `stream`,
+    /// or their masks are equal. For evaluation build the graph without dropout.
     pub fn dropout(&mut self, name: &str, x: Value, seed: Value, p: f32, stream: u32) -> Result<Value> {
         self.op1(name, Dropout { p, stream, accumulate: false }, &[x, seed])
     }
 }
 
 impl Dropout {
-    /// Elements are kept where their hash is no less than this.
+    /// Elements are kept if their hash is at least this.
     fn threshold(&self) -> u32 {
         (f64::from(self.p) * 4_294_967_296.0) as u32
     }
@@ -71,7 +75,7 @@ impl Dropout {
     }
 }
 
-/// Four random words for the key `[quad, stream, seed, step]`. The same as in the kernel.
+/// Four random words for the key `[quad, stream, seed, step]`, as the kernel computes them.
 fn hash(key: [u32; 4]) -> [u32; 4] {
     fn mix([mut x, mut y, mut z, mut w]: [u32; 4]) -> [u32; 4] {
         x = x.wrapping_add(y.wrapping_mul(w));

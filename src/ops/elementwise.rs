@@ -1,14 +1,13 @@
-//! What kernels without neighbours share on the host: their grid, and shapes to test them on.
+//! Host side of the element-by-element kernels: their grid, and the shapes to test them on.
 
-use super::{Bind, Launch, Program};
-use crate::kernel::Kernel;
+use crate::kernel::{Bind, Kernel, Launch, Program};
 use crate::profile::{AdapterClass, Profile};
 
 /// Shapes for the cases of ops that work element by element.
 pub(super) const SHAPES: [&[usize]; 4] = [&[1], &[127], &[1757], &[3, 5, 7]];
 
-/// Sets the knobs of a kernel that makes `n` elements one by one, and says in how many workgroups.
-/// On software adapters starting an invocation costs as much as several loads, so each makes many.
+/// Sets the knobs of a kernel that computes `n` elements independently, and returns it with its number of workgroups.
+/// On software adapters starting an invocation costs as much as several loads, so each computes many elements.
 pub(super) fn spread(profile: &Profile, n: usize, kernel: Kernel) -> (Kernel, [u32; 3]) {
     let (invocations, each) = match profile.class {
         AdapterClass::Cpu => (8, 64),
@@ -18,8 +17,7 @@ pub(super) fn spread(profile: &Profile, n: usize, kernel: Kernel) -> (Kernel, [u
     (kernel, profile.grid(n.div_ceil(invocations * each)))
 }
 
-/// One dispatch that makes `n` elements one by one. `n` is the first word of its uniform; `words`
-/// follow.
+/// One dispatch that computes `n` elements independently. `n` is the first word of its uniform; `words` follow.
 pub(super) fn elements(cx: &Launch<'_>, n: usize, kernel: Kernel, binds: &[Bind], words: &[u32]) -> Program {
     let (kernel, groups) = spread(cx.profile, n, kernel);
     Program::one(kernel, binds, &[&[n as u32], words].concat(), groups)

@@ -1,18 +1,20 @@
 //! Rows of a table by token id, and the gradient of the table.
 //!
-//! `y[t] = table[ids[t] - first]`, where `first` is 0 but for tables that are parts of a larger one. An id
-//! without a row gives a row of zeros, and its gradient goes nowhere, so such ids serve as padding.
-//! Backward, `dtable[v] = sum of dy[t] where ids[t] = first + v`, in the order of `t`: the same bits on
-//! every run.
+//! `y[t] = table[ids[t] - first]`, where `first` is 0 except for tables that are parts of a larger one. An id without a
+//! row gives a row of zeros and passes no gradient, so such ids can serve as padding. Backward, `dtable[v]` is the sum
+//! of `dy[t]` where `ids[t] = first + v`, added in the order of `t`: the same bits on every run.
 
 use std::sync::Arc;
 
-use super::{Bind, Case, Launch, Op, Program, Row, elementwise, expect_f32, expect_shape, table_kernel};
-use crate::autodiff::Vjp;
+use super::cases::{Case, Row};
+use super::checks::{expect_f32, expect_shape};
+use super::elementwise;
+use super::source::table_kernel;
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::profile::AdapterClass;
-use crate::reference::Array;
 use crate::tensor::{DType, TensorType};
 
 const SOURCE: &str = include_str!("../../shaders/embedding.wgsl");
@@ -22,7 +24,7 @@ pub(super) const ROW: Row = Row {
     summary: "y[t] = table[ids[t] - first]; ids out of range give zeros",
     source: SOURCE,
     cases: || {
-        // The last number is what ids stay below: above the vocabulary, some are out of range.
+        // The last number bounds the ids: above the vocabulary, some are out of range.
         let forward = |table: &[usize; 2], ids: &[usize], below: u32| {
             Case::new(format!("{table:?} by {ids:?} below {below}"), Embedding::default(), &[table]).ids(ids, below)
         };
@@ -32,7 +34,7 @@ pub(super) const ROW: Row = Row {
             let case = Case::new(name, EmbeddingBackward { vocab, first: 0, accumulate }, &[dy]).ids(ids, below);
             if accumulate { case.also(&[vocab, cols]) } else { case }
         };
-        // A table whose first row has id 20: ids fall before it, in it and behind it.
+        // A table whose first row has id 20, so that ids fall before it, in it and after it.
         let part = |cols: usize| {
             Case::new(format!("part of {cols} columns"), Embedding { first: 20 }, &[&[33, cols]]).ids(&[3, 50], 70)
         };
@@ -70,15 +72,17 @@ pub(super) const ROW: Row = Row {
     },
 };
 
-/// `(table, ids) -> table[ids - first]`: `[vocab, d], u32 [..] -> [.., d]`. Zeros where there is no such row.
+/// `(table, ids) -> table[ids - first]`: `[vocab, d], u32 [..] -> [.., d]`. Zeros for ids without a row.
+///
+/// Usually added by [`Graph::embedding`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Embedding {
-    /// Id of the table's first row.
+    /// Id of the table's first row: 0 unless the table is a part of a larger one.
     pub first: usize,
 }
 
-/// `(dy, ids [, base]) -> dtable [+ base]`: `[.., d], u32 [..] -> [vocab, d]`. Rows that no id
-/// names are zero, or those of `base`.
+/// `(dy, ids [, base]) -> dtable [+ base]`: `[.., d], u32 [..] [, [vocab, d]] -> [vocab, d]`. Rows that no id refers to
+/// are zero, or those of `base`. The gradient of [`Embedding`].
 #[derive(Clone, Copy, Debug)]
 pub struct EmbeddingBackward {
     vocab: usize,
@@ -87,8 +91,20 @@ pub struct EmbeddingBackward {
 }
 
 impl Graph {
-    /// Rows of a table by id: `[vocab, d], u32 [..] -> [.., d]`. Zeros where an id is `vocab` or
-    /// more.
+    /// Looks up rows of a table by id: `table` `[vocab, d]`, `ids` u32 `[..]`, result `[.., d]`.
+    ///
+    /// Ids of `vocab` or more give zeros and pass no gradient. A table larger than the device's binding limit needs
+    /// [`embedding_parts`](Self::embedding_parts).
+    ///
+    /// ```
+    /// use throughline::{Graph, TensorType};
+    /// let mut g = Graph::new();
+    /// let table = g.param("tokens", [50_257, 768])?;
+    /// let ids = g.input("ids", TensorType::u32([4, 128]))?;
+    /// let x = g.embedding("x", table, ids)?;
+    /// assert_eq!(g.ty(x), &TensorType::f32([4, 128, 768]));
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
     pub fn embedding(&mut self, name: &str, table: Value, ids: Value) -> Result<Value> {
         self.op1(name, Embedding::default(), &[table, ids])
     }
@@ -102,7 +118,7 @@ fn expect_ids(ids: &TensorType) -> Result<(), String> {
     }
 }
 
-/// Checks that every row of a table has an id.
+/// Checks that the ids of all rows fit a u32.
 pub(super) fn expect_rows(first: usize, rows: usize) -> Result<(), String> {
     match first.checked_add(rows).is_some_and(|end| end <= u32::MAX as usize) {
         true => Ok(()),
@@ -110,7 +126,7 @@ pub(super) fn expect_rows(first: usize, rows: usize) -> Result<(), String> {
     }
 }
 
-/// The row of an id in a table of references, if it has one.
+/// The row of an id in the reference's table; out of range if the id has none.
 pub(super) fn row_of(id: f64, first: usize) -> usize {
     (id as usize).wrapping_sub(first)
 }
@@ -171,7 +187,7 @@ impl Op for Embedding {
     }
 
     fn bytes(&self, inputs: &[TensorType], outputs: &[TensorType]) -> u64 {
-        // Of the table only the rows that are asked for move.
+        // Only the rows that are looked up move, not the whole table.
         (inputs[1].bytes() + 2 * outputs[0].bytes()) as u64
     }
 }
@@ -179,8 +195,8 @@ impl Op for Embedding {
 impl EmbeddingBackward {
     /// The dispatch that links the tokens of each id into a list.
     fn chain(&self, program: &mut Program, cx: &Launch<'_>, words: &[u32], [head, next]: [usize; 2]) {
-        // On GPUs many invocations, because each waits for its loads; on software adapters enough
-        // for a few threads, because each costs a walk over all tokens.
+        // On GPUs many invocations, because each waits for its loads. On software adapters just enough for a few
+        // threads, because each invocation walks over all tokens.
         let (group, ways) = match cx.profile.class {
             AdapterClass::Cpu => (8, 16),
             AdapterClass::Gpu => (64, self.vocab.next_power_of_two().clamp(64, 4096)),
@@ -227,7 +243,7 @@ impl Op for EmbeddingBackward {
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let tokens = cx.inputs[1].len();
-        // Where few rows of a large table change, going over all of them is the larger part.
+        // If few rows of a large table change, visiting all rows would cost more than the update itself.
         let by_token = self.accumulate && tokens < self.vocab;
         let (kernel, cols) = element("backward", cx.inputs[0].shape.cols());
         let len = if by_token { tokens } else { self.vocab } * cols;

@@ -1,10 +1,12 @@
 //! A constant tensor.
 
-use super::{Bind, Case, Launch, Op, Program, Row, elementwise, table_kernel};
-use crate::autodiff::Vjp;
+use super::cases::{Case, Row};
+use super::elementwise;
+use super::source::table_kernel;
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
-use crate::reference::Array;
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::tensor::{Shape, TensorType};
 
 const SOURCE: &str = include_str!("../../shaders/fill.wgsl");
@@ -20,7 +22,7 @@ pub(super) const ROW: Row = Row {
     bench: Vec::new,
 };
 
-/// `() -> c` everywhere, of a given shape.
+/// `() -> c` everywhere, of a given shape. Usually added by [`Graph::fill`].
 #[derive(Clone, Debug)]
 pub struct Fill {
     shape: Shape,
@@ -29,19 +31,21 @@ pub struct Fill {
 }
 
 impl Fill {
-    /// This value in this shape.
+    /// `value` in every element of `shape`.
     pub fn new(shape: impl Into<Shape>, value: f32) -> Self {
         Fill { shape: shape.into(), value, early: false }
     }
 
-    /// The same, there before anything else is.
+    /// The same, but computed before all other nodes.
     pub(crate) fn early(shape: impl Into<Shape>, value: f32) -> Self {
         Fill { early: true, ..Self::new(shape, value) }
     }
 }
 
 impl Graph {
-    /// A constant tensor.
+    /// A constant f32 tensor: `value` in every element of `shape`.
+    ///
+    /// Use it for zeros and ones inside a graph. Values that change between runs belong in an [`input`](Self::input).
     pub fn fill(&mut self, name: &str, shape: impl Into<Shape>, value: f32) -> Result<Value> {
         self.op1(name, Fill::new(shape, value), &[])
     }

@@ -1,16 +1,18 @@
 //! Gaussian error linear units (Hendrycks & Gimpel 2016, <https://arxiv.org/abs/1606.08415>).
 //!
-//! `y = x * phi(x)`. Exactly, `phi` is the normal distribution function
-//! `(1 + erf(x / sqrt(2))) / 2`; in the tanh form, which GPT-2 has, it is
-//! `(1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2`.
+//! `y = x * phi(x)`. In the exact form `phi` is the normal distribution function `(1 + erf(x / sqrt(2))) / 2`. In the
+//! tanh form, used by GPT-2, it is `(1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2`.
 
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
-use super::{Bind, Case, InputFill, Launch, Op, Program, Row, elementwise, expect_f32, expect_shape, table_kernel};
-use crate::autodiff::Vjp;
+use super::cases::{Case, InputFill, Row};
+use super::checks::{expect_f32, expect_shape};
+use super::elementwise;
+use super::source::table_kernel;
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
-use crate::reference::Array;
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::tensor::TensorType;
 
 const SOURCE: &str = include_str!("../../shaders/gelu.wgsl");
@@ -36,7 +38,7 @@ fn cases() -> Vec<Case> {
         let far = |fill| Case::new(form(&format!("{fill:?}"), tanh), Gelu { tanh }, &[&[301]]).fill(0, fill);
         cases.extend(fills.map(far));
     }
-    // Errors are those of f32 arithmetic: far below what the table asks.
+    // All that remains are rounding errors of f32, far below the table's default tolerance.
     cases.into_iter().map(|case| case.tolerance(1e-12)).collect()
 }
 
@@ -44,27 +46,27 @@ fn form(name: &str, tanh: bool) -> String {
     format!("{name} {}", if tanh { "tanh" } else { "erf" })
 }
 
-/// `x -> x * phi(x)`, of any shape.
+/// `x -> x * phi(x)`, of any shape. Usually added by [`Graph::gelu`] or [`Graph::gelu_tanh`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Gelu {
-    /// The tanh form rather than the exact one.
+    /// Whether to use the tanh form rather than the exact one.
     pub tanh: bool,
 }
 
-/// `(dy, x) -> dx = dy * (phi(x) + x * phi'(x))`, of any shape.
+/// `(dy, x) -> dx = dy * (phi(x) + x * phi'(x))`, of any shape: the gradient of [`Gelu`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GeluBackward {
-    /// The tanh form rather than the exact one.
+    /// Whether to use the tanh form rather than the exact one.
     pub tanh: bool,
 }
 
 impl Graph {
-    /// GELU with the exact normal distribution function, of the shape of `x`.
+    /// GELU with the exact normal distribution function, of the shape of `x`. BERT uses this form.
     pub fn gelu(&mut self, name: &str, x: Value) -> Result<Value> {
         self.op1(name, Gelu { tanh: false }, &[x])
     }
 
-    /// GELU in the tanh form, as in GPT-2, of the shape of `x`.
+    /// GELU in the tanh form, of the shape of `x`. GPT-2 uses this form.
     pub fn gelu_tanh(&mut self, name: &str, x: Value) -> Result<Value> {
         self.op1(name, Gelu { tanh: true }, &[x])
     }

@@ -1,20 +1,21 @@
-//! The Euclidean norm of all elements, for clipping gradients without reading them back.
+//! The Euclidean norm of all elements.
 //!
-//! `y = sqrt(sum x^2)`; `dx = x * dy / y`, zero where `y` is zero. The order of additions is fixed
-//! and goes level by level, so millions of elements cost little accuracy.
+//! `y = sqrt(sum x^2)`; `dx = x * dy / y`, zero where `y` is zero. The main use is clipping gradients by their global
+//! norm without reading them back. Elements are added in a fixed order and level by level, so the result is
+//! reproducible and millions of elements cost little accuracy.
 
 use std::sync::Arc;
 
+use super::cases::{Case, InputFill, Row};
+use super::checks::{expect_f32, expect_shape};
+use super::elementwise;
 use super::rowwise::RowLayout;
-use super::{
-    Bind, Case, InputFill, LaneSource, Launch, Op, Program, Row, elementwise, expect_f32, expect_shape, lane_source,
-    table_kernel,
-};
-use crate::autodiff::Vjp;
+use super::source::{LaneSource, lane_source, table_kernel};
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::profile::AdapterClass;
-use crate::reference::Array;
 use crate::tensor::TensorType;
 
 const SOURCE: LaneSource = lane_source!("common/rows.wgsl", "l2_norm.wgsl");
@@ -26,7 +27,7 @@ pub(super) const ROW: Row = Row {
     cases: || {
         let shapes: [&[usize]; 5] = [&[1], &[127], &[1757], &[33, 7, 5], &[2, 4999]];
         let mut cases: Vec<Case> = shapes.iter().map(|s| Case::new(format!("{s:?}"), L2Norm, &[s])).collect();
-        // The same sign and size everywhere, so that rounding errors add up.
+        // The same sign and size everywhere, so that rounding errors accumulate.
         let large = Case::new("1000001", L2Norm, &[&[1_000_001]]).fill(0, InputFill::Uniform(0.9, 1.1)).forward_only();
         let op = L2NormBackward { accumulate: true };
         let backward = Case::new("backward, accumulate", op, &[&[5, 7], &[1], &[1], &[5, 7]])
@@ -42,12 +43,12 @@ pub(super) const ROW: Row = Row {
     bench: || vec![Case::new("10M", L2Norm, &[&[10 << 20]])],
 };
 
-/// `x -> sqrt(sum x^2)`: `[..] -> [1]`.
+/// `x -> sqrt(sum x^2)`: `[..] -> [1]`. Usually added by [`Graph::l2_norm`].
 #[derive(Clone, Copy, Debug)]
 pub struct L2Norm;
 
-/// `(x, norm, dy [, base]) -> x * dy / norm [+ base]`: `[..], [1], [1] -> [..]`. Zero where `norm`
-/// is zero.
+/// `(x, norm, dy [, base]) -> x * dy / norm [+ base]`: `[..], [1], [1] -> [..]`. Zero where `norm` is zero. The
+/// gradient of [`L2Norm`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct L2NormBackward {
     accumulate: bool,
@@ -82,7 +83,7 @@ impl Op for L2Norm {
         let mut program = Program::default();
         let layout = RowLayout::whole(cx);
         let len = cx.inputs[0].len();
-        // Few workgroups that each do much on software adapters, where starting one is dear.
+        // On software adapters, few workgroups with much work each: starting one is expensive there.
         let chunk = match cx.profile.class {
             AdapterClass::Cpu => 2048,
             AdapterClass::Gpu => 4096,

@@ -4,13 +4,14 @@
 
 use std::sync::Arc;
 
-use super::{Bind, Case, LaneSource, Launch, Op, Program, Row, expect_f32, expect_shape, lane_source, table_kernel};
-use crate::autodiff::Vjp;
+use super::cases::{Case, Row};
+use super::checks::{expect_f32, expect_shape};
+use super::source::{LaneSource, lane_source, table_kernel};
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
-use crate::kernel::Kernel;
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Kernel, Launch, Program};
 use crate::profile::{AdapterClass, Cooperative, Profile};
-use crate::reference::Array;
 use crate::tensor::{Shape, TensorType};
 
 const SOURCE: LaneSource = lane_source!("matmul.wgsl");

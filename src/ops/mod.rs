@@ -1,20 +1,14 @@
-//! The ops: a trait and a table.
+//! The ops: what a graph can compute, and the table that lists them.
 //!
-//! An op is two files with the same stem, `src/ops/<op>.rs` and `shaders/<op>.wgsl`, and one row in
-//! [`TABLE`]. Tests, benchmarks, shader validation and the generated op table iterate the rows;
-//! autodiff, fusion, the planner and the executor call the trait. Nothing else knows which ops
-//! there are, so an app's own op works like these.
-
-use std::any::Any;
-use std::fmt::Debug;
-use std::sync::Arc;
-
-use crate::autodiff::Vjp;
-use crate::error::Result;
-use crate::kernel::Kernel;
-use crate::profile::Profile;
-use crate::reference::Array;
-use crate::tensor::TensorType;
+//! Most programs never name anything in here: they call the methods that each op adds to [`Graph`](crate::Graph), such
+//! as [`matmul`](crate::Graph::matmul) or [`softmax`](crate::Graph::softmax). Come here for the exact formula, shapes
+//! and gradient of an op; for settings that have no method of their own, which [`Graph::op`](crate::Graph::op) takes as
+//! a struct; or to write an op yourself.
+//!
+//! An op is two files with the same stem, `src/ops/<op>.rs` and `shaders/<op>.wgsl`, and one row in [`TABLE`]. Tests,
+//! benchmarks, shader validation and the generated op table iterate over the rows. Autodiff, fusion, the planner and
+//! the executor only call the trait [`Op`]. Nothing else knows which ops exist, so an op of an application works
+//! exactly like the ones here.
 
 pub mod adamw;
 pub mod add;
@@ -46,238 +40,15 @@ pub mod top_k;
 pub mod transpose;
 
 mod cases;
+mod checks;
 mod doc;
 mod elementwise;
 mod rowwise;
-pub use cases::{Case, Fill as InputFill, InputSpec, Row, random_array};
+mod source;
+mod table;
+
+pub use crate::graph::{Op, Vjp};
+pub use crate::kernel::{Bind, Dispatch, Launch, Program};
+pub use cases::{Case, InputFill, InputSpec, Row, random_array};
 pub use doc::markdown;
-
-/// A differentiable operation on tensors.
-pub trait Op: Any + Debug + Send + Sync {
-    /// Name of the kind of op, as in plans, errors and profiles.
-    fn name(&self) -> &'static str;
-
-    /// Types of the outputs, or what is wrong with the inputs. The graph adds the node's name and
-    /// the types that came.
-    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String>;
-
-    /// Adds the nodes of the vector-Jacobian product: reads `cx.dy`, calls `cx.set` for each input
-    /// that `cx.needs`. There is no default: an op without a gradient returns
-    /// [`Vjp::no_gradient`], so that differentiating through it is an error and not a silent zero.
-    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()>;
-
-    /// Ways to cut the work on this adapter, by name: `cx.variant` of [`launch`](Self::launch) is an
-    /// index into them. The first is the one to take unmeasured; a tuner tries them all. By default
-    /// there is one way.
-    fn variants(&self, _cx: &Launch<'_>) -> Vec<String> {
-        vec![]
-    }
-
-    /// The dispatches that compute the outputs. Pure: no GPU is needed.
-    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String>;
-
-    /// The outputs in f64: the definition of the op.
-    fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array>;
-
-    /// Floating-point operations (a multiply-add is two). 0 for ops that only move data.
-    fn flops(&self, inputs: &[TensorType], outputs: &[TensorType]) -> u64;
-
-    /// Bytes that must move at least: by default every input once and every output once.
-    fn bytes(&self, inputs: &[TensorType], outputs: &[TensorType]) -> u64 {
-        inputs.iter().chain(outputs).map(|t| t.bytes() as u64).sum()
-    }
-
-    /// `Some(i)` if the output starts as the contents of input `i`, which the kernel then updates.
-    /// The planner gives both the same buffer where it can prove that nobody else needs the input,
-    /// and records a copy where it cannot. Such an input is not bound: kernels read the output.
-    fn starts_as(&self, _output: usize) -> Option<usize> {
-        None
-    }
-
-    /// The op that computes the same, but adds output `output` to one more, last, input. That
-    /// output then [starts as](Self::starts_as) that input. Lets the planner fold additions (the
-    /// residual stream, gradients from several consumers) into whoever makes the addend.
-    fn with_addend(&self, _output: usize) -> Option<Arc<dyn Op>> {
-        None
-    }
-
-    /// True for the addition that `with_addend` folds.
-    fn is_addition(&self) -> bool {
-        false
-    }
-
-    /// True for an op that is planned right behind the last of its inputs, wherever in the graph it stands: one
-    /// that looks at values that are soon overwritten. See [`probe`](crate::probe).
-    fn runs_early(&self) -> bool {
-        false
-    }
-
-    /// True if the output is the input's storage under another shape: no kernel runs.
-    fn is_view(&self) -> bool {
-        false
-    }
-}
-
-/// What a launch is made for.
-#[derive(Clone, Copy, Debug)]
-pub struct Launch<'a> {
-    /// Types of the inputs.
-    pub inputs: &'a [TensorType],
-    /// Types of the outputs.
-    pub outputs: &'a [TensorType],
-    /// The adapter.
-    pub profile: &'a Profile,
-    /// Which of the op's [`variants`](Op::variants).
-    pub variant: usize,
-}
-
-/// What a binding of a dispatch is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bind {
-    /// The op's input of this index, read only.
-    In(usize),
-    /// The op's output of this index, read and write.
-    Out(usize),
-    /// Scratch of this index, read and write.
-    Scratch(usize),
-    /// Scratch of this index, read only.
-    ScratchIn(usize),
-    /// The op's output of this index, written by an earlier dispatch of this program and now read
-    /// only.
-    OutIn(usize),
-    /// A read-only binding that the entry point mentions but that this launch's knobs make dead. (A
-    /// binding that the entry point does not mention must not be listed: number bindings without
-    /// gaps for each entry point.)
-    Null,
-}
-
-/// One dispatch: a kernel, its storage bindings (1, 2, ... of group 0), the words of the uniform at
-/// binding 0, and how many workgroups.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Dispatch {
-    /// The kernel.
-    pub kernel: Kernel,
-    /// Storage bindings from binding 1.
-    pub binds: Vec<Bind>,
-    /// The uniform `p` at binding 0, as 32-bit words.
-    pub words: Vec<u32>,
-    /// Workgroups in x, y, z.
-    pub workgroups: [u32; 3],
-}
-
-/// The dispatches of an op, in order, and the scratch memory that they share.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Program {
-    /// In order; each sees what the ones before wrote.
-    pub dispatches: Vec<Dispatch>,
-    /// Types of the scratch tensors.
-    pub scratch: Vec<TensorType>,
-}
-
-impl Program {
-    /// A program of one dispatch.
-    pub fn one(kernel: Kernel, binds: &[Bind], words: &[u32], workgroups: [u32; 3]) -> Self {
-        let mut program = Program::default();
-        program.dispatch(kernel, binds, words, workgroups);
-        program
-    }
-
-    /// Adds a dispatch.
-    pub fn dispatch(&mut self, kernel: Kernel, binds: &[Bind], words: &[u32], workgroups: [u32; 3]) {
-        self.dispatches.push(Dispatch { kernel, binds: binds.to_vec(), words: words.to_vec(), workgroups });
-    }
-
-    /// Adds a scratch tensor, for `Bind::Scratch` and `Bind::ScratchIn`.
-    pub fn scratch(&mut self, ty: TensorType) -> usize {
-        self.scratch.push(ty);
-        self.scratch.len() - 1
-    }
-}
-
-/// The text of a WGSL file behind `shaders/common/subgroups.wgsl`, or its stand-in.
-#[derive(Clone, Copy)]
-pub(crate) struct LaneSource {
-    /// For devices without subgroup operations.
-    pub plain: &'static str,
-    /// For those with.
-    pub subgroups: &'static str,
-}
-
-impl LaneSource {
-    /// The one or the other.
-    pub fn text(&self, subgroups: bool) -> &'static str {
-        if subgroups { self.subgroups } else { self.plain }
-    }
-}
-
-macro_rules! lane_source {
-    ($($file:literal),+) => {
-        $crate::ops::LaneSource {
-            plain: concat!(
-                include_str!("../../shaders/common/no_subgroups.wgsl"),
-                $(include_str!(concat!("../../shaders/", $file))),+
-            ),
-            subgroups: concat!(
-                include_str!("../../shaders/common/subgroups.wgsl"),
-                $(include_str!(concat!("../../shaders/", $file))),+
-            ),
-        }
-    };
-}
-pub(crate) use lane_source;
-
-/// A kernel of the table. These run without injected bounds checks; see `Gpu::compile` for why
-/// that is sound.
-pub(crate) fn table_kernel(label: &'static str, source: &'static str, entry: &'static str) -> Kernel {
-    Kernel { trusted: true, ..Kernel::new(label, source, entry) }
-}
-
-/// Checks that an op got `n` inputs of f32.
-pub(crate) fn expect_f32(inputs: &[TensorType], n: usize) -> Result<(), String> {
-    if inputs.len() != n {
-        return Err(format!("takes {n} inputs, got {}", inputs.len()));
-    }
-    match inputs.iter().position(|t| t.dtype != crate::tensor::DType::F32) {
-        Some(i) => Err(format!("input {i} must be f32")),
-        None => Ok(()),
-    }
-}
-
-/// Checks that an input has the shape expected.
-pub(crate) fn expect_shape(what: &str, ty: &TensorType, dims: &[usize]) -> Result<(), String> {
-    match ty.shape.dims() == dims {
-        true => Ok(()),
-        false => Err(format!("{what} must have shape {dims:?}, got {}", ty.shape)),
-    }
-}
-
-/// Every op with a kernel, or a gradient that needs one. See [`Row`].
-pub const TABLE: &[Row] = &[
-    adamw::ROW,
-    add::ROW,
-    attention::ROW,
-    cache::ROW,
-    concat::ROW,
-    cross_entropy::ROW,
-    dropout::ROW,
-    embedding::ROW,
-    fill::ROW,
-    gelu::ROW,
-    l2_norm::ROW,
-    matmul::ROW,
-    mul::ROW,
-    muon::ROW,
-    norm::LAYERNORM,
-    norm::RMSNORM,
-    packed::ROW,
-    residual_add::ROW,
-    rope::ROW,
-    scale::ROW,
-    slice::ROW,
-    softmax::ROW,
-    stats::ROW,
-    sum::ROW,
-    swiglu::ROW,
-    top_k::ROW,
-    transpose::ROW,
-];
+pub use table::TABLE;

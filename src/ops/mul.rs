@@ -1,10 +1,13 @@
 //! `y = a * b`, element by element.
 
-use super::{Bind, Case, Launch, Op, Program, Row, elementwise, expect_f32, expect_shape, table_kernel};
-use crate::autodiff::Vjp;
+use super::cases::{Case, Row};
+use super::checks::{expect_f32, expect_shape};
+use super::elementwise;
+use super::source::table_kernel;
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
-use crate::reference::Array;
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::tensor::TensorType;
 
 const SOURCE: &str = include_str!("../../shaders/mul.wgsl");
@@ -22,7 +25,7 @@ pub(super) const ROW: Row = Row {
 pub struct Mul;
 
 impl Graph {
-    /// `a * b`, element by element, of the same shape.
+    /// `a * b`, element by element, both of the same shape: gates and masks.
     pub fn mul(&mut self, name: &str, a: Value, b: Value) -> Result<Value> {
         self.op1(name, Mul, &[a, b])
     }

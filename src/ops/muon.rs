@@ -1,5 +1,5 @@
-//! A step of Muon: momentum, made orthogonal by the iteration of Newton and Schulz, as the update of a
-//! matrix (Jordan et al. 2024, <https://kellerjordan.github.io/posts/muon/>).
+//! One step of Muon (Jordan et al. 2024, <https://kellerjordan.github.io/posts/muon/>): the update of a weight matrix
+//! is its momentum, orthogonalised by the Newton-Schulz iteration.
 //!
 //! ```text
 //! m = momentum m + (1 - momentum) g          g is clipped by its global norm
@@ -9,29 +9,30 @@
 //! p = p (1 - lr decay) - lr rate X
 //! ```
 //!
-//! Five iterations bring every singular value that is not tiny (0.004 of the norm or more) into 0.68 .. 1.21, and
-//! keep the vectors. All of it is f32, where the published code has bfloat16. Matrices of one shape are a batch.
+//! Five iterations map every singular value that is not tiny (at least 0.004 of the norm) into 0.68 .. 1.21 and leave
+//! the singular vectors alone. Everything is f32, where the published code uses bfloat16. Matrices of one shape form a
+//! batch.
 //!
-//! Three small ops do what matmul does not. X is kept times c^(1/4): then its product with itself is sqrt(c) A,
-//! and the square of that c A A, so that no product needs a factor; and a X goes into the polynomial of A as a I,
-//! which is a small matrix where X may be large.
+//! Three small ops do what matmul does not. Instead of X they keep c^(1/4) X: its product with itself is then sqrt(c)
+//! A, and the square of that is c A A, so no product needs a factor. The term a X enters the polynomial of A as a I,
+//! which is a small matrix even where X is large.
 
+use super::cases::{Case, InputFill, Row};
+use super::checks::{expect_f32, expect_shape};
+use super::elementwise;
 use super::matmul::Matmul;
 use super::rowwise::RowLayout;
-use super::{
-    Bind, Case, InputFill, LaneSource, Launch, Op, Program, Row, elementwise, expect_f32, expect_shape, lane_source,
-    table_kernel,
-};
-use crate::autodiff::Vjp;
+use super::source::{LaneSource, lane_source, table_kernel};
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::profile::AdapterClass;
-use crate::reference::Array;
 use crate::tensor::{Shape, TensorType};
 
 const SOURCE: LaneSource = lane_source!("common/rows.wgsl", "muon.wgsl");
 
-/// The polynomial's coefficients, as published: steepest at zero, not convergent to 1.
+/// The polynomial's coefficients as published. They make it steepest at zero, not convergent to 1.
 const COEFFICIENTS: [f64; 3] = [3.4445, -4.7750, 2.0315];
 
 pub(super) const ROW: Row = Row {
@@ -89,14 +90,13 @@ fn shift_case(shape: &[usize]) -> Case {
     Case::new(format!("shift of {shape:?}"), op, &[shape]).forward_only()
 }
 
-/// `(grad, m, hyper, norm) -> (m, x)`, matrices `[.., rows, cols]`, `hyper` as
-/// [`MuonSettings`] gives it, `norm` of `[1]` the global norm of the gradient. `x` is what is to be made
-/// orthogonal, of the Frobenius norm `to`.
+/// `(grad, m, hyper, norm) -> (m, x)`. Matrices are `[.., rows, cols]`, `hyper` comes from [`MuonSettings`], `norm` is
+/// `[1]`, the global norm of the gradient. `x` is the matrix to orthogonalise, scaled to Frobenius norm `to`.
 #[derive(Clone, Copy, Debug)]
 pub struct MuonMomentum {
-    /// Nesterov's momentum.
+    /// Whether to use Nesterov momentum.
     pub nesterov: bool,
-    /// The norm of each `x`.
+    /// Frobenius norm of each `x`.
     pub to: f32,
 }
 
@@ -105,54 +105,55 @@ pub struct MuonMomentum {
 pub struct MuonShift {
     /// Added to the diagonal.
     pub identity: f32,
-    /// Times the matrix.
+    /// Factor of the matrix.
     pub factor: f32,
 }
 
 /// `(param, x, hyper) -> param (1 - lr weight_decay) - lr rate x`, of any shape.
 #[derive(Clone, Copy, Debug)]
 pub struct MuonUpdate {
-    /// Times the learning rate: what a matrix of this shape asks for.
+    /// Factor of the learning rate, chosen for the shape of the matrix.
     pub rate: f32,
 }
 
-/// What the host sets for a step.
+/// Settings of one step, written by the host.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MuonSettings {
     /// Learning rate.
     pub lr: f32,
-    /// Decay of the mean of gradients.
+    /// Decay rate of the running mean of gradients.
     pub momentum: f32,
-    /// Decoupled: per step a parameter loses this times the learning rate of itself.
+    /// Decoupled weight decay: each step subtracts `lr * weight_decay * param`.
     pub weight_decay: f32,
-    /// Larger gradients are scaled down to this global norm; 0 is off.
+    /// Gradients with a larger global norm are scaled down to this norm; 0 turns clipping off.
     pub max_grad_norm: f32,
 }
 
 impl MuonSettings {
-    /// The `hyper` input: `[lr, momentum, weight_decay, max_grad_norm]`.
+    /// The `hyper` input: `[lr, momentum, weight_decay, max_grad_norm]`. Write it before each step.
     pub fn values(&self) -> [f32; 4] {
         [self.lr, self.momentum, self.weight_decay, self.max_grad_norm]
     }
 }
 
-/// What a plan of a step is made for.
+/// Settings of [`Graph::muon`] that are fixed when the step is planned.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MuonStep {
-    /// Nesterov's momentum.
+    /// Whether to use Nesterov momentum.
     pub nesterov: bool,
-    /// Iterations of Newton and Schulz.
+    /// Number of Newton-Schulz iterations; 5 in the published method.
     pub steps: usize,
-    /// Times the learning rate.
+    /// Factor of the learning rate.
     pub rate: f64,
 }
 
 impl Graph {
-    /// A step of Muon: `[param, grad, m]`, matrices `[.., rows, cols]` each, `hyper` of `[4]` as
-    /// [`MuonSettings`] gives it and the gradient's global `norm` of `[1]` give the new `[param, m]`. Store them
-    /// where they came from and the step runs in place.
+    /// One step of Muon: from `[param, grad, m]`, matrices `[.., rows, cols]` each, `hyper` `[4]` from [`MuonSettings`]
+    /// and the gradient's global `norm` `[1]` to the new `[param, m]`.
     ///
-    /// It is three matrix products and a small kernel an iteration, on the smaller of `x x^T` and `x^T x`.
+    /// [`store`](Self::store) the results to the states they came from and the step runs in place. Each iteration takes
+    /// three matrix products and one small kernel, on the smaller of `x x^T` and `x^T x`. Trainers do all of this for
+    /// you: see [`MuonConfig`](crate::optim::MuonConfig).
     pub fn muon(
         &mut self,
         name: &str,
@@ -162,7 +163,7 @@ impl Graph {
         step: MuonStep,
     ) -> Result<[Value; 2]> {
         let [a, b, c] = COEFFICIENTS;
-        let quarter = c.powf(0.25); // see the top of this file
+        let quarter = c.powf(0.25); // see the module documentation
         let op = MuonMomentum { nesterov: step.nesterov, to: quarter as f32 };
         let made = self.op(&format!("{name}.momentum"), op, &[grad, m, hyper, norm])?;
         let (m, mut x) = (made[0], made[1]);
@@ -184,7 +185,7 @@ impl Graph {
     }
 }
 
-/// Matrices of a batch, and elements of each.
+/// Number of matrices in a batch, and elements of each.
 fn matrices(shape: &Shape) -> (usize, usize) {
     let each = shape.dims().iter().rev().take(2).product();
     (shape.len() / each, each)
@@ -219,7 +220,7 @@ impl Op for MuonMomentum {
         let mut program = Program::default();
         let layout = RowLayout::whole(cx);
         let (n, each) = matrices(&cx.inputs[0].shape);
-        // As for norms: few workgroups that each do much on software adapters.
+        // As for norms: on software adapters, few workgroups with much work each.
         let chunk = match cx.profile.class {
             AdapterClass::Cpu => 2048,
             AdapterClass::Gpu => 1024,

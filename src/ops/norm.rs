@@ -1,20 +1,22 @@
 //! Layer norm (Ba et al. 2016, <https://arxiv.org/abs/1607.06450>) and RMS norm (Zhang and Sennrich
 //! 2019, <https://arxiv.org/abs/1910.07467>) over the last dimension.
 //!
-//! Layer norm: `y = xhat * gamma + beta`, `xhat = (x - mean) * rstd`, `rstd = 1 / sqrt(var + eps)`,
-//! with the population variance. RMS norm takes the mean as zero and has no beta. `xhat` and `rstd`
-//! are outputs too: backward needs them and not `x`, so the residual stream may be overwritten
-//! meanwhile.
+//! Layer norm: `y = xhat * gamma + beta`, `xhat = (x - mean) * rstd`, `rstd = 1 / sqrt(var + eps)`, with the population
+//! variance. RMS norm takes the mean as zero and has no beta. `xhat` and `rstd` are outputs too: backward needs those
+//! instead of `x`, so the residual stream may be overwritten in the meantime.
 
 use std::sync::Arc;
 
+use super::cases::{Case, InputFill, Row};
+use super::checks::{expect_f32, expect_shape};
 use super::rowwise::RowLayout;
-use super::{Bind, Case, InputFill, LaneSource, Launch, Op, Program, Row, expect_f32, expect_shape, lane_source, sum};
-use crate::autodiff::Vjp;
+use super::source::{LaneSource, lane_source};
+use super::sum;
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::profile::AdapterClass;
-use crate::reference::Array;
 use crate::tensor::TensorType;
 
 const SOURCE: LaneSource = lane_source!("common/rows.wgsl", "norm.wgsl");
@@ -48,15 +50,18 @@ fn case(centered: bool, shape: &[usize]) -> Case {
 }
 
 /// `(x, gamma [, beta]) -> (y, xhat, rstd)`: `[.., d], [d] [, [d]] -> [.., d], [.., d], [rows]`.
+///
+/// [`Graph::layernorm`] and [`Graph::rmsnorm`] return only `y`. Add this op with [`Graph::op`] to use `xhat` or `rstd`
+/// too.
 #[derive(Clone, Copy, Debug)]
 pub struct Norm {
-    /// Subtracts the mean and adds a beta: layer norm. Else RMS norm.
+    /// True for layer norm: subtracts the mean and adds `beta`. False for RMS norm.
     pub centered: bool,
-    /// Added to the variance or mean square.
+    /// Added to the variance or mean square; 1e-5 in most models.
     pub eps: f32,
 }
 
-/// `(dy, xhat, rstd, gamma [, base]) -> (dx, dgamma [, dbeta])`.
+/// `(dy, xhat, rstd, gamma [, base]) -> (dx, dgamma [, dbeta])`: the gradient of [`Norm`].
 #[derive(Clone, Copy, Debug)]
 pub struct NormBackward {
     centered: bool,
@@ -64,12 +69,12 @@ pub struct NormBackward {
 }
 
 impl Graph {
-    /// Layer norm over the last dimension: `[.., d]`, gamma and beta `[d]`.
+    /// Layer norm over the last dimension: `x` `[.., d]`, `gamma` and `beta` `[d]`, result `[.., d]`.
     pub fn layernorm(&mut self, name: &str, x: Value, gamma: Value, beta: Value, eps: f32) -> Result<Value> {
         self.op1(name, Norm { centered: true, eps }, &[x, gamma, beta])
     }
 
-    /// RMS norm over the last dimension: `[.., d]`, gamma `[d]`.
+    /// RMS norm over the last dimension: `x` `[.., d]`, `gamma` `[d]`, result `[.., d]`.
     pub fn rmsnorm(&mut self, name: &str, x: Value, gamma: Value, eps: f32) -> Result<Value> {
         self.op1(name, Norm { centered: false, eps }, &[x, gamma])
     }
@@ -155,7 +160,7 @@ impl Op for NormBackward {
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let (rows, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
-        // `each` rows give one row of sums, which are then summed: a fixed order of additions.
+        // Each block of `each` rows yields one row of sums, and those are summed in turn: a fixed order of additions.
         let (entry, layout, each, knob) = match held(cx).filter(|_| cx.variant == 0) {
             Some(held) => {
                 let each = rows.div_ceil(32).min(64);
@@ -218,8 +223,8 @@ impl Op for NormBackward {
     }
 }
 
-/// The layout, and how many rows are worked on at a time: `on_gpus` at most, and on software adapters,
-/// where loads are dear, four.
+/// The layout, and how many rows are processed at a time: at most `on_gpus` on GPUs, and at most four on software
+/// adapters, where loads are expensive.
 fn layout(cx: &Launch<'_>, rows: usize, cols: usize, on_gpus: usize) -> (RowLayout, usize) {
     let most = if cx.profile.class == AdapterClass::Cpu { 4 } else { on_gpus };
     let each = rows.next_power_of_two().min(most);
@@ -231,8 +236,8 @@ fn words(layout: &RowLayout, rows: usize, cols: usize, eps: f32, chunk: usize) -
     [rows as u32, (cols / layout.width) as u32, n, eps.to_bits(), layout.groups as u32, chunk as u32]
 }
 
-/// Quads of a row that each lane of a vector would hold in `backward_held`, if it can: beyond 24 the
-/// kernel is large and no faster.
+/// Quads of a row that each lane of a vector holds in `backward_held`, if that kernel can run. Beyond 24 the kernel is
+/// large and no faster.
 fn held(cx: &Launch<'_>) -> Option<usize> {
     let cols = cx.inputs[0].shape.cols();
     let (lanes, shuffles) = cx.profile.vector_lanes();

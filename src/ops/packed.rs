@@ -1,32 +1,29 @@
-//! Products with weights that stay as a file stores them: f16, bf16 or ggml's blocks of few bits, decoded
-//! inside the kernels.
+//! Products with weights in their stored format: f16, bf16, or ggml's blocks of a few bits, decoded inside the kernels.
 //!
-//! A weight is a `u32` tensor with the file's bytes of a matrix `[n, k]`, rows one behind the other. It
-//! is frozen: gradients pass through to `x`, and asking for the weight's own is an error.
+//! Use these to run a model in the memory that its file takes. A weight is a `u32` tensor holding the file's bytes of a
+//! matrix `[n, k]`, row after row. It is frozen: gradients pass through to `x`, but asking for the gradient of the
+//! weight is an error.
 //!
-//! Decoded elements are those of [`quant::dequantize`], bit for bit: scales times integers fit an f32's 24 bits, and
-//! a minimum adds one rounding, so that fused or reordered arithmetic changes nothing. tests/packed.rs shows it on the
-//! adapter at hand, and says what WGSL would allow another one: to take subnormal scales for zero, for instance.
+//! Decoded elements equal those of [`quant::dequantize`](crate::format::quant::dequantize), bit for bit: products of
+//! scales and integers fit the 24 bits of an f32, and a minimum adds one rounding, so fused or reordered arithmetic
+//! changes nothing. `tests/packed.rs` checks this on the adapter at hand. It also lists what WGSL would allow another
+//! adapter to do, such as flushing subnormal scales to zero.
 
 use std::sync::Arc;
 
+use super::cases::{Case, Row};
+use super::checks::expect_shape;
 use super::embedding::{expect_rows, row_of};
-use super::parts::split_rows;
-use super::{Bind, Case, LaneSource, Launch, Op, Program, Row, expect_shape, lane_source, table_kernel};
-use crate::autodiff::Vjp;
+use super::source::{LaneSource, lane_source, table_kernel};
+use crate::array::Array;
 use crate::error::Result;
-use crate::format::{Stored, quant};
-use crate::graph::{Graph, Value};
-use crate::kernel::Kernel;
+use crate::format::{Packed, Stored, UNIT};
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Kernel, Launch, Program};
 use crate::profile::AdapterClass;
-use crate::reference::Array;
-use crate::rng::Rng;
 use crate::tensor::{DType, TensorType};
 
 const SOURCE: LaneSource = lane_source!("packed.wgsl");
-
-/// Elements that the kernels decode at a time.
-const UNIT: usize = 32;
 
 pub(super) const ROW: Row = Row {
     name: "packed",
@@ -51,7 +48,7 @@ fn cases() -> Vec<Case> {
         let k = if stored.block_len() == 256 { 512 } else { 96 };
         cases.push(linear(3, Packed { stored, n: 5, k }, true));
         let matrix = Packed { stored, n: 7, k };
-        // The first row has id 2: ids fall before the rows, in them and behind them.
+        // The first row has id 2, so that ids fall before the rows, among them and after them.
         let rows = PackedRows { matrix, first: if stored.is_quantized() { 2 } else { 0 } };
         cases.push(Case::new(format!("rows {stored} {k}"), rows, &[]).packed(matrix).ids(&[3, 5], 11));
     }
@@ -71,77 +68,7 @@ fn linear(m: usize, matrix: Packed, bias: bool) -> Case {
     if bias { case.also(&[n]) } else { case }
 }
 
-/// A matrix `[n, k]` as a file stores it.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Packed {
-    /// How its elements are stored.
-    pub stored: Stored,
-    /// Rows.
-    pub n: usize,
-    /// Columns: whole blocks of the format, and a multiple of 32.
-    pub k: usize,
-}
-
 impl Packed {
-    /// Bytes of its rows.
-    pub fn bytes(&self) -> usize {
-        self.n * (self.k / self.stored.block_len()) * self.stored.block_bytes()
-    }
-
-    /// The type of the tensor that holds it: the bytes as words, the last one filled up.
-    pub fn ty(&self) -> TensorType {
-        TensorType::u32([self.bytes().div_ceil(4)])
-    }
-
-    /// The same matrix in parts of whole rows, each of at most `max_bytes`; see [`parts`](super::parts).
-    pub fn split(&self, max_bytes: u64) -> Result<Vec<Packed>> {
-        let rows = split_rows(self.n, self.bytes() / self.n.max(1), max_bytes)?;
-        Ok(rows.into_iter().map(|n| Packed { n, ..*self }).collect())
-    }
-
-    fn check(&self, ty: &TensorType) -> Result<(), String> {
-        if self.stored == Stored::F32 {
-            return Err("f32 weights are not packed; use a matmul".into());
-        }
-        let block = self.stored.block_len().max(UNIT);
-        if self.n == 0 || self.k == 0 || !self.k.is_multiple_of(block) {
-            return Err(format!("rows of {} elements are not whole blocks of {block}", self.k));
-        }
-        match *ty == self.ty() {
-            true => Ok(()),
-            false => Err(format!("{self:?} takes {} of words, got {ty}", self.ty())),
-        }
-    }
-
-    /// The matrix of a reference input, decoded: exact, since f64 holds any word.
-    fn decode(&self, words: &Array) -> Vec<f64> {
-        let bytes: Vec<u8> = words.data.iter().flat_map(|&w| (w as u32).to_le_bytes()).collect();
-        // `check` has seen that the blocks are whole.
-        let values = quant::dequantize(self.stored, &bytes[..self.bytes()]).unwrap_or_default();
-        values.into_iter().map(f64::from).collect()
-    }
-
-    /// Test data: random bytes, but with the f16 fields of every block near 1/64, so that no element is
-    /// huge or NaN.
-    pub(super) fn random_words(&self, rng: &mut Rng) -> Vec<f64> {
-        let mut bytes: Vec<u8> = (0..self.bytes()).map(|_| rng.below(256) as u8).collect();
-        let halves: &[usize] = match self.stored {
-            Stored::F16 | Stored::BF16 | Stored::Q4_0 | Stored::Q5_0 | Stored::Q8_0 => &[0],
-            Stored::Q6_K => &[208],
-            _ => &[0, 2],
-        };
-        for block in bytes.chunks_exact_mut(self.stored.block_bytes()) {
-            for &at in halves {
-                // Sign and mantissa stay random. 0x24 is the exponent of 2^-6 in an f16, 0x3c that of
-                // 2^-7 in a bf16.
-                let exponent = if self.stored == Stored::BF16 { 0x3c } else { 0x24 };
-                block[at + 1] = (block[at + 1] & 0x83) | exponent;
-            }
-        }
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes.chunks_exact(4).map(|w| f64::from(u32::from_le_bytes([w[0], w[1], w[2], w[3]]))).collect()
-    }
-
     fn kernel(&self, subgroups: bool, entry: &'static str, group: usize) -> Kernel {
         table_kernel("packed", SOURCE.text(subgroups), entry)
             .knob("FORMAT", self.stored.name())
@@ -156,34 +83,40 @@ impl Packed {
     }
 }
 
-/// `(x, w [, bias] [, base]) -> x w^T [+ bias] [+ base]`: `[.., k], words [, [n]] -> [.., n]`.
+/// `(x, w [, bias] [, base]) -> x w^T [+ bias] [+ base]`: `[.., k], words [, [n]] [, [.., n]] -> [.., n]`. Usually
+/// added by [`Graph::packed_linear`].
 #[derive(Clone, Copy, Debug)]
 pub struct PackedLinear {
-    /// The weight.
+    /// Format and shape of the weight.
     pub matrix: Packed,
     /// Whether there is a bias.
     pub bias: bool,
     accumulate: bool,
 }
 
-/// `(dy, w [, base]) -> dy w [+ base]`: `[.., n], words -> [.., k]`.
+/// `(dy, w [, base]) -> dy w [+ base]`: `[.., n], words [, [.., k]] -> [.., k]`. The gradient of [`PackedLinear`].
 #[derive(Clone, Copy, Debug)]
 pub struct PackedLinearBackward {
     matrix: Packed,
     accumulate: bool,
 }
 
-/// `(w, ids) -> w[ids - first]`: `words, u32 [..] -> [.., k]`. Zeros where there is no such row.
+/// `(w, ids) -> w[ids - first]`: `words, u32 [..] -> [.., k]`. Zeros for ids without a row. Usually added by
+/// [`Graph::packed_rows`].
 #[derive(Clone, Copy, Debug)]
 pub struct PackedRows {
-    /// The matrix.
+    /// Format and shape of the matrix.
     pub matrix: Packed,
-    /// Id of its first row.
+    /// Id of its first row: 0 unless the matrix is a part of a larger one.
     pub first: usize,
 }
 
 impl Graph {
-    /// `x w^T + bias` with a packed weight: `[.., k] -> [.., n]`.
+    /// `x w^T + bias` with a packed weight: `x` `[.., k]`, `w` the words of a matrix `[n, k]`, `bias` `[n]`, result
+    /// `[.., n]`.
+    ///
+    /// Use it for linear layers of a loaded model that are not trained. For trained weights use
+    /// [`matmul_nt`](Self::matmul_nt) in f32.
     pub fn packed_linear(
         &mut self,
         name: &str,
@@ -197,13 +130,13 @@ impl Graph {
         self.op1(name, op, &inputs)
     }
 
-    /// Rows of a packed matrix by id: `u32 [..] -> [.., k]`. Zeros where an id is `n` or more.
+    /// Looks up rows of a packed matrix by id: `u32 [..] -> [.., k]`. Ids of `n` or more give zeros.
     pub fn packed_rows(&mut self, name: &str, w: Value, matrix: Packed, ids: Value) -> Result<Value> {
         self.op1(name, PackedRows { matrix, first: 0 }, &[w, ids])
     }
 }
 
-/// How a product is cut: invocations of a workgroup, how many of them split k, and the sums of each.
+/// How a product is tiled: invocations of a workgroup, how many of them split k, and the sums that each computes.
 #[derive(Clone, Copy)]
 struct Tile {
     group: usize,
@@ -214,8 +147,8 @@ struct Tile {
 }
 
 impl Tile {
-    /// On software adapters a lane has columns of its own, and rows of x go round; on GPUs neighbours
-    /// read neighbouring blocks of one row of the weight.
+    /// On software adapters each lane has its own columns, and rows of `x` are passed around. On GPUs neighbouring
+    /// lanes read neighbouring blocks of one row of the weight.
     fn new(cx: &Launch<'_>, m: usize) -> Self {
         let rows = m.next_power_of_two().min(4);
         match (cx.profile.class, cx.profile.vector_lanes()) {
@@ -342,7 +275,7 @@ impl Op for PackedLinearBackward {
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let m = cx.inputs[0].shape.rows();
         let group = if cx.profile.class == AdapterClass::Cpu { cx.profile.vector_lanes().0 } else { 32 };
-        // Eight quads of sums a row, in registers.
+        // Eight quads of sums per row, in registers.
         let rows = m.next_power_of_two().min(4);
         let groups_k = (self.matrix.k / UNIT).div_ceil(group);
         let groups = groups_k * m.div_ceil(rows);

@@ -1,41 +1,28 @@
-//! Matrices in parts: those that no binding or buffer holds whole, such as GPT-2's table of tokens, of
-//! 154 MB in f32.
+//! Matrices in parts.
 //!
-//! A part is a tensor with whole rows of the matrix `[rows, k]`, the first ones in the first part. What
-//! is here is made of ops of the table, so it is differentiated like them; with one part it gives
-//! the nodes of the plain op, and nothing more.
+//! No binding or buffer may be large enough for a whole table: GPT-2's token table is 154 MB in f32, and WebGPU's
+//! default limit for a binding is 128 MiB. Such a matrix is split by rows. Each part is a tensor with whole rows of the
+//! matrix `[rows, k]`, the first part with the first rows.
+//!
+//! The methods are composed of ops of the table, so their gradients follow from those. With one part they add the nodes
+//! of the plain op and nothing else.
 
 use super::embedding::Embedding;
-use super::packed::{Packed, PackedRows};
+use super::packed::PackedRows;
 use crate::error::{Error, Result};
+use crate::format::Packed;
 use crate::graph::{Graph, Value};
 
-/// Rows of each part of a matrix, as few parts as do with at most `max_bytes` each, which a device gives as
-/// [`Profile::max_tensor_bytes`](crate::Profile::max_tensor_bytes). Parts are about as large as each other,
-/// and but for the last of a multiple of 64 rows where that many fit, so that kernels can load quads.
-///
-/// ```
-/// use throughline::ops::parts::split_rows;
-/// assert_eq!(split_rows(49_152, 4 * 576, 128 << 20)?, [49_152]);
-/// assert_eq!(split_rows(50_257, 4 * 768, 128 << 20)?, [25_152, 25_105]);
-/// # Ok::<(), throughline::Error>(())
-/// ```
-pub fn split_rows(rows: usize, row_bytes: usize, max_bytes: u64) -> Result<Vec<usize>> {
-    // Storage comes in quads of 16 bytes.
-    let max = usize::try_from(max_bytes).unwrap_or(usize::MAX) / 16 * 16;
-    let fit = max / row_bytes.max(1);
-    if fit == 0 {
-        return Err(Error::Limit(format!("a row takes {row_bytes} bytes; the adapter binds at most {max_bytes}")));
-    }
-    let unit = if fit < 64 { 1 } else { 64 };
-    let most = if rows <= fit { rows.max(1) } else { fit / unit * unit };
-    let each = rows.div_ceil(rows.div_ceil(most).max(1)).next_multiple_of(unit).clamp(1, most);
-    Ok((0..rows).step_by(each).map(|start| each.min(rows - start)).collect())
-}
-
 impl Graph {
-    /// [`embedding`](Self::embedding) from a table in parts `[n0, d], [n1, d], ..`, whose rows have ids from
-    /// 0 through: each part gives its rows and zeros for the other ids, and these are added up.
+    /// Looks up rows of a table that is split into parts `[n0, d], [n1, d], ..`: `u32 [..] -> [.., d]`.
+    ///
+    /// Use it instead of [`embedding`](Self::embedding) for tables larger than the device's binding limit. Ids count
+    /// through all parts, from 0. Each part contributes its own rows and zeros for all other ids, and the contributions
+    /// are added up.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Graph`] without any part, or with shapes that do not match.
     pub fn embedding_parts(&mut self, name: &str, tables: &[Value], ids: Value) -> Result<Value> {
         if let [table] = tables {
             return self.embedding(name, *table, ids);
@@ -45,7 +32,7 @@ impl Graph {
         self.sum_of_parts(name, &rows, |g, name, i, first| g.op1(name, Embedding { first }, &[tables[i], ids]))
     }
 
-    /// [`packed_rows`](Self::packed_rows) from a packed matrix in parts, as [`Packed::split`] gives them.
+    /// [`packed_rows`](Self::packed_rows) from a packed matrix in parts, as returned by [`Packed::split`].
     pub fn packed_rows_parts(&mut self, name: &str, parts: &[(Value, Packed)], ids: Value) -> Result<Value> {
         if let [(w, matrix)] = parts {
             return self.packed_rows(name, *w, *matrix, ids);
@@ -57,8 +44,10 @@ impl Graph {
         })
     }
 
-    /// `x w^T` with `w` in parts `[n0, k], [n1, k], ..`: `[.., k] -> [.., n0 + n1 + ..]`. The products with each
-    /// part are put side by side.
+    /// `x w^T` with `w` in parts `[n0, k], [n1, k], ..`: `[.., k] -> [.., n0 + n1 + ..]`.
+    ///
+    /// Use it for an output projection larger than the device's binding limit. The products with the parts are
+    /// concatenated along the last axis.
     pub fn matmul_nt_parts(&mut self, name: &str, x: Value, parts: &[Value]) -> Result<Value> {
         match parts {
             [w] => self.matmul_nt(name, x, *w),
@@ -66,8 +55,8 @@ impl Graph {
         }
     }
 
-    /// [`packed_linear`](Self::packed_linear) without a bias, with a packed matrix in parts, as
-    /// [`Packed::split`] gives them.
+    /// [`packed_linear`](Self::packed_linear) without a bias, with a packed matrix in parts as returned by
+    /// [`Packed::split`].
     pub fn packed_linear_parts(&mut self, name: &str, x: Value, parts: &[(Value, Packed)]) -> Result<Value> {
         match parts {
             [(w, matrix)] => self.packed_linear(name, x, *w, *matrix, None),
@@ -76,8 +65,8 @@ impl Graph {
         }
     }
 
-    /// The sum of what each part makes, given its index and the id of its first row. The last addition
-    /// has the name.
+    /// The sum of what `make` returns for each part, given the part's index and the id of its first row. The last
+    /// addition gets the name `name`.
     fn sum_of_parts(
         &mut self,
         name: &str,
@@ -97,7 +86,7 @@ impl Graph {
         sum.ok_or_else(|| self.no_parts(name))
     }
 
-    /// What each part makes, given its index, along the last axis.
+    /// What `make` returns for each part, given the part's index, concatenated along the last axis.
     fn side_by_side(
         &mut self,
         name: &str,

@@ -1,25 +1,27 @@
-//! The same storage under another shape. No kernel runs.
+//! The same storage in another shape. No kernel runs.
 
-use super::{Launch, Op, Program, expect_f32};
-use crate::autodiff::Vjp;
+use super::checks::expect_f32;
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
-use crate::reference::Array;
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Launch, Program};
 use crate::tensor::{Shape, TensorType};
 
-/// `x -> x` of another shape with as many elements.
+/// `x -> x` in another shape with the same number of elements. Usually added by [`Graph::reshape`].
 #[derive(Clone, Debug)]
 pub struct Reshape {
     to: Shape,
 }
 
 impl Graph {
-    /// `x` under another shape with as many elements. Free: it is a view.
+    /// `x` in another shape with the same number of elements. Free: the result is a view.
+    ///
+    /// Axes keep their order; to exchange them use [`transpose`](Self::transpose).
     pub fn reshape(&mut self, name: &str, x: Value, to: impl Into<Shape>) -> Result<Value> {
         self.op1(name, Reshape { to: to.into() }, &[x])
     }
 
-    /// `x` with the shape of `like`; `x` itself if it has that already.
+    /// `x` in the shape of `like`; `x` itself if it has that shape already.
     pub(crate) fn reshape_like(&mut self, x: Value, like: Value) -> Result<Value> {
         let to = self.ty(like).shape.clone();
         if self.ty(x).shape == to {

@@ -1,13 +1,16 @@
 //! `y = x + branch`, in place on the stream `x`.
 //!
-//! This is the addition that makes the throughline. Backward it runs no kernel: both branches get
-//! the cotangent itself. Forward the planner usually folds it into the matmul that made `branch`.
+//! This is the addition that makes the throughline. Its gradient needs no kernel: stream and branch both receive the
+//! cotangent itself. Forward, the planner usually folds it into the matmul that computes `branch`.
 
-use super::{Bind, Case, Launch, Op, Program, Row, elementwise, expect_f32, expect_shape, table_kernel};
-use crate::autodiff::Vjp;
+use super::cases::{Case, Row};
+use super::checks::{expect_f32, expect_shape};
+use super::elementwise;
+use super::source::table_kernel;
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
-use crate::reference::Array;
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::tensor::TensorType;
 
 const SOURCE: &str = include_str!("../../shaders/residual_add.wgsl");
@@ -25,7 +28,10 @@ pub(super) const ROW: Row = Row {
 pub struct ResidualAdd;
 
 impl Graph {
-    /// Adds a branch to the residual stream: `x + branch`, of the same shape.
+    /// Adds a branch to the residual stream: `x + branch`, both of the same shape.
+    ///
+    /// The planner reuses the buffer of `x` for the result if no later node reads `x`, and it can fold the addition
+    /// into the op that computes `branch`. For broadcasting additions use [`add`](Self::add).
     pub fn residual_add(&mut self, name: &str, x: Value, branch: Value) -> Result<Value> {
         self.op1(name, ResidualAdd, &[x, branch])
     }

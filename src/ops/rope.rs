@@ -1,29 +1,30 @@
 //! Rotary position embedding (Su et al. 2021, <https://arxiv.org/abs/2104.09864>).
 //!
-//! Pair `j` of a head of `dh` elements is turned by `position * theta^(-2 j / dh)`:
-//! `(a, b) -> (a cos - b sin, b cos + a sin)`. Two layouts are in use: `(j, j + dh / 2)` as in
-//! Hugging Face's models, and `(2 j, 2 j + 1)` as in the paper and Meta's files. Backward turns the
-//! gradient the other way: the same kernel.
+//! Pair `j` of a head of `dh` elements is rotated by `position * theta^(-2 j / dh)`:
+//! `(a, b) -> (a cos - b sin, b cos + a sin)`. Two layouts are in use: `(j, j + dh / 2)` in Hugging Face's models, and
+//! `(2 j, 2 j + 1)` in the paper and Meta's files. Backward rotates the gradient the other way with the same kernel.
 //!
-//! The frequencies are made here in f64 and go to the kernel as fixed-point fractions of a turn, 48
-//! bits each; the kernel's integer arithmetic then loses nothing at any position.
+//! The frequencies are computed on the host in f64 and passed to the kernel as 48-bit fixed-point fractions of a turn.
+//! The kernel's integer arithmetic then loses nothing at any position.
 
 use std::f64::consts::TAU;
 
 use serde::{Deserialize, Serialize};
 
 use super::cache::expect_starts;
-use super::{Bind, Case, InputFill, Launch, Op, Program, Row, elementwise, table_kernel};
-use crate::autodiff::Vjp;
+use super::cases::{Case, InputFill, Row};
+use super::elementwise;
+use super::source::table_kernel;
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::profile::AdapterClass;
-use crate::reference::Array;
 use crate::tensor::{DType, Shape, TensorType};
 
 const SOURCE: &str = include_str!("../../shaders/rope.wgsl");
 
-/// Bounds the table of frequencies to the 16 KiB that every adapter allows a uniform.
+/// Keeps the table of frequencies within the 16 KiB that every adapter allows for a uniform.
 const MAX_HEAD: usize = 1024;
 
 pub(super) const ROW: Row = Row {
@@ -72,75 +73,79 @@ fn cases() -> Vec<Case> {
         let ragged = Case::new(op.label("ragged starts"), op, &[&[2, 2, 3, 16]]).ids(&[4], 1);
         cases.push(ragged.fill(1, InputFill::Values(&[0.0, 700.0, 3.0, 131_069.0])));
     }
-    // Tighter than the table asks: only exact angles get there.
+    // Tighter than the default tolerance: only exact angles achieve it.
     cases.into_iter().map(|case| case.tolerance(1e-13)).collect()
 }
 
-/// `(x [, start]) -> y`: `x` of `[.., time, heads * dh]`, `start` u32 with an element for each sequence.
+/// `(x [, start]) -> y`: `x` and `y` `[.., time, heads * dh]`, `start` u32 with one element per sequence.
 ///
-/// The position of a row is its index in the dimension before the last, plus its sequence's `start`.
+/// The position of a row is its index along the `time` axis, plus the `start` of its sequence. Add it with
+/// [`Graph::rope`] or [`Graph::rope_from`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rope {
     /// Heads in the last dimension.
     pub heads: usize,
-    /// Base of the frequencies; 10000 unless a model says otherwise.
+    /// Base of the frequencies: 10000 unless the model sets another.
     pub theta: f32,
-    /// Pairs are neighbours `(2 j, 2 j + 1)` rather than `(j, j + dh / 2)`.
+    /// Whether pairs are neighbours `(2 j, 2 j + 1)` rather than `(j, j + dh / 2)`.
     pub interleaved: bool,
-    /// Rotates back: the gradient.
+    /// Whether to rotate backwards, as the gradient does.
     pub inverse: bool,
-    /// Takes the position of each sequence's first row as a second input, for decoding with a cache.
+    /// Whether a second input gives the position of each sequence's first row, for decoding with a cache.
     pub has_start: bool,
-    /// How the frequencies were stretched for a longer context than the model was first trained with.
+    /// How the frequencies are stretched for a context longer than the one the model was first trained on.
     pub scaling: Scaling,
 }
 
-/// Changes to the frequencies of a model that was made fit for a longer context.
+/// Changes to the frequencies of a model that was adapted to a longer context.
+///
+/// Take it from the model's configuration: a model gives wrong results with any scaling but its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scaling {
-    /// None.
+    /// No change.
     #[default]
     None,
-    /// All are divided (Chen et al. 2023, <https://arxiv.org/abs/2306.15595>).
+    /// Position interpolation: all frequencies are divided (Chen et al. 2023, <https://arxiv.org/abs/2306.15595>).
     Linear {
-        /// By how much.
+        /// The divisor.
         factor: f32,
     },
-    /// As Llama 3.1: wavelengths longer than `original_context / low_freq_factor` are stretched by `factor`,
-    /// those shorter than `original_context / high_freq_factor` are kept, those between are mixed.
+    /// The rule of Llama 3.1: wavelengths longer than `original_context / low_freq_factor` are stretched by `factor`,
+    /// those shorter than `original_context / high_freq_factor` are kept, and those between are interpolated.
     Llama3 {
-        /// By how much.
+        /// The stretch of the longest wavelengths.
         factor: f32,
-        /// How often the longest wavelength that is not stretched in full fits the context.
+        /// `original_context` divided by the shortest wavelength that is stretched in full.
         low_freq_factor: f32,
-        /// How often the longest wavelength that is kept fits the context.
+        /// `original_context` divided by the longest wavelength that is kept.
         high_freq_factor: f32,
-        /// Context before the change.
+        /// Context of the original model, in tokens.
         original_context: usize,
     },
-    /// YaRN (Peng et al. 2023, <https://arxiv.org/abs/2309.00071>): pairs that turn more than `beta_fast` times in
-    /// the original context are kept, those that turn less than `beta_slow` times are stretched. It also
-    /// scales the scores: see [`attention_factor`](Self::attention_factor).
+    /// YaRN (Peng et al. 2023, <https://arxiv.org/abs/2309.00071>): pairs that turn more than `beta_fast` times within
+    /// the original context are kept, those that turn less than `beta_slow` times are stretched by `factor`, and those
+    /// between are interpolated. YaRN also scales the attention scores: see
+    /// [`attention_factor`](Self::attention_factor).
     Yarn {
-        /// By how much.
+        /// The stretch of the slowest pairs.
         factor: f32,
-        /// Context before the change.
+        /// Context of the original model, in tokens.
         original_context: usize,
-        /// Usually 32.
+        /// Turns above which a pair is kept; usually 32.
         beta_fast: f32,
-        /// Usually 1.
+        /// Turns below which a pair is stretched in full; usually 1.
         beta_slow: f32,
-        /// Rounds the ends of the ramp between them to whole pairs, as most files want it.
+        /// Whether to round the ends of the interpolated range to whole pairs, as most models do.
         truncate: bool,
-        /// Factor of rotated queries and keys; `0.1 ln(factor) + 1` by default.
+        /// Factor of the rotated queries and keys; by default `0.1 ln(factor) + 1`.
         attention_factor: Option<f32>,
     },
 }
 
 impl Scaling {
-    /// Factor of the rotated queries and of the keys, 1 but for YaRN. It is not in the rotation: multiply the
-    /// scores by its square.
+    /// Factor of the rotated queries and keys: 1 except for YaRN. The rotation does not include it. Multiply the
+    /// attention scores by its square instead.
     pub fn attention_factor(&self) -> f32 {
         match *self {
             Scaling::Yarn { attention_factor: Some(given), .. } => given,
@@ -149,7 +154,7 @@ impl Scaling {
         }
     }
 
-    /// What is wrong with the numbers, if something is.
+    /// What is wrong with the settings, if anything.
     pub(crate) fn problem(&self) -> Option<String> {
         let (numbers, context) = match *self {
             Scaling::None => return None,
@@ -165,16 +170,16 @@ impl Scaling {
         (!fine).then(|| format!("the numbers of {self:?} must be positive, and the bounds in order"))
     }
 
-    /// What the frequency of each pair of a head of `head` elements is divided by.
+    /// The divisor of each pair's frequency in a head of `head` elements.
     pub(crate) fn divisors(&self, theta: f32, head: usize) -> Vec<f64> {
         let rope = Rope { theta, scaling: *self, ..Rope::default() };
         let plain = Rope { scaling: Scaling::None, ..rope };
         (0..head / 2).map(|j| plain.frequency(j, head) / rope.frequency(j, head)).collect()
     }
 
-    /// The frequency of pair `j`, which is `plain` radians per position unscaled.
+    /// The frequency of pair `j`, given its unscaled frequency `plain` in radians per position.
     fn apply(&self, plain: f64, j: usize, head: usize, theta: f64) -> f64 {
-        // The share of the unscaled frequency in the mixture.
+        // The weight of the unscaled frequency in the interpolation.
         let (factor, kept) = match *self {
             Scaling::None => return plain,
             Scaling::Linear { factor } => (factor, 0.0),
@@ -183,7 +188,7 @@ impl Scaling {
                 (factor, (original_context as f64 * plain / TAU - low) / (high - low))
             }
             Scaling::Yarn { factor, original_context, beta_fast, beta_slow, truncate, .. } => {
-                // The pair, as a fraction, that turns this often in the original context.
+                // The pair, as a fractional index, that turns this often within the original context.
                 let pair = |turns: f32| {
                     head as f64 * (original_context as f64 / (f64::from(turns) * TAU)).ln() / (2.0 * theta.ln())
                 };
@@ -207,7 +212,10 @@ impl Default for Rope {
 }
 
 impl Graph {
-    /// Rotary position embedding of `x`, `[.., time, heads * dh]`, with positions from 0.
+    /// Applies rotary position embedding to `x`, `[.., time, heads * dh]`, with positions from 0.
+    ///
+    /// Apply it to queries and keys in training and prefill; when decoding with a cache use
+    /// [`rope_from`](Self::rope_from).
     ///
     /// ```
     /// use throughline::ops::rope::Rope;
@@ -222,8 +230,8 @@ impl Graph {
         self.op1(name, Rope { has_start: false, ..rope }, &[x])
     }
 
-    /// [`rope`](Self::rope) with positions from `start`, u32 `[batch]`: how many rows of each sequence a cache
-    /// holds. The batch is the product of the dimensions before `time`.
+    /// [`rope`](Self::rope) with positions from `start`, u32 `[batch]`: the number of rows that the cache holds of each
+    /// sequence. The batch is the product of the dimensions before `time`.
     pub fn rope_from(&mut self, name: &str, x: Value, start: Value, rope: Rope) -> Result<Value> {
         self.op1(name, Rope { has_start: true, ..rope }, &[x, start])
     }
@@ -241,8 +249,7 @@ impl Rope {
         self.scaling.apply(theta.powf(-2.0 * j as f64 / head as f64), j, head, theta)
     }
 
-    /// The kernel's table: for each unit of `width` pairs the high words, then the low ones, each
-    /// padded to a quad.
+    /// The kernel's table: for each unit of `width` pairs the high words, then the low words, each padded to a quad.
     fn table(&self, head: usize, width: usize) -> Vec<u32> {
         let turns = |j| (self.frequency(j, head) / TAU * (1u64 << 48) as f64).round() as u64;
         let mut words = Vec::new();
@@ -324,7 +331,7 @@ impl Op for Rope {
             .knob("UNITS", units as u32)
             .knob("HAS_START", self.has_start);
         let sign = if self.inverse { -1.0f32 } else { 1.0 };
-        // Behind the first word, which is the number of elements; the table starts at a quad.
+        // These follow the first word, which is the number of elements. The table starts at a quad.
         let mut words = vec![time as u32, self.heads as u32, group as u32, groups as u32, sign.to_bits(), 0, 0];
         words.extend(self.table(head, width));
         let start = if self.has_start { Bind::In(1) } else { Bind::Null };

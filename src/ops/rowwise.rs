@@ -1,19 +1,19 @@
-//! What kernels that work row by row share on the host: how a row is split over invocations.
+//! Host side of the kernels that work row by row: how a row is split over invocations.
 
-use super::{LaneSource, Launch, table_kernel};
-use crate::kernel::Kernel;
+use super::source::{LaneSource, table_kernel};
+use crate::kernel::{Kernel, Launch};
 use crate::profile::AdapterClass;
 
-/// How `rows` rows of `cols` elements map to workgroups, with the knobs that say so to a kernel.
+/// How `rows` rows of `cols` elements map to workgroups. A kernel receives the mapping as knobs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RowLayout {
     /// Invocations of a workgroup.
     group: usize,
-    /// Invocations that share a row, or several.
+    /// Invocations that share a row, or several rows.
     lanes: usize,
-    /// Neighbours between which subgroup operations move values: 1 if there are none.
+    /// Neighbouring lanes between which subgroup operations move values: 1 without subgroup operations.
     reach: usize,
-    /// Elements of a load: 4, or 1 where rows are no multiple of 4.
+    /// Elements per load: 4, or 1 where the row length is not a multiple of 4.
     pub width: usize,
     /// Workgroups.
     pub groups: usize,
@@ -23,16 +23,16 @@ pub(super) struct RowLayout {
 const GPU_GROUP: usize = 256;
 
 impl RowLayout {
-    /// Lanes for rows of `cols` elements; they work on `each` rows at a time.
+    /// Lanes for rows of `cols` elements; the lanes work on `each` rows at a time.
     pub fn new(cx: &Launch<'_>, rows: usize, cols: usize, each: usize) -> Self {
         let width = if cols.is_multiple_of(4) { 4 } else { 1 };
         let reach = reach(cx);
         let (group, lanes) = match cx.profile.class {
-            // One vector where its lanes can reduce. Else one lane a row, since a barrier costs a
+            // One vector, if its lanes can reduce among themselves. Otherwise one lane per row, since a barrier costs a
             // context switch.
             AdapterClass::Cpu if reach > 1 => (reach, reach),
             AdapterClass::Cpu => (8, 1),
-            // A subgroup, and up to the whole workgroup where lanes would have more than 8 loads.
+            // A subgroup, or up to the whole workgroup where lanes would need more than 8 loads.
             AdapterClass::Gpu if reach > 1 => {
                 (GPU_GROUP, (cols / width).div_ceil(8).next_power_of_two().clamp(reach, GPU_GROUP))
             }
@@ -41,8 +41,8 @@ impl RowLayout {
         RowLayout { group, lanes, reach, width, groups: rows.div_ceil(group / lanes * each) }
     }
 
-    /// As [`new`](Self::new) for kernels that share nothing between rows. On software adapters these
-    /// are best off with a lane a row, if there are enough: no reduction, no idle lanes in short rows.
+    /// Like [`new`](Self::new), for kernels that share nothing between rows. On software adapters these run best with
+    /// one lane per row, if there are enough rows: no reduction, and no idle lanes in short rows.
     pub fn independent(cx: &Launch<'_>, rows: usize, cols: usize) -> Self {
         let layout = Self::new(cx, rows, cols, 1);
         if cx.profile.class == AdapterClass::Cpu && rows >= 8 * layout.group {
@@ -51,7 +51,7 @@ impl RowLayout {
         layout
     }
 
-    /// One row, the work of one workgroup.
+    /// One row, split over a single workgroup.
     pub fn whole(cx: &Launch<'_>) -> Self {
         let group = match cx.profile.class {
             AdapterClass::Cpu => cx.profile.vector_lanes().0,
@@ -72,7 +72,7 @@ impl RowLayout {
     }
 }
 
-/// See [`RowLayout::reach`].
+/// Subgroup size that the kernels rely on; see [`RowLayout::reach`].
 fn reach(cx: &Launch<'_>) -> usize {
     match (cx.profile.class, cx.profile.vector_lanes()) {
         (AdapterClass::Cpu, (lanes, true)) => lanes,

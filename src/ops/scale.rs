@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
-use super::{Bind, Case, Launch, Op, Program, Row, elementwise, expect_f32, expect_shape, table_kernel};
-use crate::autodiff::Vjp;
+use super::cases::{Case, Row};
+use super::checks::{expect_f32, expect_shape};
+use super::elementwise;
+use super::source::table_kernel;
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
-use crate::reference::Array;
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::tensor::TensorType;
 
 const SOURCE: &str = include_str!("../../shaders/scale.wgsl");
@@ -24,17 +27,17 @@ pub(super) const ROW: Row = Row {
     bench: || vec![Case::new("4096x768", Scale { factor: 0.5, accumulate: false }, &[&[4096, 768]])],
 };
 
-/// `(x [, base]) -> factor * x + base`, of any shape.
+/// `(x [, base]) -> factor * x [+ base]`, of any shape. Usually added by [`Graph::scale`].
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Scale {
-    /// The constant.
+    /// The constant factor, fixed when the graph is planned.
     pub factor: f32,
-    /// Takes a tensor of the output's shape last, and adds to it.
+    /// Whether a last input, of the output's shape, is added to the result.
     pub accumulate: bool,
 }
 
 impl Graph {
-    /// `factor * x`, of the shape of `x`.
+    /// `factor * x`, of the shape of `x`. The factor is a constant of the graph.
     pub fn scale(&mut self, name: &str, x: Value, factor: f32) -> Result<Value> {
         self.op1(name, Scale { factor, accumulate: false }, &[x])
     }

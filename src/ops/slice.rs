@@ -1,15 +1,18 @@
-//! A range along one axis, and its dual, the same range of a larger tensor of zeros.
+//! A range along one axis, and its dual: the same range of a larger tensor of zeros.
 //!
-//! `slice`: `y[o, i, n] = x[o, start + i, n]`. `slice_pad`: `y[o, start + i, n] = x[o, i, n]`, zero
-//! elsewhere. Each is the other's gradient.
+//! `slice`: `y[o, i, n] = x[o, start + i, n]`. `slice_pad`: `y[o, start + i, n] = x[o, i, n]`, zero elsewhere. Each is
+//! the other's gradient.
 
 use std::sync::Arc;
 
-use super::{Bind, Case, Launch, Op, Program, Row, elementwise, expect_f32, table_kernel};
-use crate::autodiff::Vjp;
+use super::cases::{Case, Row};
+use super::checks::expect_f32;
+use super::elementwise;
+use super::source::table_kernel;
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
-use crate::reference::Array;
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::tensor::{Shape, TensorType};
 
 const SOURCE: &str = include_str!("../../shaders/slice.wgsl");
@@ -45,19 +48,19 @@ pub(super) const ROW: Row = Row {
     bench: || vec![Case::new("4096x768 of 4096x2304", Slice { axis: 1, start: 768, len: 768 }, &[&[4096, 2304]])],
 };
 
-/// `x -> x[start .. start + len]` along `axis`.
+/// `x -> x[start .. start + len]` along `axis`. Usually added by [`Graph::slice`].
 #[derive(Clone, Copy, Debug)]
 pub struct Slice {
-    /// The axis, from 0.
+    /// The axis, counted from 0.
     pub axis: usize,
     /// First index that is kept.
     pub start: usize,
-    /// How many are kept.
+    /// Number of indices kept.
     pub len: usize,
 }
 
-/// `(x [, base]) -> zeros, or base, with x added at [start ..] of axis`, which gets the length
-/// `total`.
+/// `(x [, base]) -> zeros, or base, with x added at [start ..] of
+/// axis`. The result has length `total` along `axis`. The gradient of [`Slice`].
 #[derive(Clone, Copy, Debug)]
 pub struct SlicePad {
     axis: usize,
@@ -68,22 +71,24 @@ pub struct SlicePad {
 
 impl Graph {
     /// The range `start .. start + len` along `axis`: `[.., n, ..] -> [.., len, ..]`.
+    ///
+    /// This copies. Use it to split a fused projection into its parts, or to keep only the last token of a sequence.
     pub fn slice(&mut self, name: &str, x: Value, axis: usize, start: usize, len: usize) -> Result<Value> {
         self.op1(name, Slice { axis, start, len }, &[x])
     }
 }
 
-/// The shape with another length of one axis.
+/// The shape with another length along one axis.
 pub(super) fn with_axis(shape: &Shape, axis: usize, len: usize) -> Shape {
     let mut dims = shape.dims().to_vec();
     dims[axis] = len;
     dims.into()
 }
 
-/// A tensor and a range of it along one axis, as contiguous runs: the large tensor is runs of
-/// `stride` units, and in each the range is `run` units from `start`.
+/// A range along one axis of a tensor, as contiguous runs: the whole tensor consists of runs of `stride` units, and in
+/// each of them the range is the `run` units from `start`.
 pub(super) struct Runs {
-    /// Whether a unit is a quad. Else it is one element.
+    /// Whether a unit is a quad; otherwise it is one element.
     quads: bool,
     run: usize,
     stride: usize,
@@ -100,19 +105,19 @@ impl Runs {
         Runs { quads, run: run / width, stride: stride / width, start: start / width }
     }
 
-    /// The unit as a WGSL type of this scalar.
+    /// The WGSL type of a unit: `vector` for quads, `scalar` for single elements.
     pub fn unit(&self, vector: &'static str, scalar: &'static str) -> &'static str {
         if self.quads { vector } else { scalar }
     }
 
-    /// Units to go over for so many elements, and the words of the uniform.
+    /// The number of units for this many elements, and the words of the uniform.
     pub fn words(&self, elements: usize) -> (usize, [u32; 4]) {
         let len = if self.quads { elements / 4 } else { elements };
         (len, [len, self.run, self.stride, self.start].map(|w| w as u32))
     }
 }
 
-/// For each element of the range, in order, its index in the large tensor: for references.
+/// The index in the whole tensor of each element of the range, in order: for references.
 pub(super) fn range_indices(whole: &Shape, axis: usize, start: usize, len: usize) -> impl Iterator<Item = usize> {
     let inner: usize = whole.dims()[axis + 1..].iter().product();
     let stride = whole.dims()[axis] * inner;

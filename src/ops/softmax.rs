@@ -1,12 +1,13 @@
-//! Softmax over the last dimension: `y = exp(x - max) / sum(exp(x - max))`. Backward:
-//! `dx = y * (dy - sum(dy * y))`.
+//! Softmax over the last dimension: `y = exp(x - max) / sum(exp(x - max))`. Backward: `dx = y * (dy - sum(dy * y))`.
 
+use super::cases::{Case, InputFill, Row};
+use super::checks::expect_f32;
 use super::rowwise::RowLayout;
-use super::{Bind, Case, InputFill, LaneSource, Launch, Op, Program, Row, expect_f32, lane_source};
-use crate::autodiff::Vjp;
+use super::source::{LaneSource, lane_source};
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
-use crate::reference::Array;
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::tensor::TensorType;
 
 const SOURCE: LaneSource = lane_source!("common/rows.wgsl", "softmax.wgsl");
@@ -25,16 +26,19 @@ pub(super) const ROW: Row = Row {
     bench: || vec![Case::new("1024x1024", Softmax, &[&[1024, 1024]])],
 };
 
-/// `x -> softmax(x)` over the last dimension.
+/// `x -> softmax(x)` over the last dimension. Usually added by [`Graph::softmax`].
 #[derive(Clone, Copy, Debug)]
 pub struct Softmax;
 
-/// `(dy, y) -> dx`.
+/// `(dy, y) -> dx`, all of one shape: the gradient of [`Softmax`].
 #[derive(Clone, Copy, Debug)]
 pub struct SoftmaxBackward;
 
 impl Graph {
     /// Softmax over the last dimension: `[.., d] -> [.., d]`.
+    ///
+    /// Use it for attention or probabilities of your own. [`attention`](Self::attention) and
+    /// [`cross_entropy`](Self::cross_entropy) have theirs built in and never store it.
     pub fn softmax(&mut self, name: &str, x: Value) -> Result<Value> {
         self.op1(name, Softmax, &[x])
     }

@@ -1,14 +1,17 @@
-//! Statistics of one tensor or two in one pass, for [`probe`](crate::probe)s.
+//! Statistics of one or two tensors in a single pass, for [`probe`](crate::probe)s.
 //!
-//! Each chunk of the tensors makes one row of a board that many such nodes share, in place: `sum a`, `sum a^2`,
-//! `max |a|`, `a.b`, `sum b`, `sum b^2`, `max |b|`, 0. The order of additions is fixed. Rows are few enough for the
-//! host to add, in f64: that saves every probe a second dispatch.
+//! Each chunk of the tensors fills one row of a board that many such nodes share, in place: `sum a`, `sum a^2`,
+//! `max |a|`, `a.b`, `sum b`, `sum b^2`, `max |b|`, 0. The order of additions is fixed. The rows are few enough for the
+//! host to add, in f64, which saves every probe a second dispatch.
 
+use super::cases::{Case, InputFill, Row};
+use super::checks::{expect_f32, expect_shape};
 use super::rowwise::RowLayout;
-use super::{Bind, Case, InputFill, LaneSource, Launch, Op, Program, Row, expect_f32, expect_shape, lane_source};
-use crate::autodiff::Vjp;
+use super::source::{LaneSource, lane_source};
+use crate::array::Array;
 use crate::error::Result;
-use crate::reference::Array;
+use crate::graph::{Op, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::tensor::TensorType;
 
 const SOURCE: LaneSource = lane_source!("common/rows.wgsl", "stats.wgsl");
@@ -22,14 +25,14 @@ pub(super) const ROW: Row = Row {
         let one = |s: &&[usize]| case(format!("{s:?}"), s, false);
         let two = |s: &&[usize]| case(format!("{s:?} and {s:?}"), s, true);
         let mut cases: Vec<Case> = shapes.iter().map(one).chain(shapes.iter().map(two)).collect();
-        // The same sign and size everywhere, so that rounding errors add up.
+        // The same sign and size everywhere, so that rounding errors accumulate.
         cases.push(case("1000001".into(), &[1_000_001], false).fill(0, InputFill::Uniform(0.9, 1.1)));
         cases
     },
     bench: || vec![case("1024x384".into(), &[1024, 384], false), case("1024x384, two".into(), &[1024, 384], true)],
 };
 
-/// Neither the first row of the board nor the last.
+/// Writes neither the first row of the board nor the last.
 fn case(name: String, shape: &[usize], pair: bool) -> Case {
     let op = Stats { pair, row: 2 };
     let rows = Stats::rows(shape.iter().product());
@@ -39,6 +42,8 @@ fn case(name: String, shape: &[usize], pair: bool) -> Case {
 }
 
 /// `(a [, b], board) -> board`: `[..] [, [..]], [rows, 8] -> [rows, 8]`, with [`Stats::rows`] rows replaced.
+///
+/// [`Instruments`](crate::probe::Instruments) lays out the board and reads it back; use those rather than this op.
 #[derive(Clone, Copy, Debug)]
 pub struct Stats {
     /// Whether there is a second tensor.
@@ -48,15 +53,15 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Numbers in a row.
+    /// Columns of the board.
     pub const COLUMNS: usize = 8;
 
-    /// Rows that tensors of `len` elements fill: one for each 16,384, but at most 256.
+    /// Rows that a tensor of `len` elements fills: one per 16,384 elements, but at most 256.
     pub fn rows(len: usize) -> usize {
         len.div_ceil(16 << 10).clamp(1, 256)
     }
 
-    /// Elements of a chunk.
+    /// Elements per chunk.
     fn chunk(len: usize) -> usize {
         len.div_ceil(4 * Self::rows(len)) * 4
     }

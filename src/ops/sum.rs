@@ -1,16 +1,19 @@
 //! Sums over leading dimensions, and their dual, repetition over leading dimensions.
 //!
-//! `sum`: `y[c] = sum_r x[r, c]`; `broadcast`: `y[r, c] = x[c]`. Each is the other's gradient. The
-//! order of additions is fixed: chunks of rows, then chunks of those, so results do not vary.
+//! `sum`: `y[c] = sum_r x[r, c]`; `broadcast`: `y[r, c] = x[c]`. Each is the other's gradient. The order of additions
+//! is fixed (chunks of rows, then chunks of those sums), so results do not vary between runs.
 
 use std::sync::Arc;
 
-use super::{Bind, Case, Launch, Op, Program, Row, elementwise, expect_f32, table_kernel};
-use crate::autodiff::Vjp;
+use super::cases::{Case, Row};
+use super::checks::expect_f32;
+use super::elementwise;
+use super::source::table_kernel;
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::profile::{AdapterClass, Profile};
-use crate::reference::Array;
 use crate::tensor::{Shape, TensorType};
 
 const SOURCE: &str = include_str!("../../shaders/sum.wgsl");
@@ -43,7 +46,8 @@ pub(super) const ROW: Row = Row {
     bench: || vec![Case::new("4096x768", Sum::to([768]), &[&[4096, 768]])],
 };
 
-/// `x -> sum over leading dimensions`, down to the trailing shape `to`; `[1]` sums everything.
+/// `x -> sum over leading dimensions`, down to the trailing shape `to`; `[1]` sums everything. Usually added by
+/// [`Graph::sum`] or [`Graph::sum_to`].
 #[derive(Clone, Debug)]
 pub struct Sum {
     to: Shape,
@@ -57,24 +61,25 @@ impl Sum {
     }
 }
 
-/// `x -> x` repeated over leading dimensions, up to the shape `to`.
+/// `x -> x` repeated over leading dimensions, up to the shape `to`. Usually added by [`Graph::broadcast`].
 #[derive(Clone, Debug)]
 pub struct Broadcast {
     to: Shape,
 }
 
 impl Graph {
-    /// Sum of all elements, as `[1]`.
+    /// The sum of all elements, as `[1]`: the simplest loss.
     pub fn sum(&mut self, name: &str, x: Value) -> Result<Value> {
         self.sum_to(name, x, [1])
     }
 
-    /// Sum over leading dimensions, down to the trailing shape `to`.
+    /// Sums over leading dimensions, down to the trailing shape `to`: a column sum, or the gradient of a bias.
     pub fn sum_to(&mut self, name: &str, x: Value, to: impl Into<Shape>) -> Result<Value> {
         self.op1(name, Sum::to(to), &[x])
     }
 
-    /// `x` repeated over leading dimensions, up to the shape `to`.
+    /// Repeats `x` over leading dimensions, up to the shape `to`. [`add`](Self::add) repeats its second operand by
+    /// itself.
     pub fn broadcast(&mut self, name: &str, x: Value, to: impl Into<Shape>) -> Result<Value> {
         self.op1(name, Broadcast { to: to.into() }, &[x])
     }
@@ -96,15 +101,15 @@ pub(super) fn sum_rows(
     (mut rows, cols): (usize, usize),
     accumulate: bool,
 ) {
-    // Software adapters want few invocations and few dispatches, GPUs many invocations: of a
-    // workgroup, elements that rows have at least where that can be had, rows that are summed at
-    // once, and rows that an invocation sums where there are more.
+    // Software adapters want few invocations and few dispatches, GPUs many invocations. In order: invocations of a
+    // workgroup; elements that a row should have at least, where possible; rows summed at once; and rows per invocation
+    // where there are more than that.
     let (invocations, wide, most, chunk) = match profile.class {
         AdapterClass::Cpu => (8, 32, 2048, 128),
         AdapterClass::Gpu => (64, 256, 64, 64),
     };
     loop {
-        // Several short rows are one long one, whose parts are summed at the next level.
+        // Several short rows act as one long row, whose parts are summed at the next level.
         let mut fold = 1;
         while 2 * fold * cols <= wide && rows.is_multiple_of(2 * fold) && 4 * fold * fold <= rows {
             fold *= 2;

@@ -1,12 +1,15 @@
-//! SwiGLU without its matrices (Shazeer 2020, <https://arxiv.org/abs/2002.05202>).
+//! SwiGLU's activation (Shazeer 2020, <https://arxiv.org/abs/2002.05202>), the gate of Llama's feed-forward layers.
 //!
-//! `y = silu(gate) * up`, `silu(g) = g * sigmoid(g)`.
+//! `y = silu(gate) * up` with `silu(g) = g * sigmoid(g)`. The three matrices of the layer are separate matmuls.
 
-use super::{Bind, Case, InputFill, Launch, Op, Program, Row, elementwise, expect_f32, expect_shape, table_kernel};
-use crate::autodiff::Vjp;
+use super::cases::{Case, InputFill, Row};
+use super::checks::{expect_f32, expect_shape};
+use super::elementwise;
+use super::source::table_kernel;
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
-use crate::reference::Array;
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::tensor::TensorType;
 
 const SOURCE: &str = include_str!("../../shaders/swiglu.wgsl");
@@ -20,23 +23,26 @@ pub(super) const ROW: Row = Row {
         // Both tails, where a naive exp overflows.
         let fills = [InputFill::Uniform(-100.0, 100.0), InputFill::Constant(-1000.0), InputFill::Constant(1000.0)];
         let far = |fill| Case::new(format!("{fill:?}"), SwiGlu, &[&[301], &[301]]).fill(0, fill);
-        // Errors are those of f32 arithmetic: far below what the table asks.
-        // A lone element where the slope of silu nearly cancels has a relative error of 1e-6.
+        // All that remains are rounding errors of f32, far below the table's default tolerance. A lone element where
+        // the slope of silu nearly cancels has a relative error of 1e-6.
         elementwise::SHAPES.iter().map(case).chain(fills.map(far)).map(|case| case.tolerance(1e-11)).collect()
     },
     bench: || vec![Case::new("4096x2048", SwiGlu, &[&[4096, 2048], &[4096, 2048]])],
 };
 
-/// `(gate, up) -> silu(gate) * up`, all of the same shape.
+/// `(gate, up) -> silu(gate) * up`, all of the same shape. Usually added by [`Graph::swiglu`].
 #[derive(Clone, Copy, Debug)]
 pub struct SwiGlu;
 
-/// `(dy, gate, up) -> (dgate, dup)`, all of the same shape.
+/// `(dy, gate, up) -> (dgate, dup)`, all of the same shape: the gradient of [`SwiGlu`].
 #[derive(Clone, Copy, Debug)]
 pub struct SwiGluBackward;
 
 impl Graph {
-    /// `silu(gate) * up`, of the same shape.
+    /// `silu(gate) * up`, both of the same shape.
+    ///
+    /// Put it between the two input projections of a gated feed-forward layer and its output projection;
+    /// [`nn`](crate::nn) does this for Llama-like models.
     pub fn swiglu(&mut self, name: &str, gate: Value, up: Value) -> Result<Value> {
         self.op1(name, SwiGlu, &[gate, up])
     }

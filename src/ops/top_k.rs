@@ -1,20 +1,21 @@
-//! The likeliest tokens of each row of logits, so that sampling reads back a few words and not a vocabulary.
+//! The likeliest tokens of each row of logits, so that sampling reads back a few words and not a whole vocabulary.
 //!
-//! Logits compare as in [`f32::total_cmp`]: -0 comes behind 0, equal ones by id. What is no number counts as
-//! negative infinity.
+//! Logits are ordered by [`f32::total_cmp`], so -0 comes after 0; equal ones are ordered by id. NaN counts as negative
+//! infinity.
 
-use super::{Bind, Case, InputFill, Launch, Op, Program, Row, expect_f32, table_kernel};
-use crate::autodiff::Vjp;
+use super::cases::{Case, InputFill, Row};
+use super::checks::expect_f32;
+use super::source::table_kernel;
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
-use crate::kernel::Kernel;
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Kernel, Launch, Program};
 use crate::profile::AdapterClass;
-use crate::reference::Array;
 use crate::tensor::TensorType;
 
 const SOURCE: &str = include_str!("../../shaders/top_k.wgsl");
 
-/// Most that the op finds.
+/// The largest `k` that the op supports.
 pub const MAX_K: usize = 64;
 
 pub(super) const ROW: Row = Row {
@@ -54,34 +55,37 @@ fn cases() -> Vec<Case> {
 fn case(rows: usize, n: usize, k: usize, temperature: f64) -> Case {
     let op = TopK { k };
     let case = Case::new(format!("{k} of {rows}x{n} at {temperature}"), op, &[&[rows, n], &[1]]).forward_only();
-    // Values and ids are exact: tighter than the table asks, so that no id may be another's.
+    // Values and ids are exact. The tolerance is tighter than the default so that no id can be mistaken for another.
     case.fill(0, InputFill::Normal(3.0)).fill(1, InputFill::Constant(temperature)).tolerance(1e-12)
 }
 
-/// With temperatures of rows, which repeat where there are more.
+/// With one temperature per row, which repeat if there are more rows.
 fn by_row(rows: usize, n: usize, k: usize, temperatures: &'static [f64]) -> Case {
     let name = format!("{k} of {rows}x{n} at {temperatures:?}");
     let case = Case::new(name, TopK { k }, &[&[rows, n], &[rows]]).forward_only();
     case.fill(0, InputFill::Normal(3.0)).fill(1, InputFill::Values(temperatures)).tolerance(1e-12)
 }
 
-/// `(logits, temperature) -> (values, ids, lse)`: f32 `[.., n]`, f32 `[1]` or `[rows]` to f32 `[rows, k]`, u32 `[rows, k]`, f32
-/// `[rows]`.
+/// `(logits, temperature) -> (values, ids, lse)`: f32 `[.., n]`, f32 `[1]` or `[rows]` to f32 `[rows, k]`, u32
+/// `[rows, k]`, f32 `[rows]`.
 ///
-/// `values` and `ids` are the `k` largest logits of each row in descending order, the lower id first where they are
-/// equal. `lse` is `ln(sum(exp((x - values[0]) / temperature)))` over all `n` of the row, so the probability of a
-/// token is `exp((value - values[0]) / temperature - lse)`. At a temperature of 0 it is the log of how many share the
-/// first place. It is good to about 1e-6, for logits within 1e38.
+/// `values` and `ids` are the `k` largest logits of each row in descending order, the lower id first among equals.
+/// `lse` is `ln(sum(exp((x - values[0]) / temperature)))` over all `n` elements of the row, so the probability of a
+/// token is `exp((value - values[0]) / temperature - lse)`. At a temperature of 0 it is the log of the number of tokens
+/// that share first place. `lse` is accurate to about 1e-6 for logits within 1e38.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TopK {
-    /// How many: at most [`MAX_K`] and `n`.
+    /// How many tokens to find: at most [`MAX_K`] and at most `n`.
     pub k: usize,
 }
 
 impl Graph {
-    /// The `k` likeliest tokens of each row of `logits`, `[.., n]`, with what tells their probabilities at this
-    /// `temperature`, `[1]` or one for each row: values `[rows, k]`, ids u32 `[rows, k]` and lse `[rows]`, as [`TopK`] defines them.
-    /// [`Sampling::draw_from`](crate::sample::Sampling::draw_from) takes these.
+    /// The `k` likeliest tokens of each row of `logits`, `[.., n]`, and what it takes to compute their probabilities at
+    /// this `temperature`, `[1]` or `[rows]`: values `[rows, k]`, ids u32 `[rows, k]` and lse `[rows]`, as defined by
+    /// [`TopK`].
+    ///
+    /// Use it at the end of a decoder, and pass the three results to
+    /// [`Sampling::draw_from`](crate::decode::sample::Sampling::draw_from).
     ///
     /// ```
     /// use throughline::{Graph, TensorType};
@@ -100,7 +104,7 @@ impl Graph {
     }
 }
 
-/// Elements that a workgroup sorts at most on GPUs: 8 KiB with their ids.
+/// The most elements that a workgroup sorts on GPUs: 8 KiB with their ids.
 const MAX_SIZE: usize = 1024;
 
 impl TopK {
@@ -108,8 +112,7 @@ impl TopK {
         table_kernel("top_k", SOURCE, entry).knob("K", self.k as u32).knob("BY_ROW", cx.inputs[1].len() > 1)
     }
 
-    /// About sqrt(n) chunks of about sqrt(n) elements, so that finding the best chunk costs what looking through it
-    /// does.
+    /// About sqrt(n) chunks of about sqrt(n) elements, so that finding the best chunk costs as much as searching it.
     fn launch_chunks(&self, cx: &Launch<'_>, rows: usize, n: usize) -> Program {
         let chunks = n.isqrt().next_multiple_of(4);
         // Rows need not start at a quad.
@@ -129,14 +132,14 @@ impl TopK {
         program
     }
 
-    /// Levels of workgroups that each keep `k`, until there is one for each row.
+    /// Levels of workgroups that each keep `k` elements, until there is one workgroup per row.
     fn launch_sorted(&self, cx: &Launch<'_>, rows: usize, n: usize) -> Program {
         let mut program = Program::default();
         let mut from = [Bind::In(0), Bind::Null, Bind::Null];
         let mut len = n;
         for level in 0.. {
             let size = len.next_power_of_two().clamp(self.k.next_power_of_two().max(2), MAX_SIZE);
-            // Of what earlier workgroups kept, whole ones'.
+            // After the first level, whole groups of `k` that earlier workgroups kept.
             let span = if level == 0 { size } else { size / self.k * self.k };
             let groups = len.div_ceil(span);
             let to = match groups {

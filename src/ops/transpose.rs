@@ -1,11 +1,12 @@
 //! Swaps two axes. The gradient is the same swap.
 
-use super::{Bind, Case, Launch, Op, Program, Row, table_kernel};
-use crate::autodiff::Vjp;
+use super::cases::{Case, Row};
+use super::source::table_kernel;
+use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Value};
+use crate::graph::{Graph, Op, Value, Vjp};
+use crate::kernel::{Bind, Launch, Program};
 use crate::profile::AdapterClass;
-use crate::reference::Array;
 use crate::tensor::{Shape, TensorType};
 
 const SOURCE: &str = include_str!("../../shaders/transpose.wgsl");
@@ -39,24 +40,27 @@ pub(super) const ROW: Row = Row {
     },
 };
 
-/// `x -> x` with the axes `a` and `b` swapped.
+/// `x -> x` with the axes `a` and `b` swapped. Usually added by [`Graph::transpose`].
 #[derive(Clone, Copy, Debug)]
 pub struct Transpose {
-    /// One axis, from 0.
+    /// One axis, counted from 0.
     pub a: usize,
-    /// The other.
+    /// The other axis.
     pub b: usize,
 }
 
 impl Graph {
     /// `x` with the axes `a` and `b` swapped: `[.., A, .., B, ..] -> [.., B, .., A, ..]`.
+    ///
+    /// This copies. Before a matmul it is seldom needed: [`matmul_nt`](Self::matmul_nt) and
+    /// [`Matmul`](super::matmul::Matmul)'s flags read transposed operands directly.
     pub fn transpose(&mut self, name: &str, x: Value, a: usize, b: usize) -> Result<Value> {
         self.op1(name, Transpose { a, b }, &[x])
     }
 }
 
 impl Transpose {
-    /// Lengths of the first axis, of what lies between, of the second axis, of what lies behind.
+    /// Lengths of the first axis, of the axes between, of the second axis, and of the axes after it.
     fn dims(&self, shape: &Shape) -> [usize; 4] {
         let dims = shape.dims();
         let (a, b) = (self.a.min(self.b), self.a.max(self.b));
@@ -90,14 +94,14 @@ impl Op for Transpose {
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let [a, mid, b, inner] = self.dims(&cx.inputs[0].shape);
         let planes = cx.inputs[0].len() / (a * b * inner);
-        // Lengths of the axes and behind them, in the kernel's units.
+        // Lengths of the two axes and of the axes after them, in the kernel's units.
         let (entry, unit, [a, b, inner]) = match inner {
             1 if a % 4 == 0 && b % 4 == 0 => ("quads", "vec4<u32>", [a / 4, b / 4, 1]),
             n if n % 4 == 0 => ("forward", "vec4<u32>", [a, b, n / 4]),
             n => ("forward", "u32", [a, b, n]),
         };
-        // On software adapters starting an invocation costs as much as several moves. GPUs want
-        // neighbours in both directions, since reads run along one and writes along the other.
+        // On software adapters starting an invocation costs as much as several moves. GPUs want neighbours in both
+        // directions, since reads run along one axis and writes along the other.
         let [wide, tall, each] = match cx.profile.class {
             AdapterClass::Cpu => [8, 1, 64],
             AdapterClass::Gpu => [8, 8, 1],

@@ -1,40 +1,43 @@
-//! Muon's settings, and which matrices of an arena it updates at once.
+//! Muon's settings, and the batches of matrices that it updates at once.
 
 use serde::{Deserialize, Serialize};
 
-use super::{ALIGN, ArenaLayout};
+use super::arena::{ALIGN, ArenaLayout};
 use crate::error::{Error, Result};
 use crate::ops::muon::{MuonSettings, MuonStep};
 
-/// Settings of Muon (Jordan et al. 2024, <https://kellerjordan.github.io/posts/muon/>), which updates the
-/// [hidden matrices](crate::nn::is_hidden_matrix) of a model in AdamW's place.
+/// Settings of Muon (Jordan et al. 2024, <https://kellerjordan.github.io/posts/muon/>), which updates the [hidden
+/// matrices](crate::nn::is_hidden_matrix) of a model instead of AdamW.
 ///
-/// The update of a matrix is its momentum with all singular values brought near 1: the formula is in
-/// [`ops::muon`](crate::ops::muon). Weight decay and learning rate are AdamW's, but for what is set here; gradients
-/// are clipped by the same global norm.
+/// Consider it where a step has many more tokens than a matrix has rows: its extra work is then small. The figures
+/// below show what it gained on one task.
 ///
-/// It keeps one moment where AdamW keeps two. While a step runs it needs two copies of a batch of matrices of one
-/// shape, and two products of each with itself: a batch is as many as fit 8 MiB, so that all this is at most 32 MiB,
-/// or four times the largest matrix if that is more.
+/// The update of a matrix is its momentum with all singular values brought close to 1; [`ops::muon`](crate::ops::muon)
+/// has the formula. Learning rate and weight decay are AdamW's, except for what is set here. Gradients are clipped by
+/// the same global norm.
 ///
-/// Each step adds 5 times `4 s^2 l + 2 s^3` operations for a matrix of sides `s <= l`, which for a square is as much
-/// as training it on 5 `s` tokens. So it is cheap where a step has many more tokens than a matrix has rows. On the
-/// demo's task (`train --steps 400`; 512 tokens a step, d64) validation loss was 1.965 nats per character at its best
-/// learning rate, 0.010, and 2.064 at AdamW's, 0.006, for 1.4 times the time a step; docs/performance.md has more.
+/// Muon keeps one moment where AdamW keeps two. While a step runs, it needs two copies of a batch of matrices of one
+/// shape, and two products of each matrix with itself. A batch is as many matrices as fit 8 MiB, so all this takes at
+/// most 32 MiB, or four times the largest matrix if that is more.
+///
+/// Each step adds 5 times `4 s^2 l + 2 s^3` operations for a matrix of sides `s <= l`; for a square matrix that is as
+/// much as training it on 5 `s` tokens. On the demo's task (`train --steps 400`; 512 tokens per step, d64) the
+/// validation loss was 1.965 nats per character at Muon's best learning rate, 0.010, and 2.064 at AdamW's, 0.006, for
+/// 1.4 times the time per step. `docs/performance.md` in the repository has more figures.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MuonConfig {
-    /// Decay of the mean of gradients.
+    /// Decay rate of the running mean of gradients.
     pub momentum: f64,
-    /// Whether the newest gradient counts once more (Nesterov's momentum).
+    /// Whether the newest gradient counts once more (Nesterov momentum).
     pub nesterov: bool,
-    /// Iterations of Newton and Schulz.
+    /// Number of Newton-Schulz iterations.
     pub steps: usize,
-    /// Muon's learning rate is the schedule's times this.
+    /// Muon's learning rate is the schedule's multiplied by this.
     pub lr_factor: f64,
-    /// How the update of a matrix goes by its shape.
+    /// How the size of an update depends on the shape of its matrix.
     pub scale: MuonScale,
-    /// Decoupled weight decay: per step a matrix loses this times Muon's learning rate of itself.
+    /// Decoupled weight decay: each step subtracts this times Muon's learning rate times the matrix.
     pub weight_decay: f64,
 }
 
@@ -45,19 +48,19 @@ impl Default for MuonConfig {
     }
 }
 
-/// What Muon's update is multiplied by, from the shape of a matrix.
+/// Factor of Muon's update, by the shape of the matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MuonScale {
-    /// `sqrt(max(1, outputs / inputs))`, as in the published code. Learning rates are near 0.02.
+    /// `sqrt(max(1, outputs / inputs))`, as in the published code. Good learning rates are near 0.02.
     Original,
-    /// `0.2 sqrt(max(outputs, inputs))`: elements change about as much as by AdamW, so that its learning rates
-    /// and weight decays serve both (Liu et al. 2025, <https://arxiv.org/abs/2502.16982>).
+    /// `0.2 sqrt(max(outputs, inputs))`: elements change about as much as under AdamW, so one learning rate and one
+    /// weight decay serve both (Liu et al. 2025, <https://arxiv.org/abs/2502.16982>).
     MatchAdamW,
 }
 
 impl MuonScale {
-    /// The factor for a matrix `[inputs, outputs]`, as [`nn`](crate::nn) has them.
+    /// The factor for a matrix `[inputs, outputs]`, the layout of [`nn`](crate::nn).
     pub fn of(self, inputs: usize, outputs: usize) -> f64 {
         match self {
             MuonScale::Original => (outputs as f64 / inputs as f64).max(1.0).sqrt(),
@@ -67,7 +70,7 @@ impl MuonScale {
 }
 
 impl MuonConfig {
-    /// An `Err` that names the first field that makes no sense.
+    /// Checks the settings. The error names the first field with an impossible value.
     pub fn validate(&self) -> Result<()> {
         let err = |field, wanted: &str, got: f64| {
             Err(Error::Config { field, message: format!("must be {wanted}, but is {got}") })
@@ -86,36 +89,36 @@ impl MuonConfig {
         Ok(())
     }
 
-    /// What kernels are given in a step of the schedule's learning rate `lr`.
+    /// The values that kernels read in a step, given the schedule's learning rate `lr`.
     pub(super) fn settings(&self, lr: f64, max_grad_norm: f64) -> MuonSettings {
         let [lr, momentum, weight_decay, max_grad_norm] =
             [lr * self.lr_factor, self.momentum, self.weight_decay, max_grad_norm].map(|x| x as f32);
         MuonSettings { lr, momentum, weight_decay, max_grad_norm }
     }
 
-    /// What the plan of a step for matrices `[inputs, outputs]` is made for.
+    /// The settings that the plan of a step for matrices `[inputs, outputs]` is made with.
     pub(super) fn step(&self, inputs: usize, outputs: usize) -> MuonStep {
         MuonStep { nesterov: self.nesterov, steps: self.steps, rate: self.scale.of(inputs, outputs) }
     }
 }
 
-/// Matrices of one shape, one behind the other in a part of an arena.
+/// Matrices of one shape, next to each other in a part of an arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Batch {
     pub part: usize,
-    /// Elements before the first.
+    /// Number of elements before the first.
     pub offset: usize,
     pub count: usize,
     pub rows: usize,
     pub cols: usize,
 }
 
-/// Matrices beyond this are no batch with others: they keep a device busy by themselves, and a step needs memory for
-/// two copies of a batch.
+/// Larger matrices are not batched with others. They keep a device busy by themselves, and a step needs memory for two
+/// copies of a batch.
 const BATCH_BYTES: usize = 8 << 20;
 
 impl Batch {
-    /// All of Muon's matrices, in as few batches as may be.
+    /// All of Muon's matrices, in as few batches as possible.
     pub fn all(layout: &ArenaLayout) -> Vec<Batch> {
         let mut tensors: Vec<_> = layout.places.iter().zip(&layout.tensors).collect();
         tensors.retain(|(place, _)| layout.parts[place.part].muon);
@@ -123,7 +126,7 @@ impl Batch {
         let mut batches: Vec<Batch> = vec![];
         for (place, (_, shape)) in tensors {
             let (rows, cols, len) = (shape.rows(), shape.cols(), shape.len());
-            // With a gap between them they are no tensor.
+            // With a gap between them they would not form a tensor.
             let joins = |b: &Batch| {
                 (b.part, b.rows, b.cols) == (place.part, rows, cols)
                     && len.is_multiple_of(ALIGN)

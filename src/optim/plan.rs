@@ -1,17 +1,19 @@
-//! The update of all parameters before there is a device: from an arena's layout alone.
+//! The update of all parameters, planned from an arena's layout before there is a device.
 
 use std::sync::Arc;
 
-use super::muon::Batch;
-use super::{AdamWConfig, Arena, ArenaLayout, MuonConfig, numbered};
+use super::arena::{Arena, ArenaLayout, numbered};
+use super::muon::{Batch, MuonConfig};
+use super::schedule::AdamWConfig;
+use crate::device::Tensor;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
 use crate::plan::Plan;
-use crate::profile::{Planning, Profile};
-use crate::requirements::Requirements;
-use crate::tensor::{Tensor, TensorType};
+use crate::plan::requirements::Requirements;
+use crate::profile::Profile;
+use crate::tensor::TensorType;
 
-/// An [`Optimizer`](super::Optimizer) before there is a device.
+/// The plan of an [`Optimizer`](super::Optimizer): its memory and its requirements, before there is a device.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -28,9 +30,9 @@ use crate::tensor::{Tensor, TensorType};
 #[derive(Clone, Debug)]
 pub struct OptimizerPlan {
     pub(super) config: AdamWConfig,
-    /// Of parameters, gradients and first moments.
+    /// Layout of the parameters, the gradients and the first moments.
     pub(super) layout: Arc<ArenaLayout>,
-    /// Of second moments.
+    /// Layout of the second moments.
     pub(super) second: Arc<ArenaLayout>,
     pub(super) plan: Arc<Plan>,
     pub(super) bound: Vec<(Value, Range)>,
@@ -39,7 +41,7 @@ pub struct OptimizerPlan {
     pub(super) norm: Value,
 }
 
-/// Which of the arenas.
+/// One of the four arenas.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Which {
     Params,
@@ -48,18 +50,18 @@ pub(super) enum Which {
     V,
 }
 
-/// A range of an arena, which a state of the update is bound to.
+/// A range of an arena, bound to a state of the update.
 #[derive(Clone, Debug)]
 pub(super) struct Range {
     which: Which,
     part: usize,
-    /// First element.
+    /// Its first element.
     offset: usize,
     ty: TensorType,
 }
 
 impl Range {
-    /// This range of one of the arenas, which are parameters, gradients, first and second moments.
+    /// This range in one of the arenas: parameters, gradients, first moments, second moments.
     pub fn of(&self, arenas: [&Arena; 4]) -> Result<Tensor> {
         let arena = arenas[self.which as usize];
         let part = arena.parts.get(self.part).ok_or_else(|| Error::Data {
@@ -72,22 +74,13 @@ impl Range {
 }
 
 impl OptimizerPlan {
-    /// The update of parameters in arenas of this layout: by Muon those that the layout has for it, where it is chosen,
-    /// and by AdamW the others.
+    /// Plans the update of parameters in arenas of this layout. If `muon` is set, Muon updates the parts that the
+    /// layout sets apart for it. AdamW updates the others.
     pub fn new(
         config: AdamWConfig,
         muon: Option<MuonConfig>,
         layout: &Arc<ArenaLayout>,
         profile: &Profile,
-    ) -> Result<Self> {
-        Self::on(config, muon, layout, profile)
-    }
-
-    pub(crate) fn on(
-        config: AdamWConfig,
-        muon: Option<MuonConfig>,
-        layout: &Arc<ArenaLayout>,
-        on: &dyn Planning,
     ) -> Result<Self> {
         if let Some(muon) = &muon {
             muon.validate()?;
@@ -108,7 +101,7 @@ impl OptimizerPlan {
             Some(muon) => Some((muon, step.muon(&muon, norm)?)),
             None => None,
         };
-        let plan = Arc::new(on.plan(&step.g, &[norm])?);
+        let plan = Arc::new(Plan::new(&step.g, &[norm], profile)?);
         let (layout, bound) = (layout.clone(), step.bound);
         Ok(OptimizerPlan { config, layout, second, plan, bound, hyper, muon, norm })
     }
@@ -118,25 +111,25 @@ impl OptimizerPlan {
         &self.plan
     }
 
-    /// What a device must offer for it, the arenas included.
+    /// What a device must offer for the update, including the arenas.
     pub fn requirements(&self) -> Requirements {
         let largest = self.layout.parts.iter().map(|part| 4 * part.len).max().unwrap_or(0);
         Requirements::of(&self.plan).and(Requirements::of_buffer(largest))
     }
 
-    /// Elements of the second moments.
+    /// Number of elements of the second moments.
     pub(crate) fn second_len(&self) -> usize {
         self.second.total_len()
     }
 
-    /// Bytes of GPU memory of the moments, and of an update while it runs.
+    /// Bytes of GPU memory for the moments, and for an update while it runs.
     pub fn bytes(&self) -> usize {
         let is_bound = |v| self.bound.iter().any(|(bound, _)| *bound == v);
         4 * (self.layout.total_len() + self.second.total_len()) + self.plan.allocated_bytes(is_bound)
     }
 }
 
-/// The graph of an update, and what its states are bound to.
+/// Builds the graph of an update and records what its states are bound to.
 struct StepBuilder<'a> {
     g: Graph,
     bound: Vec<(Value, Range)>,
@@ -150,19 +143,19 @@ impl StepBuilder<'_> {
         Ok(value)
     }
 
-    /// A state that is part `i` of an arena of the layout.
+    /// A state bound to part `i` of an arena with the full layout.
     fn part(&mut self, name: &str, which: Which, i: usize) -> Result<Value> {
         self.part_as(&numbered(name, i), which, i, i)
     }
 
-    /// The same where the arena has that part as its `nth`.
+    /// The same for an arena that has this part as its `nth`.
     fn part_as(&mut self, name: &str, which: Which, i: usize, nth: usize) -> Result<Value> {
         let ty = TensorType::f32([self.layout.parts[i].len]);
         self.state(name, Range { which, part: nth, offset: 0, ty })
     }
 
-    /// AdamW for these parts of parameters and first moments; the second moments have no others. Returns its
-    /// settings, if there are any parts.
+    /// Adds AdamW for these parts of the parameters and first moments; the second moments have only these. Returns the
+    /// input for its settings, if there are any parts.
     fn adamw(&mut self, norm: Value, parts: Vec<usize>, grads: &[Value]) -> Result<Option<Value>> {
         if parts.is_empty() {
             return Ok(None);
@@ -182,7 +175,7 @@ impl StepBuilder<'_> {
         Ok(Some(hyper))
     }
 
-    /// Muon for its parts of parameters, gradients and momenta. Returns its settings.
+    /// Adds Muon for its parts of the parameters, gradients and momenta. Returns the input for its settings.
     fn muon(&mut self, config: &MuonConfig, norm: Value) -> Result<Value> {
         let hyper = self.g.input("muon.hyper", TensorType::f32([4]))?;
         for (i, batch) in Batch::all(self.layout).into_iter().enumerate() {
@@ -201,7 +194,7 @@ impl StepBuilder<'_> {
     }
 }
 
-/// The Euclidean norm of all parts of an arena: that of the parts' norms.
+/// The Euclidean norm of all parts of an arena: the norm of the parts' norms.
 fn global_norm(g: &mut Graph, parts: &[Value]) -> Result<Value> {
     if let [whole] = parts {
         return g.l2_norm("grad_norm", *whole);

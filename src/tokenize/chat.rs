@@ -1,4 +1,4 @@
-//! Chat templates: Jinja, as model files have them, through `minijinja`.
+//! Chat templates: the Jinja of model files, rendered by `minijinja`.
 
 use std::io::Write;
 use std::thread;
@@ -8,20 +8,20 @@ use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, ErrorKind, Value, context};
 use serde::Serialize;
 
-use crate::error::{Error, Result};
-use crate::format::{bad, quoted};
+use crate::error::{Error, Result, bad, quoted};
 
-/// Steps of a template on one chat. A step makes at most 64 bytes, and a long template takes some hundred a message.
+/// Steps that a template may take on one chat. A step writes at most 64 bytes, and a long template takes a few hundred
+/// steps per message.
 const FUEL: u64 = 2_000_000;
 
-/// Longest template that is compiled; the longest known ones take 20 KB.
+/// Longest template that is compiled; the longest known ones are 20 KB.
 const MAX_TEMPLATE_BYTES: usize = 64 << 10;
 
-/// Stack of a template's run: what parses, compares and frees values recurses, as deep as this many bytes of template
-/// or steps can nest them. It takes memory only as far as it is used.
+/// Stack for running a template. Parsing, comparing and freeing values recurse, as deep as this many bytes of template
+/// or steps can nest them. Only the part in use takes memory.
 const STACK_BYTES: usize = 512 << 20;
 
-/// Longest and deepest values that are written out. Values share their parts, so that a small one can be long to write.
+/// Longest and deepest values that are written. Values share their parts, so a small one can have a long text.
 const MAX_VALUE_BYTES: usize = 16 << 20;
 const MAX_VALUE_DEPTH: usize = 100;
 
@@ -34,30 +34,30 @@ const MAX_VALUE_DEPTH: usize = 100;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// Who speaks: `system`, `user` or `assistant`, and what else the model's template knows.
+    /// Who speaks: `system`, `user`, `assistant`, or another role that the model's template knows.
     pub role: String,
-    /// What is said.
+    /// What they say.
     pub content: String,
 }
 
 impl Message {
-    /// A turn of a role.
+    /// A turn of this role with this content.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Message { role: role.into(), content: content.into() }
     }
 }
 
-/// A template, and what it needs beside the messages.
+/// A template, and what it needs besides the messages.
 #[derive(Clone, Debug)]
 pub(super) struct ChatTemplate {
-    /// File that it is from.
+    /// The file that it comes from.
     pub path: String,
-    /// Key that it is from; empty if it is all of the file.
+    /// The key that it comes from; empty if the template is the whole file.
     pub key: String,
     pub source: String,
-    /// Text of the token that begins a text, if there is one.
+    /// The token that begins a text, as text, if there is one.
     pub bos: Option<String>,
-    /// Text of the token that ends one.
+    /// The token that ends a text, as text.
     pub eos: Option<String>,
 }
 
@@ -76,7 +76,8 @@ impl ChatTemplate {
     }
 
     fn run(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, minijinja::Error> {
-        // As `transformers` has it: `tools` and `documents` are there, and none; a token that a model lacks is not.
+        // As in `transformers`: `tools` and `documents` are defined as none, but a token that the model lacks is
+        // undefined.
         let tokens = [("bos_token", &self.bos), ("eos_token", &self.eos)].into_iter();
         let tokens = Value::from_pairs(tokens.filter_map(|(name, text)| Some((name, text.as_deref()?))));
         let turn = |m: &Message| Value::from_pairs([("role", m.role.as_str()), ("content", m.content.as_str())]);
@@ -103,8 +104,8 @@ impl ChatTemplate {
     }
 }
 
-/// What templates find, as in `transformers`: Python's methods of strings and maps, `raise_exception`,
-/// `strftime_now`, `tojson` without HTML escapes, `break` and `continue`, and blocks that take their lines.
+/// The environment of templates, as in `transformers`: Python's methods on strings and maps, `raise_exception`,
+/// `strftime_now`, `tojson` without HTML escapes, `break` and `continue`, and blocks that swallow their lines.
 fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
@@ -132,13 +133,13 @@ fn environment() -> Environment<'static> {
     });
     environment.add_filter("tojson", tojson);
     environment.add_filter("string", |value: &Value| check_size(value).map(|()| value.to_string()));
-    environment.remove_filter("pprint"); // indents without bound, and is for looking at templates
-    // Here none is iterable, as an empty list.
+    environment.remove_filter("pprint"); // indents without limit, and only serves debugging
+    // In `minijinja` none counts as iterable, like an empty list.
     environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     environment
 }
 
-/// `{% generation %}` marks what a model wrote, for training: to other readers it says nothing.
+/// Replaces `{% generation %}`, which marks a model's own text for training and has no effect otherwise.
 fn without_generation_tags(source: &str) -> String {
     let mut text = source.to_string();
     for (tag, instead) in [("generation", "if true"), ("endgeneration", "endif")] {
@@ -151,7 +152,7 @@ fn without_generation_tags(source: &str) -> String {
     text
 }
 
-/// `json.dumps` of Python: spaces behind `,` and `:`, nothing escaped that need not be.
+/// Python's `json.dumps`: a space after `,` and `:`, and no needless escapes.
 fn tojson(value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
     let indent: Option<usize> = options.get("indent")?;
     let _: Option<bool> = options.get("ensure_ascii")?;
@@ -170,7 +171,7 @@ fn tojson(value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
     Ok(String::from_utf8_lossy(&out).into_owned())
 }
 
-/// An `Err` if a value is too long or too deep to be written.
+/// Returns an error if a value is too long or too deep to be written.
 fn check_size(value: &Value) -> Result<(), minijinja::Error> {
     fn fits(value: &Value, depth: usize, left: &mut usize) -> bool {
         let bytes = 64 + value.as_str().map_or(0, str::len);
@@ -194,7 +195,7 @@ fn check_size(value: &Value) -> Result<(), minijinja::Error> {
     }
 }
 
-/// JSON on one line with spaces, as Python writes it.
+/// JSON on one line with spaces, in Python's style.
 struct Spaced;
 
 impl serde_json::ser::Formatter for Spaced {

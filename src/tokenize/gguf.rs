@@ -1,7 +1,7 @@
-//! Tokenizers of GGUF files: `tokenizer.ggml.*` of the metadata, put together from the parts of `tokenizers`.
+//! Tokenizers of GGUF files: the metadata keys `tokenizer.ggml.*`, assembled from the parts of the `tokenizers` crate.
 //!
-//! Sources: what the keys mean, the names of pre-tokenizers and their patterns are those of llama.cpp
-//! (`src/llama-vocab.cpp`), which has the patterns from the `tokenizer.json` of the models.
+//! Sources: the meaning of the keys, the names of pre-tokenizers and their patterns follow llama.cpp
+//! (`src/llama-vocab.cpp`), which took the patterns from the models' `tokenizer.json`.
 
 use std::collections::HashMap;
 
@@ -24,8 +24,8 @@ use tokenizers::{AddedToken, DecoderWrapper, PreTokenizerWrapper, SplitDelimiter
 
 use super::ModelTokenizer;
 use super::chat::ChatTemplate;
-use crate::error::{Error, Result};
-use crate::format::{Metadata, Weights, bad, quoted};
+use crate::error::{Error, Result, bad, quoted};
+use crate::format::{Metadata, Weights};
 
 const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";
@@ -41,7 +41,7 @@ const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 const BYTE: i64 = 6;
 
-/// Control tokens that end a turn or a text, in files that say so of one of them only or of none.
+/// Control tokens that end a turn or a text. Files often declare only one of them, or none.
 const ENDS: &[&str] = &[
     "<|eot_id|>",
     "<|eom_id|>",
@@ -55,23 +55,23 @@ const ENDS: &[&str] = &[
     "<EOT>",
 ];
 
-/// Longest token of a SentencePiece vocabulary: each is tried at every place to cut it, in time with the square
-/// of its length. SentencePiece itself stops at 16 characters unless told otherwise.
+/// Longest token of a SentencePiece vocabulary. Each token is tried at every split, which takes time quadratic in its
+/// length. SentencePiece itself stops at 16 characters by default.
 const MAX_PIECE_BYTES: usize = 256;
 
-/// True if the file says how to make tokens.
+/// Whether the file contains a tokenizer.
 pub(super) fn has_tokenizer(weights: &Weights) -> bool {
     weights.metadata().contains(MODEL)
 }
 
-/// The tokenizer and all that a file says around it.
+/// The tokenizer, and everything that the file defines around it.
 pub(super) fn open(weights: &Weights) -> Result<ModelTokenizer> {
     let vocabulary = Vocabulary::of(weights)?;
     let defaults = Defaults::of(&vocabulary)?;
     let bos = vocabulary.id("tokenizer.ggml.bos_token_id", defaults.bos)?;
     let eos = vocabulary.id("tokenizer.ggml.eos_token_id", defaults.eos)?;
     let before = vocabulary.added("tokenizer.ggml.add_bos_token", defaults.add_bos, bos)?;
-    // BERT's texts end with a separator. (That is how the key is spelt.)
+    // BERT's texts end with a separator. (The key is spelled like this.)
     let after = match defaults.sep {
         Some(_) => {
             let sep = vocabulary.id("tokenizer.ggml.seperator_token_id", defaults.sep)?;
@@ -100,7 +100,7 @@ pub(super) fn open(weights: &Weights) -> Result<ModelTokenizer> {
     Ok(ModelTokenizer::new(tokenizer, weights.path(), before, after, stop, None, chat))
 }
 
-/// What a file means that does not say otherwise.
+/// Defaults for keys that a file lacks.
 #[derive(Default)]
 struct Defaults {
     add_bos: bool,
@@ -119,7 +119,7 @@ impl Defaults {
     }
 }
 
-/// The lists of a file, checked to be of one length and without doubles.
+/// The lists of a file, checked to have equal length and no duplicates.
 pub(super) struct Vocabulary<'a> {
     path: &'a str,
     meta: &'a Metadata,
@@ -155,7 +155,7 @@ impl<'a> Vocabulary<'a> {
         }
     }
 
-    /// The token that a key names, if the file has it.
+    /// The token that a key names, if the file has the key.
     pub(super) fn id(&self, key: &str, default: Option<u32>) -> Result<Option<u32>> {
         if !self.meta.contains(key) {
             return Ok(default.filter(|&id| (id as usize) < self.tokens.len()));
@@ -167,7 +167,7 @@ impl<'a> Vocabulary<'a> {
         }
     }
 
-    /// The token to put beside a text, if that is wanted.
+    /// The token to put around a text, if the file asks for it.
     fn added(&self, key: &str, default: bool, id: Option<u32>) -> Result<Option<u32>> {
         let wanted = if self.meta.contains(key) { self.meta.bool(key)? } else { default };
         match (wanted, id) {
@@ -182,7 +182,7 @@ impl<'a> Vocabulary<'a> {
         all.filter(move |(_, ty)| is(**ty)).map(|((id, token), _)| (id, token.as_str()))
     }
 
-    /// The text of the token that stands for what no other does.
+    /// The text of the unknown token.
     fn unknown(&self, default: u32) -> Result<Option<String>> {
         let id = self.id("tokenizer.ggml.unknown_token_id", Some(default))?;
         Ok(id.map(|id| self.tokens[id as usize].clone()))
@@ -198,8 +198,8 @@ impl<'a> Vocabulary<'a> {
                 return Err(self.bad(MODEL, &format!("expected {known}, got {}", quoted(other))));
             }
         };
-        // Control tokens, such as those of chat templates, and those that users defined are one token each where
-        // text has them. Only the former are left out of text on request.
+        // Control tokens, such as those of chat templates, and user-defined tokens are one token each wherever text
+        // contains them. Only control tokens can be skipped when decoding.
         let added: Vec<AddedToken> = (self.of_type(|ty| ty == CONTROL).map(|(_, token)| (token, true)))
             .chain(self.of_type(|ty| ty == USER_DEFINED).map(|(_, token)| (token, false)))
             .map(|(token, special)| AddedToken::from(token, special).normalized(false))
@@ -208,14 +208,14 @@ impl<'a> Vocabulary<'a> {
         Ok(tokenizer)
     }
 
-    /// Byte-level BPE, with merges in the file.
+    /// Byte-level BPE, with the merges in the file.
     fn byte_level(&self) -> Result<Tokenizer> {
         let pre = pre_tokenizer(self)?;
         let mut merges = Merges::new();
         for (i, line) in self.meta.strs(MERGES)?.iter().enumerate() {
             let bad = |what: &str| self.bad(MERGES, &format!("merge {i}, {}: {what}", quoted(line)));
             let (a, b) = line.split_once(' ').ok_or_else(|| bad("expected two tokens with a space between"))?;
-            // `BPE` panics where the joined one is missing and longer than all tokens.
+            // `BPE` panics if the joined token is missing and longer than all tokens.
             let joined = [a, b].concat();
             if let Some(missing) = [a, b, &joined].into_iter().find(|t| !self.ids.contains_key(t)) {
                 return Err(bad(&format!("{} is no token", quoted(missing))));
@@ -235,7 +235,7 @@ impl<'a> Vocabulary<'a> {
         builder.build().map_err(|e| self.bad(key, &e.to_string()))
     }
 
-    /// SentencePiece's BPE: no merges in the file, but the pair is merged first whose token has the highest score.
+    /// SentencePiece BPE. The file has no merges: the pair whose joined token has the highest score is merged first.
     fn sentence_piece(&self) -> Result<Tokenizer> {
         const SPACE: &str = "▁";
         let bytes = self.of_type(|ty| ty == BYTE).count() == 256;
@@ -261,8 +261,8 @@ impl<'a> Vocabulary<'a> {
         Ok(tokenizer)
     }
 
-    /// All pairs of tokens that make a third one, the third one's score highest first. Control tokens, the unknown
-    /// one and those of bytes are not made of others.
+    /// All pairs of tokens that form a third one, in descending order of the third one's score. Control tokens, the
+    /// unknown token and byte tokens are not formed from others.
     fn merges_by_score(&self) -> Result<Merges> {
         let scores = self.meta.f32s(SCORES)?;
         self.check_len(SCORES, scores.len())?;
@@ -281,14 +281,15 @@ impl<'a> Vocabulary<'a> {
                 }
             }
         }
-        // Pairs that make one token have one score in SentencePiece, where the first in the text wins; here one
-        // comes before the other, in the order that `transformers` gives them.
+        // Pairs that form the same token have the same score. SentencePiece then prefers the first in the text. Here
+        // the pairs need a fixed order, and this one is that of `transformers`.
         pairs.sort_by(|(s, l, r), (t, m, q)| t.total_cmp(s).then(l.cmp(m)).then(r.cmp(q)));
         let text = |id: u32| self.tokens[id as usize].clone();
         Ok(pairs.into_iter().map(|(_, l, r)| (text(l), text(r))).collect())
     }
 
-    /// BERT's. The file has the start of a word as `▁word` and what follows bare, where BERT has `word` and `##bare`.
+    /// WordPiece, as in BERT. The file stores the start of a word as `▁word` and a continuation as `part`, where BERT
+    /// has `word` and `##part`.
     fn word_piece(&self) -> Result<Tokenizer> {
         let (start, inside) = ("▁", "##");
         let unknown = self.unknown(100)?;
@@ -311,12 +312,12 @@ impl<'a> Vocabulary<'a> {
     }
 }
 
-/// How text is cut into words before pairs in them are merged. Each pattern cuts the pieces that those before it
-/// left: into its matches, and what is between.
+/// How text is split into words before pairs within them are merged. Each pattern splits the pieces left by the
+/// patterns before it into its matches and what lies between them.
 struct PreTokenizer {
     names: &'static [&'static str],
     patterns: &'static [&'static str],
-    /// A word that is a token is that token, even where merges would not lead there.
+    /// Whether a word that is itself a token becomes that token, even if no merges lead there.
     whole_words: bool,
     adds_bos: bool,
 }
@@ -356,7 +357,7 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
         patterns: &[r"[\p{P}\$\+<=>\^~\|`]+", GPT_2, "[0-9][0-9][0-9]"],
         whole_words: false, adds_bos: false,
     },
-    // Also where the file does not say.
+    // Also used if the file names none.
     PreTokenizer {
         names: &["default"],
         patterns: &[r"[\p{P}\$\+<=>\^~\|]+", GPT_2, r"\p{N}+", "[0-9][0-9][0-9]"],
@@ -381,7 +382,7 @@ impl PreTokenizer {
             split.map(PreTokenizerWrapper::from).map_err(|e| bad(self.names[0], e.to_string()))
         };
         let mut parts = self.patterns.iter().map(split).collect::<Result<Vec<_>>>()?;
-        // Bytes as the characters that the vocabulary writes them with.
+        // Bytes become the characters that the vocabulary writes them as.
         parts.push(ByteLevel::new(false, true, false).into());
         Ok(PreTokenizers::new(parts))
     }

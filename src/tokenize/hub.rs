@@ -1,4 +1,4 @@
-//! Tokenizers of folders as model hubs have them: `tokenizer.json`, and what the files beside it say.
+//! Tokenizers of folders in the layout of model hubs: `tokenizer.json` and the files that come with it.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -9,14 +9,14 @@ use tokenizers::Tokenizer;
 
 use super::chat::ChatTemplate;
 use super::{ModelTokenizer, guarded};
-use crate::error::{Error, Result};
-use crate::format::{Entries, bad, quoted, read_file, read_json};
+use crate::error::{Error, Result, bad, quoted};
+use crate::format::{Entries, read_file, read_json};
 
-/// Longest files that are read. The longest `tokenizer.json` known take 33 MB.
+/// Longest files that are read. The longest known `tokenizer.json` is 33 MB.
 const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
-/// Numbers from here on stand for "no limit": `transformers` writes 1e30.
+/// Numbers from here on mean "no limit": `transformers` writes 1e30.
 const NO_LIMIT: f64 = 1e9;
 
 pub(super) fn open(folder: &Path) -> Result<ModelTokenizer> {
@@ -35,7 +35,7 @@ pub(super) fn open(folder: &Path) -> Result<ModelTokenizer> {
         None => config.limit("model_max_length")?,
     };
     let chat = chat_template(folder, &config, bos, eos)?;
-    // Settings of training and of batches: here a text has the tokens that it has.
+    // Truncation and padding are for training and batches. Here a text keeps exactly its own tokens.
     let mut tokenizer = tokenizer;
     tokenizer.with_padding(None);
     tokenizer.with_truncation(None).map_err(|e| bad(&folder.display().to_string(), e.to_string()))?;
@@ -43,7 +43,7 @@ pub(super) fn open(folder: &Path) -> Result<ModelTokenizer> {
     Ok(ModelTokenizer::new(tokenizer, &path, vec![], vec![], stop, max_tokens, chat))
 }
 
-/// The parts of a `tokenizer.json` that are checked first.
+/// The parts of a `tokenizer.json` that are checked before the rest is read.
 #[derive(Deserialize)]
 struct Outline {
     model: Kind,
@@ -68,12 +68,12 @@ fn read_tokenizer(path: &Path) -> Result<Tokenizer> {
     let bad = |message: String| bad(&shown, message);
     let outline: Outline = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
     if outline.model.r#type.as_deref() != Some("Unigram") {
-        // All others have ids by token. A Unigram's are the places in a list.
+        // All other models map tokens to ids. In a Unigram an id is an index into a list.
         let file: WithVocabulary = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
         file.model.check().map_err(bad)?;
     }
     let tokenizer = guarded(&shown, || Tokenizer::from_bytes(&text))?;
-    // The crate counts on where ids do not fit, and only logs that.
+    // The crate assigns the next free id if an added token's id does not fit, and only logs that.
     for Added { id, content } in &outline.added_tokens {
         let got = tokenizer.token_to_id(content);
         if got != Some(*id) {
@@ -105,7 +105,7 @@ enum Merge {
 }
 
 impl Vocabulary {
-    /// What the crate takes silently, or panics on.
+    /// Checks what the crate would accept silently, or panic on.
     fn check(&self) -> Result<(), String> {
         let mut ids = HashMap::with_capacity(self.vocab.0.len());
         let mut tokens = HashMap::with_capacity(self.vocab.0.len());
@@ -136,7 +136,7 @@ impl Vocabulary {
     }
 }
 
-/// A JSON file beside `tokenizer.json`; empty where there is none.
+/// A JSON file next to `tokenizer.json`; empty if there is no such file.
 struct Config {
     path: String,
     values: serde_json::Map<String, Value>,
@@ -158,7 +158,7 @@ impl Config {
         self.values.get(key).filter(|value| !value.is_null())
     }
 
-    /// A token's text: a string, or an object with it.
+    /// A token's text: a string, or an object that contains one.
     fn token(&self, key: &str) -> Result<Option<String>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let text = value.as_str().or_else(|| value.get("content")?.as_str());
@@ -167,7 +167,7 @@ impl Config {
         Ok(Some(text.into()))
     }
 
-    /// Ids of tokens: one, or a list.
+    /// Ids of tokens: a single one, or a list.
     fn ids(&self, key: &str, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
         let values = match self.get(key) {
             None => return Ok(vec![]),
@@ -194,7 +194,8 @@ impl Config {
     }
 }
 
-/// A file of its own counts before a template in `tokenizer_config.json`; of several there, the one named `default`.
+/// A file of its own takes precedence over `tokenizer_config.json`. Of several templates there, the one named `default`
+/// is used.
 fn chat_template(
     folder: &Path,
     config: &Config,

@@ -1,30 +1,33 @@
-//! Text to tokens and back, and chats to text, as the model's file says. The `tokenizers` and `minijinja` crates,
-//! set up. Needs the feature `tokenizers`.
+//! Text to tokens and back, and chats to text. Needs the feature `tokenizers`.
 //!
-//! [`ModelTokenizer::open`] takes a GGUF file or a folder as model hubs have them. Files may come from anywhere:
-//! what they hold makes an `Err` or a tokenizer. Chat templates are programs, and run with bounds on their steps, the
-//! depth and length of what they write, and without files or other templates. A template that is written for it can
-//! still take long: `minijinja` has no bound for joining and comparing lists that hold themselves many times over.
+//! Use this to run a loaded model on text: [`ModelTokenizer::open`] takes a GGUF file or a folder in the layout of
+//! model hubs, and sets up the `tokenizers` and `minijinja` crates as the file demands. For small models of characters,
+//! trained from scratch, [`CharTokenizer`](crate::train::data::CharTokenizer) suffices and needs no feature.
+//!
+//! Files may come from anywhere: whatever they hold, the result is an error or a tokenizer. Chat templates are
+//! programs. They run with limits on their steps and on the depth and length of what they write, without access to
+//! files or other templates. A hostile template can still take a long time: `minijinja` sets no limit on joining and
+//! comparing lists that contain themselves many times over.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+use chat::ChatTemplate;
 use tokenizers::{
     DecodeStream, DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, Tokenizer,
 };
 
-use crate::error::{Error, Result};
-use crate::format::{Weights, bad};
+use crate::error::{Error, Result, bad};
+use crate::format::Weights;
 
 mod chat;
 mod gguf;
 mod hub;
 
-use chat::ChatTemplate;
 pub use chat::Message;
 
-/// A model's tokenizer, with the tokens that end a text and the model's chat template.
+/// The tokenizer of a model, with its stop tokens and its chat template.
 ///
 /// ```
 /// use throughline::tokenize::ModelTokenizer;
@@ -36,7 +39,7 @@ pub use chat::Message;
 pub struct ModelTokenizer {
     tokenizer: Tokenizer,
     path: String,
-    /// Tokens around a text, where `tokenizer` does not put them itself.
+    /// Tokens to put around a text, if `tokenizer` does not add them itself.
     before: Vec<u32>,
     after: Vec<u32>,
     stop: Vec<u32>,
@@ -59,13 +62,17 @@ impl ModelTokenizer {
         ModelTokenizer { tokenizer, path: path.into(), before, after, stop, max_tokens, chat }
     }
 
-    /// The tokenizer of a GGUF file, or of a folder with `tokenizer.json` and, if they are there,
+    /// Opens the tokenizer of a GGUF file or of a folder. A folder holds `tokenizer.json` and optionally
     /// `tokenizer_config.json`, `special_tokens_map.json`, `generation_config.json`, `config.json`,
     /// `sentence_bert_config.json` and `chat_template.jinja`.
     ///
-    /// An `Err` names file and key. In GGUF files byte-level BPE (with the pre-tokenizers of GPT-2, SmolLM, Llama 3,
-    /// Qwen 2, Falcon and others), SentencePiece's BPE and WordPiece are known. A folder's settings that cut texts
-    /// or fill them up are not taken over; see [`max_tokens`](Self::max_tokens).
+    /// GGUF files may use byte-level BPE (with the pre-tokenizers of GPT-2, SmolLM, Llama 3, Qwen 2, Falcon and
+    /// others), SentencePiece BPE or WordPiece. A folder's settings for truncation and padding are ignored; see
+    /// [`max_tokens`](Self::max_tokens).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] and [`Error::Format`] name the file and the key.
     pub fn open(path: &Path) -> Result<Self> {
         match path.is_dir() {
             true => hub::open(path),
@@ -73,7 +80,7 @@ impl ModelTokenizer {
         }
     }
 
-    /// The same for weights that are open already.
+    /// The same for weights that are already open.
     pub fn of(weights: &Weights) -> Result<Self> {
         let path = Path::new(weights.path());
         match path.is_dir() {
@@ -82,8 +89,10 @@ impl ModelTokenizer {
         }
     }
 
-    /// Ids of a text. `add_special` puts the tokens around it that the model wants around a whole text: one that
-    /// begins it, say. Control tokens that are written out in the text become themselves.
+    /// Turns text into token ids.
+    ///
+    /// `add_special` adds the tokens that the model expects around a whole text, such as one that begins it. Control
+    /// tokens that are spelled out in the text become control tokens.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let encoding = guarded(&self.path, || self.tokenizer.encode_fast(text, add_special))?;
         match add_special {
@@ -92,8 +101,13 @@ impl ModelTokenizer {
         }
     }
 
-    /// The text of ids; `skip_special` leaves control tokens out. Bytes that are no UTF-8 become `�`. An `Err` if
-    /// there is no such token.
+    /// Turns token ids into text. `skip_special` leaves control tokens out. Bytes that are not UTF-8 become `�`.
+    ///
+    /// To print a text while it is generated use [`stream`](Self::stream).
+    ///
+    /// # Errors
+    ///
+    /// If an id is not in the vocabulary.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         ids.iter().try_for_each(|&id| self.check_id(id))?;
         guarded(&self.path, || self.tokenizer.decode(ids, skip_special))
@@ -110,16 +124,21 @@ impl ModelTokenizer {
         }
     }
 
-    /// Text as its tokens come. See [`TextStream`].
+    /// Decodes tokens one by one, as they arrive. See [`TextStream`].
     pub fn stream(&self, skip_special: bool) -> TextStream<'_> {
         TextStream { tokenizer: self, skip_special, inner: self.tokenizer.decode_stream(skip_special), pending: vec![] }
     }
 
-    /// A chat as text, by the model's template. `add_generation_prompt` ends it with what begins the answer.
+    /// Renders a chat as text with the model's template. `add_generation_prompt` ends it with the beginning of the
+    /// assistant's answer.
     ///
-    /// An `Err` names the template's line, also where the template refuses the messages: roles in an order that the
-    /// model does not know, say. As with `transformers`, control tokens that a message spells out become control
-    /// tokens once the text is encoded: check messages of others for them.
+    /// As in `transformers`, control tokens that a message spells out become control tokens when the text is encoded.
+    /// Check messages from untrusted users for them.
+    ///
+    /// # Errors
+    ///
+    /// The error names the template's line. Templates also reject messages on purpose, for instance roles in an order
+    /// that the model does not know.
     ///
     /// ```
     /// use throughline::tokenize::{Message, ModelTokenizer};
@@ -133,38 +152,40 @@ impl ModelTokenizer {
         chat.render(messages, add_generation_prompt)
     }
 
-    /// The same as ids, ready for the model: templates write the token themselves that begins a text.
+    /// Renders a chat and encodes it, ready for the model. No further tokens are added: templates write the token that
+    /// begins a text themselves.
     pub fn chat_ids(&self, messages: &[Message], add_generation_prompt: bool) -> Result<Vec<u32>> {
         self.encode(&self.chat(messages, add_generation_prompt)?, false)
     }
 
-    /// True if the model has a template for [`chat`](Self::chat).
+    /// Whether the model has a template for [`chat`](Self::chat).
     pub fn has_chat(&self) -> bool {
         self.chat.is_some()
     }
 
-    /// True if the token ends a text or a turn.
+    /// Whether the token ends a text or a turn: stop generating there.
     pub fn is_stop(&self, id: u32) -> bool {
         self.stop.binary_search(&id).is_ok()
     }
 
-    /// The tokens that end a text or a turn, in order of their ids.
+    /// The tokens that end a text or a turn, in ascending order.
     pub fn stop_tokens(&self) -> &[u32] {
         &self.stop
     }
 
-    /// The most tokens of a text that the model is meant for, if a folder says so. Longer texts are not cut.
+    /// The longest text, in tokens, that the model is meant for, if a folder sets one. Longer texts are not truncated:
+    /// check or cut them yourself.
     pub fn max_tokens(&self) -> Option<usize> {
         self.max_tokens
     }
 
-    /// Number of tokens.
+    /// Number of tokens in the vocabulary.
     pub fn vocab_len(&self) -> usize {
         self.tokenizer.get_vocab_size(true)
     }
 
-    /// The `tokenizers` crate's, for all else that it can do. It does not put the tokens of a GGUF file around a
-    /// text.
+    /// The underlying tokenizer of the `tokenizers` crate, for everything else that it can do. For a GGUF file it does
+    /// not add the tokens around a text.
     pub fn inner(&self) -> &Tokenizer {
         &self.tokenizer
     }
@@ -178,16 +199,16 @@ impl fmt::Debug for ModelTokenizer {
     }
 }
 
-/// Work of the `tokenizers` crate, which panics on some files that its reader lets through: a post-processor with a
-/// token that it does not list, a pattern without text. There is no end of such checks to be made before, so the
-/// panic is caught; the process's hook still reports it.
+/// Runs code of the `tokenizers` crate, which panics on some files that its reader accepts: a post-processor with a
+/// token that it does not list, a pattern without text. No set of checks beforehand could cover all such files, so the
+/// panic is caught. The panic hook of the process still reports it.
 fn guarded<T>(path: &str, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
     let done = catch_unwind(AssertUnwindSafe(work));
     let done = done.unwrap_or_else(|_| Err("the parts of the file do not fit each other".into()));
     done.map_err(|e| bad(path, format!("tokenizer: {e}")))
 }
 
-/// Turns tokens into text one by one, so that it can be shown as it is made. A character of several tokens comes
+/// Turns tokens into text one by one, to show a text while it is generated. A character made of several tokens comes
 /// with the last of them.
 ///
 /// ```
@@ -205,12 +226,16 @@ pub struct TextStream<'a> {
     tokenizer: &'a ModelTokenizer,
     skip_special: bool,
     inner: DecodeStream<'a, ModelWrapper, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>,
-    /// Tokens that gave no text yet.
+    /// Tokens that have not produced text yet.
     pending: Vec<u32>,
 }
 
 impl TextStream<'_> {
-    /// The text that a token adds; empty if it takes more tokens to tell. An `Err` if there is no such token.
+    /// The text that this token adds; empty while a character is incomplete.
+    ///
+    /// # Errors
+    ///
+    /// If the id is not in the vocabulary.
     pub fn push(&mut self, id: u32) -> Result<String> {
         self.tokenizer.check_id(id)?;
         self.pending.push(id);
@@ -221,7 +246,7 @@ impl TextStream<'_> {
         Ok(text.unwrap_or_default())
     }
 
-    /// What is left of a text that ended within a character: `�` for its bytes.
+    /// The rest of a text that ended within a character: `�` for its bytes.
     pub fn finish(self) -> Result<String> {
         self.tokenizer.decode(&self.pending, self.skip_special)
     }

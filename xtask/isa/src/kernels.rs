@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use throughline::graph::{Node, Source};
-use throughline::kernel::Kernel;
-use throughline::ops::{Case, Launch, Op, TABLE};
+use throughline::graph::{Node, Op, Source};
+use throughline::kernel::{Kernel, Launch};
+use throughline::ops::{Case, TABLE};
 use throughline::{AdapterClass, Graph, Profile, TensorType};
 
 /// A kernel to compile.

@@ -14,13 +14,12 @@ use std::process::ExitCode;
 use std::thread::ScopedJoinHandle;
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::Parser;
-use throughline::kernel::Kernel;
-
 use asm::Assembly;
+use clap::Parser;
 use driver::Answer;
 use kernels::Job;
 use table::Report;
+use throughline::kernel::Kernel;
 
 #[derive(Parser)]
 #[command(about = "Show registers, spills, waves and hot loops of the GPU kernels on AMD cards, without a card")]

@@ -1,0 +1,378 @@
+//! The decoder: steps over a cache of keys and values.
+
+use super::plan::{DecodePlan, StepPlan, Top};
+use super::sample::check_ids;
+use crate::device::{ExecOptions, Executable, Gpu, Readback, Tensor};
+use crate::error::{Error, Result};
+use crate::graph::Value;
+use crate::model::{Model, Placed, Uploaded};
+use crate::nn::{DecodeRows, DecodeShape, TransformerConfig, TransformerDecoder};
+use crate::optim::Arena;
+
+/// A model in GPU memory, with a cache of the tokens that it was fed.
+///
+/// ```no_run
+/// use std::path::Path;
+/// use throughline::decode::{Decoder, GenerationOptions};
+/// use throughline::Gpu;
+/// use throughline::model::Model;
+///
+/// let gpu = Gpu::headless_blocking()?;
+/// let model = Model::open(Path::new("SmolLM2-135M-Instruct.Q4_1.gguf"))?;
+/// let mut decoder = Decoder::new_blocking(&gpu, &model, 512)?;
+/// let options = GenerationOptions { max_tokens: 20, ..Default::default() };
+/// for id in decoder.generate(&[504, 28899, 436], options)?.blocking() {
+///     println!("{}", id?);
+/// }
+/// # Ok::<(), throughline::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Decoder {
+    pub(super) gpu: Gpu,
+    pub(super) config: TransformerConfig,
+    /// What all steps share: weights, and caches once the first step has created them.
+    shared: Uploaded,
+    placed: Placed,
+    pub(super) batch: usize,
+    pub(super) capacity: usize,
+    chunk: Step,
+    single: Step,
+    /// Created when it is first needed.
+    all: Option<Step>,
+    /// Number of tokens in the cache of each sequence.
+    pub(super) lengths: Vec<usize>,
+}
+
+/// The executable for a fixed number of new tokens.
+#[derive(Debug)]
+pub(super) struct Step {
+    pub(super) exec: Executable,
+    pub(super) values: TransformerDecoder,
+    pub(super) shape: DecodeShape,
+    pub(super) top: Option<Top>,
+    /// Bytes of GPU memory, not counting what steps share.
+    bytes: usize,
+}
+
+/// A submitted step, and the values that were requested, on their way to the host.
+pub(super) struct Submitted<'a> {
+    pub(super) step: &'a Step,
+    pub(super) readbacks: Vec<Readback>,
+}
+
+impl Decoder {
+    /// Reads a model into GPU memory, with room for `capacity` tokens of one sequence.
+    pub async fn new(gpu: &Gpu, model: &Model, capacity: usize) -> Result<Self> {
+        Self::with_batch(gpu, model, 1, capacity).await
+    }
+
+    /// [`new`](Self::new), waiting.
+    pub fn new_blocking(gpu: &Gpu, model: &Model, capacity: usize) -> Result<Self> {
+        pollster::block_on(Self::new(gpu, model, capacity))
+    }
+
+    /// The same for `batch` sequences side by side, each with room for `capacity` tokens. An `Err` if the capacity
+    /// is beyond the model's context, or where it is over the device's limits: that says which capacity fits.
+    pub async fn with_batch(gpu: &Gpu, model: &Model, batch: usize, capacity: usize) -> Result<Self> {
+        let placed = model.placed(gpu.profile().max_tensor_bytes())?;
+        let plan = DecodePlan::on(model.config(), &placed, batch, capacity, gpu.profile())?;
+        Self::build(gpu, &plan, model.upload(gpu, &placed)?).await
+    }
+
+    /// The decoder of a plan of this model that was made before there was a device. An `Err` names a limit of the
+    /// device that is too low for it.
+    pub async fn from_plan(gpu: &Gpu, model: &Model, plan: &DecodePlan) -> Result<Self> {
+        plan.check(gpu, model)?;
+        Self::build(gpu, plan, model.upload(gpu, &plan.placed)?).await
+    }
+
+    /// [`from_plan`](Self::from_plan), waiting.
+    pub fn from_plan_blocking(gpu: &Gpu, model: &Model, plan: &DecodePlan) -> Result<Self> {
+        pollster::block_on(Self::from_plan(gpu, model, plan))
+    }
+
+    /// [`with_batch`](Self::with_batch), waiting.
+    pub fn with_batch_blocking(gpu: &Gpu, model: &Model, batch: usize, capacity: usize) -> Result<Self> {
+        pollster::block_on(Self::with_batch(gpu, model, batch, capacity))
+    }
+
+    /// The same on parameters in GPU memory, a [`Trainer`](crate::train::Trainer)'s say, which stay shared: it sees what
+    /// training changes. What is in the cache is of the parameters that were there when it was fed.
+    ///
+    /// ```
+    /// use throughline::nn::TransformerConfig;
+    /// use throughline::optim::{Arena, ArenaLayout};
+    /// use throughline::Gpu;
+    /// use throughline::decode::Decoder;
+    /// let gpu = Gpu::headless_blocking()?;
+    /// let config = TransformerConfig::llama(65, 64, 1, 32, 2);
+    /// let layout = ArenaLayout::of_model(&config, gpu.profile().max_tensor_bytes())?;
+    /// let params = Arena::zeros(&gpu, "parameters", &layout.into())?; // or `&trainer.params`
+    /// let mut decoder = Decoder::on_params_blocking(&gpu, &config, &params, 1, 64)?;
+    /// assert_eq!(decoder.feed_blocking(&[7, 3])?.len(), 65);
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub async fn on_params(
+        gpu: &Gpu,
+        config: &TransformerConfig,
+        params: &Arena,
+        batch: usize,
+        capacity: usize,
+    ) -> Result<Self> {
+        let placed = Placed::of_layout(&params.layout);
+        let plan = DecodePlan::on(config, &placed, batch, capacity, gpu.profile())?;
+        let names = params.layout.tensors.iter().map(|(name, _)| name.clone());
+        let tensors = names.zip(params.tensors.iter().cloned()).collect();
+        Self::build(gpu, &plan, Uploaded { tensors, ..Default::default() }).await
+    }
+
+    /// [`on_params`](Self::on_params), waiting.
+    pub fn on_params_blocking(
+        gpu: &Gpu,
+        config: &TransformerConfig,
+        params: &Arena,
+        batch: usize,
+        capacity: usize,
+    ) -> Result<Self> {
+        pollster::block_on(Self::on_params(gpu, config, params, batch, capacity))
+    }
+
+    async fn build(gpu: &Gpu, plan: &DecodePlan, mut shared: Uploaded) -> Result<Self> {
+        let chunk = Step::new(gpu, plan.chunk.clone(), &mut shared).await?;
+        let single = Step::new(gpu, plan.single.clone(), &mut shared).await?;
+        let DecodePlan { batch, capacity, .. } = *plan;
+        let (config, placed) = (plan.config.clone(), plan.placed.clone());
+        let (gpu, lengths) = (gpu.clone(), vec![0; batch]);
+        Ok(Decoder { gpu, config, shared, placed, batch, capacity, chunk, single, all: None, lengths })
+    }
+
+    /// The configuration of the model.
+    pub fn config(&self) -> &TransformerConfig {
+        &self.config
+    }
+
+    /// The device that this runs on.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Number of tokens in the cache of each sequence.
+    pub fn lengths(&self) -> &[usize] {
+        &self.lengths
+    }
+
+    /// Most tokens that the cache of a sequence can hold.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Bytes of GPU memory for the weights.
+    pub fn weight_bytes(&self) -> usize {
+        self.placed.bytes()
+    }
+
+    /// Bytes of all buffers: weights, caches, activations. This is [`DecodePlan::bytes`] until
+    /// [`feed_all`](Self::feed_all) is first called.
+    pub fn buffer_bytes(&self) -> usize {
+        let shared: usize = self.shared.tensors.values().map(|t| t.ty().storage_bytes()).sum();
+        let steps = [Some(&self.chunk), Some(&self.single), self.all.as_ref()].into_iter().flatten();
+        shared + steps.map(|s| s.bytes).sum::<usize>()
+    }
+
+    /// Empties the caches of all sequences, to start over.
+    pub fn clear(&mut self) {
+        self.lengths.fill(0);
+    }
+
+    /// Forgets everything after the first `len` tokens of a sequence: to try another continuation, or to keep a common
+    /// beginning. Does nothing to a shorter sequence.
+    pub fn truncate(&mut self, sequence: usize, len: usize) {
+        if let Some(length) = self.lengths.get_mut(sequence) {
+            *length = (*length).min(len);
+        }
+    }
+
+    /// Appends tokens to the only sequence and returns the logits of the next token, `[vocab_size]`. Resolves once the
+    /// device has been polled.
+    ///
+    /// # Errors
+    ///
+    /// If the tokens do not fit the cache, or one is not in the vocabulary. The sequence is then unchanged.
+    pub async fn feed(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
+        Ok(self.feed_batch(&[ids]).await?.swap_remove(0))
+    }
+
+    /// [`feed`](Self::feed), waiting for the GPU.
+    pub fn feed_blocking(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
+        self.gpu.clone().run_blocking(self.feed(ids))
+    }
+
+    /// Appends tokens to each sequence and returns the logits of the next token of each. A slice may be empty; the
+    /// logits of that sequence are then meaningless.
+    ///
+    /// # Errors
+    ///
+    /// As for [`feed`](Self::feed). All sequences are then unchanged.
+    pub async fn feed_batch(&mut self, new: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
+        let mut submitted = self.submit(new, |step| vec![step.values.logits])?;
+        let logits = submitted.readbacks.swap_remove(0).take::<f32>().await?;
+        self.appended(new);
+        Ok(logits.chunks_exact(self.config.vocab_size).map(<[f32]>::to_vec).collect())
+    }
+
+    /// [`feed_batch`](Self::feed_batch), waiting for the GPU.
+    pub fn feed_batch_blocking(&mut self, new: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
+        self.gpu.clone().run_blocking(self.feed_batch(new))
+    }
+
+    /// Appends tokens to the only sequence and returns the logits after each of them, `[ids.len(), vocab_size]`: to
+    /// measure how likely a text is. Resolves once the device has been polled, which takes several rounds for a long
+    /// text.
+    pub async fn feed_all(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
+        self.check(&[ids])?;
+        if self.all.is_none() {
+            let shape = DecodeShape { rows: DecodeRows::All, ..self.chunk.shape };
+            let plan = StepPlan::new(&self.config, &self.placed, shape, self.gpu.profile())?;
+            self.all = Some(Step::new(&self.gpu, plan, &mut self.shared).await?);
+        }
+        let Some(step) = &self.all else { return Ok(vec![]) };
+        let mut all = vec![];
+        let mut start = self.lengths[0];
+        for part in ids.chunks(step.shape.time) {
+            let logits = step.submit(&[part], &[start], &[step.values.logits])?.swap_remove(0);
+            let logits: Vec<f32> = logits.take().await?;
+            all.extend_from_slice(&logits[..part.len() * self.config.vocab_size]);
+            start += part.len();
+        }
+        self.lengths[0] = start;
+        Ok(all)
+    }
+
+    /// [`feed_all`](Self::feed_all), waiting for the GPU.
+    pub fn feed_all_blocking(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
+        self.gpu.clone().run_blocking(self.feed_all(ids))
+    }
+
+    pub(super) fn check(&self, new: &[&[u32]]) -> Result<()> {
+        let err = |expected: String, got: String| Err(Error::Data { tensor: "tokens".into(), expected, got });
+        if new.len() != self.batch {
+            return err(format!("tokens of {} sequences", self.batch), format!("{}", new.len()));
+        }
+        if new.iter().all(|ids| ids.is_empty()) {
+            return err("at least one token".into(), "none".into());
+        }
+        new.iter().zip(&self.lengths).try_for_each(|(ids, length)| self.check_more(ids, *length))
+    }
+
+    /// Checks that these tokens can follow `length` earlier ones.
+    pub(super) fn check_more(&self, ids: &[u32], length: usize) -> Result<()> {
+        check_ids(ids, self.config.vocab_size)?;
+        let room = self.capacity - length;
+        if ids.len() > room {
+            let (expected, got) =
+                (format!("at most {room} more in a cache of {}", self.capacity), ids.len().to_string());
+            return Err(Error::Data { tensor: "tokens".into(), expected, got });
+        }
+        Ok(())
+    }
+
+    /// The step that these tokens go through.
+    pub(super) fn step_for(&self, new: &[&[u32]]) -> &Step {
+        self.step(new.iter().any(|ids| ids.len() > 1))
+    }
+
+    /// The step for a single token per sequence, or for several.
+    pub(super) fn step(&self, several: bool) -> &Step {
+        if several { &self.chunk } else { &self.single }
+    }
+
+    /// Submits the passes for new tokens. `read` selects the values of the last pass to copy to the host.
+    pub(super) fn submit(&self, new: &[&[u32]], read: impl Fn(&Step) -> Vec<Value>) -> Result<Submitted<'_>> {
+        self.check(new)?;
+        let longest = new.iter().map(|ids| ids.len()).max().unwrap_or(0);
+        // A single token costs less in a step of its own. All sequences end in the last pass, so that it computes the
+        // logits of all.
+        let step = self.step_for(new);
+        let time = step.shape.time;
+        let passes = longest.div_ceil(time);
+        let mut readbacks = vec![];
+        let fed = |ids: &[u32], passes_left: usize| ids.len().saturating_sub(passes_left * time);
+        for pass in 0..passes {
+            let left = passes - pass;
+            let parts: Vec<&[u32]> = new.iter().map(|ids| &ids[fed(ids, left)..fed(ids, left - 1)]).collect();
+            let starts: Vec<usize> = new.iter().zip(&self.lengths).map(|(ids, n)| n + fed(ids, left)).collect();
+            let wanted = if left == 1 { read(step) } else { vec![] };
+            readbacks = step.submit(&parts, &starts, &wanted)?;
+        }
+        Ok(Submitted { step, readbacks })
+    }
+
+    pub(super) fn appended(&mut self, new: &[&[u32]]) {
+        self.lengths.iter_mut().zip(new).for_each(|(length, ids)| *length += ids.len());
+    }
+}
+
+impl Step {
+    async fn new(gpu: &Gpu, plan: StepPlan, shared: &mut Uploaded) -> Result<Step> {
+        // The first step that asks for a cache creates it.
+        for cache in plan.caches() {
+            if !shared.tensors.contains_key(&cache.name) {
+                shared.tensors.insert(cache.name.clone(), Tensor::zeros(gpu, &cache.name, cache.ty.clone())?);
+            }
+        }
+        let bound = plan.plan.externals.iter().filter(|e| plan.is_shared(e.value));
+        let bindings = bound.map(|e| Ok((e.value, shared.tensor(&e.name)?))).collect::<Result<_>>()?;
+        let bytes = plan.bytes();
+        let StepPlan { plan, values, shape, top } = plan;
+        let exec = Executable::new(gpu, plan, ExecOptions { bindings, ..Default::default() }).await?;
+        Ok(Step { exec, values, shape, top, bytes })
+    }
+
+    /// Records the inputs of a pass: up to `time` tokens of each sequence, and the number of tokens before them. Unused
+    /// rows write keys after those in use, and the next tokens overwrite them.
+    pub(super) fn record_inputs(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        parts: &[&[u32]],
+        starts: impl Iterator<Item = usize> + Clone,
+    ) -> Result<()> {
+        let time = self.shape.time;
+        let mut write = |value, words: Vec<u32>| self.exec.record_write(encoder, value, &words);
+        let padded = |ids: &&[u32]| ids.iter().copied().chain(std::iter::repeat(0)).take(time).collect::<Vec<_>>();
+        write(self.values.tokens, parts.iter().flat_map(padded).collect())?;
+        write(self.values.start, starts.clone().map(|n| n as u32).collect())?;
+        if let Some(positions) = self.values.positions {
+            write(positions, starts.flat_map(|start| start..start + time).map(|p| p as u32).collect())?;
+        }
+        if let Some(last) = self.values.last {
+            let row = |(b, ids): (usize, &&[u32])| (b * time + ids.len().saturating_sub(1)) as u32;
+            write(last, parts.iter().enumerate().map(row).collect())?;
+        }
+        Ok(())
+    }
+
+    /// Runs up to `time` tokens of each sequence, in one submit with the copies of the values to read.
+    fn submit(&self, parts: &[&[u32]], starts: &[usize], read: &[Value]) -> Result<Vec<Readback>> {
+        let gpu = self.exec.gpu();
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        self.record_inputs(&mut encoder, parts, starts.iter().copied())?;
+        self.exec.record(&mut encoder);
+        let readbacks = self.read_later(&mut encoder, read)?;
+        gpu.submit(encoder)?;
+        Ok(readbacks)
+    }
+
+    /// Records the copies of values to the host.
+    pub(super) fn read_later(&self, encoder: &mut wgpu::CommandEncoder, values: &[Value]) -> Result<Vec<Readback>> {
+        values.iter().map(|&value| Ok(self.exec.tensor(value)?.read_later(self.exec.gpu(), encoder))).collect()
+    }
+
+    /// A value of the last pass, on its way to the host.
+    pub(super) fn read(&self, value: Value) -> Result<Readback> {
+        let gpu = self.exec.gpu();
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        let readback = self.exec.tensor(value)?.read_later(gpu, &mut encoder);
+        gpu.submit(encoder)?;
+        Ok(readback)
+    }
+}

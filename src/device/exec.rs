@@ -1,0 +1,604 @@
+//! The executor: the only place that encodes and reads back.
+//!
+//! Buffers, bind groups and pipelines are made once; a step is then one walk over a list, into an
+//! encoder of the caller's or one of its own, and one submit. Nothing is read back unless asked.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::gpu::{Gpu, binding_size};
+use super::readback::Readback;
+use super::tensor::Tensor;
+use super::timeline::{self, Clock, NodeTime, Span, Timeline};
+use crate::error::{Error, Result};
+use crate::graph::Value;
+use crate::kernel::Kernel;
+use crate::plan::requirements::Requirements;
+use crate::plan::{External, Plan, Slot, Step, uniform_stride};
+use crate::tensor::{Element, TensorType};
+
+/// How an [`Executable`] is set up.
+#[derive(Clone, Debug, Default)]
+pub struct ExecOptions {
+    /// Tensors for inputs, parameters and states. What is not here is allocated, zeroed.
+    pub bindings: HashMap<Value, Tensor>,
+    /// For tests of kernels: puts this many bytes of sentinel before and behind every tensor of the
+    /// plan, those behind inside the range that kernels are given; see
+    /// [`Executable::check_guards`]. A multiple of 256; 0 is off.
+    pub guard_bytes: usize,
+}
+
+/// A planned graph with its memory and pipelines, ready to run any number of times.
+#[derive(Debug)]
+pub struct Executable {
+    gpu: Gpu,
+    plan: Arc<Plan>,
+    buffers: Vec<wgpu::Buffer>,
+    uniforms: wgpu::Buffer,
+    externals: Vec<Tensor>,
+    commands: Vec<Command>,
+    guard: usize,
+}
+
+/// A part of a step, from [`Executable::slices`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slice {
+    commands: Range<usize>,
+    /// How long the profile says that it takes.
+    pub estimate: Duration,
+}
+
+#[derive(Debug)]
+struct Command {
+    /// Index of the plan's step; past the last one for its final copies.
+    step: usize,
+    work: Work,
+}
+
+#[derive(Debug)]
+enum Work {
+    Copy {
+        from: Place,
+        to: Place,
+        bytes: u64,
+    },
+    /// With `label.entry` of the kernel.
+    Dispatch {
+        name: String,
+        pipeline: Arc<wgpu::ComputePipeline>,
+        bind_group: wgpu::BindGroup,
+        workgroups: [u32; 3],
+    },
+}
+
+#[derive(Clone, Debug)]
+struct Place {
+    buffer: wgpu::Buffer,
+    offset: u64,
+}
+
+/// What guards and unwritten memory are filled with: a NaN that no kernel makes.
+const SENTINEL: u32 = 0x7fc0_dead;
+
+impl Executable {
+    /// Allocates buffers, compiles pipelines and makes bind groups. Compiling is the slow part. An [`Error::Limit`]
+    /// where the plan was made for a device that offers more.
+    pub async fn new(gpu: &Gpu, plan: Arc<Plan>, options: ExecOptions) -> Result<Self> {
+        let built = gpu.scoped(|| Self::build(gpu.clone(), plan.clone(), options)).await;
+        built.map_err(|e| match e {
+            // What the device refuses may be what it was not opened for: that says more.
+            Error::Device(_) => Requirements::of(&plan).check(&gpu.device().limits()).err().unwrap_or(e),
+            e => e,
+        })
+    }
+
+    /// [`new`](Self::new), waiting.
+    pub fn new_blocking(gpu: &Gpu, plan: Arc<Plan>, options: ExecOptions) -> Result<Self> {
+        pollster::block_on(Self::new(gpu, plan, options))
+    }
+
+    fn build(gpu: Gpu, plan: Arc<Plan>, options: ExecOptions) -> Result<Self> {
+        let guard = options.guard_bytes;
+        let buffers = (plan.buffers.iter().enumerate())
+            .map(|(i, b)| gpu.storage_buffer(&format!("b{i} {}", b.values[0]), (b.bytes + 2 * guard) as u64))
+            .collect::<Result<Vec<_>>>()?;
+        check_bindings(&plan, &options.bindings)?;
+        let external = |e: &External| match options.bindings.get(&e.value) {
+            Some(tensor) => Ok(tensor.clone()),
+            None => Tensor::zeros(&gpu, &e.name, e.ty.clone()),
+        };
+        let externals = plan.externals.iter().map(external).collect::<Result<_>>()?;
+        let uniforms = upload_uniforms(&gpu, &plan);
+        let mut exec = Executable { gpu, plan: plan.clone(), buffers, uniforms, externals, commands: vec![], guard };
+        exec.build_commands(&plan)?;
+        Ok(exec)
+    }
+
+    /// The same with other tensors for some inputs, parameters or states, outputs of a step being states that it
+    /// [stores](crate::Graph::store) in. All else is shared with this one, the plan's memory too, and nothing is
+    /// compiled or allocated. So an app with a buffer for each frame in flight makes one of these for each.
+    ///
+    /// Steps of both may be recorded in any order, but the slices of one step want no other step in between.
+    ///
+    /// ```
+    /// use std::{collections::HashMap, sync::Arc};
+    /// use throughline::{ExecOptions, Executable, Gpu, Tensor, TensorType};
+    ///
+    /// let gpu = Gpu::headless_blocking()?;
+    /// let mut g = gpu.graph();
+    /// let x = g.input("x", TensorType::f32([4]))?;
+    /// let y = g.state("y", TensorType::f32([4]))?;
+    /// let twice = g.scale("twice", x, 2.0)?;
+    /// g.store(twice, y)?;
+    /// let plan = Arc::new(gpu.plan(&g, &[])?);
+    /// let exec = Executable::new_blocking(&gpu, plan, ExecOptions::default())?;
+    /// exec.write(x, &[1.0f32, 2.0, 3.0, 4.0])?;
+    ///
+    /// // Of the app's own buffers: `Tensor::from_buffer`.
+    /// let frames = [Tensor::zeros(&gpu, "even", TensorType::f32([4]))?, Tensor::zeros(&gpu, "odd", TensorType::f32([4]))?];
+    /// let execs = frames.clone().map(|frame| exec.with_bindings(&HashMap::from([(y, frame)])));
+    /// for exec in execs {
+    ///     exec?.submit()?;
+    /// }
+    /// assert_eq!(frames[1].read_blocking::<f32>(&gpu)?, [2.0, 4.0, 6.0, 8.0]);
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub fn with_bindings(&self, bindings: &HashMap<Value, Tensor>) -> Result<Executable> {
+        check_bindings(&self.plan, bindings)?;
+        let (plan, mut externals) = (self.plan.clone(), self.externals.clone());
+        for (external, tensor) in plan.externals.iter().zip(&mut externals) {
+            if let Some(other) = bindings.get(&external.value) {
+                *tensor = other.clone();
+            }
+        }
+        let (gpu, buffers, uniforms) = (self.gpu.clone(), self.buffers.clone(), self.uniforms.clone());
+        let mut exec = Executable { gpu, plan, buffers, uniforms, externals, commands: vec![], guard: self.guard };
+        self.gpu.guarded(|| exec.build_commands(&self.plan))?;
+        Ok(exec)
+    }
+
+    fn build_commands(&mut self, plan: &Plan) -> Result<()> {
+        let uniforms = self.uniforms.clone();
+        let mut offset = 0;
+        for (i, step) in plan.steps.iter().enumerate() {
+            for c in &step.copies {
+                self.push_copy(i, c)?;
+            }
+            for d in &step.dispatches {
+                self.check_aliases(step, &d.binds)?;
+                let pipeline = self.gpu.pipeline(&d.kernel)?;
+                let mut uniform = |words: &[u32]| {
+                    let size = binding_size(words.len() * 4);
+                    let binding = wgpu::BufferBinding { buffer: &uniforms, offset, size };
+                    offset += uniform_stride(words.len());
+                    size.is_some().then_some(binding)
+                };
+                let bind_group =
+                    self.bind_group(&pipeline, &d.kernel, [uniform(&d.words), uniform(&d.ranges)], &d.binds);
+                let name = format!("{}.{}", d.kernel.label, d.kernel.entry);
+                let work = Work::Dispatch { name, pipeline, bind_group, workgroups: d.workgroups };
+                d.copies_in.iter().try_for_each(|c| self.push_copy(i, c))?;
+                self.commands.push(Command { step: i, work });
+                d.copies_out.iter().try_for_each(|c| self.push_copy(i, c))?;
+            }
+        }
+        for c in &plan.final_copies {
+            self.push_copy(plan.steps.len(), c)?;
+        }
+        Ok(())
+    }
+
+    /// Two externals may be ranges of one buffer (an arena): then no dispatch may write one and
+    /// read the other.
+    fn check_aliases(&self, step: &Step, binds: &[Option<(Slot, usize, bool)>]) -> Result<()> {
+        let bound: Vec<_> = binds.iter().flatten().map(|b| (self.place(b.0), b.2)).collect();
+        for (i, (a, a_writes)) in bound.iter().enumerate() {
+            for (b, b_writes) in &bound[i + 1..] {
+                if a.buffer == b.buffer && (*a_writes || *b_writes) {
+                    return Err(Error::Graph(format!(
+                        "`{}` would read and write one buffer: bind tensors that a step writes to buffers of their own",
+                        step.name
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn bind_group(
+        &self,
+        pipeline: &wgpu::ComputePipeline,
+        kernel: &Kernel,
+        uniforms: [Option<wgpu::BufferBinding<'_>>; 2],
+        binds: &[Option<(Slot, usize, bool)>],
+    ) -> wgpu::BindGroup {
+        let places: Vec<Option<(Place, usize)>> =
+            binds.iter().map(|b| b.map(|(slot, bytes, _)| (self.place(slot), self.bound_bytes(slot, bytes)))).collect();
+        // Before the storage bindings and behind them.
+        let numbered = uniforms.into_iter().zip([0, binds.len() as u32 + 1]);
+        let mut entries: Vec<wgpu::BindGroupEntry<'_>> = numbered
+            .filter_map(|(u, binding)| Some((wgpu::BindingResource::Buffer(u?), binding)))
+            .map(|(resource, binding)| wgpu::BindGroupEntry { binding, resource })
+            .collect();
+        for (i, place) in places.iter().enumerate() {
+            let resource = match place {
+                Some((place, bytes)) => {
+                    wgpu::BufferBinding { buffer: &place.buffer, offset: place.offset, size: binding_size(*bytes) }
+                }
+                None => self.gpu.null().as_entire_buffer_binding(),
+            };
+            let resource = wgpu::BindingResource::Buffer(resource);
+            entries.push(wgpu::BindGroupEntry { binding: i as u32 + 1, resource });
+        }
+        self.gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(kernel.label),
+            layout: &pipeline.get_bind_group_layout(0),
+            entries: &entries,
+        })
+    }
+
+    fn bound_bytes(&self, slot: Slot, bytes: usize) -> usize {
+        match slot {
+            Slot::Buffer(_) => bytes + self.guard,
+            Slot::External(_) => bytes,
+        }
+    }
+
+    fn place(&self, slot: Slot) -> Place {
+        match slot {
+            Slot::Buffer(i) => Place { buffer: self.buffers[i].clone(), offset: self.guard as u64 },
+            Slot::External(i) => {
+                let tensor = &self.externals[i];
+                Place { buffer: tensor.buffer().clone(), offset: tensor.offset() }
+            }
+        }
+    }
+
+    fn push_copy(&mut self, step: usize, copy: &crate::plan::Copy) -> Result<()> {
+        let (mut from, mut to) = (self.place(copy.from), self.place(copy.to));
+        from.offset += copy.from_offset as u64;
+        to.offset += copy.to_offset as u64;
+        if from.buffer == to.buffer {
+            return Err(Error::Graph(format!(
+                "a step copies `{}` to `{}`, which are bound to one buffer; WebGPU copies only between two",
+                self.plan.slot_name(copy.from),
+                self.plan.slot_name(copy.to)
+            )));
+        }
+        self.commands.push(Command { step, work: Work::Copy { from, to, bytes: copy.bytes as u64 } });
+        Ok(())
+    }
+
+    /// Records one step into the caller's encoder. Costs no allocation on the GPU, no submit and
+    /// no wait.
+    pub fn record(&self, encoder: &mut wgpu::CommandEncoder) {
+        self.record_commands(encoder, &self.commands);
+    }
+
+    /// The step in consecutive slices that take at most `budget` each, as the times of a profile of it say; a
+    /// kernel that takes longer is a slice of its own. Recorded one after the other, over as many submits as you like,
+    /// they are the step. An `Err` if the profile is of something else.
+    ///
+    /// ```no_run
+    /// # fn frames(exec: &throughline::Executable) -> throughline::Result<()> {
+    /// let slices = exec.slices(&exec.profile_blocking()?, std::time::Duration::from_micros(500))?;
+    /// for slice in &slices {
+    ///     // Each frame, into the encoder that draws it:
+    ///     # let mut encoder = exec.gpu().device().create_command_encoder(&Default::default());
+    ///     exec.record_slice(&mut encoder, slice);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn slices(&self, profile: &Timeline, budget: Duration) -> Result<Vec<Slice>> {
+        self.slices_of(&profile.command_ns(), budget)
+    }
+
+    /// The same by nanoseconds of each command.
+    pub(crate) fn slices_of(&self, times: &[u64], budget: Duration) -> Result<Vec<Slice>> {
+        if times.len() != self.commands.len() {
+            let (expected, got) = (format!("times of {} commands", self.commands.len()), times.len().to_string());
+            return Err(Error::Data { tensor: "profile".into(), expected, got });
+        }
+        let mut slices: Vec<Slice> = vec![];
+        for (i, &ns) in times.iter().enumerate() {
+            let time = Duration::from_nanos(ns);
+            match slices.last_mut() {
+                Some(last) if last.estimate + time <= budget => {
+                    last.commands.end = i + 1;
+                    last.estimate += time;
+                }
+                _ => slices.push(Slice { commands: i..i + 1, estimate: time }),
+            }
+        }
+        Ok(slices)
+    }
+
+    /// Records a slice of a step of this executable. Does nothing for one of a longer one.
+    pub fn record_slice(&self, encoder: &mut wgpu::CommandEncoder, slice: &Slice) {
+        self.record_range(encoder, slice.commands.clone());
+    }
+
+    /// Records some of the kernels and copies of a step, by their numbers.
+    pub(crate) fn record_range(&self, encoder: &mut wgpu::CommandEncoder, commands: Range<usize>) {
+        self.record_commands(encoder, self.commands.get(commands).unwrap_or_default());
+    }
+
+    /// Number of kernels and copies of a step.
+    pub(crate) fn command_count(&self) -> usize {
+        self.commands.len()
+    }
+
+    fn record_commands(&self, encoder: &mut wgpu::CommandEncoder, commands: &[Command]) {
+        let is_copy = |c: &Command| matches!(c.work, Work::Copy { .. });
+        for run in commands.chunk_by(|a, b| is_copy(a) == is_copy(b)) {
+            if is_copy(&run[0]) {
+                run.iter().for_each(|c| c.work.copy(encoder));
+            } else {
+                let mut pass = encoder.begin_compute_pass(&Default::default());
+                run.iter().for_each(|c| c.work.dispatch(&mut pass));
+            }
+        }
+    }
+
+    /// Records one step and submits it. Does not wait.
+    pub fn submit(&self) -> Result<wgpu::SubmissionIndex> {
+        let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+        self.record(&mut encoder);
+        self.gpu.submit(encoder)
+    }
+
+    /// Runs one step with a timestamp before and behind every kernel. Resolves once the device has
+    /// been polled; an `Err` says so where it was opened without `TIMESTAMP_QUERY`. Each kernel gets a
+    /// compute pass of its own, so the step as a whole takes a little longer than otherwise.
+    pub async fn profile(&self) -> Result<Timeline> {
+        let mut ticks = vec![];
+        for readback in self.submit_timed()? {
+            ticks.extend(readback.take::<u32>().await?);
+        }
+        Ok(self.timeline_of_ticks(&ticks))
+    }
+
+    /// [`profile`](Self::profile), waiting; where the device has no timestamps, with the host's
+    /// clock around each kernel.
+    pub fn profile_blocking(&self) -> Result<Timeline> {
+        if !self.gpu.device().features().contains(wgpu::Features::TIMESTAMP_QUERY) {
+            return self.profile_by_host_clock();
+        }
+        self.gpu.run_blocking(self.profile())
+    }
+
+    /// Submits a step that leaves two timestamps for every command.
+    fn submit_timed(&self) -> Result<Vec<Readback>> {
+        let device = self.gpu.device();
+        if !device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
+            return Err(Error::Device("profiling needs a device opened with TIMESTAMP_QUERY".into()));
+        }
+        self.gpu.guarded(|| {
+            let mut encoder = device.create_command_encoder(&Default::default());
+            let mut readbacks = vec![];
+            for commands in self.commands.chunks(wgpu::QUERY_SET_MAX_QUERIES as usize / 2) {
+                let count = 2 * commands.len() as u32;
+                let label = Some("throughline timestamps");
+                let queries =
+                    device.create_query_set(&wgpu::QuerySetDescriptor { label, ty: wgpu::QueryType::Timestamp, count });
+                for (command, at) in commands.iter().zip((0..).step_by(2)) {
+                    command.work.encode_timed(&mut encoder, &queries, at);
+                }
+                let ty = TensorType::u32([count as usize, 2]);
+                let usage = Tensor::USAGES | wgpu::BufferUsages::QUERY_RESOLVE;
+                let size = ty.storage_bytes() as u64;
+                let desc = wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false };
+                let ticks = Tensor::from_buffer(device.create_buffer(&desc), 0, ty)?;
+                encoder.resolve_query_set(&queries, 0..count, ticks.buffer(), 0);
+                readbacks.push(ticks.read_later(&self.gpu, &mut encoder));
+            }
+            self.gpu.submit(encoder)?;
+            Ok(readbacks)
+        })
+    }
+
+    fn timeline_of_ticks(&self, ticks: &[u32]) -> Timeline {
+        let period = f64::from(self.gpu.queue().get_timestamp_period());
+        let ticks: Vec<u64> = ticks.chunks_exact(2).map(|w| u64::from(w[0]) | u64::from(w[1]) << 32).collect();
+        let first = ticks.first().copied().unwrap_or(0);
+        let ns = |t: u64| (t.saturating_sub(first) as f64 * period) as u64;
+        let times = ticks.chunks_exact(2).map(|t| (ns(t[0]), ns(t[1]).saturating_sub(ns(t[0]))));
+        self.timeline(Clock::Gpu, times)
+    }
+
+    fn profile_by_host_clock(&self) -> Result<Timeline> {
+        let start = Instant::now();
+        let mut times = vec![];
+        for command in &self.commands {
+            let begin = start.elapsed().as_nanos() as u64;
+            let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+            match &command.work {
+                Work::Copy { .. } => command.work.copy(&mut encoder),
+                Work::Dispatch { .. } => command.work.dispatch(&mut encoder.begin_compute_pass(&Default::default())),
+            }
+            self.gpu.submit(encoder)?;
+            self.gpu.wait_blocking()?;
+            times.push((begin, start.elapsed().as_nanos() as u64 - begin));
+        }
+        Ok(self.timeline(Clock::Host, times.into_iter()))
+    }
+
+    /// From start and length of every command, in nanoseconds.
+    fn timeline(&self, clock: Clock, times: impl Iterator<Item = (u64, u64)>) -> Timeline {
+        let timed: Vec<(&Command, (u64, u64))> = self.commands.iter().zip(times).collect();
+        let node = |run: &[(&Command, (u64, u64))]| {
+            let spans =
+                run.iter().map(|(c, (start_ns, ns))| Span { what: c.work.name().into(), start_ns: *start_ns, ns: *ns });
+            let spans = spans.collect();
+            match self.plan.steps.get(run[0].0.step) {
+                Some(s) => {
+                    let op = s.op.name();
+                    NodeTime { node: s.name.clone(), op, flops: s.flops, bytes: s.bytes, spans }
+                }
+                None => NodeTime { node: "final copies".into(), op: "", flops: 0, bytes: 0, spans },
+            }
+        };
+        let nodes = timed.chunk_by(|a, b| a.0.step == b.0.step).map(node).collect();
+        Timeline { adapter: self.gpu.describe(), clock, nodes }
+    }
+
+    /// The tensor of an input, parameter, state or planned output.
+    pub fn tensor(&self, value: Value) -> Result<Tensor> {
+        let (slot, ty) = self
+            .plan
+            .slot(value)
+            .ok_or_else(|| Error::Graph(format!("{value:?} is neither an external nor an output of this plan")))?;
+        match slot {
+            Slot::External(i) => Ok(self.externals[i].clone()),
+            Slot::Buffer(i) => Tensor::from_buffer(self.buffers[i].clone(), self.guard as u64, ty.clone()),
+        }
+    }
+
+    /// Queues a write of an input, parameter or state, to happen before the next submit.
+    pub fn write<T: Element>(&self, value: Value, data: &[T]) -> Result<()> {
+        self.tensor(value)?.write(&self.gpu, data).map_err(|e| self.named(value, e))
+    }
+
+    /// Records a write of an input, parameter or state, for what is recorded behind it: see
+    /// [`Tensor::record_write`].
+    pub fn record_write<T: Element>(&self, encoder: &mut wgpu::CommandEncoder, value: Value, data: &[T]) -> Result<()> {
+        self.tensor(value)?.record_write(&self.gpu, encoder, data).map_err(|e| self.named(value, e))
+    }
+
+    /// The error of a write with the name of the tensor.
+    fn named(&self, value: Value, e: Error) -> Error {
+        let external = self.plan.externals.iter().find(|e| e.value == value);
+        match (e, external) {
+            (Error::Data { expected, got, .. }, Some(e)) => Error::Data { tensor: e.name.clone(), expected, got },
+            (e, _) => e,
+        }
+    }
+
+    /// Reads an output or external as the last submit leaves it. Resolves once the device has been polled.
+    pub async fn read<T: Element>(&self, value: Value) -> Result<Vec<T>> {
+        self.tensor(value)?.read(&self.gpu).await
+    }
+
+    /// [`read`](Self::read), waiting for the GPU.
+    pub fn read_blocking<T: Element>(&self, value: Value) -> Result<Vec<T>> {
+        self.gpu.run_blocking(self.read(value))
+    }
+
+    /// The plan that this runs.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The device that this runs on.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Fills every buffer of the plan, guards included, with a NaN sentinel: what a kernel does not
+    /// write stays NaN, and what it writes too far shows in [`check_guards`](Self::check_guards).
+    pub fn poison(&self) {
+        for buffer in &self.buffers {
+            let words = vec![SENTINEL; buffer.size() as usize / 4];
+            self.gpu.queue().write_buffer(buffer, 0, bytemuck::cast_slice(&words));
+        }
+    }
+
+    /// After [`poison`](Self::poison) and a step: an `Err` names the first value around which
+    /// something was written. Waits for the GPU.
+    pub fn check_guards(&self) -> Result<()> {
+        for (buffer, spec) in self.buffers.iter().zip(&self.plan.buffers) {
+            let ty = TensorType::u32([buffer.size() as usize / 4]);
+            let words: Vec<u32> = Tensor::from_buffer(buffer.clone(), 0, ty)?.read_blocking(&self.gpu)?;
+            let (first, end) = (self.guard / 4, (self.guard + spec.bytes) / 4);
+            let touched = |i: &usize| (*i < first || *i >= end) && words[*i] != SENTINEL;
+            if let Some(i) = (0..words.len()).find(touched) {
+                return Err(Error::Device(format!(
+                    "a kernel wrote byte {} of {}, which has {}",
+                    4 * i as i64 - self.guard as i64,
+                    spec.values.join(" or "),
+                    spec.bytes
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Work {
+    fn name(&self) -> &str {
+        match self {
+            Work::Copy { .. } => timeline::COPY,
+            Work::Dispatch { name, .. } => name,
+        }
+    }
+
+    /// Nothing, if this is a dispatch.
+    fn copy(&self, encoder: &mut wgpu::CommandEncoder) {
+        if let Work::Copy { from, to, bytes } = self {
+            encoder.copy_buffer_to_buffer(&from.buffer, from.offset, &to.buffer, to.offset, Some(*bytes));
+        }
+    }
+
+    /// Nothing, if this is a copy.
+    fn dispatch(&self, pass: &mut wgpu::ComputePass<'_>) {
+        if let Work::Dispatch { pipeline, bind_group, workgroups: [x, y, z], .. } = self {
+            pass.set_pipeline(pipeline);
+            pass.set_bind_group(0, bind_group, &[]);
+            pass.dispatch_workgroups(*x, *y, *z);
+        }
+    }
+
+    /// With the time before in query `at`, and the time behind in the next.
+    fn encode_timed(&self, encoder: &mut wgpu::CommandEncoder, query_set: &wgpu::QuerySet, at: u32) {
+        let desc = |begin, end| wgpu::ComputePassDescriptor {
+            label: None,
+            timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
+                query_set,
+                beginning_of_pass_write_index: begin,
+                end_of_pass_write_index: end,
+            }),
+        };
+        match self {
+            Work::Dispatch { .. } => self.dispatch(&mut encoder.begin_compute_pass(&desc(Some(at), Some(at + 1)))),
+            // Copies stand between passes, so two empty ones take the time for them.
+            Work::Copy { .. } => {
+                drop(encoder.begin_compute_pass(&desc(None, Some(at))));
+                self.copy(encoder);
+                drop(encoder.begin_compute_pass(&desc(Some(at + 1), None)));
+            }
+        }
+    }
+}
+
+/// Whether the tensors are what the plan wants of them.
+fn check_bindings(plan: &Plan, bindings: &HashMap<Value, Tensor>) -> Result<()> {
+    for (value, tensor) in bindings {
+        let Some(external) = plan.externals.iter().find(|e| e.value == *value) else { continue };
+        if *tensor.ty() != external.ty {
+            let (expected, got) = (external.ty.to_string(), tensor.ty().to_string());
+            return Err(Error::Data { tensor: external.name.clone(), expected, got });
+        }
+    }
+    Ok(())
+}
+
+/// All uniforms in one buffer, each at a multiple of 256 as WebGPU asks.
+fn upload_uniforms(gpu: &Gpu, plan: &Plan) -> wgpu::Buffer {
+    let mut bytes: Vec<u8> = vec![];
+    for words in plan.steps.iter().flat_map(|s| &s.dispatches).flat_map(|d| [&d.words, &d.ranges]) {
+        let at = bytes.len();
+        bytes.extend_from_slice(bytemuck::cast_slice(words));
+        bytes.resize(at + uniform_stride(words.len()) as usize, 0);
+    }
+    let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+        label: Some("throughline uniforms"),
+        size: bytes.len().max(256) as u64,
+        usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+        mapped_at_creation: false,
+    });
+    gpu.queue().write_buffer(&buffer, 0, &bytes);
+    buffer
+}

@@ -1,0 +1,489 @@
+//! The device that everything runs on: an app's own first, a headless one second.
+
+use std::collections::HashMap;
+use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use super::pool::Staging;
+use crate::error::{Error, Result};
+use crate::files::write_atomically;
+use crate::graph::{Graph, Value};
+use crate::kernel::Kernel;
+use crate::plan::Plan;
+use crate::plan::requirements::Requirements;
+use crate::profile::{Choices, Cooperative, Profile};
+
+/// How long a thread that waits sleeps when the GPU has nothing to do, and how long it goes on so.
+const PAUSE: Duration = Duration::from_micros(100);
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the buffer of a tensor must be usable for.
+pub(crate) const TENSOR_USAGES: wgpu::BufferUsages =
+    wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
+
+/// A device, its queue and the pipelines compiled for it. Cloning shares all three.
+#[derive(Clone, Debug)]
+pub struct Gpu {
+    inner: Arc<Inner>,
+    profile: Arc<Profile>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    info: wgpu::AdapterInfo,
+    pipelines: Mutex<HashMap<Kernel, Arc<wgpu::ComputePipeline>>>,
+    /// The driver's cache of compiled pipelines, where it has one that can be saved.
+    cache: Mutex<Option<wgpu::PipelineCache>>,
+    null: wgpu::Buffer,
+    staging: Staging,
+}
+
+impl Gpu {
+    /// Features that make throughline faster or let it measure itself. None is needed: ask for
+    /// those of them that the adapter has.
+    pub const USEFUL_FEATURES: wgpu::Features = Profile::USEFUL_FEATURES;
+
+    /// Runs on a device that the app already owns. Any features and limits will do: plans keep
+    /// within what the device was opened with.
+    pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Self {
+        Gpu::with_cooperative(device, queue, None)
+    }
+
+    /// [`from_device`](Self::from_device), with matmuls on cooperative matrices: `properties` are
+    /// those of the adapter (`wgpu::Adapter::cooperative_matrix_properties`), and the device was
+    /// opened with [`Cooperative::features`].
+    pub fn from_device_cooperative(
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        properties: &[wgpu::CooperativeMatrixProperties],
+        kind: Cooperative,
+    ) -> Result<Self> {
+        if !kind.is_in(properties) || !device.features().contains(kind.features()) {
+            let name = device.adapter_info().name;
+            return Err(Error::Device(format!(
+                "{name} has no cooperative matrices of {kind:?}, or was opened without"
+            )));
+        }
+        Ok(Gpu::with_cooperative(device, queue, Some(kind)))
+    }
+
+    fn with_cooperative(device: wgpu::Device, queue: wgpu::Queue, cooperative: Option<Cooperative>) -> Self {
+        let info = device.adapter_info();
+        let profile = Profile { cooperative, ..Profile::of(&info, device.features(), &device.limits()) };
+        let null = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("throughline null"),
+            size: 16,
+            usage: wgpu::BufferUsages::STORAGE,
+            mapped_at_creation: false,
+        });
+        let (pipelines, cache, staging) = (Mutex::default(), Mutex::default(), Staging::new(&device));
+        let inner = Inner { device, queue, info, pipelines, cache, null, staging };
+        Gpu { inner: Arc::new(inner), profile: Arc::new(profile) }
+    }
+
+    /// A handle on the same device whose plans take these variants of ops, which a [`Tuner`](crate::Tuner) has
+    /// measured to be the fastest. See [`Profile::choices`].
+    pub fn with_choices(&self, choices: Choices) -> Self {
+        let profile = Profile { choices, ..Profile::clone(&self.profile) };
+        Gpu { inner: self.inner.clone(), profile: Arc::new(profile) }
+    }
+
+    /// An empty graph for models on this device.
+    pub fn graph(&self) -> Graph {
+        Graph::with_max_tensor_bytes(self.profile().max_tensor_bytes())
+    }
+
+    /// [`Plan::new`] for this device.
+    pub fn plan(&self, graph: &Graph, outputs: &[Value]) -> Result<Plan> {
+        Plan::new(graph, outputs, self.profile())
+    }
+
+    /// Opens the best adapter there is, software ones included, with the adapter's own limits.
+    /// `WGPU_BACKEND` and `WGPU_ADAPTER_NAME` choose among several, as in other wgpu programs.
+    pub async fn headless() -> Result<Self> {
+        let (_, device, queue) = open(None).await?;
+        Ok(Gpu::from_device(device, queue))
+    }
+
+    /// [`headless`](Self::headless), with matmuls on cooperative matrices; an `Err` where the adapter
+    /// has none of this kind. Experimental in wgpu, and so here.
+    pub async fn headless_cooperative(kind: Cooperative) -> Result<Self> {
+        let (adapter, device, queue) = open(Some(kind)).await?;
+        Gpu::from_device_cooperative(device, queue, &adapter.cooperative_matrix_properties(), kind)
+    }
+
+    /// [`headless_cooperative`](Self::headless_cooperative), waiting.
+    pub fn headless_cooperative_blocking(kind: Cooperative) -> Result<Self> {
+        pollster::block_on(Self::headless_cooperative(kind))
+    }
+
+    /// [`headless`](Self::headless), waiting.
+    pub fn headless_blocking() -> Result<Self> {
+        pollster::block_on(Self::headless())
+    }
+
+    /// The wgpu device.
+    pub fn device(&self) -> &wgpu::Device {
+        &self.inner.device
+    }
+
+    /// The wgpu queue.
+    pub fn queue(&self) -> &wgpu::Queue {
+        &self.inner.queue
+    }
+
+    /// An `Err` if this device lacks a limit or feature that plans require, or if they use subgroups of other sizes
+    /// than this device has: `subgroups` are those of the profile that the plans were made for.
+    pub(crate) fn check(&self, requirements: &Requirements, subgroups: Option<[u32; 2]>) -> Result<()> {
+        let advice =
+            "A plan made for `gpu.profile()` has its arenas and tables in parts that fit, or says what else would";
+        requirements.check(&self.device().limits()).map_err(|e| match e {
+            Error::Limit(message) => Error::Limit(format!("{message}. {advice}")),
+            e => e,
+        })?;
+        let missing = requirements.features - self.device().features();
+        if !missing.is_empty() {
+            let names: Vec<&str> = missing.iter_names().map(|(name, _)| name).collect();
+            let message = format!("the plan needs {}, but the device was opened without. {advice}", names.join(", "));
+            return Err(Error::Device(message));
+        }
+        let theirs = self.profile().subgroups;
+        if requirements.features.contains(wgpu::Features::SUBGROUP) && theirs != subgroups {
+            let message = format!("the plan is for subgroups of {subgroups:?} lanes, but the device's have {theirs:?}");
+            return Err(Error::Device(message));
+        }
+        Ok(())
+    }
+
+    /// Name, driver and type of the adapter.
+    pub fn info(&self) -> &wgpu::AdapterInfo {
+        &self.inner.info
+    }
+
+    /// `name (driver, backend)`, for people.
+    pub fn describe(&self) -> String {
+        let info = self.info();
+        format!("{} ({} {}, {:?})", info.name, info.driver, info.driver_info, info.backend)
+    }
+
+    /// What plans need to know about the adapter.
+    pub fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    /// Waits until everything submitted so far has run.
+    pub fn wait_blocking(&self) -> Result<()> {
+        self.poll_blocking(wgpu::PollType::wait_indefinitely())
+    }
+
+    /// Runs a future of this crate to its end, polling the device while it waits. For futures that wait for this
+    /// device alone: others would keep a core busy.
+    ///
+    /// ```
+    /// use throughline::{Gpu, Tensor, TensorType};
+    /// let gpu = Gpu::headless_blocking()?;
+    /// let x = Tensor::zeros(&gpu, "x", TensorType::f32([3]))?;
+    /// let mut encoder = gpu.device().create_command_encoder(&Default::default());
+    /// let readback = x.read_later(&gpu, &mut encoder);
+    /// gpu.queue().submit([encoder.finish()]);
+    /// assert_eq!(gpu.run_blocking(readback.take::<f32>())?, [0.0; 3]);
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub fn run_blocking<T>(&self, future: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut future = std::pin::pin!(future);
+        let mut context = Context::from_waker(Waker::noop());
+        let mut news = Instant::now();
+        loop {
+            if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
+                return output;
+            }
+            let start = Instant::now();
+            self.wait_blocking()?;
+            if start.elapsed() > PAUSE {
+                news = Instant::now();
+            } else if news.elapsed() > PATIENCE {
+                return Err(self.error("nothing more will come: has what is waited for been submitted?"));
+            } else if news.elapsed() > PAUSE {
+                // The GPU has done everything: another thread that polls is about to tell.
+                std::thread::sleep(PAUSE);
+            }
+        }
+    }
+
+    /// Waits until this submission, and those before it, have run.
+    pub fn wait_for_blocking(&self, submission: wgpu::SubmissionIndex) -> Result<()> {
+        self.poll_blocking(wgpu::PollType::Wait { submission_index: Some(submission), timeout: None })
+    }
+
+    fn poll_blocking(&self, poll: wgpu::PollType) -> Result<()> {
+        self.device().poll(poll).map(drop).map_err(|e| self.error(format!("waiting for the GPU: {e}")))
+    }
+
+    /// Submits what was recorded, without waiting. What is wrong with it is an `Err` here, rather than an error that
+    /// the app's handler is told.
+    pub fn submit(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
+        self.guarded(|| Ok(self.queue().submit([encoder.finish()])))
+    }
+
+    /// Queues a write, which happens before the next submit.
+    pub(crate) fn write(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.guarded(|| {
+            self.queue().write_buffer(buffer, offset, bytes);
+            Ok(())
+        })
+    }
+
+    /// Submits the writes that are queued, so that those of a whole model do not pile up in host memory.
+    pub(crate) fn flush(&self) -> Result<()> {
+        self.guarded(|| Ok(self.queue().submit([]))).map(drop)
+    }
+
+    pub(super) fn staging(&self) -> &Staging {
+        &self.inner.staging
+    }
+
+    /// Bound where a kernel declares a read-only buffer that the launch does not have.
+    pub(crate) fn null(&self) -> &wgpu::Buffer {
+        &self.inner.null
+    }
+
+    /// A zeroed buffer for tensors.
+    pub(crate) fn storage_buffer(&self, label: &str, size: u64) -> Result<wgpu::Buffer> {
+        let max = self.profile().max_buffer_bytes;
+        if size > max {
+            return Err(Error::Limit(format!("buffer `{label}` needs {size} bytes; the adapter allows {max}")));
+        }
+        let descriptor =
+            wgpu::BufferDescriptor { label: Some(label), size, usage: TENSOR_USAGES, mapped_at_creation: false };
+        self.guarded(|| Ok(self.device().create_buffer(&descriptor))).map_err(|e| match e {
+            Error::OutOfMemory(_) => Error::OutOfMemory(format!("buffer `{label}` needs {size} bytes")),
+            e => e,
+        })
+    }
+
+    /// The pipeline for a kernel, compiled the first time and cached. A compile error is the
+    /// device's to report: callers that create pipelines hold an error scope.
+    pub(crate) fn pipeline(&self, kernel: &Kernel) -> Result<Arc<wgpu::ComputePipeline>> {
+        let lock = || self.inner.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pipeline) = lock().get(kernel) {
+            return Ok(pipeline.clone());
+        }
+        let pipeline = Arc::new(self.compile(kernel)?);
+        lock().insert(kernel.clone(), pipeline.clone());
+        Ok(pipeline)
+    }
+
+    /// Forgets compiled pipelines, so that the next plan compiles again: for measuring cold starts.
+    pub fn clear_pipelines(&self) {
+        self.inner.pipelines.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Starts from the compiled pipelines that [`save_pipelines`](Self::save_pipelines) has left in
+    /// this folder, if any. Call it before anything is planned. `false` if the driver has no such
+    /// cache or the folder has none for this adapter.
+    ///
+    /// # Safety
+    /// The driver trusts the file: nobody but `save_pipelines` may have written to the folder.
+    pub unsafe fn load_pipelines(&self, dir: &Path) -> Result<bool> {
+        let Some(path) = self.pipelines_path(dir) else { return Ok(false) };
+        let data = match std::fs::read(&path) {
+            Ok(data) => data,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+            Err(source) => return Err(Error::Io { path: path.display().to_string(), source }),
+        };
+        // SAFETY: the caller vouches that the bytes come from `PipelineCache::get_data`.
+        let cache = unsafe { self.create_pipeline_cache(Some(&data)) };
+        *self.inner.cache.lock().unwrap_or_else(PoisonError::into_inner) = Some(cache);
+        Ok(true)
+    }
+
+    /// Leaves the pipelines compiled so far in this folder, for the next process. `false` if the
+    /// driver has no cache that can be saved.
+    pub fn save_pipelines(&self, dir: &Path) -> Result<bool> {
+        let Some(path) = self.pipelines_path(dir) else { return Ok(false) };
+        let cache = self.inner.cache.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(data) = cache.and_then(|cache| cache.get_data()) else { return Ok(false) };
+        std::fs::create_dir_all(dir).map_err(|source| Error::Io { path: dir.display().to_string(), source })?;
+        write_atomically(&path, &data).map(|()| true)
+    }
+
+    fn pipelines_path(&self, dir: &Path) -> Option<PathBuf> {
+        let supported = self.device().features().contains(wgpu::Features::PIPELINE_CACHE);
+        supported.then(|| wgpu::util::pipeline_cache_key(self.info()).map(|key| dir.join(key))).flatten()
+    }
+
+    /// # Safety
+    /// As for wgpu's own: data must come from `PipelineCache::get_data`.
+    unsafe fn create_pipeline_cache(&self, data: Option<&[u8]>) -> wgpu::PipelineCache {
+        let desc = wgpu::PipelineCacheDescriptor { label: Some("throughline"), data, fallback: true };
+        // SAFETY: the caller's, and the device has the feature, or there would be no path.
+        unsafe { self.device().create_pipeline_cache(&desc) }
+    }
+
+    /// The driver's cache, made empty the first time; `None` where it has none.
+    fn pipeline_cache(&self) -> Option<wgpu::PipelineCache> {
+        if !self.device().features().contains(wgpu::Features::PIPELINE_CACHE) {
+            return None;
+        }
+        let mut cache = self.inner.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: without data there is nothing to trust.
+        Some(cache.get_or_insert_with(|| unsafe { self.create_pipeline_cache(None) }).clone())
+    }
+
+    fn compile(&self, kernel: &Kernel) -> Result<wgpu::ComputePipeline> {
+        let wgsl = kernel.wgsl()?;
+        let label = kernel.describe();
+        let desc = wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(wgsl.into()) };
+        let module = if kernel.trusted {
+            // SAFETY: only kernels of the op table are `trusted` (the field is set by
+            // `ops::table_kernel` alone). tests/ops.rs runs each of them on every case of its row
+            // with bindings longer than the tensors and sentinels behind every output, so indices
+            // are in range without injected checks; their loops are bounded by shapes. The
+            // platform's own buffer checks (robustBufferAccess) stay on either way.
+            unsafe { self.device().create_shader_module_trusted(desc, wgpu::ShaderRuntimeChecks::unchecked()) }
+        } else {
+            self.device().create_shader_module(desc)
+        };
+        Ok(self.device().create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(&label),
+            layout: None,
+            module: &module,
+            entry_point: Some(kernel.entry),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                zero_initialize_workgroup_memory: !kernel.trusted,
+                ..Default::default()
+            },
+            cache: self.pipeline_cache().as_ref(),
+        }))
+    }
+
+    /// Whether the device is gone. wgpu tells that to the one callback that the app may have set, and otherwise makes
+    /// every object invalid, so this looks whether a new one is.
+    pub fn is_lost(&self) -> bool {
+        let scope = self.device().push_error_scope(wgpu::ErrorFilter::Validation);
+        let buffer = self.device().create_buffer(&wgpu::BufferDescriptor {
+            label: Some("throughline: is the device lost?"),
+            size: 4,
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        buffer.map_async(wgpu::MapMode::Read, .., |_| {});
+        now(scope.pop()).flatten().is_some()
+    }
+
+    /// Something that went wrong on the device, or because there is none any more.
+    pub(crate) fn error(&self, message: impl ToString) -> Error {
+        let message = message.to_string();
+        if self.is_lost() { Error::DeviceLost(message) } else { Error::Device(message) }
+    }
+
+    /// What an error scope caught.
+    fn caught(&self, e: wgpu::Error) -> Error {
+        match e {
+            wgpu::Error::OutOfMemory { .. } => Error::OutOfMemory(e.to_string()),
+            e => self.error(e),
+        }
+    }
+
+    /// [`scoped`](Self::scoped) for calls that cannot wait. On native devices, errors of the calls are known when they
+    /// return; browsers may tell them later, and then to the app's handler.
+    pub(crate) fn guarded<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
+        let (result, errors) = self.in_scopes(f);
+        let value = result?;
+        match errors.into_iter().filter_map(now).flatten().next() {
+            Some(e) => Err(self.caught(e)),
+            None => Ok(value),
+        }
+    }
+
+    /// Runs `f` and turns what the device reports meanwhile (validation, memory) into an `Err`.
+    pub(crate) async fn scoped<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
+        let (result, errors) = self.in_scopes(f);
+        let value = result?;
+        for error in errors {
+            if let Some(e) = error.await {
+                return Err(self.caught(e));
+            }
+        }
+        Ok(value)
+    }
+
+    /// What `f` returns, and what the device reports meanwhile, the most telling first. Scopes belong to a thread: they
+    /// are over here, before a future may go to another.
+    fn in_scopes<T>(
+        &self,
+        f: impl FnOnce() -> Result<T>,
+    ) -> (Result<T>, [impl Future<Output = Option<wgpu::Error>>; 3]) {
+        let scope = |filter| self.device().push_error_scope(filter);
+        let memory = scope(wgpu::ErrorFilter::OutOfMemory);
+        let internal = scope(wgpu::ErrorFilter::Internal);
+        let validation = scope(wgpu::ErrorFilter::Validation);
+        let result = f();
+        (result, [validation.pop(), internal.pop(), memory.pop()])
+    }
+}
+
+/// What a future gives without waiting.
+pub(crate) fn now<T>(future: impl Future<Output = T>) -> Option<T> {
+    match std::pin::pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => Some(output),
+        Poll::Pending => None,
+    }
+}
+
+/// The best adapter there is.
+async fn best_adapter() -> Result<wgpu::Adapter> {
+    let mut desc = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
+    // Validation layers are for people who write backends; wgpu's own checks stay on.
+    desc.flags = wgpu::InstanceFlags::empty();
+    let instance = wgpu::Instance::new(desc);
+    match wgpu::util::initialize_adapter_from_env(&instance, None).await {
+        Ok(adapter) => Ok(adapter),
+        Err(_) => {
+            let options = wgpu::RequestAdapterOptions {
+                power_preference: wgpu::PowerPreference::HighPerformance,
+                ..Default::default()
+            };
+            instance.request_adapter(&options).await.map_err(|e| {
+                Error::NoAdapter(format!(
+                    "{e}. throughline needs a Vulkan, Metal or DX12 driver; on Linux without a GPU install \
+                         Mesa's software driver (Debian: apt-get install mesa-vulkan-drivers libvulkan1)"
+                ))
+            })
+        }
+    }
+}
+
+/// The best adapter and its device, with the experimental features of `cooperative` if it has them.
+async fn open(cooperative: Option<Cooperative>) -> Result<(wgpu::Adapter, wgpu::Device, wgpu::Queue)> {
+    let adapter = best_adapter().await?;
+    let wanted = Gpu::USEFUL_FEATURES | cooperative.map_or(wgpu::Features::empty(), Cooperative::features);
+    let experimental_features = match cooperative {
+        // SAFETY: the token says that its holder knows of bugs that safe calls may run into; the
+        // caller opted in to that. The one feature asked for with it is cooperative matrices, used by
+        // one kernel, whose loads and stores of matrices stay within its workgroup memory.
+        Some(_) => unsafe { wgpu::ExperimentalFeatures::enabled() },
+        None => wgpu::ExperimentalFeatures::disabled(),
+    };
+    let (device, queue) = adapter
+        .request_device(&wgpu::DeviceDescriptor {
+            label: Some("throughline"),
+            required_features: adapter.features() & wanted,
+            required_limits: adapter.limits(),
+            experimental_features,
+            ..Default::default()
+        })
+        .await
+        .map_err(|e| Error::NoAdapter(format!("{} does not open: {e}", adapter.get_info().name)))?;
+    Ok((adapter, device, queue))
+}
+
+/// Size for a binding: whole quads, never zero.
+pub(crate) fn binding_size(bytes: usize) -> Option<NonZeroU64> {
+    NonZeroU64::new(bytes.next_multiple_of(16) as u64)
+}

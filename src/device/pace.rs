@@ -1,0 +1,160 @@
+//! Keeping what is recorded into frames within a budget, by what earlier frames took.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::gpu::Gpu;
+use super::readback::Readback;
+use super::tensor::Tensor;
+use crate::error::Result;
+use crate::tensor::TensorType;
+
+/// Frames that are looked back at.
+const FRAMES: usize = 64;
+/// Of these frames, so many took no more than the factor says.
+const SHARE: f64 = 0.95;
+/// The factor's bounds: a profile that is off by more is a profile of something else.
+const FACTOR: [f64; 2] = [1.0 / 16.0, 16.0];
+
+/// Corrects estimates by what frames took.
+///
+/// Times of a profile are those of one run, kernel by kernel, on a GPU with nothing else to do. In an app's frames the
+/// same kernels take more or less: clocks change, the app has work of its own. A pace says each frame how much may be
+/// recorded *by the estimates* so that it stays within the budget, and measures what it took, by timestamps that are read
+/// a few frames later, so nothing waits. On a device without `TIMESTAMP_QUERY` tell it: [`took`](Self::took).
+///
+/// ```no_run
+/// # fn app(gpu: &throughline::Gpu, trainer: &mut throughline::train::Trainer, batches: &[throughline::train::data::Batch]) -> throughline::Result<()> {
+/// use std::time::Duration;
+/// let budget = Duration::from_micros(1500);
+/// let profile = trainer.profile_blocking(batches)?;
+/// let slices = trainer.slices(&profile, budget / 4)?;
+/// let mut step = trainer.start_sliced(&slices, batches)?;
+/// let mut pace = throughline::Pace::new(gpu, budget)?;
+/// loop {
+///     let mut encoder = gpu.device().create_command_encoder(&Default::default());
+///     let (may, mut taken) = (pace.begin(&mut encoder)?, Duration::ZERO);
+///     while taken + step.next_estimate() <= may || taken.is_zero() {
+///         taken += step.next_estimate();
+///         if let Some(loss) = trainer.record_slice(&mut encoder, &mut step)? {
+///             step = trainer.start_sliced(&slices, batches)?;
+///             # drop(loss);
+///         }
+///     }
+///     pace.end(&mut encoder, taken)?;
+///     // Your own passes, and:
+///     gpu.submit(encoder)?;
+///     # break;
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Pace {
+    gpu: Gpu,
+    budget: Duration,
+    /// Without timestamps there is none.
+    timer: Option<Timer>,
+    /// What frames took, as multiples of their estimates, the oldest first.
+    ratios: VecDeque<f64>,
+    /// Timestamps on their way, with what the frames were estimated at.
+    pending: VecDeque<(Duration, Readback)>,
+}
+
+#[derive(Debug)]
+struct Timer {
+    queries: wgpu::QuerySet,
+    /// u32 `[3, 2]`: begin, begin again, end, the low words first.
+    ticks: Tensor,
+}
+
+impl Pace {
+    /// For a budget of GPU time a frame.
+    pub fn new(gpu: &Gpu, budget: Duration) -> Result<Self> {
+        let timer = match gpu.device().features().contains(wgpu::Features::TIMESTAMP_QUERY) {
+            true => Some(gpu.guarded(|| Timer::new(gpu))?),
+            false => None,
+        };
+        Ok(Pace { gpu: gpu.clone(), budget, timer, ratios: VecDeque::new(), pending: VecDeque::new() })
+    }
+
+    /// The budget from now on.
+    pub fn set_budget(&mut self, budget: Duration) {
+        self.budget = budget;
+    }
+
+    /// Begins what is within the budget of this frame: how much may be recorded, by the estimates.
+    pub fn begin(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<Duration> {
+        while let Some((estimate, readback)) = self.pending.front_mut() {
+            let estimate = *estimate;
+            let Some(ticks) = readback.try_take::<u32>()? else { break };
+            self.pending.pop_front();
+            let [begin, end] = [0, 4].map(|i| u64::from(ticks[i]) | u64::from(ticks[i + 1]) << 32);
+            let ns = end.saturating_sub(begin) as f64 * f64::from(self.gpu.queue().get_timestamp_period());
+            self.took(estimate, Duration::from_nanos(ns as u64));
+        }
+        if let Some(timer) = &self.timer {
+            // lavapipe takes a time when the next flush comes, which is that before the next time.
+            timer.stamp(encoder, 0);
+            timer.stamp(encoder, 1);
+        }
+        Ok(self.budget.div_f64(self.factor()))
+    }
+
+    /// Ends it. `estimate` is what was recorded since [`begin`](Self::begin), by the estimates; where that is nothing, the
+    /// frame tells nothing.
+    pub fn end(&mut self, encoder: &mut wgpu::CommandEncoder, estimate: Duration) -> Result<()> {
+        if let Some(timer) = &self.timer
+            && !estimate.is_zero()
+        {
+            timer.stamp(encoder, 2);
+            encoder.resolve_query_set(&timer.queries, 0..3, timer.ticks.buffer(), 0);
+            self.pending.push_back((estimate, timer.ticks.read_later(&self.gpu, encoder)));
+        }
+        Ok(())
+    }
+
+    /// A frame took `time`, and was estimated at `estimate`: for apps that measure by themselves.
+    pub fn took(&mut self, estimate: Duration, time: Duration) {
+        if estimate.is_zero() {
+            return;
+        }
+        if self.ratios.len() == FRAMES {
+            self.ratios.pop_front();
+        }
+        self.ratios.push_back(time.as_secs_f64() / estimate.as_secs_f64());
+    }
+
+    /// What frames take as a multiple of their estimates: nearly all of the last ones no more than this.
+    pub fn factor(&self) -> f64 {
+        let mut ratios: Vec<f64> = self.ratios.iter().copied().collect();
+        ratios.sort_by(f64::total_cmp);
+        let at = (SHARE * ratios.len() as f64).ceil() as usize;
+        let factor = ratios.get(at.saturating_sub(1)).copied().unwrap_or(1.0);
+        factor.clamp(FACTOR[0], FACTOR[1])
+    }
+}
+
+impl Timer {
+    fn new(gpu: &Gpu) -> Result<Timer> {
+        let (device, label) = (gpu.device(), Some("throughline pace"));
+        let queries =
+            device.create_query_set(&wgpu::QuerySetDescriptor { label, ty: wgpu::QueryType::Timestamp, count: 3 });
+        let ty = TensorType::u32([3, 2]);
+        let (size, usage) = (ty.storage_bytes() as u64, Tensor::USAGES | wgpu::BufferUsages::QUERY_RESOLVE);
+        let buffer = device.create_buffer(&wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false });
+        Ok(Timer { queries, ticks: Tensor::from_buffer(buffer, 0, ty)? })
+    }
+
+    /// The time at which all that was recorded before has run.
+    fn stamp(&self, encoder: &mut wgpu::CommandEncoder, at: u32) {
+        drop(encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+            label: None,
+            timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
+                query_set: &self.queries,
+                beginning_of_pass_write_index: None,
+                end_of_pass_write_index: Some(at),
+            }),
+        }));
+    }
+}

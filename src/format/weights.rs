@@ -1,0 +1,251 @@
+//! The tensors of a model's files, borrowed from the mapping.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::path::Path;
+
+use super::gguf::{self, gguf_header};
+use super::header::{Header, TensorInfo};
+use super::mapped::{self, Bytes};
+use super::metadata::Metadata;
+use super::quant::{self, Stored};
+use super::safetensors::{self, safetensors_header};
+use crate::error::{Error, Result, bad, quoted};
+use crate::tensor::Shape;
+
+/// A read-only view of a model's tensors in one or several mapped files.
+pub struct Weights {
+    path: String,
+    files: Vec<(String, Bytes)>,
+    /// Tensors, with the index of their file.
+    tensors: Vec<(usize, TensorInfo)>,
+    by_name: HashMap<String, usize>,
+    unread: Vec<(String, String)>,
+    metadata: Metadata,
+    config: Option<serde_json::Value>,
+}
+
+impl Weights {
+    /// Opens and checks a `.gguf` or `.safetensors` file (its first bytes decide, not its name) or a
+    /// folder with `model.safetensors` or `model.safetensors.index.json`, and `config.json`.
+    ///
+    /// Files are mapped: nobody may write to them or cut them short while this is open. (To replace
+    /// them by a rename is fine.)
+    pub fn open(path: &Path) -> Result<Weights> {
+        let shown = path.display().to_string();
+        if !path.is_dir() {
+            let files = vec![(shown.clone(), mapped::map(path)?)];
+            return Weights::new(shown, files, None);
+        }
+        let folder = safetensors::open_folder(path)?;
+        let weights = Weights::new(shown, folder.files, folder.config)?;
+        let unread: HashSet<&str> = weights.unread.iter().map(|(name, _)| name.as_str()).collect();
+        for (name, file) in folder.index.iter().flatten() {
+            let found = weights.by_name.get(name).map(|&i| &weights.files[weights.tensors[i].0].0);
+            if found != Some(file) && !unread.contains(name.as_str()) {
+                return Err(bad(file, format!("tensor {} is missing; the index has it here", quoted(name))));
+            }
+        }
+        Ok(weights)
+    }
+
+    /// The same for a file that is in memory already. `path` is its name in messages.
+    pub fn from_bytes(path: &str, file: Vec<u8>) -> Result<Weights> {
+        Weights::new(path.into(), vec![(path.into(), Bytes::Owned(file))], None)
+    }
+
+    fn new(path: String, files: Vec<(String, Bytes)>, config: Option<serde_json::Value>) -> Result<Weights> {
+        let mut weights = Weights {
+            metadata: Metadata::new(&path),
+            path,
+            files,
+            tensors: vec![],
+            by_name: HashMap::new(),
+            unread: vec![],
+            config,
+        };
+        for (i, (path, file)) in weights.files.iter().enumerate() {
+            let header = header(path, file)?;
+            if i == 0 {
+                weights.metadata = header.metadata;
+            }
+            for info in header.tensors {
+                if let Some(other) = weights.by_name.insert(info.name.clone(), weights.tensors.len()) {
+                    let other = &weights.files[weights.tensors[other].0].0;
+                    return Err(bad(path, format!("tensor {} is in {other} too", quoted(&info.name))));
+                }
+                weights.tensors.push((i, info));
+            }
+            weights.unread.extend(header.unread);
+        }
+        Ok(weights)
+    }
+
+    /// The path that was opened.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Number of tensors.
+    pub fn len(&self) -> usize {
+        self.tensors.len()
+    }
+
+    /// Whether there are no tensors.
+    pub fn is_empty(&self) -> bool {
+        self.tensors.is_empty()
+    }
+
+    /// All tensors, in file order.
+    pub fn iter(&self) -> impl Iterator<Item = StoredTensor<'_>> {
+        (0..self.len()).map(|i| self.at(i))
+    }
+
+    fn at(&self, index: usize) -> StoredTensor<'_> {
+        let (file, info) = &self.tensors[index];
+        let (path, bytes) = &self.files[*file];
+        StoredTensor { path, info, bytes: &bytes[info.range.clone()] }
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+
+    /// The tensor of this name. The error for an unknown name includes it and the file.
+    pub fn get(&self, name: &str) -> Result<StoredTensor<'_>> {
+        let found = self.by_name.get(name).map(|&i| self.at(i));
+        found.ok_or_else(|| {
+            let unread = self.unread.iter().find(|(n, _)| n == name);
+            let why = match unread {
+                Some((_, ty)) => format!("is {ty}, which this crate does not read"),
+                None => format!("is missing; there are {} others", self.len()),
+            };
+            bad(&self.path, format!("tensor {} {why}", quoted(name)))
+        })
+    }
+
+    /// Names, types and shapes of tensors in the files that are not read, such as integer buffers.
+    pub fn unread(&self) -> &[(String, String)] {
+        &self.unread
+    }
+
+    /// Metadata of the file, or of the first of several files.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// The folder's `config.json`; `None` for a single file.
+    pub fn config(&self) -> Option<&serde_json::Value> {
+        self.config.as_ref()
+    }
+}
+
+impl fmt::Debug for Weights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Weights").field("path", &self.path).field("tensors", &self.len()).finish_non_exhaustive()
+    }
+}
+
+/// Reads the header of a file in the format that it is in.
+fn header(path: &str, file: &[u8]) -> Result<Header> {
+    if file.starts_with(gguf::MAGIC) {
+        return gguf_header(path, file);
+    }
+    // A safetensors file has no magic, but its JSON starts behind the length.
+    if file.len() > 8 && file[8] != b'{' {
+        return Err(bad(path, "magic: neither a GGUF file (`GGUF`) nor a safetensors file (`{` at byte 8)"));
+    }
+    safetensors_header(path, file)
+}
+
+/// A tensor of [`Weights`]: what it is, and its bytes in the mapping.
+#[derive(Clone, Copy)]
+pub struct StoredTensor<'a> {
+    path: &'a str,
+    info: &'a TensorInfo,
+    bytes: &'a [u8],
+}
+
+impl<'a> StoredTensor<'a> {
+    /// Name in the file.
+    pub fn name(&self) -> &'a str {
+        &self.info.name
+    }
+
+    /// Element type.
+    pub fn stored(&self) -> Stored {
+        self.info.stored
+    }
+
+    /// Dimensions, row-major; a scalar is `[1]`.
+    pub fn shape(&self) -> &'a Shape {
+        &self.info.shape
+    }
+
+    /// The bytes as they are in the file, little-endian: [`Stored::bytes_of`] the shape. Not
+    /// necessarily aligned.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    fn bad(&self, message: String) -> Error {
+        bad(self.path, format!("tensor {}: {message}", quoted(self.name())))
+    }
+
+    /// Returns this tensor if it has this shape, otherwise an error with both shapes.
+    pub fn of_shape(self, shape: impl Into<Shape>) -> Result<Self> {
+        let shape = shape.into();
+        match *self.shape() == shape {
+            true => Ok(self),
+            false => Err(self.bad(format!("expected shape {shape}, got {}", self.shape()))),
+        }
+    }
+
+    /// Returns this tensor if it is stored in one of these formats, otherwise an error with them and its own.
+    pub fn stored_as(self, types: &[Stored]) -> Result<Self> {
+        if types.contains(&self.stored()) {
+            return Ok(self);
+        }
+        let names: Vec<_> = types.iter().map(|t| t.name()).collect();
+        Err(self.bad(format!("expected {}, got {}", names.join(" or "), self.stored())))
+    }
+
+    /// All elements, decoded to f32.
+    pub fn values(&self) -> Result<Vec<f32>> {
+        quant::dequantize(self.stored(), self.bytes)
+    }
+
+    /// Decodes the elements of one row to f32. Rows run along the last dimension; all others are flattened.
+    pub fn read_row(&self, row: usize, out: &mut [f32]) -> Result<()> {
+        let rows = self.shape().rows();
+        if row >= rows || out.len() != self.shape().cols() {
+            let asked = format!("row {row} into {} elements", out.len());
+            return Err(self.bad(format!("expected a row below {rows} of {}, got {asked}", self.shape())));
+        }
+        let row_bytes = self.bytes.len() / rows;
+        quant::dequantize_into(self.stored(), &self.bytes[row * row_bytes..][..row_bytes], out)
+    }
+
+    /// An `Err` that names the first element that is NaN or infinite. Reads all of the tensor.
+    pub fn check_finite(&self) -> Result<()> {
+        const PART: usize = 256; // a whole number of blocks of every type
+        let mut values = [0.0; PART];
+        let part_bytes = PART / self.stored().block_len() * self.stored().block_bytes();
+        for (i, part) in self.bytes.chunks(part_bytes).enumerate() {
+            let len = part.len() / self.stored().block_bytes() * self.stored().block_len();
+            let values = &mut values[..len];
+            quant::dequantize_into(self.stored(), part, values)?;
+            if let Some(j) = values.iter().position(|v| !v.is_finite()) {
+                return Err(self.bad(format!("element {} is {}, expected finite values", i * PART + j, values[j])));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for StoredTensor<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}{}", self.name(), self.stored(), self.shape())
+    }
+}

@@ -1,0 +1,142 @@
+//! The trait that every op implements, and the context of its gradient.
+
+use std::any::Any;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use super::{Graph, Value};
+use crate::array::Array;
+use crate::error::{Error, Result};
+use crate::kernel::{Launch, Program};
+use crate::tensor::TensorType;
+
+/// A differentiable operation on tensors: shapes, gradient, kernels, and a definition in f64.
+///
+/// Implement it to add an op of your own, and add that to a graph with [`Graph::op`]. It is then planned, fused, tuned
+/// and differentiated like the ops of this crate; `examples/own_op.rs` in the repository is a complete one. Only
+/// [`name`](Self::name), [`infer`](Self::infer), [`vjp`](Self::vjp), [`launch`](Self::launch),
+/// [`reference`](Self::reference) and [`flops`](Self::flops) are required.
+pub trait Op: Any + Debug + Send + Sync {
+    /// Name of the kind of op, shown in plans, errors and profiles.
+    fn name(&self) -> &'static str;
+
+    /// Types of the outputs, or what is wrong with the inputs. The graph adds the name of the node and the types of its
+    /// inputs to the message.
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String>;
+
+    /// Adds the nodes of the vector-Jacobian product: reads `cx.dy`, and calls `cx.set` for each input that `cx.needs`.
+    ///
+    /// There is no default. An op without a gradient returns [`Vjp::no_gradient`], so that differentiating through it
+    /// is an error and not a silent zero.
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()>;
+
+    /// Names of the ways to split up the work on this adapter. [`Launch::variant`] is an index into them.
+    ///
+    /// The first is used unless a [`Tuner`](crate::Tuner) has measured another to be faster. The default is a single
+    /// way.
+    fn variants(&self, _cx: &Launch<'_>) -> Vec<String> {
+        vec![]
+    }
+
+    /// Identifies the op with its settings, in [choices](crate::Choices) that are kept in files.
+    ///
+    /// The default is the `Debug` output. Implement it if that leaves out a setting on which the fastest variant
+    /// depends.
+    fn key(&self) -> String {
+        format!("{self:?}")
+    }
+
+    /// The dispatches that compute the outputs. Pure: no GPU is needed.
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String>;
+
+    /// The outputs in f64: the definition of the op, which kernels are tested against.
+    fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array>;
+
+    /// Number of floating-point operations; a multiply-add counts as two. 0 for ops that only move data.
+    fn flops(&self, inputs: &[TensorType], outputs: &[TensorType]) -> u64;
+
+    /// The least number of bytes that must move. By default every input and every output once.
+    fn bytes(&self, inputs: &[TensorType], outputs: &[TensorType]) -> u64 {
+        inputs.iter().chain(outputs).map(|t| t.bytes() as u64).sum()
+    }
+
+    /// `Some(i)` if the output starts as the contents of input `i`, which the kernel then updates.
+    ///
+    /// The planner gives both the same buffer if it can prove that nothing else needs the input, and records a copy
+    /// otherwise. Such an input is not bound: the kernel reads the output instead.
+    fn starts_as(&self, _output: usize) -> Option<usize> {
+        None
+    }
+
+    /// The op that computes the same, but adds output `output` to one more input, its last. That output then [starts
+    /// as](Self::starts_as) that input.
+    ///
+    /// The planner uses it to fold additions (the residual stream, gradients from several consumers) into the op that
+    /// computes the addend.
+    fn with_addend(&self, _output: usize) -> Option<Arc<dyn Op>> {
+        None
+    }
+
+    /// Whether this is the addition that `with_addend` folds.
+    fn is_addition(&self) -> bool {
+        false
+    }
+
+    /// Whether the op is scheduled right after the last of its inputs, wherever it is in the graph. For ops that read
+    /// values which are soon overwritten; see [`probe`](crate::probe).
+    fn runs_early(&self) -> bool {
+        false
+    }
+
+    /// Whether the output is the input's storage in another shape, so that no kernel runs.
+    fn is_view(&self) -> bool {
+        false
+    }
+}
+
+/// The context of [`Op::vjp`]: the node's values, the cotangents of its outputs, and the graph to add backward nodes
+/// to.
+#[derive(Debug)]
+pub struct Vjp<'a> {
+    /// The graph. Name new nodes after [`name`](Self::name).
+    pub graph: &'a mut Graph,
+    /// Name of the node being differentiated, with the suffix `.grad`.
+    pub name: String,
+    /// Inputs of the node.
+    pub inputs: Vec<Value>,
+    /// Outputs of the node.
+    pub outputs: Vec<Value>,
+    /// Cotangent of each output. `None` if the loss does not depend on that output.
+    pub dy: Vec<Option<Value>>,
+    pub(crate) op: &'static str,
+    pub(crate) needs: Vec<bool>,
+    pub(crate) cotangents: Vec<Option<Value>>,
+}
+
+impl Vjp<'_> {
+    /// Whether the gradient of this input is needed. Skip work for those that are not.
+    pub fn needs(&self, input: usize) -> bool {
+        self.needs[input]
+    }
+
+    /// The cotangent of output 0: the one that ops with a single main output need.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Graph`] if the loss depends only on side outputs.
+    pub fn dy0(&self) -> Result<Value> {
+        self.dy[0].ok_or_else(|| {
+            Error::Graph(format!("`{}`: the loss depends only on a side output, which has no gradient", self.name))
+        })
+    }
+
+    /// The error to return from `vjp` for an op that cannot be differentiated.
+    pub fn no_gradient(&self, reason: &'static str) -> Error {
+        Error::NoGradient { node: self.name.strip_suffix(".grad").unwrap_or(&self.name).into(), op: self.op, reason }
+    }
+
+    /// Sets the gradient of an input.
+    pub fn set(&mut self, input: usize, cotangent: Value) {
+        self.cotangents[input] = Some(cotangent);
+    }
+}

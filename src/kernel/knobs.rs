@@ -1,0 +1,188 @@
+//! Kernels: WGSL files with const knobs, specialised by text.
+//!
+//! Each file under `shaders/` is valid WGSL on its own, but for three that stand behind
+//! `shaders/common/rows.wgsl`. Lines of the form `const NAME: T = v;` or
+//! `alias NAME = T;` are *knobs*: a launch may replace the right-hand side. `override` constants
+//! cannot size a function-local array, which is the register tile that a matmul tunes; hence text.
+
+use super::merge::{self, Bound};
+use super::wgsl::Module;
+use crate::error::{Error, Result};
+use crate::profile::Cooperative;
+
+/// A kernel before compilation: an entry point of a WGSL file, with settings for its knobs.
+///
+/// An op's [`launch`](crate::ops::Op::launch) returns kernels, and the device compiles each distinct one once.
+///
+/// ```
+/// # use throughline::kernel::Kernel;
+/// let k = Kernel::new("demo", "const TILE: u32 = 8u;\n", "forward").knob("TILE", 16u32);
+/// assert_eq!(k.wgsl().unwrap(), "const TILE: u32 = 16u;\n");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Kernel {
+    /// Name for debuggers, plans and errors: usually the stem of the file.
+    pub label: &'static str,
+    /// The text of the file.
+    pub source: &'static str,
+    /// Name of the entry point.
+    pub entry: &'static str,
+    /// Knobs to set: names and new right-hand sides.
+    pub knobs: Vec<(&'static str, String)>,
+    /// What becomes of the file's storage bindings 1, 2, ...; empty if they stay as they are.
+    pub merged: Vec<Bound>,
+    /// Whether the driver's bounds checks and loop bounding may be left out. True for kernels that
+    /// the table's stray-write tests cover; see `Gpu::compile`.
+    pub trusted: bool,
+}
+
+impl Kernel {
+    /// A kernel with its knobs as written in the file, and with all checks of the driver.
+    pub fn new(label: &'static str, source: &'static str, entry: &'static str) -> Self {
+        Kernel { label, source, entry, knobs: vec![], merged: vec![], trusted: false }
+    }
+
+    /// Sets a knob. A knob that the file does not declare is an error of [`wgsl`](Self::wgsl).
+    pub fn knob(mut self, name: &'static str, value: impl KnobValue) -> Self {
+        self.knobs.push((name, value.wgsl()));
+        self
+    }
+
+    /// The final WGSL.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Kernel`] names a knob that the file does not declare, or the part of the text that keeps bindings from
+    /// being merged.
+    pub fn wgsl(&self) -> Result<String> {
+        let text = self.with_knobs()?;
+        if self.merged.is_empty() {
+            return Ok(text);
+        }
+        merge::rewrite(&text, self.entry, &self.merged, self.trusted).map_err(|message| self.error(message))
+    }
+
+    pub(crate) fn error(&self, message: String) -> Error {
+        Error::Kernel { kernel: self.label.into(), message }
+    }
+
+    /// The WGSL with knobs set, and with the file's own bindings.
+    pub(crate) fn with_knobs(&self) -> Result<String> {
+        let mut text = self.source.to_string();
+        for (name, value) in &self.knobs {
+            text = replace_knob(&text, name, value).ok_or_else(|| {
+                self.error(format!("no line `const {name}: ... = ...;` or `alias {name} = ...;` in its WGSL"))
+            })?;
+        }
+        Ok(text)
+    }
+
+    /// What the text uses that a device must be opened with: subgroup operations, cooperative matrices, f16.
+    pub fn features(&self) -> wgpu::Features {
+        let enables = |extension: &str| self.source.contains(&format!("enable {extension};"));
+        // `enable subgroups;` is the standard's, but naga 30 rejects it: so functions and built-in values tell.
+        let words = self.source.match_indices("subgroup").map(|(at, word)| &self.source[at + word.len()..]);
+        let calls = { words }.any(|rest| rest.starts_with(|c: char| c.is_ascii_uppercase()));
+        let mut features = wgpu::Features::empty();
+        if calls || self.source.contains("builtin(subgroup_") {
+            features |= wgpu::Features::SUBGROUP;
+        }
+        if enables("wgpu_cooperative_matrix") {
+            features |= Cooperative::F32.features();
+        }
+        if enables("f16") {
+            features |= wgpu::Features::SHADER_F16;
+        }
+        features
+    }
+
+    /// The kernel in the form `label.entry[KNOB=value ...]`, for plans and profiles. What became of merged bindings
+    /// follows a `|`.
+    pub fn describe(&self) -> String {
+        let bound = |b: &Bound| match b {
+            Bound::Alone(n) => n.to_string(),
+            Bound::Part(n) => format!("in {n}"),
+            Bound::Zero => "none".into(),
+        };
+        let mut all: Vec<String> = self.knobs.iter().map(|(n, v)| format!("{n}={v}")).collect();
+        if !self.merged.is_empty() {
+            all.push(format!("| {}", self.merged.iter().map(bound).collect::<Vec<_>>().join(", ")));
+        }
+        match all.is_empty() {
+            true => format!("{}.{}", self.label, self.entry),
+            false => format!("{}.{}[{}]", self.label, self.entry, all.join(" ")),
+        }
+    }
+
+    /// Bytes of workgroup memory that the kernel uses. `None` if its WGSL declares them in a way that this crate does
+    /// not understand.
+    pub fn workgroup_bytes(&self) -> Option<u32> {
+        let text = self.with_knobs().ok()?;
+        Module::parse(&text).workgroup_bytes(self.entry).and_then(|n| n.try_into().ok())
+    }
+}
+
+fn replace_knob(text: &str, name: &str, value: &str) -> Option<String> {
+    let mut out = String::with_capacity(text.len() + value.len());
+    let mut found = false;
+    for line in text.split_inclusive('\n') {
+        let declares = ["const ", "alias "].iter().any(|kw| {
+            line.strip_prefix(kw)
+                .and_then(|rest| rest.strip_prefix(name))
+                .is_some_and(|rest| rest.starts_with([':', ' ', '=']))
+        });
+        match (declares, line.find('='), line.find(';')) {
+            (true, Some(eq), Some(semi)) if eq < semi => {
+                found = true;
+                out.push_str(&line[..=eq]);
+                out.push(' ');
+                out.push_str(value);
+                out.push_str(&line[semi..]);
+            }
+            _ => out.push_str(line),
+        }
+    }
+    found.then_some(out)
+}
+
+/// Values that a knob can be set to.
+pub trait KnobValue {
+    /// The value as a WGSL expression or type.
+    fn wgsl(&self) -> String;
+}
+
+impl KnobValue for u32 {
+    fn wgsl(&self) -> String {
+        format!("{self}u")
+    }
+}
+
+impl KnobValue for bool {
+    fn wgsl(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl KnobValue for &str {
+    fn wgsl(&self) -> String {
+        self.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn knobs_replace_only_their_own_line() {
+        let source = "const A: u32 = 1u; // why\nconst AB: u32 = 2u;\nalias E = f32;\n";
+        let k = Kernel::new("t", source, "forward").knob("A", 7u32).knob("E", "vec4<f32>");
+        assert_eq!(k.wgsl().unwrap(), "const A: u32 = 7u; // why\nconst AB: u32 = 2u;\nalias E = vec4<f32>;\n");
+    }
+
+    #[test]
+    fn an_absent_knob_is_an_error_that_names_it() {
+        let err = Kernel::new("t", "const A: u32 = 1u;\n", "f").knob("B", true).wgsl().unwrap_err();
+        assert!(err.to_string().contains("const B"), "{err}");
+    }
+}

@@ -1,0 +1,51 @@
+//! The layout of matrices in files and in our parameters.
+
+use crate::nn::{Positions, TransformerConfig};
+
+/// Whether a two-dimensional parameter belongs to a linear layer rather than being a table of rows.
+pub(super) fn is_linear(name: &str) -> bool {
+    !["embed.weight", "head.weight", "position.weight", "token_type.weight"].contains(&name)
+}
+
+/// Whether a parameter may be split into parts of whole rows.
+pub(super) fn is_table_of_tokens(name: &str) -> bool {
+    ["embed.weight", "head.weight"].contains(&name)
+}
+
+/// The transpose of a matrix with `cols` columns, in tiles that stay in the cache.
+pub(super) fn transpose(x: &[f32], cols: usize) -> Vec<f32> {
+    const TILE: usize = 32;
+    let rows = x.len() / cols;
+    let mut out = vec![0.0; x.len()];
+    for r0 in (0..rows).step_by(TILE) {
+        for c0 in (0..cols).step_by(TILE) {
+            for c in c0..(c0 + TILE).min(cols) {
+                for r in r0..(r0 + TILE).min(rows) {
+                    out[c * rows + r] = x[r * cols + c];
+                }
+            }
+        }
+    }
+    out
+}
+
+/// The matrices `a` and `b` side by side, given the number of columns of each.
+pub(super) fn beside(a: &[f32], a_cols: usize, b: &[f32], b_cols: usize) -> Vec<f32> {
+    a.chunks_exact(a_cols).zip(b.chunks_exact(b_cols)).flat_map(|(a, b)| a.iter().chain(b)).copied().collect()
+}
+
+/// Converts a parameter of a model that rotates neighbours to RoPE by halves of a head: columns `2 j` and `2 j + 1` of
+/// each head of q and k become columns `j` and `j + dh / 2`.
+pub(super) fn halves(config: &TransformerConfig, name: &str, values: Vec<f32>) -> Vec<f32> {
+    let rotated = ["attn.q.", "attn.k.", "attn.q_norm.", "attn.k_norm."].iter().any(|part| name.contains(part));
+    let Positions::Rope { interleaved: true, .. } = config.positions else { return values };
+    if !rotated {
+        return values;
+    }
+    let dh = config.head_dim();
+    let source = |i: usize| match i % dh {
+        j if j < dh / 2 => i - j + 2 * j,
+        j => i - j + 2 * (j - dh / 2) + 1,
+    };
+    (0..values.len()).map(|i| values[source(i)]).collect()
+}

@@ -1,0 +1,187 @@
+//! A model in files.
+
+use std::ops::Range;
+use std::path::Path;
+
+use super::config;
+use super::layout::{is_linear, is_table_of_tokens, transpose};
+use super::names::{Names, Place};
+use crate::device::Gpu;
+use crate::error::{Error, Result};
+use crate::format::{Packed, Stored, StoredTensor, Weights};
+use crate::graph::Graph;
+use crate::nn::{Param, Transformer, TransformerConfig, TransformerEncoder, part_of, table_of_part};
+use crate::optim::Arena;
+use crate::tensor::Shape;
+
+/// A model in files: its configuration, and its parameters on demand.
+///
+/// Opening one reads only headers. Hand it to a [`Decoder`](crate::decode::Decoder) or a
+/// [`SentenceEncoder`](crate::embed::SentenceEncoder) to run it, or [`load`](Self::load) it into a trainer's
+/// parameters.
+///
+/// ```
+/// use throughline::model::Model;
+///
+/// # mod doctest { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/doctest.rs")); }
+/// # let folder = doctest::qwen3();
+/// let model = Model::open(folder.path())?; // of a Qwen 3, in safetensors
+/// assert!(model.config().qk_norm && model.config().tied_head);
+/// let q = model.values("h.0.attn.q.weight")?; // [d_in, d_out], whatever the file has
+/// assert_eq!(q.len(), 16 * 16);
+/// # Ok::<(), throughline::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Model {
+    weights: Weights,
+    config: TransformerConfig,
+    names: &'static Names,
+    /// Whether the file holds the model without its head, and names without their prefix.
+    bare: bool,
+    pub(super) params: Vec<(String, Shape)>,
+}
+
+impl Model {
+    /// Opens a folder or file and checks that all parameters are present, in the shapes that the configuration implies.
+    ///
+    /// # Errors
+    ///
+    /// The error names the file and the field, or the tensor.
+    pub fn open(path: &Path) -> Result<Model> {
+        Model::new(Weights::open(path)?)
+    }
+
+    /// The same for weights that are already open.
+    pub fn new(weights: Weights) -> Result<Model> {
+        let (config, names) = config::read(&weights)?;
+        // Each block has several tensors: reject impossible numbers before they cost time.
+        if config.n_layers > weights.len() {
+            let message = format!("{} blocks, but only {} tensors", config.n_layers, weights.len());
+            return Err(Error::Format { path: weights.path().into(), message });
+        }
+        let params = parameters(&config)?;
+        let mut model = Model { weights, config, names, bare: false, params };
+        let embedding = names.place("embed.weight", false).map(|p| p.tensor);
+        model.bare = embedding.is_some_and(|name| !model.weights.contains(&name));
+        for (name, shape) in &model.params {
+            model.find(name, shape)?;
+        }
+        Ok(model)
+    }
+
+    /// The configuration of the model.
+    pub fn config(&self) -> &TransformerConfig {
+        &self.config
+    }
+
+    /// The files of the model.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// Names and shapes of the parameters, as [`nn`](crate::nn) defines them.
+    pub fn params(&self) -> &[(String, Shape)] {
+        &self.params
+    }
+
+    fn shape(&self, name: &str) -> Result<&Shape> {
+        let found = self.params.iter().find(|(n, _)| n == name);
+        found.map(|(_, shape)| shape).ok_or_else(|| Error::Data {
+            tensor: name.into(),
+            expected: "a parameter of the model".into(),
+            got: "another name".into(),
+        })
+    }
+
+    /// The stored tensor that holds a parameter, its shape checked, and where in it.
+    fn find(&self, name: &str, shape: &Shape) -> Result<(StoredTensor<'_>, Place)> {
+        let place = self.names.place(name, self.bare).ok_or_else(|| Error::Format {
+            path: self.weights.path().into(),
+            message: format!("files of this kind have no place for `{name}`"),
+        })?;
+        let thirds = if place.third.is_some() { 3 } else { 1 };
+        let expected = match *shape.dims() {
+            [d_in, d_out] if is_linear(name) && self.names.input_major => Shape::from([d_in, thirds * d_out]),
+            [d_in, d_out] if is_linear(name) => Shape::from([thirds * d_out, d_in]),
+            [n] => Shape::from([thirds * n]),
+            _ => shape.clone(),
+        };
+        Ok((self.weights.get(&place.tensor)?.of_shape(expected)?, place))
+    }
+
+    /// The elements of a parameter, decoded to f32 and in our layout: linear weights are `[d_in, d_out]`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Format`](crate::Error::Format) if the file is damaged or an element is NaN or infinite.
+    pub fn values(&self, name: &str) -> Result<Vec<f32>> {
+        let shape = self.shape(name)?;
+        let (stored, place) = self.find(name, shape)?;
+        stored.check_finite()?;
+        let values = stored.values()?;
+        let part = place.third.unwrap_or(0);
+        Ok(match *shape.dims() {
+            [d_in, d_out] if is_linear(name) && !self.names.input_major => {
+                transpose(&values[part * d_in * d_out..][..d_in * d_out], d_in)
+            }
+            [_, d_out] if place.third.is_some() => {
+                values.chunks_exact(3 * d_out).flat_map(|row| &row[part * d_out..][..d_out]).copied().collect()
+            }
+            _ => values[part * shape.len()..][..shape.len()].to_vec(),
+        })
+    }
+
+    /// Writes all parameters into an arena, one after another: the first step of fine-tuning.
+    pub fn load(&self, gpu: &Gpu, params: &Arena) -> Result<()> {
+        for (i, (name, shape)) in params.layout.tensors.iter().enumerate() {
+            let (whole, _) = table_of_part(name);
+            let (values, dims) = (self.values(whole)?, self.shape(whole)?);
+            let part = part_of(name, shape, dims.dims(), &values).ok_or_else(|| Error::Data {
+                tensor: name.clone(),
+                expected: format!("{dims}, or some rows of it"),
+                got: shape.to_string(),
+            })?;
+            params.write_tensor(gpu, i, part)?;
+        }
+        Ok(())
+    }
+
+    /// The parameter as the file stores it, for [`packed_linear`](crate::Graph::packed_linear) and
+    /// [`packed_rows`](crate::Graph::packed_rows). `None` if kernels cannot read it that way: they read matrices in
+    /// f16, bf16 or blocks of a few bits whose rows are whole blocks.
+    pub fn packed(&self, name: &str) -> Result<Option<(Packed, &[u8])>> {
+        let Some((matrix, stored, place)) = self.find_packed(name)? else { return Ok(None) };
+        stored.check_finite()?;
+        Ok(Some((matrix, &stored.bytes()[third_of(matrix.bytes(), place.third)])))
+    }
+
+    /// The same without checking the elements.
+    pub(super) fn find_packed(&self, name: &str) -> Result<Option<(Packed, StoredTensor<'_>, Place)>> {
+        let shape = self.shape(name)?;
+        let (stored, place) = self.find(name, shape)?;
+        let [n, k] = match *shape.dims() {
+            [d_in, d_out] if is_linear(name) && !self.names.input_major => [d_out, d_in],
+            [rows, cols] if is_table_of_tokens(name) => [rows, cols],
+            _ => return Ok(None),
+        };
+        if stored.stored() == Stored::F32 || !k.is_multiple_of(32) {
+            return Ok(None);
+        }
+        Ok(Some((Packed { stored: stored.stored(), n, k }, stored, place)))
+    }
+}
+
+fn third_of(len: usize, third: Option<usize>) -> Range<usize> {
+    let part = third.unwrap_or(0);
+    part * len..(part + 1) * len
+}
+
+/// Names and shapes of a model's parameters.
+pub(super) fn parameters(config: &TransformerConfig) -> Result<Vec<(String, Shape)>> {
+    let mut g = Graph::new();
+    let params: Vec<Param> = match config.bidirectional {
+        true => TransformerEncoder::build(&mut g, config, 1, 1)?.params,
+        false => Transformer::build(&mut g, config, 1, 1, false)?.params,
+    };
+    Ok(params.iter().map(|p| (g.name(p.value).to_string(), g.ty(p.value).shape.clone())).collect())
+}

@@ -1,0 +1,40 @@
+//! The table of ops.
+
+use super::cases::Row;
+use super::{
+    adamw, add, attention, cache, concat, cross_entropy, dropout, embedding, fill, gelu, l2_norm, matmul, mul, muon,
+    norm, packed, residual_add, rope, scale, slice, softmax, stats, sum, swiglu, top_k, transpose,
+};
+
+/// Every op that has a kernel. See [`Row`].
+///
+/// Iterate over it to test, benchmark or document all ops.
+pub const TABLE: &[Row] = &[
+    adamw::ROW,
+    add::ROW,
+    attention::ROW,
+    cache::ROW,
+    concat::ROW,
+    cross_entropy::ROW,
+    dropout::ROW,
+    embedding::ROW,
+    fill::ROW,
+    gelu::ROW,
+    l2_norm::ROW,
+    matmul::ROW,
+    mul::ROW,
+    muon::ROW,
+    norm::LAYERNORM,
+    norm::RMSNORM,
+    packed::ROW,
+    residual_add::ROW,
+    rope::ROW,
+    scale::ROW,
+    slice::ROW,
+    softmax::ROW,
+    stats::ROW,
+    sum::ROW,
+    swiglu::ROW,
+    top_k::ROW,
+    transpose::ROW,
+];

@@ -1,0 +1,124 @@
+//! The update of all parameters, on the GPU.
+
+use super::arena::{Arena, ArenaLayout};
+use super::muon::MuonConfig;
+use super::plan::OptimizerPlan;
+use super::schedule::AdamWConfig;
+use crate::device::timeline::Timeline;
+use crate::device::{ExecOptions, Executable, Gpu, Tensor};
+use crate::error::{Error, Result};
+use crate::graph::Value;
+use crate::ops::adamw::AdamWSettings;
+use crate::plan::Plan;
+
+/// Updates all parameters on the GPU: global norm, clipping, then AdamW, or Muon for the matrices set apart for it.
+///
+/// A [`Trainer`](crate::train::Trainer) has one. Create one yourself to train a graph of your own, and call
+/// [`record`](Self::record) after the backward pass, in the same encoder.
+#[derive(Debug)]
+pub struct Optimizer {
+    config: AdamWConfig,
+    /// First moments: those of AdamW, and Muon's momentum.
+    pub m: Arena,
+    /// Second moments of everything that AdamW updates.
+    pub v: Arena,
+    exec: Executable,
+    /// `None` if AdamW updates nothing.
+    hyper: Option<Value>,
+    muon: Option<(MuonConfig, Value)>,
+    norm: Value,
+}
+
+impl Optimizer {
+    /// Moments for `params`, zeroed, and the dispatches of a step: AdamW for all of them.
+    pub async fn new(gpu: &Gpu, config: AdamWConfig, params: &Arena, grads: &Arena) -> Result<Self> {
+        let plan = OptimizerPlan::new(config, None, &params.layout, gpu.profile())?;
+        Self::from_plan(gpu, &plan, params, grads).await
+    }
+
+    /// The same with Muon for the matrices that the arenas' layout has for it
+    /// ([`ArenaLayout::with_muon`]), at least one.
+    pub async fn with_muon(
+        gpu: &Gpu,
+        config: AdamWConfig,
+        muon: MuonConfig,
+        params: &Arena,
+        grads: &Arena,
+    ) -> Result<Self> {
+        let plan = OptimizerPlan::new(config, Some(muon), &params.layout, gpu.profile())?;
+        Self::from_plan(gpu, &plan, params, grads).await
+    }
+
+    /// What a plan says, on arenas of its layout.
+    pub async fn from_plan(gpu: &Gpu, plan: &OptimizerPlan, params: &Arena, grads: &Arena) -> Result<Self> {
+        let lens = |layout: &ArenaLayout| layout.parts.iter().map(|part| part.len).collect::<Vec<_>>();
+        for (tensor, arena) in [("parameters", params), ("gradients", grads)] {
+            let [expected, got] = [&plan.layout, &arena.layout].map(|layout| lens(layout));
+            if expected != got {
+                let [expected, got] = [expected, got].map(|lens| format!("an arena with parts of {lens:?} elements"));
+                return Err(Error::Data { tensor: tensor.into(), expected, got });
+            }
+        }
+        let m = gpu.scoped(|| Arena::zeros(gpu, "first moments", &plan.layout)).await?;
+        let v = gpu.scoped(|| Arena::zeros(gpu, "second moments", &plan.second)).await?;
+        let arenas = [params, grads, &m, &v];
+        let bindings = plan.bound.iter().map(|(value, range)| Ok((*value, range.of(arenas)?)));
+        let options = ExecOptions { bindings: bindings.collect::<Result<_>>()?, ..Default::default() };
+        let exec = Executable::new(gpu, plan.plan.clone(), options).await?;
+        let OptimizerPlan { config, hyper, muon, norm, .. } = *plan;
+        Ok(Optimizer { config, m, v, exec, hyper, muon, norm })
+    }
+
+    /// Records an update with learning rate `lr`. `step` counts from 0 and determines the bias correction.
+    pub fn record(&self, encoder: &mut wgpu::CommandEncoder, lr: f64, step: u64) -> Result<()> {
+        self.record_hyper(encoder, lr, step)?;
+        self.exec.record(encoder);
+        Ok(())
+    }
+
+    /// Runs an update like [`record`](Self::record) and times it kernel by kernel. Resolves once the device has been
+    /// polled. Like [`Executable::profile`], it needs a device with timestamps.
+    pub async fn profile(&self, lr: f64, step: u64) -> Result<Timeline> {
+        self.profile_by(lr, step, async |exec| exec.profile().await).await
+    }
+
+    /// [`profile`](Self::profile), waiting; without timestamps by the host's clock.
+    pub fn profile_blocking(&self, lr: f64, step: u64) -> Result<Timeline> {
+        self.exec.gpu().run_blocking(self.profile_by(lr, step, async |exec| exec.profile_blocking()))
+    }
+
+    pub(crate) async fn profile_by(
+        &self,
+        lr: f64,
+        step: u64,
+        profile: impl AsyncFn(&Executable) -> Result<Timeline>,
+    ) -> Result<Timeline> {
+        let gpu = self.exec.gpu();
+        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        self.record_hyper(&mut encoder, lr, step)?;
+        gpu.submit(encoder)?;
+        profile(&self.exec).await
+    }
+
+    fn record_hyper(&self, encoder: &mut wgpu::CommandEncoder, lr: f64, step: u64) -> Result<()> {
+        let c = self.config;
+        if let Some((muon, value)) = &self.muon {
+            self.exec.record_write(encoder, *value, &muon.settings(lr, c.max_grad_norm).values())?;
+        }
+        let Some(value) = self.hyper else { return Ok(()) };
+        let [lr, beta1, beta2, eps, weight_decay, max_grad_norm] =
+            [lr, c.beta1, c.beta2, c.eps, c.weight_decay, c.max_grad_norm].map(|x| x as f32);
+        let hyper = AdamWSettings { lr, beta1, beta2, eps, weight_decay, max_grad_norm }.at_step(step + 1);
+        self.exec.record_write(encoder, value, &hyper)
+    }
+
+    /// The global norm of the gradient in the last step, before clipping: `[1]`.
+    pub fn grad_norm(&self) -> Result<Tensor> {
+        self.exec.tensor(self.norm)
+    }
+
+    /// The plan of an update.
+    pub fn plan(&self) -> &Plan {
+        self.exec.plan()
+    }
+}

@@ -1,0 +1,86 @@
+//! Learning rates by step, and the settings of AdamW.
+
+use std::f64::consts::PI;
+
+use serde::{Deserialize, Serialize};
+
+/// How the learning rate decays after the warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Decay {
+    /// No decay.
+    Constant,
+    /// Half a cosine.
+    Cosine,
+    /// A straight line.
+    Linear,
+}
+
+/// Learning rate by step: a linear warm-up, then a decay.
+///
+/// Large models need a warm-up; [`constant`](Self::constant) suffices for small experiments.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Schedule {
+    /// Highest rate, reached at the end of the warm-up.
+    pub peak: f64,
+    /// Steps of warm-up; step 0 has rate `peak / warmup`.
+    pub warmup: u64,
+    /// Step at which the decay ends. Later steps keep the final rate.
+    pub steps: u64,
+    /// Final rate as a fraction of the peak.
+    pub final_fraction: f64,
+    /// Shape of the decay.
+    pub decay: Decay,
+}
+
+impl Schedule {
+    /// The same rate at every step.
+    pub fn constant(lr: f64) -> Self {
+        Schedule { peak: lr, warmup: 0, steps: 0, final_fraction: 1.0, decay: Decay::Constant }
+    }
+
+    /// The learning rate of a step, counted from 0.
+    ///
+    /// ```
+    /// use throughline::optim::{Decay, Schedule};
+    /// let s = Schedule { peak: 1.0, warmup: 10, steps: 110, final_fraction: 0.1, decay: Decay::Cosine };
+    /// assert_eq!(s.at(0), 0.1);
+    /// assert_eq!(s.at(9), 1.0);
+    /// assert!((s.at(60) - 0.55).abs() < 1e-9);
+    /// assert!((s.at(500) - 0.1).abs() < 1e-9);
+    /// ```
+    pub fn at(&self, step: u64) -> f64 {
+        if step < self.warmup {
+            return self.peak * (step + 1) as f64 / self.warmup as f64;
+        }
+        let span = self.steps.saturating_sub(self.warmup).max(1) as f64;
+        let t = ((step - self.warmup) as f64 / span).min(1.0);
+        let left = match self.decay {
+            Decay::Constant => return self.peak,
+            Decay::Cosine => 0.5 * (1.0 + (PI * t).cos()),
+            Decay::Linear => 1.0 - t,
+        };
+        self.peak * (self.final_fraction + (1.0 - self.final_fraction) * left)
+    }
+}
+
+/// Settings of AdamW and of gradient clipping.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AdamWConfig {
+    /// Decay rate of the first moment.
+    pub beta1: f64,
+    /// Decay rate of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment for numerical stability.
+    pub eps: f64,
+    /// Decoupled weight decay, applied to tensors of two or more dimensions.
+    pub weight_decay: f64,
+    /// Largest global norm of the gradient; 0 turns clipping off.
+    pub max_grad_norm: f64,
+}
+
+impl Default for AdamWConfig {
+    fn default() -> Self {
+        AdamWConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, max_grad_norm: 1.0 }
+    }
+}

@@ -1,0 +1,510 @@
+//! The planner: order and lifetimes to whole buffers and dispatches.
+//!
+//! Buffers are reused whole, by lifetime: WebGPU rejects a dispatch that both reads and writes one
+//! buffer, whatever the ranges. An output that *starts as* one of its inputs takes over that
+//! input's buffer only where nobody reads the input afterwards; else the plan holds a copy.
+
+use std::collections::{HashMap, HashSet};
+
+use super::bindings::{self, Binding};
+use super::{BufferSpec, Copy, External, Plan, PlannedDispatch, Slot, Step, fuse, variants};
+use crate::error::{Error, Result};
+use crate::graph::{Graph, Node, Op, Source, Value};
+use crate::kernel::{Bind, Bound, Launch, Program};
+use crate::profile::Profile;
+use crate::tensor::TensorType;
+
+impl Plan {
+    /// Plans what `outputs` and the graph's stores need. The outputs can be read after a step.
+    ///
+    /// Stores take effect at the end: whatever the graph computes, it computes from what states held
+    /// before the step. A state or parameter that is itself an output is read as the step leaves it.
+    ///
+    /// ```
+    /// use throughline::{AdapterClass, Graph, Plan, Profile, TensorType};
+    /// let mut g = Graph::new();
+    /// let x = g.input("x", TensorType::f32([4, 8]))?;
+    /// let w = g.param("w", [8, 8])?;
+    /// let branch = g.matmul("branch", x, w)?;
+    /// let y = g.residual_add("y", x, branch)?;
+    /// let plan = Plan::new(&g, &[y], &Profile::portable(AdapterClass::Gpu))?;
+    /// assert_eq!(plan.steps.len(), 1); // the addition happens in the matmul's epilogue
+    /// println!("{plan}");
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub fn new(graph: &Graph, outputs: &[Value], profile: &Profile) -> Result<Plan> {
+        let mut wanted: Vec<Value> = outputs.to_vec();
+        wanted.extend(graph.stores().iter().flat_map(|&(value, state)| [value, state]));
+        graph.check_values(&wanted)?;
+        let live: HashSet<usize> = graph.needed(&wanted).into_iter().collect();
+        let mut nodes: Vec<Node> = graph.nodes().to_vec();
+        for (id, node) in nodes.iter_mut().enumerate() {
+            if !live.contains(&id) {
+                node.inputs.clear();
+            }
+        }
+        let (mut nodes, place) = early_first(nodes);
+        let placed = |v: Value| Value { node: place[v.node], ..v };
+        wanted.iter_mut().for_each(|v| *v = placed(*v));
+        let moved = fuse::fold_additions(&mut nodes, &wanted);
+        let now = |v: Value| moved.get(&placed(v)).copied().unwrap_or(placed(v));
+        let stores: Vec<(Value, Value)> = graph.stores().iter().map(|&(v, s)| (now(v), placed(s))).collect();
+        let keep: Vec<Value> = outputs.iter().map(|&v| now(v)).collect();
+        let mut plan = plan(&nodes, &keep, &stores, profile)?;
+        plan.kept = outputs.iter().map(|&v| (v, plan.kept[&now(v)].clone())).collect();
+        let original: HashMap<usize, usize> = place.iter().enumerate().map(|(old, &new)| (new, old)).collect();
+        plan.externals.iter_mut().for_each(|e| e.value.node = original[&e.value.node]);
+        Ok(plan)
+    }
+}
+
+/// The nodes with those that run early right behind the last of their inputs, and where each node went.
+fn early_first(nodes: Vec<Node>) -> (Vec<Node>, Vec<usize>) {
+    let early = |n: &Node| matches!(&n.source, Source::Op(op) if op.runs_early());
+    if !nodes.iter().any(early) {
+        let place = (0..nodes.len()).collect();
+        return (nodes, place);
+    }
+    // Behind which node each is to stand: itself, or what it waits for. Externals are there from the start.
+    let mut behind: Vec<usize> = vec![];
+    for (id, node) in nodes.iter().enumerate() {
+        behind.push(match &node.source {
+            Source::Op(_) if !early(node) => id,
+            Source::Op(_) => node.inputs.iter().map(|v| behind[v.node]).max().unwrap_or(0),
+            _ => 0,
+        });
+    }
+    let mut order: Vec<usize> = (0..nodes.len()).collect();
+    order.sort_by_key(|&id| (behind[id], id));
+    let mut place = vec![0; nodes.len()];
+    order.iter().enumerate().for_each(|(new, &old)| place[old] = new);
+    let mut nodes: Vec<Option<Node>> = nodes.into_iter().map(Some).collect();
+    let mut sorted: Vec<Node> = order.iter().filter_map(|&old| nodes[old].take()).collect();
+    for v in sorted.iter_mut().flat_map(|n| &mut n.inputs) {
+        v.node = place[v.node];
+    }
+    (sorted, place)
+}
+
+/// Plans nodes that have been through fusion: those that `keep` and `stores` need.
+pub(crate) fn plan(nodes: &[Node], keep: &[Value], stores: &[(Value, Value)], profile: &Profile) -> Result<Plan> {
+    let mut planner = Planner::new(nodes, keep, stores, profile);
+    for id in reachable(nodes, keep, stores) {
+        planner.place(id)?;
+    }
+    planner.finish()
+}
+
+/// Ids of the nodes that are needed: inputs, parameters and states first, then ops in order.
+fn reachable(nodes: &[Node], keep: &[Value], stores: &[(Value, Value)]) -> Vec<usize> {
+    let mut live = vec![false; nodes.len()];
+    let mut stack: Vec<usize> = keep.iter().chain(stores.iter().flat_map(|(v, s)| [v, s])).map(|v| v.node).collect();
+    while let Some(id) = stack.pop() {
+        if !std::mem::replace(&mut live[id], true) {
+            stack.extend(nodes[id].inputs.iter().map(|v| v.node));
+        }
+    }
+    let is_op = |id: &usize| matches!(nodes[*id].source, Source::Op(_));
+    let (ops, externals): (Vec<usize>, Vec<usize>) = (0..nodes.len()).filter(|&id| live[id]).partition(is_op);
+    externals.into_iter().chain(ops).collect()
+}
+
+/// As a last use: read after the last node.
+const END: usize = usize::MAX;
+
+struct Planner<'a> {
+    nodes: &'a [Node],
+    profile: &'a Profile,
+    keep: &'a [Value],
+    stores: &'a [(Value, Value)],
+    plan: Plan,
+    /// The value whose storage a view shows.
+    root: HashMap<Value, Value>,
+    /// Last node that reads each root.
+    last_use: HashMap<Value, usize>,
+    slot: HashMap<Value, Slot>,
+    free: Vec<usize>,
+}
+
+impl<'a> Planner<'a> {
+    fn new(nodes: &'a [Node], keep: &'a [Value], stores: &'a [(Value, Value)], profile: &'a Profile) -> Self {
+        let mut planner = Planner {
+            nodes,
+            profile,
+            keep,
+            stores,
+            plan: Plan::default(),
+            root: HashMap::new(),
+            last_use: HashMap::new(),
+            slot: HashMap::new(),
+            free: vec![],
+        };
+        planner.find_lifetimes();
+        planner
+    }
+
+    fn find_lifetimes(&mut self) {
+        for id in reachable(self.nodes, self.keep, self.stores) {
+            let node = &self.nodes[id];
+            for v in &node.inputs {
+                let root = self.root[v];
+                self.last_use.insert(root, id);
+            }
+            for output in 0..node.outputs.len() {
+                let value = Value { node: id, output };
+                let root = if is_view(node) { self.root[&node.inputs[0]] } else { value };
+                self.root.insert(value, root);
+            }
+        }
+        // A state that is an output is read as the step leaves it, so that alone keeps nothing.
+        let computed = |v: &&Value| matches!(self.nodes[v.node].source, Source::Op(_));
+        for v in self.keep.iter().filter(computed).chain(self.stores.iter().map(|(v, _)| v)) {
+            self.last_use.insert(self.root[v], END);
+        }
+    }
+
+    fn place(&mut self, id: usize) -> Result<()> {
+        let node = &self.nodes[id];
+        let Source::Op(op) = &node.source else { return self.place_external(id) };
+        if op.is_view() {
+            return Ok(());
+        }
+        let slots: Vec<Slot> = node.inputs.iter().map(|v| self.slot[&self.root[v]]).collect();
+        let mut copies = vec![];
+        let mut taken = HashSet::new();
+        for output in 0..node.outputs.len() {
+            self.place_output(id, output, op.as_ref(), &mut copies, &mut taken)?;
+        }
+        let inputs: Vec<TensorType> =
+            node.inputs.iter().map(|v| self.nodes[v.node].outputs[v.output].clone()).collect();
+        let mut cx = Launch { inputs: &inputs, outputs: &node.outputs, profile: self.profile, variant: 0 };
+        cx.variant = variants::chosen(&self.profile.choices, op.as_ref(), &cx);
+        let program = op.launch(&cx).map_err(|message| Error::Node {
+            node: node.name.clone(),
+            op: op.name(),
+            message,
+            inputs: inputs.iter().map(|t| t.to_string()).collect::<Vec<_>>().join(", "),
+        })?;
+        let scratch: Vec<usize> = (program.scratch.iter().enumerate())
+            .map(|(i, ty)| self.allocate(ty, format!("{} scratch {i}", node.name)))
+            .collect::<Result<_>>()?;
+        let mut dispatches = self.resolve(id, &inputs, &program, &scratch)?;
+        let started = |output: &usize| op.starts_as(*output).is_some();
+        let started: Vec<Slot> =
+            (0..node.outputs.len()).filter(started).map(|o| self.slot[&Value { node: id, output: o }]).collect();
+        self.merge(node, &mut dispatches, &started)?;
+        let outputs = (node.outputs.iter().enumerate())
+            .map(|(output, ty)| (self.slot[&Value { node: id, output }], ty.clone()))
+            .collect();
+        self.plan.steps.push(Step {
+            name: node.name.clone(),
+            op: op.clone(),
+            inputs: slots.into_iter().zip(inputs.iter().cloned()).collect(),
+            starts_as: (0..node.outputs.len()).map(|output| op.starts_as(output)).collect(),
+            copies,
+            dispatches,
+            outputs,
+            flops: op.flops(&inputs, &node.outputs),
+            bytes: op.bytes(&inputs, &node.outputs),
+        });
+        self.release(id, &taken, &scratch);
+        Ok(())
+    }
+
+    /// The dispatches of node `id` with slots for bindings.
+    fn resolve(
+        &self,
+        id: usize,
+        inputs: &[TensorType],
+        program: &Program,
+        scratch: &[usize],
+    ) -> Result<Vec<PlannedDispatch>> {
+        let node = &self.nodes[id];
+        let input = |i: usize| (self.slot[&self.root[&node.inputs[i]]], inputs[i].storage_bytes());
+        let output = |i: usize| (self.slot[&Value { node: id, output: i }], node.outputs[i].storage_bytes());
+        let scratch = |i: usize| (Slot::Buffer(scratch[i]), program.scratch[i].storage_bytes());
+        let slot = |bind: &Bind| {
+            let ((slot, bytes), writes) = match *bind {
+                Bind::In(i) => (input(i), false),
+                Bind::Out(i) => (output(i), true),
+                Bind::OutIn(i) => (output(i), false),
+                Bind::Scratch(i) => (scratch(i), true),
+                Bind::ScratchIn(i) => (scratch(i), false),
+                Bind::Null => return None,
+            };
+            Some((slot, bytes, writes))
+        };
+        let mut dispatches = vec![];
+        for d in &program.dispatches {
+            let binds: Vec<_> = d.binds.iter().map(slot).collect();
+            self.check_dispatch(node, &binds, d.workgroups)?;
+            let (kernel, words) = (d.kernel.clone(), d.words.clone());
+            let (ranges, copies_in, copies_out) = Default::default();
+            let workgroups = d.workgroups;
+            dispatches.push(PlannedDispatch { kernel, binds, words, ranges, copies_in, copies_out, workgroups });
+        }
+        Ok(dispatches)
+    }
+
+    /// Merges bindings of dispatches that have more than the device.
+    fn merge(&mut self, node: &Node, dispatches: &mut [PlannedDispatch], started: &[Slot]) -> Result<()> {
+        // What holds something that a kernel may rely on: at first, what outputs start as.
+        let mut full: HashSet<Slot> = started.iter().copied().collect();
+        for d in dispatches {
+            let max = self.profile.max_storage_buffers as usize;
+            let writes: Vec<Slot> = d.binds.iter().flatten().filter(|b| b.2).map(|b| b.0).collect();
+            if d.binds.len() > max {
+                self.merge_bindings(node, d, |slot| full.contains(&slot))?;
+            }
+            full.extend(writes);
+        }
+        Ok(())
+    }
+
+    fn merge_bindings(&mut self, node: &Node, d: &mut PlannedDispatch, full: impl Fn(Slot) -> bool) -> Result<()> {
+        let max = self.profile.max_storage_buffers;
+        let reads = |(slot, _, writes): (Slot, usize, bool)| !writes || full(slot);
+        let cost = |b: (Slot, usize, bool)| b.1 * (usize::from(reads(b)) + usize::from(b.2));
+        let binds: Vec<Option<Binding>> =
+            d.binds.iter().map(|b| b.map(|b| Binding { bytes: b.1, cost: cost(b) })).collect();
+        let merging =
+            bindings::choose(&d.kernel, &binds, max as usize, self.profile.max_tensor_bytes())?.ok_or_else(|| {
+                Error::Limit(format!(
+                    "`{}` binds {} buffers; the adapter allows {max}, and too few of these are of one type and small \
+                     enough to be bound as one",
+                    node.name,
+                    binds.len()
+                ))
+            })?;
+        let mut buffers = vec![];
+        let old = std::mem::take(&mut d.binds);
+        d.binds = vec![None; merging.count()];
+        for (bound, bind) in merging.bound.iter().zip(&old) {
+            if let Bound::Alone(n) = bound {
+                d.binds[*n as usize - 1] = *bind;
+            }
+        }
+        for group in &merging.groups {
+            let buffer = self.allocate(&TensorType::f32([group.bytes / 4]), format!("{} merged", node.name))?;
+            let to = Slot::Buffer(buffer);
+            let parts = || group.parts.iter().filter_map(|&(i, offset)| Some((old[i]?, offset)));
+            for (b @ (from, bytes, writes), offset) in parts() {
+                if reads(b) {
+                    d.copies_in.push(Copy { to_offset: offset, ..Copy::whole(from, to, bytes) });
+                }
+                if writes {
+                    d.copies_out.push(Copy { from_offset: offset, ..Copy::whole(to, from, bytes) });
+                }
+            }
+            d.binds[group.number as usize - 1] = Some((to, group.bytes, parts().any(|(b, _)| b.2)));
+            buffers.push(buffer);
+        }
+        self.free.extend(buffers); // the next dispatch may have them
+        d.ranges = merging.words;
+        d.kernel.merged = merging.bound;
+        // What of its text is in the way, if anything, is an error now and not when it is compiled.
+        d.kernel.wgsl().map(drop)
+    }
+
+    fn place_external(&mut self, id: usize) -> Result<()> {
+        let node = &self.nodes[id];
+        let value = Value { node: id, output: 0 };
+        self.slot.insert(value, Slot::External(self.plan.externals.len()));
+        self.plan.externals.push(External {
+            name: node.name.clone(),
+            value,
+            ty: node.outputs[0].clone(),
+            written: self.stores.iter().any(|&(_, s)| s == value),
+        });
+        self.check_size(&node.name, &node.outputs[0])
+    }
+
+    fn place_output(
+        &mut self,
+        id: usize,
+        output: usize,
+        op: &dyn Op,
+        copies: &mut Vec<Copy>,
+        taken: &mut HashSet<Slot>,
+    ) -> Result<()> {
+        let node = &self.nodes[id];
+        let value = Value { node: id, output };
+        let ty = &node.outputs[output];
+        let target = self.store_target(value);
+        let slot = match op.starts_as(output) {
+            Some(i) => {
+                let source = self.slot[&self.root[&node.inputs[i]]];
+                if self.may_take_over(id, i, target) && taken.insert(source) {
+                    if let Slot::Buffer(b) = source {
+                        self.plan.buffers[b].values.push(node.name.clone());
+                    }
+                    source
+                } else {
+                    let to = Slot::Buffer(self.allocate(ty, node.name.clone())?);
+                    copies.push(Copy::whole(source, to, ty.storage_bytes()));
+                    to
+                }
+            }
+            None => match target.filter(|t| self.external_is_free(*t, id)) {
+                Some(state) => self.slot[&state],
+                None => {
+                    let label = if output == 0 { node.name.clone() } else { format!("{}:{output}", node.name) };
+                    Slot::Buffer(self.allocate(ty, label)?)
+                }
+            },
+        };
+        self.slot.insert(value, slot);
+        Ok(())
+    }
+
+    /// A state that the value is stored in; if there are several, the others get copies. Kernels may
+    /// write the padding behind a tensor, and behind a state that may be a gap in an arena, where
+    /// nobody expects garbage: a state that is not whole quads gets an exact copy too.
+    fn store_target(&self, value: Value) -> Option<Value> {
+        let whole_quads = |state: &Value| self.nodes[state.node].outputs[0].len().is_multiple_of(4);
+        let states = self.stores.iter().filter(|(v, _)| self.root[v] == value).map(|&(_, state)| state);
+        states.into_iter().find(whole_quads)
+    }
+
+    /// Whether nobody reads the state from node `id` on, that node included.
+    fn external_is_free(&self, state: Value, id: usize) -> bool {
+        let unread = self.last_use.get(&state).is_none_or(|&last| last < id);
+        unread && !self.stores.iter().any(|(v, _)| *v == state)
+    }
+
+    /// Whether node `id` may write over its input `i`: it is the last to read it, reads it only
+    /// there, and the storage is the plan's own or the state that the result is stored in.
+    fn may_take_over(&self, id: usize, i: usize, target: Option<Value>) -> bool {
+        let node = &self.nodes[id];
+        let root = self.root[&node.inputs[i]];
+        let slot = self.slot[&root];
+        let reads = node.inputs.iter().filter(|v| self.slot[&self.root[*v]] == slot).count();
+        let last = self.last_use.get(&root) == Some(&id);
+        let own = match slot {
+            // A buffer that must end up in a state goes there by a copy at the end.
+            Slot::Buffer(_) => true,
+            Slot::External(_) => target == Some(root),
+        };
+        last && own && reads == 1
+    }
+
+    fn allocate(&mut self, ty: &TensorType, label: String) -> Result<usize> {
+        self.check_size(&label, ty)?;
+        let bytes = ty.storage_bytes();
+        let size = |&b: &usize| self.plan.buffers[b].bytes;
+        // The smallest that fits without wasting more than half; else the largest that is free,
+        // grown; else a new one.
+        let fits = self.free.iter().copied().filter(|b| size(b) >= bytes && size(b) <= 2 * bytes).min_by_key(size);
+        let grows = || self.free.iter().copied().filter(|b| size(b) < bytes && 2 * size(b) >= bytes).max_by_key(size);
+        let buffer = match fits.or_else(grows) {
+            Some(b) => {
+                self.free.retain(|&f| f != b);
+                b
+            }
+            None => {
+                self.plan.buffers.push(BufferSpec { bytes, values: vec![] });
+                self.plan.buffers.len() - 1
+            }
+        };
+        let spec = &mut self.plan.buffers[buffer];
+        spec.bytes = spec.bytes.max(bytes);
+        spec.values.push(label);
+        Ok(buffer)
+    }
+
+    /// Frees what no later node reads.
+    fn release(&mut self, id: usize, taken: &HashSet<Slot>, scratch: &[usize]) {
+        self.free.extend(scratch);
+        let node = &self.nodes[id];
+        let mut done: Vec<Value> = node.inputs.iter().map(|v| self.root[v]).collect();
+        done.retain(|root| self.last_use.get(root) == Some(&id) && !taken.contains(&self.slot[root]));
+        let outputs = (0..node.outputs.len()).map(|output| Value { node: id, output });
+        done.extend(outputs.filter(|v| !self.last_use.contains_key(v)));
+        for root in done {
+            if let Slot::Buffer(b) = self.slot[&root]
+                && !self.free.contains(&b)
+            {
+                self.free.push(b);
+            }
+        }
+    }
+
+    fn check_size(&self, name: &str, ty: &TensorType) -> Result<()> {
+        let max = self.profile.max_tensor_bytes();
+        if ty.storage_bytes() as u64 <= max {
+            return Ok(());
+        }
+        Err(Error::Limit(format!(
+            "`{name}` is {ty}, {} bytes; the adapter binds at most {max}. Use a smaller batch, context, \
+             vocabulary or width, or open the device with higher limits",
+            ty.storage_bytes()
+        )))
+    }
+
+    fn check_dispatch(&self, node: &Node, binds: &[Option<(Slot, usize, bool)>], groups: [u32; 3]) -> Result<()> {
+        let max = self.profile.max_workgroups;
+        if groups.iter().any(|&g| g > max || g == 0) {
+            return Err(Error::Limit(format!(
+                "`{}` dispatches {groups:?} workgroups; the adapter allows 1 to {max} each",
+                node.name
+            )));
+        }
+        for (i, a) in binds.iter().enumerate() {
+            for b in binds[i + 1..].iter().flatten() {
+                if a.is_some_and(|a| a.0 == b.0 && (a.2 || b.2)) {
+                    return Err(Error::Graph(format!(
+                        "`{}` reads and writes {:?} through two bindings",
+                        node.name, b.0
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Plan> {
+        let mut copies = vec![];
+        for &(value, state) in self.stores {
+            let (from, to) = (self.slot[&self.root[&value]], self.slot[&state]);
+            if from != to {
+                let bytes = self.nodes[state.node].outputs[0].bytes();
+                copies.push(Copy::whole(from, to, bytes));
+            }
+        }
+        for v in self.keep {
+            let ty = self.nodes[v.node].outputs[v.output].clone();
+            let mut slot = self.slot[&self.root[v]];
+            if self.root[v] != *v && copies.iter().any(|c| c.to == slot) {
+                // A view of a state that is about to change: it shows what the state held before.
+                let to = Slot::Buffer(self.allocate(&ty, self.nodes[v.node].name.clone())?);
+                copies.push(Copy::whole(slot, to, ty.storage_bytes()));
+                slot = to;
+            }
+            self.plan.kept.insert(*v, (slot, ty));
+        }
+        self.order_copies(copies)?;
+        Ok(self.plan)
+    }
+
+    /// Orders copies that are meant to happen all at once: states that take each other's contents.
+    fn order_copies(&mut self, mut pending: Vec<Copy>) -> Result<()> {
+        while let Some(&first) = pending.first() {
+            let unread = |c: &Copy| pending.iter().all(|other| other.from != c.to);
+            if let Some(i) = pending.iter().position(unread) {
+                let copy = pending.remove(i);
+                self.plan.final_copies.push(copy);
+                continue;
+            }
+            // They go round in a circle: what the first overwrites is put aside.
+            let ty = TensorType::f32([first.bytes / 4]);
+            let aside = Slot::Buffer(self.allocate(&ty, "put aside for stores".into())?);
+            self.plan.final_copies.push(Copy::whole(first.to, aside, first.bytes));
+            pending.iter_mut().filter(|c| c.from == first.to).for_each(|c| c.from = aside);
+        }
+        Ok(())
+    }
+}
+
+fn is_view(node: &Node) -> bool {
+    matches!(&node.source, Source::Op(op) if op.is_view())
+}

@@ -1,0 +1,130 @@
+//! The settings of a training run.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::graph::Graph;
+use crate::nn::{Block, StandardBlock, Transformer, TransformerConfig};
+use crate::optim::{AdamWConfig, MuonConfig, Schedule};
+use crate::probe::{Patch, Probe};
+use crate::profile::Profile;
+
+/// Everything that defines a training run, except the text.
+///
+/// Start from [`new`](Self::new) and change the fields that differ.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainConfig {
+    /// The model.
+    pub model: TransformerConfig,
+    /// Number of sequences per micro-batch.
+    pub batch: usize,
+    /// Number of tokens per sequence; the model's context if `None`.
+    #[serde(default)]
+    pub seq_len: Option<usize>,
+    /// Number of micro-batches per step. Their gradients are averaged, so this makes batches larger without more
+    /// memory.
+    pub micro_batches: usize,
+    /// Learning rate by step.
+    pub schedule: Schedule,
+    /// Settings of AdamW, including the norm that gradients are clipped to.
+    pub adamw: AdamWConfig,
+    /// Uses Muon instead of AdamW for the [hidden matrices](crate::nn::is_hidden_matrix). `None` uses AdamW for
+    /// everything.
+    #[serde(default)]
+    pub muon: Option<MuonConfig>,
+    /// Seed of initial weights, batches and dropout.
+    pub seed: u64,
+}
+
+impl TrainConfig {
+    /// `batch` sequences per step, each as long as the model's context; AdamW at a constant learning rate of 1e-3; seed
+    /// 0.
+    ///
+    /// ```
+    /// use throughline::nn::TransformerConfig;
+    /// use throughline::train::TrainConfig;
+    /// let config = TrainConfig { micro_batches: 2, ..TrainConfig::new(TransformerConfig::gpt2(65, 64, 4, 128, 4), 12) };
+    /// assert_eq!(config.tokens_per_step(), 2 * 12 * 64);
+    /// ```
+    pub fn new(model: TransformerConfig, batch: usize) -> Self {
+        TrainConfig {
+            model,
+            batch,
+            seq_len: None,
+            micro_batches: 1,
+            schedule: Schedule::constant(1e-3),
+            adamw: AdamWConfig::default(),
+            muon: None,
+            seed: 0,
+        }
+    }
+
+    /// Number of tokens of one step.
+    pub fn tokens_per_step(&self) -> usize {
+        self.batch * self.micro_batches * self.seq_len()
+    }
+
+    /// Number of tokens per sequence.
+    pub fn seq_len(&self) -> usize {
+        self.seq_len.unwrap_or(self.model.context)
+    }
+
+    pub(super) fn validate(&self) -> Result<()> {
+        for (field, n) in [("batch", self.batch), ("micro_batches", self.micro_batches), ("seq_len", self.seq_len())] {
+            if n == 0 || n > 1 << 20 {
+                return Err(Error::Config { field, message: format!("must be from 1 to 2^20, but is {n}") });
+            }
+        }
+        let peak = self.schedule.peak;
+        if !peak.is_finite() || peak < 0.0 {
+            let message = format!("must be finite and not negative, but is {peak}");
+            return Err(Error::Config { field: "lr", message });
+        }
+        self.muon.map_or(Ok(()), |muon| muon.validate())
+    }
+}
+
+/// Options of a [`Trainer`](super::Trainer) that are not part of the run's configuration: blocks of your own, probes,
+/// patches, a memory limit.
+///
+/// ```
+/// use throughline::train::TrainOptions;
+/// let options = TrainOptions { standard_probes: true, ..TrainOptions::default() };
+/// ```
+#[derive(Clone, Debug)]
+pub struct TrainOptions<'a> {
+    /// The layers of the model.
+    pub block: &'a dyn Block,
+    /// Whether to include the [standard probes](crate::probe::standard).
+    pub standard_probes: bool,
+    /// Further probes. With several micro-batches they report on the last one, whose loss counts as its part of the
+    /// mean. Gradients of parameters, however, are those of the whole step, before clipping.
+    pub probes: Vec<Probe>,
+    /// Changes to the model, in training and evaluation alike. [`Trainer::write_patch`](super::Trainer::write_patch)
+    /// writes their inputs.
+    pub patches: Vec<Patch>,
+    /// Limit on GPU memory for training ([`TrainPlan::bytes`](super::TrainPlan::bytes)). The error of a larger plan
+    /// says what would fit.
+    pub max_bytes: Option<u64>,
+}
+
+impl Default for TrainOptions<'_> {
+    fn default() -> Self {
+        TrainOptions { block: &StandardBlock, standard_probes: false, probes: vec![], patches: vec![], max_bytes: None }
+    }
+}
+
+impl TrainOptions<'_> {
+    /// A model with these options.
+    pub(super) fn build(&self, profile: &Profile, config: &TrainConfig, train: bool) -> Result<(Graph, Transformer)> {
+        let mut graph = Graph::with_max_tensor_bytes(profile.max_tensor_bytes());
+        let (batch, time) = (config.batch, config.seq_len());
+        let gpt = Transformer::build_with(&mut graph, &config.model, self.block, batch, time, train)?;
+        if self.patches.is_empty() {
+            return Ok((graph, gpt));
+        }
+        let patched = graph.patched(&self.patches)?;
+        let gpt = patched.transformer(&gpt);
+        Ok((patched.graph, gpt))
+    }
+}

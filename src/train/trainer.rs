@@ -1,0 +1,386 @@
+//! A training step as one submit: forward, backward, clipping and AdamW, with nothing read back.
+
+use super::config::{TrainConfig, TrainOptions};
+use super::data::Batch;
+use super::plan::{StepPlan, TrainPlan};
+use crate::device::timeline::Timeline;
+use crate::device::{ExecOptions, Executable, Gpu, Readback, Tensor};
+use crate::error::{Error, Result};
+use crate::graph::Value;
+use crate::nn::{Block, StandardBlock};
+use crate::optim::{Arena, Optimizer};
+use crate::plan::Plan;
+use crate::probe::{Instruments, ProbeReadback};
+
+/// A model in training: parameters and moments on the GPU, and the step that updates them.
+///
+/// ```no_run
+/// use throughline::nn::TransformerConfig;
+/// use throughline::train::data::{CharTokenizer, Dataset};
+/// use throughline::train::{TrainConfig, Trainer};
+/// use throughline::Gpu;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let text = std::fs::read_to_string("shakespeare.txt")?;
+/// let tokenizer = CharTokenizer::of(&text);
+/// let data = Dataset::new(tokenizer.encode(&text)?, 0.1, 64)?;
+/// let config = TrainConfig::new(TransformerConfig::gpt2(tokenizer.vocab_size(), 64, 4, 128, 4), 8);
+///
+/// let gpu = Gpu::headless_blocking()?;
+/// let mut trainer = gpu.run_blocking(Trainer::new(&gpu, config))?;
+/// for step in 0..1000 {
+///     trainer.step(&[data.batch(0, step, 8, 64)])?;
+/// }
+/// println!("{}", trainer.evaluate_blocking(&data.val_batches(4, 8, 64))?);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Trainer {
+    gpu: Gpu,
+    pub(super) config: TrainConfig,
+    /// Parameters. Their names and shapes are in the layout.
+    pub params: Arena,
+    /// Gradients of the last step.
+    pub grads: Arena,
+    /// Moments, and the update.
+    pub optimizer: Optimizer,
+    pub(super) forward_backward: StepGraph,
+    evaluation: StepGraph,
+    /// Bytes of GPU memory.
+    bytes: usize,
+    pub(super) step: u64,
+    /// Probes of the last step, until they are taken.
+    probes: Option<ProbeReadback>,
+}
+
+/// An executable with the values that a step writes and reads.
+#[derive(Debug)]
+pub(super) struct StepGraph {
+    pub(super) exec: Executable,
+    tokens: Value,
+    targets: Value,
+    dropout_seed: Option<Value>,
+    loss: Value,
+    loss_state: Option<Value>,
+    instruments: Option<Instruments>,
+}
+
+impl StepGraph {
+    async fn new(gpu: &Gpu, step: &StepPlan, params: &Arena, grads: &Arena) -> Result<Self> {
+        let bound = (step.params.iter().zip(&params.tensors)).chain(step.grads.iter().zip(&grads.tensors));
+        let bindings = bound.map(|(&value, tensor)| (value, tensor.clone())).collect();
+        let exec = Executable::new(gpu, step.plan.clone(), ExecOptions { bindings, ..Default::default() }).await?;
+        let StepPlan { tokens, targets, dropout_seed, loss, loss_state, .. } = *step;
+        let instruments = step.instruments.clone();
+        Ok(StepGraph { exec, tokens, targets, dropout_seed, loss, loss_state, instruments })
+    }
+}
+
+/// The loss of a submitted step, to be read when convenient.
+#[derive(Debug)]
+pub struct StepLoss {
+    /// The step that this is the loss of.
+    pub step: u64,
+    readback: Readback,
+    submitted: wgpu::SubmissionIndex,
+}
+
+impl StepLoss {
+    /// Waits for this step, and not for later ones: mean cross-entropy in nats per token.
+    pub fn wait_blocking(self, gpu: &Gpu) -> Result<f32> {
+        gpu.wait_for_blocking(self.submitted.clone())?;
+        gpu.run_blocking(self.take())
+    }
+
+    /// The loss, without blocking a thread; resolves once the device has been polled.
+    pub async fn take(self) -> Result<f32> {
+        Ok(self.readback.take::<f32>().await?[0])
+    }
+}
+
+impl Trainer {
+    /// A fresh model, initialised as the configuration says.
+    pub async fn new(gpu: &Gpu, config: TrainConfig) -> Result<Self> {
+        Self::with_block(gpu, config, &StandardBlock).await
+    }
+
+    /// The same with layers of another kind.
+    pub async fn with_block(gpu: &Gpu, config: TrainConfig, block: &dyn Block) -> Result<Self> {
+        Self::with_options(gpu, config, &TrainOptions { block, ..TrainOptions::default() }).await
+    }
+
+    /// The same with probes, patches or layers of another kind.
+    pub async fn with_options(gpu: &Gpu, config: TrainConfig, options: &TrainOptions<'_>) -> Result<Self> {
+        let plan = TrainPlan::new(&config, options, gpu.profile())?;
+        Self::from_plan(gpu, &plan).await
+    }
+
+    /// The fresh model of a plan that was made before there was a device. An `Err` names a limit of the device that is
+    /// too low for it.
+    ///
+    /// ```no_run
+    /// # async fn app(adapter: wgpu::Adapter, config: throughline::train::TrainConfig) -> Result<(), Box<dyn std::error::Error>> {
+    /// use throughline::train::{TrainOptions, TrainPlan, Trainer};
+    /// use throughline::{Gpu, Profile};
+    /// let plan = TrainPlan::new(&config, &TrainOptions::default(), &Profile::of_adapter(&adapter))?;
+    /// println!("{} bytes", plan.bytes());
+    /// // What the app itself needs comes on top.
+    /// let (device, queue) = adapter.request_device(&plan.requirements().descriptor(&adapter)).await?;
+    /// let trainer = Trainer::from_plan(&Gpu::from_device(device, queue), &plan).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn from_plan(gpu: &Gpu, plan: &TrainPlan) -> Result<Self> {
+        plan.check(gpu)?;
+        let (layout, config) = (&plan.layout, plan.config.clone());
+        let params = gpu.scoped(|| Arena::zeros(gpu, "parameters", layout)).await?;
+        let grads = gpu.scoped(|| Arena::zeros(gpu, "gradients", layout)).await?;
+        for (i, ((name, shape), init)) in layout.tensors.iter().zip(&plan.inits).enumerate() {
+            params.write_tensor(gpu, i, &init.values(shape.len(), config.seed, name))?;
+        }
+        Ok(Trainer {
+            gpu: gpu.clone(),
+            forward_backward: StepGraph::new(gpu, &plan.forward_backward, &params, &grads).await?,
+            evaluation: StepGraph::new(gpu, &plan.evaluation, &params, &grads).await?,
+            optimizer: Optimizer::from_plan(gpu, &plan.optimizer, &params, &grads).await?,
+            bytes: plan.bytes(),
+            config,
+            params,
+            grads,
+            step: 0,
+            probes: None,
+        })
+    }
+
+    /// [`from_plan`](Self::from_plan), waiting.
+    pub fn from_plan_blocking(gpu: &Gpu, plan: &TrainPlan) -> Result<Self> {
+        pollster::block_on(Self::from_plan(gpu, plan))
+    }
+
+    /// [`new`](Self::new), waiting.
+    pub fn new_blocking(gpu: &Gpu, config: TrainConfig) -> Result<Self> {
+        pollster::block_on(Self::new(gpu, config))
+    }
+
+    /// [`with_block`](Self::with_block), waiting.
+    pub fn with_block_blocking(gpu: &Gpu, config: TrainConfig, block: &dyn Block) -> Result<Self> {
+        pollster::block_on(Self::with_block(gpu, config, block))
+    }
+
+    /// [`with_options`](Self::with_options), waiting.
+    pub fn with_options_blocking(gpu: &Gpu, config: TrainConfig, options: &TrainOptions<'_>) -> Result<Self> {
+        pollster::block_on(Self::with_options(gpu, config, options))
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &TrainConfig {
+        &self.config
+    }
+
+    /// Number of completed steps.
+    pub fn step_count(&self) -> u64 {
+        self.step
+    }
+
+    /// Sets the number of completed steps. The learning rate schedule and the bias correction follow it.
+    pub fn set_step_count(&mut self, step: u64) {
+        self.step = step;
+    }
+
+    /// The device that this trains on.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// The plan of forward and backward.
+    pub fn plan(&self) -> &Plan {
+        self.forward_backward.exec.plan()
+    }
+
+    /// Number of trained values.
+    pub fn parameter_count(&self) -> usize {
+        self.params.layout.tensors.iter().map(|(_, shape)| shape.len()).sum()
+    }
+
+    /// Bytes of GPU memory, as planned in [`TrainPlan::bytes`].
+    pub fn buffer_bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Runs one step on [`micro_batches`](TrainConfig::micro_batches) batches, in one submit and without waiting. The
+    /// loss can be read later, while the GPU is at work on the next steps.
+    pub fn step(&mut self, batches: &[Batch]) -> Result<StepLoss> {
+        let step = self.step;
+        let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+        let readback = self.record(&mut encoder, batches)?;
+        let submitted = self.gpu.submit(encoder)?;
+        if let Some(probes) = &mut self.probes {
+            probes.submitted = Some(submitted.clone());
+        }
+        Ok(StepLoss { step, readback, submitted })
+    }
+
+    /// The answers of the probes in the last step, on their way to the host. Take them right after the step, and read
+    /// them once the next step is submitted, so that nothing waits. `None` without probes, before the first step, and
+    /// when called again.
+    ///
+    /// ```no_run
+    /// # fn main() -> throughline::Result<()> {
+    /// # let (gpu, config, batches) = (throughline::Gpu::headless_blocking()?, todo!(), [[]]);
+    /// use throughline::train::{TrainOptions, Trainer};
+    /// let options = TrainOptions { standard_probes: true, ..TrainOptions::default() };
+    /// let mut trainer = Trainer::with_options_blocking(&gpu, config, &options)?;
+    /// let mut late = None;
+    /// for batch in &batches {
+    ///     trainer.step(batch)?;
+    ///     if let Some(probes) = std::mem::replace(&mut late, trainer.take_probes()) {
+    ///         let readings = probes.wait_blocking(&gpu)?; // of the step before
+    ///         println!("{:?}", readings.get("stream_rms", 0));
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn take_probes(&mut self) -> Option<ProbeReadback> {
+        self.probes.take()
+    }
+
+    /// Queues a write of an input that a patch added, such as `h.3.attn.o.factor`. It affects training and evaluation
+    /// alike.
+    pub fn write_patch(&self, input: &str, data: &[f32]) -> Result<()> {
+        let mut found = false;
+        for exec in [&self.forward_backward.exec, &self.evaluation.exec] {
+            if let Some(external) = exec.plan().externals.iter().find(|e| e.name == input) {
+                exec.write(external.value, data)?;
+                found = true;
+            }
+        }
+        match found {
+            true => Ok(()),
+            false => Err(Error::Graph(format!("no patch of the model has an input `{input}`"))),
+        }
+    }
+
+    /// Records one step into your encoder. Several steps may follow each other in one encoder. Returns the loss, `[1]`,
+    /// on its way to the host. From the second step on, nothing is allocated on the GPU.
+    pub fn record(&mut self, encoder: &mut wgpu::CommandEncoder, batches: &[Batch]) -> Result<Readback> {
+        self.check(batches)?;
+        self.clear(encoder)?;
+        for batch in batches {
+            self.load(encoder, batch)?;
+            self.forward_backward.exec.record(encoder);
+        }
+        self.update(encoder)
+    }
+
+    /// Records what follows the last micro-batch.
+    pub(super) fn update(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<Readback> {
+        if let Some(instruments) = &self.forward_backward.instruments {
+            self.probes = Some(instruments.read_later(&self.forward_backward.exec, encoder, self.step)?);
+        }
+        self.optimizer.record(encoder, self.config.schedule.at(self.step), self.step)?;
+        self.step += 1;
+        Ok(self.loss()?.read_later(&self.gpu, encoder))
+    }
+
+    /// Runs one step and measures where its time goes, node by node. It is a normal step, except that the copies of the
+    /// batch are not timed. Resolves once the device has been polled. Like [`Executable::profile`], it needs a device
+    /// with timestamps.
+    pub async fn profile(&mut self, batches: &[Batch]) -> Result<Timeline> {
+        self.profile_by(batches, async |exec| exec.profile().await).await
+    }
+
+    /// [`profile`](Self::profile), waiting; without timestamps by the host's clock.
+    pub fn profile_blocking(&mut self, batches: &[Batch]) -> Result<Timeline> {
+        let gpu = self.gpu.clone();
+        gpu.run_blocking(self.profile_by(batches, async |exec| exec.profile_blocking()))
+    }
+
+    async fn profile_by(
+        &mut self,
+        batches: &[Batch],
+        profile: impl AsyncFn(&Executable) -> Result<Timeline>,
+    ) -> Result<Timeline> {
+        self.check(batches)?;
+        let mut timelines = vec![];
+        for (i, batch) in batches.iter().enumerate() {
+            let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+            if i == 0 {
+                self.clear(&mut encoder)?;
+            }
+            self.load(&mut encoder, batch)?;
+            self.gpu.submit(encoder)?;
+            timelines.push(profile(&self.forward_backward.exec).await?);
+        }
+        let update = self.optimizer.profile_by(self.config.schedule.at(self.step), self.step, profile).await?;
+        self.step += 1;
+        Ok(timelines.into_iter().rev().fold(update, |rest, part| part.then(rest)))
+    }
+
+    /// Records the clearing of what accumulates over micro-batches.
+    pub(super) fn clear(&self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+        let s = &self.forward_backward;
+        if let Some(loss) = s.loss_state {
+            // Gradients and loss accumulate over micro-batches.
+            let loss = s.exec.tensor(loss)?;
+            self.grads.parts.iter().for_each(|part| encoder.clear_buffer(part.buffer(), 0, None));
+            encoder.clear_buffer(loss.buffer(), loss.offset(), Some(loss.ty().storage_bytes() as u64));
+        }
+        Ok(())
+    }
+
+    /// Records the copy of a micro-batch into the inputs.
+    pub(super) fn load(&self, encoder: &mut wgpu::CommandEncoder, batch: &Batch) -> Result<()> {
+        let s = &self.forward_backward;
+        if let Some(seed) = s.dropout_seed {
+            s.exec.record_write(encoder, seed, &[self.config.seed as u32, self.step as u32])?;
+        }
+        s.exec.record_write(encoder, s.tokens, &batch.tokens)?;
+        s.exec.record_write(encoder, s.targets, &batch.targets)
+    }
+
+    /// Checks that these are the batches of a step.
+    pub(super) fn check(&self, batches: &[Batch]) -> Result<()> {
+        let n = self.config.batch * self.config.seq_len();
+        let fits = |b: &Batch| b.tokens.len() == n && b.targets.len() == n;
+        match batches.len() == self.config.micro_batches && batches.iter().all(fits) {
+            true => Ok(()),
+            false => Err(Error::Data {
+                tensor: "batch".into(),
+                expected: format!("{} micro-batches of {n} tokens", self.config.micro_batches),
+                got: format!("{:?} tokens", batches.iter().map(|b| b.tokens.len()).collect::<Vec<_>>()),
+            }),
+        }
+    }
+
+    /// The loss of the last step, on the GPU: `[1]`.
+    pub fn loss(&self) -> Result<Tensor> {
+        let s = &self.forward_backward;
+        s.exec.tensor(s.loss_state.unwrap_or(s.loss))
+    }
+
+    /// Mean loss over batches, without dropout. Resolves once the device has been polled.
+    pub async fn evaluate(&self, batches: &[Batch]) -> Result<f32> {
+        let s = &self.evaluation;
+        let mut losses = vec![];
+        for batch in batches {
+            let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+            s.exec.record_write(&mut encoder, s.tokens, &batch.tokens)?;
+            s.exec.record_write(&mut encoder, s.targets, &batch.targets)?;
+            s.exec.record(&mut encoder);
+            losses.push(s.exec.tensor(s.loss)?.read_later(&self.gpu, &mut encoder));
+            self.gpu.submit(encoder)?;
+        }
+        let mut sum = 0.0;
+        for loss in losses {
+            sum += f64::from(loss.take::<f32>().await?[0]);
+        }
+        Ok((sum / batches.len().max(1) as f64) as f32)
+    }
+
+    /// [`evaluate`](Self::evaluate), waiting for the GPU.
+    pub fn evaluate_blocking(&self, batches: &[Batch]) -> Result<f32> {
+        self.gpu.run_blocking(self.evaluate(batches))
+    }
+}
