@@ -1,5 +1,5 @@
-//! Bad input to the library: each is an `Err` that says what and where. An app's own ops work, and
-//! broken ones are errors too.
+//! Bad input to the library is an `Err` that says what is wrong, and where. Custom ops work, and broken ones are errors
+//! too.
 
 mod common;
 

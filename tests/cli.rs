@@ -1,5 +1,4 @@
-//! The training and generating examples as programs: they work, resume, and refuse bad input with
-//! a message and a non-zero exit.
+//! Runs the examples as programs: they work, resume, and refuse bad input with a message and a non-zero exit code.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -400,7 +399,7 @@ fn architectures_compares_blocks_at_equal_parameters() {
     assert!(refused("architectures", &["--seeds", "0"]).contains("--seeds"));
 }
 
-/// The page with all its charts, and what it is made of.
+/// The page with all its charts, and the files it is made from.
 #[test]
 fn residual_stream_writes_a_page_that_loads_nothing() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Attention to caches that grow, in chunks and token by token, against attention to everything.
+//! Attention over growing caches, in chunks and token by token, equals attention over everything at once.
 
 mod common;
 

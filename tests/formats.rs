@@ -1,5 +1,5 @@
-//! Model files: what is written is read back, every quantised type decodes as ggml has it, and files
-//! that are broken or hostile are errors that say where, at a bounded cost.
+//! Model files: what is written is read back, every quantised type decodes as in ggml, and broken or hostile files are
+//! errors that say where, at a bounded cost.
 
 #[path = "common/gguf.rs"]
 mod gguf;

@@ -1,4 +1,5 @@
-//! Decoding in frames: whatever there is time for, and whoever else speaks, each text is what `generate` makes of it.
+//! Decoding in frames: each text is the one that `generate` gives, however little time there is and whoever else
+//! speaks.
 
 mod common;
 

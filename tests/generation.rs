@@ -1,4 +1,4 @@
-//! Generating: streams, iterators and batches give the same tokens, and end as they should.
+//! Streams, iterators and batches generate the same tokens, and end when they should.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! The tiny models of tests/data/hf written as GGUF files, which name, lay out and rotate things otherwise:
-//! they give PyTorch's logits all the same.
+//! The tiny models of tests/data/hf, written as GGUF files. These have other names, layouts and rotations, but must
+//! give PyTorch's logits as well.
 
 mod common;
 #[path = "common/gguf.rs"]

@@ -1,4 +1,4 @@
-//! In an app that owns the device: its passes around ours, its threads, its limits, and its device going away.
+//! Inside an app that owns the device: with its passes around ours, its threads, its limits, and a lost device.
 
 mod common;
 

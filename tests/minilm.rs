@@ -1,5 +1,5 @@
-//! all-MiniLM-L6-v2 from its folder, against embeddings computed with PyTorch in f64. `cargo xtask fetch minilm` gets
-//! the folder.
+//! all-MiniLM-L6-v2 from its folder, against embeddings computed with PyTorch in f64. `cargo xtask fetch minilm`
+//! downloads it.
 
 mod common;
 

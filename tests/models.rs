@@ -1,4 +1,4 @@
-//! Every architecture from files of Hugging Face's form, against numbers that PyTorch computed in f64
+//! Every architecture from Hugging Face folders, against numbers that PyTorch computed in f64
 //! (tests/pytorch/make_references.py made the folders in tests/data/hf).
 
 mod common;

@@ -1,5 +1,5 @@
-//! Muon: against f64, against PyTorch, what it does to singular values, and settings that make no sense. Runs with it
-//! are in tests/training.rs.
+//! Muon: against f64 and PyTorch, its effect on singular values, and invalid settings. Training runs with it are in
+//! tests/training.rs.
 
 mod common;
 

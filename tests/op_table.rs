@@ -1,4 +1,4 @@
-//! docs/ops.md is what the table says.
+//! docs/ops.md is up to date with the op table.
 
 use throughline::ops::{TABLE, markdown};
 

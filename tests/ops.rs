@@ -1,5 +1,5 @@
-//! Every row of the op table, every case of it, both classes of kernels: one test per row and
-//! check, named `<row>::<check>`.
+//! Tests every case of every row of the op table, with both classes of kernels. There is one test per row and check,
+//! named `<row>::<check>`.
 
 mod common;
 

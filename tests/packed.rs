@@ -1,4 +1,4 @@
-//! What kernels decode of packed weights is what `format::quant` decodes on the CPU, bit for bit.
+//! Kernels decode packed weights to the same bits as `format::quant` does on the CPU.
 //!
 //! It can be, whatever a compiler makes of the kernels' arithmetic. An f16 has 11 significant bits, a scale of part
 //! of a block at most 7, and an element's integer at most 5 where there is such a scale and 7 where there is

@@ -1,4 +1,4 @@
-//! Matrices in several tensors of whole rows give what whole ones give, gradients too.
+//! Matrices split into several tensors by rows give the same results and gradients as whole ones.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! Probes against the f64 reference, patches against graphs built with them, views against both.
+//! Probes against the f64 reference, patches against graphs built that way, and views against both.
 
 mod common;
 

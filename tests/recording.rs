@@ -1,4 +1,4 @@
-//! What goes into the caller's encoder and comes out of it: without allocations, in any executor, and with errors as
+//! Recording into the caller's encoder and reading back: without allocations, in any executor, and with errors as
 //! `Err`s.
 
 mod common;

@@ -1,4 +1,4 @@
-//! What training and decoding need, known before there is a device: limits, features, bytes; and what would fit.
+//! The limits, features and bytes that training and decoding need, known before there is a device; and what would fit.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! What the residual stream does at initialisation and in the first steps: exactly, where zeros make it exact,
-//! and statistically, with fixed seeds, where papers say how it grows.
+//! The residual stream at initialisation and in the first steps. Checks are exact where zeros make it exact, and
+//! statistical, with fixed seeds, where papers predict how it grows.
 
 mod common;
 

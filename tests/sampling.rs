@@ -1,5 +1,5 @@
-//! Tokens drawn from the few candidates that the GPU finds, against draws from all logits; and what the tolerance of
-//! the op table would not show: exact values and ids, of odd floats too.
+//! Tokens drawn from the candidates that the GPU finds, against draws from all logits; and what the tolerance of the op
+//! table would hide: exact values and ids, also of unusual floats.
 
 mod common;
 

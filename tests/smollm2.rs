@@ -1,5 +1,5 @@
 //! A real model from a real file: SmolLM2-135M-Instruct, Q4_1, against numbers computed with PyTorch in f64
-//! from the same weights, dequantised. `cargo xtask fetch smollm2` gets the file.
+//! from the same weights, dequantised. `cargo xtask fetch smollm2` downloads it.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! Tensors into textures of an app's: every format, odd sizes, an app's pass behind them, and what does not fit.
+//! Writing tensors into an app's textures: every format, odd sizes, a pass of the app that follows, and errors.
 
 mod common;
 

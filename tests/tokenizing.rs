@@ -1,6 +1,5 @@
-//! Text to tokens and back, and chats to text: ids against those of Hugging Face's `tokenizers`, texts of chats against
-//! those of `transformers`, and files that are broken or hostile. `cargo xtask fetch smollm2` and `minilm` get the
-//! models.
+//! Text to tokens and back, and chats to text: ids against those of Hugging Face's `tokenizers`, chats against those of
+//! `transformers`, and broken or hostile files. `cargo xtask fetch smollm2` and `minilm` download the models.
 
 #[path = "common/gguf.rs"]
 mod gguf;

@@ -1,4 +1,4 @@
-//! Training: the idea's exact claims, plans, resuming, accumulation.
+//! Training: exact claims about the residual stream, plans, resuming, and accumulation.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! Any bytes are an `Err` or a header whose tensors lie in the file.
+//! Any bytes give an `Err`, or a header whose tensors lie within the file.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! Any bytes are an `Err` or a header that the `safetensors` crate reads in the same way.
+//! Any bytes give an `Err`, or a header that the `safetensors` crate reads in the same way.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -58,8 +58,8 @@ fn is_fma(mnemonic: &str) -> bool {
     ["fma", "dot", "wmma", "swmmac"].iter().any(|p| name.starts_with(p))
 }
 
-/// A disassembly as RADV prints it: labels `BB3:`, a line an instruction with its encoding behind a
-/// semicolon, `(then repeated 2 times)` for runs.
+/// A disassembly as RADV prints it: labels `BB3:`, one instruction per line followed by a semicolon and its encoding,
+/// and `(then repeated 2 times)` for runs.
 #[derive(Clone, Debug)]
 pub struct Assembly<'a> {
     lines: Vec<&'a str>,

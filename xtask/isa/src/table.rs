@@ -4,16 +4,16 @@ use crate::asm::{Assembly, Mix};
 use crate::kernels::Job;
 use crate::vulkan::Compiled;
 
-/// What became of a kernel on a card.
+/// A kernel compiled for a card.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// The kernel.
     pub job: Job,
     /// The card.
     pub family: String,
-    /// What the driver says.
+    /// The driver's output.
     pub compiled: Compiled,
-    /// What the hot loop is made of, where there is a loop.
+    /// The instruction mix of the hot loop, if there is a loop.
     pub hot: Option<Mix>,
 }
 
@@ -34,12 +34,12 @@ impl Report {
         self.statistic("Spilled VGPRs") + self.statistic("Spilled SGPRs")
     }
 
-    /// Bytes of private memory an invocation: spills, and arrays that are not in registers.
+    /// Bytes of private memory per invocation: spills, and arrays that are not in registers.
     pub fn scratch(&self) -> u64 {
         self.statistic("Scratch size")
     }
 
-    /// Waves per SIMD. RADV counts in waves of 32 on these cards, whatever the kernel's.
+    /// Waves per SIMD. On these cards RADV counts waves of 32, whatever the wave size of the kernel.
     fn waves(&self) -> u64 {
         self.statistic("Subgroups per SIMD") * 32 / u64::from(self.compiled.subgroup_size.max(32))
     }
@@ -49,10 +49,10 @@ impl Report {
     }
 }
 
-/// A column: its head, and what it says of a kernel on a card.
+/// A column: its heading, and its cell for a kernel on a card.
 type Column = (&'static str, fn(&Report) -> String);
 
-/// The columns behind the kernel's name. FMA and what follows is of the hot loop.
+/// The columns after the kernel's name. From FMA on, they describe the hot loop.
 const COLUMNS: [Column; 14] = [
     ("card", |r| r.family.clone()),
     ("wave", |r| r.compiled.subgroup_size.to_string()),

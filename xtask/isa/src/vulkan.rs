@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::spirv::{Binding, Shader};
 
-/// What the driver says of a compiled shader.
+/// The driver's report on a compiled shader.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Compiled {
     /// Its statistics, by the driver's names.

@@ -1,5 +1,5 @@
-//! The program as people run it. Where Mesa's Radeon driver is installed it compiles; where it is not
-//! it must say what to install.
+//! Runs the program as users do. If Mesa's Radeon driver is installed, it compiles; if not, it must say what to
+//! install.
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
