@@ -139,7 +139,8 @@ impl Executable {
     /// exec.write(x, &[1.0f32, 2.0, 3.0, 4.0])?;
     ///
     /// // Of the app's own buffers: `Tensor::from_buffer`.
-    /// let frames = [Tensor::zeros(&gpu, "even", TensorType::f32([4]))?, Tensor::zeros(&gpu, "odd", TensorType::f32([4]))?];
+    /// let frame = |name: &str| Tensor::zeros(&gpu, name, TensorType::f32([4]));
+    /// let frames = [frame("even")?, frame("odd")?];
     /// let execs = frames.clone().map(|frame| exec.with_bindings(&HashMap::from([(y, frame)])));
     /// for exec in execs {
     ///     exec?.submit()?;

@@ -28,7 +28,8 @@ const FACTOR: [f64; 2] = [1.0 / 16.0, 16.0];
 /// [`Executable::slices`](crate::Executable::slices) or [`FrameDecoder`](crate::decode::FrameDecoder).
 ///
 /// ```no_run
-/// # fn app(gpu: &throughline::Gpu, trainer: &mut throughline::train::Trainer, batches: &[throughline::train::data::Batch]) -> throughline::Result<()> {
+/// # use throughline::train::{Trainer, data::Batch};
+/// # fn app(gpu: &throughline::Gpu, trainer: &mut Trainer, batches: &[Batch]) -> throughline::Result<()> {
 /// use std::time::Duration;
 /// let budget = Duration::from_micros(1500);
 /// let profile = trainer.profile_blocking(batches)?;
