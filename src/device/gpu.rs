@@ -280,8 +280,8 @@ impl Gpu {
         })
     }
 
-    /// The pipeline of a kernel, compiled on first use and cached. The device reports compile errors, so callers that
-    /// create pipelines hold an error scope.
+    /// The pipeline for a kernel, compiled the first time and cached. A compile error is the
+    /// device's to report: callers that create pipelines hold an error scope.
     pub(crate) fn pipeline(&self, kernel: &Kernel) -> Result<Arc<wgpu::ComputePipeline>> {
         let lock = || self.inner.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pipeline) = lock().get(kernel) {

@@ -21,9 +21,9 @@ use crate::profile::Cooperative;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Kernel {
-    /// Name for debuggers, plans and errors: usually the stem of the file.
+    /// Name for debuggers, plans and errors: the stem of the file.
     pub label: &'static str,
-    /// The text of the file.
+    /// The file's text.
     pub source: &'static str,
     /// Name of the entry point.
     pub entry: &'static str,
