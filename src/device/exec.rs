@@ -24,8 +24,9 @@ use crate::tensor::{Element, TensorType};
 pub struct ExecOptions {
     /// Tensors for inputs, parameters and states. What is not here is allocated, zeroed.
     pub bindings: HashMap<Value, Tensor>,
-    /// For tests of kernels: puts this many bytes of sentinel before and after every tensor of the plan, the latter
-    /// within the range that kernels may access; see [`Executable::check_guards`]. A multiple of 256; 0 turns it off.
+    /// For tests of kernels: puts this many bytes of sentinel before and behind every tensor of the
+    /// plan, those behind inside the range that kernels are given; see
+    /// [`Executable::check_guards`]. A multiple of 256; 0 is off.
     pub guard_bytes: usize,
 }
 
@@ -81,7 +82,7 @@ struct Place {
     offset: u64,
 }
 
-/// Fills guards and unwritten memory: a NaN that no kernel produces.
+/// What guards and unwritten memory are filled with: a NaN that no kernel makes.
 const SENTINEL: u32 = 0x7fc0_dead;
 
 impl Executable {
@@ -90,7 +91,7 @@ impl Executable {
     pub async fn new(gpu: &Gpu, plan: Arc<Plan>, options: ExecOptions) -> Result<Self> {
         let built = gpu.scoped(|| Self::build(gpu.clone(), plan.clone(), options)).await;
         built.map_err(|e| match e {
-            // What the device refuses may be something that it was not opened for; that error is more helpful.
+            // What the device refuses may be what it was not opened for: that says more.
             Error::Device(_) => Requirements::of(&plan).check(&gpu.device().limits()).err().unwrap_or(e),
             e => e,
         })
@@ -512,8 +513,8 @@ impl Executable {
         &self.gpu
     }
 
-    /// Fills every buffer of the plan, guards included, with a NaN sentinel. What a kernel does not write stays NaN,
-    /// and what it writes out of bounds shows in [`check_guards`](Self::check_guards).
+    /// Fills every buffer of the plan, guards included, with a NaN sentinel: what a kernel does not
+    /// write stays NaN, and what it writes too far shows in [`check_guards`](Self::check_guards).
     pub fn poison(&self) {
         for buffer in &self.buffers {
             let words = vec![SENTINEL; buffer.size() as usize / 4];
