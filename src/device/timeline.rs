@@ -66,6 +66,8 @@ impl NodeTime {
 }
 
 /// Time and work of several nodes together.
+///
+/// [`Timeline::by_op`] returns these. `flops` over `ns` is the throughput in GFLOP/s.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Total {
     /// Number of nodes.
