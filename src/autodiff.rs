@@ -1,5 +1,5 @@
-//! Reverse-mode differentiation as a graph transform: a reverse walk that asks each op for its
-//! vector-Jacobian product. There is no list of ops here.
+//! Reverse-mode differentiation as a transformation of the graph: a reverse walk that asks each op for its
+//! vector-Jacobian product. No list of ops is needed.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,9 +9,14 @@ use crate::ops::fill::Fill;
 use crate::ops::residual_add::ResidualAdd;
 
 impl Graph {
-    /// Adds the nodes that compute the gradient of `loss` with respect to each of `wrt`, and
-    /// returns them. `loss` must be a single f32. `wrt` may be parameters, inputs or any value in
-    /// between (the residual stream at some depth, for example).
+    /// Adds the nodes that compute the gradient of `loss` with respect to each of `wrt`, and returns those gradients.
+    ///
+    /// `loss` must be a single f32. `wrt` may contain parameters, inputs, or any value in between, such as the residual
+    /// stream at some depth. Apply [patches](Self::patched) first, so that the gradients include them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoGradient`] names a node on the path whose op cannot be differentiated.
     ///
     /// ```
     /// use throughline::{Graph, TensorType};
@@ -54,7 +59,7 @@ impl Graph {
             .collect()
     }
 
-    /// Nodes that depend on `wrt` and that `loss` depends on.
+    /// The nodes that depend on `wrt` and that `loss` depends on.
     fn on_path(&self, loss: Value, wrt: &[Value]) -> HashSet<usize> {
         let roots: HashSet<usize> = wrt.iter().map(|v| v.node).collect();
         let mut path = HashSet::new();

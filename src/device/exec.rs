@@ -1,7 +1,7 @@
 //! The executor: the only place that encodes and reads back.
 //!
-//! Buffers, bind groups and pipelines are made once; a step is then one walk over a list, into an
-//! encoder of the caller's or one of its own, and one submit. Nothing is read back unless asked.
+//! Buffers, bind groups and pipelines are created once. After that a step is one walk over a list, into an encoder of
+//! the caller's or one of its own, and one submit. Nothing is read back unless requested.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -19,7 +19,7 @@ use crate::plan::requirements::Requirements;
 use crate::plan::{External, Plan, Slot, Step, uniform_stride};
 use crate::tensor::{Element, TensorType};
 
-/// How an [`Executable`] is set up.
+/// Options of an [`Executable`]: your own tensors for inputs, parameters and states.
 #[derive(Clone, Debug, Default)]
 pub struct ExecOptions {
     /// Tensors for inputs, parameters and states. What is not here is allocated, zeroed.
@@ -31,6 +31,9 @@ pub struct ExecOptions {
 }
 
 /// A planned graph with its memory and pipelines, ready to run any number of times.
+///
+/// For a single step use [`submit`](Self::submit); inside an application's frame use [`record`](Self::record), or
+/// [`slices`](Self::slices) if a step takes longer than a frame allows.
 #[derive(Debug)]
 pub struct Executable {
     gpu: Gpu,
@@ -42,17 +45,17 @@ pub struct Executable {
     guard: usize,
 }
 
-/// A part of a step, from [`Executable::slices`].
+/// A part of a step, returned by [`Executable::slices`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slice {
     commands: Range<usize>,
-    /// How long the profile says that it takes.
+    /// The time that it takes according to the profile.
     pub estimate: Duration,
 }
 
 #[derive(Debug)]
 struct Command {
-    /// Index of the plan's step; past the last one for its final copies.
+    /// Index of the plan's step; past the last one for the final copies.
     step: usize,
     work: Work,
 }
@@ -137,7 +140,8 @@ impl Executable {
     /// exec.write(x, &[1.0f32, 2.0, 3.0, 4.0])?;
     ///
     /// // Of the app's own buffers: `Tensor::from_buffer`.
-    /// let frames = [Tensor::zeros(&gpu, "even", TensorType::f32([4]))?, Tensor::zeros(&gpu, "odd", TensorType::f32([4]))?];
+    /// let frame = |name: &str| Tensor::zeros(&gpu, name, TensorType::f32([4]));
+    /// let frames = [frame("even")?, frame("odd")?];
     /// let execs = frames.clone().map(|frame| exec.with_bindings(&HashMap::from([(y, frame)])));
     /// for exec in execs {
     ///     exec?.submit()?;
@@ -271,15 +275,20 @@ impl Executable {
         Ok(())
     }
 
-    /// Records one step into the caller's encoder. Costs no allocation on the GPU, no submit and
-    /// no wait.
+    /// Records one step into your encoder. It allocates nothing on the GPU, submits nothing and does not wait.
     pub fn record(&self, encoder: &mut wgpu::CommandEncoder) {
         self.record_commands(encoder, &self.commands);
     }
 
-    /// The step in consecutive slices that take at most `budget` each, as the times of a profile of it say; a
-    /// kernel that takes longer is a slice of its own. Recorded one after the other, over as many submits as you like,
-    /// they are the step. An `Err` if the profile is of something else.
+    /// Divides the step into consecutive slices that take at most `budget` each, according to the times of a profile. A
+    /// kernel that takes longer becomes a slice of its own.
+    ///
+    /// Use it to spread a step over several frames. Recorded one after another, over as many submits as you like, the
+    /// slices are the step.
+    ///
+    /// # Errors
+    ///
+    /// If the profile is not one of this executable's step.
     ///
     /// ```no_run
     /// # fn frames(exec: &throughline::Executable) -> throughline::Result<()> {
@@ -296,7 +305,7 @@ impl Executable {
         self.slices_of(&profile.command_ns(), budget)
     }
 
-    /// The same by nanoseconds of each command.
+    /// The same, given the nanoseconds of each command.
     pub(crate) fn slices_of(&self, times: &[u64], budget: Duration) -> Result<Vec<Slice>> {
         if times.len() != self.commands.len() {
             let (expected, got) = (format!("times of {} commands", self.commands.len()), times.len().to_string());
@@ -316,12 +325,12 @@ impl Executable {
         Ok(slices)
     }
 
-    /// Records a slice of a step of this executable. Does nothing for one of a longer one.
+    /// Records a slice of a step of this executable. Does nothing if the slice belongs to a longer step.
     pub fn record_slice(&self, encoder: &mut wgpu::CommandEncoder, slice: &Slice) {
         self.record_range(encoder, slice.commands.clone());
     }
 
-    /// Records some of the kernels and copies of a step, by their numbers.
+    /// Records some of the kernels and copies of a step, by index.
     pub(crate) fn record_range(&self, encoder: &mut wgpu::CommandEncoder, commands: Range<usize>) {
         self.record_commands(encoder, self.commands.get(commands).unwrap_or_default());
     }
@@ -343,16 +352,22 @@ impl Executable {
         }
     }
 
-    /// Records one step and submits it. Does not wait.
+    /// Records one step and submits it, without waiting.
     pub fn submit(&self) -> Result<wgpu::SubmissionIndex> {
         let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
         self.record(&mut encoder);
         self.gpu.submit(encoder)
     }
 
-    /// Runs one step with a timestamp before and behind every kernel. Resolves once the device has
-    /// been polled; an `Err` says so where it was opened without `TIMESTAMP_QUERY`. Each kernel gets a
-    /// compute pass of its own, so the step as a whole takes a little longer than otherwise.
+    /// Runs one step with a timestamp before and after every kernel, and returns where its time went. Resolves once the
+    /// device has been polled.
+    ///
+    /// Each kernel gets a compute pass of its own, so the step as a whole takes a little longer than usual.
+    ///
+    /// # Errors
+    ///
+    /// If the device was opened without `TIMESTAMP_QUERY`; [`profile_blocking`](Self::profile_blocking) works there
+    /// too.
     pub async fn profile(&self) -> Result<Timeline> {
         let mut ticks = vec![];
         for readback in self.submit_timed()? {
@@ -361,8 +376,8 @@ impl Executable {
         Ok(self.timeline_of_ticks(&ticks))
     }
 
-    /// [`profile`](Self::profile), waiting; where the device has no timestamps, with the host's
-    /// clock around each kernel.
+    /// [`profile`](Self::profile), waiting for the GPU. On a device without timestamps it measures each kernel by the
+    /// host's clock instead.
     pub fn profile_blocking(&self) -> Result<Timeline> {
         if !self.gpu.device().features().contains(wgpu::Features::TIMESTAMP_QUERY) {
             return self.profile_by_host_clock();
@@ -370,7 +385,7 @@ impl Executable {
         self.gpu.run_blocking(self.profile())
     }
 
-    /// Submits a step that leaves two timestamps for every command.
+    /// Submits a step that writes two timestamps for every command.
     fn submit_timed(&self) -> Result<Vec<Readback>> {
         let device = self.gpu.device();
         if !device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
@@ -426,7 +441,7 @@ impl Executable {
         Ok(self.timeline(Clock::Host, times.into_iter()))
     }
 
-    /// From start and length of every command, in nanoseconds.
+    /// Builds the timeline from start and length of every command, in nanoseconds.
     fn timeline(&self, clock: Clock, times: impl Iterator<Item = (u64, u64)>) -> Timeline {
         let timed: Vec<(&Command, (u64, u64))> = self.commands.iter().zip(times).collect();
         let node = |run: &[(&Command, (u64, u64))]| {
@@ -445,7 +460,8 @@ impl Executable {
         Timeline { adapter: self.gpu.describe(), clock, nodes }
     }
 
-    /// The tensor of an input, parameter, state or planned output.
+    /// The tensor of an input, parameter, state or planned output, for instance to bind its buffer in a shader of
+    /// yours.
     pub fn tensor(&self, value: Value) -> Result<Tensor> {
         let (slot, ty) = self
             .plan
@@ -457,18 +473,18 @@ impl Executable {
         }
     }
 
-    /// Queues a write of an input, parameter or state, to happen before the next submit.
+    /// Queues a write of an input, parameter or state. It happens before the next submit.
     pub fn write<T: Element>(&self, value: Value, data: &[T]) -> Result<()> {
         self.tensor(value)?.write(&self.gpu, data).map_err(|e| self.named(value, e))
     }
 
-    /// Records a write of an input, parameter or state, for what is recorded behind it: see
+    /// Records a write of an input, parameter or state; what is recorded after it sees the new data. See
     /// [`Tensor::record_write`].
     pub fn record_write<T: Element>(&self, encoder: &mut wgpu::CommandEncoder, value: Value, data: &[T]) -> Result<()> {
         self.tensor(value)?.record_write(&self.gpu, encoder, data).map_err(|e| self.named(value, e))
     }
 
-    /// The error of a write with the name of the tensor.
+    /// The error of a write, with the name of the tensor added.
     fn named(&self, value: Value, e: Error) -> Error {
         let external = self.plan.externals.iter().find(|e| e.value == value);
         match (e, external) {
@@ -487,12 +503,12 @@ impl Executable {
         self.gpu.run_blocking(self.read(value))
     }
 
-    /// The plan that this runs.
+    /// The plan of this executable.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
-    /// The device that this runs on.
+    /// The device of this executable.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
     }
@@ -535,14 +551,14 @@ impl Work {
         }
     }
 
-    /// Nothing, if this is a dispatch.
+    /// Encodes a copy; does nothing for a dispatch.
     fn copy(&self, encoder: &mut wgpu::CommandEncoder) {
         if let Work::Copy { from, to, bytes } = self {
             encoder.copy_buffer_to_buffer(&from.buffer, from.offset, &to.buffer, to.offset, Some(*bytes));
         }
     }
 
-    /// Nothing, if this is a copy.
+    /// Encodes a dispatch; does nothing for a copy.
     fn dispatch(&self, pass: &mut wgpu::ComputePass<'_>) {
         if let Work::Dispatch { pipeline, bind_group, workgroups: [x, y, z], .. } = self {
             pass.set_pipeline(pipeline);
@@ -563,7 +579,7 @@ impl Work {
         };
         match self {
             Work::Dispatch { .. } => self.dispatch(&mut encoder.begin_compute_pass(&desc(Some(at), Some(at + 1)))),
-            // Copies stand between passes, so two empty ones take the time for them.
+            // Copies are outside of passes, so two empty passes take their times.
             Work::Copy { .. } => {
                 drop(encoder.begin_compute_pass(&desc(None, Some(at))));
                 self.copy(encoder);
@@ -585,7 +601,7 @@ fn check_bindings(plan: &Plan, bindings: &HashMap<Value, Tensor>) -> Result<()> 
     Ok(())
 }
 
-/// All uniforms in one buffer, each at a multiple of 256 as WebGPU asks.
+/// All uniforms in one buffer, each at a multiple of 256 as WebGPU requires.
 fn upload_uniforms(gpu: &Gpu, plan: &Plan) -> wgpu::Buffer {
     let mut bytes: Vec<u8> = vec![];
     for words in plan.steps.iter().flat_map(|s| &s.dispatches).flat_map(|d| [&d.words, &d.ranges]) {

@@ -1,4 +1,4 @@
-//! The device that everything runs on: an app's own first, a headless one second.
+//! The device that everything runs on: an application's own, or a headless one.
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
@@ -20,11 +20,15 @@ use crate::profile::{Choices, Cooperative, Profile};
 const PAUSE: Duration = Duration::from_micros(100);
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What the buffer of a tensor must be usable for.
+/// Usages that the buffer of a tensor must have.
 pub(crate) const TENSOR_USAGES: wgpu::BufferUsages =
     wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
 
-/// A device, its queue and the pipelines compiled for it. Cloning shares all three.
+/// A wgpu device and queue, with the pipelines compiled for them. Cloning shares all of it.
+///
+/// In an application that renders, make one from its device with [`from_device`](Self::from_device): tensors and
+/// textures can then be shared, and steps recorded between its passes. In a command-line program use
+/// [`headless_blocking`](Self::headless_blocking).
 #[derive(Clone, Debug)]
 pub struct Gpu {
     inner: Arc<Inner>,
@@ -37,26 +41,28 @@ struct Inner {
     queue: wgpu::Queue,
     info: wgpu::AdapterInfo,
     pipelines: Mutex<HashMap<Kernel, Arc<wgpu::ComputePipeline>>>,
-    /// The driver's cache of compiled pipelines, where it has one that can be saved.
+    /// The driver's cache of compiled pipelines, if it has one that can be saved.
     cache: Mutex<Option<wgpu::PipelineCache>>,
     null: wgpu::Buffer,
     staging: Staging,
 }
 
 impl Gpu {
-    /// Features that make throughline faster or let it measure itself. None is needed: ask for
-    /// those of them that the adapter has.
+    /// Features that make throughline faster or let it measure itself. None is required: request those that the adapter
+    /// has.
     pub const USEFUL_FEATURES: wgpu::Features = Profile::USEFUL_FEATURES;
 
-    /// Runs on a device that the app already owns. Any features and limits will do: plans keep
-    /// within what the device was opened with.
+    /// Uses a device that the application already owns. Any features and limits will do: plans stay within what the
+    /// device was opened with.
+    ///
+    /// To find out beforehand what a model needs, make its plan first; see [`Requirements`].
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Self {
         Gpu::with_cooperative(device, queue, None)
     }
 
-    /// [`from_device`](Self::from_device), with matmuls on cooperative matrices: `properties` are
-    /// those of the adapter (`wgpu::Adapter::cooperative_matrix_properties`), and the device was
-    /// opened with [`Cooperative::features`].
+    /// [`from_device`](Self::from_device), with matmuls on cooperative matrices. `properties` are those of the adapter
+    /// (`wgpu::Adapter::cooperative_matrix_properties`), and the device must have been opened with
+    /// [`Cooperative::features`].
     pub fn from_device_cooperative(
         device: wgpu::Device,
         queue: wgpu::Queue,
@@ -86,32 +92,40 @@ impl Gpu {
         Gpu { inner: Arc::new(inner), profile: Arc::new(profile) }
     }
 
-    /// A handle on the same device whose plans take these variants of ops, which a [`Tuner`](crate::Tuner) has
-    /// measured to be the fastest. See [`Profile::choices`].
+    /// A handle on the same device whose plans use these variants of ops, as measured by a [`Tuner`](crate::Tuner). See
+    /// [`Profile::choices`].
     pub fn with_choices(&self, choices: Choices) -> Self {
         let profile = Profile { choices, ..Profile::clone(&self.profile) };
         Gpu { inner: self.inner.clone(), profile: Arc::new(profile) }
     }
 
-    /// An empty graph for models on this device.
+    /// An empty graph that splits tables too large for this device into parts. Build models in it rather than in
+    /// [`Graph::new`].
     pub fn graph(&self) -> Graph {
         Graph::with_max_tensor_bytes(self.profile().max_tensor_bytes())
     }
 
-    /// [`Plan::new`] for this device.
+    /// Plans a graph for this device: [`Plan::new`] with its profile.
     pub fn plan(&self, graph: &Graph, outputs: &[Value]) -> Result<Plan> {
         Plan::new(graph, outputs, self.profile())
     }
 
-    /// Opens the best adapter there is, software ones included, with the adapter's own limits.
-    /// `WGPU_BACKEND` and `WGPU_ADAPTER_NAME` choose among several, as in other wgpu programs.
+    /// Opens the best available adapter, including software adapters, with the adapter's own limits. `WGPU_BACKEND` and
+    /// `WGPU_ADAPTER_NAME` select another one, as in other wgpu programs.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoAdapter`] if there is no adapter.
     pub async fn headless() -> Result<Self> {
         let (_, device, queue) = open(None).await?;
         Ok(Gpu::from_device(device, queue))
     }
 
-    /// [`headless`](Self::headless), with matmuls on cooperative matrices; an `Err` where the adapter
-    /// has none of this kind. Experimental in wgpu, and so here.
+    /// [`headless`](Self::headless), with matmuls on cooperative matrices. Experimental in wgpu, and therefore here.
+    ///
+    /// # Errors
+    ///
+    /// If the adapter has no cooperative matrices of this kind.
     pub async fn headless_cooperative(kind: Cooperative) -> Result<Self> {
         let (adapter, device, queue) = open(Some(kind)).await?;
         Gpu::from_device_cooperative(device, queue, &adapter.cooperative_matrix_properties(), kind)
@@ -127,12 +141,12 @@ impl Gpu {
         pollster::block_on(Self::headless())
     }
 
-    /// The wgpu device.
+    /// The wgpu device, for your own passes on it.
     pub fn device(&self) -> &wgpu::Device {
         &self.inner.device
     }
 
-    /// The wgpu queue.
+    /// The wgpu queue, for your own submits.
     pub fn queue(&self) -> &wgpu::Queue {
         &self.inner.queue
     }
@@ -165,18 +179,18 @@ impl Gpu {
         &self.inner.info
     }
 
-    /// `name (driver, backend)`, for people.
+    /// The adapter in the form `name (driver, backend)`, for messages.
     pub fn describe(&self) -> String {
         let info = self.info();
         format!("{} ({} {}, {:?})", info.name, info.driver, info.driver_info, info.backend)
     }
 
-    /// What plans need to know about the adapter.
+    /// The facts about the adapter that plans depend on.
     pub fn profile(&self) -> &Profile {
         &self.profile
     }
 
-    /// Waits until everything submitted so far has run.
+    /// Waits until everything submitted so far has finished.
     pub fn wait_blocking(&self) -> Result<()> {
         self.poll_blocking(wgpu::PollType::wait_indefinitely())
     }
@@ -215,7 +229,7 @@ impl Gpu {
         }
     }
 
-    /// Waits until this submission, and those before it, have run.
+    /// Waits until this submission, and those before it, have finished.
     pub fn wait_for_blocking(&self, submission: wgpu::SubmissionIndex) -> Result<()> {
         self.poll_blocking(wgpu::PollType::Wait { submission_index: Some(submission), timeout: None })
     }
@@ -230,7 +244,7 @@ impl Gpu {
         self.guarded(|| Ok(self.queue().submit([encoder.finish()])))
     }
 
-    /// Queues a write, which happens before the next submit.
+    /// Queues a write, to happen before the next submit.
     pub(crate) fn write(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
         self.guarded(|| {
             self.queue().write_buffer(buffer, offset, bytes);
@@ -238,7 +252,7 @@ impl Gpu {
         })
     }
 
-    /// Submits the writes that are queued, so that those of a whole model do not pile up in host memory.
+    /// Submits the queued writes, so that those of a whole model do not pile up in host memory.
     pub(crate) fn flush(&self) -> Result<()> {
         self.guarded(|| Ok(self.queue().submit([]))).map(drop)
     }
@@ -247,7 +261,7 @@ impl Gpu {
         &self.inner.staging
     }
 
-    /// Bound where a kernel declares a read-only buffer that the launch does not have.
+    /// Bound where a kernel declares a read-only buffer that the launch does not use.
     pub(crate) fn null(&self) -> &wgpu::Buffer {
         &self.inner.null
     }
@@ -278,17 +292,18 @@ impl Gpu {
         Ok(pipeline)
     }
 
-    /// Forgets compiled pipelines, so that the next plan compiles again: for measuring cold starts.
+    /// Drops the compiled pipelines, so that the next plan compiles again: for measuring cold starts.
     pub fn clear_pipelines(&self) {
         self.inner.pipelines.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// Starts from the compiled pipelines that [`save_pipelines`](Self::save_pipelines) has left in
-    /// this folder, if any. Call it before anything is planned. `false` if the driver has no such
-    /// cache or the folder has none for this adapter.
+    /// Loads the compiled pipelines that [`save_pipelines`](Self::save_pipelines) left in this folder, to start faster.
+    /// Call it before the first executable is made. Returns `false` if the driver has no such cache, or the folder has
+    /// none for this adapter.
     ///
     /// # Safety
-    /// The driver trusts the file: nobody but `save_pipelines` may have written to the folder.
+    ///
+    /// The driver trusts the file: nothing but `save_pipelines` may have written to the folder.
     pub unsafe fn load_pipelines(&self, dir: &Path) -> Result<bool> {
         let Some(path) = self.pipelines_path(dir) else { return Ok(false) };
         let data = match std::fs::read(&path) {
@@ -302,8 +317,8 @@ impl Gpu {
         Ok(true)
     }
 
-    /// Leaves the pipelines compiled so far in this folder, for the next process. `false` if the
-    /// driver has no cache that can be saved.
+    /// Saves the pipelines compiled so far in this folder, for the next process. Returns `false` if the driver has no
+    /// cache that can be saved.
     pub fn save_pipelines(&self, dir: &Path) -> Result<bool> {
         let Some(path) = self.pipelines_path(dir) else { return Ok(false) };
         let cache = self.inner.cache.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -318,14 +333,15 @@ impl Gpu {
     }
 
     /// # Safety
-    /// As for wgpu's own: data must come from `PipelineCache::get_data`.
+    ///
+    /// As in wgpu: `data` must come from `PipelineCache::get_data`.
     unsafe fn create_pipeline_cache(&self, data: Option<&[u8]>) -> wgpu::PipelineCache {
         let desc = wgpu::PipelineCacheDescriptor { label: Some("throughline"), data, fallback: true };
         // SAFETY: the caller's, and the device has the feature, or there would be no path.
         unsafe { self.device().create_pipeline_cache(&desc) }
     }
 
-    /// The driver's cache, made empty the first time; `None` where it has none.
+    /// The driver's cache, created empty on first use; `None` if it has none.
     fn pipeline_cache(&self) -> Option<wgpu::PipelineCache> {
         if !self.device().features().contains(wgpu::Features::PIPELINE_CACHE) {
             return None;
@@ -362,8 +378,8 @@ impl Gpu {
         }))
     }
 
-    /// Whether the device is gone. wgpu tells that to the one callback that the app may have set, and otherwise makes
-    /// every object invalid, so this looks whether a new one is.
+    /// Whether the device is lost. wgpu reports that only to the one callback that the application may have set.
+    /// Otherwise it makes every object invalid, so this checks whether a new object is.
     pub fn is_lost(&self) -> bool {
         let scope = self.device().push_error_scope(wgpu::ErrorFilter::Validation);
         let buffer = self.device().create_buffer(&wgpu::BufferDescriptor {
@@ -382,7 +398,7 @@ impl Gpu {
         if self.is_lost() { Error::DeviceLost(message) } else { Error::Device(message) }
     }
 
-    /// What an error scope caught.
+    /// The error for what an error scope caught.
     fn caught(&self, e: wgpu::Error) -> Error {
         match e {
             wgpu::Error::OutOfMemory { .. } => Error::OutOfMemory(e.to_string()),
@@ -390,8 +406,8 @@ impl Gpu {
         }
     }
 
-    /// [`scoped`](Self::scoped) for calls that cannot wait. On native devices, errors of the calls are known when they
-    /// return; browsers may tell them later, and then to the app's handler.
+    /// [`scoped`](Self::scoped) for calls that cannot wait. On native devices the errors of a call are known when it
+    /// returns. Browsers may report them later, and then to the application's handler.
     pub(crate) fn guarded<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
         let (result, errors) = self.in_scopes(f);
         let value = result?;
@@ -401,7 +417,7 @@ impl Gpu {
         }
     }
 
-    /// Runs `f` and turns what the device reports meanwhile (validation, memory) into an `Err`.
+    /// Runs `f` and turns what the device reports meanwhile (validation, memory) into an error.
     pub(crate) async fn scoped<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
         let (result, errors) = self.in_scopes(f);
         let value = result?;
@@ -413,8 +429,8 @@ impl Gpu {
         Ok(value)
     }
 
-    /// What `f` returns, and what the device reports meanwhile, the most telling first. Scopes belong to a thread: they
-    /// are over here, before a future may go to another.
+    /// The result of `f`, and what the device reports meanwhile, the most specific error first. Scopes belong to a
+    /// thread, so they end here, before a future can move to another.
     fn in_scopes<T>(
         &self,
         f: impl FnOnce() -> Result<T>,
@@ -436,7 +452,7 @@ pub(crate) fn now<T>(future: impl Future<Output = T>) -> Option<T> {
     }
 }
 
-/// The best adapter there is.
+/// The best available adapter.
 async fn best_adapter() -> Result<wgpu::Adapter> {
     let mut desc = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
     // Validation layers are for people who write backends; wgpu's own checks stay on.
@@ -464,9 +480,9 @@ async fn open(cooperative: Option<Cooperative>) -> Result<(wgpu::Adapter, wgpu::
     let adapter = best_adapter().await?;
     let wanted = Gpu::USEFUL_FEATURES | cooperative.map_or(wgpu::Features::empty(), Cooperative::features);
     let experimental_features = match cooperative {
-        // SAFETY: the token says that its holder knows of bugs that safe calls may run into; the
-        // caller opted in to that. The one feature asked for with it is cooperative matrices, used by
-        // one kernel, whose loads and stores of matrices stay within its workgroup memory.
+        // SAFETY: the token states that its holder knows of bugs that safe calls may run into; the caller opted in to
+        // that. The only feature requested with it is cooperative matrices, used by a single kernel whose loads and
+        // stores of matrices stay within its workgroup memory.
         Some(_) => unsafe { wgpu::ExperimentalFeatures::enabled() },
         None => wgpu::ExperimentalFeatures::disabled(),
     };

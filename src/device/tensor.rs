@@ -6,6 +6,9 @@ use crate::error::{Error, Result};
 use crate::tensor::{Element, TensorType};
 
 /// A tensor in GPU memory: a typed range of a buffer. Cloning clones the handle, not the data.
+///
+/// Make one from a buffer of your own with [`from_buffer`](Self::from_buffer), to let a network read or write it
+/// without a copy; pass it to [`ExecOptions::bindings`](crate::ExecOptions::bindings).
 #[derive(Clone, Debug)]
 pub struct Tensor {
     buffer: wgpu::Buffer,
@@ -14,7 +17,7 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// What the buffer of a tensor must be usable for.
+    /// Usages that the buffer of a tensor must have.
     pub const USAGES: wgpu::BufferUsages = TENSOR_USAGES;
 
     /// A zeroed tensor in a buffer of its own.
@@ -23,7 +26,11 @@ impl Tensor {
         Ok(Tensor { buffer, offset: 0, ty })
     }
 
-    /// A range of a buffer that the caller owns. The buffer needs [`USAGES`](Self::USAGES); `offset` must be a multiple of 256 and the range must hold
+    /// A range of a buffer that the caller owns.
+    ///
+    /// # Errors
+    ///
+    /// The buffer needs [`USAGES`](Self::USAGES), `offset` must be a multiple of 256, and the range must hold
     /// [`TensorType::storage_bytes`].
     pub fn from_buffer(buffer: wgpu::Buffer, offset: u64, ty: TensorType) -> Result<Tensor> {
         let err = |expected: String, got: String| Error::Data { tensor: "buffer range".into(), expected, got };
@@ -56,19 +63,19 @@ impl Tensor {
         &self.buffer
     }
 
-    /// Where in the buffer the first element is, in bytes.
+    /// Offset of the first element in the buffer, in bytes.
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// Queues a write of all elements. The write happens before the next submit; nothing blocks.
+    /// Queues a write of all elements, to happen before the next submit. Does not wait.
     pub fn write<T: Element>(&self, gpu: &Gpu, data: &[T]) -> Result<()> {
         self.expect(data)?;
         gpu.write(&self.buffer, self.offset, bytemuck::cast_slice(data))
     }
 
-    /// Records a write of all elements into `encoder`: it happens between what was recorded before it and what comes
-    /// behind. The bytes go through staging buffers that are used again, so that repeated writes allocate nothing.
+    /// Records a write of all elements into `encoder`: what is recorded after it sees the new data. The bytes go
+    /// through recycled staging buffers, so repeated writes allocate nothing.
     pub fn record_write<T: Element>(&self, gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, data: &[T]) -> Result<()> {
         self.expect(data)?;
         readback::upload(gpu, encoder, &self.buffer, self.offset, bytemuck::cast_slice(data))
@@ -90,7 +97,7 @@ impl Tensor {
         Readback::record(gpu, encoder, (&self.buffer, self.offset), self.ty.clone())
     }
 
-    /// Reads all elements as they are behind everything submitted so far. Resolves once the device has been polled.
+    /// Reads all elements as they are after everything submitted so far. Resolves once the device has been polled.
     pub async fn read<T: Element>(&self, gpu: &Gpu) -> Result<Vec<T>> {
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         let readback = self.read_later(gpu, &mut encoder);

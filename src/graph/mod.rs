@@ -1,8 +1,9 @@
-//! The graph builder: named nodes, checked shapes.
+//! The graph builder: named nodes with checked shapes.
 //!
-//! A graph is a list of nodes in the order in which they were made, which is a topological order.
-//! It owns no GPU memory. [`crate::plan`] turns it into buffers and dispatches, [`crate::device`]
-//! runs those, [`crate::reference`] interprets it in f64.
+//! Start every computation here: add inputs, parameters and ops to a [`Graph`]. [`nn`](crate::nn) does so for whole
+//! transformers. A graph is a list of nodes in the order in which they were added, which is a topological order. It
+//! owns no GPU memory. [`crate::plan`] turns it into buffers and dispatches, [`crate::device`] runs those, and
+//! [`crate::reference`] interprets it in f64.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -34,33 +35,36 @@ impl Value {
     }
 }
 
-/// Where a node's outputs come from.
+/// The origin of a node's outputs.
 #[derive(Clone, Debug)]
 pub enum Source {
-    /// The host writes it before a step.
+    /// Written by the host before a step.
     Input,
     /// A trained tensor: read by the graph, owned by the caller.
     Param,
     /// A tensor that outlives the step and that [`Graph::store`] may write: gradients, moments.
     State,
-    /// Computed.
+    /// Computed by an op.
     Op(Arc<dyn Op>),
 }
 
-/// A node: a name, where its outputs come from, what it reads.
+/// A node: its name, its origin, its inputs and the types of its outputs.
 #[derive(Clone, Debug)]
 pub struct Node {
-    /// Unique name, with the scopes it was made in: `h.0.attn.q`.
+    /// Unique name, including the scopes that it was added in: `h.0.attn.q`.
     pub name: String,
-    /// Where the outputs come from.
+    /// The origin of the outputs.
     pub source: Source,
-    /// Values that it reads.
+    /// The values that it reads.
     pub inputs: Vec<Value>,
     /// Types of its outputs.
     pub outputs: Vec<TensorType>,
 }
 
-/// A graph under construction.
+/// A graph of tensor operations, under construction.
+///
+/// Every method that adds a node takes a name and checks shapes at once, so an error names the node that is wrong.
+/// Inputs, parameters and states get their data at run time.
 ///
 /// ```
 /// use throughline::{Graph, TensorType};
@@ -94,22 +98,23 @@ impl Graph {
         Graph { max_tensor_bytes: Some(max), ..Self::default() }
     }
 
-    /// The bytes that a tensor may take, as far as the graph knows.
+    /// The most bytes that a tensor may take; `u64::MAX` if no limit was set.
     pub fn max_tensor_bytes(&self) -> u64 {
         self.max_tensor_bytes.unwrap_or(u64::MAX)
     }
 
-    /// A tensor that the host writes before each step.
+    /// Adds a tensor that the host writes before each step: data, token ids, settings.
     pub fn input(&mut self, name: &str, ty: TensorType) -> Result<Value> {
         self.external(name, Source::Input, ty)
     }
 
-    /// A trained tensor of f32.
+    /// Adds a trained f32 tensor. Differentiate with respect to it with [`gradients`](Self::gradients).
     pub fn param(&mut self, name: &str, shape: impl Into<Shape>) -> Result<Value> {
         self.external(name, Source::Param, TensorType::f32(shape))
     }
 
-    /// A tensor that outlives a step and that [`store`](Self::store) may write.
+    /// Adds a tensor that outlives a step and that [`store`](Self::store) may write: caches, moments, outputs in
+    /// buffers of your own.
     pub fn state(&mut self, name: &str, ty: TensorType) -> Result<Value> {
         self.external(name, Source::State, ty)
     }
@@ -126,18 +131,24 @@ impl Graph {
         Ok(Value { node, output: 0 })
     }
 
-    /// Adds an op with one output.
+    /// Adds an op with a single output and returns that.
     pub fn op1(&mut self, name: &str, op: impl Op, inputs: &[Value]) -> Result<Value> {
         Ok(self.op(name, op, inputs)?[0])
     }
 
-    /// Adds an op and returns its outputs. The name gets the current scopes in front, and a number
-    /// behind if it is taken.
+    /// Adds an op and returns its outputs.
+    ///
+    /// The methods named after ops, such as [`matmul`](Self::matmul), call this one. Use it for ops of your own and for
+    /// side outputs. The current scopes are prepended to the name, and a number is appended if the name is taken.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Node`] if the op rejects the types of the inputs.
     pub fn op(&mut self, name: &str, op: impl Op, inputs: &[Value]) -> Result<Vec<Value>> {
         self.op_arc(name, Arc::new(op), inputs)
     }
 
-    /// [`op`](Self::op) for an op that is already shared.
+    /// [`op`](Self::op) for an op that is shared already.
     pub fn op_arc(&mut self, name: &str, op: Arc<dyn Op>, inputs: &[Value]) -> Result<Vec<Value>> {
         let name = self.full_name(name);
         let err = |message: String, inputs: String| Error::Node { node: name.clone(), op: op.name(), message, inputs };
@@ -156,7 +167,7 @@ impl Graph {
         Ok((0..n).map(|output| Value { node, output }).collect())
     }
 
-    /// Runs `f` with `scope.` in front of every name.
+    /// Runs `f` with `scope.` prepended to every name.
     pub fn scoped<T>(&mut self, scope: &str, f: impl FnOnce(&mut Graph) -> Result<T>) -> Result<T> {
         self.enter(scope);
         let result = f(self);
@@ -164,7 +175,7 @@ impl Graph {
         result
     }
 
-    /// Puts `scope.` in front of every name from here to [`leave`](Self::leave).
+    /// Prepends `scope.` to every name from here to [`leave`](Self::leave).
     pub(crate) fn enter(&mut self, scope: &str) {
         self.scopes.push(scope.to_string());
     }
@@ -173,7 +184,13 @@ impl Graph {
         self.scopes.pop();
     }
 
-    /// Makes each step leave `value` in `state`.
+    /// Makes each step leave `value` in `state`, a state or parameter of the same type. In place where possible: a step
+    /// then costs no copy.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Graph`] if the types differ, `state` is neither a state nor a parameter, or something is stored there
+    /// already.
     pub fn store(&mut self, value: Value, state: Value) -> Result<()> {
         self.check_values(&[value, state])?;
         let target = self.node(state.node);
@@ -233,7 +250,7 @@ impl Graph {
         &self.nodes[value.node].name
     }
 
-    /// The first output of the node of this name.
+    /// The first output of the node of this name, scopes included.
     pub fn find(&self, name: &str) -> Option<Value> {
         self.by_name.get(name).map(|&node| Value { node, output: 0 })
     }
@@ -243,7 +260,7 @@ impl Graph {
         &self.nodes
     }
 
-    /// All parameters, in the order in which they were made.
+    /// All parameters, in the order in which they were added.
     pub fn params(&self) -> Vec<Value> {
         self.externals(|s| matches!(s, Source::Param))
     }
@@ -275,7 +292,7 @@ impl Graph {
         self.nodes.len() - 1
     }
 
-    /// The name with the current scopes in front.
+    /// The name with the current scopes prepended.
     pub(crate) fn full_name(&self, name: &str) -> String {
         let mut parts: Vec<&str> = self.scopes.iter().map(String::as_str).collect();
         parts.push(name);

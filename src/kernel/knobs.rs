@@ -21,11 +21,11 @@ use crate::profile::Cooperative;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Kernel {
-    /// Name for debuggers, plans and errors: usually the stem of the file.
+    /// Name for debuggers, plans and errors: the stem of the file.
     pub label: &'static str,
-    /// The text of the file.
+    /// The file's text.
     pub source: &'static str,
-    /// Name of the entry point.
+    /// The entry point.
     pub entry: &'static str,
     /// Knobs to set: names and new right-hand sides.
     pub knobs: Vec<(&'static str, String)>,
@@ -37,7 +37,7 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// A kernel with its knobs as written in the file, and with all checks of the driver.
+    /// A kernel with the knobs as written in the file and all checks on.
     pub fn new(label: &'static str, source: &'static str, entry: &'static str) -> Self {
         Kernel { label, source, entry, knobs: vec![], merged: vec![], trusted: false }
     }

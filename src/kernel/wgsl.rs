@@ -38,7 +38,7 @@ pub(crate) enum Kind<'a> {
         name: &'a str,
         ty: Range<usize>,
     },
-    /// A `const` or an `alias`, and its right-hand side.
+    /// A `const` or an `alias`, and what it stands for.
     Named {
         name: &'a str,
         value: Range<usize>,

@@ -61,6 +61,9 @@ pub struct AdamW {
 }
 
 /// Settings of one step, written by the host.
+///
+/// Only for graphs with an update of your own: an [`Optimizer`](crate::optim::Optimizer) derives these from its
+/// [`AdamWConfig`](crate::optim::AdamWConfig) and the schedule.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamWSettings {
     /// Learning rate.

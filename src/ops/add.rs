@@ -30,7 +30,7 @@ pub(super) const ROW: Row = Row {
     bench: || vec![Case::new("4096x768", Add, &[&[4096, 768], &[4096, 768]])],
 };
 
-/// `(a, b) -> a + b`; `b` has the shape of `a`, its trailing dimensions, or `[1]`.
+/// `(a, b) -> a + b`; `b` has the shape of `a`, its trailing dimensions, or `[1]`. Usually added by [`Graph::add`].
 #[derive(Clone, Copy, Debug)]
 pub struct Add;
 

@@ -18,7 +18,7 @@ pub struct Row {
     pub summary: &'static str,
     /// The WGSL file's text; empty for ops without a kernel.
     pub source: &'static str,
-    /// Cases for every test: odd shapes, tall, wide, not multiples of any tile.
+    /// Cases that every test runs over: odd shapes, tall, wide, not multiples of any tile.
     pub cases: fn() -> Vec<Case>,
     /// Cases for `cargo bench`: sizes that are common in models.
     pub bench: fn() -> Vec<Case>,

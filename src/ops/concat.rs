@@ -14,7 +14,7 @@ const SOURCE: &str = include_str!("../../shaders/concat.wgsl");
 
 pub(super) const ROW: Row = Row {
     name: "concat",
-    summary: "y = the inputs concatenated along one axis",
+    summary: "y = the inputs one behind the other along one axis",
     source: SOURCE,
     cases: || {
         let case =

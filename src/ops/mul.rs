@@ -20,7 +20,7 @@ pub(super) const ROW: Row = Row {
     bench: || vec![Case::new("4096x768", Mul, &[&[4096, 768], &[4096, 768]])],
 };
 
-/// `(a, b) -> a * b`; both of the same shape.
+/// `(a, b) -> a * b`; both of the same shape. Usually added by [`Graph::mul`].
 #[derive(Clone, Copy, Debug)]
 pub struct Mul;
 

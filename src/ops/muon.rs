@@ -117,6 +117,9 @@ pub struct MuonUpdate {
 }
 
 /// Settings of one step, written by the host.
+///
+/// Only for graphs with an update of your own: an [`Optimizer`](crate::optim::Optimizer) derives these from its
+/// [`MuonConfig`](crate::optim::MuonConfig) and the schedule.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MuonSettings {
     /// Learning rate.

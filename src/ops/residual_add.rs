@@ -23,7 +23,7 @@ pub(super) const ROW: Row = Row {
     bench: || vec![Case::new("4096x768", ResidualAdd, &[&[4096, 768], &[4096, 768]])],
 };
 
-/// `(x, branch) -> x + branch`; both of the same shape.
+/// `(x, branch) -> x + branch`; both of the same shape. Usually added by [`Graph::residual_add`].
 #[derive(Clone, Copy, Debug)]
 pub struct ResidualAdd;
 

@@ -10,6 +10,8 @@ use crate::nn::{Transformer, TransformerConfig, is_hidden_matrix};
 use crate::tensor::{Shape, TensorType};
 
 /// The place of each tensor in an arena. Pure data, known before there is a device.
+///
+/// Make one to find out how much memory parameters take, or to create an [`Arena`] for them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ArenaLayout {
     /// Names and shapes, in the order given.

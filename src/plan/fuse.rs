@@ -1,13 +1,13 @@
-//! Epilogue fusion: folds `residual_add(x, f(...))` into `f` where `f` can add to its output.
+//! Epilogue fusion: folds `residual_add(x, f(...))` into `f`, if `f` can add to its output.
 //!
-//! One rule serves the residual stream forward (the matmul that ends a branch), its gradient
-//! backward (a norm's gradient added to the stream's) and gradients with several contributions.
+//! One rule covers the residual stream forward (the matmul that ends a branch), its gradient backward (a norm's
+//! gradient added to that of the stream), and gradients with several contributions.
 
 use std::collections::HashMap;
 
 use crate::graph::{Node, Source, Value};
 
-/// Rewrites `nodes` in place; returns where values moved. Nodes that became dead stay, unused.
+/// Rewrites `nodes` in place and returns where values moved. Dead nodes stay, unused.
 pub(crate) fn fold_additions(nodes: &mut [Node], keep: &[Value]) -> HashMap<Value, Value> {
     let mut fuser = Fuser { nodes, moved: HashMap::new(), uses: HashMap::new() };
     fuser.count_uses(keep);
@@ -20,11 +20,10 @@ pub(crate) fn fold_additions(nodes: &mut [Node], keep: &[Value]) -> HashMap<Valu
 
 struct Fuser<'a> {
     nodes: &'a mut [Node],
-    /// From a value of the graph as it came to where it is now. One look-up, not a chain: a node
-    /// that takes in another has outputs by the names that its own had before.
+    /// Maps a value of the original graph to its current place. One look-up suffices, not a chain: a node that absorbs
+    /// another produces outputs under the names that its own had before.
     moved: HashMap<Value, Value>,
-    /// Nodes that read each value as it is named now, in order; `usize::MAX` stands for the end of
-    /// the step.
+    /// The nodes that read each value under its current name, in order. `usize::MAX` stands for the end of the step.
     uses: HashMap<Value, Vec<usize>>,
 }
 
@@ -53,15 +52,15 @@ impl Fuser<'_> {
         if !op.is_addition() {
             return;
         }
-        // A dead addition has no inputs any more.
+        // An addition that is already dead has no inputs left.
         let [x, branch] = node.inputs[..] else { return };
-        // The branch first: the stream is what should keep its buffer.
+        // The branch first: the stream is the one that should keep its buffer.
         if x != branch && !self.fold(id, branch, x) {
             self.fold(id, x, branch);
         }
     }
 
-    /// Makes one node of the addition `id` and the maker of `addend`, starting from `base`.
+    /// Fuses the addition `id` and the maker of `addend` into one node, which starts from `base`.
     fn fold(&mut self, id: usize, addend: Value, base: Value) -> bool {
         let maker = &self.nodes[addend.node];
         let Source::Op(op) = &maker.source else { return false };
@@ -91,16 +90,15 @@ impl Fuser<'_> {
         true
     }
 
-    /// Whether the sum can be made where the addend is: the base is there, and nobody between the
-    /// two still reads the base, which the sum is to overwrite. This keeps what the addend is made
-    /// from from living longer.
+    /// Whether the sum can be computed where the addend is: the base is available, and nothing between the two nodes
+    /// still reads the base, which the sum overwrites. This way the inputs of the addend need not live any longer.
     fn base_is_ready(&self, id: usize, maker: usize, base: Value) -> bool {
         let external = !matches!(self.nodes[base.node].source, Source::Op(_));
         let between = |u: &Vec<usize>| u.iter().any(|&user| user > maker && user < id);
         (external || base.node < maker) && !self.uses.get(&base).is_some_and(between)
     }
 
-    /// Whether the maker can move to the addition's place: nobody wants its other outputs before.
+    /// Whether the maker can move to the place of the addition: nothing needs its other outputs before that.
     fn outputs_can_wait(&self, id: usize, addend: Value, n: usize) -> bool {
         let mut others = (0..n).filter(|&o| o != addend.output).map(|output| Value { node: addend.node, output });
         others.all(|v| self.uses.get(&v).is_none_or(|u| u.iter().all(|&user| user > id)))
@@ -112,8 +110,8 @@ impl Fuser<'_> {
         }
     }
 
-    /// Renames the `n` outputs of the maker of `addend` to those of `id`, and what `id` computed so
-    /// far to the output that the addend is.
+    /// Renames the `n` outputs of the maker of `addend` to those of `id`, and the output of `id` to the output that the
+    /// addend is.
     fn move_outputs(&mut self, addend: Value, id: usize, n: usize) {
         let sum = Value { node: id, output: 0 };
         let sum_uses = self.uses.remove(&sum).unwrap_or_default();

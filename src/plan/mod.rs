@@ -24,7 +24,7 @@ pub enum Slot {
     External(usize),
 }
 
-/// A tensor that is not the plan's own.
+/// A tensor that outlives the step: an input, a parameter or a state.
 #[derive(Clone, Debug)]
 pub struct External {
     /// Name of the node.
@@ -37,12 +37,12 @@ pub struct External {
     pub written: bool,
 }
 
-/// A buffer that the plan reuses for values whose lifetimes do not overlap.
+/// A buffer that the plan shares between values whose lifetimes do not overlap.
 #[derive(Clone, Debug)]
 pub struct BufferSpec {
-    /// Bytes: the largest value that lives in it.
+    /// Size in bytes: that of the largest value in it.
     pub bytes: usize,
-    /// Names of the values that live in it, in order.
+    /// Names of the values in it, in order of time.
     pub values: Vec<String>,
 }
 
@@ -51,13 +51,13 @@ pub struct BufferSpec {
 pub struct Copy {
     /// Source.
     pub from: Slot,
-    /// Its first byte.
+    /// First byte in the source.
     pub from_offset: usize,
     /// Destination.
     pub to: Slot,
-    /// Its first byte.
+    /// First byte in the destination.
     pub to_offset: usize,
-    /// How many bytes.
+    /// Number of bytes.
     pub bytes: usize,
 }
 
@@ -88,7 +88,7 @@ pub struct PlannedDispatch {
     pub workgroups: [u32; 3],
 }
 
-/// One node's work.
+/// The work of one node.
 #[derive(Clone, Debug)]
 pub struct Step {
     /// Name of the node.
@@ -111,7 +111,9 @@ pub struct Step {
     pub bytes: u64,
 }
 
-/// A planned graph.
+/// A planned graph: the work of a step in order, and the memory that it needs.
+///
+/// Formatting it with `{}` prints the table of nodes, kernels and buffers.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
     /// Work, in order.
@@ -143,7 +145,7 @@ impl Plan {
         }
     }
 
-    /// Bytes of the plan's own buffers: what activations and gradients in flight take at most.
+    /// Bytes of the plan's own buffers: activations and gradients in flight.
     pub fn buffer_bytes(&self) -> usize {
         self.buffers.iter().map(|b| b.bytes).sum()
     }
@@ -153,41 +155,41 @@ impl Plan {
         self.externals.iter().map(|e| e.ty.storage_bytes()).sum()
     }
 
-    /// Bytes that an executable allocates: buffers, uniforms, and externals but for those that are bound to tensors.
+    /// Bytes that an executable allocates: buffers, uniforms, and the externals that are not bound to tensors.
     pub(crate) fn allocated_bytes(&self, is_bound: impl Fn(Value) -> bool) -> usize {
         let own = self.externals.iter().filter(|e| !is_bound(e.value));
         self.buffer_bytes() + self.uniform_bytes() + own.map(|e| e.ty.storage_bytes()).sum::<usize>()
     }
 
-    /// Bytes of the buffer of all uniforms.
+    /// Bytes of the buffer that holds all uniforms.
     pub(crate) fn uniform_bytes(&self) -> usize {
         let words = self.steps.iter().flat_map(|s| &s.dispatches).flat_map(|d| [&d.words, &d.ranges]);
         words.map(|words| uniform_stride(words.len()) as usize).sum::<usize>().max(256)
     }
 
-    /// Everything that must be in GPU memory for a step.
+    /// Bytes of everything that must be in GPU memory during a step.
     pub fn peak_bytes(&self) -> usize {
         self.buffer_bytes() + self.external_bytes()
     }
 
-    /// Floating-point operations of a step.
+    /// Floating-point operations per step.
     pub fn flops(&self) -> u64 {
         self.steps.iter().map(|s| s.flops).sum()
     }
 
-    /// Dispatches of a step.
+    /// Dispatches per step.
     pub fn dispatches(&self) -> usize {
         self.steps.iter().map(|s| s.dispatches.len()).sum()
     }
 }
 
-/// Bytes of so many words in an executable's buffer of uniforms.
+/// Bytes that this many words take in an executable's buffer of uniforms.
 pub(crate) fn uniform_stride(words: usize) -> u64 {
     ((words * 4) as u64).next_multiple_of(256)
 }
 
 impl fmt::Display for Plan {
-    /// The table: nodes with kernels and buffers, then buffers with bytes and what lives in them.
+    /// Prints the nodes with their kernels and buffers, then the buffers with their sizes and values.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let slot = |s: &Slot| self.slot_name(*s);
         let width = self.steps.iter().map(|s| s.name.len()).max().unwrap_or(4);

@@ -15,10 +15,10 @@ use crate::profile::Profile;
 use crate::tensor::TensorType;
 
 impl Plan {
-    /// Plans what `outputs` and the graph's stores need. The outputs can be read after a step.
+    /// Plans everything that `outputs` and the stores of the graph need. The outputs can be read after a step.
     ///
-    /// Stores take effect at the end: whatever the graph computes, it computes from what states held
-    /// before the step. A state or parameter that is itself an output is read as the step leaves it.
+    /// Stores take effect at the end of a step: everything is computed from what states held before the step. A state
+    /// or parameter that is itself an output is read after the step's stores.
     ///
     /// ```
     /// use throughline::{AdapterClass, Graph, Plan, Profile, TensorType};
@@ -58,14 +58,14 @@ impl Plan {
     }
 }
 
-/// The nodes with those that run early right behind the last of their inputs, and where each node went.
+/// Moves each node that runs early right after the last of its inputs, and returns where each node went.
 fn early_first(nodes: Vec<Node>) -> (Vec<Node>, Vec<usize>) {
     let early = |n: &Node| matches!(&n.source, Source::Op(op) if op.runs_early());
     if !nodes.iter().any(early) {
         let place = (0..nodes.len()).collect();
         return (nodes, place);
     }
-    // Behind which node each is to stand: itself, or what it waits for. Externals are there from the start.
+    // The node that each one follows: itself, or the node that it waits for. Externals are there from the start.
     let mut behind: Vec<usize> = vec![];
     for (id, node) in nodes.iter().enumerate() {
         behind.push(match &node.source {
@@ -86,7 +86,7 @@ fn early_first(nodes: Vec<Node>) -> (Vec<Node>, Vec<usize>) {
     (sorted, place)
 }
 
-/// Plans nodes that have been through fusion: those that `keep` and `stores` need.
+/// Plans nodes that have been through fusion, as far as `keep` and `stores` need them.
 pub(crate) fn plan(nodes: &[Node], keep: &[Value], stores: &[(Value, Value)], profile: &Profile) -> Result<Plan> {
     let mut planner = Planner::new(nodes, keep, stores, profile);
     for id in reachable(nodes, keep, stores) {
@@ -118,9 +118,9 @@ struct Planner<'a> {
     keep: &'a [Value],
     stores: &'a [(Value, Value)],
     plan: Plan,
-    /// The value whose storage a view shows.
+    /// The value whose storage a view shares.
     root: HashMap<Value, Value>,
-    /// Last node that reads each root.
+    /// The last node that reads each root.
     last_use: HashMap<Value, usize>,
     slot: HashMap<Value, Slot>,
     free: Vec<usize>,
@@ -211,7 +211,7 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// The dispatches of node `id` with slots for bindings.
+    /// The dispatches of node `id`, with slots for bindings.
     fn resolve(
         &self,
         id: usize,
@@ -246,9 +246,9 @@ impl<'a> Planner<'a> {
         Ok(dispatches)
     }
 
-    /// Merges bindings of dispatches that have more than the device.
+    /// Merges bindings of dispatches that have more than the device allows.
     fn merge(&mut self, node: &Node, dispatches: &mut [PlannedDispatch], started: &[Slot]) -> Result<()> {
-        // What holds something that a kernel may rely on: at first, what outputs start as.
+        // Slots with contents that a kernel may rely on: at first, those that outputs start as.
         let mut full: HashSet<Slot> = started.iter().copied().collect();
         for d in dispatches {
             let max = self.profile.max_storage_buffers as usize;
@@ -299,10 +299,10 @@ impl<'a> Planner<'a> {
             d.binds[group.number as usize - 1] = Some((to, group.bytes, parts().any(|(b, _)| b.2)));
             buffers.push(buffer);
         }
-        self.free.extend(buffers); // the next dispatch may have them
+        self.free.extend(buffers); // the next dispatch may reuse them
         d.ranges = merging.words;
         d.kernel.merged = merging.bound;
-        // What of its text is in the way, if anything, is an error now and not when it is compiled.
+        // Text that cannot be rewritten is an error now, not only when it is compiled.
         d.kernel.wgsl().map(drop)
     }
 
@@ -357,23 +357,23 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// A state that the value is stored in; if there are several, the others get copies. Kernels may
-    /// write the padding behind a tensor, and behind a state that may be a gap in an arena, where
-    /// nobody expects garbage: a state that is not whole quads gets an exact copy too.
+    /// A state that the value is stored in; if there are several, the others get copies. Kernels may write the padding
+    /// after a tensor. The padding of a state may be a gap in an arena, which must stay clean, so a state that is not
+    /// whole quads gets an exact copy too.
     fn store_target(&self, value: Value) -> Option<Value> {
         let whole_quads = |state: &Value| self.nodes[state.node].outputs[0].len().is_multiple_of(4);
         let states = self.stores.iter().filter(|(v, _)| self.root[v] == value).map(|&(_, state)| state);
         states.into_iter().find(whole_quads)
     }
 
-    /// Whether nobody reads the state from node `id` on, that node included.
+    /// Whether nothing reads the state from node `id` on, including that node.
     fn external_is_free(&self, state: Value, id: usize) -> bool {
         let unread = self.last_use.get(&state).is_none_or(|&last| last < id);
         unread && !self.stores.iter().any(|(v, _)| *v == state)
     }
 
-    /// Whether node `id` may write over its input `i`: it is the last to read it, reads it only
-    /// there, and the storage is the plan's own or the state that the result is stored in.
+    /// Whether node `id` may overwrite its input `i`: it is the last to read it, reads it only there, and the storage
+    /// is the plan's own or the state that the result is stored in.
     fn may_take_over(&self, id: usize, i: usize, target: Option<Value>) -> bool {
         let node = &self.nodes[id];
         let root = self.root[&node.inputs[i]];
@@ -381,7 +381,7 @@ impl<'a> Planner<'a> {
         let reads = node.inputs.iter().filter(|v| self.slot[&self.root[*v]] == slot).count();
         let last = self.last_use.get(&root) == Some(&id);
         let own = match slot {
-            // A buffer that must end up in a state goes there by a copy at the end.
+            // If a buffer's contents must end up in a state, a copy at the end takes them there.
             Slot::Buffer(_) => true,
             Slot::External(_) => target == Some(root),
         };
@@ -392,8 +392,7 @@ impl<'a> Planner<'a> {
         self.check_size(&label, ty)?;
         let bytes = ty.storage_bytes();
         let size = |&b: &usize| self.plan.buffers[b].bytes;
-        // The smallest that fits without wasting more than half; else the largest that is free,
-        // grown; else a new one.
+        // The smallest that fits and wastes at most half; otherwise the largest free one, grown; otherwise a new one.
         let fits = self.free.iter().copied().filter(|b| size(b) >= bytes && size(b) <= 2 * bytes).min_by_key(size);
         let grows = || self.free.iter().copied().filter(|b| size(b) < bytes && 2 * size(b) >= bytes).max_by_key(size);
         let buffer = match fits.or_else(grows) {
@@ -495,7 +494,7 @@ impl<'a> Planner<'a> {
                 self.plan.final_copies.push(copy);
                 continue;
             }
-            // They go round in a circle: what the first overwrites is put aside.
+            // They form a cycle: save what the first one overwrites.
             let ty = TensorType::f32([first.bytes / 4]);
             let aside = Slot::Buffer(self.allocate(&ty, "put aside for stores".into())?);
             self.plan.final_copies.push(Copy::whole(first.to, aside, first.bytes));

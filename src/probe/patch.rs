@@ -43,6 +43,9 @@ impl Patch {
 }
 
 /// A patched graph, with a map from the values of the original.
+///
+/// [`Graph::patched`] returns one. Plan its [`graph`](Self::graph), and translate values that you hold with
+/// [`value`](Self::value) and [`unpatched`](Self::unpatched).
 #[derive(Clone, Debug)]
 pub struct Patched {
     /// The new graph. Its nodes keep their names.

@@ -34,6 +34,8 @@ impl Tap {
 }
 
 /// What a probe reports.
+///
+/// All but [`Whole`](Self::Whole) are reductions on the GPU and cost one number per step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Measure {
