@@ -114,10 +114,11 @@ fn downlevel(profile: &Profile) -> Profile {
 }
 
 /// Every kernel that any case of the row launches is valid WGSL, in naga and, where it is
-/// installed, in tint (Chrome's compiler); so is the file as written.
+/// installed, in tint (Chrome's compiler); so are the texts as written.
 fn shaders_are_valid(row: &Row) -> Vec<String> {
     let mut failures = vec![];
-    let mut variants = BTreeMap::from([(format!("{} as written", row.name), (row.source.to_string(), None))]);
+    let as_written = |(i, text): (usize, &&str)| (format!("{} as written, {i}", row.name), (text.to_string(), None));
+    let mut variants: BTreeMap<_, _> = row.sources.iter().enumerate().map(as_written).collect();
     for case in (row.cases)() {
         let harness = Harness::new(&case, 3);
         // No adapter is needed to check text: nor, then, one with cooperative matrices.

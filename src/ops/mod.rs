@@ -1,9 +1,9 @@
 //! The ops: a trait and a table.
 //!
-//! An op is two files with the same stem, `src/ops/<op>.rs` and `shaders/<op>.wgsl`, and one row in
-//! [`TABLE`]. Tests, benchmarks, shader validation and the generated op table iterate the rows;
-//! autodiff, fusion, the planner and the executor call the trait. Nothing else knows which ops
-//! there are, so an app's own op works like these.
+//! An op is a Rust file and a WGSL file, or a folder of them, with the same stem, `src/ops/<op>.rs` and
+//! `shaders/<op>.wgsl` or `shaders/<op>/`, and one row in [`TABLE`]. Tests, benchmarks, shader
+//! validation and the generated op table iterate the rows; autodiff, fusion, the planner and the
+//! executor call the trait. Nothing else knows which ops there are, so an app's own op works like these.
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -194,7 +194,7 @@ impl Program {
     }
 }
 
-/// The text of a WGSL file behind `shaders/common/subgroups.wgsl`, or its stand-in.
+/// The text of WGSL files, one after another, after `shaders/common/subgroups.wgsl` or its stand-in.
 #[derive(Clone, Copy)]
 pub(crate) struct LaneSource {
     /// For devices without subgroup operations.
