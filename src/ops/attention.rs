@@ -15,6 +15,7 @@ use crate::profile::AdapterClass;
 use crate::reference::Array;
 use crate::tensor::TensorType;
 
+// The texts of each family of kernels; `shaders/attention/shared.wgsl` says what each is for.
 const LANES: LaneSource = lane_source!("attention/shared.wgsl", "attention/lanes.wgsl");
 const TILED: LaneSource = lane_source!("attention/shared.wgsl", "attention/teams.wgsl", "attention/tiled.wgsl");
 const DECODE: LaneSource = lane_source!("attention/shared.wgsl", "attention/teams.wgsl", "attention/decode.wgsl");

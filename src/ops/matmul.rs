@@ -13,6 +13,7 @@ use crate::profile::{AdapterClass, Cooperative, Profile};
 use crate::reference::Array;
 use crate::tensor::{Shape, TensorType};
 
+// The texts of each family of kernels; `shaders/matmul/shared.wgsl` says what each is for.
 const LANES: LaneSource = lane_source!("matmul/shared.wgsl", "matmul/columns.wgsl", "matmul/lanes.wgsl");
 const FEW_ROWS: LaneSource = lane_source!("matmul/shared.wgsl", "matmul/columns.wgsl", "matmul/few.wgsl");
 
