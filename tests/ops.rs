@@ -114,10 +114,12 @@ fn downlevel(profile: &Profile) -> Profile {
 }
 
 /// Every kernel that any case of the row launches is valid WGSL, in naga and, where it is
-/// installed, in tint (Chrome's compiler); so is the file as written.
+/// installed, in tint (Chrome's compiler); so are the texts as written.
 fn shaders_are_valid(row: &Row) -> Vec<String> {
-    let mut failures = vec![];
-    let mut variants = BTreeMap::from([(format!("{} as written", row.name), (row.source.to_string(), None))]);
+    let shapeless = row.sources.iter().flat_map(|text| without_shape(text));
+    let mut failures: Vec<String> = shapeless.map(|line| format!("no shape: {line}")).collect();
+    let as_written = |(i, text): (usize, &&str)| (format!("{} as written, {i}", row.name), (text.to_string(), None));
+    let mut variants: BTreeMap<_, _> = row.sources.iter().enumerate().map(as_written).collect();
     for case in (row.cases)() {
         let harness = Harness::new(&case, 3);
         // No adapter is needed to check text: nor, then, one with cooperative matrices.
@@ -175,8 +177,29 @@ fn naga_error(wgsl: &str, kernel: Option<&Kernel>) -> Option<String> {
         .iter()
         .filter(|(handle, g)| g.space == naga::AddressSpace::WorkGroup && !entry[*handle].is_empty());
     let bytes: u32 = used.map(|(_, g)| layouter[g.ty].size.next_multiple_of(16)).sum();
+    if let Some(error) = binding_error(&module, entry) {
+        return Some(error);
+    }
     let ours = kernel.workgroup_bytes();
     (ours != Some(bytes)).then(|| format!("{bytes} bytes of workgroup memory, not {ours:?}"))
+}
+
+/// The bindings that an entry point uses must have no gaps: the uniform, if it has one, is binding 0, and storage
+/// counts from 1. (`merged_at` is the uniform of merged bindings, after these.)
+fn binding_error(module: &naga::Module, entry: &naga::valid::FunctionInfo) -> Option<String> {
+    let globals = module.global_variables.iter().filter(|(handle, _)| !entry[*handle].is_empty());
+    let own = globals.filter(|(_, g)| g.name.as_deref() != Some("merged_at"));
+    let numbered = own.filter_map(|(_, g)| Some((g.binding?.binding, g.space == naga::AddressSpace::Uniform)));
+    let mut bindings: Vec<(u32, bool)> = numbered.collect();
+    bindings.sort_unstable();
+    let first = bindings.first()?.0.min(1);
+    let in_a_row = bindings.iter().zip(first..).all(|(&(number, uniform), n)| number == n && uniform == (n == 0));
+    (!in_a_row).then(|| format!("bindings (number, uniform) are not in a row: {bindings:?}"))
+}
+
+/// Storage bindings whose line does not end with a shape, such as `// [rows, cols]`.
+fn without_shape(wgsl: &str) -> impl Iterator<Item = &str> {
+    wgsl.lines().filter(|line| line.contains("var<storage") && !line.contains("; // ["))
 }
 
 fn tint_error(wgsl: &str) -> Option<String> {

@@ -1,9 +1,9 @@
 //! Kernels: WGSL files with const knobs, specialised by text.
 //!
-//! Each file under `shaders/` is valid WGSL on its own, but for three that stand behind
-//! `shaders/common/rows.wgsl`. Lines of the form `const NAME: T = v;` or
-//! `alias NAME = T;` are *knobs*: a launch may replace the right-hand side. `override` constants
-//! cannot size a function-local array, which is the register tile that a matmul tunes; hence text.
+//! A kernel's text is one file under `shaders/`, or several, one after another: see `ops::TABLE` for
+//! which. Lines of the form `const NAME: T = v;` or `alias NAME = T;` are *knobs*: a launch may replace
+//! the right-hand side. `override` constants cannot size a function-local array, which is the register
+//! tile that a matmul tunes; hence text.
 
 use super::merge::{self, Bound};
 use super::wgsl::Module;
@@ -21,9 +21,9 @@ use crate::profile::Cooperative;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Kernel {
-    /// Name for debuggers, plans and errors: the stem of the file.
+    /// Name for debuggers, plans and errors: the stem of the op's file.
     pub label: &'static str,
-    /// The file's text.
+    /// The text.
     pub source: &'static str,
     /// The entry point.
     pub entry: &'static str,

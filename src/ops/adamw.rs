@@ -22,7 +22,7 @@ const SOURCE: &str = include_str!("../../shaders/adamw.wgsl");
 pub(super) const ROW: Row = Row {
     name: "adamw",
     summary: "AdamW over flat arenas, in place, with decoupled weight decay and clipping by global norm",
-    source: SOURCE,
+    sources: &[SOURCE],
     cases: || {
         // lr, beta1, beta2, eps, weight decay, 1 - beta1^3, 1 - beta2^3, largest norm. The values are larger than in
         // practice, so that every term shows against the parameters.

@@ -16,7 +16,7 @@ const SOURCE: &str = include_str!("../../shaders/add.wgsl");
 pub(super) const ROW: Row = Row {
     name: "add",
     summary: "y = a + b; b may repeat over leading dimensions",
-    source: SOURCE,
+    sources: &[SOURCE],
     cases: || {
         let case = |a: &[usize], b: &[usize]| Case::new(format!("{a:?} + {b:?}"), Add, &[a, b]);
         vec![

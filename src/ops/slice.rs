@@ -20,7 +20,7 @@ const SOURCE: &str = include_str!("../../shaders/slice.wgsl");
 pub(super) const ROW: Row = Row {
     name: "slice",
     summary: "y = x[start .. start + len] along one axis, and its dual, zeros around y",
-    source: SOURCE,
+    sources: &[SOURCE],
     cases: || {
         let slice = |x: &[usize], axis: usize, start: usize, len: usize| {
             let name = format!("{start}..{} of axis {axis} of {x:?}", start + len);
