@@ -149,7 +149,7 @@ fn a_value_of_another_graph_is_an_error_that_names_both() {
     expect(g.gradients(other_loss, &[x]), &["gradients: the loss", "node 3 of graph"]);
     expect(Plan::new(&g, &[y, foreign], gpu().profile()), &[&both[..], &["output 1 of the plan"]].concat());
     expect(ArenaLayout::of(&g, &[foreign], u64::MAX), &[&both[..], &["parameter 0 of the layout"]].concat());
-    let data = Array::zeros([4].into());
+    let data = Array::zeros([4]);
     expect(reference::run(&g, &[(foreign, data.clone())].into(), &[y]), &[&both[..], &["`given`"]].concat());
     expect(reference::run(&g, &[(x, data)].into(), &[y, foreign]), &[&both[..], &["wanted[1]"]].concat());
     let probe = Probe::new("p", Tap::gradient("x"), Measure::Rms);
@@ -182,12 +182,12 @@ fn a_value_of_another_graph_is_an_error_that_names_both() {
         let message = payload.downcast::<String>().unwrap();
         assert!(message.contains(&format!("node 0 of graph {}", other.id())), "{message}");
     };
-    panic(&|| drop(g.ty(foreign).clone()));
-    panic(&|| drop(g.name(foreign).to_string()));
+    panic(&|| _ = g.ty(foreign));
+    panic(&|| _ = g.name(foreign));
     let patched = other.patched(&[Patch::new("y", Edit::Scale(3.0))]).unwrap();
     assert_eq!(patched.graph.name(patched.unpatched(foreign)), "x");
     let stranger = other.patched(&[]).unwrap();
-    panic(&|| drop(stranger.graph.patched(&[]).unwrap().value(foreign)));
+    panic(&|| _ = stranger.graph.patched(&[]).unwrap().value(foreign));
 }
 
 #[test]

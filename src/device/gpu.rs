@@ -471,12 +471,12 @@ fn same_device(a: &wgpu::Device, b: &wgpu::Device) -> bool {
     }
     let outer = b.push_error_scope(wgpu::ErrorFilter::Validation);
     let inner = a.push_error_scope(wgpu::ErrorFilter::Validation);
-    b.create_buffer(&wgpu::BufferDescriptor {
+    drop(b.create_buffer(&wgpu::BufferDescriptor {
         label: Some("throughline: an error on purpose, to compare devices"),
         size: 4,
         usage: wgpu::BufferUsages::empty(),
         mapped_at_creation: false,
-    });
+    }));
     let caught = now(inner.pop());
     drop(now(outer.pop()));
     // Where that is not known at once, they may be.

@@ -1,6 +1,7 @@
 //! Values, and which graph each of them is of.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -11,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 ///
 /// A clone of a graph understands the values that the original had when it was cloned. What either makes from then on
 /// is its own.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Value {
     /// [`NO_GRAPH`] in lists of nodes that are no graph.
     graph: u32,
@@ -40,6 +41,14 @@ impl Value {
     /// Which of the node's outputs it is.
     pub fn output(self) -> usize {
         self.output as usize
+    }
+}
+
+impl Hash for Value {
+    /// Without the graph, which maps hardly ever hold two of: one write in place of three, since plans are made of
+    /// look-ups.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(u64::from(self.node) << 32 | u64::from(self.output));
     }
 }
 
