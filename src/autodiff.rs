@@ -30,8 +30,8 @@ impl Graph {
     /// # Ok::<(), throughline::Error>(())
     /// ```
     pub fn gradients(&mut self, loss: Value, wrt: &[Value]) -> Result<Vec<Value>> {
-        self.check_values(&[loss])?;
-        self.check_values(wrt)?;
+        self.check_values(&[loss], |_| "gradients: the loss".into())?;
+        self.check_values(wrt, |i| format!("gradients: wrt[{i}]"))?;
         if self.ty(loss) != &crate::TensorType::f32([1]) {
             return Err(Error::Graph(format!(
                 "gradients: the loss `{}` must be f32[1], but is {}",
@@ -43,7 +43,7 @@ impl Graph {
         let seed_name = format!("{}.grad", self.name(loss));
         let seed = self.op1(&seed_name, Fill::new([1], 1.0), &[])?;
         let mut grads: HashMap<Value, Value> = HashMap::from([(loss, seed)]);
-        for id in (0..=loss.node).rev().filter(|id| path.contains(id)) {
+        for id in (0..=loss.node()).rev().filter(|id| path.contains(id)) {
             self.backward_node(id, &path, &mut grads)?;
         }
         wrt.iter()
@@ -61,10 +61,10 @@ impl Graph {
 
     /// The nodes that depend on `wrt` and that `loss` depends on.
     fn on_path(&self, loss: Value, wrt: &[Value]) -> HashSet<usize> {
-        let roots: HashSet<usize> = wrt.iter().map(|v| v.node).collect();
+        let roots: HashSet<usize> = wrt.iter().map(|v| v.node()).collect();
         let mut path = HashSet::new();
         for id in self.needed(&[loss]) {
-            if roots.contains(&id) || self.node(id).inputs.iter().any(|v| path.contains(&v.node)) {
+            if roots.contains(&id) || self.node(id).inputs.iter().any(|v| path.contains(&v.node())) {
                 path.insert(id);
             }
         }
@@ -73,10 +73,10 @@ impl Graph {
 
     fn backward_node(&mut self, id: usize, path: &HashSet<usize>, grads: &mut HashMap<Value, Value>) -> Result<()> {
         let node = self.node(id).clone();
-        let outputs: Vec<Value> = (0..node.outputs.len()).map(|output| Value { node: id, output }).collect();
+        let outputs: Vec<Value> = (0..node.outputs.len()).map(|output| self.value(id, output)).collect();
         let dy: Vec<Option<Value>> = outputs.iter().map(|v| grads.get(v).copied()).collect();
         // A node that only `wrt` values lead into matters no further than its own gradient.
-        let needs: Vec<bool> = node.inputs.iter().map(|v| path.contains(&v.node)).collect();
+        let needs: Vec<bool> = node.inputs.iter().map(|v| path.contains(&v.node())).collect();
         let Source::Op(op) = &node.source else { return Ok(()) };
         if dy.iter().all(Option::is_none) || !needs.contains(&true) {
             return Ok(());
@@ -95,7 +95,8 @@ impl Graph {
         op.vjp(&mut cx)?;
         let cotangents = std::mem::take(&mut cx.cotangents);
         for (&input, cotangent) in node.inputs.iter().zip(cotangents) {
-            let (Some(new), true) = (cotangent, path.contains(&input.node)) else { continue };
+            let (Some(new), true) = (cotangent, path.contains(&input.node())) else { continue };
+            self.check_values(&[new], |_| format!("`{}`: the gradient that op {} gave", node.name, op.name()))?;
             if self.ty(new) != self.ty(input) {
                 return Err(Error::Graph(format!(
                     "`{}`: op {} gave a gradient of {} for input `{}` of {}",

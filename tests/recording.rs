@@ -262,6 +262,36 @@ fn a_readback_of_what_was_not_submitted_is_an_error() {
     assert!(error.contains("expected f32") && error.contains("u32"), "{error}");
 }
 
+/// Its encoder may be submitted yet, so somebody has to give up; but not while there are submits.
+#[test]
+fn waiting_for_what_is_never_submitted_ends_a_second_after_the_last_submit() {
+    let gpu = own_gpu();
+    let tensor = Tensor::zeros(&gpu, "t", TensorType::f32([1 << 20])).unwrap();
+    let start = Instant::now();
+    let mut kept = encoder(&gpu);
+    let readback = tensor.read_later(&gpu, &mut kept);
+    let error = readback.wait_blocking::<f32>(&gpu).unwrap_err().to_string();
+    assert!(error.contains("idle") && error.contains("submitted?"), "{error}");
+    // A machine under load takes its time; ten seconds is what it used to be.
+    assert!((1.0..8.0).contains(&start.elapsed().as_secs_f64()), "{:?}", start.elapsed());
+
+    let mut late = encoder(&gpu);
+    let readback = tensor.read_later(&gpu, &mut late);
+    let data = std::thread::scope(|scope| {
+        let other = (gpu.clone(), tensor.clone());
+        scope.spawn(move || {
+            let (gpu, tensor) = other;
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_millis(1500) {
+                drop(tensor.read_blocking::<f32>(&gpu).unwrap());
+            }
+            gpu.submit(late).unwrap();
+        });
+        readback.wait_blocking::<f32>(&gpu).unwrap()
+    });
+    assert_eq!(data.len(), 1 << 20);
+}
+
 /// The app's handler for errors that no scope catches makes a panic of them, as wgpu's own does.
 #[test]
 fn what_the_device_refuses_is_an_error_and_does_not_reach_the_apps_handler() {

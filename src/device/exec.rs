@@ -22,7 +22,9 @@ use crate::tensor::{Element, TensorType};
 /// Options of an [`Executable`]: your own tensors for inputs, parameters and states.
 #[derive(Clone, Debug, Default)]
 pub struct ExecOptions {
-    /// Tensors for inputs, parameters and states. What is not here is allocated, zeroed.
+    /// Tensors for inputs, parameters and states that the plan uses; anything else is an `Err`. Those that are not here
+    /// are allocated, zeroed. To have an output in a tensor of yours, [`store`](crate::Graph::store) it in a state and
+    /// bind that.
     pub bindings: HashMap<Value, Tensor>,
     /// For tests of kernels: puts this many bytes of sentinel before and behind every tensor of the
     /// plan, those behind inside the range that kernels are given; see
@@ -107,7 +109,7 @@ impl Executable {
         let buffers = (plan.buffers.iter().enumerate())
             .map(|(i, b)| gpu.storage_buffer(&format!("b{i} {}", b.values[0]), (b.bytes + 2 * guard) as u64))
             .collect::<Result<Vec<_>>>()?;
-        check_bindings(&plan, &options.bindings)?;
+        check_bindings(&gpu, &plan, &options.bindings)?;
         let external = |e: &External| match options.bindings.get(&e.value) {
             Some(tensor) => Ok(tensor.clone()),
             None => Tensor::zeros(&gpu, &e.name, e.ty.clone()),
@@ -150,7 +152,7 @@ impl Executable {
     /// # Ok::<(), throughline::Error>(())
     /// ```
     pub fn with_bindings(&self, bindings: &HashMap<Value, Tensor>) -> Result<Executable> {
-        check_bindings(&self.plan, bindings)?;
+        check_bindings(&self.gpu, &self.plan, bindings)?;
         let (plan, mut externals) = (self.plan.clone(), self.externals.clone());
         for (external, tensor) in plan.externals.iter().zip(&mut externals) {
             if let Some(other) = bindings.get(&external.value) {
@@ -202,7 +204,8 @@ impl Executable {
             for (b, b_writes) in &bound[i + 1..] {
                 if a.buffer == b.buffer && (*a_writes || *b_writes) {
                     return Err(Error::Graph(format!(
-                        "`{}` would read and write one buffer: bind tensors that a step writes to buffers of their own",
+                        "`{}` would read and write one buffer: bind tensors that a step writes to buffers of their \
+                         own, on the executable's device",
                         step.name
                     )));
                 }
@@ -463,13 +466,10 @@ impl Executable {
     /// The tensor of an input, parameter, state or planned output, for instance to bind its buffer in a shader of
     /// yours.
     pub fn tensor(&self, value: Value) -> Result<Tensor> {
-        let (slot, ty) = self
-            .plan
-            .slot(value)
-            .ok_or_else(|| Error::Graph(format!("{value:?} is neither an external nor an output of this plan")))?;
+        let (slot, ty) = self.plan.find(value)?;
         match slot {
             Slot::External(i) => Ok(self.externals[i].clone()),
-            Slot::Buffer(i) => Tensor::from_buffer(self.buffers[i].clone(), self.guard as u64, ty.clone()),
+            Slot::Buffer(i) => Tensor::on(&self.gpu, self.buffers[i].clone(), self.guard as u64, ty.clone()),
         }
     }
 
@@ -493,7 +493,7 @@ impl Executable {
         }
     }
 
-    /// Reads an output or external as the last submit leaves it. Resolves once the device has been polled.
+    /// Reads an output, input, parameter or state as the last submit leaves it. Resolves once the device has been polled.
     pub async fn read<T: Element>(&self, value: Value) -> Result<Vec<T>> {
         self.tensor(value)?.read(&self.gpu).await
     }
@@ -590,13 +590,17 @@ impl Work {
 }
 
 /// Whether the tensors are what the plan wants of them.
-fn check_bindings(plan: &Plan, bindings: &HashMap<Value, Tensor>) -> Result<()> {
+fn check_bindings(gpu: &Gpu, plan: &Plan, bindings: &HashMap<Value, Tensor>) -> Result<()> {
+    let mut bindings: Vec<_> = bindings.iter().collect();
+    // The same error on every run.
+    bindings.sort_by_key(|(value, _)| **value);
     for (value, tensor) in bindings {
-        let Some(external) = plan.externals.iter().find(|e| e.value == *value) else { continue };
+        let external = plan.bound(*value)?;
         if *tensor.ty() != external.ty {
             let (expected, got) = (external.ty.to_string(), tensor.ty().to_string());
             return Err(Error::Data { tensor: external.name.clone(), expected, got });
         }
+        tensor.check_device(gpu, &external.name)?;
     }
     Ok(())
 }

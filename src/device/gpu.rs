@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -16,9 +17,12 @@ use crate::plan::Plan;
 use crate::plan::requirements::Requirements;
 use crate::profile::{Choices, Cooperative, Profile};
 
-/// How long a thread that waits sleeps when the GPU has nothing to do, and how long it goes on so.
+/// How long a waiting thread sleeps while the GPU has nothing to do, and for how long and how many looks it goes on
+/// before it gives up. On a busy machine a second may pass in which the thread that submits has no turn: hence the
+/// looks.
 const PAUSE: Duration = Duration::from_micros(100);
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(1);
+const LOOKS: u32 = 100;
 
 /// Usages that the buffer of a tensor must have.
 pub(crate) const TENSOR_USAGES: wgpu::BufferUsages =
@@ -35,8 +39,17 @@ pub struct Gpu {
     profile: Arc<Profile>,
 }
 
+/// The device that something is of.
+#[derive(Clone, Debug)]
+pub(super) struct Home {
+    gpu: u32,
+    device: wgpu::Device,
+}
+
 #[derive(Debug)]
 struct Inner {
+    /// Of all `Gpu`s of the process. Two may be of one device.
+    id: u32,
     device: wgpu::Device,
     queue: wgpu::Queue,
     info: wgpu::AdapterInfo,
@@ -88,7 +101,9 @@ impl Gpu {
             mapped_at_creation: false,
         });
         let (pipelines, cache, staging) = (Mutex::default(), Mutex::default(), Staging::new(&device));
-        let inner = Inner { device, queue, info, pipelines, cache, null, staging };
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let inner = Inner { id, device, queue, info, pipelines, cache, null, staging };
         Gpu { inner: Arc::new(inner), profile: Arc::new(profile) }
     }
 
@@ -192,11 +207,12 @@ impl Gpu {
 
     /// Waits until everything submitted so far has finished.
     pub fn wait_blocking(&self) -> Result<()> {
-        self.poll_blocking(wgpu::PollType::wait_indefinitely())
+        self.poll_blocking(wgpu::PollType::wait_indefinitely()).map(drop)
     }
 
     /// Runs a future of this crate to its end, polling the device while it waits. For futures that wait for this
-    /// device alone: others would keep a core busy.
+    /// device alone. An `Err` if the GPU has had nothing to do for a second and the future still waits: what it waits
+    /// for was never submitted.
     ///
     /// ```
     /// use throughline::{Gpu, Tensor, TensorType};
@@ -211,31 +227,41 @@ impl Gpu {
     pub fn run_blocking<T>(&self, future: impl Future<Output = Result<T>>) -> Result<T> {
         let mut future = std::pin::pin!(future);
         let mut context = Context::from_waker(Waker::noop());
-        let mut news = Instant::now();
+        // Since when the GPU has had nothing to do, and how often that was seen.
+        let mut idle: Option<(Instant, u32)> = None;
         loop {
             if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
                 return output;
             }
-            let start = Instant::now();
-            self.wait_blocking()?;
-            if start.elapsed() > PAUSE {
-                news = Instant::now();
-            } else if news.elapsed() > PATIENCE {
-                return Err(self.error("nothing more will come: has what is waited for been submitted?"));
-            } else if news.elapsed() > PAUSE {
-                // The GPU has done everything: another thread that polls is about to tell.
-                std::thread::sleep(PAUSE);
+            if !self.poll_blocking(wgpu::PollType::Poll)?.is_queue_empty() {
+                self.wait_blocking()?;
+                idle = None;
+                continue;
+            }
+            match &mut idle {
+                // What that poll has found done may be what is waited for.
+                None => idle = Some((Instant::now(), 0)),
+                Some((since, looks)) if *looks > LOOKS && since.elapsed() > PATIENCE => {
+                    return Err(
+                        self.error("the GPU is idle: was the encoder that records what is waited for submitted?")
+                    );
+                }
+                // Another thread may be about to submit it, or to tell what it has polled.
+                Some((_, looks)) => {
+                    *looks += 1;
+                    std::thread::sleep(PAUSE);
+                }
             }
         }
     }
 
     /// Waits until this submission, and those before it, have finished.
     pub fn wait_for_blocking(&self, submission: wgpu::SubmissionIndex) -> Result<()> {
-        self.poll_blocking(wgpu::PollType::Wait { submission_index: Some(submission), timeout: None })
+        self.poll_blocking(wgpu::PollType::Wait { submission_index: Some(submission), timeout: None }).map(drop)
     }
 
-    fn poll_blocking(&self, poll: wgpu::PollType) -> Result<()> {
-        self.device().poll(poll).map(drop).map_err(|e| self.error(format!("waiting for the GPU: {e}")))
+    fn poll_blocking(&self, poll: wgpu::PollType) -> Result<wgpu::PollStatus> {
+        self.device().poll(poll).map_err(|e| self.error(format!("waiting for the GPU: {e}")))
     }
 
     /// Submits what was recorded, without waiting. What is wrong with it is an `Err` here, rather than an error that
@@ -392,6 +418,15 @@ impl Gpu {
         now(scope.pop()).flatten().is_some()
     }
 
+    pub(super) fn home(&self) -> Home {
+        Home { gpu: self.inner.id, device: self.device().clone() }
+    }
+
+    /// Whether what is of that device is of this one.
+    pub(super) fn is_home(&self, home: &Home) -> bool {
+        home.gpu == self.inner.id || same_device(self.device(), &home.device)
+    }
+
     /// Something that went wrong on the device, or because there is none any more.
     pub(crate) fn error(&self, message: impl ToString) -> Error {
         let message = message.to_string();
@@ -442,6 +477,26 @@ impl Gpu {
         let result = f();
         (result, [validation.pop(), internal.pop(), memory.pop()])
     }
+}
+
+/// Whether two handles are of one device. wgpu compares ids, which start anew in each `wgpu::Instance`. But error
+/// scopes are the device's: where it is one, a scope of one handle catches what the other does wrong.
+fn same_device(a: &wgpu::Device, b: &wgpu::Device) -> bool {
+    if a != b {
+        return false;
+    }
+    let outer = b.push_error_scope(wgpu::ErrorFilter::Validation);
+    let inner = a.push_error_scope(wgpu::ErrorFilter::Validation);
+    drop(b.create_buffer(&wgpu::BufferDescriptor {
+        label: Some("throughline: an error on purpose, to compare devices"),
+        size: 4,
+        usage: wgpu::BufferUsages::empty(),
+        mapped_at_creation: false,
+    }));
+    let caught = now(inner.pop());
+    drop(now(outer.pop()));
+    // Where that is not known at once, they may be.
+    caught.is_none_or(|error| error.is_some())
 }
 
 /// What a future gives without waiting.

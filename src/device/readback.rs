@@ -41,7 +41,7 @@ pub(crate) fn upload(
 pub struct Readback {
     gpu: Gpu,
     ty: TensorType,
-    /// An `Err` if there was no memory for it.
+    /// An `Err` if there was no memory for it, or nothing to read.
     staging: Result<Mapping>,
 }
 
@@ -57,10 +57,11 @@ impl Readback {
     pub(crate) fn record(
         gpu: &Gpu,
         encoder: &mut wgpu::CommandEncoder,
-        from: (&wgpu::Buffer, u64),
+        from: Result<(&wgpu::Buffer, u64)>,
         ty: TensorType,
     ) -> Self {
-        let staging = gpu.guarded(|| Ok(Mapping::record(gpu, encoder, from, ty.bytes() as u64)));
+        let record = |from| gpu.guarded(|| Ok(Mapping::record(gpu, encoder, from, ty.bytes() as u64)));
+        let staging = from.and_then(record);
         Readback { gpu: gpu.clone(), ty, staging }
     }
 

@@ -65,6 +65,7 @@ impl TextureOutput {
     pub fn new(gpu: &Gpu, tensor: &Tensor, texture: &wgpu::Texture) -> Result<Self> {
         check(texture)?;
         let channels = channels(tensor, texture)?;
+        tensor.check_device(gpu, "texture output")?;
         let target = target(gpu, texture, channels)?;
         let kernel =
             Kernel::new("texture", SOURCE, "store").knob("Target", target.as_str()).knob("CHANNELS", channels as u32);

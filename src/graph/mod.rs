@@ -13,27 +13,12 @@ use crate::error::{Error, Result};
 use crate::tensor::{Shape, TensorType};
 
 mod op;
+mod value;
 
 pub use op::{Op, Vjp};
-
-/// One output of one node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Value {
-    pub(crate) node: usize,
-    pub(crate) output: usize,
-}
-
-impl Value {
-    /// Index of its node in [`Graph::nodes`].
-    pub fn node(self) -> usize {
-        self.node
-    }
-
-    /// Which of the node's outputs it is.
-    pub fn output(self) -> usize {
-        self.output
-    }
-}
+use value::Lineage;
+pub(crate) use value::Names;
+pub use value::Value;
 
 /// The origin of a node's outputs.
 #[derive(Clone, Debug)]
@@ -77,8 +62,9 @@ pub struct Node {
 /// assert!(err.contains("`z`") && err.contains("[4, 3]") && err.contains("[8, 3]"), "{err}");
 /// # Ok::<(), throughline::Error>(())
 /// ```
-#[derive(Clone, Debug, Default)]
+#[derive(Debug)]
 pub struct Graph {
+    lineage: Lineage,
     nodes: Vec<Node>,
     by_name: HashMap<String, usize>,
     scopes: Vec<String>,
@@ -86,10 +72,36 @@ pub struct Graph {
     max_tensor_bytes: Option<u64>,
 }
 
+impl Default for Graph {
+    fn default() -> Self {
+        let (nodes, by_name, scopes, stores) = Default::default();
+        Graph { lineage: Lineage::new(), nodes, by_name, scopes, stores, max_tensor_bytes: None }
+    }
+}
+
+impl Clone for Graph {
+    /// A graph of its own. The values that the original has so far are values of both: see [`Value`].
+    fn clone(&self) -> Self {
+        Graph {
+            lineage: self.lineage.cloned_at(self.nodes.len()),
+            nodes: self.nodes.clone(),
+            by_name: self.by_name.clone(),
+            scopes: self.scopes.clone(),
+            stores: self.stores.clone(),
+            max_tensor_bytes: self.max_tensor_bytes,
+        }
+    }
+}
+
 impl Graph {
     /// An empty graph.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The number by which messages name this graph: 1 for the first of the process, and so on.
+    pub fn id(&self) -> u32 {
+        self.lineage.id()
     }
 
     /// A graph for a device that binds tensors of at most so many bytes: [`nn`](crate::nn) puts larger tables in
@@ -125,10 +137,12 @@ impl Graph {
         }
         let name = self.full_name(name);
         if self.by_name.contains_key(&name) {
-            return Err(Error::Graph(format!("there are two inputs, parameters or states named `{name}`")));
+            return Err(Error::Graph(format!(
+                "there are two inputs, parameters or states named `{name}`: put one in `Graph::scoped`"
+            )));
         }
         let node = self.push(Node { name, source, inputs: vec![], outputs: vec![ty] });
-        Ok(Value { node, output: 0 })
+        Ok(self.value(node, 0))
     }
 
     /// Adds an op with a single output and returns that.
@@ -152,8 +166,9 @@ impl Graph {
     pub fn op_arc(&mut self, name: &str, op: Arc<dyn Op>, inputs: &[Value]) -> Result<Vec<Value>> {
         let name = self.full_name(name);
         let err = |message: String, inputs: String| Error::Node { node: name.clone(), op: op.name(), message, inputs };
-        if let Some(v) = self.foreign(inputs) {
-            return Err(err(format!("{v:?} is not a value of this graph"), "-".into()));
+        if let Some(message) = self.foreign(inputs, |i| format!("input {i}")) {
+            let shown = inputs.iter().map(|&v| self.get(v).map_or("?".into(), |ty| ty.to_string()));
+            return Err(err(message, shown.collect::<Vec<_>>().join(", ")));
         }
         let types: Vec<TensorType> = inputs.iter().map(|&v| self.ty(v).clone()).collect();
         let shown = || types.iter().map(|t| t.to_string()).collect::<Vec<_>>().join(", ");
@@ -164,7 +179,7 @@ impl Graph {
         let n = outputs.len();
         let name = self.free_name(name);
         let node = self.push(Node { name, source: Source::Op(op), inputs: inputs.to_vec(), outputs });
-        Ok((0..n).map(|output| Value { node, output }).collect())
+        Ok((0..n).map(|output| self.value(node, output)).collect())
     }
 
     /// Runs `f` with `scope.` prepended to every name.
@@ -192,8 +207,8 @@ impl Graph {
     /// [`Error::Graph`] if the types differ, `state` is neither a state nor a parameter, or something is stored there
     /// already.
     pub fn store(&mut self, value: Value, state: Value) -> Result<()> {
-        self.check_values(&[value, state])?;
-        let target = self.node(state.node);
+        self.check_values(&[value, state], |i| ["store: the value", "store: the state"][i].into())?;
+        let target = self.node(state.node());
         if !matches!(target.source, Source::State | Source::Param) {
             return Err(Error::Graph(format!("store: `{}` is not a state or parameter", target.name)));
         }
@@ -218,41 +233,80 @@ impl Graph {
         &self.stores
     }
 
-    /// The first of these values that is not of this graph.
-    fn foreign(&self, values: &[Value]) -> Option<Value> {
-        let known = |v: &Value| self.nodes.get(v.node).is_some_and(|n| v.output < n.outputs.len());
-        values.iter().copied().find(|v| !known(v))
+    /// What is wrong if one of the values is of another graph; `role` is what the caller calls the value at an index.
+    fn foreign(&self, values: &[Value], role: impl Fn(usize) -> String) -> Option<String> {
+        let i = values.iter().position(|&v| !self.contains(v))?;
+        Some(format!("{} is {}", role(i), self.not_ours(values[i])))
     }
 
-    /// An `Err` if one of the values is not of this graph.
-    pub(crate) fn check_values(&self, values: &[Value]) -> Result<()> {
-        match self.foreign(values) {
-            Some(v) => Err(Error::Graph(format!("{v:?} is not a value of this graph"))),
-            None => Ok(()),
-        }
+    fn not_ours(&self, value: Value) -> String {
+        let ends = match &self.nodes[..] {
+            [] => "which is empty".into(),
+            [only] => format!("which has one node, `{}`", only.name),
+            [first, .., last] => format!("`{}` to `{}`", first.name, last.name),
+        };
+        format!("not a value of this graph: it is {value:?}, and this is graph {}, {ends}", self.id())
+    }
+
+    /// An `Err` if one of the values is of another graph, with what `role` calls it.
+    pub(crate) fn check_values(&self, values: &[Value], role: impl Fn(usize) -> String) -> Result<()> {
+        self.foreign(values, role).map_or(Ok(()), |message| Err(Error::Graph(message)))
+    }
+
+    /// Whether a value is of this graph.
+    pub fn contains(&self, value: Value) -> bool {
+        self.get(value).is_some()
+    }
+
+    /// Type of a value of this graph.
+    fn get(&self, value: Value) -> Option<&TensorType> {
+        let node = self.nodes.get(value.node()).filter(|_| self.lineage.made(value))?;
+        node.outputs.get(value.output())
+    }
+
+    /// [`ty`](Self::ty), or an `Err` with the name of the node that is to read the value.
+    pub(crate) fn type_of(&self, reader: &str, value: Value) -> Result<&TensorType> {
+        let foreign = || Error::Graph(format!("an input of `{}` is {}", self.full_name(reader), self.not_ours(value)));
+        self.get(value).ok_or_else(foreign)
     }
 
     /// Type of a value.
     ///
     /// # Panics
     ///
-    /// If the value is of another graph.
+    /// If the value is of another graph: see [`contains`](Self::contains).
+    #[track_caller]
     pub fn ty(&self, value: Value) -> &TensorType {
-        &self.nodes[value.node].outputs[value.output]
+        match self.get(value) {
+            Some(ty) => ty,
+            None => panic!("{}", self.not_ours(value)),
+        }
     }
 
     /// Name of the node that makes a value.
     ///
     /// # Panics
     ///
-    /// If the value is of another graph.
+    /// If the value is of another graph: see [`contains`](Self::contains).
+    #[track_caller]
     pub fn name(&self, value: Value) -> &str {
-        &self.nodes[value.node].name
+        assert!(self.contains(value), "{}", self.not_ours(value));
+        &self.nodes[value.node()].name
+    }
+
+    /// Names of all nodes.
+    pub(crate) fn names(&self) -> Names {
+        Names { lineage: self.lineage.clone(), nodes: self.nodes.iter().map(|node| node.name.clone()).collect() }
+    }
+
+    /// An output of a node of this graph.
+    pub(crate) fn value(&self, node: usize, output: usize) -> Value {
+        self.lineage.value(node, output)
     }
 
     /// The first output of the node of this name, scopes included.
     pub fn find(&self, name: &str) -> Option<Value> {
-        self.by_name.get(name).map(|&node| Value { node, output: 0 })
+        self.by_name.get(name).map(|&node| self.value(node, 0))
     }
 
     /// All nodes, in a topological order.
@@ -267,7 +321,7 @@ impl Graph {
 
     pub(crate) fn externals(&self, keep: impl Fn(&Source) -> bool) -> Vec<Value> {
         let ids = (0..self.nodes.len()).filter(|&i| keep(&self.nodes[i].source));
-        ids.map(|node| Value { node, output: 0 }).collect()
+        ids.map(|node| self.value(node, 0)).collect()
     }
 
     pub(crate) fn node(&self, id: usize) -> &Node {
@@ -277,10 +331,10 @@ impl Graph {
     /// Ids of the nodes that `wanted` depends on, in order.
     pub(crate) fn needed(&self, wanted: &[Value]) -> Vec<usize> {
         let mut seen = BTreeSet::new();
-        let mut stack: Vec<usize> = wanted.iter().map(|v| v.node).collect();
+        let mut stack: Vec<usize> = wanted.iter().map(|v| v.node()).collect();
         while let Some(id) = stack.pop() {
             if seen.insert(id) {
-                stack.extend(self.nodes[id].inputs.iter().map(|v| v.node));
+                stack.extend(self.nodes[id].inputs.iter().map(|v| v.node()));
             }
         }
         seen.into_iter().collect()

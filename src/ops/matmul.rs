@@ -184,7 +184,7 @@ impl Graph {
     /// `a b`: `[.., k] x [k, n] -> [.., n]`, or matrix by matrix if `b` has more than two
     /// dimensions.
     pub fn matmul(&mut self, name: &str, a: Value, b: Value) -> Result<Value> {
-        let batch = self.ty(b).shape.rank() > 2;
+        let batch = self.type_of(name, b)?.shape.rank() > 2;
         self.op1(name, Matmul { batch, ..Matmul::default() }, &[a, b])
     }
 

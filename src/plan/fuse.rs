@@ -62,29 +62,29 @@ impl Fuser<'_> {
 
     /// Fuses the addition `id` and the maker of `addend` into one node, which starts from `base`.
     fn fold(&mut self, id: usize, addend: Value, base: Value) -> bool {
-        let maker = &self.nodes[addend.node];
+        let maker = &self.nodes[addend.node()];
         let Source::Op(op) = &maker.source else { return false };
-        let Some(fused) = op.with_addend(addend.output) else { return false };
+        let Some(fused) = op.with_addend(addend.output()) else { return false };
         if self.uses.get(&addend).is_none_or(|u| u.len() != 1) {
             return false;
         }
         let (outputs, mut inputs) = (maker.outputs.clone(), maker.inputs.clone());
-        let at = if self.base_is_ready(id, addend.node, base) {
-            let sum = Value { node: id, output: 0 };
+        let at = if self.base_is_ready(id, addend.node(), base) {
+            let sum = Value::local(id, 0);
             let sum_uses = self.uses.remove(&sum).unwrap_or_default();
             self.uses.insert(addend, sum_uses);
             self.moved.insert(sum, addend);
-            self.move_user(base, id, addend.node);
-            addend.node
+            self.move_user(base, id, addend.node());
+            addend.node()
         } else if self.outputs_can_wait(id, addend, outputs.len()) {
             self.move_outputs(addend, id, outputs.len());
-            inputs.iter().for_each(|&input| self.move_user(input, addend.node, id));
+            inputs.iter().for_each(|&input| self.move_user(input, addend.node(), id));
             id
         } else {
             return false;
         };
         inputs.push(base);
-        let (dead, name) = (id + addend.node - at, self.nodes[id].name.clone());
+        let (dead, name) = (id + addend.node() - at, self.nodes[id].name.clone());
         self.nodes[dead].inputs.clear();
         self.nodes[at] = Node { name, source: Source::Op(fused), inputs, outputs };
         true
@@ -93,14 +93,14 @@ impl Fuser<'_> {
     /// Whether the sum can be computed where the addend is: the base is available, and nothing between the two nodes
     /// still reads the base, which the sum overwrites. This way the inputs of the addend need not live any longer.
     fn base_is_ready(&self, id: usize, maker: usize, base: Value) -> bool {
-        let external = !matches!(self.nodes[base.node].source, Source::Op(_));
+        let external = !matches!(self.nodes[base.node()].source, Source::Op(_));
         let between = |u: &Vec<usize>| u.iter().any(|&user| user > maker && user < id);
-        (external || base.node < maker) && !self.uses.get(&base).is_some_and(between)
+        (external || base.node() < maker) && !self.uses.get(&base).is_some_and(between)
     }
 
     /// Whether the maker can move to the place of the addition: nothing needs its other outputs before that.
     fn outputs_can_wait(&self, id: usize, addend: Value, n: usize) -> bool {
-        let mut others = (0..n).filter(|&o| o != addend.output).map(|output| Value { node: addend.node, output });
+        let mut others = (0..n).filter(|&o| o != addend.output()).map(|output| Value::local(addend.node(), output));
         others.all(|v| self.uses.get(&v).is_none_or(|u| u.iter().all(|&user| user > id)))
     }
 
@@ -113,17 +113,17 @@ impl Fuser<'_> {
     /// Renames the `n` outputs of the maker of `addend` to those of `id`, and the output of `id` to the output that the
     /// addend is.
     fn move_outputs(&mut self, addend: Value, id: usize, n: usize) {
-        let sum = Value { node: id, output: 0 };
+        let sum = Value::local(id, 0);
         let sum_uses = self.uses.remove(&sum).unwrap_or_default();
-        for value in self.moved.values_mut().filter(|v| v.node == addend.node) {
-            value.node = id;
+        for value in self.moved.values_mut().filter(|v| v.node() == addend.node()) {
+            *value = Value::local(id, value.output());
         }
         for output in 0..n {
-            let (from, to) = (Value { node: addend.node, output }, Value { node: id, output });
+            let (from, to) = (Value::local(addend.node(), output), Value::local(id, output));
             let uses = self.uses.remove(&from).unwrap_or_default();
             self.uses.insert(to, if from == addend { sum_uses.clone() } else { uses });
             self.moved.entry(from).or_insert(to);
         }
-        self.moved.insert(sum, Value { node: id, output: addend.output });
+        self.moved.insert(sum, Value::local(id, addend.output()));
     }
 }

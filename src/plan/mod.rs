@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::graph::{Op, Value};
+use crate::error::{Error, Result};
+use crate::graph::{Names, Op, Value};
 use crate::kernel::Kernel;
 use crate::tensor::TensorType;
 
@@ -125,16 +126,42 @@ pub struct Plan {
     /// Inputs, parameters and states.
     pub externals: Vec<External>,
     pub(crate) kept: HashMap<Value, (Slot, TensorType)>,
+    pub(crate) names: Names,
 }
 
 impl Plan {
-    /// Where an output given to [`new`](Self::new), or an external, lives.
+    /// Where an output given to [`new`](Self::new), or an input, parameter or state, lives. `None` for all else, and for
+    /// values of other graphs.
     pub fn slot(&self, value: Value) -> Option<(Slot, &TensorType)> {
         if let Some((slot, ty)) = self.kept.get(&value) {
             return Some((*slot, ty));
         }
         let i = self.externals.iter().position(|e| e.value == value)?;
         Some((Slot::External(i), &self.externals[i].ty))
+    }
+
+    /// [`slot`](Self::slot), or an `Err` with the name of what is not there.
+    pub(crate) fn find(&self, value: Value) -> Result<(Slot, &TensorType)> {
+        let missing = || match self.names.of(value) {
+            Ok(name) => Error::Graph(format!(
+                "`{name}` is neither an output of this plan nor an input, parameter or state that it uses: add it to \
+                 the outputs of `Plan::new`"
+            )),
+            Err(message) => Error::Graph(message),
+        };
+        self.slot(value).ok_or_else(missing)
+    }
+
+    /// The input, parameter or state that a tensor is to be bound to. An `Err` names what cannot be bound.
+    pub(crate) fn bound(&self, value: Value) -> Result<&External> {
+        let missing = || match self.names.of(value) {
+            Ok(name) => Error::Graph(format!(
+                "`{name}` cannot be bound: it is not an input, parameter or state that this plan uses. An output is \
+                 bound through `Graph::state` and `Graph::store`"
+            )),
+            Err(message) => Error::Graph(format!("a binding: {message}")),
+        };
+        self.externals.iter().find(|e| e.value == value).ok_or_else(missing)
     }
 
     /// A slot's name for people: `b3`, or that of the input, parameter or state.

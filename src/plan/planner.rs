@@ -33,18 +33,20 @@ impl Plan {
     /// # Ok::<(), throughline::Error>(())
     /// ```
     pub fn new(graph: &Graph, outputs: &[Value], profile: &Profile) -> Result<Plan> {
+        graph.check_values(outputs, |i| format!("output {i} of the plan"))?;
         let mut wanted: Vec<Value> = outputs.to_vec();
         wanted.extend(graph.stores().iter().flat_map(|&(value, state)| [value, state]));
-        graph.check_values(&wanted)?;
         let live: HashSet<usize> = graph.needed(&wanted).into_iter().collect();
         let mut nodes: Vec<Node> = graph.nodes().to_vec();
         for (id, node) in nodes.iter_mut().enumerate() {
             if !live.contains(&id) {
                 node.inputs.clear();
             }
+            // From here on nodes move: values count in the list of them, and not in the graph.
+            node.inputs.iter_mut().for_each(|v| *v = Value::local(v.node(), v.output()));
         }
         let (mut nodes, place) = early_first(nodes);
-        let placed = |v: Value| Value { node: place[v.node], ..v };
+        let placed = |v: Value| Value::local(place[v.node()], v.output());
         wanted.iter_mut().for_each(|v| *v = placed(*v));
         let moved = fuse::fold_additions(&mut nodes, &wanted);
         let now = |v: Value| moved.get(&placed(v)).copied().unwrap_or(placed(v));
@@ -53,7 +55,8 @@ impl Plan {
         let mut plan = plan(&nodes, &keep, &stores, profile)?;
         plan.kept = outputs.iter().map(|&v| (v, plan.kept[&now(v)].clone())).collect();
         let original: HashMap<usize, usize> = place.iter().enumerate().map(|(old, &new)| (new, old)).collect();
-        plan.externals.iter_mut().for_each(|e| e.value.node = original[&e.value.node]);
+        plan.externals.iter_mut().for_each(|e| e.value = graph.value(original[&e.value.node()], 0));
+        plan.names = graph.names();
         Ok(plan)
     }
 }
@@ -70,7 +73,7 @@ fn early_first(nodes: Vec<Node>) -> (Vec<Node>, Vec<usize>) {
     for (id, node) in nodes.iter().enumerate() {
         behind.push(match &node.source {
             Source::Op(_) if !early(node) => id,
-            Source::Op(_) => node.inputs.iter().map(|v| behind[v.node]).max().unwrap_or(0),
+            Source::Op(_) => node.inputs.iter().map(|v| behind[v.node()]).max().unwrap_or(0),
             _ => 0,
         });
     }
@@ -81,7 +84,7 @@ fn early_first(nodes: Vec<Node>) -> (Vec<Node>, Vec<usize>) {
     let mut nodes: Vec<Option<Node>> = nodes.into_iter().map(Some).collect();
     let mut sorted: Vec<Node> = order.iter().filter_map(|&old| nodes[old].take()).collect();
     for v in sorted.iter_mut().flat_map(|n| &mut n.inputs) {
-        v.node = place[v.node];
+        *v = Value::local(place[v.node()], v.output());
     }
     (sorted, place)
 }
@@ -98,10 +101,10 @@ pub(crate) fn plan(nodes: &[Node], keep: &[Value], stores: &[(Value, Value)], pr
 /// Ids of the nodes that are needed: inputs, parameters and states first, then ops in order.
 fn reachable(nodes: &[Node], keep: &[Value], stores: &[(Value, Value)]) -> Vec<usize> {
     let mut live = vec![false; nodes.len()];
-    let mut stack: Vec<usize> = keep.iter().chain(stores.iter().flat_map(|(v, s)| [v, s])).map(|v| v.node).collect();
+    let mut stack: Vec<usize> = keep.iter().chain(stores.iter().flat_map(|(v, s)| [v, s])).map(|v| v.node()).collect();
     while let Some(id) = stack.pop() {
         if !std::mem::replace(&mut live[id], true) {
-            stack.extend(nodes[id].inputs.iter().map(|v| v.node));
+            stack.extend(nodes[id].inputs.iter().map(|v| v.node()));
         }
     }
     let is_op = |id: &usize| matches!(nodes[*id].source, Source::Op(_));
@@ -151,13 +154,13 @@ impl<'a> Planner<'a> {
                 self.last_use.insert(root, id);
             }
             for output in 0..node.outputs.len() {
-                let value = Value { node: id, output };
+                let value = Value::local(id, output);
                 let root = if is_view(node) { self.root[&node.inputs[0]] } else { value };
                 self.root.insert(value, root);
             }
         }
         // A state that is an output is read as the step leaves it, so that alone keeps nothing.
-        let computed = |v: &&Value| matches!(self.nodes[v.node].source, Source::Op(_));
+        let computed = |v: &&Value| matches!(self.nodes[v.node()].source, Source::Op(_));
         for v in self.keep.iter().filter(computed).chain(self.stores.iter().map(|(v, _)| v)) {
             self.last_use.insert(self.root[v], END);
         }
@@ -176,7 +179,7 @@ impl<'a> Planner<'a> {
             self.place_output(id, output, op.as_ref(), &mut copies, &mut taken)?;
         }
         let inputs: Vec<TensorType> =
-            node.inputs.iter().map(|v| self.nodes[v.node].outputs[v.output].clone()).collect();
+            node.inputs.iter().map(|v| self.nodes[v.node()].outputs[v.output()].clone()).collect();
         let mut cx = Launch { inputs: &inputs, outputs: &node.outputs, profile: self.profile, variant: 0 };
         cx.variant = variants::chosen(&self.profile.choices, op.as_ref(), &cx);
         let program = op.launch(&cx).map_err(|message| Error::Node {
@@ -191,10 +194,10 @@ impl<'a> Planner<'a> {
         let mut dispatches = self.resolve(id, &inputs, &program, &scratch)?;
         let started = |output: &usize| op.starts_as(*output).is_some();
         let started: Vec<Slot> =
-            (0..node.outputs.len()).filter(started).map(|o| self.slot[&Value { node: id, output: o }]).collect();
+            (0..node.outputs.len()).filter(started).map(|o| self.slot[&Value::local(id, o)]).collect();
         self.merge(node, &mut dispatches, &started)?;
         let outputs = (node.outputs.iter().enumerate())
-            .map(|(output, ty)| (self.slot[&Value { node: id, output }], ty.clone()))
+            .map(|(output, ty)| (self.slot[&Value::local(id, output)], ty.clone()))
             .collect();
         self.plan.steps.push(Step {
             name: node.name.clone(),
@@ -221,7 +224,7 @@ impl<'a> Planner<'a> {
     ) -> Result<Vec<PlannedDispatch>> {
         let node = &self.nodes[id];
         let input = |i: usize| (self.slot[&self.root[&node.inputs[i]]], inputs[i].storage_bytes());
-        let output = |i: usize| (self.slot[&Value { node: id, output: i }], node.outputs[i].storage_bytes());
+        let output = |i: usize| (self.slot[&Value::local(id, i)], node.outputs[i].storage_bytes());
         let scratch = |i: usize| (Slot::Buffer(scratch[i]), program.scratch[i].storage_bytes());
         let slot = |bind: &Bind| {
             let ((slot, bytes), writes) = match *bind {
@@ -308,7 +311,7 @@ impl<'a> Planner<'a> {
 
     fn place_external(&mut self, id: usize) -> Result<()> {
         let node = &self.nodes[id];
-        let value = Value { node: id, output: 0 };
+        let value = Value::local(id, 0);
         self.slot.insert(value, Slot::External(self.plan.externals.len()));
         self.plan.externals.push(External {
             name: node.name.clone(),
@@ -328,7 +331,7 @@ impl<'a> Planner<'a> {
         taken: &mut HashSet<Slot>,
     ) -> Result<()> {
         let node = &self.nodes[id];
-        let value = Value { node: id, output };
+        let value = Value::local(id, output);
         let ty = &node.outputs[output];
         let target = self.store_target(value);
         let slot = match op.starts_as(output) {
@@ -361,7 +364,7 @@ impl<'a> Planner<'a> {
     /// after a tensor. The padding of a state may be a gap in an arena, which must stay clean, so a state that is not
     /// whole quads gets an exact copy too.
     fn store_target(&self, value: Value) -> Option<Value> {
-        let whole_quads = |state: &Value| self.nodes[state.node].outputs[0].len().is_multiple_of(4);
+        let whole_quads = |state: &Value| self.nodes[state.node()].outputs[0].len().is_multiple_of(4);
         let states = self.stores.iter().filter(|(v, _)| self.root[v] == value).map(|&(_, state)| state);
         states.into_iter().find(whole_quads)
     }
@@ -417,7 +420,7 @@ impl<'a> Planner<'a> {
         let node = &self.nodes[id];
         let mut done: Vec<Value> = node.inputs.iter().map(|v| self.root[v]).collect();
         done.retain(|root| self.last_use.get(root) == Some(&id) && !taken.contains(&self.slot[root]));
-        let outputs = (0..node.outputs.len()).map(|output| Value { node: id, output });
+        let outputs = (0..node.outputs.len()).map(|output| Value::local(id, output));
         done.extend(outputs.filter(|v| !self.last_use.contains_key(v)));
         for root in done {
             if let Slot::Buffer(b) = self.slot[&root]
@@ -466,16 +469,16 @@ impl<'a> Planner<'a> {
         for &(value, state) in self.stores {
             let (from, to) = (self.slot[&self.root[&value]], self.slot[&state]);
             if from != to {
-                let bytes = self.nodes[state.node].outputs[0].bytes();
+                let bytes = self.nodes[state.node()].outputs[0].bytes();
                 copies.push(Copy::whole(from, to, bytes));
             }
         }
         for v in self.keep {
-            let ty = self.nodes[v.node].outputs[v.output].clone();
+            let ty = self.nodes[v.node()].outputs[v.output()].clone();
             let mut slot = self.slot[&self.root[v]];
             if self.root[v] != *v && copies.iter().any(|c| c.to == slot) {
                 // A view of a state that is about to change: it shows what the state held before.
-                let to = Slot::Buffer(self.allocate(&ty, self.nodes[v.node].name.clone())?);
+                let to = Slot::Buffer(self.allocate(&ty, self.nodes[v.node()].name.clone())?);
                 copies.push(Copy::whole(slot, to, ty.storage_bytes()));
                 slot = to;
             }
