@@ -5,6 +5,8 @@
 //! `alias NAME = T;` are *knobs*: a launch may replace the right-hand side. `override` constants
 //! cannot size a function-local array, which is the register tile that a matmul tunes; hence text.
 
+use std::borrow::Cow;
+
 use crate::error::{Error, Result};
 use crate::merge;
 use crate::profile::Cooperative;
@@ -43,8 +45,8 @@ impl Bound {
 pub struct Kernel {
     /// Name for debuggers, plans and errors: the stem of the file.
     pub label: &'static str,
-    /// The file's text.
-    pub source: &'static str,
+    /// The file's text. Text made at run time will do too; what is static is not copied, and plans know it by address.
+    pub source: Cow<'static, str>,
     /// The entry point.
     pub entry: &'static str,
     /// Names and new right-hand sides.
@@ -58,8 +60,8 @@ pub struct Kernel {
 
 impl Kernel {
     /// A kernel with the knobs as written in the file and all checks on.
-    pub fn new(label: &'static str, source: &'static str, entry: &'static str) -> Self {
-        Kernel { label, source, entry, knobs: vec![], merged: vec![], trusted: false }
+    pub fn new(label: &'static str, source: impl Into<Cow<'static, str>>, entry: &'static str) -> Self {
+        Kernel { label, source: source.into(), entry, knobs: vec![], merged: vec![], trusted: false }
     }
 
     /// Sets a knob.

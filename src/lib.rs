@@ -11,6 +11,7 @@
 pub mod autodiff;
 pub mod checkpoint;
 pub mod data;
+mod declared;
 pub mod decode;
 pub mod embed;
 pub mod error;

@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use crate::declared;
 use crate::error::{Error, Result};
 use crate::graph::{Node, Source, Value};
 use crate::kernel::Bound;
@@ -108,12 +109,14 @@ impl<'a> Planner<'a> {
             node.inputs.iter().map(|v| self.nodes[v.node].outputs[v.output].clone()).collect();
         let mut cx = Launch { inputs: &inputs, outputs: &node.outputs, profile: self.profile, variant: 0 };
         cx.variant = self.profile.choices.variant(op.as_ref(), &cx);
-        let program = op.launch(&cx).map_err(|message| Error::Node {
+        let error = |message| Error::Node {
             node: node.name.clone(),
             op: op.name(),
             message,
             inputs: inputs.iter().map(|t| t.to_string()).collect::<Vec<_>>().join(", "),
-        })?;
+        };
+        let program = op.launch(&cx).map_err(error)?;
+        declared::check(op.as_ref(), &cx, &program).map_err(error)?;
         let scratch: Vec<usize> = (program.scratch.iter().enumerate())
             .map(|(i, ty)| self.allocate(ty, format!("{} scratch {i}", node.name)))
             .collect::<Result<_>>()?;
