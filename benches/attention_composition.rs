@@ -4,8 +4,6 @@
 //! The composition is favoured: its inputs come head by head, so that it needs no transposes, and it
 //! masks nothing. It computes what a mask would hide, since its matmuls know no triangles.
 
-#[path = "../tests/common/mod.rs"]
-mod common;
 mod measure;
 
 use std::sync::Arc;

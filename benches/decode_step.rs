@@ -1,8 +1,6 @@
 //! One token of GPT-2 small behind a full context, with a cache of keys and values: most of it products
 //! of one row.
 
-#[path = "../tests/common/mod.rs"]
-mod common;
 mod measure;
 
 use std::sync::Arc;
@@ -22,7 +20,7 @@ const CONTEXT: usize = 1024;
 const VOCABS: [usize; 2] = [50257, 32768];
 
 fn main() {
-    let gpu = common::gpu();
+    let gpu = &measure::gpu();
     println!("{}", gpu.describe());
     let mut criterion = Criterion::default()
         .sample_size(10)

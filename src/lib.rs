@@ -9,6 +9,8 @@
 #![warn(missing_docs, missing_debug_implementations, rust_2018_idioms)]
 
 pub mod autodiff;
+#[cfg(feature = "check")]
+pub mod check;
 pub mod checkpoint;
 pub mod data;
 mod declared;
