@@ -53,6 +53,66 @@ pub use cases::{Case, Fill as InputFill, InputSpec, Row, random_array};
 pub use doc::markdown;
 
 /// A differentiable operation on tensors.
+///
+/// Implement it for an op of your own; [`Graph::op1`](crate::Graph::op1) adds it to a graph, where nothing sets it apart
+/// from the ops of this crate. Where its launch and its WGSL disagree, planning fails with the name of the node. What
+/// the compiler can't see, `throughline::check` (feature `check`) tests: values, gradients, stray writes and more.
+/// `examples/own_op.rs` is a whole op with a backward kernel, its test and a network that trains with it.
+///
+/// ```
+/// use throughline::autodiff::Vjp;
+/// use throughline::kernel::Kernel;
+/// use throughline::ops::{Bind, Launch, Op, Program};
+/// use throughline::reference::Array;
+/// use throughline::{Graph, Result, TensorType};
+///
+/// /// `y = 2 x + 1`.
+/// #[derive(Debug)]
+/// struct TwicePlusOne;
+///
+/// const WGSL: &str = "
+/// @group(0) @binding(0) var<uniform> n: u32;
+/// @group(0) @binding(1) var<storage, read> x: array<f32>;
+/// @group(0) @binding(2) var<storage, read_write> y: array<f32>;
+///
+/// @compute @workgroup_size(64)
+/// fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+///            @builtin(local_invocation_index) local: u32) {
+///     // A dimension has at most 65,535 workgroups, so `Profile::grid` puts more into several rows.
+///     let i = (group.x + group.y * groups.x) * 64u + local;
+///     if (i < n) {
+///         y[i] = 2.0 * x[i] + 1.0;
+///     }
+/// }";
+///
+/// impl Op for TwicePlusOne {
+///     fn name(&self) -> &'static str {
+///         "twice_plus_one"
+///     }
+///     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+///         Ok(inputs.to_vec())
+///     }
+///     fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+///         let dy = cx.dy0()?;
+///         let dx = cx.graph.scale(&cx.name, dy, 2.0)?;
+///         cx.set(0, dx);
+///         Ok(())
+///     }
+///     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+///         let n = cx.outputs[0].len();
+///         let kernel = Kernel::new("twice_plus_one", WGSL, "forward");
+///         Ok(Program::one(kernel, &[Bind::In(0), Bind::Out(0)], &[n as u32], cx.profile.grid(n.div_ceil(64))))
+///     }
+///     fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
+///         vec![inputs[0].map(|x| 2.0 * x + 1.0)]
+///     }
+/// }
+///
+/// let mut g = Graph::new();
+/// let x = g.input("x", TensorType::f32([127]))?;
+/// let y = g.op1("y", TwicePlusOne, &[x])?;
+/// # Ok::<(), throughline::Error>(())
+/// ```
 pub trait Op: Any + Debug + Send + Sync {
     /// Name of the kind of op, as in plans, errors and profiles.
     fn name(&self) -> &'static str;
@@ -79,8 +139,11 @@ pub trait Op: Any + Debug + Send + Sync {
     /// The outputs in f64: the definition of the op.
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array>;
 
-    /// Floating-point operations (a multiply-add is two). 0 for ops that only move data.
-    fn flops(&self, inputs: &[TensorType], outputs: &[TensorType]) -> u64;
+    /// Floating-point operations (a multiply-add is two), for the rates in plans and profiles. By default 0, as for ops
+    /// that only move data: they have no such rate.
+    fn flops(&self, _inputs: &[TensorType], _outputs: &[TensorType]) -> u64 {
+        0
+    }
 
     /// Bytes that must move at least: by default every input once and every output once.
     fn bytes(&self, inputs: &[TensorType], outputs: &[TensorType]) -> u64 {
