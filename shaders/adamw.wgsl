@@ -15,12 +15,13 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> grad: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> hyper: array<vec4<f32>>; // two; see AdamWSettings
-@group(0) @binding(3) var<storage, read> norm: array<vec4<f32>>; // one element; quads merge with quads
-@group(0) @binding(4) var<storage, read_write> param: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read_write> moment1: array<vec4<f32>>;
-@group(0) @binding(6) var<storage, read_write> moment2: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> grad: array<vec4<f32>>; // [quads]
+@group(0) @binding(2) var<storage, read> hyper: array<vec4<f32>>; // [2] of vec4: see AdamWSettings::at_step
+// A vec4, so that it can share a binding with the other arrays; its x alone counts.
+@group(0) @binding(3) var<storage, read> norm: array<vec4<f32>>; // [1]
+@group(0) @binding(4) var<storage, read_write> param: array<vec4<f32>>; // [quads]
+@group(0) @binding(5) var<storage, read_write> moment1: array<vec4<f32>>; // [quads]
+@group(0) @binding(6) var<storage, read_write> moment2: array<vec4<f32>>; // [quads]
 
 @compute @workgroup_size(INVOCATIONS)
 fn forward(

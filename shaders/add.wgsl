@@ -12,9 +12,9 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> a: array<E>;
-@group(0) @binding(2) var<storage, read> b: array<E>;
-@group(0) @binding(3) var<storage, read_write> y: array<E>;
+@group(0) @binding(1) var<storage, read> a: array<E>; // [len]
+@group(0) @binding(2) var<storage, read> b: array<E>; // [period]
+@group(0) @binding(3) var<storage, read_write> y: array<E>; // [len]
 
 @compute @workgroup_size(INVOCATIONS)
 fn forward(
@@ -24,7 +24,7 @@ fn forward(
 ) {
     let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
     let end = min(first + INVOCATIONS * EACH, p.len);
-    // Where in b: counted along, as divisions are dear.
+    // The index in b. It counts along with i, since divisions are expensive.
     let period = p.period;
     let step = INVOCATIONS % period;
     var at = first % period;

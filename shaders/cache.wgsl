@@ -1,35 +1,36 @@
-// Rows in the middle of longer sequences, from a place that only the step knows, one for each sequence: keys
-// and values of new tokens into a cache, and back out of it.
+// Rows in the middle of longer sequences: keys and values of new tokens go into a cache, and come back
+// out of it. Where they start is known only when the step runs, and differs by sequence.
 
 // knobs
 const INVOCATIONS: u32 = 64u; // of a workgroup
-const EACH: u32 = 1u; // how many an invocation makes, INVOCATIONS apart
+const EACH: u32 = 1u; // units of E that an invocation moves, INVOCATIONS apart
 alias E = vec4<f32>; // f32 where rows are no multiple of 4
 
 struct Params {
     len: u32, // elements E of the rows
-    sequence: u32, // of those, in one sequence
+    sequence: u32, // of those, in one sequence: time * cols
     cols: u32, // elements E of a row
     capacity: u32, // rows of a sequence of the cache
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> start: array<u32>;
+@group(0) @binding(1) var<storage, read> start: array<u32>; // [batch]
 
-// write: rows past the end of the cache are left out
-@group(0) @binding(2) var<storage, read> rows: array<E>;
-@group(0) @binding(3) var<storage, read_write> cache_out: array<E>;
+// write_rows: rows past the end of the cache are left out
+@group(0) @binding(2) var<storage, read> rows: array<E>; // [batch, time, cols]
+@group(0) @binding(3) var<storage, read_write> cache_out: array<E>; // [batch, capacity, cols]
 
-// read: rows past the end of the cache are zero
-@group(0) @binding(2) var<storage, read> cache: array<E>;
-@group(0) @binding(3) var<storage, read_write> rows_out: array<E>;
+// read_rows: rows past the end of the cache are zero
+@group(0) @binding(2) var<storage, read> cache: array<E>; // [batch, capacity, cols]
+@group(0) @binding(3) var<storage, read_write> rows_out: array<E>; // [batch, time, cols]
 
-// Row of the cache that element `i` of the rows stands in.
+// The row of its sequence in the cache that element `i` of the rows belongs to.
 fn row(i: u32) -> u32 {
-    // What starts behind the end stays there, and does not wrap.
+    // Starts past the end are clamped, so that sums do not wrap.
     return min(start[i / p.sequence], p.capacity) + i % p.sequence / p.cols;
 }
 
+// The index in the cache of element `i` of the rows.
 fn at(i: u32) -> u32 {
     return (i / p.sequence * p.capacity + row(i)) * p.cols + i % p.cols;
 }

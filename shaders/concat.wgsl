@@ -1,9 +1,9 @@
-// Copies one part of a concatenation to its place: runs of `run` units of the part go `start` units
-// into the runs of `stride` units of the whole.
+// Copies one part of a concatenation to its place: each run of `run` units of the part goes into a run
+// of `stride` units of the whole, `start` units from its beginning.
 
 // knobs
 const INVOCATIONS: u32 = 64u; // of a workgroup
-const EACH: u32 = 1u; // how many an invocation makes, INVOCATIONS apart
+const EACH: u32 = 1u; // units that an invocation moves, INVOCATIONS apart
 alias E = vec4<u32>; // unit that moves; u32 where runs or starts are no multiple of 4
 
 struct Params {
@@ -14,8 +14,8 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> x: array<E>;
-@group(0) @binding(2) var<storage, read_write> y: array<E>;
+@group(0) @binding(1) var<storage, read> x: array<E>; // [len / run, run]
+@group(0) @binding(2) var<storage, read_write> y: array<E>; // [len / run, stride]
 
 @compute @workgroup_size(INVOCATIONS)
 fn forward(
@@ -25,7 +25,7 @@ fn forward(
 ) {
     let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
     let end = min(first + INVOCATIONS * EACH, p.len);
-    // Where in the larger one: counted along, as divisions are dear.
+    // The index in y. It counts along with i, since divisions are expensive.
     let run = p.run;
     let stride = p.stride;
     let step = INVOCATIONS % run;

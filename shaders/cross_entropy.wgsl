@@ -1,8 +1,8 @@
-// loss = mean over rows of logsumexp(logits) - logits[target], softmax never stored. Rows whose
-// target is no class count for nothing.
+// loss = mean over rows of logsumexp(logits) - logits[target]; the softmax is never stored. Rows whose
+// target is no class do not count.
 //
-// Behind common/rows.wgsl. Logits are read in quads even where the columns are no multiple of 4 and
-// a quad may hold the end of a row and the start of the next.
+// After common/rows.wgsl. Logits are read in quads even where the columns are no multiple of 4 and a
+// quad may hold the end of one row and the start of the next. Shapes are in elements.
 
 // knobs
 const OFFSETS: E = vec4<f32>(0.0, 1.0, 2.0, 3.0); // of the elements of an E; 0.0 for f32
@@ -10,31 +10,31 @@ const RAGGED: bool = true; // the columns are no multiple of WIDTH
 
 struct Params {
     rows: u32,
-    cols: u32,
-    groups: u32,
+    cols: u32, // in elements
+    groups: u32, // workgroups
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> logits: array<E>;
-@group(0) @binding(2) var<storage, read> targets: array<u32>;
+@group(0) @binding(1) var<storage, read> logits: array<E>; // [rows, cols]
+@group(0) @binding(2) var<storage, read> targets: array<u32>; // [rows]
 
 // forward
-@group(0) @binding(3) var<storage, read_write> lse_out: array<f32>;
-@group(0) @binding(4) var<storage, read_write> row_loss: array<vec2<f32>>; // loss, 1 if it counts
+@group(0) @binding(3) var<storage, read_write> lse_out: array<f32>; // [rows]
+@group(0) @binding(4) var<storage, read_write> row_loss: array<vec2<f32>>; // [rows] of (loss, 1 if it counts)
 
 // finish
-@group(0) @binding(1) var<storage, read> losses: array<vec2<f32>>;
-@group(0) @binding(2) var<storage, read_write> loss: array<f32>;
-@group(0) @binding(3) var<storage, read_write> weight_out: array<f32>;
+@group(0) @binding(1) var<storage, read> losses: array<vec2<f32>>; // [rows] of (loss, 1 if it counts)
+@group(0) @binding(2) var<storage, read_write> loss: array<f32>; // [1]
+@group(0) @binding(3) var<storage, read_write> weight_out: array<f32>; // [1]: one over the rows that count
 
 // backward
-@group(0) @binding(3) var<storage, read> lse: array<f32>;
-@group(0) @binding(4) var<storage, read> weight: array<f32>;
-@group(0) @binding(5) var<storage, read> dloss: array<f32>;
-@group(0) @binding(6) var<storage, read_write> dlogits: array<E>;
+@group(0) @binding(3) var<storage, read> lse: array<f32>; // [rows]
+@group(0) @binding(4) var<storage, read> weight: array<f32>; // [1]
+@group(0) @binding(5) var<storage, read> dloss: array<f32>; // [1]
+@group(0) @binding(6) var<storage, read_write> dlogits: array<E>; // [rows, cols]
 
-// Columns of the elements of E number `i` in a row that starts at element `start`; below zero before
-// it. Exact, as there are less than 2^24.
+// The columns of the elements of logits[i], in a row that starts at element `start`; negative before
+// it. Exact, since there are fewer than 2^24.
 fn columns(i: u32, start: u32) -> E {
     return E(f32(i32(i * WIDTH - start))) + OFFSETS;
 }
@@ -80,7 +80,7 @@ fn forward(
     row_loss[row] = result;
 }
 
-// The sum over all rows: one workgroup, to which they are one row.
+// Sums over all rows, in one workgroup, which takes them as the columns of a single row.
 @compute @workgroup_size(GROUP)
 fn finish(@builtin(local_invocation_index) lid: u32) {
     var sum = vec2<f32>();

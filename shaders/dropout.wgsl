@@ -1,22 +1,22 @@
-// y = x * keep / (1 - p), in quads. keep is a hash of (quad, stream, seed,
-// step): no mask is stored, and backward is this kernel on dy.
+// y = x * keep / (1 - p), in quads. keep is a hash of (quad, stream, seed, step), so no mask is stored,
+// and backward is this kernel on dy.
 
 // knobs
 const INVOCATIONS: u32 = 64u; // of a workgroup
-const EACH: u32 = 1u; // how many an invocation makes, INVOCATIONS apart
+const EACH: u32 = 1u; // quads that an invocation makes, INVOCATIONS apart
 const ACCUMULATE: bool = false; // add to what y holds
 
 struct Params {
     quads: u32,
-    threshold: u32, // p * 2^32: an element is kept where its hash is no less
+    threshold: u32, // p * 2^32: an element is kept if its hash is at least this
     scale: f32, // 1 / (1 - p)
     stream: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> seed: array<vec2<u32>>; // one: seed and step
-@group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // [quads]
+@group(0) @binding(2) var<storage, read> seed: array<vec2<u32>>; // [1]: (seed, step)
+@group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>; // [quads]
 
 fn mix(key: vec4<u32>) -> vec4<u32> {
     var v = key;
@@ -42,7 +42,7 @@ fn forward(
 ) {
     let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
     let end = min(first + INVOCATIONS * EACH, p.quads);
-    // Loads in a loop are dear, of uniforms too.
+    // Loads in a loop are expensive, even of uniforms.
     let key = vec3<u32>(p.stream, seed[0]);
     let threshold = vec4<u32>(p.threshold);
     let scale = p.scale;

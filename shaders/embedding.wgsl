@@ -1,15 +1,15 @@
-// forward: y[t] = table[ids[t] - first], zero where there is no such row. (An id below `first` wraps to
+// Forward: y[t] = table[ids[t] - first], zero where there is no such row. (An id below `first` wraps to
 // a number that no table reaches.)
 //
 // Backward: dtable[v] = sum of dy[t] over the tokens t whose id is first + v, in the order of t, without
 // atomics. `chain` links the tokens of each id into a list: head[v] is the first token plus one, or
 // 0, and next[t] is the following token plus one, or 0. Each of WAYS invocations owns the ids that
-// are equal to its index modulo WAYS and walks all tokens, so nobody shares a list. `backward` then
-// walks the lists.
+// equal its index modulo WAYS and walks all tokens, so no two share a list. `backward` then walks the
+// lists.
 
 // knobs
 const INVOCATIONS: u32 = 64u; // of a workgroup
-const EACH: u32 = 1u; // how many an invocation makes, INVOCATIONS apart
+const EACH: u32 = 1u; // units of E that an invocation makes, INVOCATIONS apart
 alias E = vec4<f32>; // f32 where the columns are no multiple of 4
 const GROUP: u32 = 8u; // invocations of a workgroup of chain
 const WAYS: u32 = 16u; // invocations of chain altogether; a power of two
@@ -19,7 +19,7 @@ const ACCUMULATE: bool = false; // backward adds to what dtable holds
 struct Params {
     len: u32, // elements E that forward or backward goes over
     cols: u32, // in units of E
-    vocab: u32,
+    vocab: u32, // rows of the table
     tokens: u32,
     first: u32, // id of the table's first row
 }
@@ -27,21 +27,20 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 
 // forward
-@group(0) @binding(1) var<storage, read> table: array<E>;
-@group(0) @binding(2) var<storage, read> ids: array<u32>;
-@group(0) @binding(3) var<storage, read_write> y: array<E>;
+@group(0) @binding(1) var<storage, read> table: array<E>; // [vocab, cols]
+@group(0) @binding(2) var<storage, read> ids: array<u32>; // [tokens]
+@group(0) @binding(3) var<storage, read_write> y: array<E>; // [tokens, cols]
 
 // chain
-@group(0) @binding(1) var<storage, read> id_quads: array<vec4<u32>>;
-@group(0) @binding(2) var<storage, read_write> head_out: array<u32>;
-@group(0) @binding(3) var<storage, read_write> next_out: array<u32>;
+@group(0) @binding(1) var<storage, read> id_quads: array<vec4<u32>>; // [tokens / 4, rounded up] of vec4
+@group(0) @binding(2) var<storage, read_write> head_out: array<u32>; // [vocab]
+@group(0) @binding(3) var<storage, read_write> next_out: array<u32>; // [tokens]
 
 // backward
-@group(0) @binding(1) var<storage, read> dy: array<E>;
-// binding 2 is ids
-@group(0) @binding(3) var<storage, read> head: array<u32>;
-@group(0) @binding(4) var<storage, read> next: array<u32>;
-@group(0) @binding(5) var<storage, read_write> dtable: array<E>;
+@group(0) @binding(1) var<storage, read> dy: array<E>; // [tokens, cols]; binding 2 is ids
+@group(0) @binding(3) var<storage, read> head: array<u32>; // [vocab]
+@group(0) @binding(4) var<storage, read> next: array<u32>; // [tokens]
+@group(0) @binding(5) var<storage, read_write> dtable: array<E>; // [vocab, cols]
 
 @compute @workgroup_size(INVOCATIONS)
 fn forward(
@@ -51,7 +50,8 @@ fn forward(
 ) {
     let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
     let end = min(first + INVOCATIONS * EACH, p.len);
-    // Counted along, as divisions are dear; loads of uniforms in a loop are, too.
+    // Token and column count along with i, since divisions are expensive; so are loads in a loop, even
+    // of uniforms.
     let cols = p.cols;
     let vocab = p.vocab;
     let first_row = p.first;
@@ -99,7 +99,7 @@ fn chain(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index)
     }
 }
 
-// Column `col` of the table's row `line`, or of that of token `line`.
+// Makes column `col` of row `line` of dtable; with BY_TOKEN, of the row of token `line`.
 fn add_up(line: u32, col: u32, cols: u32) {
     var row = line;
     if (BY_TOKEN) {

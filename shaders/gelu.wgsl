@@ -6,7 +6,7 @@
 
 // knobs
 const INVOCATIONS: u32 = 64u; // of a workgroup
-const EACH: u32 = 1u; // how many an invocation makes, INVOCATIONS apart
+const EACH: u32 = 1u; // quads that an invocation makes, INVOCATIONS apart
 const TANH: bool = false; // the tanh form of phi, not the exact one
 
 // Past this phi is 0 or 1 to within 1e-18.
@@ -19,13 +19,13 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 
 // forward
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read_write> y: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // [quads]
+@group(0) @binding(2) var<storage, read_write> y: array<vec4<f32>>; // [quads]
 
 // backward
-@group(0) @binding(1) var<storage, read> dy: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> x_b: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> dx: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> dy: array<vec4<f32>>; // [quads]
+@group(0) @binding(2) var<storage, read> saved_x: array<vec4<f32>>; // [quads]
+@group(0) @binding(3) var<storage, read_write> dx: array<vec4<f32>>; // [quads]
 
 // phi(v) and its derivative.
 struct Phi {
@@ -42,8 +42,8 @@ fn phi_tanh(v: vec4<f32>) -> Phi {
 }
 
 // erfc(|v| / sqrt(2)) / 2 = exp(-v^2 / 2) t P(t), t = 1 / (1 + |v| / sqrt(8)), or one minus that where
-// v > 0. P is a fit of ours by least squares, weighted until no error sticks out: within 4e-7 of the
-// value itself for |v| up to 9. The exp is the derivative's too.
+// v > 0. P was fitted by least squares, with weights adjusted until no error stood out: phi is within
+// 4e-7 of its value, relatively, for |v| up to 9. The derivative needs the same exp.
 fn phi_erf(v: vec4<f32>) -> Phi {
     let t = 1.0 / (1.0 + 0.35355339059 * abs(v));
     var fit = vec4<f32>(0.047651075);
@@ -97,7 +97,7 @@ fn backward(
     let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
     let end = min(first + INVOCATIONS * EACH, p.quads);
     for (var i = first; i < end; i += INVOCATIONS) {
-        let v = limited(x_b[i]);
+        let v = limited(saved_x[i]);
         let f = phi(v);
         dx[i] = dy[i] * (f.value + v * f.slope);
     }

@@ -1,11 +1,11 @@
-// sqrt(sum x^2), in two levels: every workgroup adds one chunk of x, squared, and then one workgroup
-// adds their sums and takes the root. Also its gradient, dx = x * dy / norm.
+// sqrt(sum x^2), in two levels: every workgroup sums the squares of one chunk of x, and then one
+// workgroup adds these sums and takes the root. Also its gradient, dx = x * dy / norm.
 //
-// Behind common/rows.wgsl, for which a chunk is a row.
+// After common/rows.wgsl, for which a chunk is a row.
 
 // knobs
 const SQUARE: bool = false; // the first level
-const ROOT: bool = false; // the last level; both if there is one
+const ROOT: bool = false; // the last level; a single level is both
 const INVOCATIONS: u32 = 64u; // of a workgroup of backward
 const EACH: u32 = 1u; // how many quads an invocation makes, INVOCATIONS apart
 const ACCUMULATE: bool = false; // backward adds to what dx holds
@@ -20,13 +20,13 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 
 // forward
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read_write> y: array<f32>;
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // [len / 4, rounded up] of vec4
+@group(0) @binding(2) var<storage, read_write> y: array<f32>; // [groups]
 
-// backward; binding 1 is x
-@group(0) @binding(2) var<storage, read> norm: array<f32>;
-@group(0) @binding(3) var<storage, read> dy: array<f32>;
-@group(0) @binding(4) var<storage, read_write> dx: array<vec4<f32>>;
+// backward; binding 1 is x, [quads]
+@group(0) @binding(2) var<storage, read> norm: array<f32>; // [1]
+@group(0) @binding(3) var<storage, read> dy: array<f32>; // [1]
+@group(0) @binding(4) var<storage, read_write> dx: array<vec4<f32>>; // [quads]
 
 fn term(v: vec4<f32>) -> vec4<f32> {
     return select(v, v * v, SQUARE);
@@ -46,7 +46,7 @@ fn forward(
     let end = min((group + 1u) * p.chunk, whole);
     var sum = vec4<f32>();
     var at = group * p.chunk + lid;
-    // Four that are added before they join the sum: fewer rounding errors, and loops are dear.
+    // Four are added before they join the sum: fewer rounding errors, and fewer iterations.
     for (; at + 3u * GROUP < end; at += 4u * GROUP) {
         sum += (term(x[at]) + term(x[at + GROUP])) + (term(x[at + 2u * GROUP]) + term(x[at + 3u * GROUP]));
     }
@@ -54,7 +54,7 @@ fn forward(
         sum += term(x[at]);
     }
     if (group == p.groups - 1u && lid == 0u && whole * 4u < p.len) {
-        // What lies behind the last element may be anything, NaN too.
+        // Past the last element there may be anything, even NaN.
         let inside = vec4<u32>(whole * 4u) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(p.len);
         sum += term(select(vec4<f32>(), x[whole], inside));
     }

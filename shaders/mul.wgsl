@@ -2,16 +2,16 @@
 
 // knobs
 const INVOCATIONS: u32 = 64u; // of a workgroup
-const EACH: u32 = 1u; // how many an invocation makes, INVOCATIONS apart
+const EACH: u32 = 1u; // quads that an invocation makes, INVOCATIONS apart
 
 struct Params {
     quads: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> b: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> a: array<vec4<f32>>; // [quads]
+@group(0) @binding(2) var<storage, read> b: array<vec4<f32>>; // [quads]
+@group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>; // [quads]
 
 @compute @workgroup_size(INVOCATIONS)
 fn forward(

@@ -1,33 +1,35 @@
-// What Muon needs beside matrix products: the momentum, scaled to a norm that the iteration of Newton
-// and Schulz converges from; the shift in its polynomial; and the update itself.
+// What Muon needs besides matrix products: the momentum, scaled to a norm from which the Newton-Schulz
+// iteration converges; the shift in its polynomial; and the update itself.
 //
-// Behind common/rows.wgsl, for which a chunk of a matrix is a row.
+// After common/rows.wgsl, for which a chunk of a matrix is a row. Quads of all matrices follow one
+// another: below, `all` is their number, matrices * quads of each.
 
 // knobs
 const NESTEROV: bool = true;
-const INVOCATIONS: u32 = 64u; // of a workgroup of shift and update
-const EACH: u32 = 1u; // quads that an invocation of those makes, INVOCATIONS apart
+const INVOCATIONS: u32 = 64u; // of a workgroup, in shift and update
+const EACH: u32 = 1u; // quads that an invocation of these makes, INVOCATIONS apart
 
 struct Params {
-    quads: u32, // of a matrix; shift and update: of all
+    quads: u32, // of a matrix; shift and update: of all matrices
     len: u32, // elements of a matrix
     chunk: u32, // quads that a workgroup works on
     chunks: u32, // of a matrix
     groups: u32, // workgroups
     side: u32, // of the matrices to shift
-    x: f32, // momentum: the norm to scale to; shift: for the diagonal; update: times the learning rate
-    y: f32, // shift: times the matrix
+    x: f32, // normalise: norm to scale to; shift: added to the diagonal; update: factor of the learning rate
+    y: f32, // shift: factor of the matrix
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 
-// momentum, m += (grad * clip - m) * (1 - momentum), and the squares of what is to be made orthogonal
-@group(0) @binding(1) var<storage, read> grad: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> hyper: array<vec4<f32>>; // one; see MuonSettings
-@group(0) @binding(3) var<storage, read> norm: array<vec4<f32>>; // one element; quads merge with quads
-@group(0) @binding(4) var<storage, read_write> moment: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read_write> direction: array<vec4<f32>>;
-@group(0) @binding(6) var<storage, read_write> sums: array<f32>; // of squares, by matrix and chunk
+// momentum: m += (grad * clip - m) * (1 - momentum), and sums of squares of what is to be orthogonalised
+@group(0) @binding(1) var<storage, read> grad: array<vec4<f32>>; // [all]
+@group(0) @binding(2) var<storage, read> hyper: array<vec4<f32>>; // [1] of vec4: see MuonSettings::values
+// A vec4, so that it can share a binding with the other arrays; its x alone counts.
+@group(0) @binding(3) var<storage, read> norm: array<vec4<f32>>; // [1]
+@group(0) @binding(4) var<storage, read_write> moment: array<vec4<f32>>; // [all]
+@group(0) @binding(5) var<storage, read_write> direction: array<vec4<f32>>; // [all]
+@group(0) @binding(6) var<storage, read_write> sums: array<f32>; // [matrices, chunks], of squares
 
 @compute @workgroup_size(GROUP)
 fn momentum(
@@ -56,7 +58,7 @@ fn momentum(
         let u = select(m, g + (m - g) * settings.y, NESTEROV);
         moment[start + i] = m;
         direction[start + i] = u;
-        // What lies behind the last element may be anything, NaN too.
+        // Past the last element there may be anything, even NaN.
         let inside = vec4<u32>(i * 4u) + vec4<u32>(0u, 1u, 2u, 3u) < len;
         sum += select(vec4<f32>(), u * u, inside);
     }
@@ -66,9 +68,9 @@ fn momentum(
     }
 }
 
-// normalise, direction *= x / (norm + 1e-7)
-@group(0) @binding(1) var<storage, read> squares: array<f32>;
-@group(0) @binding(2) var<storage, read_write> scaled: array<vec4<f32>>;
+// normalise: direction *= x / (norm + 1e-7)
+@group(0) @binding(1) var<storage, read> squares: array<f32>; // [matrices, chunks]
+@group(0) @binding(2) var<storage, read_write> scaled: array<vec4<f32>>; // [all]
 
 @compute @workgroup_size(GROUP)
 fn normalise(
@@ -93,9 +95,9 @@ fn normalise(
     }
 }
 
-// shift, out = x I + y gram
-@group(0) @binding(1) var<storage, read> gram: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read_write> shifted: array<vec4<f32>>;
+// shift: out = x I + y gram
+@group(0) @binding(1) var<storage, read> gram: array<vec4<f32>>; // [all]: [matrices, side, side] in elements
+@group(0) @binding(2) var<storage, read_write> shifted: array<vec4<f32>>; // [all]
 
 @compute @workgroup_size(INVOCATIONS)
 fn shift(
@@ -115,9 +117,9 @@ fn shift(
     }
 }
 
-// update, param = param * (1 - lr * decay) - lr * x * step
-@group(0) @binding(1) var<storage, read> step: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> param: array<vec4<f32>>;
+// update: param = param * (1 - lr * decay) - lr * x * step
+@group(0) @binding(1) var<storage, read> step: array<vec4<f32>>; // [all]; binding 2 is hyper
+@group(0) @binding(3) var<storage, read_write> param: array<vec4<f32>>; // [all]
 
 @compute @workgroup_size(INVOCATIONS)
 fn update(

@@ -1,7 +1,8 @@
 // Layer norm: y = xhat * gamma + beta, xhat = (x - mean(x)) * rstd, rstd = 1 / sqrt(var(x) + eps), by
 // row. RMS norm is the same with the mean taken as zero and without beta.
-// Behind common/rows.wgsl. The lanes of a row work on ROWS rows at a time, which share the loads of
-// gamma and beta, and whose share of dgamma and dbeta they sum on the way.
+//
+// After common/rows.wgsl. The lanes of a row work on ROWS rows at a time: these share the loads of gamma
+// and beta, and their parts of dgamma and dbeta are summed on the way.
 
 // knobs
 const CENTERED: bool = true; // layer norm; else RMS norm
@@ -21,23 +22,24 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 
 // forward
-@group(0) @binding(1) var<storage, read> x: array<E>;
-@group(0) @binding(2) var<storage, read> gamma: array<E>;
-@group(0) @binding(3) var<storage, read> beta: array<E>;
-@group(0) @binding(4) var<storage, read_write> y: array<E>;
-@group(0) @binding(5) var<storage, read_write> xhat_out: array<E>;
-@group(0) @binding(6) var<storage, read_write> rstd_out: array<f32>;
+@group(0) @binding(1) var<storage, read> x: array<E>; // [rows, cols]
+@group(0) @binding(2) var<storage, read> gamma: array<E>; // [cols]
+@group(0) @binding(3) var<storage, read> beta: array<E>; // [cols], if CENTERED
+@group(0) @binding(4) var<storage, read_write> y: array<E>; // [rows, cols]
+@group(0) @binding(5) var<storage, read_write> xhat_out: array<E>; // [rows, cols]
+@group(0) @binding(6) var<storage, read_write> rstd_out: array<f32>; // [rows]
 
-// backward
-@group(0) @binding(1) var<storage, read> dy: array<E>;
-@group(0) @binding(2) var<storage, read> xhat: array<E>;
-@group(0) @binding(3) var<storage, read> rstd: array<f32>;
-@group(0) @binding(4) var<storage, read> gamma_b: array<E>;
-@group(0) @binding(5) var<storage, read_write> dx: array<E>;
-@group(0) @binding(6) var<storage, read_write> dgamma: array<E>; // one row for every ROWS of x, or chunk
-@group(0) @binding(7) var<storage, read_write> dbeta: array<E>;
+// backward and backward_held. A block is the rows that these sum dgamma and dbeta over: ROWS of them, or
+// `chunk`.
+@group(0) @binding(1) var<storage, read> dy: array<E>; // [rows, cols]
+@group(0) @binding(2) var<storage, read> xhat: array<E>; // [rows, cols]
+@group(0) @binding(3) var<storage, read> rstd: array<f32>; // [rows]
+@group(0) @binding(4) var<storage, read> weight: array<E>; // [cols]: gamma
+@group(0) @binding(5) var<storage, read_write> dx: array<E>; // [rows, cols]
+@group(0) @binding(6) var<storage, read_write> dgamma: array<E>; // [blocks, cols]
+@group(0) @binding(7) var<storage, read_write> dbeta: array<E>; // [blocks, cols]
 
-// Where each of the rows from `row0` on starts. Past the end the last row is taken again rather than
+// Where each of the ROWS rows from `row0` on starts. Past the end it is the last row again, rather than
 // none, to keep barriers uniform.
 fn starts(row0: u32) -> array<u32, ROWS> {
     var at: array<u32, ROWS>;
@@ -60,9 +62,9 @@ fn forward(
     let row0 = (group * (GROUP / LANES) + lid / LANES) * ROWS;
     let at = starts(row0);
     let rows = p.rows;
-    let cols = p.cols; // loads in a loop are dear, of uniforms too
-    // Mean and squared deviations of what this lane has seen, by Welford's update: one pass, and no
-    // cancellation as in E[x^2] - E[x]^2.
+    let cols = p.cols; // loads in a loop are expensive, even of uniforms
+    // Mean and squared deviations of what this lane has seen, by Welford's update: one pass, without the
+    // cancellation of E[x^2] - E[x]^2.
     var count = 0.0;
     var mean: array<E, ROWS>;
     var squares: array<E, ROWS>;
@@ -128,7 +130,7 @@ fn backward(
     var sum_g: array<E, ROWS>;
     var sum_gx: array<E, ROWS>;
     for (var c = lid % LANES; c < cols; c += LANES) {
-        let gamma = gamma_b[c];
+        let gamma = weight[c];
         for (var r = 0u; r < ROWS; r++) {
             let i = at[r] + c;
             let g = dy[i] * gamma;
@@ -149,7 +151,7 @@ fn backward(
         return;
     }
     for (var c = lid % LANES; c < cols; c += LANES) {
-        let gamma = gamma_b[c];
+        let gamma = weight[c];
         var dg = E();
         var db = E();
         for (var r = 0u; r < ROWS; r++) {
@@ -171,8 +173,8 @@ fn backward(
     }
 }
 
-// The same where a row fits in registers, for software adapters: their loads are so dear that it pays
-// to unroll a whole row rather than to read it again. The workgroup goes down its rows one by one.
+// The same where a row fits in registers, for software adapters: their loads are so expensive that it
+// pays to unroll a whole row rather than read it twice. A workgroup goes down its rows one by one.
 @compute @workgroup_size(GROUP)
 fn backward_held(
     @builtin(workgroup_id) wid: vec3<u32>,
@@ -189,9 +191,9 @@ fn backward_held(
     var dg: array<E, HELD>;
     var db: array<E, HELD>;
     for (var k = 0u; k < HELD; k++) {
-        // Lanes behind the last column take it too, as if gamma were zero there.
+        // Lanes past the last column read that column, and take gamma as zero.
         let c = k * LANES + lid;
-        gamma[k] = select(E(), gamma_b[min(c, cols - 1u)], c < cols);
+        gamma[k] = select(E(), weight[min(c, cols - 1u)], c < cols);
     }
     let end = min((group + 1u) * p.chunk, p.rows);
     for (var row = group * p.chunk; row < end; row++) {

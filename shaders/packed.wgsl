@@ -1,10 +1,12 @@
 // Weights that stay as files store them, in blocks of few bits, and are decoded where they are used.
 //
 // A matrix is [n, k]: row after row, each of k / 32 units of 32 elements. `unit` decodes one. The
-// formats are ggml's; what is in a block is told beside each decoder.
+// formats are ggml's; the layout of a block is at each decoder.
+//
+// After common/subgroups.wgsl or no_subgroups.wgsl.
 
 // knobs
-const FORMAT: u32 = Q4_1; // one of those below
+const FORMAT: u32 = Q4_1; // one of the ten below
 const GROUP: u32 = 8u; // invocations of a workgroup, of which SLICES share a column of y and split k
 const SLICES: u32 = 1u;
 const ROWS: u32 = 1u; // sums of an invocation: ROWS x COLS
@@ -22,7 +24,7 @@ const Q5_K: u32 = 8u;
 const Q6_K: u32 = 9u;
 
 struct Params {
-    m: u32,
+    m: u32, // rows of x; in `rows`, tokens
     n: u32,
     units: u32, // of a row: k / 32
     groups_n: u32, // workgroups along n, or along k backward
@@ -34,20 +36,20 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> w: array<u32>;
+@group(0) @binding(1) var<storage, read> w: array<u32>; // [last + 1]: the words of [n, units] in FORMAT
 
-// rows: y[t] = w[ids[t] - first], zeros where there is no such row: an id below `first` wraps far above n
-@group(0) @binding(2) var<storage, read> ids: array<u32>;
-@group(0) @binding(3) var<storage, read_write> rows_out: array<vec4<f32>>;
+// rows: y[t] = w[ids[t] - first], zeros where there is no such row; an id below `first` wraps far above n
+@group(0) @binding(2) var<storage, read> ids: array<u32>; // [m]
+@group(0) @binding(3) var<storage, read_write> rows_out: array<vec4<f32>>; // [m, units, 8] of vec4
 
 // forward: y = x w^T + bias
-@group(0) @binding(2) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> bias: array<f32>;
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;
+@group(0) @binding(2) var<storage, read> x: array<vec4<f32>>; // [m, units, 8] of vec4
+@group(0) @binding(3) var<storage, read> bias: array<f32>; // [n], if has_bias
+@group(0) @binding(4) var<storage, read_write> y: array<f32>; // [m, n]
 
 // backward: dx = dy w
-@group(0) @binding(2) var<storage, read> dy: array<f32>;
-@group(0) @binding(3) var<storage, read_write> dx: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> dy: array<f32>; // [m, n]
+@group(0) @binding(3) var<storage, read_write> dx: array<vec4<f32>>; // [m, units, 8] of vec4
 
 alias Unit = array<vec4<f32>, 8>;
 
@@ -73,12 +75,12 @@ fn signed_bytes(word: u32) -> vec4<f32> {
     return vec4<f32>(bitcast<vec4<i32>>(vec4<u32>(word) << vec4<u32>(24u, 16u, 8u, 0u)) >> vec4<u32>(24u));
 }
 
-// Bits `shift`.. of the four bytes, one each, as 16 or 0.
+// Bit `shift` of the word, for each of four, as 16 or 0.
 fn fifth_bits(word: u32, shift: vec4<u32>) -> vec4<u32> {
     return ((vec4<u32>(word) >> shift) & vec4<u32>(1u)) << vec4<u32>(4u);
 }
 
-// Two bytes an element.
+// Two bytes for each element.
 fn halves(index: u32) -> Unit {
     var q: Unit;
     for (var i = 0u; i < 8u; i++) {
@@ -178,7 +180,8 @@ fn six_bit_block(index: u32) -> Unit {
     for (var i = 0u; i < 8u; i++) {
         let low = nibbles(word(start + 64u * (s / 4u) + 32u * (part % 2u) + 4u * i), 4u * (part / 2u));
         let high = word(start + 128u + 32u * (s / 4u) + 4u * i);
-        let v = low | (((vec4<u32>(high) >> (vec4<u32>(0u, 8u, 16u, 24u) + vec4<u32>(2u * part))) & vec4<u32>(3u)) << vec4<u32>(4u));
+        let high_bits = (vec4<u32>(high) >> (vec4<u32>(0u, 8u, 16u, 24u) + vec4<u32>(2u * part))) & vec4<u32>(3u);
+        let v = low | (high_bits << vec4<u32>(4u));
         let scale = scales[2u * (part % 2u) + i / 4u];
         q[i] = (vec4<f32>(v) - vec4<f32>(32.0)) * (d * scale);
     }
@@ -202,7 +205,7 @@ fn unit(index: u32) -> Unit {
     return small_block(index);
 }
 
-// One unit an invocation.
+// Each invocation decodes one unit.
 @compute @workgroup_size(GROUP)
 fn rows(
     @builtin(workgroup_id) wid: vec3<u32>,
@@ -225,8 +228,8 @@ fn rows(
 
 var<workgroup> partial: array<f32, GROUP * ROWS * COLS>;
 
-// An invocation sums ROWS x COLS elements of y over every SLICES-th unit of k. Neighbours take
-// neighbouring units of one row of w, if SLICES > 1, so that loads are of neighbouring memory.
+// An invocation sums ROWS x COLS elements of y over every SLICES-th unit of k. With SLICES > 1,
+// neighbours take neighbouring units of one row of w, so that they load neighbouring memory.
 @compute @workgroup_size(GROUP)
 fn forward(
     @builtin(workgroup_id) wid: vec3<u32>,
@@ -250,7 +253,7 @@ fn forward(
         }
         for (var r = 0u; r < ROWS; r++) {
             let at = (min(row0 + r, p.m - 1u) * units + u) * 8u;
-            // With subgroups of one slice each lane loads a quad and hands it round.
+            // With subgroups, which all share a slice, each lane loads a quad and hands it round.
             var mine: vec4<f32>;
             if (SUBGROUPS) {
                 mine = x[at + lid % 8u];
@@ -301,7 +304,7 @@ fn forward(
     }
 }
 
-// dx = dy w: an invocation makes one unit of ROWS rows.
+// dx = dy w. An invocation makes one unit of ROWS rows.
 @compute @workgroup_size(GROUP)
 fn backward(
     @builtin(workgroup_id) wid: vec3<u32>,

@@ -1,47 +1,46 @@
 // Rotates each pair (a, b) of a head by position * frequency.
 //
-// WGSL promises little of sin and cos past pi, and position * frequency in f32 has lost its
-// fraction of a turn by then. So angles are integers: 2^-32 turns, in which dropping whole turns is
-// what wrapping does anyway, exactly. `halves` pairs element j of a head with j + dh / 2;
-// `interleaved` pairs neighbours.
+// WGSL promises little about sin and cos past pi, and in f32 position * frequency loses its fraction of
+// a turn as it grows. So angles are integers, in units of 2^-32 turns, where wrapping drops whole turns
+// exactly. `halves` pairs element j of a head with j + dh / 2; `interleaved` pairs neighbours.
 
 // knobs
 const INVOCATIONS: u32 = 64u; // of a workgroup
-const EACH: u32 = 1u; // how many an invocation makes, INVOCATIONS apart
+const EACH: u32 = 1u; // steps of `len` that an invocation makes, INVOCATIONS apart
 alias E = vec4<f32>; // f32 where half a head is no multiple of 4, and for `interleaved`
 alias U = vec4<u32>; // u32 likewise
 alias I = vec4<i32>; // i32 likewise
 const UNITS: u32 = 8u; // of E in half a head
 const HAS_START: bool = false; // positions of sequence b count from start[b], not from 0
 
-// Turns per position in units of 2^-48, with whole turns dropped: 32 high bits and 16 low ones.
+// Turns per position, without whole turns, in units of 2^-48: the 32 high bits and the 16 low ones.
 struct Frequency {
     @align(16) high: U,
     @align(16) low: U,
 }
 
 struct Params {
-    len: u32, // invocations: units in half a head * groups of heads * rows
+    len: u32, // UNITS * groups * rows
     time: u32, // rows of a sequence
     heads: u32,
     group: u32, // heads that an invocation rotates
-    groups: u32,
+    groups: u32, // of heads
     sign: f32, // -1 rotates back
     @align(16) frequencies: array<Frequency, UNITS>,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(2) var<storage, read> start: array<u32>;
+@group(0) @binding(2) var<storage, read> start: array<u32>; // [batch], if HAS_START
 
 // halves
-@group(0) @binding(1) var<storage, read> x: array<E>;
-@group(0) @binding(3) var<storage, read_write> y: array<E>;
+@group(0) @binding(1) var<storage, read> x: array<E>; // [rows, heads, 2, UNITS]
+@group(0) @binding(3) var<storage, read_write> y: array<E>; // [rows, heads, 2, UNITS]
 
 // interleaved
-@group(0) @binding(1) var<storage, read> pairs: array<vec2<f32>>;
-@group(0) @binding(3) var<storage, read_write> pairs_out: array<vec2<f32>>;
+@group(0) @binding(1) var<storage, read> pairs: array<vec2<f32>>; // [rows, heads, UNITS] of pairs
+@group(0) @binding(3) var<storage, read_write> pairs_out: array<vec2<f32>>; // [rows, heads, UNITS] of pairs
 
-// What an invocation does: unit `unit` of heads `first` to `end`, counted over all rows.
+// One step of an invocation: unit `unit` of heads `first` to `end`, counted over all rows.
 struct Work {
     unit: u32,
     first: u32,
@@ -61,7 +60,7 @@ fn work(i: u32) -> Work {
     // The position in two halves, so that its product with the low bits fits.
     let f = p.frequencies[unit];
     let angle = f.high * position + f.low * (position >> 16u) + ((f.low * (position & 0xffffu)) >> U(16u));
-    // The nearest quarter turn, and what remains, within an eighth of a turn.
+    // The nearest quarter turn, and the rest, which is at most an eighth of a turn.
     let quarter = (angle + U(1u << 29u)) >> U(30u);
     let r = E(I(angle - (quarter << U(30u)))) * 1.46291807927e-9; // 2 pi / 2^32
     // The polynomials of Cephes (Moshier 1989), good to f32.
@@ -110,7 +109,7 @@ fn interleaved(
     let end = min(start + INVOCATIONS * EACH, p.len);
     for (var i = start; i < end; i += INVOCATIONS) {
         let w = work(i);
-        // An E is one element here, however the file is written.
+        // E is f32 here, but the file as written must be valid with vec4<f32>, too.
         let cos = vec4<f32>(w.cos).x;
         let sin = vec4<f32>(w.sin).x;
         for (var head = w.first; head < w.end; head++) {

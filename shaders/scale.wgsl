@@ -2,7 +2,7 @@
 
 // knobs
 const INVOCATIONS: u32 = 64u; // of a workgroup
-const EACH: u32 = 1u; // how many an invocation makes, INVOCATIONS apart
+const EACH: u32 = 1u; // quads that an invocation makes, INVOCATIONS apart
 const ACCUMULATE: bool = false; // add to what y holds
 
 struct Params {
@@ -11,8 +11,8 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read_write> y: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // [quads]
+@group(0) @binding(2) var<storage, read_write> y: array<vec4<f32>>; // [quads]
 
 @compute @workgroup_size(INVOCATIONS)
 fn forward(
@@ -22,7 +22,7 @@ fn forward(
 ) {
     let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
     let end = min(first + INVOCATIONS * EACH, p.quads);
-    let factor = p.factor; // loads in a loop are dear, of uniforms too
+    let factor = p.factor; // loads in a loop are expensive, even of uniforms
     for (var i = first; i < end; i += INVOCATIONS) {
         var v = factor * x[i];
         if (ACCUMULATE) {

@@ -1,12 +1,12 @@
-// Seen as runs, the large tensor has runs of `stride` units and the small one, its slice, runs of
-// `run` units, which lie `start` units into the larger ones. `forward`: small = slice of large.
-// `pad`, its dual: large = small with zeros around it, or large += small.
+// The large tensor consists of runs of `stride` units; the small one, a slice of it, of runs of `run`
+// units, which lie `start` units into the large one's runs. `forward`: small = slice of large. `pad`,
+// its dual: large = small with zeros around it, or large += small.
 
 // knobs
 const INVOCATIONS: u32 = 64u; // of a workgroup
-const EACH: u32 = 1u; // how many an invocation makes, INVOCATIONS apart
+const EACH: u32 = 1u; // units that an invocation goes over, INVOCATIONS apart
 alias E = vec4<u32>; // unit that moves: u32 where runs or starts are no multiple of 4; pad: floats
-const ACCUMULATE: bool = false; // pad adds to what large holds and goes over small only
+const ACCUMULATE: bool = false; // pad adds to what the large tensor holds, and goes over the small one only
 
 struct Params {
     len: u32, // units to go over
@@ -17,17 +17,17 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> p: Params;
 
-@group(0) @binding(1) var<storage, read> x: array<E>;
-@group(0) @binding(2) var<storage, read_write> y: array<E>;
+@group(0) @binding(1) var<storage, read> x: array<E>; // [runs, stride]; pad: [runs, run]
+@group(0) @binding(2) var<storage, read_write> y: array<E>; // [runs, run]; pad: [runs, stride]
 
-// Steps of INVOCATIONS units through runs: counted along, as divisions are dear.
+// Steps of INVOCATIONS units through runs. They count along, since divisions are expensive.
 struct Walk {
     at: u32, // unit in its run
-    base: u32, // where runs of `pitch` units have this one
+    base: u32, // where this run starts in the other tensor
     period: u32, // units of a run
-    pitch: u32,
-    step: u32,
-    skip: u32,
+    pitch: u32, // units of a run in the other tensor
+    step: u32, // what a step adds to `at`, before wrapping
+    skip: u32, // and to `base`
 }
 
 fn walk(i: u32, period: u32, pitch: u32) -> Walk {

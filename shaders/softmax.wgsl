@@ -1,21 +1,21 @@
-// y = exp(x - max) / sum(exp(x - max)), by row. Behind common/rows.wgsl.
+// y = exp(x - max) / sum(exp(x - max)), by row; after common/rows.wgsl.
 
 struct Params {
     rows: u32,
     cols: u32, // in units of E
-    groups: u32,
+    groups: u32, // workgroups
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 
 // forward
-@group(0) @binding(1) var<storage, read> x: array<E>;
-@group(0) @binding(2) var<storage, read_write> y_out: array<E>;
+@group(0) @binding(1) var<storage, read> x: array<E>; // [rows, cols]
+@group(0) @binding(2) var<storage, read_write> y_out: array<E>; // [rows, cols]
 
 // backward
-@group(0) @binding(1) var<storage, read> dy: array<E>;
-@group(0) @binding(2) var<storage, read> y: array<E>;
-@group(0) @binding(3) var<storage, read_write> dx: array<E>;
+@group(0) @binding(1) var<storage, read> dy: array<E>; // [rows, cols]
+@group(0) @binding(2) var<storage, read> y: array<E>; // [rows, cols]
+@group(0) @binding(3) var<storage, read_write> dx: array<E>; // [rows, cols]
 
 @compute @workgroup_size(GROUP)
 fn forward(
@@ -28,7 +28,7 @@ fn forward(
         return;
     }
     let row = group * (GROUP / LANES) + lid / LANES;
-    let cols = p.cols; // loads in a loop are dear, of uniforms too
+    let cols = p.cols; // loads in a loop are expensive, even of uniforms
     let base = min(row, p.rows - 1u) * cols;
     let lane = lid % LANES;
     var soft = Soft(LOWEST, 0.0);

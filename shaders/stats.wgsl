@@ -1,24 +1,24 @@
-// What is asked of a tensor in a probe, in one pass: sums, sums of squares and largest magnitudes of
-// one tensor or two, and their dot product. Each workgroup adds one chunk and writes one row; the
-// host, which wants few numbers, adds the rows.
+// What a probe asks about a tensor, in one pass: sums, sums of squares and largest magnitudes of one
+// tensor or two, and their dot product. Each workgroup reduces one chunk to one row of the board; the
+// host adds these few rows.
 //
-// Behind common/rows.wgsl, for which a chunk is a row.
+// After common/rows.wgsl, for which a chunk is a row.
 
 // knobs
 const PAIR: bool = false; // there is a b
 
 struct Params {
     len: u32, // elements
-    chunk: u32, // quads that a workgroup adds
+    chunk: u32, // quads that a workgroup reduces
     groups: u32, // workgroups
-    first: u32, // row of the first
+    first: u32, // row of the board that the first workgroup writes
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> a: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> b: array<vec4<f32>>;
-// A row is two: (sum a, sum a^2, max |a|, a.b), (sum b, sum b^2, max |b|, 0).
-@group(0) @binding(3) var<storage, read_write> board: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> a: array<vec4<f32>>; // [len / 4, rounded up] of vec4
+@group(0) @binding(2) var<storage, read> b: array<vec4<f32>>; // [len / 4, rounded up] of vec4, if PAIR
+// A row is (sum a, sum a^2, max |a|, a.b), (sum b, sum b^2, max |b|, 0).
+@group(0) @binding(3) var<storage, read_write> board: array<vec4<f32>>; // [rows, 2] of vec4
 
 struct Sums {
     sum: vec4<f32>,
@@ -55,7 +55,7 @@ fn forward(
         }
     }
     if (group == p.groups - 1u && lid == 0u && whole * 4u < p.len) {
-        // What lies behind the last element may be anything, NaN too.
+        // Past the last element there may be anything, even NaN.
         let inside = vec4<u32>(whole * 4u) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(p.len);
         let v = select(vec4<f32>(), a[whole], inside);
         of_a = with_quad(of_a, v);

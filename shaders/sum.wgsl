@@ -1,10 +1,11 @@
-// `columns`: y[c] = sum_r x[r, c] over one chunk of rows; a launch repeats it until one row is left. `broadcast`: y[r, c] = x[c].
+// `columns`: y[c] = sum_r x[r, c] over one chunk of rows; a launch repeats it until one row is left.
+// `broadcast`: y[r, c] = x[c].
 
 // knobs
 const INVOCATIONS: u32 = 64u; // of a workgroup
-const EACH: u32 = 1u; // broadcast: how many an invocation makes, INVOCATIONS apart
+const EACH: u32 = 1u; // broadcast: units of E that an invocation makes, INVOCATIONS apart
 alias E = vec4<f32>; // f32 where the columns are no multiple of 4
-const ACCUMULATE: bool = false; // add to what y holds; for the last level
+const ACCUMULATE: bool = false; // columns: add to what y holds, at the last level
 
 struct Params {
     len: u32, // broadcast: elements E of the output
@@ -15,8 +16,8 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> x: array<E>;
-@group(0) @binding(2) var<storage, read_write> y: array<E>;
+@group(0) @binding(1) var<storage, read> x: array<E>; // [rows, cols]; broadcast: [cols]
+@group(0) @binding(2) var<storage, read_write> y: array<E>; // [chunks, cols]; broadcast: [rows, cols]
 
 @compute @workgroup_size(INVOCATIONS)
 fn columns(
@@ -30,7 +31,7 @@ fn columns(
     if (col >= p.cols || first >= p.rows) {
         return;
     }
-    let cols = p.cols; // loads in a loop are dear, of uniforms too
+    let cols = p.cols; // loads in a loop are expensive, even of uniforms
     let end = min(first + p.chunk, p.rows);
     var sum = E();
     var r = first;
@@ -56,7 +57,7 @@ fn broadcast(
 ) {
     let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
     let end = min(first + INVOCATIONS * EACH, p.len);
-    // Where in x: counted along, as divisions are dear.
+    // The index in x. It counts along with i, since divisions are expensive.
     let cols = p.cols;
     let step = INVOCATIONS % cols;
     var at = first % cols;

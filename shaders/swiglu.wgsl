@@ -2,7 +2,7 @@
 
 // knobs
 const INVOCATIONS: u32 = 64u; // of a workgroup
-const EACH: u32 = 1u; // how many an invocation makes, INVOCATIONS apart
+const EACH: u32 = 1u; // quads that an invocation makes, INVOCATIONS apart
 
 struct Params {
     quads: u32,
@@ -11,16 +11,16 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 
 // forward
-@group(0) @binding(1) var<storage, read> gate: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> up: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> gate: array<vec4<f32>>; // [quads]
+@group(0) @binding(2) var<storage, read> up: array<vec4<f32>>; // [quads]
+@group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>; // [quads]
 
 // backward
-@group(0) @binding(1) var<storage, read> dy: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> gate_b: array<vec4<f32>>;
-@group(0) @binding(3) var<storage, read> up_b: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read_write> dgate: array<vec4<f32>>;
-@group(0) @binding(5) var<storage, read_write> dup: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> dy: array<vec4<f32>>; // [quads]
+@group(0) @binding(2) var<storage, read> saved_gate: array<vec4<f32>>; // [quads]
+@group(0) @binding(3) var<storage, read> saved_up: array<vec4<f32>>; // [quads]
+@group(0) @binding(4) var<storage, read_write> dgate: array<vec4<f32>>; // [quads]
+@group(0) @binding(5) var<storage, read_write> dup: array<vec4<f32>>; // [quads]
 
 // exp(-g), kept finite. Not with `max`, which may turn a NaN into a number and so hide it.
 fn exp_minus(g: vec4<f32>) -> vec4<f32> {
@@ -51,11 +51,11 @@ fn backward(
     let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
     let end = min(first + INVOCATIONS * EACH, p.quads);
     for (var i = first; i < end; i += INVOCATIONS) {
-        let g = gate_b[i];
+        let g = saved_gate[i];
         let e = exp_minus(g);
         let s = 1.0 / (1.0 + e);
         let d = dy[i];
-        dgate[i] = d * up_b[i] * s * (1.0 + g * (e * s));
+        dgate[i] = d * saved_up[i] * s * (1.0 + g * (e * s));
         dup[i] = d * g * s;
     }
 }

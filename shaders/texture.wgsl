@@ -1,11 +1,11 @@
-// A tensor's pixels into a texture of the app's: rows from the top, channels last. An invocation makes one pixel.
-// No op's kernel: src/texture.rs records it behind a step.
+// Writes a tensor's pixels into an app's texture: rows from the top, channels last, one pixel an
+// invocation. This is no op's kernel: src/texture.rs records it after a step.
 
 // knobs
 alias Target = texture_storage_2d<rgba8unorm, write>;
-const CHANNELS: u32 = 3u; // of the tensor: 1 is grey, 3 has alpha 1
+const CHANNELS: u32 = 3u; // of the tensor: 1 is grey; with 1 or 3, alpha is 1
 
-@group(0) @binding(0) var<storage, read> pixels: array<f32>;
+@group(0) @binding(0) var<storage, read> pixels: array<f32>; // [height, width, CHANNELS]
 @group(0) @binding(1) var picture: Target;
 
 @compute @workgroup_size(8, 8)

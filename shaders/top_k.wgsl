@@ -1,14 +1,16 @@
-// The K largest logits of each row, in order, and the log of the sum of exp((x - largest) / temperature) over it.
+// The K largest logits of each row, in order, and the log of the row's sum of
+// exp((x - largest) / temperature).
 //
-// Logits are compared as integers in the order of their values, so that nothing depends on what an adapter makes of
-// odd floats. Equal ones go by id.
+// Logits are compared as integers in the order of their values, so that nothing depends on what an adapter
+// makes of NaN, infinities or denormals. Equal logits are in the order of their ids.
 //
-// chunks and pick are for software adapters. A row is cut into about sqrt(n) chunks; an invocation finds the first
-// element, in order, of one chunk, and its share of the sum. Then one invocation for each row takes, K times, the
-// first of those, and looks for the next in the chunk where it was: about sqrt(n) loads each time.
+// `chunks` and `pick` are for software adapters. A row is cut into about sqrt(n) chunks; for each chunk an
+// invocation finds the first element, in order, and the chunk's share of the sum. Then, K times, one
+// invocation for each row takes the first of these elements and looks for the next one in the chunk that
+// it came from: about sqrt(n) loads each time.
 //
-// sorted is for GPUs: a workgroup sorts up to SIZE elements and keeps the first K. What the workgroups of a row keep
-// goes through the same kernel again, until one workgroup has it all.
+// `sorted` is for GPUs: a workgroup sorts up to SIZE elements and keeps the first K. What the workgroups of
+// a row keep goes through the same kernel again, until one workgroup has it all.
 
 // knobs
 const GROUP: u32 = 8u; // invocations of a workgroup
@@ -26,29 +28,29 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(2) var<storage, read> temperature: array<f32>;
+@group(0) @binding(2) var<storage, read> temperature: array<f32>; // [1], or [rows] if BY_ROW
 
-// chunks; binding 1 is its logits, as bits
-@group(0) @binding(1) var<storage, read> logits: array<vec4<u32>>;
-@group(0) @binding(3) var<storage, read_write> first_keys_out: array<u32>;
-@group(0) @binding(4) var<storage, read_write> first_places_out: array<u32>;
-@group(0) @binding(5) var<storage, read_write> sums_out: array<f32>;
+// chunks, and pick; logits are read as bits, in quads that may span two rows
+@group(0) @binding(1) var<storage, read> logits: array<vec4<u32>>; // [rows, n] in elements
+@group(0) @binding(3) var<storage, read_write> first_keys_out: array<u32>; // [rows, groups]
+@group(0) @binding(4) var<storage, read_write> first_places_out: array<u32>; // [rows, groups]
+@group(0) @binding(5) var<storage, read_write> sums_out: array<f32>; // [rows, groups]
 
-// pick: of each chunk, the first element that is not taken yet
-@group(0) @binding(3) var<storage, read_write> first_keys: array<vec4<u32>>;
-@group(0) @binding(4) var<storage, read_write> first_places: array<u32>;
-@group(0) @binding(5) var<storage, read> sums: array<f32>;
-@group(0) @binding(6) var<storage, read_write> values: array<u32>;
-@group(0) @binding(7) var<storage, read_write> ids: array<u32>;
-@group(0) @binding(8) var<storage, read_write> lse: array<f32>;
+// pick: of each chunk, the first element that has not been taken yet
+@group(0) @binding(3) var<storage, read_write> first_keys: array<vec4<u32>>; // [rows, groups / 4] of vec4
+@group(0) @binding(4) var<storage, read_write> first_places: array<u32>; // [rows, groups]
+@group(0) @binding(5) var<storage, read> sums: array<f32>; // [rows, groups]
+@group(0) @binding(6) var<storage, read_write> values: array<u32>; // [rows, K], the bits of floats
+@group(0) @binding(7) var<storage, read_write> ids: array<u32>; // [rows, K]
+@group(0) @binding(8) var<storage, read_write> lse: array<f32>; // [rows]
 
 // sorted
-@group(0) @binding(1) var<storage, read> from_values: array<u32>;
-@group(0) @binding(3) var<storage, read> from_ids: array<u32>;
-@group(0) @binding(4) var<storage, read> from_sums: array<f32>;
-@group(0) @binding(5) var<storage, read_write> to_values: array<u32>;
-@group(0) @binding(6) var<storage, read_write> to_ids: array<u32>;
-@group(0) @binding(7) var<storage, read_write> to_sums: array<f32>;
+@group(0) @binding(1) var<storage, read> from_values: array<u32>; // [rows, n], the bits of floats
+@group(0) @binding(3) var<storage, read> from_ids: array<u32>; // [rows, n], if not FIRST
+@group(0) @binding(4) var<storage, read> from_sums: array<f32>; // [rows, n / K], if not FIRST
+@group(0) @binding(5) var<storage, read_write> to_values: array<u32>; // [rows, groups, K], the bits of floats
+@group(0) @binding(6) var<storage, read_write> to_ids: array<u32>; // [rows, groups, K]
+@group(0) @binding(7) var<storage, read_write> to_sums: array<f32>; // [rows, groups]
 
 const SIGN: u32 = 0x80000000u;
 const INFINITY: u32 = 0x7f800000u;
@@ -57,7 +59,7 @@ const MINUS_INFINITY: u32 = 0x007fffffu; // its key
 const LOW: u32 = 0x01698966u; // keys of -1e38 and 1e38
 const HIGH: u32 = 0xfe967699u;
 
-// Keys of logits are integers in their order. What is no number counts as -infinity.
+// The key of a logit: keys are integers in the order of the logits. NaN counts as -infinity.
 fn key_of(bits: vec4<u32>) -> vec4<u32> {
     let odd = (bits & vec4<u32>(~SIGN)) > vec4<u32>(INFINITY);
     let key = select(bits | vec4<u32>(SIGN), ~bits, (bits & vec4<u32>(SIGN)) != vec4<u32>());
@@ -73,12 +75,13 @@ fn logit_of(key: vec4<u32>) -> vec4<f32> {
     return bitcast<vec4<f32>>(bits_of(clamp(key, vec4<u32>(LOW), vec4<u32>(HIGH))));
 }
 
-// What divides the logits of a row. A temperature of 0 stands for the limit, in which the sum counts the largest.
+// What divides the logits of a row. A temperature of 0 stands for the limit, in which the sum counts how
+// many logits are the largest.
 fn divisor(row: u32) -> f32 {
     return clamp(temperature[select(0u, row, BY_ROW)], 1e-30, 1e30);
 }
 
-// exp((x - top) / by) of the logits of these keys, none above that of `top`. exp(-200) is 0 in f32.
+// exp((x - top) / by) for the logits x of these keys, none of which is above `top`. exp(-200) is 0 in f32.
 fn weights(keys: vec4<u32>, top: u32, by: f32) -> vec4<f32> {
     let below = logit_of(keys) - logit_of(vec4<u32>(top));
     return exp(max(below, vec4<f32>(-200.0 * by)) * (1.0 / by));
@@ -96,7 +99,7 @@ fn largest(v: vec4<u32>) -> u32 {
     return max(max(v.x, v.y), max(v.z, v.w));
 }
 
-// Where in the quad the first `key` is.
+// The first index at which a quad has `key`.
 fn index_of(key: u32, v: vec4<u32>) -> u32 {
     return select(select(select(3u, 2u, v.z == key), 1u, v.y == key), 0u, v.x == key);
 }
@@ -105,21 +108,22 @@ fn places_of(quad: u32) -> vec4<u32> {
     return quad * 4u + vec4<u32>(0u, 1u, 2u, 3u);
 }
 
-// Keys of a quad, of those elements that are of the row: at its ends a quad may hold others', or padding.
+// The keys of a quad of the row. At the row's ends a quad may hold elements of other rows, or padding: for
+// those it is NOTHING.
 fn keys_of(row: u32, quad: u32) -> vec4<u32> {
     let last = (p.rows * p.n - 1u) / 4u;
     let mine = (places_of(quad) - row * p.n) < vec4<u32>(p.n);
     return select(vec4<u32>(NOTHING), key_of(logits[min(quad, last)]), mine);
 }
 
-// Of these, those that come after (key, place) in order.
+// Those of the keys that come after (key, place) in order; NOTHING for the others.
 fn after(keys: vec4<u32>, quad: u32, key: u32, place: u32) -> vec4<u32> {
     let equal = keys == vec4<u32>(key);
     let later = (keys < vec4<u32>(key)) | (equal & (places_of(quad) > vec4<u32>(place)));
     return select(vec4<u32>(NOTHING), keys, later);
 }
 
-// Looks through a chunk, of which what comes after (key, place) may be taken.
+// Goes through a chunk, for its first element after (key, place).
 fn look(row: u32, chunk: u32, key: u32, place: u32, by: f32) -> Chunk {
     let start = row * p.n / 4u + chunk * p.span;
     var found = Chunk(NOTHING, 0u, 0.0);
@@ -156,7 +160,7 @@ fn chunks(
     sums_out[i] = found.sum;
 }
 
-// The chunk of a row whose first element comes first. Equal ones are in the order of chunks.
+// The chunk of a row whose first element comes first; of several with equal elements, the first chunk.
 fn first_chunk(row: u32) -> u32 {
     var key = NOTHING;
     var at = 0u;
@@ -201,7 +205,7 @@ fn pick(
 
 // ---- GPUs ----
 
-const NOBODY: u32 = 0xffffffffu; // id of what fills up: after all others
+const NOBODY: u32 = 0xffffffffu; // id of padding: comes after all others
 
 var<workgroup> entries: array<vec2<u32>, SIZE>; // keys and ids
 var<workgroup> partial: array<f32, GROUP>;
@@ -262,7 +266,7 @@ fn sorted(
             sum += weights(vec4<u32>(entries[i].x), top, by).x;
         }
     } else {
-        // For each K of the elements there is a sum, relative to the first of them.
+        // There is a sum for each K of the elements, relative to the first of these.
         for (var part = base / K + lid; part < (base + count) / K; part += GROUP) {
             let key = key_of(vec4<u32>(from_values[part * K]));
             sum += from_sums[part] * weights(key, top, by).x;

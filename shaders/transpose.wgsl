@@ -1,23 +1,23 @@
-// y[o, b, m, a, n] = x[o, a, m, b, n]: swaps two axes of lengths A and B, with whatever lies before,
-// between and behind them.
+// y[o, b, m, a, n] = x[o, a, m, b, n]: swaps two axes, with whatever axes come before, between and after
+// them.
 //
-// A workgroup takes a block of the plane that a and (b, n) span, which lie wherever o and m say. Its
-// invocations stand side by side along (b, n), where x is contiguous, and go down EACH steps of a,
-// where y is. `forward` moves units one by one; `quads`, for planes that lie whole at the end
-// (n = 1), transposes blocks of 4 x 4 elements in registers.
+// For each o and m, a and (b, n) span a plane, of which a workgroup takes a block. Its invocations stand
+// side by side along (b, n), where x is contiguous, and take EACH steps down a. `forward` moves units
+// one by one; `quads`, where nothing comes after the axes (n = 1), transposes blocks of 4 x 4 elements
+// in registers.
 
 // knobs
 const WIDE: u32 = 8u; // invocations of a workgroup along (b, n)
 const TALL: u32 = 8u; // along a
 const EACH: u32 = 1u; // steps of a that an invocation takes, TALL apart
-alias E = vec4<u32>; // unit that moves; u32 where what lies behind the axes is no multiple of 4
+alias E = vec4<u32>; // unit that moves; u32 where what comes after the axes is no multiple of 4
 
 struct Params {
     planes: u32, // over o and m
-    a: u32, // lengths, for `quads` of a and b in quads
-    mid: u32,
-    b: u32,
-    inner: u32, // units behind the axes
+    a: u32, // length of the first axis; for `quads`, in quads
+    mid: u32, // product of those between
+    b: u32, // length of the second axis; for `quads`, in quads
+    inner: u32, // units after the axes
     across: u32, // workgroups along (b, n)
     down: u32, // along a
 }
@@ -25,12 +25,12 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 
 // forward
-@group(0) @binding(1) var<storage, read> x: array<E>;
-@group(0) @binding(2) var<storage, read_write> y: array<E>;
+@group(0) @binding(1) var<storage, read> x: array<E>; // [outer, a, mid, b, inner]
+@group(0) @binding(2) var<storage, read_write> y: array<E>; // [outer, b, mid, a, inner]
 
 // quads
-@group(0) @binding(1) var<storage, read> xq: array<vec4<u32>>;
-@group(0) @binding(2) var<storage, read_write> yq: array<vec4<u32>>;
+@group(0) @binding(1) var<storage, read> x_quads: array<vec4<u32>>; // [outer, 4 * a, mid, b] of vec4
+@group(0) @binding(2) var<storage, read_write> y_quads: array<vec4<u32>>; // [outer, 4 * b, mid, a] of vec4
 
 // What an invocation moves: column `at` of plane [o, m], from row `first` to row `end`.
 struct Block {
@@ -49,7 +49,7 @@ fn block(group: u32, lid: u32) -> Block {
         plane % p.mid,
         group % p.across * WIDE + lid % WIDE,
         down + lid / WIDE,
-        // None of a plane that is not there.
+        // No rows for planes that do not exist.
         select(0u, min(down + TALL * EACH, p.a), plane < p.planes),
     );
 }
@@ -65,7 +65,7 @@ fn forward(
     if (s.at >= width) {
         return;
     }
-    let inner = p.inner; // loads in a loop are dear, of uniforms too
+    let inner = p.inner; // loads in a loop are expensive, even of uniforms
     let stride = p.mid * width;
     let source = (s.o * p.a * p.mid + s.m) * width + s.at;
     let sink = ((s.o * p.b + s.at / inner) * p.mid + s.m) * p.a * inner + s.at % inner;
@@ -84,20 +84,20 @@ fn quads(
     if (s.at >= p.b) {
         return;
     }
-    // Quads between rows of x and of y.
+    // Quads from one row of x to the next, and of y.
     let stride = p.mid * p.b;
     let stride_y = p.mid * p.a;
     let source = (s.o * 4u * p.a * p.mid + s.m) * p.b + s.at;
     let sink = ((s.o * p.b + s.at) * 4u * p.mid + s.m) * p.a;
     for (var a = s.first; a < s.end; a += TALL) {
         let at = source + 4u * a * stride;
-        let r0 = xq[at];
-        let r1 = xq[at + stride];
-        let r2 = xq[at + 2u * stride];
-        let r3 = xq[at + 3u * stride];
-        yq[sink + a] = vec4<u32>(r0.x, r1.x, r2.x, r3.x);
-        yq[sink + a + stride_y] = vec4<u32>(r0.y, r1.y, r2.y, r3.y);
-        yq[sink + a + 2u * stride_y] = vec4<u32>(r0.z, r1.z, r2.z, r3.z);
-        yq[sink + a + 3u * stride_y] = vec4<u32>(r0.w, r1.w, r2.w, r3.w);
+        let r0 = x_quads[at];
+        let r1 = x_quads[at + stride];
+        let r2 = x_quads[at + 2u * stride];
+        let r3 = x_quads[at + 3u * stride];
+        y_quads[sink + a] = vec4<u32>(r0.x, r1.x, r2.x, r3.x);
+        y_quads[sink + a + stride_y] = vec4<u32>(r0.y, r1.y, r2.y, r3.y);
+        y_quads[sink + a + 2u * stride_y] = vec4<u32>(r0.z, r1.z, r2.z, r3.z);
+        y_quads[sink + a + 3u * stride_y] = vec4<u32>(r0.w, r1.w, r2.w, r3.w);
     }
 }

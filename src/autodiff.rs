@@ -1,5 +1,5 @@
-//! Reverse-mode differentiation as a graph transform: a reverse walk that asks each op for its
-//! vector-Jacobian product. There is no list of ops here.
+//! Reverse-mode differentiation as a transformation of the graph: a reverse walk that asks each op for its
+//! vector-Jacobian product. No list of ops is needed.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,9 +9,14 @@ use crate::ops::fill::Fill;
 use crate::ops::residual_add::ResidualAdd;
 
 impl Graph {
-    /// Adds the nodes that compute the gradient of `loss` with respect to each of `wrt`, and
-    /// returns them. `loss` must be a single f32. `wrt` may be parameters, inputs or any value in
-    /// between (the residual stream at some depth, for example).
+    /// Adds the nodes that compute the gradient of `loss` with respect to each of `wrt`, and returns those gradients.
+    ///
+    /// `loss` must be a single f32. `wrt` may contain parameters, inputs, or any value in between, such as the residual
+    /// stream at some depth. Apply [patches](Self::patched) first, so that the gradients include them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoGradient`] names a node on the path whose op cannot be differentiated.
     ///
     /// ```
     /// use throughline::{Graph, TensorType};
@@ -25,8 +30,8 @@ impl Graph {
     /// # Ok::<(), throughline::Error>(())
     /// ```
     pub fn gradients(&mut self, loss: Value, wrt: &[Value]) -> Result<Vec<Value>> {
-        self.check_values(&[loss])?;
-        self.check_values(wrt)?;
+        self.check_values(&[loss], |_| "gradients: the loss".into())?;
+        self.check_values(wrt, |i| format!("gradients: wrt[{i}]"))?;
         if self.ty(loss) != &crate::TensorType::f32([1]) {
             return Err(Error::Graph(format!(
                 "gradients: the loss `{}` must be f32[1], but is {}",
@@ -38,7 +43,7 @@ impl Graph {
         let seed_name = format!("{}.grad", self.name(loss));
         let seed = self.op1(&seed_name, Fill::new([1], 1.0), &[])?;
         let mut grads: HashMap<Value, Value> = HashMap::from([(loss, seed)]);
-        for id in (0..=loss.node).rev().filter(|id| path.contains(id)) {
+        for id in (0..=loss.node()).rev().filter(|id| path.contains(id)) {
             self.backward_node(id, &path, &mut grads)?;
         }
         wrt.iter()
@@ -54,12 +59,12 @@ impl Graph {
             .collect()
     }
 
-    /// Nodes that depend on `wrt` and that `loss` depends on.
+    /// The nodes that depend on `wrt` and that `loss` depends on.
     fn on_path(&self, loss: Value, wrt: &[Value]) -> HashSet<usize> {
-        let roots: HashSet<usize> = wrt.iter().map(|v| v.node).collect();
+        let roots: HashSet<usize> = wrt.iter().map(|v| v.node()).collect();
         let mut path = HashSet::new();
         for id in self.needed(&[loss]) {
-            if roots.contains(&id) || self.node(id).inputs.iter().any(|v| path.contains(&v.node)) {
+            if roots.contains(&id) || self.node(id).inputs.iter().any(|v| path.contains(&v.node())) {
                 path.insert(id);
             }
         }
@@ -68,10 +73,10 @@ impl Graph {
 
     fn backward_node(&mut self, id: usize, path: &HashSet<usize>, grads: &mut HashMap<Value, Value>) -> Result<()> {
         let node = self.node(id).clone();
-        let outputs: Vec<Value> = (0..node.outputs.len()).map(|output| Value { node: id, output }).collect();
+        let outputs: Vec<Value> = (0..node.outputs.len()).map(|output| self.value(id, output)).collect();
         let dy: Vec<Option<Value>> = outputs.iter().map(|v| grads.get(v).copied()).collect();
         // A node that only `wrt` values lead into matters no further than its own gradient.
-        let needs: Vec<bool> = node.inputs.iter().map(|v| path.contains(&v.node)).collect();
+        let needs: Vec<bool> = node.inputs.iter().map(|v| path.contains(&v.node())).collect();
         let Source::Op(op) = &node.source else { return Ok(()) };
         if dy.iter().all(Option::is_none) || !needs.contains(&true) {
             return Ok(());
@@ -90,7 +95,8 @@ impl Graph {
         op.vjp(&mut cx)?;
         let cotangents = std::mem::take(&mut cx.cotangents);
         for (&input, cotangent) in node.inputs.iter().zip(cotangents) {
-            let (Some(new), true) = (cotangent, path.contains(&input.node)) else { continue };
+            let (Some(new), true) = (cotangent, path.contains(&input.node())) else { continue };
+            self.check_values(&[new], |_| format!("`{}`: the gradient that op {} gave", node.name, op.name()))?;
             if self.ty(new) != self.ty(input) {
                 return Err(Error::Graph(format!(
                     "`{}`: op {} gave a gradient of {} for input `{}` of {}",

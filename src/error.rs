@@ -93,8 +93,7 @@ pub enum Error {
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Names and other text from files, as messages show them: in backticks, without control characters,
-/// and not at any length.
+/// Names and other text from files, for messages: in backticks, without control characters, and truncated.
 pub(crate) fn quoted(text: &str) -> String {
     const SHOWN: usize = 100;
     let mut shown: String = text.chars().take(SHOWN).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();

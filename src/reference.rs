@@ -26,11 +26,13 @@ use crate::tensor::TensorType;
 /// # Ok::<(), throughline::Error>(())
 /// ```
 pub fn run(graph: &Graph, given: &HashMap<Value, Array>, wanted: &[Value]) -> Result<Vec<Array>> {
+    graph.check_values(wanted, |i| format!("reference: wanted[{i}]"))?;
+    graph.check_values(&given.keys().copied().collect::<Vec<_>>(), |_| "reference: a key of `given`".into())?;
     let mut values: HashMap<Value, Array> = given.clone();
     for id in graph.needed(wanted) {
         let node = graph.node(id);
         let Source::Op(op) = &node.source else {
-            let value = Value { node: id, output: 0 };
+            let value = graph.value(id, 0);
             let got = values.get(&value).map_or("nothing".into(), |a| a.shape.to_string());
             if got != node.outputs[0].shape.to_string() {
                 return Err(Error::Data { tensor: node.name.clone(), expected: node.outputs[0].to_string(), got });
@@ -41,7 +43,7 @@ pub fn run(graph: &Graph, given: &HashMap<Value, Array>, wanted: &[Value]) -> Re
         let outputs = op.reference(&inputs, &node.outputs);
         for (output, (array, ty)) in outputs.into_iter().zip(&node.outputs).enumerate() {
             check_type(&node.name, &array, ty)?;
-            values.insert(Value { node: id, output }, array);
+            values.insert(graph.value(id, output), array);
         }
     }
     Ok(wanted.iter().map(|v| values[v].clone()).collect())

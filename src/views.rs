@@ -58,14 +58,15 @@ impl<'a> Subject<'a> {
         let layout = &self.params.layout;
         let named: HashMap<&str, usize> =
             layout.tensors.iter().enumerate().map(|(i, (name, _))| (name.as_str(), i)).collect();
+        let plan = Arc::new(self.gpu.plan(g, outputs)?);
         let mut bindings = HashMap::new();
-        for v in g.params() {
+        // Views do not need all of a model.
+        for v in g.params().into_iter().filter(|&v| plan.slot(v).is_some()) {
             let i = named.get(g.name(v)).ok_or_else(|| {
                 Error::Graph(format!("the model has no parameter `{}`: is it of other layers?", g.name(v)))
             })?;
             bindings.insert(v, self.params.tensors[*i].clone());
         }
-        let plan = Arc::new(self.gpu.plan(g, outputs)?);
         Executable::new(self.gpu, plan, ExecOptions { bindings, ..Default::default() }).await
     }
 }
@@ -176,12 +177,12 @@ fn replay(g: &mut Graph, from: Value, to: Value, with: Value) -> Result<Value> {
     for id in g.needed(&[to]) {
         let node = g.node(id).clone();
         let Source::Op(op) = node.source else { continue };
-        if id <= from.node || !node.inputs.iter().any(|v| moved.contains_key(v)) {
+        if id <= from.node() || !node.inputs.iter().any(|v| moved.contains_key(v)) {
             continue;
         }
         let inputs: Vec<Value> = node.inputs.iter().map(|v| moved.get(v).copied().unwrap_or(*v)).collect();
         let outputs = g.op_arc(&node.name, op, &inputs)?;
-        moved.extend(outputs.into_iter().enumerate().map(|(output, v)| (Value { node: id, output }, v)));
+        moved.extend(outputs.into_iter().enumerate().map(|(output, v)| (g.value(id, output), v)));
     }
     Ok(moved.get(&to).copied().unwrap_or(to))
 }

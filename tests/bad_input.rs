@@ -12,10 +12,12 @@ use throughline::kernel::{Bind, Kernel, Launch, Program};
 use throughline::nn::{Positions, Transformer, TransformerConfig};
 use throughline::ops::rope::Scaling;
 use throughline::optim::{Arena, ArenaLayout};
+use throughline::probe::{Edit, Instruments, Measure, Patch, Probe, Tap};
 use throughline::reference::{self, Array};
-use throughline::train::data::{CharTokenizer, Dataset};
+use throughline::train::data::{Batch, CharTokenizer, Dataset};
+use throughline::train::{TrainConfig, Trainer};
 use throughline::{
-    AdapterClass, Error, ExecOptions, Executable, Graph, Plan, Profile, Result, Tensor, TensorType, Value,
+    AdapterClass, Error, ExecOptions, Executable, Gpu, Graph, Plan, Profile, Result, Tensor, TensorType, Value,
 };
 
 /// The message of an error has all these words in it.
@@ -39,7 +41,9 @@ fn wrong_shapes_name_the_node_and_what_came() {
     expect(g.cross_entropy("loss", a, b), &["`loss`", "targets", "u32"]);
     expect(g.mul("mul", a, ids), &["`mul`", "f32"]);
     expect(g.reshape("view", a, [7]), &["`view`", "6", "[7]"]);
-    expect(g.input("a", TensorType::f32([1])), &["two", "`a`"]);
+    expect(g.input("a", TensorType::f32([1])), &["two", "`a`", "`Graph::scoped`"]);
+    expect(g.slice("part", b, 1, 4, 6), &["`part`", "4..10 is out of range", "axis 1 has length 5"]);
+    expect(g.slice("none", b, 1, 4, 0), &["`none`", "4..4 is empty"]);
     expect(g.input("empty", TensorType::f32([3, 0])), &["`empty`", "at least 1"]);
     expect(g.input("huge", TensorType::f32([1 << 40, 1 << 40])), &["`huge`", "elements"]);
     expect(g.store(a, b), &["store", "`b`"]);
@@ -91,6 +95,176 @@ fn host_data_must_fit() {
     exec.submit().unwrap();
     let rows = exec.read_blocking::<f32>(y).unwrap();
     assert!(rows[..16].iter().all(|v| *v == 1.0) && rows[16..].iter().all(|v| *v == 0.0));
+}
+
+/// An op whose gradient is a value of whatever graph.
+#[derive(Debug)]
+struct Stray(Value);
+
+impl Op for Stray {
+    fn name(&self) -> &'static str {
+        "stray"
+    }
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        Ok(inputs.to_vec())
+    }
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        cx.set(0, self.0);
+        Ok(())
+    }
+    fn launch(&self, _: &Launch<'_>) -> Result<Program, String> {
+        Err("has no kernel".into())
+    }
+    fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
+        vec![inputs[0].clone()]
+    }
+    fn flops(&self, _: &[TensorType], _: &[TensorType]) -> u64 {
+        0
+    }
+}
+
+/// The graph of `y = 2x`, `loss = sum(y)`, with `y` stored in `kept`.
+fn doubling() -> (Graph, [Value; 4]) {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([4])).unwrap();
+    let kept = g.state("kept", TensorType::f32([4])).unwrap();
+    let y = g.scale("y", x, 2.0).unwrap();
+    let loss = g.sum("loss", y).unwrap();
+    g.store(y, kept).unwrap();
+    (g, [x, kept, y, loss])
+}
+
+/// Of a graph with the same nodes even, as that for evaluation beside that for training.
+#[test]
+fn a_value_of_another_graph_is_an_error_that_names_both() {
+    let ((mut g, [x, kept, y, loss]), (other, [foreign, other_kept, _, other_loss])) = (doubling(), doubling());
+    let theirs = format!("not a value of this graph: it is node 0 of graph {}", other.id());
+    let ours = format!("this is graph {}, `x` to `loss`", g.id());
+    let both = [theirs.as_str(), &ours];
+    expect(g.add("sum", x, foreign), &[&both[..], &["`sum` (add): input 1 is", "inputs: f32[4], ?"]].concat());
+    expect(g.matmul("product", x, foreign), &[&both[..], &["`product`"]].concat());
+    expect(g.store(foreign, kept), &[&both[..], &["store: the value"]].concat());
+    expect(g.store(y, other_kept), &["store: the state", "node 1 of graph"]);
+    expect(g.gradients(loss, &[x, foreign]), &[&both[..], &["gradients: wrt[1]"]].concat());
+    expect(g.gradients(other_loss, &[x]), &["gradients: the loss", "node 3 of graph"]);
+    expect(Plan::new(&g, &[y, foreign], gpu().profile()), &[&both[..], &["output 1 of the plan"]].concat());
+    expect(ArenaLayout::of(&g, &[foreign], u64::MAX), &[&both[..], &["parameter 0 of the layout"]].concat());
+    let data = Array::zeros([4]);
+    expect(reference::run(&g, &[(foreign, data.clone())].into(), &[y]), &[&both[..], &["`given`"]].concat());
+    expect(reference::run(&g, &[(x, data)].into(), &[y, foreign]), &[&both[..], &["wanted[1]"]].concat());
+    let probe = Probe::new("p", Tap::gradient("x"), Measure::Rms);
+    let instruments = Instruments::new(&mut g, &[probe], &[(x, foreign)].into());
+    expect(instruments, &[&both[..], &["probe `p`: the gradient of `x`"]].concat());
+    let stray = g.op1("stray", Stray(foreign), &[x]).unwrap();
+    let total = g.sum("total", stray).unwrap();
+    expect(g.gradients(total, &[x]), &["`stray`: the gradient that op stray gave is not a value of this graph"]);
+
+    // Plans and executables know their graph too.
+    let plan = Arc::new(Plan::new(&g, &[y], gpu().profile()).unwrap());
+    assert!(plan.slot(foreign).is_none());
+    let exec = Executable::new_blocking(gpu(), plan.clone(), ExecOptions::default()).unwrap();
+    let mut encoder = gpu().device().create_command_encoder(&Default::default());
+    let plans = [format!("node 0 of graph {} is not a value of this plan", other.id()), format!("of graph {}", g.id())];
+    let both = [plans[0].as_str(), &plans[1]];
+    expect(exec.tensor(foreign), &both);
+    expect(exec.write(foreign, &[0.0f32; 4]), &both);
+    expect(exec.record_write(&mut encoder, foreign, &[0.0f32; 4]), &both);
+    expect(exec.read_blocking::<f32>(foreign), &both);
+    let bindings = || [(foreign, Tensor::zeros(gpu(), "t", TensorType::f32([4])).unwrap())].into();
+    expect(exec.with_bindings(&bindings()), &both);
+    let options = ExecOptions { bindings: bindings(), ..Default::default() };
+    expect(Executable::new_blocking(gpu(), plan, options), &both);
+
+    // What cannot return an `Err` panics, as it says.
+    assert!(g.contains(x) && !g.contains(foreign));
+    let panic = |f: &dyn Fn()| {
+        let payload = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).unwrap_err();
+        let message = payload.downcast::<String>().unwrap();
+        assert!(message.contains(&format!("node 0 of graph {}", other.id())), "{message}");
+    };
+    panic(&|| _ = g.ty(foreign));
+    panic(&|| _ = g.name(foreign));
+    let patched = other.patched(&[Patch::new("y", Edit::Scale(3.0))]).unwrap();
+    assert_eq!(patched.graph.name(patched.unpatched(foreign)), "x");
+    let stranger = other.patched(&[]).unwrap();
+    panic(&|| _ = stranger.graph.patched(&[]).unwrap().value(foreign));
+}
+
+#[test]
+fn a_clone_of_a_graph_takes_the_values_from_before_it() {
+    let (mut g, [x, ..]) = doubling();
+    let mut clone = g.clone();
+    let [ours, theirs] = [&mut g, &mut clone].map(|g| g.scale("after", x, 3.0).unwrap());
+    assert_eq!((ours.node(), g.id() == clone.id(), ours == theirs), (theirs.node(), false, false));
+    assert!(g.contains(ours) && !g.contains(theirs) && clone.contains(theirs) && !clone.contains(ours));
+    let both = ["`sum`", "input 1", &format!("{ours:?}"), &format!("this is graph {}", clone.id())].map(String::from);
+    expect(clone.add("sum", x, ours), &both.each_ref().map(|s| s.as_str()));
+    assert!(clone.clone().contains(theirs) && clone.clone().contains(x));
+    assert_eq!(size_of::<Value>(), 12);
+}
+
+#[test]
+fn what_a_plan_does_not_have_is_neither_bound_nor_read() {
+    let (mut g, [x, kept, y, loss]) = doubling();
+    let unused = g.param("unused", [4]).unwrap();
+    let plan = Arc::new(Plan::new(&g, &[y], gpu().profile()).unwrap());
+    let exec = Executable::new_blocking(gpu(), plan.clone(), ExecOptions::default()).unwrap();
+    let zeros = || Tensor::zeros(gpu(), "t", TensorType::f32([4])).unwrap();
+    for (value, name) in [(y, "`y`"), (loss, "`loss`"), (unused, "`unused`")] {
+        let words = [name, "cannot be bound", "An output is bound through `Graph::state` and `Graph::store`"];
+        expect(exec.with_bindings(&[(value, zeros())].into()), &words);
+        let options = ExecOptions { bindings: [(x, zeros()), (value, zeros())].into(), ..Default::default() };
+        expect(Executable::new_blocking(gpu(), plan.clone(), options), &words);
+    }
+    for (value, name) in [(loss, "`loss`"), (unused, "`unused`")] {
+        expect(exec.read_blocking::<f32>(value), &[name, "add it to the outputs of `Plan::new`"]);
+    }
+    let bound = zeros();
+    let exec = exec.with_bindings(&[(kept, bound.clone())].into()).unwrap();
+    exec.write(x, &[1.0f32; 4]).unwrap();
+    exec.submit().unwrap();
+    assert_eq!(bound.read_blocking::<f32>(gpu()).unwrap(), [2.0; 4]);
+}
+
+/// wgpu counts buffers and devices from the start in each instance, so that these look like ours.
+#[test]
+fn a_tensor_of_another_device_is_an_error() {
+    let (g, [x, kept, ..]) = doubling();
+    let [mine, other] = [(); 2].map(|()| Gpu::headless_blocking().unwrap());
+    let plan = Arc::new(Plan::new(&g, &[], mine.profile()).unwrap());
+    let exec = Executable::new_blocking(&mine, plan, ExecOptions::default()).unwrap();
+    let zeros = |gpu: &Gpu| Tensor::zeros(gpu, "t", TensorType::f32([4])).unwrap();
+    let foreign = zeros(&other);
+    for value in [x, kept] {
+        let words = [if value == x { "`x`" } else { "`kept`" }, "of another device"];
+        expect(exec.with_bindings(&[(value, foreign.clone())].into()), &words);
+    }
+    expect(foreign.write(&mine, &[0.0f32; 4]), &["another device"]);
+    expect(foreign.read_blocking::<f32>(&mine), &["another device"]);
+    // Two handles of one device are one device.
+    let again = Gpu::from_device(mine.device().clone(), mine.queue().clone());
+    exec.with_bindings(&[(kept, zeros(&again))].into()).unwrap();
+    assert_eq!(zeros(&again).read_blocking::<f32>(&mine).unwrap(), [0.0; 4]);
+    let usages = wgpu::BufferUsages::STORAGE;
+    let desc = wgpu::BufferDescriptor { label: None, size: 16, usage: usages, mapped_at_creation: false };
+    let buffer = mine.device().create_buffer(&desc);
+    expect(Tensor::from_buffer(buffer, 0, TensorType::f32([4])), &["see `Tensor::USAGES`"]);
+}
+
+#[test]
+fn batches_must_fit() {
+    let model = TransformerConfig::gpt2(31, 16, 1, 32, 4);
+    let config = TrainConfig { micro_batches: 2, ..TrainConfig::new(model, 2) };
+    let mut trainer = Trainer::new_blocking(gpu(), config).unwrap();
+    let batch = |tokens, targets| Batch { tokens: vec![1; tokens], targets: vec![2; targets] };
+    let mut step = |batches: &[Batch]| trainer.step(batches).map(drop);
+    step(&[batch(32, 32), batch(32, 32)]).unwrap();
+    expect(step(&[batch(32, 32)]), &["`batches`", "expected 2", "got 1"]);
+    expect(step(&[batch(32, 32), batch(32, 31)]), &["`batches[1].targets`", "32 ids, 2 sequences of 16", "got 31"]);
+    expect(step(&[batch(33, 32), batch(32, 32)]), &["`batches[0].tokens`", "32 ids", "got 33"]);
+    trainer.evaluate_blocking(&[batch(32, 32)]).unwrap();
+    expect(trainer.evaluate_blocking(&[]), &["`batches`", "at least one", "none"]);
+    expect(trainer.evaluate_blocking(&[batch(32, 32), batch(32, 0)]), &["`batches[1].targets`", "32 ids", "got 0"]);
 }
 
 #[test]
@@ -173,7 +347,15 @@ fn settings_are_checked() {
 /// An app's own op: y = 2x + 1, with its own WGSL.
 #[derive(Debug)]
 struct TwicePlusOne {
-    wgsl: &'static str,
+    wgsl: String,
+    binds: Vec<Bind>,
+    words: usize,
+}
+
+impl TwicePlusOne {
+    fn new() -> Self {
+        TwicePlusOne { wgsl: WGSL.into(), binds: vec![Bind::In(0), Bind::Out(0)], words: 1 }
+    }
 }
 
 const WGSL: &str = "
@@ -181,9 +363,11 @@ const WGSL: &str = "
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 @compute @workgroup_size(64)
-fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-    if (id.x < n) {
-        y[id.x] = 2.0 * x[id.x] + 1.0;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) local: u32) {
+    let i = (group.x + group.y * groups.x) * 64u + local;
+    if (i < n) {
+        y[i] = 2.0 * x[i] + 1.0;
     }
 }";
 
@@ -202,8 +386,9 @@ impl Op for TwicePlusOne {
     }
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let n = cx.outputs[0].len();
-        let kernel = Kernel::new("twice_plus_one", self.wgsl, "main");
-        Ok(Program::one(kernel, &[Bind::In(0), Bind::Out(0)], &[n as u32], cx.profile.grid(n.div_ceil(64))))
+        let kernel = Kernel::new("twice_plus_one", self.wgsl.clone(), "main");
+        let words = vec![n as u32; self.words];
+        Ok(Program::one(kernel, &self.binds, &words, cx.profile.grid(n.div_ceil(64))))
     }
     fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
         vec![inputs[0].map(|x| 2.0 * x + 1.0)]
@@ -217,7 +402,7 @@ impl Op for TwicePlusOne {
 fn an_apps_own_op_runs_forward_and_backward() {
     let mut g = Graph::new();
     let x = g.input("x", TensorType::f32([127])).unwrap();
-    let y = g.op1("y", TwicePlusOne { wgsl: WGSL }, &[x]).unwrap();
+    let y = g.op1("y", TwicePlusOne::new(), &[x]).unwrap();
     let squares = g.mul("squares", y, y).unwrap();
     let loss = g.sum("loss", squares).unwrap();
     let dx = g.gradients(loss, &[x]).unwrap()[0];
@@ -235,15 +420,33 @@ fn an_apps_own_op_runs_forward_and_backward() {
 
 #[test]
 fn broken_ops_are_errors_and_not_panics() {
-    let build = |wgsl: &'static str| -> Result<Executable> {
+    let build = |change: fn(&mut TwicePlusOne)| -> Result<Executable> {
+        let mut op = TwicePlusOne::new();
+        change(&mut op);
         let mut g = Graph::new();
         let x = g.input("x", TensorType::f32([8]))?;
-        let y: Value = g.op1("y", TwicePlusOne { wgsl }, &[x])?;
+        let y: Value = g.op1("y", op, &[x])?;
         Executable::new_blocking(gpu(), Arc::new(Plan::new(&g, &[y], gpu().profile())?), ExecOptions::default())
     };
-    assert!(build(WGSL).is_ok());
-    expect(build("fn main() { this is not WGSL }"), &["device"]);
-    expect(build(&WGSL.replace("fn main", "fn other").leak()[..]), &["device"]);
+    assert!(build(|_| {}).is_ok());
+    let node = ["node `y`", "twice_plus_one"];
+    let expect_in_node = |change, words: &[&str]| expect(build(change), &[&node[..], words].concat());
+    // Launch against WGSL: errors of the plan.
+    expect_in_node(|op| op.wgsl = WGSL.replace("fn main", "fn other"), &["no function", ".main`"]);
+    expect_in_node(|op| op.binds = vec![Bind::Out(0), Bind::In(0)], &["`x`", "binding 1", "Out(0)"]);
+    expect_in_node(|op| op.binds = vec![Bind::In(1), Bind::Out(0)], &["input 1", "only 1"]);
+    expect_in_node(|op| op.binds = vec![Bind::In(0), Bind::Out(1)], &["output 1", "only 1"]);
+    expect_in_node(|op| op.binds = vec![Bind::In(0), Bind::Scratch(0)], &["scratch tensor 0", "only 0"]);
+    expect_in_node(|op| op.binds = vec![Bind::In(0)], &["`y`", "binding 2"]);
+    expect_in_node(|op| op.binds.push(Bind::In(0)), &["binding 3"]);
+    expect_in_node(|op| op.words = 0, &["uniform", "no words"]);
+    let unwritten = |op: &mut TwicePlusOne| {
+        op.wgsl = WGSL.replace("read_write", "read").replace("y[i] = 2.0 * x[i] + 1.0", "_ = x[i] + y[i]");
+        op.binds = vec![Bind::In(0), Bind::OutIn(0)];
+    };
+    expect_in_node(unwritten, &["no dispatch writes output 0"]);
+    // What only a compiler can find.
+    expect_in_node(|op| op.wgsl = WGSL.replace("2.0", "two"), &["no definition in scope", "two"]);
     let knob = Kernel::new("k", WGSL, "main").knob("TILE", 4u32).wgsl();
     assert!(matches!(knob, Err(Error::Kernel { .. })));
     expect(knob, &["`k`", "TILE"]);

@@ -130,24 +130,25 @@ fn readbacks_come_in_any_executor() {
     fn sendable<F: Future + Send>(f: F) -> F {
         f
     }
+    let gpu = gpu(); // the same on all threads
     let config = tiny();
     let want = {
-        let mut trainer = Trainer::new_blocking(gpu(), config.clone()).unwrap();
-        trainer.step(&batches(&config, 0)).unwrap().wait_blocking(gpu()).unwrap()
+        let mut trainer = Trainer::new_blocking(gpu, config.clone()).unwrap();
+        trainer.step(&batches(&config, 0)).unwrap().wait_blocking(gpu).unwrap()
     };
     // A whole trainer, made and run without a blocking call.
     let run = async |config: TrainConfig| {
-        let mut trainer = Trainer::new(gpu(), config.clone()).await?;
+        let mut trainer = Trainer::new(gpu, config.clone()).await?;
         let loss = trainer.step(&batches(&config, 0))?.take().await?;
         trainer.evaluate(&batches(&config, 1)).await?;
         Checkpoint::of(&trainer, "", 0).await?;
-        trainer.grads.read(gpu()).await?;
-        if gpu().device().features().contains(wgpu::Features::TIMESTAMP_QUERY) {
+        trainer.grads.read(gpu).await?;
+        if gpu.device().features().contains(wgpu::Features::TIMESTAMP_QUERY) {
             trainer.profile(&batches(&config, 1)).await?;
         }
         Ok::<f32, Error>(loss)
     };
-    let poll = || gpu().device().poll(wgpu::PollType::Poll).map(drop).unwrap();
+    let poll = || gpu.device().poll(wgpu::PollType::Poll).map(drop).unwrap();
 
     // A game loop: a frame polls device and future once.
     let mut future = Box::pin(run(config.clone()));
@@ -167,7 +168,7 @@ fn readbacks_come_in_any_executor() {
         let over = done.clone();
         runtime.spawn(async move {
             while !over.load(Ordering::Relaxed) {
-                gpu().device().poll(wgpu::PollType::Poll).unwrap();
+                gpu.device().poll(wgpu::PollType::Poll).unwrap();
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         });
@@ -260,6 +261,36 @@ fn a_readback_of_what_was_not_submitted_is_an_error() {
     gpu().submit(encoder).unwrap();
     let error = readback.wait_blocking::<u32>(gpu()).unwrap_err().to_string();
     assert!(error.contains("expected f32") && error.contains("u32"), "{error}");
+}
+
+/// Its encoder may be submitted yet, so somebody has to give up; but not while there are submits.
+#[test]
+fn waiting_for_what_is_never_submitted_ends_a_second_after_the_last_submit() {
+    let gpu = own_gpu();
+    let tensor = Tensor::zeros(&gpu, "t", TensorType::f32([1 << 20])).unwrap();
+    let start = Instant::now();
+    let mut kept = encoder(&gpu);
+    let readback = tensor.read_later(&gpu, &mut kept);
+    let error = readback.wait_blocking::<f32>(&gpu).unwrap_err().to_string();
+    assert!(error.contains("idle") && error.contains("submitted?"), "{error}");
+    // A machine under load takes its time; ten seconds is what it used to be.
+    assert!((1.0..8.0).contains(&start.elapsed().as_secs_f64()), "{:?}", start.elapsed());
+
+    let mut late = encoder(&gpu);
+    let readback = tensor.read_later(&gpu, &mut late);
+    let data = std::thread::scope(|scope| {
+        let other = (gpu.clone(), tensor.clone());
+        scope.spawn(move || {
+            let (gpu, tensor) = other;
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_millis(1500) {
+                drop(tensor.read_blocking::<f32>(&gpu).unwrap());
+            }
+            gpu.submit(late).unwrap();
+        });
+        readback.wait_blocking::<f32>(&gpu).unwrap()
+    });
+    assert_eq!(data.len(), 1 << 20);
 }
 
 /// The app's handler for errors that no scope catches makes a panic of them, as wgpu's own does.

@@ -1,9 +1,9 @@
-// Stands in for subgroups.wgsl where the device has no subgroup operations. Kernels ask SUBGROUPS
-// first.
+// Stands in for subgroups.wgsl where the device has no subgroup operations. Kernels check SUBGROUPS before
+// they call these.
 
 const SUBGROUPS: bool = false;
 
-alias Moved = vec4<f32>; // knob: what moves
+alias Moved = vec4<f32>; // knob: the type that `from_lane` moves
 
 fn from_lane(v: Moved, lane: u32) -> Moved {
     return v;

@@ -1,8 +1,8 @@
-// Kernels that work row by row: this text stands in front of theirs, behind subgroups.wgsl or
+// What kernels that work row by row share. This text comes before theirs, and after subgroups.wgsl or
 // no_subgroups.wgsl.
 //
 // A row is the work of LANES neighbours. Sums over it go through shuffles as far as subgroups reach,
-// and from there through a tree in workgroup memory. Barriers cost software adapters context
+// and from there on through a tree in workgroup memory. Barriers cost software adapters context
 // switches, so there a row is the work of one vector of lanes, or of one lane, unless it is very long.
 
 // knobs
@@ -30,13 +30,13 @@ fn combine(a: vec2<f32>, b: vec2<f32>, sum: bool) -> vec2<f32> {
     return select(max(a, b), a + b, sum);
 }
 
-// Sum or maximum of `v` over the LANES invocations of this row, to all of them.
+// Sum or maximum of `v` over the LANES invocations of this row, to each of them.
 fn reduce(v: vec2<f32>, lid: u32, sum: bool) -> vec2<f32> {
     if (LANES == 1u) {
         return v;
     }
     if (SUBGROUPS && GROUP == REACH) {
-        // A software adapter: there values of a constant lane are cheap, those of other lanes dear.
+        // A software adapter: reading a constant lane is cheap there, reading any other is expensive.
         var all = from_lane(v.xyxy, 0u).xy;
         for (var i = 1u; i < LANES; i++) {
             all = combine(all, from_lane(v.xyxy, i).xy, sum);
@@ -78,8 +78,7 @@ fn row_max(v: f32, lid: u32) -> f32 {
     return reduce(vec2<f32>(v, v), lid, false).x;
 }
 
-// Stands for elements that are not there where a maximum is sought: finite, as WGSL promises nothing
-// of infinities.
+// Stands in for missing elements of a maximum. It is finite, since WGSL promises nothing about infinities.
 const LOWEST: f32 = -3e38;
 
 // Largest element so far, and the sum of exp(element - largest).
@@ -88,13 +87,13 @@ struct Soft {
     sum: f32,
 }
 
-// The same with the elements of `v` too. One pass instead of two: loads are what costs.
+// The same, with the elements of `v` included. One pass instead of two, since loads are what costs.
 fn soften(s: Soft, v: E) -> Soft {
     let top = max(s.top, largest(v));
     return Soft(top, s.sum * exp(s.top - top) + total(exp(v - E(top))));
 }
 
-// What the lanes of a row have seen together, to all of them.
+// What all lanes of a row have seen, to each of them.
 fn soft_row(s: Soft, lid: u32) -> Soft {
     let top = row_max(s.top, lid);
     return Soft(top, row_sum(s.sum * exp(s.top - top), lid));

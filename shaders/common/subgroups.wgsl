@@ -1,16 +1,16 @@
-// Values from the other lanes of a subgroup: this text, or no_subgroups.wgsl, stands in front of
-// kernels that can use them. The standard wants `enable subgroups;` first, which naga 30 rejects.
+// Values from the other lanes of a subgroup. This text or no_subgroups.wgsl comes before kernels that can
+// use them. The standard requires `enable subgroups;` here, which naga 30 rejects.
 
 const SUBGROUPS: bool = true;
 
-alias Moved = vec4<f32>; // knob: what moves
+alias Moved = vec4<f32>; // knob: the type that `from_lane` moves
 
-// `v` of lane `lane`; the same lane for all.
+// `v` of lane `lane`, which must be the same for all lanes.
 fn from_lane(v: Moved, lane: u32) -> Moved {
     return subgroupShuffle(v, lane);
 }
 
-// `v` of the lane whose number differs in the one bit of `step`.
+// `v` of the lane whose index differs in the one bit that is set in `step`.
 fn across(v: vec2<f32>, step: u32) -> vec2<f32> {
     return subgroupShuffleXor(v, step);
 }

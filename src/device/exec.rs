@@ -1,7 +1,7 @@
 //! The executor: the only place that encodes and reads back.
 //!
-//! Buffers, bind groups and pipelines are made once; a step is then one walk over a list, into an
-//! encoder of the caller's or one of its own, and one submit. Nothing is read back unless asked.
+//! Buffers, bind groups and pipelines are created once. After that a step is one walk over a list, into an encoder of
+//! the caller's or one of its own, and one submit. Nothing is read back unless requested.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -19,18 +19,19 @@ use crate::plan::requirements::Requirements;
 use crate::plan::{External, Plan, Slot, Step, uniform_stride};
 use crate::tensor::{Element, TensorType};
 
-/// How an [`Executable`] is set up.
+/// Options of an [`Executable`]: your own tensors for inputs, parameters and states.
 #[derive(Clone, Debug, Default)]
 pub struct ExecOptions {
-    /// Tensors for inputs, parameters and states. What is not here is allocated, zeroed.
+    /// Tensors for inputs, parameters and states that the plan uses; anything else is an `Err`. Those that are not here
+    /// are allocated, zeroed. To have an output in a tensor of yours, [`store`](crate::Graph::store) it in a state and
+    /// bind that.
     pub bindings: HashMap<Value, Tensor>,
-    /// For tests of kernels: puts this many bytes of sentinel before and behind every tensor of the
-    /// plan, those behind inside the range that kernels are given; see
-    /// [`Executable::check_guards`]. A multiple of 256; 0 is off.
-    pub guard_bytes: usize,
 }
 
 /// A planned graph with its memory and pipelines, ready to run any number of times.
+///
+/// For a single step use [`submit`](Self::submit); inside an application's frame use [`record`](Self::record), or
+/// [`slices`](Self::slices) if a step takes longer than a frame allows.
 #[derive(Debug)]
 pub struct Executable {
     gpu: Gpu,
@@ -39,20 +40,21 @@ pub struct Executable {
     uniforms: wgpu::Buffer,
     externals: Vec<Tensor>,
     commands: Vec<Command>,
+    /// Bytes before and after every buffer of the plan, for `check::Guarded`; else 0.
     guard: usize,
 }
 
-/// A part of a step, from [`Executable::slices`].
+/// A part of a step, returned by [`Executable::slices`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slice {
     commands: Range<usize>,
-    /// How long the profile says that it takes.
+    /// The time that it takes according to the profile.
     pub estimate: Duration,
 }
 
 #[derive(Debug)]
 struct Command {
-    /// Index of the plan's step; past the last one for its final copies.
+    /// Index of the plan's step; past the last one for the final copies.
     step: usize,
     work: Work,
 }
@@ -80,16 +82,25 @@ struct Place {
 }
 
 /// What guards and unwritten memory are filled with: a NaN that no kernel makes.
-const SENTINEL: u32 = 0x7fc0_dead;
+#[cfg(feature = "check")]
+pub(crate) const SENTINEL: u32 = 0x7fc0_dead;
 
 impl Executable {
     /// Allocates buffers, compiles pipelines and makes bind groups. Compiling is the slow part. An [`Error::Limit`]
     /// where the plan was made for a device that offers more.
     pub async fn new(gpu: &Gpu, plan: Arc<Plan>, options: ExecOptions) -> Result<Self> {
-        let built = gpu.scoped(|| Self::build(gpu.clone(), plan.clone(), options)).await;
+        Self::with_guards(gpu, plan, options, 0).await
+    }
+
+    /// [`new`](Self::new), with this many bytes before and after every buffer of the plan, a multiple of 256. Those after
+    /// it are inside the range that kernels are given.
+    pub(crate) async fn with_guards(gpu: &Gpu, plan: Arc<Plan>, options: ExecOptions, guard: usize) -> Result<Self> {
+        let built = gpu.scoped(|| Self::build(gpu.clone(), plan.clone(), options, guard)).await;
         built.map_err(|e| match e {
             // What the device refuses may be what it was not opened for: that says more.
-            Error::Device(_) => Requirements::of(&plan).check(&gpu.device().limits()).err().unwrap_or(e),
+            Error::Device(_) | Error::Node { .. } => {
+                Requirements::of(&plan).check(&gpu.device().limits()).err().unwrap_or(e)
+            }
             e => e,
         })
     }
@@ -99,12 +110,11 @@ impl Executable {
         pollster::block_on(Self::new(gpu, plan, options))
     }
 
-    fn build(gpu: Gpu, plan: Arc<Plan>, options: ExecOptions) -> Result<Self> {
-        let guard = options.guard_bytes;
+    fn build(gpu: Gpu, plan: Arc<Plan>, options: ExecOptions, guard: usize) -> Result<Self> {
         let buffers = (plan.buffers.iter().enumerate())
             .map(|(i, b)| gpu.storage_buffer(&format!("b{i} {}", b.values[0]), (b.bytes + 2 * guard) as u64))
             .collect::<Result<Vec<_>>>()?;
-        check_bindings(&plan, &options.bindings)?;
+        check_bindings(&gpu, &plan, &options.bindings)?;
         let external = |e: &External| match options.bindings.get(&e.value) {
             Some(tensor) => Ok(tensor.clone()),
             None => Tensor::zeros(&gpu, &e.name, e.ty.clone()),
@@ -137,7 +147,8 @@ impl Executable {
     /// exec.write(x, &[1.0f32, 2.0, 3.0, 4.0])?;
     ///
     /// // Of the app's own buffers: `Tensor::from_buffer`.
-    /// let frames = [Tensor::zeros(&gpu, "even", TensorType::f32([4]))?, Tensor::zeros(&gpu, "odd", TensorType::f32([4]))?];
+    /// let frame = |name: &str| Tensor::zeros(&gpu, name, TensorType::f32([4]));
+    /// let frames = [frame("even")?, frame("odd")?];
     /// let execs = frames.clone().map(|frame| exec.with_bindings(&HashMap::from([(y, frame)])));
     /// for exec in execs {
     ///     exec?.submit()?;
@@ -146,7 +157,7 @@ impl Executable {
     /// # Ok::<(), throughline::Error>(())
     /// ```
     pub fn with_bindings(&self, bindings: &HashMap<Value, Tensor>) -> Result<Executable> {
-        check_bindings(&self.plan, bindings)?;
+        check_bindings(&self.gpu, &self.plan, bindings)?;
         let (plan, mut externals) = (self.plan.clone(), self.externals.clone());
         for (external, tensor) in plan.externals.iter().zip(&mut externals) {
             if let Some(other) = bindings.get(&external.value) {
@@ -168,7 +179,7 @@ impl Executable {
             }
             for d in &step.dispatches {
                 self.check_aliases(step, &d.binds)?;
-                let pipeline = self.gpu.pipeline(&d.kernel)?;
+                let pipeline = self.gpu.pipeline(&d.kernel).map_err(|e| in_step(step, e))?;
                 let mut uniform = |words: &[u32]| {
                     let size = binding_size(words.len() * 4);
                     let binding = wgpu::BufferBinding { buffer: &uniforms, offset, size };
@@ -198,7 +209,8 @@ impl Executable {
             for (b, b_writes) in &bound[i + 1..] {
                 if a.buffer == b.buffer && (*a_writes || *b_writes) {
                     return Err(Error::Graph(format!(
-                        "`{}` would read and write one buffer: bind tensors that a step writes to buffers of their own",
+                        "`{}` would read and write one buffer: bind tensors that a step writes to buffers of their \
+                         own, on the executable's device",
                         step.name
                     )));
                 }
@@ -271,15 +283,20 @@ impl Executable {
         Ok(())
     }
 
-    /// Records one step into the caller's encoder. Costs no allocation on the GPU, no submit and
-    /// no wait.
+    /// Records one step into your encoder. It allocates nothing on the GPU, submits nothing and does not wait.
     pub fn record(&self, encoder: &mut wgpu::CommandEncoder) {
         self.record_commands(encoder, &self.commands);
     }
 
-    /// The step in consecutive slices that take at most `budget` each, as the times of a profile of it say; a
-    /// kernel that takes longer is a slice of its own. Recorded one after the other, over as many submits as you like,
-    /// they are the step. An `Err` if the profile is of something else.
+    /// Divides the step into consecutive slices that take at most `budget` each, according to the times of a profile. A
+    /// kernel that takes longer becomes a slice of its own.
+    ///
+    /// Use it to spread a step over several frames. Recorded one after another, over as many submits as you like, the
+    /// slices are the step.
+    ///
+    /// # Errors
+    ///
+    /// If the profile is not one of this executable's step.
     ///
     /// ```no_run
     /// # fn frames(exec: &throughline::Executable) -> throughline::Result<()> {
@@ -296,7 +313,7 @@ impl Executable {
         self.slices_of(&profile.command_ns(), budget)
     }
 
-    /// The same by nanoseconds of each command.
+    /// The same, given the nanoseconds of each command.
     pub(crate) fn slices_of(&self, times: &[u64], budget: Duration) -> Result<Vec<Slice>> {
         if times.len() != self.commands.len() {
             let (expected, got) = (format!("times of {} commands", self.commands.len()), times.len().to_string());
@@ -316,12 +333,12 @@ impl Executable {
         Ok(slices)
     }
 
-    /// Records a slice of a step of this executable. Does nothing for one of a longer one.
+    /// Records a slice of a step of this executable. Does nothing if the slice belongs to a longer step.
     pub fn record_slice(&self, encoder: &mut wgpu::CommandEncoder, slice: &Slice) {
         self.record_range(encoder, slice.commands.clone());
     }
 
-    /// Records some of the kernels and copies of a step, by their numbers.
+    /// Records some of the kernels and copies of a step, by index.
     pub(crate) fn record_range(&self, encoder: &mut wgpu::CommandEncoder, commands: Range<usize>) {
         self.record_commands(encoder, self.commands.get(commands).unwrap_or_default());
     }
@@ -343,16 +360,22 @@ impl Executable {
         }
     }
 
-    /// Records one step and submits it. Does not wait.
+    /// Records one step and submits it, without waiting.
     pub fn submit(&self) -> Result<wgpu::SubmissionIndex> {
         let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
         self.record(&mut encoder);
         self.gpu.submit(encoder)
     }
 
-    /// Runs one step with a timestamp before and behind every kernel. Resolves once the device has
-    /// been polled; an `Err` says so where it was opened without `TIMESTAMP_QUERY`. Each kernel gets a
-    /// compute pass of its own, so the step as a whole takes a little longer than otherwise.
+    /// Runs one step with a timestamp before and after every kernel, and returns where its time went. Resolves once the
+    /// device has been polled.
+    ///
+    /// Each kernel gets a compute pass of its own, so the step as a whole takes a little longer than usual.
+    ///
+    /// # Errors
+    ///
+    /// If the device was opened without `TIMESTAMP_QUERY`; [`profile_blocking`](Self::profile_blocking) works there
+    /// too.
     pub async fn profile(&self) -> Result<Timeline> {
         let mut ticks = vec![];
         for readback in self.submit_timed()? {
@@ -361,8 +384,8 @@ impl Executable {
         Ok(self.timeline_of_ticks(&ticks))
     }
 
-    /// [`profile`](Self::profile), waiting; where the device has no timestamps, with the host's
-    /// clock around each kernel.
+    /// [`profile`](Self::profile), waiting for the GPU. On a device without timestamps it measures each kernel by the
+    /// host's clock instead.
     pub fn profile_blocking(&self) -> Result<Timeline> {
         if !self.gpu.device().features().contains(wgpu::Features::TIMESTAMP_QUERY) {
             return self.profile_by_host_clock();
@@ -370,7 +393,7 @@ impl Executable {
         self.gpu.run_blocking(self.profile())
     }
 
-    /// Submits a step that leaves two timestamps for every command.
+    /// Submits a step that writes two timestamps for every command.
     fn submit_timed(&self) -> Result<Vec<Readback>> {
         let device = self.gpu.device();
         if !device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
@@ -426,7 +449,7 @@ impl Executable {
         Ok(self.timeline(Clock::Host, times.into_iter()))
     }
 
-    /// From start and length of every command, in nanoseconds.
+    /// Builds the timeline from start and length of every command, in nanoseconds.
     fn timeline(&self, clock: Clock, times: impl Iterator<Item = (u64, u64)>) -> Timeline {
         let timed: Vec<(&Command, (u64, u64))> = self.commands.iter().zip(times).collect();
         let node = |run: &[(&Command, (u64, u64))]| {
@@ -445,30 +468,28 @@ impl Executable {
         Timeline { adapter: self.gpu.describe(), clock, nodes }
     }
 
-    /// The tensor of an input, parameter, state or planned output.
+    /// The tensor of an input, parameter, state or planned output, for instance to bind its buffer in a shader of
+    /// yours.
     pub fn tensor(&self, value: Value) -> Result<Tensor> {
-        let (slot, ty) = self
-            .plan
-            .slot(value)
-            .ok_or_else(|| Error::Graph(format!("{value:?} is neither an external nor an output of this plan")))?;
+        let (slot, ty) = self.plan.find(value)?;
         match slot {
             Slot::External(i) => Ok(self.externals[i].clone()),
-            Slot::Buffer(i) => Tensor::from_buffer(self.buffers[i].clone(), self.guard as u64, ty.clone()),
+            Slot::Buffer(i) => Tensor::on(&self.gpu, self.buffers[i].clone(), self.guard as u64, ty.clone()),
         }
     }
 
-    /// Queues a write of an input, parameter or state, to happen before the next submit.
+    /// Queues a write of an input, parameter or state. It happens before the next submit.
     pub fn write<T: Element>(&self, value: Value, data: &[T]) -> Result<()> {
         self.tensor(value)?.write(&self.gpu, data).map_err(|e| self.named(value, e))
     }
 
-    /// Records a write of an input, parameter or state, for what is recorded behind it: see
+    /// Records a write of an input, parameter or state; what is recorded after it sees the new data. See
     /// [`Tensor::record_write`].
     pub fn record_write<T: Element>(&self, encoder: &mut wgpu::CommandEncoder, value: Value, data: &[T]) -> Result<()> {
         self.tensor(value)?.record_write(&self.gpu, encoder, data).map_err(|e| self.named(value, e))
     }
 
-    /// The error of a write with the name of the tensor.
+    /// The error of a write, with the name of the tensor added.
     fn named(&self, value: Value, e: Error) -> Error {
         let external = self.plan.externals.iter().find(|e| e.value == value);
         match (e, external) {
@@ -477,7 +498,7 @@ impl Executable {
         }
     }
 
-    /// Reads an output or external as the last submit leaves it. Resolves once the device has been polled.
+    /// Reads an output, input, parameter or state as the last submit leaves it. Resolves once the device has been polled.
     pub async fn read<T: Element>(&self, value: Value) -> Result<Vec<T>> {
         self.tensor(value)?.read(&self.gpu).await
     }
@@ -487,43 +508,29 @@ impl Executable {
         self.gpu.run_blocking(self.read(value))
     }
 
-    /// The plan that this runs.
+    /// The plan of this executable.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
-    /// The device that this runs on.
+    /// The device of this executable.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
     }
 
-    /// Fills every buffer of the plan, guards included, with a NaN sentinel: what a kernel does not
-    /// write stays NaN, and what it writes too far shows in [`check_guards`](Self::check_guards).
-    pub fn poison(&self) {
-        for buffer in &self.buffers {
+    /// Fills every buffer of the plan, guards included, with [`SENTINEL`].
+    #[cfg(feature = "check")]
+    pub(crate) fn poison(&self) -> Result<()> {
+        self.buffers.iter().try_for_each(|buffer| {
             let words = vec![SENTINEL; buffer.size() as usize / 4];
-            self.gpu.queue().write_buffer(buffer, 0, bytemuck::cast_slice(&words));
-        }
+            self.gpu.write(buffer, 0, bytemuck::cast_slice(&words))
+        })
     }
 
-    /// After [`poison`](Self::poison) and a step: an `Err` names the first value around which
-    /// something was written. Waits for the GPU.
-    pub fn check_guards(&self) -> Result<()> {
-        for (buffer, spec) in self.buffers.iter().zip(&self.plan.buffers) {
-            let ty = TensorType::u32([buffer.size() as usize / 4]);
-            let words: Vec<u32> = Tensor::from_buffer(buffer.clone(), 0, ty)?.read_blocking(&self.gpu)?;
-            let (first, end) = (self.guard / 4, (self.guard + spec.bytes) / 4);
-            let touched = |i: &usize| (*i < first || *i >= end) && words[*i] != SENTINEL;
-            if let Some(i) = (0..words.len()).find(touched) {
-                return Err(Error::Device(format!(
-                    "a kernel wrote byte {} of {}, which has {}",
-                    4 * i as i64 - self.guard as i64,
-                    spec.values.join(" or "),
-                    spec.bytes
-                )));
-            }
-        }
-        Ok(())
+    /// The buffers of the plan, guards included.
+    #[cfg(feature = "check")]
+    pub(crate) fn buffers(&self) -> &[wgpu::Buffer] {
+        &self.buffers
     }
 }
 
@@ -535,14 +542,14 @@ impl Work {
         }
     }
 
-    /// Nothing, if this is a dispatch.
+    /// Encodes a copy; does nothing for a dispatch.
     fn copy(&self, encoder: &mut wgpu::CommandEncoder) {
         if let Work::Copy { from, to, bytes } = self {
             encoder.copy_buffer_to_buffer(&from.buffer, from.offset, &to.buffer, to.offset, Some(*bytes));
         }
     }
 
-    /// Nothing, if this is a copy.
+    /// Encodes a dispatch; does nothing for a copy.
     fn dispatch(&self, pass: &mut wgpu::ComputePass<'_>) {
         if let Work::Dispatch { pipeline, bind_group, workgroups: [x, y, z], .. } = self {
             pass.set_pipeline(pipeline);
@@ -563,7 +570,7 @@ impl Work {
         };
         match self {
             Work::Dispatch { .. } => self.dispatch(&mut encoder.begin_compute_pass(&desc(Some(at), Some(at + 1)))),
-            // Copies stand between passes, so two empty ones take the time for them.
+            // Copies are outside of passes, so two empty passes take their times.
             Work::Copy { .. } => {
                 drop(encoder.begin_compute_pass(&desc(None, Some(at))));
                 self.copy(encoder);
@@ -573,19 +580,36 @@ impl Work {
     }
 }
 
+/// The error of a kernel with the node that launches it.
+fn in_step(step: &Step, e: Error) -> Error {
+    match e {
+        Error::Kernel { kernel, message } => Error::Node {
+            node: step.name.clone(),
+            op: step.op.name(),
+            message: format!("kernel `{kernel}`: {message}"),
+            inputs: step.inputs.iter().map(|(_, ty)| ty.to_string()).collect::<Vec<_>>().join(", "),
+        },
+        e => e,
+    }
+}
+
 /// Whether the tensors are what the plan wants of them.
-fn check_bindings(plan: &Plan, bindings: &HashMap<Value, Tensor>) -> Result<()> {
+fn check_bindings(gpu: &Gpu, plan: &Plan, bindings: &HashMap<Value, Tensor>) -> Result<()> {
+    let mut bindings: Vec<_> = bindings.iter().collect();
+    // The same error on every run.
+    bindings.sort_by_key(|(value, _)| **value);
     for (value, tensor) in bindings {
-        let Some(external) = plan.externals.iter().find(|e| e.value == *value) else { continue };
+        let external = plan.bound(*value)?;
         if *tensor.ty() != external.ty {
             let (expected, got) = (external.ty.to_string(), tensor.ty().to_string());
             return Err(Error::Data { tensor: external.name.clone(), expected, got });
         }
+        tensor.check_device(gpu, &external.name)?;
     }
     Ok(())
 }
 
-/// All uniforms in one buffer, each at a multiple of 256 as WebGPU asks.
+/// All uniforms in one buffer, each at a multiple of 256 as WebGPU requires.
 fn upload_uniforms(gpu: &Gpu, plan: &Plan) -> wgpu::Buffer {
     let mut bytes: Vec<u8> = vec![];
     for words in plan.steps.iter().flat_map(|s| &s.dispatches).flat_map(|d| [&d.words, &d.ranges]) {

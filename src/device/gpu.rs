@@ -1,8 +1,9 @@
-//! The device that everything runs on: an app's own first, a headless one second.
+//! The device that everything runs on: an application's own, or a headless one.
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -16,47 +17,65 @@ use crate::plan::Plan;
 use crate::plan::requirements::Requirements;
 use crate::profile::{Choices, Cooperative, Profile};
 
-/// How long a thread that waits sleeps when the GPU has nothing to do, and how long it goes on so.
+/// How long a waiting thread sleeps while the GPU has nothing to do, and for how long and how many looks it goes on
+/// before it gives up. On a busy machine a second may pass in which the thread that submits has no turn: hence the
+/// looks.
 const PAUSE: Duration = Duration::from_micros(100);
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(1);
+const LOOKS: u32 = 100;
 
-/// What the buffer of a tensor must be usable for.
+/// Usages that the buffer of a tensor must have.
 pub(crate) const TENSOR_USAGES: wgpu::BufferUsages =
     wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
 
-/// A device, its queue and the pipelines compiled for it. Cloning shares all three.
+/// A wgpu device and queue, with the pipelines compiled for them. Cloning shares all of it.
+///
+/// In an application that renders, make one from its device with [`from_device`](Self::from_device): tensors and
+/// textures can then be shared, and steps recorded between its passes. In a command-line program use
+/// [`headless_blocking`](Self::headless_blocking).
 #[derive(Clone, Debug)]
 pub struct Gpu {
     inner: Arc<Inner>,
     profile: Arc<Profile>,
 }
 
+/// The device that something is of.
+#[derive(Clone, Debug)]
+pub(super) struct Home {
+    gpu: u32,
+    device: wgpu::Device,
+}
+
 #[derive(Debug)]
 struct Inner {
+    /// Of all `Gpu`s of the process. Two may be of one device.
+    id: u32,
     device: wgpu::Device,
     queue: wgpu::Queue,
     info: wgpu::AdapterInfo,
     pipelines: Mutex<HashMap<Kernel, Arc<wgpu::ComputePipeline>>>,
-    /// The driver's cache of compiled pipelines, where it has one that can be saved.
+    /// The driver's cache of compiled pipelines, if it has one that can be saved.
     cache: Mutex<Option<wgpu::PipelineCache>>,
     null: wgpu::Buffer,
     staging: Staging,
 }
 
 impl Gpu {
-    /// Features that make throughline faster or let it measure itself. None is needed: ask for
-    /// those of them that the adapter has.
+    /// Features that make throughline faster or let it measure itself. None is required: request those that the adapter
+    /// has.
     pub const USEFUL_FEATURES: wgpu::Features = Profile::USEFUL_FEATURES;
 
-    /// Runs on a device that the app already owns. Any features and limits will do: plans keep
-    /// within what the device was opened with.
+    /// Uses a device that the application already owns. Any features and limits will do: plans stay within what the
+    /// device was opened with.
+    ///
+    /// To find out beforehand what a model needs, make its plan first; see [`Requirements`].
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Self {
         Gpu::with_cooperative(device, queue, None)
     }
 
-    /// [`from_device`](Self::from_device), with matmuls on cooperative matrices: `properties` are
-    /// those of the adapter (`wgpu::Adapter::cooperative_matrix_properties`), and the device was
-    /// opened with [`Cooperative::features`].
+    /// [`from_device`](Self::from_device), with matmuls on cooperative matrices. `properties` are those of the adapter
+    /// (`wgpu::Adapter::cooperative_matrix_properties`), and the device must have been opened with
+    /// [`Cooperative::features`].
     pub fn from_device_cooperative(
         device: wgpu::Device,
         queue: wgpu::Queue,
@@ -82,36 +101,46 @@ impl Gpu {
             mapped_at_creation: false,
         });
         let (pipelines, cache, staging) = (Mutex::default(), Mutex::default(), Staging::new(&device));
-        let inner = Inner { device, queue, info, pipelines, cache, null, staging };
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let inner = Inner { id, device, queue, info, pipelines, cache, null, staging };
         Gpu { inner: Arc::new(inner), profile: Arc::new(profile) }
     }
 
-    /// A handle on the same device whose plans take these variants of ops, which a [`Tuner`](crate::Tuner) has
-    /// measured to be the fastest. See [`Profile::choices`].
+    /// A handle on the same device whose plans use these variants of ops, as measured by a [`Tuner`](crate::Tuner). See
+    /// [`Profile::choices`].
     pub fn with_choices(&self, choices: Choices) -> Self {
         let profile = Profile { choices, ..Profile::clone(&self.profile) };
         Gpu { inner: self.inner.clone(), profile: Arc::new(profile) }
     }
 
-    /// An empty graph for models on this device.
+    /// An empty graph that splits tables too large for this device into parts. Build models in it rather than in
+    /// [`Graph::new`].
     pub fn graph(&self) -> Graph {
         Graph::with_max_tensor_bytes(self.profile().max_tensor_bytes())
     }
 
-    /// [`Plan::new`] for this device.
+    /// Plans a graph for this device: [`Plan::new`] with its profile.
     pub fn plan(&self, graph: &Graph, outputs: &[Value]) -> Result<Plan> {
         Plan::new(graph, outputs, self.profile())
     }
 
-    /// Opens the best adapter there is, software ones included, with the adapter's own limits.
-    /// `WGPU_BACKEND` and `WGPU_ADAPTER_NAME` choose among several, as in other wgpu programs.
+    /// Opens the best available adapter, including software adapters, with the adapter's own limits. `WGPU_BACKEND` and
+    /// `WGPU_ADAPTER_NAME` select another one, as in other wgpu programs.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoAdapter`] if there is no adapter.
     pub async fn headless() -> Result<Self> {
         let (_, device, queue) = open(None).await?;
         Ok(Gpu::from_device(device, queue))
     }
 
-    /// [`headless`](Self::headless), with matmuls on cooperative matrices; an `Err` where the adapter
-    /// has none of this kind. Experimental in wgpu, and so here.
+    /// [`headless`](Self::headless), with matmuls on cooperative matrices. Experimental in wgpu, and therefore here.
+    ///
+    /// # Errors
+    ///
+    /// If the adapter has no cooperative matrices of this kind.
     pub async fn headless_cooperative(kind: Cooperative) -> Result<Self> {
         let (adapter, device, queue) = open(Some(kind)).await?;
         Gpu::from_device_cooperative(device, queue, &adapter.cooperative_matrix_properties(), kind)
@@ -127,12 +156,12 @@ impl Gpu {
         pollster::block_on(Self::headless())
     }
 
-    /// The wgpu device.
+    /// The wgpu device, for your own passes on it.
     pub fn device(&self) -> &wgpu::Device {
         &self.inner.device
     }
 
-    /// The wgpu queue.
+    /// The wgpu queue, for your own submits.
     pub fn queue(&self) -> &wgpu::Queue {
         &self.inner.queue
     }
@@ -165,24 +194,25 @@ impl Gpu {
         &self.inner.info
     }
 
-    /// `name (driver, backend)`, for people.
+    /// The adapter in the form `name (driver, backend)`, for messages.
     pub fn describe(&self) -> String {
         let info = self.info();
         format!("{} ({} {}, {:?})", info.name, info.driver, info.driver_info, info.backend)
     }
 
-    /// What plans need to know about the adapter.
+    /// The facts about the adapter that plans depend on.
     pub fn profile(&self) -> &Profile {
         &self.profile
     }
 
-    /// Waits until everything submitted so far has run.
+    /// Waits until everything submitted so far has finished.
     pub fn wait_blocking(&self) -> Result<()> {
-        self.poll_blocking(wgpu::PollType::wait_indefinitely())
+        self.poll_blocking(wgpu::PollType::wait_indefinitely()).map(drop)
     }
 
     /// Runs a future of this crate to its end, polling the device while it waits. For futures that wait for this
-    /// device alone: others would keep a core busy.
+    /// device alone. An `Err` if the GPU has had nothing to do for a second and the future still waits: what it waits
+    /// for was never submitted.
     ///
     /// ```
     /// use throughline::{Gpu, Tensor, TensorType};
@@ -197,31 +227,41 @@ impl Gpu {
     pub fn run_blocking<T>(&self, future: impl Future<Output = Result<T>>) -> Result<T> {
         let mut future = std::pin::pin!(future);
         let mut context = Context::from_waker(Waker::noop());
-        let mut news = Instant::now();
+        // Since when the GPU has had nothing to do, and how often that was seen.
+        let mut idle: Option<(Instant, u32)> = None;
         loop {
             if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
                 return output;
             }
-            let start = Instant::now();
-            self.wait_blocking()?;
-            if start.elapsed() > PAUSE {
-                news = Instant::now();
-            } else if news.elapsed() > PATIENCE {
-                return Err(self.error("nothing more will come: has what is waited for been submitted?"));
-            } else if news.elapsed() > PAUSE {
-                // The GPU has done everything: another thread that polls is about to tell.
-                std::thread::sleep(PAUSE);
+            if !self.poll_blocking(wgpu::PollType::Poll)?.is_queue_empty() {
+                self.wait_blocking()?;
+                idle = None;
+                continue;
+            }
+            match &mut idle {
+                // What that poll has found done may be what is waited for.
+                None => idle = Some((Instant::now(), 0)),
+                Some((since, looks)) if *looks > LOOKS && since.elapsed() > PATIENCE => {
+                    return Err(
+                        self.error("the GPU is idle: was the encoder that records what is waited for submitted?")
+                    );
+                }
+                // Another thread may be about to submit it, or to tell what it has polled.
+                Some((_, looks)) => {
+                    *looks += 1;
+                    std::thread::sleep(PAUSE);
+                }
             }
         }
     }
 
-    /// Waits until this submission, and those before it, have run.
+    /// Waits until this submission, and those before it, have finished.
     pub fn wait_for_blocking(&self, submission: wgpu::SubmissionIndex) -> Result<()> {
-        self.poll_blocking(wgpu::PollType::Wait { submission_index: Some(submission), timeout: None })
+        self.poll_blocking(wgpu::PollType::Wait { submission_index: Some(submission), timeout: None }).map(drop)
     }
 
-    fn poll_blocking(&self, poll: wgpu::PollType) -> Result<()> {
-        self.device().poll(poll).map(drop).map_err(|e| self.error(format!("waiting for the GPU: {e}")))
+    fn poll_blocking(&self, poll: wgpu::PollType) -> Result<wgpu::PollStatus> {
+        self.device().poll(poll).map_err(|e| self.error(format!("waiting for the GPU: {e}")))
     }
 
     /// Submits what was recorded, without waiting. What is wrong with it is an `Err` here, rather than an error that
@@ -230,7 +270,7 @@ impl Gpu {
         self.guarded(|| Ok(self.queue().submit([encoder.finish()])))
     }
 
-    /// Queues a write, which happens before the next submit.
+    /// Queues a write, to happen before the next submit.
     pub(crate) fn write(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
         self.guarded(|| {
             self.queue().write_buffer(buffer, offset, bytes);
@@ -238,7 +278,7 @@ impl Gpu {
         })
     }
 
-    /// Submits the writes that are queued, so that those of a whole model do not pile up in host memory.
+    /// Submits the queued writes, so that those of a whole model do not pile up in host memory.
     pub(crate) fn flush(&self) -> Result<()> {
         self.guarded(|| Ok(self.queue().submit([]))).map(drop)
     }
@@ -247,7 +287,7 @@ impl Gpu {
         &self.inner.staging
     }
 
-    /// Bound where a kernel declares a read-only buffer that the launch does not have.
+    /// Bound where a kernel declares a read-only buffer that the launch does not use.
     pub(crate) fn null(&self) -> &wgpu::Buffer {
         &self.inner.null
     }
@@ -266,29 +306,34 @@ impl Gpu {
         })
     }
 
-    /// The pipeline for a kernel, compiled the first time and cached. A compile error is the
-    /// device's to report: callers that create pipelines hold an error scope.
+    /// The pipeline for a kernel, compiled the first time and cached. What the device says of its text is an
+    /// [`Error::Kernel`].
     pub(crate) fn pipeline(&self, kernel: &Kernel) -> Result<Arc<wgpu::ComputePipeline>> {
         let lock = || self.inner.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pipeline) = lock().get(kernel) {
             return Ok(pipeline.clone());
         }
-        let pipeline = Arc::new(self.compile(kernel)?);
+        let compiled = self.guarded(|| self.compile(kernel)).map_err(|e| match e {
+            Error::Device(message) => kernel.error(message),
+            e => e,
+        });
+        let pipeline = Arc::new(compiled?);
         lock().insert(kernel.clone(), pipeline.clone());
         Ok(pipeline)
     }
 
-    /// Forgets compiled pipelines, so that the next plan compiles again: for measuring cold starts.
+    /// Drops the compiled pipelines, so that the next plan compiles again: for measuring cold starts.
     pub fn clear_pipelines(&self) {
         self.inner.pipelines.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// Starts from the compiled pipelines that [`save_pipelines`](Self::save_pipelines) has left in
-    /// this folder, if any. Call it before anything is planned. `false` if the driver has no such
-    /// cache or the folder has none for this adapter.
+    /// Loads the compiled pipelines that [`save_pipelines`](Self::save_pipelines) left in this folder, to start faster.
+    /// Call it before the first executable is made. Returns `false` if the driver has no such cache, or the folder has
+    /// none for this adapter.
     ///
     /// # Safety
-    /// The driver trusts the file: nobody but `save_pipelines` may have written to the folder.
+    ///
+    /// The driver trusts the file: nothing but `save_pipelines` may have written to the folder.
     pub unsafe fn load_pipelines(&self, dir: &Path) -> Result<bool> {
         let Some(path) = self.pipelines_path(dir) else { return Ok(false) };
         let data = match std::fs::read(&path) {
@@ -302,8 +347,8 @@ impl Gpu {
         Ok(true)
     }
 
-    /// Leaves the pipelines compiled so far in this folder, for the next process. `false` if the
-    /// driver has no cache that can be saved.
+    /// Saves the pipelines compiled so far in this folder, for the next process. Returns `false` if the driver has no
+    /// cache that can be saved.
     pub fn save_pipelines(&self, dir: &Path) -> Result<bool> {
         let Some(path) = self.pipelines_path(dir) else { return Ok(false) };
         let cache = self.inner.cache.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -318,14 +363,15 @@ impl Gpu {
     }
 
     /// # Safety
-    /// As for wgpu's own: data must come from `PipelineCache::get_data`.
+    ///
+    /// As in wgpu: `data` must come from `PipelineCache::get_data`.
     unsafe fn create_pipeline_cache(&self, data: Option<&[u8]>) -> wgpu::PipelineCache {
         let desc = wgpu::PipelineCacheDescriptor { label: Some("throughline"), data, fallback: true };
         // SAFETY: the caller's, and the device has the feature, or there would be no path.
         unsafe { self.device().create_pipeline_cache(&desc) }
     }
 
-    /// The driver's cache, made empty the first time; `None` where it has none.
+    /// The driver's cache, created empty on first use; `None` if it has none.
     fn pipeline_cache(&self) -> Option<wgpu::PipelineCache> {
         if !self.device().features().contains(wgpu::Features::PIPELINE_CACHE) {
             return None;
@@ -362,8 +408,8 @@ impl Gpu {
         }))
     }
 
-    /// Whether the device is gone. wgpu tells that to the one callback that the app may have set, and otherwise makes
-    /// every object invalid, so this looks whether a new one is.
+    /// Whether the device is lost. wgpu reports that only to the one callback that the application may have set.
+    /// Otherwise it makes every object invalid, so this checks whether a new object is.
     pub fn is_lost(&self) -> bool {
         let scope = self.device().push_error_scope(wgpu::ErrorFilter::Validation);
         let buffer = self.device().create_buffer(&wgpu::BufferDescriptor {
@@ -376,13 +422,22 @@ impl Gpu {
         now(scope.pop()).flatten().is_some()
     }
 
+    pub(super) fn home(&self) -> Home {
+        Home { gpu: self.inner.id, device: self.device().clone() }
+    }
+
+    /// Whether what is of that device is of this one.
+    pub(super) fn is_home(&self, home: &Home) -> bool {
+        home.gpu == self.inner.id || same_device(self.device(), &home.device)
+    }
+
     /// Something that went wrong on the device, or because there is none any more.
     pub(crate) fn error(&self, message: impl ToString) -> Error {
         let message = message.to_string();
         if self.is_lost() { Error::DeviceLost(message) } else { Error::Device(message) }
     }
 
-    /// What an error scope caught.
+    /// The error for what an error scope caught.
     fn caught(&self, e: wgpu::Error) -> Error {
         match e {
             wgpu::Error::OutOfMemory { .. } => Error::OutOfMemory(e.to_string()),
@@ -390,8 +445,8 @@ impl Gpu {
         }
     }
 
-    /// [`scoped`](Self::scoped) for calls that cannot wait. On native devices, errors of the calls are known when they
-    /// return; browsers may tell them later, and then to the app's handler.
+    /// [`scoped`](Self::scoped) for calls that cannot wait. On native devices the errors of a call are known when it
+    /// returns. Browsers may report them later, and then to the application's handler.
     pub(crate) fn guarded<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
         let (result, errors) = self.in_scopes(f);
         let value = result?;
@@ -401,7 +456,7 @@ impl Gpu {
         }
     }
 
-    /// Runs `f` and turns what the device reports meanwhile (validation, memory) into an `Err`.
+    /// Runs `f` and turns what the device reports meanwhile (validation, memory) into an error.
     pub(crate) async fn scoped<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
         let (result, errors) = self.in_scopes(f);
         let value = result?;
@@ -413,8 +468,8 @@ impl Gpu {
         Ok(value)
     }
 
-    /// What `f` returns, and what the device reports meanwhile, the most telling first. Scopes belong to a thread: they
-    /// are over here, before a future may go to another.
+    /// The result of `f`, and what the device reports meanwhile, the most specific error first. Scopes belong to a
+    /// thread, so they end here, before a future can move to another.
     fn in_scopes<T>(
         &self,
         f: impl FnOnce() -> Result<T>,
@@ -428,6 +483,26 @@ impl Gpu {
     }
 }
 
+/// Whether two handles are of one device. wgpu compares ids, which start anew in each `wgpu::Instance`. But error
+/// scopes are the device's: where it is one, a scope of one handle catches what the other does wrong.
+fn same_device(a: &wgpu::Device, b: &wgpu::Device) -> bool {
+    if a != b {
+        return false;
+    }
+    let outer = b.push_error_scope(wgpu::ErrorFilter::Validation);
+    let inner = a.push_error_scope(wgpu::ErrorFilter::Validation);
+    drop(b.create_buffer(&wgpu::BufferDescriptor {
+        label: Some("throughline: an error on purpose, to compare devices"),
+        size: 4,
+        usage: wgpu::BufferUsages::empty(),
+        mapped_at_creation: false,
+    }));
+    let caught = now(inner.pop());
+    drop(now(outer.pop()));
+    // Where that is not known at once, they may be.
+    caught.is_none_or(|error| error.is_some())
+}
+
 /// What a future gives without waiting.
 pub(crate) fn now<T>(future: impl Future<Output = T>) -> Option<T> {
     match std::pin::pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
@@ -436,7 +511,7 @@ pub(crate) fn now<T>(future: impl Future<Output = T>) -> Option<T> {
     }
 }
 
-/// The best adapter there is.
+/// The best available adapter.
 async fn best_adapter() -> Result<wgpu::Adapter> {
     let mut desc = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
     // Validation layers are for people who write backends; wgpu's own checks stay on.
@@ -464,9 +539,9 @@ async fn open(cooperative: Option<Cooperative>) -> Result<(wgpu::Adapter, wgpu::
     let adapter = best_adapter().await?;
     let wanted = Gpu::USEFUL_FEATURES | cooperative.map_or(wgpu::Features::empty(), Cooperative::features);
     let experimental_features = match cooperative {
-        // SAFETY: the token says that its holder knows of bugs that safe calls may run into; the
-        // caller opted in to that. The one feature asked for with it is cooperative matrices, used by
-        // one kernel, whose loads and stores of matrices stay within its workgroup memory.
+        // SAFETY: the token states that its holder knows of bugs that safe calls may run into; the caller opted in to
+        // that. The only feature requested with it is cooperative matrices, used by a single kernel whose loads and
+        // stores of matrices stay within its workgroup memory.
         Some(_) => unsafe { wgpu::ExperimentalFeatures::enabled() },
         None => wgpu::ExperimentalFeatures::disabled(),
     };

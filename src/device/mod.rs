@@ -1,4 +1,13 @@
-//! The device that everything runs on, and what runs on it: the only place that encodes and reads back.
+//! The device, and everything that runs on it.
+//!
+//! - [`Gpu`] is the entry point: your application's wgpu device, or a headless one.
+//! - [`Executable`] runs a [plan](crate::Plan), as a whole or in slices.
+//! - [`Tensor`] is a range of a buffer; [`Readback`] brings one to the host.
+//! - [`Pace`] keeps recorded work within a frame's budget.
+//! - [`Timeline`] shows where a step spends its time, and a [`Tuner`] makes it faster.
+//! - [`texture`] writes tensors into textures.
+//!
+//! This is the only part of the crate that records commands or reads back.
 
 mod exec;
 mod gpu;
@@ -10,6 +19,8 @@ pub mod texture;
 pub mod timeline;
 pub mod tune;
 
+#[cfg(feature = "check")]
+pub(crate) use exec::SENTINEL;
 pub use exec::{ExecOptions, Executable, Slice};
 pub use gpu::Gpu;
 pub(crate) use gpu::now;

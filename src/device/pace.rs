@@ -1,4 +1,4 @@
-//! Keeping what is recorded into frames within a budget, by what earlier frames took.
+//! Keeping what is recorded into frames within a budget, given how long earlier frames took.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -9,22 +9,27 @@ use super::tensor::Tensor;
 use crate::error::Result;
 use crate::tensor::TensorType;
 
-/// Frames that are looked back at.
+/// Number of past frames considered.
 const FRAMES: usize = 64;
-/// Of these frames, so many took no more than the factor says.
+/// The share of these frames that took at most as long as the factor predicts.
 const SHARE: f64 = 0.95;
-/// The factor's bounds: a profile that is off by more is a profile of something else.
+/// Limits of the factor. A profile that is off by more is a profile of something else.
 const FACTOR: [f64; 2] = [1.0 / 16.0, 16.0];
 
-/// Corrects estimates by what frames took.
+/// Corrects time estimates by what frames really took.
 ///
-/// Times of a profile are those of one run, kernel by kernel, on a GPU with nothing else to do. In an app's frames the
-/// same kernels take more or less: clocks change, the app has work of its own. A pace says each frame how much may be
-/// recorded *by the estimates* so that it stays within the budget, and measures what it took, by timestamps that are read
-/// a few frames later, so nothing waits. On a device without `TIMESTAMP_QUERY` tell it: [`took`](Self::took).
+/// A profile has the times of one run, kernel by kernel, on an otherwise idle GPU. In an application's frames the same
+/// kernels take more or less: clocks change, and the application has work of its own. For each frame, a pace returns
+/// how much may be recorded *according to the estimates* to stay within the budget. It measures the outcome by
+/// timestamps that are read a few frames later, so nothing waits. On a device without `TIMESTAMP_QUERY`, report the
+/// times yourself with [`took`](Self::took).
+///
+/// Use it together with [`Trainer::start_sliced`](crate::train::Trainer::start_sliced),
+/// [`Executable::slices`](crate::Executable::slices) or [`FrameDecoder`](crate::decode::FrameDecoder).
 ///
 /// ```no_run
-/// # fn app(gpu: &throughline::Gpu, trainer: &mut throughline::train::Trainer, batches: &[throughline::train::data::Batch]) -> throughline::Result<()> {
+/// # use throughline::train::{Trainer, data::Batch};
+/// # fn app(gpu: &throughline::Gpu, trainer: &mut Trainer, batches: &[Batch]) -> throughline::Result<()> {
 /// use std::time::Duration;
 /// let budget = Duration::from_micros(1500);
 /// let profile = trainer.profile_blocking(batches)?;
@@ -53,11 +58,11 @@ const FACTOR: [f64; 2] = [1.0 / 16.0, 16.0];
 pub struct Pace {
     gpu: Gpu,
     budget: Duration,
-    /// Without timestamps there is none.
+    /// `None` without timestamps.
     timer: Option<Timer>,
-    /// What frames took, as multiples of their estimates, the oldest first.
+    /// Times of past frames as multiples of their estimates, the oldest first.
     ratios: VecDeque<f64>,
-    /// Timestamps on their way, with what the frames were estimated at.
+    /// Timestamps on their way to the host, with the estimates of their frames.
     pending: VecDeque<(Duration, Readback)>,
 }
 
@@ -69,7 +74,7 @@ struct Timer {
 }
 
 impl Pace {
-    /// For a budget of GPU time a frame.
+    /// A pace for a budget of GPU time per frame.
     pub fn new(gpu: &Gpu, budget: Duration) -> Result<Self> {
         let timer = match gpu.device().features().contains(wgpu::Features::TIMESTAMP_QUERY) {
             true => Some(gpu.guarded(|| Timer::new(gpu))?),
@@ -78,12 +83,12 @@ impl Pace {
         Ok(Pace { gpu: gpu.clone(), budget, timer, ratios: VecDeque::new(), pending: VecDeque::new() })
     }
 
-    /// The budget from now on.
+    /// Changes the budget from now on.
     pub fn set_budget(&mut self, budget: Duration) {
         self.budget = budget;
     }
 
-    /// Begins what is within the budget of this frame: how much may be recorded, by the estimates.
+    /// Begins the part of a frame that the budget covers. Returns how much may be recorded, according to the estimates.
     pub fn begin(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<Duration> {
         while let Some((estimate, readback)) = self.pending.front_mut() {
             let estimate = *estimate;
@@ -101,8 +106,8 @@ impl Pace {
         Ok(self.budget.div_f64(self.factor()))
     }
 
-    /// Ends it. `estimate` is what was recorded since [`begin`](Self::begin), by the estimates; where that is nothing, the
-    /// frame tells nothing.
+    /// Ends that part. `estimate` is the estimated time of what was recorded since [`begin`](Self::begin). A frame in
+    /// which it is zero is not measured.
     pub fn end(&mut self, encoder: &mut wgpu::CommandEncoder, estimate: Duration) -> Result<()> {
         if let Some(timer) = &self.timer
             && !estimate.is_zero()
@@ -114,7 +119,7 @@ impl Pace {
         Ok(())
     }
 
-    /// A frame took `time`, and was estimated at `estimate`: for apps that measure by themselves.
+    /// Reports that a frame took `time` and was estimated at `estimate`: for applications that measure by themselves.
     pub fn took(&mut self, estimate: Duration, time: Duration) {
         if estimate.is_zero() {
             return;
@@ -125,7 +130,7 @@ impl Pace {
         self.ratios.push_back(time.as_secs_f64() / estimate.as_secs_f64());
     }
 
-    /// What frames take as a multiple of their estimates: nearly all of the last ones no more than this.
+    /// Time of a frame as a multiple of its estimate, which nearly all of the last frames did not exceed.
     pub fn factor(&self) -> f64 {
         let mut ratios: Vec<f64> = self.ratios.iter().copied().collect();
         ratios.sort_by(f64::total_cmp);
@@ -146,7 +151,7 @@ impl Timer {
         Ok(Timer { queries, ticks: Tensor::from_buffer(buffer, 0, ty)? })
     }
 
-    /// The time at which all that was recorded before has run.
+    /// Writes the time at which everything recorded before has run.
     fn stamp(&self, encoder: &mut wgpu::CommandEncoder, at: u32) {
         drop(encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: None,

@@ -1,11 +1,11 @@
-//! Staging buffers, used again and again.
+//! Staging buffers, recycled.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// Bytes of unused staging buffers that are kept for the next readback.
+/// Unused staging buffers of up to this many bytes are kept for the next readback.
 const KEPT_BYTES: u64 = 16 << 20;
 
-/// Least bytes of a staging buffer for writes: about what a step of a small model is told.
+/// Smallest staging buffer for writes, in bytes: about the inputs of a small model's step.
 const UPLOAD_BYTES: u64 = 4 << 10;
 
 /// The staging buffers of a device.
@@ -15,7 +15,7 @@ pub(super) struct Staging {
     pub readbacks: Arc<Mutex<Pool>>,
 }
 
-/// Buffers that nobody uses, the one that was used last at the end.
+/// Unused buffers, the most recently used one at the end.
 #[derive(Debug, Default)]
 pub(super) struct Pool(Vec<wgpu::Buffer>);
 
@@ -25,7 +25,7 @@ impl Pool {
         Some(self.0.remove(i))
     }
 
-    /// Takes a mapped buffer back.
+    /// Puts a mapped buffer back.
     pub fn put(&mut self, buffer: wgpu::Buffer) {
         buffer.unmap();
         self.0.push(buffer);
@@ -47,7 +47,7 @@ impl Staging {
     }
 }
 
-/// Gives a mapped buffer back, if the device is still of interest to anybody.
+/// Puts a mapped buffer back, if the device is still in use.
 pub(super) fn put(pool: &Weak<Mutex<Pool>>, buffer: wgpu::Buffer) {
     if let Some(pool) = pool.upgrade() {
         lock(&pool).put(buffer);

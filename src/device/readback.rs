@@ -1,7 +1,7 @@
-//! Host memory on its way to the GPU and back.
+//! Transfers between host memory and the GPU, in both directions.
 //!
-//! Both ways go through staging buffers that are recorded into the caller's encoder and map themselves when it is
-//! submitted. They go round: a step that reads and writes as much as the one before allocates nothing.
+//! Both use staging buffers that are recorded into the caller's encoder and map themselves when it is submitted. The
+//! buffers are recycled: a step that transfers as much as the one before allocates nothing.
 
 use std::sync::{Arc, Mutex, Weak};
 
@@ -12,7 +12,7 @@ use super::pool::{Pool, lock, put};
 use crate::error::{Error, Result};
 use crate::tensor::{Element, TensorType};
 
-/// Records a write of `bytes`, whole words, into a buffer.
+/// Records a write of `bytes`, which must be whole words, into a buffer.
 pub(crate) fn upload(
     gpu: &Gpu,
     encoder: &mut wgpu::CommandEncoder,
@@ -24,7 +24,7 @@ pub(crate) fn upload(
     gpu.guarded(|| {
         let mut belt = lock(&gpu.staging().uploads);
         let slice = belt.allocate(size, wgpu::BufferSize::MIN);
-        // On a lost device nothing is mapped.
+        // On a lost device nothing can be mapped.
         let view = slice.get_mapped_range_mut().map_err(|e| gpu.error(format!("staging {size} bytes: {e}")));
         view?.copy_from_slice(bytes);
         encoder.copy_buffer_to_buffer(slice.buffer(), slice.offset(), to, offset, Some(size.get()));
@@ -41,7 +41,7 @@ pub(crate) fn upload(
 pub struct Readback {
     gpu: Gpu,
     ty: TensorType,
-    /// An `Err` if there was no memory for it.
+    /// An `Err` if there was no memory for it, or nothing to read.
     staging: Result<Mapping>,
 }
 
@@ -57,10 +57,11 @@ impl Readback {
     pub(crate) fn record(
         gpu: &Gpu,
         encoder: &mut wgpu::CommandEncoder,
-        from: (&wgpu::Buffer, u64),
+        from: Result<(&wgpu::Buffer, u64)>,
         ty: TensorType,
     ) -> Self {
-        let staging = gpu.guarded(|| Ok(Mapping::record(gpu, encoder, from, ty.bytes() as u64)));
+        let record = |from| gpu.guarded(|| Ok(Mapping::record(gpu, encoder, from, ty.bytes() as u64)));
+        let staging = from.and_then(record);
         Readback { gpu: gpu.clone(), ty, staging }
     }
 
@@ -158,7 +159,7 @@ impl Mapping {
         let to = pool.clone();
         encoder.map_buffer_on_submit(&buffer, wgpu::MapMode::Read, .., move |result| {
             let mapped = result.is_ok();
-            // A dropped receiver: nobody wants the data any more.
+            // The receiver was dropped: nothing wants the data any more.
             if sender.send(result).is_err() && mapped {
                 put(&to, unwanted);
             }
@@ -168,7 +169,7 @@ impl Mapping {
 
     fn copy_out<T: Element>(&self) -> Result<Vec<T>, String> {
         let view = self.buffer.get_mapped_range(..).map_err(|e| e.to_string())?;
-        // `pod_collect_to_vec` copes with a mapping that is not aligned for T.
+        // `pod_collect_to_vec` accepts a mapping that is not aligned for T.
         let data = bytemuck::pod_collect_to_vec(&view[..]);
         drop(view);
         put(&self.pool, self.buffer.clone());
@@ -178,7 +179,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // There already, and not taken: after `take` the channel has nothing more.
+        // The data arrived but was not taken. (After `take` the channel is empty.)
         if let Some(Some(Ok(()))) = now(self.mapped.receive()) {
             put(&self.pool, self.buffer.clone());
         }

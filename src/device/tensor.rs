@@ -1,29 +1,38 @@
 //! Tensors in GPU memory.
 
-use super::gpu::{Gpu, TENSOR_USAGES};
+use super::gpu::{Gpu, Home, TENSOR_USAGES};
 use super::readback::{self, Readback};
 use crate::error::{Error, Result};
 use crate::tensor::{Element, TensorType};
 
 /// A tensor in GPU memory: a typed range of a buffer. Cloning clones the handle, not the data.
+///
+/// Make one from a buffer of your own with [`from_buffer`](Self::from_buffer), to let a network read or write it
+/// without a copy; pass it to [`ExecOptions::bindings`](crate::ExecOptions::bindings).
 #[derive(Clone, Debug)]
 pub struct Tensor {
     buffer: wgpu::Buffer,
     offset: u64,
     ty: TensorType,
+    /// `None` for a buffer of the caller's: wgpu does not say which device a buffer is of.
+    home: Option<Home>,
 }
 
 impl Tensor {
-    /// What the buffer of a tensor must be usable for.
+    /// Usages that the buffer of a tensor must have.
     pub const USAGES: wgpu::BufferUsages = TENSOR_USAGES;
 
     /// A zeroed tensor in a buffer of its own.
     pub fn zeros(gpu: &Gpu, label: &str, ty: TensorType) -> Result<Tensor> {
         let buffer = gpu.storage_buffer(label, ty.storage_bytes() as u64)?;
-        Ok(Tensor { buffer, offset: 0, ty })
+        Ok(Tensor { buffer, offset: 0, ty, home: Some(gpu.home()) })
     }
 
-    /// A range of a buffer that the caller owns. The buffer needs [`USAGES`](Self::USAGES); `offset` must be a multiple of 256 and the range must hold
+    /// A range of a buffer that the caller owns.
+    ///
+    /// # Errors
+    ///
+    /// The buffer needs [`USAGES`](Self::USAGES), `offset` must be a multiple of 256, and the range must hold
     /// [`TensorType::storage_bytes`].
     pub fn from_buffer(buffer: wgpu::Buffer, offset: u64, ty: TensorType) -> Result<Tensor> {
         let err = |expected: String, got: String| Error::Data { tensor: "buffer range".into(), expected, got };
@@ -31,7 +40,8 @@ impl Tensor {
             return Err(err("a shape with elements".into(), problem));
         }
         if !buffer.usage().contains(Self::USAGES) {
-            return Err(err(format!("usages {:?}", Self::USAGES), format!("{:?}", buffer.usage())));
+            let expected = format!("usages {:?}, see `Tensor::USAGES`", Self::USAGES);
+            return Err(err(expected, format!("{:?}", buffer.usage())));
         }
         if !offset.is_multiple_of(256) {
             return Err(err("an offset that is a multiple of 256".into(), offset.to_string()));
@@ -43,7 +53,28 @@ impl Tensor {
                 format!("a buffer of {} bytes", buffer.size()),
             ));
         }
-        Ok(Tensor { buffer, offset, ty })
+        Ok(Tensor { buffer, offset, ty, home: None })
+    }
+
+    /// A range of a buffer of this device.
+    pub(super) fn on(gpu: &Gpu, buffer: wgpu::Buffer, offset: u64, ty: TensorType) -> Result<Tensor> {
+        Ok(Tensor { home: Some(gpu.home()), ..Self::from_buffer(buffer, offset, ty)? })
+    }
+
+    /// Another range of this tensor's buffer.
+    pub(crate) fn range(&self, offset: u64, ty: TensorType) -> Result<Tensor> {
+        Ok(Tensor { home: self.home.clone(), ..Self::from_buffer(self.buffer.clone(), offset, ty)? })
+    }
+
+    /// An `Err` with the tensor's name if it is known to be of another device.
+    pub(super) fn check_device(&self, gpu: &Gpu, name: &str) -> Result<()> {
+        match &self.home {
+            Some(home) if !gpu.is_home(home) => {
+                let device = gpu.describe();
+                Err(Error::Device(format!("tensor `{name}` is of another device than this one, on {device}")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Shape and element type.
@@ -56,25 +87,26 @@ impl Tensor {
         &self.buffer
     }
 
-    /// Where in the buffer the first element is, in bytes.
+    /// Offset of the first element in the buffer, in bytes.
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// Queues a write of all elements. The write happens before the next submit; nothing blocks.
+    /// Queues a write of all elements, to happen before the next submit. Does not wait.
     pub fn write<T: Element>(&self, gpu: &Gpu, data: &[T]) -> Result<()> {
-        self.expect(data)?;
+        self.expect(gpu, data)?;
         gpu.write(&self.buffer, self.offset, bytemuck::cast_slice(data))
     }
 
-    /// Records a write of all elements into `encoder`: it happens between what was recorded before it and what comes
-    /// behind. The bytes go through staging buffers that are used again, so that repeated writes allocate nothing.
+    /// Records a write of all elements into `encoder`: what is recorded after it sees the new data. The bytes go
+    /// through recycled staging buffers, so repeated writes allocate nothing.
     pub fn record_write<T: Element>(&self, gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, data: &[T]) -> Result<()> {
-        self.expect(data)?;
+        self.expect(gpu, data)?;
         readback::upload(gpu, encoder, &self.buffer, self.offset, bytemuck::cast_slice(data))
     }
 
-    fn expect<T: Element>(&self, data: &[T]) -> Result<()> {
+    fn expect<T: Element>(&self, gpu: &Gpu, data: &[T]) -> Result<()> {
+        self.check_device(gpu, &self.ty.to_string())?;
         match T::DTYPE == self.ty.dtype && data.len() == self.ty.len() {
             true => Ok(()),
             false => Err(Error::Data {
@@ -87,10 +119,11 @@ impl Tensor {
 
     /// Records a copy of the elements into `encoder`, to be read once that has been submitted.
     pub fn read_later(&self, gpu: &Gpu, encoder: &mut wgpu::CommandEncoder) -> Readback {
-        Readback::record(gpu, encoder, (&self.buffer, self.offset), self.ty.clone())
+        let from = self.check_device(gpu, &self.ty.to_string()).map(|()| (&self.buffer, self.offset));
+        Readback::record(gpu, encoder, from, self.ty.clone())
     }
 
-    /// Reads all elements as they are behind everything submitted so far. Resolves once the device has been polled.
+    /// Reads all elements as they are after everything submitted so far. Resolves once the device has been polled.
     pub async fn read<T: Element>(&self, gpu: &Gpu) -> Result<Vec<T>> {
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         let readback = self.read_later(gpu, &mut encoder);

@@ -1,7 +1,7 @@
-//! Image-shaped tensors into textures of the app's, which its passes sample in the same submit.
+//! Writing image-shaped tensors into textures of your application, to be sampled in the same submit.
 //!
-//! A shader of the app's may as well read a tensor's buffer where it is. A texture is for what buffers cannot do:
-//! filtered sampling, and materials, post-processing or UI that take textures.
+//! A shader can read a tensor's buffer directly, without this. Use a texture for what buffers cannot do: filtered
+//! sampling, and materials, post-processing or UI that expect textures.
 
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use crate::tensor::DType;
 
 const SOURCE: &str = include_str!("../../shaders/texture.wgsl");
 
-/// Pixels that a workgroup makes, in both directions.
+/// Side of the square of pixels that a workgroup writes.
 const GROUP: u32 = 8;
 
-/// The pass that writes a tensor into a texture: pipeline and bind group, made once.
+/// A pass that writes a tensor into a texture, with its pipeline and bind group created once.
 ///
 /// ```
 /// use throughline::{Gpu, Tensor, TensorType};
@@ -48,18 +48,24 @@ pub struct TextureOutput {
 }
 
 impl TextureOutput {
-    /// From an f32 tensor `[height, width, channels]`, or `[height * width, channels]`, to a texture of that size, with
-    /// one layer, one mip level and usage `STORAGE_BINDING`. One channel is grey, without a fourth alpha is 1.
+    /// A pass from an f32 tensor `[height, width, channels]`, or `[height * width, channels]`, to a texture of that
+    /// size, with one layer, one mip level and usage `STORAGE_BINDING`. A single channel is written as grey; without a
+    /// fourth channel alpha is 1.
     ///
-    /// Formats: `Rgba8Unorm`, which clamps to 0 to 1; `Rgba16Float`; `Rgba32Float`; `R32Float` for one channel; and
-    /// `Bgra8Unorm` on devices with `BGRA8UNORM_STORAGE`. Values are written as they are. No sRGB format can be written
-    /// to: if the values are sRGB's, make the texture `Rgba8Unorm` with `Rgba8UnormSrgb` among its `view_formats`, and
-    /// sample a view of that format whose `usage` is `TEXTURE_BINDING`.
+    /// Supported formats: `Rgba8Unorm`, which clamps to 0 to 1; `Rgba16Float`; `Rgba32Float`; `R32Float` for one
+    /// channel; and `Bgra8Unorm` on devices with `BGRA8UNORM_STORAGE`. Values are written unchanged. Passes cannot
+    /// write to sRGB formats: if the values are sRGB, make the texture `Rgba8Unorm` with `Rgba8UnormSrgb` among its
+    /// `view_formats`, and sample a view of that format whose `usage` is `TEXTURE_BINDING`.
     ///
-    /// The first for a format compiles a kernel. An `Err` says what does not fit.
+    /// The first pass for a format compiles a kernel.
+    ///
+    /// # Errors
+    ///
+    /// The error names what does not fit: size, format or usage.
     pub fn new(gpu: &Gpu, tensor: &Tensor, texture: &wgpu::Texture) -> Result<Self> {
         check(texture)?;
         let channels = channels(tensor, texture)?;
+        tensor.check_device(gpu, "texture output")?;
         let target = target(gpu, texture, channels)?;
         let kernel =
             Kernel::new("texture", SOURCE, "store").knob("Target", target.as_str()).knob("CHANNELS", channels as u32);
@@ -87,8 +93,8 @@ impl TextureOutput {
         gpu.guarded(build)
     }
 
-    /// Records one compute pass, which writes all pixels from what the tensor holds by then. Allocates nothing on the
-    /// GPU and does not wait.
+    /// Records one compute pass that writes all pixels from the tensor's contents at that point. Allocates nothing on
+    /// the GPU and does not wait.
     pub fn record(&self, encoder: &mut wgpu::CommandEncoder) {
         let label = Some("throughline texture");
         let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label, timestamp_writes: None });
@@ -103,7 +109,7 @@ fn refused<T>(expected: impl Into<String>, got: impl Into<String>) -> Result<T> 
     Err(Error::Data { tensor: "texture output".into(), expected: expected.into(), got: got.into() })
 }
 
-/// Channels of the tensor, if its pixels are as many as the texture's.
+/// Number of channels of the tensor, if it has as many pixels as the texture.
 fn channels(tensor: &Tensor, texture: &wgpu::Texture) -> Result<usize> {
     let ty = tensor.ty();
     let (width, height) = (texture.width() as usize, texture.height() as usize);
@@ -153,7 +159,7 @@ fn target(gpu: &Gpu, texture: &wgpu::Texture, channels: usize) -> Result<String>
     }
 }
 
-/// What a texture must be, whatever its format and size.
+/// Checks what every texture must be, whatever its format and size.
 fn check(texture: &wgpu::Texture) -> Result<()> {
     if texture.dimension() != wgpu::TextureDimension::D2 {
         return refused("a texture of dimension D2", format!("{:?}", texture.dimension()));

@@ -1,4 +1,4 @@
-//! What a step spent its time on: node by node, and as a trace for Perfetto or `chrome://tracing`.
+//! Where a step spends its time: node by node, and as a trace for Perfetto or `chrome://tracing`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,28 +8,31 @@ use serde_json::json;
 
 use crate::error::{Error, Result};
 
-/// Where the times come from.
+/// The clock that the times come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Clock {
     /// The GPU's timestamps.
     Gpu,
-    /// The host's clock around each kernel, waiting in between: for devices opened without
-    /// `TIMESTAMP_QUERY`. Includes what a submit and a wait cost.
+    /// The host's clock around each kernel, with a wait after each: for devices opened without `TIMESTAMP_QUERY`.
+    /// Includes the cost of a submit and a wait.
     Host,
 }
 
 /// The times of one step, from [`Executable::profile_blocking`](crate::Executable::profile_blocking).
+///
+/// Use it to find out what to optimise: print it, sum it [by op](Self::by_op), or look at its
+/// [trace](Self::write_trace).
 #[derive(Clone, Debug)]
 pub struct Timeline {
     /// Name and driver of the adapter.
     pub adapter: String,
-    /// Where the times come from.
+    /// The clock that the times come from.
     pub clock: Clock,
     /// The nodes that ran, in order.
     pub nodes: Vec<NodeTime>,
 }
 
-/// What one node took.
+/// The time of one node.
 #[derive(Clone, Debug)]
 pub struct NodeTime {
     /// Name of the node.
@@ -38,7 +41,7 @@ pub struct NodeTime {
     pub op: &'static str,
     /// Floating-point operations.
     pub flops: u64,
-    /// Bytes that must move at least.
+    /// The least number of bytes that must move.
     pub bytes: u64,
     /// Its copies and dispatches, in order.
     pub spans: Vec<Span>,
@@ -51,27 +54,29 @@ pub struct Span {
     pub what: String,
     /// Nanoseconds since the step's start.
     pub start_ns: u64,
-    /// Nanoseconds that it took.
+    /// Duration in nanoseconds.
     pub ns: u64,
 }
 
 impl NodeTime {
-    /// Nanoseconds of all its spans.
+    /// Duration of all its spans in nanoseconds.
     pub fn ns(&self) -> u64 {
         self.spans.iter().map(|s| s.ns).sum()
     }
 }
 
 /// Time and work of several nodes together.
+///
+/// [`Timeline::by_op`] returns these. `flops` over `ns` is the throughput in GFLOP/s.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Total {
-    /// How many nodes.
+    /// Number of nodes.
     pub nodes: usize,
-    /// Nanoseconds.
+    /// Duration in nanoseconds.
     pub ns: u64,
     /// Floating-point operations.
     pub flops: u64,
-    /// Bytes that must move at least.
+    /// The least number of bytes that must move.
     pub bytes: u64,
 }
 
@@ -85,17 +90,17 @@ impl Total {
 }
 
 impl Timeline {
-    /// Nanoseconds of kernels and copies, the gaps between them left out.
+    /// Duration of all kernels and copies in nanoseconds, without the gaps between them.
     pub fn ns(&self) -> u64 {
         self.nodes.iter().map(NodeTime::ns).sum()
     }
 
-    /// Nanoseconds of each kernel and copy, in order.
+    /// Duration of each kernel and copy in nanoseconds, in order.
     pub(crate) fn command_ns(&self) -> Vec<u64> {
         self.nodes.iter().flat_map(|n| &n.spans).map(|s| s.ns).collect()
     }
 
-    /// Nanoseconds of kernels alone.
+    /// Duration of all kernels in nanoseconds.
     pub fn kernel_ns(&self) -> u64 {
         self.nodes.iter().flat_map(|n| &n.spans).filter(|s| s.what != COPY).map(|s| s.ns).sum()
     }
@@ -109,8 +114,8 @@ impl Timeline {
         totals
     }
 
-    /// The shorter time of each command in two profiles of one step: the first run of a step is slow, and any may be
-    /// disturbed, so the shortest of several is what it takes.
+    /// Takes the shorter time of each command from two profiles of one step. The first run of a step is slow, and any
+    /// run may be disturbed, so the shortest of several runs is the best estimate.
     pub fn shorter(mut self, other: &Timeline) -> Timeline {
         for (node, other) in self.nodes.iter_mut().zip(&other.nodes) {
             for (span, other) in node.spans.iter_mut().zip(&other.spans) {
@@ -120,7 +125,7 @@ impl Timeline {
         self
     }
 
-    /// With the times of what ran afterwards.
+    /// Appends the times of what ran afterwards.
     pub fn then(mut self, later: Timeline) -> Timeline {
         let spans = self.nodes.iter().flat_map(|n| &n.spans);
         let end = spans.map(|s| s.start_ns + s.ns).max().unwrap_or(0);
@@ -154,7 +159,7 @@ impl Timeline {
     }
 }
 
-/// What a copy is called among kernels.
+/// The name of a copy among kernels.
 pub(crate) const COPY: &str = "copy";
 
 /// `kernel a, kernel b x3`.
@@ -232,7 +237,7 @@ mod tests {
         let events = trace["traceEvents"].as_array().unwrap();
         assert_eq!(events.len(), 2 + 8);
         assert_eq!(events[2]["name"], "h0.\"fc\"");
-        assert_eq!(events[6]["ts"], 3.06); // behind the end of the first step
+        assert_eq!(events[6]["ts"], 3.06); // after the end of the first step
         assert_eq!(events[9]["args"]["kernel"], "add.forward");
     }
 }

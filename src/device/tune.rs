@@ -1,8 +1,8 @@
-//! Which of an op's variants to run: measured on this adapter, remembered in a file.
+//! Finding the fastest variant of each op on this adapter, by measuring.
 //!
-//! Ops offer [`variants`](crate::graph::Op::variants), tiles mostly, the first of them sensible
-//! unmeasured. A [`Tuner`] runs all of them on the shapes of a graph and keeps the fastest as
-//! [`Choices`], which are a part of the [`Profile`](crate::Profile) that plans are made for.
+//! Ops offer [`variants`](crate::graph::Op::variants), mostly tile sizes, the first of them a sensible default. A
+//! [`Tuner`] measures all of them on the shapes of a graph and keeps the fastest as [`Choices`]. Those are a part of
+//! the [`Profile`](crate::Profile) that plans are made for.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -22,8 +22,8 @@ use crate::plan::variants::{Tunable, tunables};
 use crate::profile::Choices;
 use crate::tensor::{DType, Shape};
 
-/// Measures which variants of ops are the fastest on an adapter, and remembers them: in this process, and with a file
-/// also for the next.
+/// Measures which variants of ops are fastest on an adapter. It remembers the results in this process, and in a file
+/// for the next one.
 ///
 /// Use one when the same model will run for a while. Plan first, let the tuner measure those plans, and plan again on
 /// a [handle with the choices](Gpu::with_choices):
@@ -64,15 +64,15 @@ struct Cache {
 struct Entry {
     /// Hash of the WGSL of all variants.
     kernels: u64,
-    /// The fastest.
+    /// The fastest variant.
     variant: String,
-    /// What each took, for people.
+    /// The time of each variant, for human readers.
     microseconds: BTreeMap<String, f64>,
 }
 
 const FORMAT: u32 = 1;
 
-/// Far more than any real cache; a file is not read beyond it.
+/// Far more than any real cache takes; longer files are not read.
 const MAX_FILE_BYTES: u64 = 16 << 20;
 
 impl Default for Cache {
@@ -82,12 +82,12 @@ impl Default for Cache {
 }
 
 impl Tuner {
-    /// A tuner that forgets.
+    /// A tuner without a file: its measurements are lost when it is dropped.
     pub fn new() -> Self {
         Tuner::default()
     }
 
-    /// A tuner that remembers in this file, which need not be there yet.
+    /// A tuner that keeps its measurements in this file, which need not exist yet.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         let io = |source| Error::Io { path: path.display().to_string(), source };
@@ -109,13 +109,13 @@ impl Tuner {
         Ok(Tuner { path: Some(path), cache, measured: 0 })
     }
 
-    /// How many ops were measured, and not remembered.
+    /// Number of ops that were measured, as opposed to remembered.
     pub fn measured(&self) -> usize {
         self.measured
     }
 
-    /// The fastest variants of the ops in these plans, together with what `gpu` has [chosen](Gpu::with_choices)
-    /// already: remembered, or measured now, which waits for the GPU.
+    /// Returns the fastest variants of the ops in these plans, in addition to what `gpu` already
+    /// [uses](Gpu::with_choices). Variants without a remembered result are measured now, which waits for the GPU.
     pub fn tune_blocking<'a>(&mut self, gpu: &Gpu, plans: impl IntoIterator<Item = &'a Plan>) -> Result<Choices> {
         let before = self.measured;
         let mut choices = gpu.profile().choices.clone();
@@ -167,7 +167,7 @@ fn kernels_hash(plans: &[Plan]) -> Result<u64> {
     Ok(fnv1a(text.bytes()))
 }
 
-/// Rounds of measuring: in each, every variant runs once, so that all see the same weather.
+/// Rounds of measuring. Each round runs every variant once, so that all meet the same conditions.
 const ROUNDS: usize = 5;
 
 /// Microseconds that each variant takes: the least of a few rounds.
@@ -190,8 +190,8 @@ fn measure_blocking(gpu: &Gpu, tunable: &Tunable, plans: Vec<Plan>) -> Result<Ve
     Ok(least)
 }
 
-/// Random numbers for the inputs, since zeros and denormals have speeds of their own; integers,
-/// which may be indices, stay zero.
+/// Random numbers for the inputs, since zeros and denormals can be faster or slower than usual. Integers may be indices
+/// and stay zero.
 fn fill(exec: &Executable) -> Result<()> {
     for (seed, external) in exec.plan().externals.iter().enumerate() {
         if external.ty.dtype == DType::F32 {

@@ -1,8 +1,9 @@
-//! The graph builder: named nodes, checked shapes.
+//! The graph builder: named nodes with checked shapes.
 //!
-//! A graph is a list of nodes in the order in which they were made, which is a topological order.
-//! It owns no GPU memory. [`crate::plan`] turns it into buffers and dispatches, [`crate::device`]
-//! runs those, [`crate::reference`] interprets it in f64.
+//! Start every computation here: add inputs, parameters and ops to a [`Graph`]. [`nn`](crate::nn) does so for whole
+//! transformers. A graph is a list of nodes in the order in which they were added, which is a topological order. It
+//! owns no GPU memory. [`crate::plan`] turns it into buffers and dispatches, [`crate::device`] runs those, and
+//! [`crate::reference`] interprets it in f64.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -12,55 +13,43 @@ use crate::error::{Error, Result};
 use crate::tensor::{Shape, TensorType};
 
 mod op;
+mod value;
 
 pub use op::{Op, Vjp};
+use value::Lineage;
+pub(crate) use value::Names;
+pub use value::Value;
 
-/// One output of one node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Value {
-    pub(crate) node: usize,
-    pub(crate) output: usize,
-}
-
-impl Value {
-    /// Index of its node in [`Graph::nodes`].
-    pub fn node(self) -> usize {
-        self.node
-    }
-
-    /// Which of the node's outputs it is.
-    pub fn output(self) -> usize {
-        self.output
-    }
-}
-
-/// Where a node's outputs come from.
+/// The origin of a node's outputs.
 #[derive(Clone, Debug)]
 pub enum Source {
-    /// The host writes it before a step.
+    /// Written by the host before a step.
     Input,
     /// A trained tensor: read by the graph, owned by the caller.
     Param,
     /// A tensor that outlives the step and that [`Graph::store`] may write: gradients, moments.
     State,
-    /// Computed.
+    /// Computed by an op.
     Op(Arc<dyn Op>),
 }
 
-/// A node: a name, where its outputs come from, what it reads.
+/// A node: its name, its origin, its inputs and the types of its outputs.
 #[derive(Clone, Debug)]
 pub struct Node {
-    /// Unique name, with the scopes it was made in: `h.0.attn.q`.
+    /// Unique name, including the scopes that it was added in: `h.0.attn.q`.
     pub name: String,
-    /// Where the outputs come from.
+    /// The origin of the outputs.
     pub source: Source,
-    /// Values that it reads.
+    /// The values that it reads.
     pub inputs: Vec<Value>,
     /// Types of its outputs.
     pub outputs: Vec<TensorType>,
 }
 
-/// A graph under construction.
+/// A graph of tensor operations, under construction.
+///
+/// Every method that adds a node takes a name and checks shapes at once, so an error names the node that is wrong.
+/// Inputs, parameters and states get their data at run time.
 ///
 /// ```
 /// use throughline::{Graph, TensorType};
@@ -73,13 +62,35 @@ pub struct Node {
 /// assert!(err.contains("`z`") && err.contains("[4, 3]") && err.contains("[8, 3]"), "{err}");
 /// # Ok::<(), throughline::Error>(())
 /// ```
-#[derive(Clone, Debug, Default)]
+#[derive(Debug)]
 pub struct Graph {
+    lineage: Lineage,
     nodes: Vec<Node>,
     by_name: HashMap<String, usize>,
     scopes: Vec<String>,
     stores: Vec<(Value, Value)>,
     max_tensor_bytes: Option<u64>,
+}
+
+impl Default for Graph {
+    fn default() -> Self {
+        let (nodes, by_name, scopes, stores) = Default::default();
+        Graph { lineage: Lineage::new(), nodes, by_name, scopes, stores, max_tensor_bytes: None }
+    }
+}
+
+impl Clone for Graph {
+    /// A graph of its own. The values that the original has so far are values of both: see [`Value`].
+    fn clone(&self) -> Self {
+        Graph {
+            lineage: self.lineage.cloned_at(self.nodes.len()),
+            nodes: self.nodes.clone(),
+            by_name: self.by_name.clone(),
+            scopes: self.scopes.clone(),
+            stores: self.stores.clone(),
+            max_tensor_bytes: self.max_tensor_bytes,
+        }
+    }
 }
 
 impl Graph {
@@ -88,28 +99,34 @@ impl Graph {
         Self::default()
     }
 
+    /// The number by which messages name this graph: 1 for the first of the process, and so on.
+    pub fn id(&self) -> u32 {
+        self.lineage.id()
+    }
+
     /// A graph for a device that binds tensors of at most so many bytes: [`nn`](crate::nn) puts larger tables in
     /// parts. [`Gpu::graph`](crate::Gpu::graph) gives one for its device.
     pub fn with_max_tensor_bytes(max: u64) -> Self {
         Graph { max_tensor_bytes: Some(max), ..Self::default() }
     }
 
-    /// The bytes that a tensor may take, as far as the graph knows.
+    /// The most bytes that a tensor may take; `u64::MAX` if no limit was set.
     pub fn max_tensor_bytes(&self) -> u64 {
         self.max_tensor_bytes.unwrap_or(u64::MAX)
     }
 
-    /// A tensor that the host writes before each step.
+    /// Adds a tensor that the host writes before each step: data, token ids, settings.
     pub fn input(&mut self, name: &str, ty: TensorType) -> Result<Value> {
         self.external(name, Source::Input, ty)
     }
 
-    /// A trained tensor of f32.
+    /// Adds a trained f32 tensor. Differentiate with respect to it with [`gradients`](Self::gradients).
     pub fn param(&mut self, name: &str, shape: impl Into<Shape>) -> Result<Value> {
         self.external(name, Source::Param, TensorType::f32(shape))
     }
 
-    /// A tensor that outlives a step and that [`store`](Self::store) may write.
+    /// Adds a tensor that outlives a step and that [`store`](Self::store) may write: caches, moments, outputs in
+    /// buffers of your own.
     pub fn state(&mut self, name: &str, ty: TensorType) -> Result<Value> {
         self.external(name, Source::State, ty)
     }
@@ -120,29 +137,38 @@ impl Graph {
         }
         let name = self.full_name(name);
         if self.by_name.contains_key(&name) {
-            return Err(Error::Graph(format!("there are two inputs, parameters or states named `{name}`")));
+            return Err(Error::Graph(format!(
+                "there are two inputs, parameters or states named `{name}`: put one in `Graph::scoped`"
+            )));
         }
         let node = self.push(Node { name, source, inputs: vec![], outputs: vec![ty] });
-        Ok(Value { node, output: 0 })
+        Ok(self.value(node, 0))
     }
 
-    /// Adds an op with one output.
+    /// Adds an op with a single output and returns that.
     pub fn op1(&mut self, name: &str, op: impl Op, inputs: &[Value]) -> Result<Value> {
         Ok(self.op(name, op, inputs)?[0])
     }
 
-    /// Adds an op and returns its outputs. The name gets the current scopes in front, and a number
-    /// behind if it is taken.
+    /// Adds an op and returns its outputs.
+    ///
+    /// The methods named after ops, such as [`matmul`](Self::matmul), call this one. Use it for ops of your own and for
+    /// side outputs. The current scopes are prepended to the name, and a number is appended if the name is taken.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Node`] if the op rejects the types of the inputs.
     pub fn op(&mut self, name: &str, op: impl Op, inputs: &[Value]) -> Result<Vec<Value>> {
         self.op_arc(name, Arc::new(op), inputs)
     }
 
-    /// [`op`](Self::op) for an op that is already shared.
+    /// [`op`](Self::op) for an op that is shared already.
     pub fn op_arc(&mut self, name: &str, op: Arc<dyn Op>, inputs: &[Value]) -> Result<Vec<Value>> {
         let name = self.full_name(name);
         let err = |message: String, inputs: String| Error::Node { node: name.clone(), op: op.name(), message, inputs };
-        if let Some(v) = self.foreign(inputs) {
-            return Err(err(format!("{v:?} is not a value of this graph"), "-".into()));
+        if let Some(message) = self.foreign(inputs, |i| format!("input {i}")) {
+            let shown = inputs.iter().map(|&v| self.get(v).map_or("?".into(), |ty| ty.to_string()));
+            return Err(err(message, shown.collect::<Vec<_>>().join(", ")));
         }
         let types: Vec<TensorType> = inputs.iter().map(|&v| self.ty(v).clone()).collect();
         let shown = || types.iter().map(|t| t.to_string()).collect::<Vec<_>>().join(", ");
@@ -153,10 +179,10 @@ impl Graph {
         let n = outputs.len();
         let name = self.free_name(name);
         let node = self.push(Node { name, source: Source::Op(op), inputs: inputs.to_vec(), outputs });
-        Ok((0..n).map(|output| Value { node, output }).collect())
+        Ok((0..n).map(|output| self.value(node, output)).collect())
     }
 
-    /// Runs `f` with `scope.` in front of every name.
+    /// Runs `f` with `scope.` prepended to every name.
     pub fn scoped<T>(&mut self, scope: &str, f: impl FnOnce(&mut Graph) -> Result<T>) -> Result<T> {
         self.enter(scope);
         let result = f(self);
@@ -164,7 +190,7 @@ impl Graph {
         result
     }
 
-    /// Puts `scope.` in front of every name from here to [`leave`](Self::leave).
+    /// Prepends `scope.` to every name from here to [`leave`](Self::leave).
     pub(crate) fn enter(&mut self, scope: &str) {
         self.scopes.push(scope.to_string());
     }
@@ -173,10 +199,16 @@ impl Graph {
         self.scopes.pop();
     }
 
-    /// Makes each step leave `value` in `state`.
+    /// Makes each step leave `value` in `state`, a state or parameter of the same type. In place where possible: a step
+    /// then costs no copy.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Graph`] if the types differ, `state` is neither a state nor a parameter, or something is stored there
+    /// already.
     pub fn store(&mut self, value: Value, state: Value) -> Result<()> {
-        self.check_values(&[value, state])?;
-        let target = self.node(state.node);
+        self.check_values(&[value, state], |i| ["store: the value", "store: the state"][i].into())?;
+        let target = self.node(state.node());
         if !matches!(target.source, Source::State | Source::Param) {
             return Err(Error::Graph(format!("store: `{}` is not a state or parameter", target.name)));
         }
@@ -201,41 +233,80 @@ impl Graph {
         &self.stores
     }
 
-    /// The first of these values that is not of this graph.
-    fn foreign(&self, values: &[Value]) -> Option<Value> {
-        let known = |v: &Value| self.nodes.get(v.node).is_some_and(|n| v.output < n.outputs.len());
-        values.iter().copied().find(|v| !known(v))
+    /// What is wrong if one of the values is of another graph; `role` is what the caller calls the value at an index.
+    fn foreign(&self, values: &[Value], role: impl Fn(usize) -> String) -> Option<String> {
+        let i = values.iter().position(|&v| !self.contains(v))?;
+        Some(format!("{} is {}", role(i), self.not_ours(values[i])))
     }
 
-    /// An `Err` if one of the values is not of this graph.
-    pub(crate) fn check_values(&self, values: &[Value]) -> Result<()> {
-        match self.foreign(values) {
-            Some(v) => Err(Error::Graph(format!("{v:?} is not a value of this graph"))),
-            None => Ok(()),
-        }
+    fn not_ours(&self, value: Value) -> String {
+        let ends = match &self.nodes[..] {
+            [] => "which is empty".into(),
+            [only] => format!("which has one node, `{}`", only.name),
+            [first, .., last] => format!("`{}` to `{}`", first.name, last.name),
+        };
+        format!("not a value of this graph: it is {value:?}, and this is graph {}, {ends}", self.id())
+    }
+
+    /// An `Err` if one of the values is of another graph, with what `role` calls it.
+    pub(crate) fn check_values(&self, values: &[Value], role: impl Fn(usize) -> String) -> Result<()> {
+        self.foreign(values, role).map_or(Ok(()), |message| Err(Error::Graph(message)))
+    }
+
+    /// Whether a value is of this graph.
+    pub fn contains(&self, value: Value) -> bool {
+        self.get(value).is_some()
+    }
+
+    /// Type of a value of this graph.
+    fn get(&self, value: Value) -> Option<&TensorType> {
+        let node = self.nodes.get(value.node()).filter(|_| self.lineage.made(value))?;
+        node.outputs.get(value.output())
+    }
+
+    /// [`ty`](Self::ty), or an `Err` with the name of the node that is to read the value.
+    pub(crate) fn type_of(&self, reader: &str, value: Value) -> Result<&TensorType> {
+        let foreign = || Error::Graph(format!("an input of `{}` is {}", self.full_name(reader), self.not_ours(value)));
+        self.get(value).ok_or_else(foreign)
     }
 
     /// Type of a value.
     ///
     /// # Panics
     ///
-    /// If the value is of another graph.
+    /// If the value is of another graph: see [`contains`](Self::contains).
+    #[track_caller]
     pub fn ty(&self, value: Value) -> &TensorType {
-        &self.nodes[value.node].outputs[value.output]
+        match self.get(value) {
+            Some(ty) => ty,
+            None => panic!("{}", self.not_ours(value)),
+        }
     }
 
     /// Name of the node that makes a value.
     ///
     /// # Panics
     ///
-    /// If the value is of another graph.
+    /// If the value is of another graph: see [`contains`](Self::contains).
+    #[track_caller]
     pub fn name(&self, value: Value) -> &str {
-        &self.nodes[value.node].name
+        assert!(self.contains(value), "{}", self.not_ours(value));
+        &self.nodes[value.node()].name
     }
 
-    /// The first output of the node of this name.
+    /// Names of all nodes.
+    pub(crate) fn names(&self) -> Names {
+        Names { lineage: self.lineage.clone(), nodes: self.nodes.iter().map(|node| node.name.clone()).collect() }
+    }
+
+    /// An output of a node of this graph.
+    pub(crate) fn value(&self, node: usize, output: usize) -> Value {
+        self.lineage.value(node, output)
+    }
+
+    /// The first output of the node of this name, scopes included.
     pub fn find(&self, name: &str) -> Option<Value> {
-        self.by_name.get(name).map(|&node| Value { node, output: 0 })
+        self.by_name.get(name).map(|&node| self.value(node, 0))
     }
 
     /// All nodes, in a topological order.
@@ -243,14 +314,14 @@ impl Graph {
         &self.nodes
     }
 
-    /// All parameters, in the order in which they were made.
+    /// All parameters, in the order in which they were added.
     pub fn params(&self) -> Vec<Value> {
         self.externals(|s| matches!(s, Source::Param))
     }
 
     pub(crate) fn externals(&self, keep: impl Fn(&Source) -> bool) -> Vec<Value> {
         let ids = (0..self.nodes.len()).filter(|&i| keep(&self.nodes[i].source));
-        ids.map(|node| Value { node, output: 0 }).collect()
+        ids.map(|node| self.value(node, 0)).collect()
     }
 
     pub(crate) fn node(&self, id: usize) -> &Node {
@@ -260,10 +331,10 @@ impl Graph {
     /// Ids of the nodes that `wanted` depends on, in order.
     pub(crate) fn needed(&self, wanted: &[Value]) -> Vec<usize> {
         let mut seen = BTreeSet::new();
-        let mut stack: Vec<usize> = wanted.iter().map(|v| v.node).collect();
+        let mut stack: Vec<usize> = wanted.iter().map(|v| v.node()).collect();
         while let Some(id) = stack.pop() {
             if seen.insert(id) {
-                stack.extend(self.nodes[id].inputs.iter().map(|v| v.node));
+                stack.extend(self.nodes[id].inputs.iter().map(|v| v.node()));
             }
         }
         seen.into_iter().collect()
@@ -275,7 +346,7 @@ impl Graph {
         self.nodes.len() - 1
     }
 
-    /// The name with the current scopes in front.
+    /// The name with the current scopes prepended.
     pub(crate) fn full_name(&self, name: &str) -> String {
         let mut parts: Vec<&str> = self.scopes.iter().map(String::as_str).collect();
         parts.push(name);

@@ -1,9 +1,11 @@
 //! Kernels: WGSL files with const knobs, specialised by text.
 //!
-//! Each file under `shaders/` is valid WGSL on its own, but for three that stand behind
-//! `shaders/common/rows.wgsl`. Lines of the form `const NAME: T = v;` or
-//! `alias NAME = T;` are *knobs*: a launch may replace the right-hand side. `override` constants
-//! cannot size a function-local array, which is the register tile that a matmul tunes; hence text.
+//! A kernel's text is one file under `shaders/`, or several, one after another: see `ops::TABLE` for
+//! which. Lines of the form `const NAME: T = v;` or `alias NAME = T;` are *knobs*: a launch may replace
+//! the right-hand side. `override` constants cannot size a function-local array, which is the register
+//! tile that a matmul tunes; hence text.
+
+use std::borrow::Cow;
 
 use super::merge::{self, Bound};
 use super::wgsl::Module;
@@ -21,11 +23,11 @@ use crate::profile::Cooperative;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Kernel {
-    /// Name for debuggers, plans and errors: usually the stem of the file.
+    /// Name for debuggers, plans and errors: the stem of the op's file.
     pub label: &'static str,
-    /// The text of the file.
-    pub source: &'static str,
-    /// Name of the entry point.
+    /// The text. Text made at run time will do, too; static text is not copied, and plans know it by its address.
+    pub source: Cow<'static, str>,
+    /// The entry point.
     pub entry: &'static str,
     /// Knobs to set: names and new right-hand sides.
     pub knobs: Vec<(&'static str, String)>,
@@ -37,9 +39,9 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// A kernel with its knobs as written in the file, and with all checks of the driver.
-    pub fn new(label: &'static str, source: &'static str, entry: &'static str) -> Self {
-        Kernel { label, source, entry, knobs: vec![], merged: vec![], trusted: false }
+    /// A kernel with the knobs as written in the file and all checks on.
+    pub fn new(label: &'static str, source: impl Into<Cow<'static, str>>, entry: &'static str) -> Self {
+        Kernel { label, source: source.into(), entry, knobs: vec![], merged: vec![], trusted: false }
     }
 
     /// Sets a knob. A knob that the file does not declare is an error of [`wgsl`](Self::wgsl).

@@ -38,7 +38,10 @@ pub(crate) enum Kind<'a> {
         name: &'a str,
         ty: Range<usize>,
     },
-    /// A `const` or an `alias`, and its right-hand side.
+    Uniform {
+        name: &'a str,
+    },
+    /// A `const` or an `alias`, and what it stands for.
     Named {
         name: &'a str,
         value: Range<usize>,
@@ -122,6 +125,7 @@ impl<'a> Module<'a> {
                         Kind::Storage { name: self.word(name), binding, writes, ty }
                     }
                     "workgroup" => Kind::Workgroup { name: self.word(name), ty },
+                    "uniform" => Kind::Uniform { name: self.word(name) },
                     _ => Kind::Other,
                 }
             }

@@ -1,4 +1,4 @@
-//! A model in files.
+//! A model in mapped files.
 
 use std::ops::Range;
 use std::path::Path;
@@ -14,11 +14,7 @@ use crate::nn::{Param, Transformer, TransformerConfig, TransformerEncoder, part_
 use crate::optim::Arena;
 use crate::tensor::Shape;
 
-/// A model in files: its configuration, and its parameters on demand.
-///
-/// Opening one reads only headers. Hand it to a [`Decoder`](crate::decode::Decoder) or a
-/// [`SentenceEncoder`](crate::embed::SentenceEncoder) to run it, or [`load`](Self::load) it into a trainer's
-/// parameters.
+/// A model in mapped files.
 ///
 /// ```
 /// use throughline::model::Model;
@@ -42,11 +38,8 @@ pub struct Model {
 }
 
 impl Model {
-    /// Opens a folder or file and checks that all parameters are present, in the shapes that the configuration implies.
-    ///
-    /// # Errors
-    ///
-    /// The error names the file and the field, or the tensor.
+    /// Maps a folder or file and checks that all parameters are there, in the shapes that the configuration
+    /// says. An `Err` names file and field, or tensor.
     pub fn open(path: &Path) -> Result<Model> {
         Model::new(Weights::open(path)?)
     }
@@ -146,9 +139,8 @@ impl Model {
         Ok(())
     }
 
-    /// The parameter as the file stores it, for [`packed_linear`](crate::Graph::packed_linear) and
-    /// [`packed_rows`](crate::Graph::packed_rows). `None` if kernels cannot read it that way: they read matrices in
-    /// f16, bf16 or blocks of a few bits whose rows are whole blocks.
+    /// The parameter as rows of the file, if the kernels can read it as it is stored: matrices in f16, bf16 or
+    /// blocks of few bits whose rows are whole blocks.
     pub fn packed(&self, name: &str) -> Result<Option<(Packed, &[u8])>> {
         let Some((matrix, stored, place)) = self.find_packed(name)? else { return Ok(None) };
         stored.check_finite()?;

@@ -56,7 +56,8 @@ pub(super) struct Caches {
 impl Caches {
     /// Adds a cache for `rows` and writes them to it.
     fn write(&mut self, g: &mut Graph, name: &str, rows: Value) -> Result<Value> {
-        let (batch, width) = (g.ty(rows).shape.dims()[0], g.ty(rows).shape.cols());
+        let shape = &g.type_of(name, rows)?.shape;
+        let (batch, width) = (shape.dims()[0], shape.cols());
         let state = g.state(name, TensorType::f32([batch, self.capacity, width]))?;
         let written = g.cache_write(&format!("{name}.write"), rows, self.start, state)?;
         g.store(written, state)?;
@@ -326,7 +327,7 @@ impl<'a> Builder<'a> {
     /// `x` times `factor`, a tensor of shape `[1]` or of the last dimensions of `x`: trained gates and per-channel
     /// scales.
     pub fn scaled(&mut self, name: &str, x: Value, factor: Value) -> Result<Value> {
-        let shape = self.g.ty(x).shape.clone();
+        let shape = self.g.type_of(name, x)?.shape.clone();
         let factor = self.g.broadcast(&format!("{name}.factor"), factor, shape)?;
         self.g.mul(name, x, factor)
     }
@@ -417,7 +418,7 @@ impl<'a> Builder<'a> {
     /// Set `into_stream` if the result is added to the residual stream: such weights are initialised differently (see
     /// [`Init`]).
     pub fn linear(&mut self, name: &str, x: Value, d_out: usize, bias: bool, into_stream: bool) -> Result<Value> {
-        let d_in = self.g.ty(x).shape.cols();
+        let d_in = self.g.type_of(name, x)?.shape.cols();
         let init = self.weight_init(into_stream);
         let weight = format!("{name}.weight");
         let packed = self.packed_matrix(&weight, d_out, d_in)?;
@@ -437,7 +438,7 @@ impl<'a> Builder<'a> {
 
     /// The model's kind of norm over the last dimension, with its trained parameters.
     pub fn norm(&mut self, name: &str, x: Value) -> Result<Value> {
-        let (d, eps) = (self.g.ty(x).shape.cols(), self.config.norm_eps);
+        let (d, eps) = (self.g.type_of(name, x)?.shape.cols(), self.config.norm_eps);
         let gamma = self.param(&format!("{name}.weight"), &[d], ParamInit::Constant(1.0))?;
         match self.config.norm {
             Norm::RmsNorm => self.g.rmsnorm(name, x, gamma, eps),

@@ -6,6 +6,9 @@ use crate::error::{Error, Result};
 use crate::ops::rope::Scaling;
 
 /// Where a block normalises.
+///
+/// Pre-norm is the default of today: it trains deep models without a long warm-up. Post-norm is for models that were
+/// trained that way, such as BERT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NormPlacement {
@@ -17,6 +20,8 @@ pub enum NormPlacement {
 }
 
 /// Kind of norm.
+///
+/// RMSNorm is cheaper and works as well in most models. A model from a file needs its own kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Norm {
@@ -27,6 +32,9 @@ pub enum Norm {
 }
 
 /// How the model knows the positions of tokens.
+///
+/// Rotary embeddings are the usual choice today. They add no parameters, and only the distance between tokens matters.
+/// Learned positions are those of GPT-2 and BERT.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Positions {
@@ -47,6 +55,8 @@ pub enum Positions {
 }
 
 /// The feed-forward network of a block.
+///
+/// SwiGLU has three matrices instead of two; [`TransformerConfig::llama`] makes it narrower to compensate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mlp {
@@ -59,6 +69,8 @@ pub enum Mlp {
 }
 
 /// Which linear layers have biases.
+///
+/// Start from [`ALL`](Self::ALL), [`NONE`](Self::NONE) or [`QKV`](Self::QKV), which cover the usual models.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Biases {
     /// Queries, keys and values.
@@ -79,6 +91,8 @@ impl Biases {
 }
 
 /// How weights are initialised.
+///
+/// It affects only training from scratch.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Init {

@@ -167,6 +167,8 @@ pub enum DecodeRows {
 }
 
 /// Shape of one pass of a decoder.
+///
+/// A decoder has two of these: many tokens for prompts, and one for each token that it generates.
 #[derive(Clone, Copy, Debug)]
 pub struct DecodeShape {
     /// Number of sequences.

@@ -22,7 +22,7 @@ const SOURCE: &str = include_str!("../../shaders/adamw.wgsl");
 pub(super) const ROW: Row = Row {
     name: "adamw",
     summary: "AdamW over flat arenas, in place, with decoupled weight decay and clipping by global norm",
-    source: SOURCE,
+    sources: &[SOURCE],
     cases: || {
         // lr, beta1, beta2, eps, weight decay, 1 - beta1^3, 1 - beta2^3, largest norm. The values are larger than in
         // practice, so that every term shows against the parameters.
@@ -61,6 +61,9 @@ pub struct AdamW {
 }
 
 /// Settings of one step, written by the host.
+///
+/// Only for graphs with an update of your own: an [`Optimizer`](crate::optim::Optimizer) derives these from its
+/// [`AdamWConfig`](crate::optim::AdamWConfig) and the schedule.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamWSettings {
     /// Learning rate.

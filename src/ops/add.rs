@@ -16,7 +16,7 @@ const SOURCE: &str = include_str!("../../shaders/add.wgsl");
 pub(super) const ROW: Row = Row {
     name: "add",
     summary: "y = a + b; b may repeat over leading dimensions",
-    source: SOURCE,
+    sources: &[SOURCE],
     cases: || {
         let case = |a: &[usize], b: &[usize]| Case::new(format!("{a:?} + {b:?}"), Add, &[a, b]);
         vec![
@@ -30,7 +30,7 @@ pub(super) const ROW: Row = Row {
     bench: || vec![Case::new("4096x768", Add, &[&[4096, 768], &[4096, 768]])],
 };
 
-/// `(a, b) -> a + b`; `b` has the shape of `a`, its trailing dimensions, or `[1]`.
+/// `(a, b) -> a + b`; `b` has the shape of `a`, its trailing dimensions, or `[1]`. Usually added by [`Graph::add`].
 #[derive(Clone, Copy, Debug)]
 pub struct Add;
 

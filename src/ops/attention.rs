@@ -16,12 +16,19 @@ use crate::kernel::{Bind, Kernel, Launch, Program};
 use crate::profile::AdapterClass;
 use crate::tensor::TensorType;
 
-const SOURCE: LaneSource = lane_source!("attention.wgsl");
+// The texts of each family of kernels; `shaders/attention/shared.wgsl` says what each is for.
+const LANES: LaneSource = lane_source!("attention/shared.wgsl", "attention/lanes.wgsl");
+const TILED: LaneSource = lane_source!("attention/shared.wgsl", "attention/teams.wgsl", "attention/tiled.wgsl");
+const DECODE: LaneSource = lane_source!("attention/shared.wgsl", "attention/teams.wgsl", "attention/decode.wgsl");
+const ROW_DOTS: &str = concat!(
+    include_str!("../../shaders/attention/shared.wgsl"),
+    include_str!("../../shaders/attention/row_dots.wgsl"),
+);
 
 pub(super) const ROW: Row = Row {
     name: "attention",
     summary: "o = softmax(scale * q k^T) v by head, causal or full, grouped heads; no T x T matrix",
-    source: SOURCE.plain,
+    sources: &[LANES.plain, TILED.plain, DECODE.plain, ROW_DOTS],
     cases,
     bench: || {
         let square = |t: usize, heads: usize| case(1, (t, t), (heads, heads), 64, true);
@@ -374,27 +381,23 @@ impl Tile {
         }
     }
 
-    /// `plain` is the entry point's name where it is not tiled.
-    fn entry(&self, plain: &'static str) -> &'static str {
+    /// The texts and the entry point; `plain` is the latter's name in `lanes.wgsl`.
+    fn family(&self, plain: &'static str) -> (LaneSource, &'static str) {
         match (self.cut, plain) {
-            (Cut::Decode(_), _) => "decode",
-            (Cut::Tiled(_), "forward") => "tiled_forward",
-            (Cut::Tiled(_), "backward_q") => "tiled_backward_q",
-            (Cut::Tiled(_), "backward_kv") => "tiled_backward_kv",
-            _ => plain,
+            (Cut::Rows(_), _) => (LANES, plain),
+            (Cut::Decode(_), _) => (DECODE, "decode"),
+            (Cut::Tiled(_), "backward_q") => (TILED, "tiled_backward_q"),
+            (Cut::Tiled(_), "backward_kv") => (TILED, "tiled_backward_kv"),
+            (Cut::Tiled(_), _) => (TILED, "tiled_forward"),
         }
     }
 
     fn kernel(&self, plain: &'static str, dh: usize) -> Kernel {
-        let (elem, width) = if dh.is_multiple_of(4) { ("vec4<f32>", 4) } else { ("f32", 1) };
-        let dim = dh / width;
+        let (elem, width, dim) = units(dh);
         let divisor = |most: usize| (1..=most.min(dim)).rev().find(|n| dim.is_multiple_of(*n)).unwrap_or(1);
-        let kernel = table_kernel("attention", SOURCE.text(self.subgroups), self.entry(plain))
-            .knob("Moved", elem)
-            .knob("GROUP", self.group as u32)
-            .knob("E", elem)
-            .knob("WIDTH", width as u32)
-            .knob("DIM", dim as u32);
+        let (source, entry) = self.family(plain);
+        let kernel =
+            shared_kernel(source.text(self.subgroups), entry, dh).knob("Moved", elem).knob("GROUP", self.group as u32);
         match self.cut {
             Cut::Rows(rows) => {
                 // As much of a row as the lanes can hold, and as many rows as fit beside each other.
@@ -422,6 +425,18 @@ impl Tile {
             }
         }
     }
+}
+
+/// What kernels load at a time: its type, its elements, and how many of them are a head of `dh` elements.
+fn units(dh: usize) -> (&'static str, usize, usize) {
+    let (elem, width) = if dh.is_multiple_of(4) { ("vec4<f32>", 4) } else { ("f32", 1) };
+    (elem, width, dh / width)
+}
+
+/// A kernel with the knobs of `shared.wgsl` that depend on the width of a head.
+fn shared_kernel(source: &'static str, entry: &'static str, dh: usize) -> Kernel {
+    let (elem, width, dim) = units(dh);
+    table_kernel("attention", source, entry).knob("E", elem).knob("WIDTH", width as u32).knob("DIM", dim as u32)
 }
 
 /// In four sums, which the compiler makes one vector.
@@ -531,7 +546,7 @@ impl Op for AttentionBackward {
         let rows = d.batch * op.heads * d.tq;
         let delta = program.scratch(TensorType::f32([rows]));
         let tile = Tile::pick(&Tile::backward(cx, &d), cx.variant)?;
-        let kernel = Tile { cut: Cut::Rows(1), ..tile }.kernel("row_dots", d.dh);
+        let kernel = shared_kernel(ROW_DOTS, "row_dots", d.dh);
         let binds = [Bind::In(3), Bind::In(5), Bind::Scratch(delta)];
         program.dispatch(kernel, &binds, &op.words(&d, 1, rows), cx.profile.grid(rows.div_ceil(64)));
         let ins = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::In(5), Bind::In(4), Bind::ScratchIn(delta)];

@@ -15,7 +15,7 @@ const SOURCE: &str = include_str!("../../shaders/cache.wgsl");
 pub(super) const ROW: Row = Row {
     name: "cache",
     summary: "cache[b, start[b] + i] = rows[b, i] in place, and its dual rows[b, i] = cache[b, start[b] + i]",
-    source: SOURCE,
+    sources: &[SOURCE],
     cases: || {
         let mut cases = vec![];
         let shapes: [([usize; 4], &[f64]); 7] = [

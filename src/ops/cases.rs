@@ -12,13 +12,14 @@ use crate::tensor::{Shape, TensorType};
 /// One row of the table: everything that documentation, tests and benchmarks need to know about an op.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
-    /// Name of the op: the stem of its two files.
+    /// Name of the op: the stem of its Rust file, and of its WGSL file or folder.
     pub name: &'static str,
     /// One line: the formula.
     pub summary: &'static str,
-    /// The WGSL file's text; empty for ops without a kernel.
-    pub source: &'static str,
-    /// Cases for every test: odd shapes, tall, wide, not multiples of any tile.
+    /// Its WGSL texts as they are compiled, shared ones before those that use them, with knobs as written and
+    /// without subgroup operations. Empty for ops without a kernel.
+    pub sources: &'static [&'static str],
+    /// Cases that every test runs over: odd shapes, tall, wide, not multiples of any tile.
     pub cases: fn() -> Vec<Case>,
     /// Cases for `cargo bench`: sizes that are common in models.
     pub bench: fn() -> Vec<Case>,

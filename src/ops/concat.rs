@@ -14,8 +14,8 @@ const SOURCE: &str = include_str!("../../shaders/concat.wgsl");
 
 pub(super) const ROW: Row = Row {
     name: "concat",
-    summary: "y = the inputs concatenated along one axis",
-    source: SOURCE,
+    summary: "y = the inputs one behind the other along one axis",
+    sources: &[SOURCE],
     cases: || {
         let case =
             |axis: usize, shapes: &[&[usize]]| Case::new(format!("axis {axis} of {shapes:?}"), Concat { axis }, shapes);

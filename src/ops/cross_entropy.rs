@@ -19,7 +19,7 @@ const SOURCE: LaneSource = lane_source!("common/rows.wgsl", "cross_entropy.wgsl"
 pub(super) const ROW: Row = Row {
     name: "cross_entropy",
     summary: "loss = mean over rows of logsumexp(logits) - logits[target]",
-    source: SOURCE.plain,
+    sources: &[SOURCE.plain],
     cases: || {
         let case = |rows: usize, classes: usize, ids: u32| {
             let case = Case::new(format!("{rows}x{classes}, targets below {ids}"), CrossEntropy, &[&[rows, classes]]);

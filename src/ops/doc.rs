@@ -17,7 +17,7 @@ pub fn markdown(table: &[Row]) -> String {
     for row in table {
         let cases = (row.cases)();
         let worst = cases.iter().map(|c| c.nmse).fold(0.0, f64::max);
-        let kernels = entry_points(row.source).join(", ");
+        let kernels = row.sources.iter().flat_map(|text| entry_points(text)).collect::<Vec<_>>().join(", ");
         // A write to a String cannot fail.
         let _ = writeln!(page, "| {} | {} | {kernels} | {} | {worst:.0e} |", row.name, row.summary, cases.len());
     }

@@ -25,7 +25,7 @@ const SOURCE: &str = include_str!("../../shaders/dropout.wgsl");
 pub(super) const ROW: Row = Row {
     name: "dropout",
     summary: "y = x * keep / (1 - p), keep from a hash of (seed, step, stream, i); adds to the stream in place",
-    source: SOURCE,
+    sources: &[SOURCE],
     cases: || {
         let half = Dropout { p: 0.5, stream: 1, accumulate: false };
         let case = |s: &&[usize]| seeded(format!("{s:?}"), half, s);

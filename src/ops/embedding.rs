@@ -22,7 +22,7 @@ const SOURCE: &str = include_str!("../../shaders/embedding.wgsl");
 pub(super) const ROW: Row = Row {
     name: "embedding",
     summary: "y[t] = table[ids[t] - first]; ids out of range give zeros",
-    source: SOURCE,
+    sources: &[SOURCE],
     cases: || {
         // The last number bounds the ids: above the vocabulary, some are out of range.
         let forward = |table: &[usize; 2], ids: &[usize], below: u32| {

@@ -14,7 +14,7 @@ const SOURCE: &str = include_str!("../../shaders/fill.wgsl");
 pub(super) const ROW: Row = Row {
     name: "fill",
     summary: "y = c everywhere",
-    source: SOURCE,
+    sources: &[SOURCE],
     cases: || {
         let case = |s: &&[usize]| Case::new(format!("{s:?}"), Fill::new(*s, 0.5), &[]).forward_only();
         elementwise::SHAPES.iter().map(case).collect()

@@ -23,7 +23,7 @@ const CUBIC: f64 = 0.044715;
 pub(super) const ROW: Row = Row {
     name: "gelu",
     summary: "y = x * phi(x); phi exact (erf) or in GPT-2's tanh form",
-    source: SOURCE,
+    sources: &[SOURCE],
     cases,
     bench: || [true, false].map(|tanh| Case::new(form("4096x3072", tanh), Gelu { tanh }, &[&[4096, 3072]])).into(),
 };

@@ -23,7 +23,7 @@ const SOURCE: LaneSource = lane_source!("common/rows.wgsl", "l2_norm.wgsl");
 pub(super) const ROW: Row = Row {
     name: "l2_norm",
     summary: "y = sqrt(sum x^2) over all elements",
-    source: SOURCE.plain,
+    sources: &[SOURCE.plain],
     cases: || {
         let shapes: [&[usize]; 5] = [&[1], &[127], &[1757], &[33, 7, 5], &[2, 4999]];
         let mut cases: Vec<Case> = shapes.iter().map(|s| Case::new(format!("{s:?}"), L2Norm, &[s])).collect();

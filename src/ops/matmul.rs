@@ -14,20 +14,23 @@ use crate::kernel::{Bind, Kernel, Launch, Program};
 use crate::profile::{AdapterClass, Cooperative, Profile};
 use crate::tensor::{Shape, TensorType};
 
-const SOURCE: LaneSource = lane_source!("matmul.wgsl");
+// The texts of each family of kernels; `shaders/matmul/shared.wgsl` says what each is for.
+const LANES: LaneSource = lane_source!("matmul/shared.wgsl", "matmul/columns.wgsl", "matmul/lanes.wgsl");
+const FEW_ROWS: LaneSource = lane_source!("matmul/shared.wgsl", "matmul/columns.wgsl", "matmul/few.wgsl");
 
-macro_rules! cooperative_source {
-    ($($enable:literal),+) => {
+macro_rules! strip_source {
+    ($file:literal $(, $extension:literal)*) => {
         concat!(
-            $("enable ", $enable, ";\n",)+
-            include_str!("../../shaders/common/no_subgroups.wgsl"),
-            include_str!("../../shaders/matmul.wgsl"),
-            include_str!("../../shaders/matmul_cooperative.wgsl"),
+            $("enable ", $extension, ";\n",)*
+            include_str!("../../shaders/matmul/shared.wgsl"),
+            include_str!("../../shaders/matmul/strips.wgsl"),
+            include_str!(concat!("../../shaders/matmul/", $file)),
         )
     };
 }
-const COOPERATIVE_F32: &str = cooperative_source!("wgpu_cooperative_matrix");
-const COOPERATIVE_F16: &str = cooperative_source!("wgpu_cooperative_matrix", "f16");
+const TILED: &str = strip_source!("tiled.wgsl");
+const COOPERATIVE_F32: &str = strip_source!("cooperative.wgsl", "wgpu_cooperative_matrix");
+const COOPERATIVE_F16: &str = strip_source!("cooperative.wgsl", "wgpu_cooperative_matrix", "f16");
 
 /// Ways to cut a product into workgroups. docs/rejected.md has others.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -81,7 +84,7 @@ const FEW: usize = 4;
 const TILE_K: usize = 16;
 
 /// The tiles of GPUs, from the largest.
-const TILED: [Tile; 6] = [
+const TILES: [Tile; 6] = [
     Tile::Tiled { m: 128, n: 128, rows: 2, quads: 2 },
     Tile::Tiled { m: 128, n: 64, rows: 2, quads: 2 },
     Tile::Tiled { m: 64, n: 64, rows: 2, quads: 2 },
@@ -96,7 +99,7 @@ const ENOUGH_GROUPS: usize = 48;
 pub(super) const ROW: Row = Row {
     name: "matmul",
     summary: "y = op(a) op(b) + bias, op transposes or not; batched; adds to the stream in its epilogue",
-    source: SOURCE.plain,
+    sources: &[LANES.plain, FEW_ROWS.plain, TILED, COOPERATIVE_F32],
     cases,
     bench: || {
         let square = |n: usize| Case::new(format!("{n}"), Matmul::default(), &[&[n, n], &[n, n]]);
@@ -181,7 +184,7 @@ impl Graph {
     /// `a b`: `[.., k] x [k, n] -> [.., n]`, or matrix by matrix if `b` has more than two
     /// dimensions.
     pub fn matmul(&mut self, name: &str, a: Value, b: Value) -> Result<Value> {
-        let batch = self.ty(b).shape.rank() > 2;
+        let batch = self.type_of(name, b)?.shape.rank() > 2;
         self.op1(name, Matmul { batch, ..Matmul::default() }, &[a, b])
     }
 
@@ -300,7 +303,7 @@ impl Matmul {
         let strips = d.n.div_ceil(4 * lanes * quads);
         let [strip, depth] = [lanes * quads, d.k.div_ceil(4)];
         let scratch = program.scratch(TensorType::f32([d.batch * strips, 4 * depth, 4 * strip]));
-        let kernel = table_kernel("matmul", SOURCE.plain, "pack")
+        let kernel = table_kernel("matmul", LANES.plain, "pack")
             .knob("A_TRANSPOSED", !self.transpose_b)
             .knob("A_ALIGNED", b_axis(self, d).is_multiple_of(4))
             .knob("K_TAIL", !d.k.is_multiple_of(4))
@@ -317,24 +320,23 @@ impl Matmul {
         let software = profile.class == AdapterClass::Cpu;
         let (vector, shuffles) = profile.vector_lanes();
         let subgroup = profile.subgroup_lanes().unwrap_or(1);
-        let (entry, step, subgroups) = match (tile, d.n % 4) {
-            (Tile::Lanes { .. }, 0) => ("forward_lanes_quads", 4, shuffles),
-            (Tile::Lanes { .. }, _) => ("forward_lanes", 4, shuffles),
-            (Tile::Few { slices, .. }, _) => {
-                ("forward_few", 4, slices > 1 && if software { shuffles } else { subgroup > 1 })
-            }
-            (Tile::Tiled { .. }, 0) => ("forward_tiled_quads", TILE_K, false),
-            (Tile::Tiled { .. }, _) => ("forward_tiled", TILE_K, false),
-            (Tile::Cooperative { .. }, _) => ("forward_cooperative", TILE_K, false),
+        let subgroups = match tile {
+            Tile::Lanes { .. } => shuffles,
+            Tile::Few { slices, .. } => slices > 1 && if software { shuffles } else { subgroup > 1 },
+            Tile::Tiled { .. } | Tile::Cooperative { .. } => false,
+        };
+        let (source, entry, step) = match (tile, d.n % 4) {
+            (Tile::Lanes { .. }, 0) => (LANES.text(subgroups), "forward_lanes_quads", 4),
+            (Tile::Lanes { .. }, _) => (LANES.text(subgroups), "forward_lanes", 4),
+            (Tile::Few { .. }, _) => (FEW_ROWS.text(subgroups), "forward_few", 4),
+            (Tile::Tiled { .. }, 0) => (TILED, "forward_tiled_quads", TILE_K),
+            (Tile::Tiled { .. }, _) => (TILED, "forward_tiled", TILE_K),
+            (Tile::Cooperative { kind: Cooperative::F32, .. }, _) => (COOPERATIVE_F32, "forward_cooperative", TILE_K),
+            (Tile::Cooperative { kind: Cooperative::F16, .. }, _) => (COOPERATIVE_F16, "forward_cooperative", TILE_K),
         };
         // With one row a column is as good as a row. Quads run along the contiguous axis.
         let transpose_a = self.transpose_a && d.m > 1;
         let a_axis = if transpose_a { d.m } else { d.k };
-        let source = match tile {
-            Tile::Cooperative { kind: Cooperative::F32, .. } => COOPERATIVE_F32,
-            Tile::Cooperative { kind: Cooperative::F16, .. } => COOPERATIVE_F16,
-            _ => SOURCE.text(subgroups),
-        };
         let kernel = table_kernel("matmul", source, entry)
             .knob("A_TRANSPOSED", transpose_a)
             .knob("B_TRANSPOSED", self.transpose_b)
@@ -356,14 +358,12 @@ impl Matmul {
                 .knob("QUADS", quads as u32)
                 .knob("SUBGROUP", if subgroups { subgroup.min((lanes * slices) as u32) } else { 1 }),
             Tile::Tiled { m, n, rows, quads } => kernel
-                .knob("QUADS", 1u32)
                 .knob("TILE_M", m as u32)
                 .knob("TILE_N", n as u32)
                 .knob("TILE_ROWS", rows as u32)
                 .knob("TILE_QUADS", quads as u32),
             Tile::Cooperative { kind, m, n } => {
                 let kernel = kernel
-                    .knob("QUADS", 1u32)
                     .knob("TILE_M", m as u32)
                     .knob("TILE_N", n as u32)
                     .knob("COOPERATING", profile.subgroups.map_or(32, |[_, max]| max));
@@ -406,7 +406,7 @@ fn tiled(d: &Dims) -> Vec<Tile> {
         let (m, n) = tile.size(d, 0);
         d.batch * padded(tile) / (m * n) >= ENOUGH_GROUPS && padded(tile) <= d.m * d.n * 5 / 4
     };
-    let mut tiles: Vec<Tile> = TILED.into_iter().filter(suits).collect();
+    let mut tiles: Vec<Tile> = TILES.into_iter().filter(suits).collect();
     let least = || (0..tiles.len()).rev().min_by_key(|&i| padded(&tiles[i]));
     let best = tiles.iter().position(good).or_else(least).unwrap_or(0);
     tiles[..=best].rotate_right(1);

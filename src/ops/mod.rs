@@ -5,10 +5,10 @@
 //! and gradient of an op; for settings that have no method of their own, which [`Graph::op`](crate::Graph::op) takes as
 //! a struct; or to write an op yourself.
 //!
-//! An op is two files with the same stem, `src/ops/<op>.rs` and `shaders/<op>.wgsl`, and one row in [`TABLE`]. Tests,
-//! benchmarks, shader validation and the generated op table iterate over the rows. Autodiff, fusion, the planner and
-//! the executor only call the trait [`Op`]. Nothing else knows which ops exist, so an op of an application works
-//! exactly like the ones here.
+//! An op is a Rust file and a WGSL file with the same stem, `src/ops/<op>.rs` and `shaders/<op>.wgsl` (or a folder
+//! `shaders/<op>/`), and one row in [`TABLE`]. Tests, benchmarks, shader validation and the generated op table iterate
+//! over the rows. Autodiff, fusion, the planner and the executor only call the trait [`Op`]. Nothing else knows which
+//! ops exist, so an op of an application works exactly like the ones here.
 
 pub mod adamw;
 pub mod add;

@@ -15,12 +15,12 @@ const SOURCE: &str = include_str!("../../shaders/mul.wgsl");
 pub(super) const ROW: Row = Row {
     name: "mul",
     summary: "y = a * b, element by element",
-    source: SOURCE,
+    sources: &[SOURCE],
     cases: || elementwise::SHAPES.iter().map(|s| Case::new(format!("{s:?}"), Mul, &[s, s])).collect(),
     bench: || vec![Case::new("4096x768", Mul, &[&[4096, 768], &[4096, 768]])],
 };
 
-/// `(a, b) -> a * b`; both of the same shape.
+/// `(a, b) -> a * b`; both of the same shape. Usually added by [`Graph::mul`].
 #[derive(Clone, Copy, Debug)]
 pub struct Mul;
 

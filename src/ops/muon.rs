@@ -38,7 +38,7 @@ const COEFFICIENTS: [f64; 3] = [3.4445, -4.7750, 2.0315];
 pub(super) const ROW: Row = Row {
     name: "muon",
     summary: "Muon's momentum / its Frobenius norm by matrix; its polynomial's a I + b A; its update, in place",
-    source: SOURCE.plain,
+    sources: &[SOURCE.plain],
     cases: || {
         // lr, momentum, weight decay, largest norm.
         const PLAIN: &[f64] = &[0.5, 0.95, 0.0, 0.0];
@@ -117,6 +117,9 @@ pub struct MuonUpdate {
 }
 
 /// Settings of one step, written by the host.
+///
+/// Only for graphs with an update of your own: an [`Optimizer`](crate::optim::Optimizer) derives these from its
+/// [`MuonConfig`](crate::optim::MuonConfig) and the schedule.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MuonSettings {
     /// Learning rate.

@@ -24,7 +24,7 @@ const SOURCE: LaneSource = lane_source!("common/rows.wgsl", "norm.wgsl");
 pub(super) const LAYERNORM: Row = Row {
     name: "layernorm",
     summary: "y = (x - mean(x)) / sqrt(var(x) + eps) * gamma + beta, by row",
-    source: SOURCE.plain,
+    sources: &[SOURCE.plain],
     cases: || cases(true),
     bench: || vec![case(true, &[1024, 384]), case(true, &[4096, 768])],
 };
@@ -32,7 +32,7 @@ pub(super) const LAYERNORM: Row = Row {
 pub(super) const RMSNORM: Row = Row {
     name: "rmsnorm",
     summary: "y = x / sqrt(mean(x^2) + eps) * gamma, by row",
-    source: SOURCE.plain,
+    sources: &[SOURCE.plain],
     cases: || cases(false),
     bench: || vec![case(false, &[4096, 768])],
 };

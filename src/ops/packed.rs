@@ -28,7 +28,7 @@ const SOURCE: LaneSource = lane_source!("packed.wgsl");
 pub(super) const ROW: Row = Row {
     name: "packed",
     summary: "y = x w^T + bias, and rows of w by id, with w as f16, bf16 or in ggml's blocks",
-    source: SOURCE.plain,
+    sources: &[SOURCE.plain],
     cases,
     bench: || {
         let case = |m, n, k, stored| linear(m, Packed { stored, n, k }, false);

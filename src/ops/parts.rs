@@ -27,8 +27,7 @@ impl Graph {
         if let [table] = tables {
             return self.embedding(name, *table, ids);
         }
-        self.check_values(tables)?;
-        let rows: Vec<usize> = tables.iter().map(|&t| self.ty(t).shape.rows()).collect();
+        let rows = tables.iter().map(|&t| Ok(self.type_of(name, t)?.shape.rows())).collect::<Result<Vec<_>>>()?;
         self.sum_of_parts(name, &rows, |g, name, i, first| g.op1(name, Embedding { first }, &[tables[i], ids]))
     }
 

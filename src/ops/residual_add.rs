@@ -18,12 +18,12 @@ const SOURCE: &str = include_str!("../../shaders/residual_add.wgsl");
 pub(super) const ROW: Row = Row {
     name: "residual_add",
     summary: "y = x + branch, in place on x; its gradient is no kernel",
-    source: SOURCE,
+    sources: &[SOURCE],
     cases: || elementwise::SHAPES.iter().map(|s| Case::new(format!("{s:?}"), ResidualAdd, &[s, s])).collect(),
     bench: || vec![Case::new("4096x768", ResidualAdd, &[&[4096, 768], &[4096, 768]])],
 };
 
-/// `(x, branch) -> x + branch`; both of the same shape.
+/// `(x, branch) -> x + branch`; both of the same shape. Usually added by [`Graph::residual_add`].
 #[derive(Clone, Copy, Debug)]
 pub struct ResidualAdd;
 

@@ -30,7 +30,7 @@ const MAX_HEAD: usize = 1024;
 pub(super) const ROW: Row = Row {
     name: "rope",
     summary: "rotates pairs of elements by position * theta^(-2j/dh); halves or interleaved",
-    source: SOURCE,
+    sources: &[SOURCE],
     cases,
     bench: || {
         let op = Rope { heads: 12, ..Rope::default() };

@@ -17,7 +17,7 @@ const SOURCE: &str = include_str!("../../shaders/scale.wgsl");
 pub(super) const ROW: Row = Row {
     name: "scale",
     summary: "y = c * x with a constant c; adds to the stream in place",
-    source: SOURCE,
+    sources: &[SOURCE],
     cases: || {
         let plain = Scale { factor: -0.375, accumulate: false };
         let case = |s: &&[usize]| Case::new(format!("{s:?}"), plain, &[s]);

@@ -20,7 +20,7 @@ const SOURCE: &str = include_str!("../../shaders/slice.wgsl");
 pub(super) const ROW: Row = Row {
     name: "slice",
     summary: "y = x[start .. start + len] along one axis, and its dual, zeros around y",
-    source: SOURCE,
+    sources: &[SOURCE],
     cases: || {
         let slice = |x: &[usize], axis: usize, start: usize, len: usize| {
             let name = format!("{start}..{} of axis {axis} of {x:?}", start + len);
@@ -137,8 +137,9 @@ impl Op for Slice {
         };
         let inside = self.start.checked_add(self.len).is_some_and(|end| end <= n);
         if self.len == 0 || !inside {
-            let (start, len) = (self.start, self.len);
-            return Err(format!("{len} from {start} is no range of axis {}, which has length {n}", self.axis));
+            let (start, end) = (self.start, self.start.saturating_add(self.len));
+            let problem = if self.len == 0 { "empty" } else { "out of range" };
+            return Err(format!("{start}..{end} is {problem}: axis {} has length {n}", self.axis));
         }
         Ok(vec![TensorType { shape: with_axis(&x.shape, self.axis, self.len), dtype: x.dtype }])
     }

@@ -15,7 +15,7 @@ const SOURCE: LaneSource = lane_source!("common/rows.wgsl", "softmax.wgsl");
 pub(super) const ROW: Row = Row {
     name: "softmax",
     summary: "y = exp(x) / sum(exp(x)), by row",
-    source: SOURCE.plain,
+    sources: &[SOURCE.plain],
     cases: || {
         let shapes: [&[usize]; 6] = [&[1, 1], &[127, 3], &[5, 1757], &[257, 12], &[2, 9, 64], &[3, 4096]];
         let case = |s: &&[usize]| Case::new(format!("{s:?}"), Softmax, &[s]);

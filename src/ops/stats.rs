@@ -19,7 +19,7 @@ const SOURCE: LaneSource = lane_source!("common/rows.wgsl", "stats.wgsl");
 pub(super) const ROW: Row = Row {
     name: "stats",
     summary: "board[row..] = sum, sum of squares, largest magnitude of a and of b, and a.b, by chunk; for probes",
-    source: SOURCE.plain,
+    sources: &[SOURCE.plain],
     cases: || {
         let shapes: [&[usize]; 5] = [&[1], &[127], &[33, 7, 5], &[2, 34_999], &[1757, 4]];
         let one = |s: &&[usize]| case(format!("{s:?}"), s, false);

@@ -21,7 +21,7 @@ const SOURCE: &str = include_str!("../../shaders/sum.wgsl");
 pub(super) const ROW: Row = Row {
     name: "sum",
     summary: "y[c] = sum_r x[r, c], and its dual y[r, c] = x[c]",
-    source: SOURCE,
+    sources: &[SOURCE],
     cases: || {
         let sum = |from: &[usize], to: &[usize]| Case::new(format!("{from:?} to {to:?}"), Sum::to(to), &[from]);
         let repeat = |from: &[usize], to: &[usize]| {

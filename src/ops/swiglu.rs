@@ -17,7 +17,7 @@ const SOURCE: &str = include_str!("../../shaders/swiglu.wgsl");
 pub(super) const ROW: Row = Row {
     name: "swiglu",
     summary: "y = gate * sigmoid(gate) * up",
-    source: SOURCE,
+    sources: &[SOURCE],
     cases: || {
         let case = |s: &&[usize]| Case::new(format!("{s:?}"), SwiGlu, &[s, s]);
         // Both tails, where a naive exp overflows.

@@ -21,7 +21,7 @@ pub const MAX_K: usize = 64;
 pub(super) const ROW: Row = Row {
     name: "top_k",
     summary: "the k largest logits by row, their ids, and log(sum(exp((x - max) / temperature))) of the whole row",
-    source: SOURCE,
+    sources: &[SOURCE],
     cases,
     bench: || vec![case(1, 49_152, 64, 0.8), case(8, 151_936, 64, 0.8)],
 };

@@ -14,7 +14,7 @@ const SOURCE: &str = include_str!("../../shaders/transpose.wgsl");
 pub(super) const ROW: Row = Row {
     name: "transpose",
     summary: "y = x with two axes swapped",
-    source: SOURCE,
+    sources: &[SOURCE],
     cases: || {
         let case =
             |x: &[usize], a: usize, b: usize| Case::new(format!("{a} and {b} of {x:?}"), Transpose { a, b }, &[x]);

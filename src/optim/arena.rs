@@ -10,6 +10,8 @@ use crate::nn::{Transformer, TransformerConfig, is_hidden_matrix};
 use crate::tensor::{Shape, TensorType};
 
 /// The place of each tensor in an arena. Pure data, known before there is a device.
+///
+/// Make one to find out how much memory parameters take, or to create an [`Arena`] for them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ArenaLayout {
     /// Names and shapes, in the order given.
@@ -129,12 +131,12 @@ impl ArenaLayout {
 
     /// The layout of a graph's parameters. See [`new`](Self::new) for `max_bytes`.
     pub fn of(graph: &Graph, params: &[Value], max_bytes: u64) -> Result<Self> {
-        Self::new(named(graph, params), max_bytes)
+        Self::new(named(graph, params)?, max_bytes)
     }
 
     /// The same for training, with Muon's parts if `muon` is true.
     pub(crate) fn for_training(graph: &Graph, params: &[Value], max_bytes: u64, muon: bool) -> Result<Self> {
-        Self::with_muon(named(graph, params), max_bytes, |name, shape| muon && is_hidden_matrix(name, shape))
+        Self::with_muon(named(graph, params)?, max_bytes, |name, shape| muon && is_hidden_matrix(name, shape))
     }
 
     /// Number of elements of all parts, gaps included.
@@ -157,8 +159,9 @@ impl ArenaLayout {
 }
 
 /// Names and shapes of a graph's parameters.
-fn named(graph: &Graph, params: &[Value]) -> Vec<(String, Shape)> {
-    params.iter().map(|&v| (graph.name(v).to_string(), graph.ty(v).shape.clone())).collect()
+fn named(graph: &Graph, params: &[Value]) -> Result<Vec<(String, Shape)>> {
+    graph.check_values(params, |i| format!("parameter {i} of the layout"))?;
+    Ok(params.iter().map(|&v| (graph.name(v).to_string(), graph.ty(v).shape.clone())).collect())
 }
 
 /// Many tensors in GPU memory, in as few buffers as possible.
@@ -193,10 +196,7 @@ impl Arena {
             parts.push(Tensor::zeros(gpu, &numbered(label, i), ty)?);
         }
         let tensors = (layout.tensors.iter().zip(&layout.places))
-            .map(|((_, shape), place)| {
-                let buffer = parts[place.part].buffer().clone();
-                Tensor::from_buffer(buffer, 4 * place.offset as u64, TensorType::f32(shape.clone()))
-            })
+            .map(|((_, shape), place)| parts[place.part].range(4 * place.offset as u64, TensorType::f32(shape.clone())))
             .collect::<Result<_>>()?;
         Ok(Arena { layout: layout.clone(), parts, tensors })
     }

@@ -69,7 +69,7 @@ impl Range {
             expected: format!("an arena of {} parts or more", self.part + 1),
             got: arena.parts.len().to_string(),
         })?;
-        Tensor::from_buffer(part.buffer().clone(), part.offset() + 4 * self.offset as u64, self.ty.clone())
+        part.range(part.offset() + 4 * self.offset as u64, self.ty.clone())
     }
 }
 

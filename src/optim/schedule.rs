@@ -5,6 +5,8 @@ use std::f64::consts::PI;
 use serde::{Deserialize, Serialize};
 
 /// How the learning rate decays after the warm-up.
+///
+/// [`Cosine`](Self::Cosine) is the usual choice for a run of known length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Decay {
@@ -65,6 +67,8 @@ impl Schedule {
 }
 
 /// Settings of AdamW and of gradient clipping.
+///
+/// The default is a good start for transformers; change `weight_decay` and the [`Schedule`] first.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdamWConfig {
     /// Decay rate of the first moment.

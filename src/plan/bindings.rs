@@ -1,7 +1,7 @@
-//! Which storage bindings of a kernel share a buffer, on devices that bind fewer than it has.
+//! Decides which storage bindings of a kernel share a buffer, on devices that bind fewer than the kernel has.
 //!
-//! Bindings of one type become ranges of one buffer, chosen so that the fewest bytes are copied into it and out of it.
-//! `kernel::merge` writes the kernel that reads and writes there.
+//! Bindings of one type become ranges of one buffer, chosen so that the fewest bytes are copied into and out of it.
+//! `kernel::merge` then rewrites the kernel to match.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -10,10 +10,10 @@ use crate::kernel::merge::{count, declared};
 use crate::kernel::wgsl::Module;
 use crate::kernel::{Bound, Kernel};
 
-/// Ranges start at multiples of so many bytes, which the elements' size must divide.
+/// Ranges start at multiples of this many bytes, which must be a multiple of the element size.
 const ALIGN: usize = 256;
 
-/// A storage binding as the planner has resolved it.
+/// A storage binding as resolved by the planner.
 #[derive(Clone, Copy)]
 pub(crate) struct Binding {
     pub bytes: usize,
@@ -21,18 +21,18 @@ pub(crate) struct Binding {
     pub cost: usize,
 }
 
-/// How a dispatch's bindings are merged.
+/// How the bindings of a dispatch are merged.
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Merging {
-    /// By old number, from 1.
+    /// By old number, counted from 1.
     pub bound: Vec<Bound>,
     pub groups: Vec<Group>,
-    /// The uniform behind the storage bindings: of each range its first element and its last index.
+    /// Contents of the uniform after the storage bindings: the first element and the last index of each range.
     pub words: Vec<u32>,
 }
 
 impl Merging {
-    /// How many bindings are left.
+    /// Number of bindings that are left.
     pub fn count(&self) -> usize {
         count(&self.bound)
     }
@@ -43,12 +43,12 @@ impl Merging {
 pub(crate) struct Group {
     pub number: u32,
     pub bytes: usize,
-    /// Old index, from 0, and offset in bytes.
+    /// Old index, counted from 0, and offset in bytes.
     pub parts: Vec<(usize, usize)>,
 }
 
-/// How many of the cheapest bindings of a type become one, of those only read and of those written, and whether
-/// both become the same.
+/// One way to merge bindings of a type: how many of the cheapest read-only and of the cheapest written bindings are
+/// merged, and whether both go into the same buffer.
 #[derive(Clone, Copy)]
 struct Way {
     read: usize,
@@ -59,7 +59,7 @@ struct Way {
 impl Way {
     const NONE: Way = Way { read: 0, written: 0, together: false };
 
-    /// Bindings fewer.
+    /// Number of bindings saved.
     fn saves(self) -> usize {
         let groups = usize::from(self.read > 0) + usize::from(self.written > 0) - usize::from(self.together);
         self.read + self.written - groups
@@ -75,14 +75,14 @@ struct Class {
 }
 
 impl Class {
-    /// Indices of the bindings of each group.
+    /// Indices of the bindings in each group.
     fn groups(&self, way: Way) -> Vec<Vec<usize>> {
         let (read, written) = (self.read[..way.read].to_vec(), self.written[..way.written].to_vec());
         let groups = if way.together { vec![[read, written].concat()] } else { vec![read, written] };
         groups.into_iter().filter(|g| !g.is_empty()).collect()
     }
 
-    /// All ways whose groups hold at least two bindings and at most `max_bytes`.
+    /// All ways in which each group holds at least two bindings and at most `max_bytes`.
     fn ways(&self, binds: &[Option<Binding>], max_bytes: u64) -> Vec<Way> {
         let numbers = (0..=self.read.len()).flat_map(|read| (0..=self.written.len()).map(move |w| (read, w)));
         let ways = numbers.flat_map(|(read, written)| [false, true].map(|together| Way { read, written, together }));
@@ -92,7 +92,7 @@ impl Class {
     }
 }
 
-/// Offsets of the bindings of a group, and the bytes of all.
+/// Offsets of the bindings in a group, and the total size in bytes.
 fn places(group: &[usize], binds: &[Option<Binding>]) -> (Vec<(usize, usize)>, usize) {
     let mut end = 0usize;
     let place = |&i: &usize| {
@@ -103,8 +103,8 @@ fn places(group: &[usize], binds: &[Option<Binding>]) -> (Vec<(usize, usize)>, u
     (group.iter().map(place).collect(), end)
 }
 
-/// Merges bindings until at most `max` are left; `None` if that cannot be. `binds` are bindings 1, 2, ...; those that
-/// the dispatch does not have cost nothing.
+/// Merges bindings until at most `max` are left; returns `None` if that is impossible. `binds` are bindings 1, 2, ...;
+/// those that the dispatch lacks cost nothing.
 pub(crate) fn choose(
     kernel: &Kernel,
     binds: &[Option<Binding>],
@@ -127,7 +127,7 @@ pub(crate) fn choose(
     }
     let classes: Vec<Class> = classes.into_values().map(|class| sorted(class, binds)).collect();
     let left = binds.len() - (0..binds.len()).filter(zero).count();
-    // What is only read in control flow around a barrier must stay so: see "uniformity" in the standard of WGSL.
+    // What is read-only in control flow around a barrier must stay so: see "Uniformity" in the WGSL specification.
     let names = module.names(&module.reachable(kernel.entry));
     let careful = names.iter().any(|name| name.ends_with("Barrier") || name.starts_with("subgroup"));
     let Some(ways) = cheapest(&classes, binds, left.saturating_sub(max), max_bytes, careful) else { return Ok(None) };
@@ -175,8 +175,8 @@ fn sorted(mut class: Class, binds: &[Option<Binding>]) -> Class {
     class
 }
 
-/// For each class the way that, with the others, saves `need` bindings at the least cost; with `careful`, first of all
-/// with the fewest groups of read and written bindings.
+/// For each class, the way that together with the others saves `need` bindings at the least cost. With `careful`, ways
+/// with fewer groups of both read and written bindings come first.
 fn cheapest(
     classes: &[Class],
     binds: &[Option<Binding>],
@@ -185,7 +185,7 @@ fn cheapest(
     careful: bool,
 ) -> Option<Vec<Way>> {
     type Rank = (usize, usize, usize);
-    // By bindings saved: the best of what the classes so far can do.
+    // Indexed by the number of bindings saved: the best that the classes so far can do.
     let mut best: Vec<Option<(Rank, Vec<Way>)>> = vec![None; need + 1];
     best[0] = Some(((0, 0, 0), vec![]));
     for class in classes {
@@ -230,7 +230,8 @@ mod tests {
         assert_eq!(m.bound, [Bound::Part(1), Bound::Alone(2), Bound::Part(1), Bound::Part(1)]);
         assert_eq!(chosen(&binds, 1, 1 << 20), None);
         assert_eq!(chosen(&binds, 3, 1024), None);
-        // Ranges of elements whose size does not divide their starts are no ranges; what is no array stays alone.
+        // If the element size does not divide their starts, bindings cannot be ranges. What is not an array stays
+        // alone.
         for odd in ["array<array<vec4<f32>, 3>>", "array<P>", "P"] {
             let text: &'static str = TEXT.replace("array<vec4<f32>>", odd).replace("array<E>", odd).leak();
             let binds = binds.map(|b| b.map(|(bytes, cost)| Binding { bytes, cost }));

@@ -1,13 +1,13 @@
-//! Epilogue fusion: folds `residual_add(x, f(...))` into `f` where `f` can add to its output.
+//! Epilogue fusion: folds `residual_add(x, f(...))` into `f`, if `f` can add to its output.
 //!
-//! One rule serves the residual stream forward (the matmul that ends a branch), its gradient
-//! backward (a norm's gradient added to the stream's) and gradients with several contributions.
+//! One rule covers the residual stream forward (the matmul that ends a branch), its gradient backward (a norm's
+//! gradient added to that of the stream), and gradients with several contributions.
 
 use std::collections::HashMap;
 
 use crate::graph::{Node, Source, Value};
 
-/// Rewrites `nodes` in place; returns where values moved. Nodes that became dead stay, unused.
+/// Rewrites `nodes` in place and returns where values moved. Dead nodes stay, unused.
 pub(crate) fn fold_additions(nodes: &mut [Node], keep: &[Value]) -> HashMap<Value, Value> {
     let mut fuser = Fuser { nodes, moved: HashMap::new(), uses: HashMap::new() };
     fuser.count_uses(keep);
@@ -20,11 +20,10 @@ pub(crate) fn fold_additions(nodes: &mut [Node], keep: &[Value]) -> HashMap<Valu
 
 struct Fuser<'a> {
     nodes: &'a mut [Node],
-    /// From a value of the graph as it came to where it is now. One look-up, not a chain: a node
-    /// that takes in another has outputs by the names that its own had before.
+    /// Maps a value of the original graph to its current place. One look-up suffices, not a chain: a node that absorbs
+    /// another produces outputs under the names that its own had before.
     moved: HashMap<Value, Value>,
-    /// Nodes that read each value as it is named now, in order; `usize::MAX` stands for the end of
-    /// the step.
+    /// The nodes that read each value under its current name, in order. `usize::MAX` stands for the end of the step.
     uses: HashMap<Value, Vec<usize>>,
 }
 
@@ -53,56 +52,55 @@ impl Fuser<'_> {
         if !op.is_addition() {
             return;
         }
-        // A dead addition has no inputs any more.
+        // An addition that is already dead has no inputs left.
         let [x, branch] = node.inputs[..] else { return };
-        // The branch first: the stream is what should keep its buffer.
+        // The branch first: the stream is the one that should keep its buffer.
         if x != branch && !self.fold(id, branch, x) {
             self.fold(id, x, branch);
         }
     }
 
-    /// Makes one node of the addition `id` and the maker of `addend`, starting from `base`.
+    /// Fuses the addition `id` and the maker of `addend` into one node, which starts from `base`.
     fn fold(&mut self, id: usize, addend: Value, base: Value) -> bool {
-        let maker = &self.nodes[addend.node];
+        let maker = &self.nodes[addend.node()];
         let Source::Op(op) = &maker.source else { return false };
-        let Some(fused) = op.with_addend(addend.output) else { return false };
+        let Some(fused) = op.with_addend(addend.output()) else { return false };
         if self.uses.get(&addend).is_none_or(|u| u.len() != 1) {
             return false;
         }
         let (outputs, mut inputs) = (maker.outputs.clone(), maker.inputs.clone());
-        let at = if self.base_is_ready(id, addend.node, base) {
-            let sum = Value { node: id, output: 0 };
+        let at = if self.base_is_ready(id, addend.node(), base) {
+            let sum = Value::local(id, 0);
             let sum_uses = self.uses.remove(&sum).unwrap_or_default();
             self.uses.insert(addend, sum_uses);
             self.moved.insert(sum, addend);
-            self.move_user(base, id, addend.node);
-            addend.node
+            self.move_user(base, id, addend.node());
+            addend.node()
         } else if self.outputs_can_wait(id, addend, outputs.len()) {
             self.move_outputs(addend, id, outputs.len());
-            inputs.iter().for_each(|&input| self.move_user(input, addend.node, id));
+            inputs.iter().for_each(|&input| self.move_user(input, addend.node(), id));
             id
         } else {
             return false;
         };
         inputs.push(base);
-        let (dead, name) = (id + addend.node - at, self.nodes[id].name.clone());
+        let (dead, name) = (id + addend.node() - at, self.nodes[id].name.clone());
         self.nodes[dead].inputs.clear();
         self.nodes[at] = Node { name, source: Source::Op(fused), inputs, outputs };
         true
     }
 
-    /// Whether the sum can be made where the addend is: the base is there, and nobody between the
-    /// two still reads the base, which the sum is to overwrite. This keeps what the addend is made
-    /// from from living longer.
+    /// Whether the sum can be computed where the addend is: the base is available, and nothing between the two nodes
+    /// still reads the base, which the sum overwrites. This way the inputs of the addend need not live any longer.
     fn base_is_ready(&self, id: usize, maker: usize, base: Value) -> bool {
-        let external = !matches!(self.nodes[base.node].source, Source::Op(_));
+        let external = !matches!(self.nodes[base.node()].source, Source::Op(_));
         let between = |u: &Vec<usize>| u.iter().any(|&user| user > maker && user < id);
-        (external || base.node < maker) && !self.uses.get(&base).is_some_and(between)
+        (external || base.node() < maker) && !self.uses.get(&base).is_some_and(between)
     }
 
-    /// Whether the maker can move to the addition's place: nobody wants its other outputs before.
+    /// Whether the maker can move to the place of the addition: nothing needs its other outputs before that.
     fn outputs_can_wait(&self, id: usize, addend: Value, n: usize) -> bool {
-        let mut others = (0..n).filter(|&o| o != addend.output).map(|output| Value { node: addend.node, output });
+        let mut others = (0..n).filter(|&o| o != addend.output()).map(|output| Value::local(addend.node(), output));
         others.all(|v| self.uses.get(&v).is_none_or(|u| u.iter().all(|&user| user > id)))
     }
 
@@ -112,20 +110,20 @@ impl Fuser<'_> {
         }
     }
 
-    /// Renames the `n` outputs of the maker of `addend` to those of `id`, and what `id` computed so
-    /// far to the output that the addend is.
+    /// Renames the `n` outputs of the maker of `addend` to those of `id`, and the output of `id` to the output that the
+    /// addend is.
     fn move_outputs(&mut self, addend: Value, id: usize, n: usize) {
-        let sum = Value { node: id, output: 0 };
+        let sum = Value::local(id, 0);
         let sum_uses = self.uses.remove(&sum).unwrap_or_default();
-        for value in self.moved.values_mut().filter(|v| v.node == addend.node) {
-            value.node = id;
+        for value in self.moved.values_mut().filter(|v| v.node() == addend.node()) {
+            *value = Value::local(id, value.output());
         }
         for output in 0..n {
-            let (from, to) = (Value { node: addend.node, output }, Value { node: id, output });
+            let (from, to) = (Value::local(addend.node(), output), Value::local(id, output));
             let uses = self.uses.remove(&from).unwrap_or_default();
             self.uses.insert(to, if from == addend { sum_uses.clone() } else { uses });
             self.moved.entry(from).or_insert(to);
         }
-        self.moved.insert(sum, Value { node: id, output: addend.output });
+        self.moved.insert(sum, Value::local(id, addend.output()));
     }
 }

@@ -5,11 +5,13 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::graph::{Op, Value};
+use crate::error::{Error, Result};
+use crate::graph::{Names, Op, Value};
 use crate::kernel::Kernel;
 use crate::tensor::TensorType;
 
 mod bindings;
+mod declared;
 mod fuse;
 mod planner;
 pub(crate) mod requirements;
@@ -24,7 +26,7 @@ pub enum Slot {
     External(usize),
 }
 
-/// A tensor that is not the plan's own.
+/// A tensor that outlives the step: an input, a parameter or a state.
 #[derive(Clone, Debug)]
 pub struct External {
     /// Name of the node.
@@ -37,12 +39,12 @@ pub struct External {
     pub written: bool,
 }
 
-/// A buffer that the plan reuses for values whose lifetimes do not overlap.
+/// A buffer that the plan shares between values whose lifetimes do not overlap.
 #[derive(Clone, Debug)]
 pub struct BufferSpec {
-    /// Bytes: the largest value that lives in it.
+    /// Size in bytes: that of the largest value in it.
     pub bytes: usize,
-    /// Names of the values that live in it, in order.
+    /// Names of the values in it, in order of time.
     pub values: Vec<String>,
 }
 
@@ -51,13 +53,13 @@ pub struct BufferSpec {
 pub struct Copy {
     /// Source.
     pub from: Slot,
-    /// Its first byte.
+    /// First byte in the source.
     pub from_offset: usize,
     /// Destination.
     pub to: Slot,
-    /// Its first byte.
+    /// First byte in the destination.
     pub to_offset: usize,
-    /// How many bytes.
+    /// Number of bytes.
     pub bytes: usize,
 }
 
@@ -88,7 +90,7 @@ pub struct PlannedDispatch {
     pub workgroups: [u32; 3],
 }
 
-/// One node's work.
+/// The work of one node.
 #[derive(Clone, Debug)]
 pub struct Step {
     /// Name of the node.
@@ -111,7 +113,9 @@ pub struct Step {
     pub bytes: u64,
 }
 
-/// A planned graph.
+/// A planned graph: the work of a step in order, and the memory that it needs.
+///
+/// Formatting it with `{}` prints the table of nodes, kernels and buffers.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
     /// Work, in order.
@@ -123,16 +127,42 @@ pub struct Plan {
     /// Inputs, parameters and states.
     pub externals: Vec<External>,
     pub(crate) kept: HashMap<Value, (Slot, TensorType)>,
+    pub(crate) names: Names,
 }
 
 impl Plan {
-    /// Where an output given to [`new`](Self::new), or an external, lives.
+    /// Where an output given to [`new`](Self::new), or an input, parameter or state, lives. `None` for all else, and for
+    /// values of other graphs.
     pub fn slot(&self, value: Value) -> Option<(Slot, &TensorType)> {
         if let Some((slot, ty)) = self.kept.get(&value) {
             return Some((*slot, ty));
         }
         let i = self.externals.iter().position(|e| e.value == value)?;
         Some((Slot::External(i), &self.externals[i].ty))
+    }
+
+    /// [`slot`](Self::slot), or an `Err` with the name of what is not there.
+    pub(crate) fn find(&self, value: Value) -> Result<(Slot, &TensorType)> {
+        let missing = || match self.names.of(value) {
+            Ok(name) => Error::Graph(format!(
+                "`{name}` is neither an output of this plan nor an input, parameter or state that it uses: add it to \
+                 the outputs of `Plan::new`"
+            )),
+            Err(message) => Error::Graph(message),
+        };
+        self.slot(value).ok_or_else(missing)
+    }
+
+    /// The input, parameter or state that a tensor is to be bound to. An `Err` names what cannot be bound.
+    pub(crate) fn bound(&self, value: Value) -> Result<&External> {
+        let missing = || match self.names.of(value) {
+            Ok(name) => Error::Graph(format!(
+                "`{name}` cannot be bound: it is not an input, parameter or state that this plan uses. An output is \
+                 bound through `Graph::state` and `Graph::store`"
+            )),
+            Err(message) => Error::Graph(format!("a binding: {message}")),
+        };
+        self.externals.iter().find(|e| e.value == value).ok_or_else(missing)
     }
 
     /// A slot's name for people: `b3`, or that of the input, parameter or state.
@@ -143,7 +173,7 @@ impl Plan {
         }
     }
 
-    /// Bytes of the plan's own buffers: what activations and gradients in flight take at most.
+    /// Bytes of the plan's own buffers: activations and gradients in flight.
     pub fn buffer_bytes(&self) -> usize {
         self.buffers.iter().map(|b| b.bytes).sum()
     }
@@ -153,41 +183,41 @@ impl Plan {
         self.externals.iter().map(|e| e.ty.storage_bytes()).sum()
     }
 
-    /// Bytes that an executable allocates: buffers, uniforms, and externals but for those that are bound to tensors.
+    /// Bytes that an executable allocates: buffers, uniforms, and the externals that are not bound to tensors.
     pub(crate) fn allocated_bytes(&self, is_bound: impl Fn(Value) -> bool) -> usize {
         let own = self.externals.iter().filter(|e| !is_bound(e.value));
         self.buffer_bytes() + self.uniform_bytes() + own.map(|e| e.ty.storage_bytes()).sum::<usize>()
     }
 
-    /// Bytes of the buffer of all uniforms.
+    /// Bytes of the buffer that holds all uniforms.
     pub(crate) fn uniform_bytes(&self) -> usize {
         let words = self.steps.iter().flat_map(|s| &s.dispatches).flat_map(|d| [&d.words, &d.ranges]);
         words.map(|words| uniform_stride(words.len()) as usize).sum::<usize>().max(256)
     }
 
-    /// Everything that must be in GPU memory for a step.
+    /// Bytes of everything that must be in GPU memory during a step.
     pub fn peak_bytes(&self) -> usize {
         self.buffer_bytes() + self.external_bytes()
     }
 
-    /// Floating-point operations of a step.
+    /// Floating-point operations per step.
     pub fn flops(&self) -> u64 {
         self.steps.iter().map(|s| s.flops).sum()
     }
 
-    /// Dispatches of a step.
+    /// Dispatches per step.
     pub fn dispatches(&self) -> usize {
         self.steps.iter().map(|s| s.dispatches.len()).sum()
     }
 }
 
-/// Bytes of so many words in an executable's buffer of uniforms.
+/// Bytes that this many words take in an executable's buffer of uniforms.
 pub(crate) fn uniform_stride(words: usize) -> u64 {
     ((words * 4) as u64).next_multiple_of(256)
 }
 
 impl fmt::Display for Plan {
-    /// The table: nodes with kernels and buffers, then buffers with bytes and what lives in them.
+    /// Prints the nodes with their kernels and buffers, then the buffers with their sizes and values.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let slot = |s: &Slot| self.slot_name(*s);
         let width = self.steps.iter().map(|s| s.name.len()).max().unwrap_or(4);

@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::bindings::{self, Binding};
-use super::{BufferSpec, Copy, External, Plan, PlannedDispatch, Slot, Step, fuse, variants};
+use super::{BufferSpec, Copy, External, Plan, PlannedDispatch, Slot, Step, declared, fuse, variants};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Op, Source, Value};
 use crate::kernel::{Bind, Bound, Launch, Program};
@@ -15,10 +15,10 @@ use crate::profile::Profile;
 use crate::tensor::TensorType;
 
 impl Plan {
-    /// Plans what `outputs` and the graph's stores need. The outputs can be read after a step.
+    /// Plans everything that `outputs` and the stores of the graph need. The outputs can be read after a step.
     ///
-    /// Stores take effect at the end: whatever the graph computes, it computes from what states held
-    /// before the step. A state or parameter that is itself an output is read as the step leaves it.
+    /// Stores take effect at the end of a step: everything is computed from what states held before the step. A state
+    /// or parameter that is itself an output is read after the step's stores.
     ///
     /// ```
     /// use throughline::{AdapterClass, Graph, Plan, Profile, TensorType};
@@ -33,18 +33,20 @@ impl Plan {
     /// # Ok::<(), throughline::Error>(())
     /// ```
     pub fn new(graph: &Graph, outputs: &[Value], profile: &Profile) -> Result<Plan> {
+        graph.check_values(outputs, |i| format!("output {i} of the plan"))?;
         let mut wanted: Vec<Value> = outputs.to_vec();
         wanted.extend(graph.stores().iter().flat_map(|&(value, state)| [value, state]));
-        graph.check_values(&wanted)?;
         let live: HashSet<usize> = graph.needed(&wanted).into_iter().collect();
         let mut nodes: Vec<Node> = graph.nodes().to_vec();
         for (id, node) in nodes.iter_mut().enumerate() {
             if !live.contains(&id) {
                 node.inputs.clear();
             }
+            // From here on nodes move: values count in the list of them, and not in the graph.
+            node.inputs.iter_mut().for_each(|v| *v = Value::local(v.node(), v.output()));
         }
         let (mut nodes, place) = early_first(nodes);
-        let placed = |v: Value| Value { node: place[v.node], ..v };
+        let placed = |v: Value| Value::local(place[v.node()], v.output());
         wanted.iter_mut().for_each(|v| *v = placed(*v));
         let moved = fuse::fold_additions(&mut nodes, &wanted);
         let now = |v: Value| moved.get(&placed(v)).copied().unwrap_or(placed(v));
@@ -53,24 +55,25 @@ impl Plan {
         let mut plan = plan(&nodes, &keep, &stores, profile)?;
         plan.kept = outputs.iter().map(|&v| (v, plan.kept[&now(v)].clone())).collect();
         let original: HashMap<usize, usize> = place.iter().enumerate().map(|(old, &new)| (new, old)).collect();
-        plan.externals.iter_mut().for_each(|e| e.value.node = original[&e.value.node]);
+        plan.externals.iter_mut().for_each(|e| e.value = graph.value(original[&e.value.node()], 0));
+        plan.names = graph.names();
         Ok(plan)
     }
 }
 
-/// The nodes with those that run early right behind the last of their inputs, and where each node went.
+/// Moves each node that runs early right after the last of its inputs, and returns where each node went.
 fn early_first(nodes: Vec<Node>) -> (Vec<Node>, Vec<usize>) {
     let early = |n: &Node| matches!(&n.source, Source::Op(op) if op.runs_early());
     if !nodes.iter().any(early) {
         let place = (0..nodes.len()).collect();
         return (nodes, place);
     }
-    // Behind which node each is to stand: itself, or what it waits for. Externals are there from the start.
+    // The node that each one follows: itself, or the node that it waits for. Externals are there from the start.
     let mut behind: Vec<usize> = vec![];
     for (id, node) in nodes.iter().enumerate() {
         behind.push(match &node.source {
             Source::Op(_) if !early(node) => id,
-            Source::Op(_) => node.inputs.iter().map(|v| behind[v.node]).max().unwrap_or(0),
+            Source::Op(_) => node.inputs.iter().map(|v| behind[v.node()]).max().unwrap_or(0),
             _ => 0,
         });
     }
@@ -81,12 +84,12 @@ fn early_first(nodes: Vec<Node>) -> (Vec<Node>, Vec<usize>) {
     let mut nodes: Vec<Option<Node>> = nodes.into_iter().map(Some).collect();
     let mut sorted: Vec<Node> = order.iter().filter_map(|&old| nodes[old].take()).collect();
     for v in sorted.iter_mut().flat_map(|n| &mut n.inputs) {
-        v.node = place[v.node];
+        *v = Value::local(place[v.node()], v.output());
     }
     (sorted, place)
 }
 
-/// Plans nodes that have been through fusion: those that `keep` and `stores` need.
+/// Plans nodes that have been through fusion, as far as `keep` and `stores` need them.
 pub(crate) fn plan(nodes: &[Node], keep: &[Value], stores: &[(Value, Value)], profile: &Profile) -> Result<Plan> {
     let mut planner = Planner::new(nodes, keep, stores, profile);
     for id in reachable(nodes, keep, stores) {
@@ -98,10 +101,10 @@ pub(crate) fn plan(nodes: &[Node], keep: &[Value], stores: &[(Value, Value)], pr
 /// Ids of the nodes that are needed: inputs, parameters and states first, then ops in order.
 fn reachable(nodes: &[Node], keep: &[Value], stores: &[(Value, Value)]) -> Vec<usize> {
     let mut live = vec![false; nodes.len()];
-    let mut stack: Vec<usize> = keep.iter().chain(stores.iter().flat_map(|(v, s)| [v, s])).map(|v| v.node).collect();
+    let mut stack: Vec<usize> = keep.iter().chain(stores.iter().flat_map(|(v, s)| [v, s])).map(|v| v.node()).collect();
     while let Some(id) = stack.pop() {
         if !std::mem::replace(&mut live[id], true) {
-            stack.extend(nodes[id].inputs.iter().map(|v| v.node));
+            stack.extend(nodes[id].inputs.iter().map(|v| v.node()));
         }
     }
     let is_op = |id: &usize| matches!(nodes[*id].source, Source::Op(_));
@@ -118,9 +121,9 @@ struct Planner<'a> {
     keep: &'a [Value],
     stores: &'a [(Value, Value)],
     plan: Plan,
-    /// The value whose storage a view shows.
+    /// The value whose storage a view shares.
     root: HashMap<Value, Value>,
-    /// Last node that reads each root.
+    /// The last node that reads each root.
     last_use: HashMap<Value, usize>,
     slot: HashMap<Value, Slot>,
     free: Vec<usize>,
@@ -151,13 +154,13 @@ impl<'a> Planner<'a> {
                 self.last_use.insert(root, id);
             }
             for output in 0..node.outputs.len() {
-                let value = Value { node: id, output };
+                let value = Value::local(id, output);
                 let root = if is_view(node) { self.root[&node.inputs[0]] } else { value };
                 self.root.insert(value, root);
             }
         }
         // A state that is an output is read as the step leaves it, so that alone keeps nothing.
-        let computed = |v: &&Value| matches!(self.nodes[v.node].source, Source::Op(_));
+        let computed = |v: &&Value| matches!(self.nodes[v.node()].source, Source::Op(_));
         for v in self.keep.iter().filter(computed).chain(self.stores.iter().map(|(v, _)| v)) {
             self.last_use.insert(self.root[v], END);
         }
@@ -176,25 +179,27 @@ impl<'a> Planner<'a> {
             self.place_output(id, output, op.as_ref(), &mut copies, &mut taken)?;
         }
         let inputs: Vec<TensorType> =
-            node.inputs.iter().map(|v| self.nodes[v.node].outputs[v.output].clone()).collect();
+            node.inputs.iter().map(|v| self.nodes[v.node()].outputs[v.output()].clone()).collect();
         let mut cx = Launch { inputs: &inputs, outputs: &node.outputs, profile: self.profile, variant: 0 };
         cx.variant = variants::chosen(&self.profile.choices, op.as_ref(), &cx);
-        let program = op.launch(&cx).map_err(|message| Error::Node {
+        let error = |message| Error::Node {
             node: node.name.clone(),
             op: op.name(),
             message,
             inputs: inputs.iter().map(|t| t.to_string()).collect::<Vec<_>>().join(", "),
-        })?;
+        };
+        let program = op.launch(&cx).map_err(error)?;
+        declared::check(op.as_ref(), &cx, &program).map_err(error)?;
         let scratch: Vec<usize> = (program.scratch.iter().enumerate())
             .map(|(i, ty)| self.allocate(ty, format!("{} scratch {i}", node.name)))
             .collect::<Result<_>>()?;
         let mut dispatches = self.resolve(id, &inputs, &program, &scratch)?;
         let started = |output: &usize| op.starts_as(*output).is_some();
         let started: Vec<Slot> =
-            (0..node.outputs.len()).filter(started).map(|o| self.slot[&Value { node: id, output: o }]).collect();
+            (0..node.outputs.len()).filter(started).map(|o| self.slot[&Value::local(id, o)]).collect();
         self.merge(node, &mut dispatches, &started)?;
         let outputs = (node.outputs.iter().enumerate())
-            .map(|(output, ty)| (self.slot[&Value { node: id, output }], ty.clone()))
+            .map(|(output, ty)| (self.slot[&Value::local(id, output)], ty.clone()))
             .collect();
         self.plan.steps.push(Step {
             name: node.name.clone(),
@@ -211,7 +216,7 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// The dispatches of node `id` with slots for bindings.
+    /// The dispatches of node `id`, with slots for bindings.
     fn resolve(
         &self,
         id: usize,
@@ -221,7 +226,7 @@ impl<'a> Planner<'a> {
     ) -> Result<Vec<PlannedDispatch>> {
         let node = &self.nodes[id];
         let input = |i: usize| (self.slot[&self.root[&node.inputs[i]]], inputs[i].storage_bytes());
-        let output = |i: usize| (self.slot[&Value { node: id, output: i }], node.outputs[i].storage_bytes());
+        let output = |i: usize| (self.slot[&Value::local(id, i)], node.outputs[i].storage_bytes());
         let scratch = |i: usize| (Slot::Buffer(scratch[i]), program.scratch[i].storage_bytes());
         let slot = |bind: &Bind| {
             let ((slot, bytes), writes) = match *bind {
@@ -246,9 +251,9 @@ impl<'a> Planner<'a> {
         Ok(dispatches)
     }
 
-    /// Merges bindings of dispatches that have more than the device.
+    /// Merges bindings of dispatches that have more than the device allows.
     fn merge(&mut self, node: &Node, dispatches: &mut [PlannedDispatch], started: &[Slot]) -> Result<()> {
-        // What holds something that a kernel may rely on: at first, what outputs start as.
+        // Slots with contents that a kernel may rely on: at first, those that outputs start as.
         let mut full: HashSet<Slot> = started.iter().copied().collect();
         for d in dispatches {
             let max = self.profile.max_storage_buffers as usize;
@@ -299,16 +304,16 @@ impl<'a> Planner<'a> {
             d.binds[group.number as usize - 1] = Some((to, group.bytes, parts().any(|(b, _)| b.2)));
             buffers.push(buffer);
         }
-        self.free.extend(buffers); // the next dispatch may have them
+        self.free.extend(buffers); // the next dispatch may reuse them
         d.ranges = merging.words;
         d.kernel.merged = merging.bound;
-        // What of its text is in the way, if anything, is an error now and not when it is compiled.
+        // Text that cannot be rewritten is an error now, not only when it is compiled.
         d.kernel.wgsl().map(drop)
     }
 
     fn place_external(&mut self, id: usize) -> Result<()> {
         let node = &self.nodes[id];
-        let value = Value { node: id, output: 0 };
+        let value = Value::local(id, 0);
         self.slot.insert(value, Slot::External(self.plan.externals.len()));
         self.plan.externals.push(External {
             name: node.name.clone(),
@@ -328,7 +333,7 @@ impl<'a> Planner<'a> {
         taken: &mut HashSet<Slot>,
     ) -> Result<()> {
         let node = &self.nodes[id];
-        let value = Value { node: id, output };
+        let value = Value::local(id, output);
         let ty = &node.outputs[output];
         let target = self.store_target(value);
         let slot = match op.starts_as(output) {
@@ -357,23 +362,23 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// A state that the value is stored in; if there are several, the others get copies. Kernels may
-    /// write the padding behind a tensor, and behind a state that may be a gap in an arena, where
-    /// nobody expects garbage: a state that is not whole quads gets an exact copy too.
+    /// A state that the value is stored in; if there are several, the others get copies. Kernels may write the padding
+    /// after a tensor. The padding of a state may be a gap in an arena, which must stay clean, so a state that is not
+    /// whole quads gets an exact copy too.
     fn store_target(&self, value: Value) -> Option<Value> {
-        let whole_quads = |state: &Value| self.nodes[state.node].outputs[0].len().is_multiple_of(4);
+        let whole_quads = |state: &Value| self.nodes[state.node()].outputs[0].len().is_multiple_of(4);
         let states = self.stores.iter().filter(|(v, _)| self.root[v] == value).map(|&(_, state)| state);
         states.into_iter().find(whole_quads)
     }
 
-    /// Whether nobody reads the state from node `id` on, that node included.
+    /// Whether nothing reads the state from node `id` on, including that node.
     fn external_is_free(&self, state: Value, id: usize) -> bool {
         let unread = self.last_use.get(&state).is_none_or(|&last| last < id);
         unread && !self.stores.iter().any(|(v, _)| *v == state)
     }
 
-    /// Whether node `id` may write over its input `i`: it is the last to read it, reads it only
-    /// there, and the storage is the plan's own or the state that the result is stored in.
+    /// Whether node `id` may overwrite its input `i`: it is the last to read it, reads it only there, and the storage
+    /// is the plan's own or the state that the result is stored in.
     fn may_take_over(&self, id: usize, i: usize, target: Option<Value>) -> bool {
         let node = &self.nodes[id];
         let root = self.root[&node.inputs[i]];
@@ -381,7 +386,7 @@ impl<'a> Planner<'a> {
         let reads = node.inputs.iter().filter(|v| self.slot[&self.root[*v]] == slot).count();
         let last = self.last_use.get(&root) == Some(&id);
         let own = match slot {
-            // A buffer that must end up in a state goes there by a copy at the end.
+            // If a buffer's contents must end up in a state, a copy at the end takes them there.
             Slot::Buffer(_) => true,
             Slot::External(_) => target == Some(root),
         };
@@ -392,8 +397,7 @@ impl<'a> Planner<'a> {
         self.check_size(&label, ty)?;
         let bytes = ty.storage_bytes();
         let size = |&b: &usize| self.plan.buffers[b].bytes;
-        // The smallest that fits without wasting more than half; else the largest that is free,
-        // grown; else a new one.
+        // The smallest that fits and wastes at most half; otherwise the largest free one, grown; otherwise a new one.
         let fits = self.free.iter().copied().filter(|b| size(b) >= bytes && size(b) <= 2 * bytes).min_by_key(size);
         let grows = || self.free.iter().copied().filter(|b| size(b) < bytes && 2 * size(b) >= bytes).max_by_key(size);
         let buffer = match fits.or_else(grows) {
@@ -418,7 +422,7 @@ impl<'a> Planner<'a> {
         let node = &self.nodes[id];
         let mut done: Vec<Value> = node.inputs.iter().map(|v| self.root[v]).collect();
         done.retain(|root| self.last_use.get(root) == Some(&id) && !taken.contains(&self.slot[root]));
-        let outputs = (0..node.outputs.len()).map(|output| Value { node: id, output });
+        let outputs = (0..node.outputs.len()).map(|output| Value::local(id, output));
         done.extend(outputs.filter(|v| !self.last_use.contains_key(v)));
         for root in done {
             if let Slot::Buffer(b) = self.slot[&root]
@@ -467,16 +471,16 @@ impl<'a> Planner<'a> {
         for &(value, state) in self.stores {
             let (from, to) = (self.slot[&self.root[&value]], self.slot[&state]);
             if from != to {
-                let bytes = self.nodes[state.node].outputs[0].bytes();
+                let bytes = self.nodes[state.node()].outputs[0].bytes();
                 copies.push(Copy::whole(from, to, bytes));
             }
         }
         for v in self.keep {
-            let ty = self.nodes[v.node].outputs[v.output].clone();
+            let ty = self.nodes[v.node()].outputs[v.output()].clone();
             let mut slot = self.slot[&self.root[v]];
             if self.root[v] != *v && copies.iter().any(|c| c.to == slot) {
                 // A view of a state that is about to change: it shows what the state held before.
-                let to = Slot::Buffer(self.allocate(&ty, self.nodes[v.node].name.clone())?);
+                let to = Slot::Buffer(self.allocate(&ty, self.nodes[v.node()].name.clone())?);
                 copies.push(Copy::whole(slot, to, ty.storage_bytes()));
                 slot = to;
             }
@@ -495,7 +499,7 @@ impl<'a> Planner<'a> {
                 self.plan.final_copies.push(copy);
                 continue;
             }
-            // They go round in a circle: what the first overwrites is put aside.
+            // They form a cycle: save what the first one overwrites.
             let ty = TensorType::f32([first.bytes / 4]);
             let aside = Slot::Buffer(self.allocate(&ty, "put aside for stores".into())?);
             self.plan.final_copies.push(Copy::whole(first.to, aside, first.bytes));

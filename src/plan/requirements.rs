@@ -1,4 +1,4 @@
-//! What a device must offer to run a plan, as plain data: before there is a device.
+//! What a device must offer to run a plan, as plain data that is known before there is a device.
 
 use std::collections::HashSet;
 
@@ -7,8 +7,11 @@ use crate::kernel::Kernel;
 use crate::plan::Plan;
 use crate::profile::{AdapterClass, Profile};
 
-/// What the kernels of some plans need of a device. A whole trainer's come from
-/// [`TrainPlan`](crate::train::TrainPlan), a decoder's from [`DecodePlan`](crate::decode::DecodePlan).
+/// What the kernels of some plans need of a device.
+///
+/// Use it to request a device with sufficient limits, or to find out whether one suffices.
+/// [`TrainPlan`](crate::train::TrainPlan) and [`DecodePlan`](crate::decode::DecodePlan) return that of a whole trainer
+/// or decoder.
 ///
 /// ```
 /// use throughline::{AdapterClass, Graph, Plan, Profile, Requirements, TensorType};
@@ -31,40 +34,41 @@ use crate::profile::{AdapterClass, Profile};
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Requirements {
-    /// Bytes of the largest storage binding.
+    /// Size of the largest storage binding, in bytes.
     pub binding_bytes: u64,
-    /// Bytes of the largest buffer.
+    /// Size of the largest buffer, in bytes.
     pub buffer_bytes: u64,
-    /// Storage buffers of a kernel: a plan for a [profile](Profile::max_storage_buffers) that has few needs no more.
+    /// Most storage buffers of a kernel. A plan for a [profile](Profile::max_storage_buffers) with few needs no more
+    /// than those.
     pub storage_buffers: u32,
-    /// Workgroups of a dispatch along one dimension.
+    /// Most workgroups of a dispatch along one dimension.
     pub workgroups: u32,
-    /// Invocations of a workgroup.
+    /// Most invocations of a workgroup.
     pub invocations: u32,
-    /// Bytes of workgroup memory.
+    /// Most workgroup memory, in bytes.
     pub workgroup_bytes: u32,
-    /// Bytes of a uniform.
+    /// Size of the largest uniform, in bytes.
     pub uniform_bytes: u64,
-    /// Features that its kernels use: none, unless it was planned for a profile with subgroups or cooperative
+    /// Features that the kernels use. None, unless the plan was made for a profile with subgroups or cooperative
     /// matrices.
     pub features: wgpu::Features,
 }
 
 impl Requirements {
-    /// [`Profile::USEFUL_FEATURES`], none of which is needed, one by one with what each is good for.
+    /// The [`Profile::USEFUL_FEATURES`], each with what it is good for. None of them is required.
     pub const USEFUL_FEATURES: [(wgpu::Features, &'static str); 3] = [
         (wgpu::Features::SUBGROUP, "plans for a profile with subgroups share loads and sums by shuffles: faster rows"),
         (wgpu::Features::TIMESTAMP_QUERY, "profiles have the GPU's own times of kernels, not the host's clock"),
         (wgpu::Features::PIPELINE_CACHE, "`Gpu::save_pipelines` keeps compiled kernels for the next start"),
     ];
 
-    /// Those of a plan.
+    /// The requirements of a plan.
     pub fn of(plan: &Plan) -> Self {
         let dispatches = || plan.steps.iter().flat_map(|s| &s.dispatches);
         let bound = dispatches().flat_map(|d| d.binds.iter().flatten()).map(|&(_, bytes, _)| bytes as u64);
         let external = plan.externals.iter().map(|e| e.ty.storage_bytes() as u64);
         let planned = plan.buffers.iter().map(|b| b.bytes as u64).chain([plan.uniform_bytes() as u64]);
-        // Kernels keep to these, whatever a device offers.
+        // Kernels stay within these, whatever a device offers.
         let Profile { max_invocations, max_workgroup_bytes, .. } = Profile::portable(AdapterClass::Gpu);
         let kernels: HashSet<&Kernel> = dispatches().map(|d| &d.kernel).collect();
         let workgroup_bytes = kernels.into_iter().map(|k| k.workgroup_bytes().unwrap_or(max_workgroup_bytes));
@@ -80,12 +84,12 @@ impl Requirements {
         }
     }
 
-    /// That of one buffer.
+    /// The requirements of a single buffer.
     pub(crate) fn of_buffer(bytes: usize) -> Self {
         Requirements { buffer_bytes: bytes as u64, ..Self::default() }
     }
 
-    /// What runs these and those.
+    /// The requirements of both: what a device must offer to run all of it.
     pub fn and(self, other: Self) -> Self {
         Requirements {
             binding_bytes: self.binding_bytes.max(other.binding_bytes),
@@ -99,7 +103,7 @@ impl Requirements {
         }
     }
 
-    /// Raises limits to what is needed, where they are lower.
+    /// Raises limits to what is needed, where they are lower. Others stay as they are.
     pub fn raise(&self, limits: &mut wgpu::Limits) {
         let l = limits;
         l.max_storage_buffer_binding_size = l.max_storage_buffer_binding_size.max(self.binding_bytes);
@@ -144,8 +148,12 @@ impl Requirements {
         all.into_iter().filter(|(_, needed, offered)| needed > offered).collect()
     }
 
-    /// An `Err` that names each limit that is too low. Where a plan is too large, a smaller batch or context, or a plan
-    /// made for the device's own profile, may fit.
+    /// Checks that these limits suffice.
+    ///
+    /// # Errors
+    ///
+    /// The error names each limit that is too low. If a plan is too large, a smaller batch or context may fit, or a
+    /// plan made for the device's own profile.
     pub fn check(&self, limits: &wgpu::Limits) -> Result<()> {
         let shown = |(limit, needed, offered): (&str, u64, u64)| format!("{limit} must be {needed}, but is {offered}");
         let missing: Vec<String> = self.missing(limits).into_iter().map(shown).collect();
@@ -155,8 +163,8 @@ impl Requirements {
         }
     }
 
-    /// What to open a device of this adapter with that runs these: wgpu's default limits raised, and the features
-    /// needed, with the useful ones that the adapter has. Your own limits and features go on top.
+    /// A descriptor to open a device of this adapter with: wgpu's default limits, raised to the requirements, and the
+    /// required features plus the useful ones that the adapter has. Add your own limits and features to it.
     pub fn descriptor(&self, adapter: &wgpu::Adapter) -> wgpu::DeviceDescriptor<'static> {
         let mut required_limits = wgpu::Limits::default();
         self.raise(&mut required_limits);

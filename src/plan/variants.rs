@@ -1,4 +1,4 @@
-//! Which ops of a plan offer more than one variant, and what a choice among them is stored under.
+//! The ops of a plan that offer several variants, and the keys under which choices among them are stored.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use crate::kernel::Launch;
 use crate::profile::{Choices, Profile};
 use crate::tensor::TensorType;
 
-/// What ops have in common that take the same variant: settings, element types, and dimensions
-/// rounded up to a power of two, with a mark where they are no multiple of 4.
+/// What ops have in common that use the same variant: settings, element types, and dimensions rounded up to a power of
+/// two, with a mark if they are not a multiple of 4.
 pub fn key(op: &dyn Op, inputs: &[TensorType]) -> String {
     let class = |&n: &usize| match n {
         0..=8 => n.to_string(),
@@ -25,18 +25,18 @@ pub fn key(op: &dyn Op, inputs: &[TensorType]) -> String {
     format!("{} {}", op.key(), inputs.join(" "))
 }
 
-/// An op of a plan that offers more than one variant.
+/// An op of a plan that offers several variants.
 #[derive(Clone, Debug)]
 pub struct Tunable {
     /// Its [`key`].
     pub key: String,
-    /// What it offers.
+    /// The names of its variants.
     pub variants: Vec<String>,
     op: Arc<dyn Op>,
     inputs: Vec<TensorType>,
 }
 
-/// The ops of a plan that can be tuned, each key once.
+/// The ops of a plan that can be tuned, each key once. A [`Tuner`](crate::Tuner) measures them.
 pub fn tunables(plan: &Plan, profile: &Profile) -> Vec<Tunable> {
     let mut seen = BTreeSet::new();
     plan.steps.iter().filter_map(|step| tunable(step, profile)).filter(|t| seen.insert(t.key.clone())).collect()
@@ -51,7 +51,7 @@ fn tunable(step: &Step, profile: &Profile) -> Option<Tunable> {
 }
 
 impl Tunable {
-    /// The op alone, once for each variant.
+    /// The op alone, planned once for each variant.
     pub(crate) fn plans(&self, profile: &Profile) -> Result<Vec<Plan>> {
         let (graph, outputs) = self.graph()?;
         let plan = |name: &String| {
@@ -72,7 +72,7 @@ impl Tunable {
     }
 }
 
-/// Index of the variant that `op` takes: 0 if none is chosen, or one that it does not offer.
+/// Index of the variant that `op` uses: 0 if none is chosen, or if the chosen one is not offered.
 pub(crate) fn chosen(choices: &Choices, op: &dyn Op, cx: &Launch<'_>) -> usize {
     if choices.is_empty() {
         return 0;

@@ -123,6 +123,7 @@ fn tap_value(graph: &Graph, probe: &Probe, tap: &Tap, gradients: &HashMap<Value,
     if matches!(tap, Tap::Gradient(_)) {
         let missing = || Error::Graph(format!("{who}: the gradient of `{}` was not asked for", tap.node()));
         value = gradients.get(&value).copied().ok_or_else(missing)?;
+        graph.check_values(&[value], |_| format!("{who}: the gradient of `{}`", tap.node()))?;
     }
     let ty = graph.ty(value);
     if ty.dtype != DType::F32 {
@@ -154,8 +155,8 @@ impl Wanted {
         let paired: BTreeSet<Value> = self.pairs.iter().flat_map(|&(a, b)| [a, b]).collect();
         let pairs = self.pairs.iter().map(|&(a, b)| vec![a, b]);
         let singles = self.singles.iter().filter(|v| !paired.contains(v)).map(|&v| vec![v]);
-        let made = |v: &Value| match graph.node(v.node).source {
-            Source::Op(_) => v.node,
+        let made = |v: &Value| match graph.node(v.node()).source {
+            Source::Op(_) => v.node(),
             _ => 0,
         };
         let mut nodes: Vec<Vec<Value>> = pairs.chain(singles).collect();

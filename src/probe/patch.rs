@@ -43,6 +43,9 @@ impl Patch {
 }
 
 /// A patched graph, with a map from the values of the original.
+///
+/// [`Graph::patched`] returns one. Plan its [`graph`](Self::graph), and translate values that you hold with
+/// [`value`](Self::value) and [`unpatched`](Self::unpatched).
 #[derive(Clone, Debug)]
 pub struct Patched {
     /// The new graph. Its nodes keep their names.
@@ -58,8 +61,9 @@ impl Patched {
     /// # Panics
     ///
     /// If the value is not of the old graph.
+    #[track_caller]
     pub fn value(&self, old: Value) -> Value {
-        self.values[&old].1
+        self.both(old).1
     }
 
     /// The same value in the new graph, before any patch. Use it to write inputs, parameters and states.
@@ -67,8 +71,17 @@ impl Patched {
     /// # Panics
     ///
     /// If the value is not of the old graph.
+    #[track_caller]
     pub fn unpatched(&self, old: Value) -> Value {
-        self.values[&old].0
+        self.both(old).0
+    }
+
+    #[track_caller]
+    fn both(&self, old: Value) -> (Value, Value) {
+        match self.values.get(&old) {
+            Some(both) => *both,
+            None => panic!("not a value of the graph that was patched: {old:?}"),
+        }
     }
 
     /// The values of a model, mapped to the new graph.
@@ -128,7 +141,7 @@ impl Graph {
                 }
             };
             for (output, value) in made.into_iter().enumerate() {
-                let old = Value { node: id, output };
+                let old = self.value(id, output);
                 let mut now = value;
                 for patch in edits.get(&old).into_iter().flatten() {
                     now = patch.apply(&mut patched.graph, now)?;

@@ -34,6 +34,8 @@ impl Tap {
 }
 
 /// What a probe reports.
+///
+/// All but [`Whole`](Self::Whole) are reductions on the GPU and cost one number per step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Measure {
@@ -92,7 +94,7 @@ impl Probe {
 
 /// The name by which [`Tap`]s find a value.
 pub(crate) fn tap_name(graph: &Graph, value: Value) -> String {
-    match value.output {
+    match value.output() {
         0 => graph.name(value).into(),
         n => format!("{}:{n}", graph.name(value)),
     }
@@ -101,8 +103,8 @@ pub(crate) fn tap_name(graph: &Graph, value: Value) -> String {
 /// The value of this name; `who` asks for it, for the error.
 pub(super) fn find(graph: &Graph, who: &str, name: &str) -> Result<Value> {
     let output = |(node, n): (&str, &str)| {
-        let value = Value { output: n.parse().ok()?, ..graph.find(node)? };
-        graph.check_values(&[value]).ok().map(|()| value)
+        let value = graph.value(graph.find(node)?.node(), n.parse().ok()?);
+        graph.contains(value).then_some(value)
     };
     let found = graph.find(name).or_else(|| name.rsplit_once(':').and_then(output));
     found.ok_or_else(|| Error::Graph(format!("{who}: the graph has no node `{name}`")))

@@ -38,6 +38,8 @@ pub struct TensorReading {
 }
 
 /// The answers to the probes of one step, in the order of the probes.
+///
+/// Look up numbers with [`get`](Self::get) or [`named`](Self::named), for instance to plot them by layer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Readings {
     /// Number of the step.
@@ -81,6 +83,8 @@ pub(super) enum Recipe {
 }
 
 /// The answers to the probes of a submitted step, on their way to the host.
+///
+/// Keep it while later steps run and take it when convenient: reading it a step late costs no waiting.
 #[derive(Debug)]
 pub struct ProbeReadback {
     /// Number of the step.

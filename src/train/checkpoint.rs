@@ -29,6 +29,9 @@ const KEY: &str = "throughline";
 const MAX_BYTES: u64 = 64 << 30;
 
 /// Settings and position of a run, stored next to the tensors.
+///
+/// Compare its [`text_hash`](Self::text_hash) before you resume, and rebuild the tokenizer from its
+/// [`alphabet`](Self::alphabet).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunState {
     /// Format version of this struct.

@@ -43,7 +43,8 @@ impl TrainConfig {
     /// ```
     /// use throughline::nn::TransformerConfig;
     /// use throughline::train::TrainConfig;
-    /// let config = TrainConfig { micro_batches: 2, ..TrainConfig::new(TransformerConfig::gpt2(65, 64, 4, 128, 4), 12) };
+    /// let model = TransformerConfig::gpt2(65, 64, 4, 128, 4);
+    /// let config = TrainConfig { micro_batches: 2, ..TrainConfig::new(model, 12) };
     /// assert_eq!(config.tokens_per_step(), 2 * 12 * 64);
     /// ```
     pub fn new(model: TransformerConfig, batch: usize) -> Self {

@@ -54,6 +54,8 @@ impl CharTokenizer {
 }
 
 /// A text as token ids, split into training and validation parts.
+///
+/// It also cuts the [`Batch`]es of a run, reproducibly.
 #[derive(Clone, Debug)]
 pub struct Dataset {
     /// The training part: the beginning of the text.
@@ -64,6 +66,9 @@ pub struct Dataset {
 
 /// Inputs and targets of `batch` sequences of `time` tokens, row by row. The target of a token is the token that
 /// follows it.
+///
+/// [`Dataset::batch`] makes one; fill in the fields yourself for data of another kind. Targets that are not in the
+/// vocabulary, such as `u32::MAX`, do not count in the loss.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
     /// Token ids, `[batch, time]`.

@@ -63,7 +63,8 @@ impl Trainer {
     /// Starts a step in slices. Records nothing yet.
     ///
     /// ```no_run
-    /// # fn app(trainer: &mut throughline::train::Trainer, batches: &[throughline::train::data::Batch]) -> throughline::Result<()> {
+    /// # use throughline::train::{Trainer, data::Batch};
+    /// # fn app(trainer: &mut Trainer, batches: &[Batch]) -> throughline::Result<()> {
     /// # let (device, queue) = (trainer.gpu().device().clone(), trainer.gpu().queue().clone());
     /// let profile = trainer.profile_blocking(batches)?; // once; a step like others
     /// let slices = trainer.slices(&profile, std::time::Duration::from_micros(500))?;

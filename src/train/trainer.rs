@@ -342,16 +342,29 @@ impl Trainer {
 
     /// Checks that these are the batches of a step.
     pub(super) fn check(&self, batches: &[Batch]) -> Result<()> {
-        let n = self.config.batch * self.config.seq_len();
-        let fits = |b: &Batch| b.tokens.len() == n && b.targets.len() == n;
-        match batches.len() == self.config.micro_batches && batches.iter().all(fits) {
-            true => Ok(()),
-            false => Err(Error::Data {
-                tensor: "batch".into(),
-                expected: format!("{} micro-batches of {n} tokens", self.config.micro_batches),
-                got: format!("{:?} tokens", batches.iter().map(|b| b.tokens.len()).collect::<Vec<_>>()),
-            }),
+        let n = self.config.micro_batches;
+        if batches.len() != n {
+            let (expected, got) = (format!("{n}, one for each micro-batch"), batches.len().to_string());
+            return Err(Error::Data { tensor: "batches".into(), expected, got });
         }
+        self.check_lengths(batches)
+    }
+
+    /// Whether batches are as long as those that the plan is for.
+    fn check_lengths(&self, batches: &[Batch]) -> Result<()> {
+        let (batch, time) = (self.config.batch, self.config.seq_len());
+        for (i, b) in batches.iter().enumerate() {
+            for (field, ids) in [("tokens", &b.tokens), ("targets", &b.targets)] {
+                if ids.len() != batch * time {
+                    return Err(Error::Data {
+                        tensor: format!("batches[{i}].{field}"),
+                        expected: format!("{} ids, {batch} sequences of {time}", batch * time),
+                        got: ids.len().to_string(),
+                    });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The loss of the last step, on the GPU: `[1]`.
@@ -360,8 +373,13 @@ impl Trainer {
         s.exec.tensor(s.loss_state.unwrap_or(s.loss))
     }
 
-    /// Mean loss over batches, without dropout. Resolves once the device has been polled.
+    /// Mean loss over one or more batches, without dropout. Resolves once the device has been polled.
     pub async fn evaluate(&self, batches: &[Batch]) -> Result<f32> {
+        if batches.is_empty() {
+            let (expected, got) = ("at least one".into(), "none".into());
+            return Err(Error::Data { tensor: "batches".into(), expected, got });
+        }
+        self.check_lengths(batches)?;
         let s = &self.evaluation;
         let mut losses = vec![];
         for batch in batches {
@@ -376,7 +394,7 @@ impl Trainer {
         for loss in losses {
             sum += f64::from(loss.take::<f32>().await?[0]);
         }
-        Ok((sum / batches.len().max(1) as f64) as f32)
+        Ok((sum / batches.len() as f64) as f32)
     }
 
     /// [`evaluate`](Self::evaluate), waiting for the GPU.

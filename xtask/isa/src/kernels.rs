@@ -155,7 +155,7 @@ mod tests {
     fn every_kernel_becomes_spirv_with_its_bindings_in_a_row() {
         for row in TABLE {
             let jobs = collect(&[row.name.into()]).unwrap();
-            assert!(row.source.is_empty() || !jobs.is_empty(), "{} has no kernels", row.name);
+            assert!(row.sources.is_empty() || !jobs.is_empty(), "{} has no kernels", row.name);
         }
         for job in collect(&[]).unwrap() {
             let shader = spirv::translate(&job.wgsl, &job.entry).unwrap();

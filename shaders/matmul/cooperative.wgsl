@@ -1,17 +1,17 @@
 // matmul on cooperative matrices, which the invocations of a subgroup hold together (tensor cores,
-// simdgroup matrices). Stands behind matmul.wgsl, because `enable` lines come first and only naga
-// knows this extension. A workgroup is one subgroup and a TILE_M x TILE_N tile of y; where subgroups
-// turn out smaller, each of them does the same work.
+// simdgroup matrices); after shared.wgsl and strips.wgsl. `enable` lines must come before all of that,
+// and only naga knows this extension: src/ops/matmul.rs adds them. A workgroup is one subgroup and
+// makes a tile of y; where subgroups turn out smaller, each of them does the same work.
 //
 // Strips of a and b go through workgroup memory, where edges are zeros and E may be f16, and so does
-// y on its way out: so matrices in memory may have any shape and alignment.
+// y on its way out. So matrices in memory may have any shape and alignment.
 
 // knobs
 alias E = f32; // what is multiplied; sums are f32
 alias MatrixA = coop_mat8x8<f32, A>;
 alias MatrixB = coop_mat8x8<f32, B>;
 alias MatrixC = coop_mat8x8<f32, C>;
-const SIZE: u32 = 8u; // of these matrices
+const SIZE: u32 = 8u; // rows and columns of these matrices
 const COOPERATING: u32 = 32u; // invocations of a subgroup
 
 const MATRICES_M: u32 = TILE_M / SIZE;

@@ -1,0 +1,51 @@
+// Kernels of attention in which LANES neighbours, a team, share rows; after shared.wgsl.
+
+// knobs
+const GROUP: u32 = 8u; // invocations of a workgroup
+const LANES: u32 = 4u; // invocations of a team; divides GROUP
+
+const OWN: u32 = (DIM + LANES - 1u) / LANES; // units of each row's sum that an invocation keeps
+
+// Softmax weights on their way from the invocations that make them to those that use them. tiled.wgsl:
+// of four rows each, see `weight_at`; decode.wgsl: of four keys, one quad an invocation.
+var<workgroup> weights: array<vec4<f32>, 4u * GROUP>;
+
+// s + the sum of a * b.
+fn add_dot(a: E, b: E, s: f32) -> f32 {
+    let x = vec4<f32>(a);
+    let y = vec4<f32>(b);
+    if (WIDTH == 1u) {
+        return fma(x.x, y.x, s);
+    }
+    return fma(x.x, y.x, fma(x.y, y.y, fma(x.z, y.z, fma(x.w, y.w, s))));
+}
+
+fn kv_head(at: Place) -> u32 {
+    return at.head / (p.heads / p.kv_heads);
+}
+
+// The unit of a row that is number `i` of those that an invocation keeps.
+fn unit_of(i: u32, lane: u32) -> u32 {
+    return i * LANES + lane % LANES;
+}
+
+// Maximum, or sum, over a team. Without subgroups it goes through `weights`, which nobody may be using.
+fn combined(mine: vec4<f32>, lane: u32, sum: bool) -> vec4<f32> {
+    var all = mine;
+    if (SUBGROUPS) {
+        for (var step = 1u; step < LANES; step *= 2u) {
+            let other = across4(all, step);
+            all = select(max(all, other), all + other, sum);
+        }
+        return all;
+    }
+    weights[lane] = mine;
+    workgroupBarrier();
+    for (var i = 1u; i < LANES; i++) {
+        // The order differs by invocation, so that no two meet in a bank; it does not by run.
+        let other = weights[lane / LANES * LANES + (lane + i) % LANES];
+        all = select(max(all, other), all + other, sum);
+    }
+    workgroupBarrier();
+    return all;
+}

@@ -1,0 +1,330 @@
+// Attention for GPUs; after shared.wgsl and teams.wgsl. A tile of rows meets a tile of the other side
+// in workgroup memory. An invocation makes 4 x 4 of their scores and, for its four rows, a part of
+// their sums.
+
+// knobs
+const CHUNK: u32 = 4u; // units of a row that are staged at a time for scores; divides DIM
+const SLAB: u32 = 8u; // rows that are staged at a time for sums; divides OTHERS
+
+const QUARTER: u32 = GROUP / LANES; // distance between the four rows of an invocation
+const TILE: u32 = 4u * QUARTER; // rows of a workgroup
+const OTHERS: u32 = 4u * LANES; // rows of the other side that they meet at a time
+
+alias Scores = array<vec4<f32>, 4>; // [j][r]: row r and other row j * LANES of this invocation
+alias Sums = array<array<E, OWN>, 4>; // [r][i]: unit unit_of(i) of row r
+
+// Where rows are staged. An odd stride spreads neighbouring rows over the banks.
+struct Stage {
+    to: u32,
+    rows: u32,
+    units: u32,
+    stride: u32,
+}
+
+const STRIDE: u32 = CHUNK | 1u;
+const MINE: Stage = Stage(0u, TILE, CHUNK, STRIDE);
+const THEIRS: Stage = Stage(TILE * STRIDE, OTHERS, CHUNK, STRIDE);
+const WHOLE: Stage = Stage(0u, SLAB, DIM, OWN * LANES);
+
+var<workgroup> staged: array<E, max((TILE + OTHERS) * STRIDE, SLAB * OWN * LANES)>;
+
+// Rotated, so that neither writers nor readers meet in one bank.
+fn weight_at(other: u32, quarter: u32) -> u32 {
+    return other * QUARTER + (quarter + other) % QUARTER;
+}
+
+fn slot(s: Stage, i: u32) -> u32 {
+    return s.to + i / s.units * s.stride + i % s.units;
+}
+
+// Stages rows from `row` on: of each, the units from `c` on. These four functions differ only in what
+// they read: WGSL takes pointers to storage as parameters only with the language extension
+// `unrestricted_pointer_parameters`, which not every implementation has.
+fn stage_q(at: Place, lane: u32, s: Stage, row: u32, c: u32) {
+    for (var i = lane; i < s.rows * s.units; i += GROUP) {
+        staged[slot(s, i)] = q[q_at(at, row + i / s.units) + c + i % s.units];
+    }
+}
+
+fn stage_do(at: Place, lane: u32, s: Stage, row: u32, c: u32) {
+    for (var i = lane; i < s.rows * s.units; i += GROUP) {
+        staged[slot(s, i)] = do_[q_at(at, row + i / s.units) + c + i % s.units];
+    }
+}
+
+fn stage_k(at: Place, lane: u32, s: Stage, key: u32, c: u32) {
+    for (var i = lane; i < s.rows * s.units; i += GROUP) {
+        staged[slot(s, i)] = k[kv_at(at, kv_head(at), key + i / s.units) + c + i % s.units];
+    }
+}
+
+fn stage_v(at: Place, lane: u32, s: Stage, key: u32, c: u32) {
+    for (var i = lane; i < s.rows * s.units; i += GROUP) {
+        staged[slot(s, i)] = v[kv_at(at, kv_head(at), key + i / s.units) + c + i % s.units];
+    }
+}
+
+// The workgroup's place. Those with the most keys to see come first, so that none of them is left over
+// at the end.
+fn tile_place(group: u32, heads: u32) -> Place {
+    let index = group / p.blocks;
+    return Place(index / heads, index % heads, (p.blocks - 1u - group % p.blocks) * TILE, p.tk - 1u);
+}
+
+// The rows of an invocation.
+fn four(row0: u32, lane: u32) -> vec4<u32> {
+    return row0 + lane / LANES + vec4<u32>(0u, 1u, 2u, 3u) * QUARTER;
+}
+
+fn visible4(rows: vec4<u32>, ahead: u32) -> vec4<u32> {
+    return vec4<u32>(
+        visible(rows.x, ahead),
+        visible(rows.y, ahead),
+        visible(rows.z, ahead),
+        visible(rows.w, ahead),
+    );
+}
+
+// scores += products of the rows staged as MINE and THEIRS.
+fn add_products(scores: ptr<function, Scores>, lane: u32) {
+    let mine = lane / LANES * STRIDE;
+    let theirs = THEIRS.to + lane % LANES * STRIDE;
+    for (var c = 0u; c < CHUNK; c++) {
+        var x: array<E, 4>;
+        for (var r = 0u; r < 4u; r++) {
+            x[r] = staged[mine + r * QUARTER * STRIDE + c];
+        }
+        for (var j = 0u; j < 4u; j++) {
+            let y = staged[theirs + j * LANES * STRIDE + c];
+            for (var r = 0u; r < 4u; r++) {
+                (*scores)[j][r] = add_dot(x[r], y, (*scores)[j][r]);
+            }
+        }
+    }
+}
+
+// sums += weights of other rows from `first` on times those rows, which are staged as WHOLE.
+fn add_weighted(sums: ptr<function, Sums>, lane: u32, first: u32) {
+    for (var j = 0u; j < SLAB; j++) {
+        let w = weights[weight_at(first + j, lane / LANES)];
+        for (var i = 0u; i < OWN; i++) {
+            let x = staged[(j * OWN + i) * LANES + lane % LANES];
+            for (var r = 0u; r < 4u; r++) {
+                (*sums)[r][i] += w[r] * x;
+            }
+        }
+    }
+}
+
+@compute @workgroup_size(GROUP)
+fn tiled_forward(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) nwg: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let group = wid.x + wid.y * nwg.x;
+    if (group >= p.groups) {
+        return;
+    }
+    var at = tile_place(group, p.heads);
+    let rows = four(at.row0, lane);
+    let before = ahead(at.batch);
+    let seen = visible4(rows, before);
+    let end = visible(at.row0 + TILE - 1u, before);
+    at.last = end - 1u;
+    var sums: Sums;
+    var top = vec4<f32>(MASKED);
+    var norm: vec4<f32>; // this invocation's share
+    for (var key0 = 0u; key0 < end; key0 += OTHERS) {
+        var s: Scores;
+        for (var c = 0u; c < DIM; c += CHUNK) {
+            workgroupBarrier();
+            stage_q(at, lane, MINE, at.row0, c);
+            stage_k(at, lane, THEIRS, key0, c);
+            workgroupBarrier();
+            add_products(&s, lane);
+        }
+        var peak = top;
+        for (var j = 0u; j < 4u; j++) {
+            let key = vec4<u32>(key0 + lane % LANES + j * LANES);
+            s[j] = select(vec4<f32>(MASKED), s[j] * p.scale, key < seen);
+            peak = max(peak, s[j]);
+        }
+        peak = combined(peak, lane, false);
+        let shrink = exp(top - peak);
+        top = peak;
+        norm *= shrink;
+        for (var j = 0u; j < 4u; j++) {
+            let w = exp(s[j] - peak);
+            norm += w;
+            weights[weight_at(lane % LANES + j * LANES, lane / LANES)] = w;
+        }
+        for (var r = 0u; r < 4u; r++) {
+            for (var i = 0u; i < OWN; i++) {
+                sums[r][i] *= shrink[r];
+            }
+        }
+        for (var j = 0u; j < OTHERS; j += SLAB) {
+            workgroupBarrier();
+            stage_v(at, lane, WHOLE, key0 + j, 0u);
+            workgroupBarrier();
+            add_weighted(&sums, lane, j);
+        }
+    }
+    workgroupBarrier();
+    norm = combined(norm, lane, true);
+    for (var r = 0u; r < 4u; r++) {
+        if (rows[r] < p.tq) {
+            for (var i = 0u; i < OWN; i++) {
+                if (unit_of(i, lane) < DIM) {
+                    o[q_at(at, rows[r]) + unit_of(i, lane)] = sums[r][i] / norm[r];
+                }
+            }
+            if (lane % LANES == 0u) {
+                lse_out[stat_at(at, rows[r])] = top[r] + log(norm[r]);
+            }
+        }
+    }
+}
+
+@compute @workgroup_size(GROUP)
+fn tiled_backward_q(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) nwg: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let group = wid.x + wid.y * nwg.x;
+    if (group >= p.groups) {
+        return;
+    }
+    let at = tile_place(group, p.heads);
+    let rows = four(at.row0, lane);
+    let seen = visible4(rows, p.tk - p.tq);
+    var row_lse: vec4<f32>;
+    var row_delta: vec4<f32>;
+    for (var r = 0u; r < 4u; r++) {
+        row_lse[r] = lse[stat_at(at, rows[r])];
+        row_delta[r] = delta[stat_at(at, rows[r])];
+    }
+    var sums: Sums;
+    let end = visible(at.row0 + TILE - 1u, p.tk - p.tq);
+    for (var key0 = 0u; key0 < end; key0 += OTHERS) {
+        var s: Scores;
+        var dp: Scores;
+        for (var c = 0u; c < DIM; c += CHUNK) {
+            workgroupBarrier();
+            stage_q(at, lane, MINE, at.row0, c);
+            stage_k(at, lane, THEIRS, key0, c);
+            workgroupBarrier();
+            add_products(&s, lane);
+        }
+        for (var c = 0u; c < DIM; c += CHUNK) {
+            workgroupBarrier();
+            stage_do(at, lane, MINE, at.row0, c);
+            stage_v(at, lane, THEIRS, key0, c);
+            workgroupBarrier();
+            add_products(&dp, lane);
+        }
+        for (var j = 0u; j < 4u; j++) {
+            let key = vec4<u32>(key0 + lane % LANES + j * LANES);
+            let prob = select(vec4<f32>(), exp(s[j] * p.scale - row_lse), key < seen);
+            weights[weight_at(lane % LANES + j * LANES, lane / LANES)] = prob * (dp[j] - row_delta);
+        }
+        for (var j = 0u; j < OTHERS; j += SLAB) {
+            workgroupBarrier();
+            stage_k(at, lane, WHOLE, key0 + j, 0u);
+            workgroupBarrier();
+            add_weighted(&sums, lane, j);
+        }
+    }
+    for (var r = 0u; r < 4u; r++) {
+        if (rows[r] < p.tq) {
+            for (var i = 0u; i < OWN; i++) {
+                if (unit_of(i, lane) < DIM) {
+                    dq[q_at(at, rows[r]) + unit_of(i, lane)] = sums[r][i] * p.scale;
+                }
+            }
+        }
+    }
+}
+
+@compute @workgroup_size(GROUP)
+fn tiled_backward_kv(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) nwg: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let group = wid.x + wid.y * nwg.x;
+    if (group >= p.groups) {
+        return;
+    }
+    let index = group / p.blocks;
+    let sharing = p.heads / p.kv_heads;
+    var at = Place(index / p.kv_heads, index % p.kv_heads * sharing, (group % p.blocks) * TILE, p.tk - 1u);
+    let keys = four(at.row0, lane);
+    var dks: Sums;
+    var dvs: Sums;
+    // The first query that sees the first of the workgroup's keys.
+    var first = 0u;
+    if (CAUSAL) {
+        first = max(at.row0 + p.tq, p.tk) - p.tk;
+    }
+    for (var h = 0u; h < sharing; h++) {
+        for (var row0 = first; row0 < p.tq; row0 += OTHERS) {
+            var s: Scores;
+            var dp: Scores;
+            for (var c = 0u; c < DIM; c += CHUNK) {
+                workgroupBarrier();
+                stage_k(at, lane, MINE, at.row0, c);
+                stage_q(at, lane, THEIRS, row0, c);
+                workgroupBarrier();
+                add_products(&s, lane);
+            }
+            for (var c = 0u; c < DIM; c += CHUNK) {
+                workgroupBarrier();
+                stage_v(at, lane, MINE, at.row0, c);
+                stage_do(at, lane, THEIRS, row0, c);
+                workgroupBarrier();
+                add_products(&dp, lane);
+            }
+            for (var j = 0u; j < 4u; j++) {
+                let other = lane % LANES + j * LANES;
+                let row = row0 + other;
+                let stat = stat_at(at, row);
+                let sees = keys < vec4<u32>(select(0u, visible(row, p.tk - p.tq), row < p.tq));
+                let prob = select(vec4<f32>(), exp(s[j] * p.scale - lse[stat]), sees);
+                s[j] = prob * (dp[j] - delta[stat]);
+                weights[weight_at(other, lane / LANES)] = prob;
+            }
+            for (var j = 0u; j < OTHERS; j += SLAB) {
+                workgroupBarrier();
+                stage_do(at, lane, WHOLE, row0 + j, 0u);
+                workgroupBarrier();
+                add_weighted(&dvs, lane, j);
+            }
+            workgroupBarrier();
+            for (var j = 0u; j < 4u; j++) {
+                weights[weight_at(lane % LANES + j * LANES, lane / LANES)] = s[j];
+            }
+            for (var j = 0u; j < OTHERS; j += SLAB) {
+                workgroupBarrier();
+                stage_q(at, lane, WHOLE, row0 + j, 0u);
+                workgroupBarrier();
+                add_weighted(&dks, lane, j);
+            }
+        }
+        at.head++;
+    }
+    at.head--;
+    for (var r = 0u; r < 4u; r++) {
+        if (keys[r] < p.tk) {
+            for (var i = 0u; i < OWN; i++) {
+                if (unit_of(i, lane) < DIM) {
+                    let to = kv_at(at, kv_head(at), keys[r]) + unit_of(i, lane);
+                    dk[to] = dks[r][i] * p.scale;
+                    dv[to] = dvs[r][i];
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,130 @@
+// matmul for GPUs; after shared.wgsl and strips.wgsl. A workgroup makes a tile of y, whose strips of a
+// and b are staged in workgroup memory.
+
+// knobs
+const TILE_ROWS: u32 = 2u; // sums of an invocation: 4*TILE_ROWS x 4*TILE_QUADS
+const TILE_QUADS: u32 = 2u;
+
+const DOWN: u32 = A_WIDTH / TILE_ROWS; // invocations along m
+const ACROSS: u32 = B_WIDTH / TILE_QUADS; // along n
+const TILE_GROUP: u32 = DOWN * ACROSS;
+const BLOCKS_EACH: u32 = (BLOCKS + TILE_GROUP - 1u) / TILE_GROUP; // blocks that an invocation stages
+
+var<workgroup> tile_a: array<vec4<f32>, A_WIDTH * TILE_K>; // [k][m / 4]
+var<workgroup> tile_b: array<vec4<f32>, B_WIDTH * TILE_K>; // [k][n / 4]
+
+// Where quad `x` of row 4*k4 of a strip is. Invocations that load along k store to four rows at a
+// time; without this exchange of quads, those would be in the same banks of memory.
+fn slot(k4: u32, x: u32, width: u32) -> u32 {
+    return 4u * k4 * width + (x ^ (2u * k4 % width));
+}
+
+// [row / 4][row % 4][quad of columns]
+alias TileSums = array<array<array<vec4<f32>, TILE_QUADS>, 4>, TILE_ROWS>;
+
+// Invocation (x, y) sums quads x, x + ACROSS.. of columns and y, y + DOWN.. of rows: neighbours read
+// neighbouring quads of workgroup memory, or the same.
+fn tile_sums(row0: u32, col0: u32, z: u32, lid: u32) -> TileSums {
+    let a0 = z * p.m * p.k;
+    let b0 = z * p.k * p.n;
+    var blocks: array<Block, BLOCKS_EACH>;
+    for (var i = 0u; i < BLOCKS_EACH; i++) {
+        let t = i * TILE_GROUP + lid;
+        if (t < A_BLOCKS) {
+            blocks[i] = block(t, row0, p.m, A_WIDTH, a0, !A_TRANSPOSED);
+        } else {
+            blocks[i] = block(t - A_BLOCKS, col0, p.n, B_WIDTH, b0, B_TRANSPOSED);
+        }
+    }
+    var acc: TileSums;
+    for (var k = 0u; k < p.k; k += TILE_K) {
+        for (var i = 0u; i < BLOCKS_EACH; i++) {
+            let t = i * TILE_GROUP + lid;
+            if (t < A_BLOCKS) {
+                let rows = load_a(blocks[i], k, a0 + p.m * p.k - 1u);
+                for (var j = 0u; j < 4u; j++) {
+                    tile_a[slot(blocks[i].k / 4u, blocks[i].x, A_WIDTH) + j * A_WIDTH] = rows[j];
+                }
+            } else if (BLOCKS % TILE_GROUP == 0u || t < BLOCKS) {
+                let rows = load_b(blocks[i], k, b0 + p.k * p.n - 1u);
+                for (var j = 0u; j < 4u; j++) {
+                    tile_b[slot(blocks[i].k / 4u, blocks[i].x, B_WIDTH) + j * B_WIDTH] = rows[j];
+                }
+            }
+        }
+        workgroupBarrier();
+        for (var k4 = 0u; k4 < TILE_K / 4u; k4++) {
+            for (var j = 0u; j < 4u; j++) {
+                var va: array<vec4<f32>, TILE_ROWS>;
+                for (var i = 0u; i < TILE_ROWS; i++) {
+                    va[i] = tile_a[slot(k4, lid / ACROSS + i * DOWN, A_WIDTH) + j * A_WIDTH];
+                }
+                for (var q = 0u; q < TILE_QUADS; q++) {
+                    let vb = tile_b[slot(k4, lid % ACROSS + q * ACROSS, B_WIDTH) + j * B_WIDTH];
+                    for (var i = 0u; i < TILE_ROWS; i++) {
+                        acc[i][0][q] = fma(vec4<f32>(va[i].x), vb, acc[i][0][q]);
+                        acc[i][1][q] = fma(vec4<f32>(va[i].y), vb, acc[i][1][q]);
+                        acc[i][2][q] = fma(vec4<f32>(va[i].z), vb, acc[i][2][q]);
+                        acc[i][3][q] = fma(vec4<f32>(va[i].w), vb, acc[i][3][q]);
+                    }
+                }
+            }
+        }
+        workgroupBarrier();
+    }
+    return acc;
+}
+
+@compute @workgroup_size(TILE_GROUP)
+fn forward_tiled_quads(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) nwg: vec3<u32>,
+    @builtin(local_invocation_index) lid: u32,
+) {
+    let group = wid.x + wid.y * nwg.x;
+    if (group >= p.groups) {
+        return;
+    }
+    let row0 = (group / p.groups_n) * TILE_M;
+    let col0 = (group % p.groups_n) * TILE_N;
+    let sums = tile_sums(row0, col0, wid.z, lid);
+    for (var i = 0u; i < TILE_ROWS; i++) {
+        for (var r = 0u; r < 4u; r++) {
+            let row = row0 + 4u * (lid / ACROSS + i * DOWN) + r;
+            for (var q = 0u; q < TILE_QUADS; q++) {
+                let col = col0 + 4u * (lid % ACROSS + q * ACROSS);
+                if (row < p.m && col < p.n) {
+                    store_quad((wid.z * p.m + row) * p.n, col, sums[i][r][q]);
+                }
+            }
+        }
+    }
+}
+
+@compute @workgroup_size(TILE_GROUP)
+fn forward_tiled(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) nwg: vec3<u32>,
+    @builtin(local_invocation_index) lid: u32,
+) {
+    let group = wid.x + wid.y * nwg.x;
+    if (group >= p.groups) {
+        return;
+    }
+    let row0 = (group / p.groups_n) * TILE_M;
+    let col0 = (group % p.groups_n) * TILE_N;
+    let sums = tile_sums(row0, col0, wid.z, lid);
+    for (var i = 0u; i < TILE_ROWS; i++) {
+        for (var r = 0u; r < 4u; r++) {
+            let row = row0 + 4u * (lid / ACROSS + i * DOWN) + r;
+            for (var q = 0u; q < TILE_QUADS; q++) {
+                let col = col0 + 4u * (lid % ACROSS + q * ACROSS);
+                for (var j = 0u; j < 4u; j++) {
+                    if (row < p.m && col + j < p.n) {
+                        store((wid.z * p.m + row) * p.n, col + j, sums[i][r][q][j]);
+                    }
+                }
+            }
+        }
+    }
+}
