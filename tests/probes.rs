@@ -146,21 +146,16 @@ fn probes_tell_what_the_reference_says() {
         let gradients: HashMap<Value, Value> =
             taps.iter().copied().zip(s.graph.gradients(s.loss, &taps).unwrap()).collect();
         let instruments = Instruments::new(&mut s.graph, &probes, &gradients).unwrap();
+        let mut graph = s.graph.clone();
+        let inputs = graph.nodes()[s.loss.node()].inputs.clone();
+        let again = graph.op("again", throughline::ops::cross_entropy::CrossEntropy, &inputs).unwrap();
         let value = |tap: &Tap| match (tap, s.graph.find(tap.node())) {
             (Tap::Forward(_), Some(v)) => v,
             (Tap::Gradient(_), Some(v)) => gradients[&v],
             // The only tap of another output than the first.
-            (_, None) => {
-                let loss = s.graph.find("loss").unwrap();
-                let inputs = s.graph.nodes()[loss.node()].inputs.clone();
-                let again = throughline::ops::cross_entropy::CrossEntropy;
-                s.graph.clone().op("again", again, &inputs).unwrap()[1]
-            }
+            (_, None) => again[1],
         };
         let arrays = |taps: &[Tap]| -> Vec<Array> {
-            let mut graph = s.graph.clone();
-            let inputs = graph.nodes()[s.loss.node()].inputs.clone();
-            graph.op("again", throughline::ops::cross_entropy::CrossEntropy, &inputs).unwrap();
             reference::run(&graph, &s.given, &taps.iter().map(&value).collect::<Vec<_>>()).unwrap()
         };
         let a = arrays(&probes.iter().map(|p| p.tap.clone()).collect::<Vec<_>>());
@@ -218,9 +213,10 @@ fn whole_tensors_come_as_they_were_before_they_were_overwritten() {
         Probe::new("dx", Tap::gradient(&name), Measure::Whole),
         Probe::new("rms", Tap::forward(&name), Measure::Rms),
     ];
-    let gradient = s.graph.clone().gradients(s.loss, &[first]).unwrap()[0];
+    let mut differentiated = s.graph.clone();
+    let gradient = differentiated.gradients(s.loss, &[first]).unwrap()[0];
     let instruments = Instruments::with_gradients(&mut s.graph, s.loss, &probes).unwrap();
-    let want = reference::run(&s.graph, &s.given, &[first, gradient]).unwrap();
+    let want = reference::run(&differentiated, &s.given, &[first, gradient]).unwrap();
     let exec = s.executable(&instruments.outputs(), gpu().profile());
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
     exec.record(&mut encoder);
