@@ -493,7 +493,8 @@ impl Executable {
         }
     }
 
-    /// Reads an output, input, parameter or state as the last submit leaves it. Resolves once the device has been polled.
+    /// Reads an output, input, parameter or state as the last submit leaves it. Resolves once the device has been
+    /// polled.
     pub async fn read<T: Element>(&self, value: Value) -> Result<Vec<T>> {
         self.tensor(value)?.read(&self.gpu).await
     }
@@ -592,7 +593,7 @@ impl Work {
 /// Whether the tensors are what the plan wants of them.
 fn check_bindings(gpu: &Gpu, plan: &Plan, bindings: &HashMap<Value, Tensor>) -> Result<()> {
     let mut bindings: Vec<_> = bindings.iter().collect();
-    // The same error on every run.
+    // Sorted, so that the error is the same on every run.
     bindings.sort_by_key(|(value, _)| **value);
     for (value, tensor) in bindings {
         let external = plan.bound(*value)?;
