@@ -4,8 +4,6 @@
 //! The comparison favours the composition: its inputs are stored head by head, so that it needs no transposes, and it
 //! applies no mask. It does compute the scores that a mask would hide, since matmuls cannot skip triangles.
 
-#[path = "../tests/common/mod.rs"]
-mod common;
 mod measure;
 
 use std::sync::Arc;

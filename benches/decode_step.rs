@@ -1,8 +1,6 @@
 //! Benchmarks decoding one token of GPT-2 small after a full context, with a key/value cache. Most of the work is in
 //! matrix products of one row.
 
-#[path = "../tests/common/mod.rs"]
-mod common;
 mod measure;
 
 use std::sync::Arc;
@@ -22,7 +20,7 @@ const CONTEXT: usize = 1024;
 const VOCABS: [usize; 2] = [50257, 32768];
 
 fn main() {
-    let gpu = common::gpu();
+    let gpu = &measure::gpu();
     println!("{}", gpu.describe());
     let mut criterion = Criterion::default()
         .sample_size(10)

@@ -1,20 +1,18 @@
 //! Benchmarks every op of the table, forward and backward, in the sizes of its row. Besides criterion's wall time it
 //! prints rates by a clock that suits the adapter, and checks results against the reference.
 
-#[path = "../tests/common/mod.rs"]
-mod common;
 mod measure;
 
 use std::time::Duration;
 
-use common::Harness;
 use criterion::{Criterion, Throughput};
 use measure::{Check, Clock};
 use throughline::Gpu;
+use throughline::check::Harness;
 use throughline::ops::{Case, TABLE};
 
 fn main() {
-    let gpu = common::gpu();
+    let gpu = &measure::gpu();
     println!("{}", gpu.describe());
     let mut criterion = Criterion::default()
         .sample_size(10)
@@ -31,7 +29,7 @@ fn main() {
 
 /// Times the op by itself, and then what its gradient adds.
 fn bench(criterion: &mut Criterion, gpu: &Gpu, row: &str, case: &Case) {
-    let harness = Harness::new(case, 1);
+    let harness = Harness::new(case, 1).expect("the case has a graph");
     let clock = Clock::of(gpu);
     let mut check = None;
     for piece in measure::pieces(&harness, gpu) {

@@ -11,6 +11,8 @@
 
 mod array;
 mod autodiff;
+#[cfg(feature = "check")]
+pub mod check;
 pub mod decode;
 pub mod device;
 pub mod embed;

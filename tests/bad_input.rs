@@ -347,7 +347,15 @@ fn settings_are_checked() {
 /// An app's own op: y = 2x + 1, with its own WGSL.
 #[derive(Debug)]
 struct TwicePlusOne {
-    wgsl: &'static str,
+    wgsl: String,
+    binds: Vec<Bind>,
+    words: usize,
+}
+
+impl TwicePlusOne {
+    fn new() -> Self {
+        TwicePlusOne { wgsl: WGSL.into(), binds: vec![Bind::In(0), Bind::Out(0)], words: 1 }
+    }
 }
 
 const WGSL: &str = "
@@ -355,9 +363,11 @@ const WGSL: &str = "
 @group(0) @binding(1) var<storage, read> x: array<f32>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 @compute @workgroup_size(64)
-fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-    if (id.x < n) {
-        y[id.x] = 2.0 * x[id.x] + 1.0;
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+        @builtin(local_invocation_index) local: u32) {
+    let i = (group.x + group.y * groups.x) * 64u + local;
+    if (i < n) {
+        y[i] = 2.0 * x[i] + 1.0;
     }
 }";
 
@@ -376,8 +386,9 @@ impl Op for TwicePlusOne {
     }
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let n = cx.outputs[0].len();
-        let kernel = Kernel::new("twice_plus_one", self.wgsl, "main");
-        Ok(Program::one(kernel, &[Bind::In(0), Bind::Out(0)], &[n as u32], cx.profile.grid(n.div_ceil(64))))
+        let kernel = Kernel::new("twice_plus_one", self.wgsl.clone(), "main");
+        let words = vec![n as u32; self.words];
+        Ok(Program::one(kernel, &self.binds, &words, cx.profile.grid(n.div_ceil(64))))
     }
     fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
         vec![inputs[0].map(|x| 2.0 * x + 1.0)]
@@ -391,7 +402,7 @@ impl Op for TwicePlusOne {
 fn an_apps_own_op_runs_forward_and_backward() {
     let mut g = Graph::new();
     let x = g.input("x", TensorType::f32([127])).unwrap();
-    let y = g.op1("y", TwicePlusOne { wgsl: WGSL }, &[x]).unwrap();
+    let y = g.op1("y", TwicePlusOne::new(), &[x]).unwrap();
     let squares = g.mul("squares", y, y).unwrap();
     let loss = g.sum("loss", squares).unwrap();
     let dx = g.gradients(loss, &[x]).unwrap()[0];
@@ -409,15 +420,33 @@ fn an_apps_own_op_runs_forward_and_backward() {
 
 #[test]
 fn broken_ops_are_errors_and_not_panics() {
-    let build = |wgsl: &'static str| -> Result<Executable> {
+    let build = |change: fn(&mut TwicePlusOne)| -> Result<Executable> {
+        let mut op = TwicePlusOne::new();
+        change(&mut op);
         let mut g = Graph::new();
         let x = g.input("x", TensorType::f32([8]))?;
-        let y: Value = g.op1("y", TwicePlusOne { wgsl }, &[x])?;
+        let y: Value = g.op1("y", op, &[x])?;
         Executable::new_blocking(gpu(), Arc::new(Plan::new(&g, &[y], gpu().profile())?), ExecOptions::default())
     };
-    assert!(build(WGSL).is_ok());
-    expect(build("fn main() { this is not WGSL }"), &["device"]);
-    expect(build(&WGSL.replace("fn main", "fn other").leak()[..]), &["device"]);
+    assert!(build(|_| {}).is_ok());
+    let node = ["node `y`", "twice_plus_one"];
+    let expect_in_node = |change, words: &[&str]| expect(build(change), &[&node[..], words].concat());
+    // Launch against WGSL: errors of the plan.
+    expect_in_node(|op| op.wgsl = WGSL.replace("fn main", "fn other"), &["no function", ".main`"]);
+    expect_in_node(|op| op.binds = vec![Bind::Out(0), Bind::In(0)], &["`x`", "binding 1", "Out(0)"]);
+    expect_in_node(|op| op.binds = vec![Bind::In(1), Bind::Out(0)], &["input 1", "only 1"]);
+    expect_in_node(|op| op.binds = vec![Bind::In(0), Bind::Out(1)], &["output 1", "only 1"]);
+    expect_in_node(|op| op.binds = vec![Bind::In(0), Bind::Scratch(0)], &["scratch tensor 0", "only 0"]);
+    expect_in_node(|op| op.binds = vec![Bind::In(0)], &["`y`", "binding 2"]);
+    expect_in_node(|op| op.binds.push(Bind::In(0)), &["binding 3"]);
+    expect_in_node(|op| op.words = 0, &["uniform", "no words"]);
+    let unwritten = |op: &mut TwicePlusOne| {
+        op.wgsl = WGSL.replace("read_write", "read").replace("y[i] = 2.0 * x[i] + 1.0", "_ = x[i] + y[i]");
+        op.binds = vec![Bind::In(0), Bind::OutIn(0)];
+    };
+    expect_in_node(unwritten, &["no dispatch writes output 0"]);
+    // What only a compiler can find.
+    expect_in_node(|op| op.wgsl = WGSL.replace("2.0", "two"), &["no definition in scope", "two"]);
     let knob = Kernel::new("k", WGSL, "main").knob("TILE", 4u32).wgsl();
     assert!(matches!(knob, Err(Error::Kernel { .. })));
     expect(knob, &["`k`", "TILE"]);

@@ -23,6 +23,7 @@ fn example(name: &str) -> PathBuf {
             "architectures",
             "residual_stream",
             "npc_text",
+            "own_op",
         ];
         let args = names.iter().flat_map(|name| ["--example", name]);
         assert!(Command::new(env!("CARGO")).args(["build", "--quiet"]).args(args).status().unwrap().success());
@@ -110,6 +111,12 @@ fn demo_writes_its_four_files() {
     assert_eq!(run["summary"]["steps"], 6);
     assert!(!read("sample.txt").is_empty());
     assert!(out.join("model.safetensors").metadata().unwrap().len() > 1000);
+}
+
+#[test]
+fn an_own_op_is_checked_and_trained_with() {
+    let stdout = ok("own_op", &[]);
+    assert!(stdout.contains("snake is right on 3 cases") && stdout.contains("learns a wave"), "{stdout}");
 }
 
 #[test]

@@ -118,15 +118,16 @@ fn a_step_between_the_apps_passes_gives_the_same_bits() {
 
 #[test]
 fn two_trainers_on_two_threads_give_the_bits_that_each_gives_alone() {
+    let gpu = gpu(); // the same on all threads
     let alone = {
-        let mut trainer = trainer(gpu());
+        let mut trainer = trainer(gpu);
         (0..8).for_each(|step| drop(trainer.step(&batches(step)).unwrap()));
         checkpoint(&trainer)
     };
     let run = || {
-        let mut trainer = trainer(gpu());
+        let mut trainer = trainer(gpu);
         for step in 0..8 {
-            trainer.step(&batches(step)).unwrap().wait_blocking(gpu()).unwrap();
+            trainer.step(&batches(step)).unwrap().wait_blocking(gpu).unwrap();
         }
         checkpoint(&trainer)
     };

@@ -12,6 +12,7 @@ use common::{gpu, profiles, read, write};
 use graphs::{Built, recipes};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
+use throughline::check::Guarded;
 use throughline::graph::Source;
 use throughline::ops::random_array;
 use throughline::reference::{self, Array, nmse};
@@ -47,11 +48,11 @@ fn outputs_gradients_and_states_equal_the_reference() {
 fn differences(built: &Built, profile: &Profile, seed: u64) -> Vec<String> {
     let Built { graph, kept } = built;
     let plan = Plan::new(graph, kept, profile).unwrap();
-    let options = ExecOptions { guard_bytes: 256, ..Default::default() };
-    let exec = Executable::new_blocking(gpu(), Arc::new(plan), options).unwrap();
+    let guarded = Guarded::new_blocking(gpu(), Arc::new(plan)).unwrap();
+    let exec = guarded.executable();
     let mut given = data(graph, seed);
-    for external in &exec.plan().externals.clone() {
-        write(&exec, external.value, &given[&external.value]);
+    for external in &exec.plan().externals {
+        write(exec, external.value, &given[&external.value]);
     }
     let stored: HashMap<Value, Value> = graph.stores().iter().map(|&(v, s)| (s, v)).collect();
     // A kept state is read as the step leaves it.
@@ -59,19 +60,17 @@ fn differences(built: &Built, profile: &Profile, seed: u64) -> Vec<String> {
     let wanted: Vec<Value> = read_from.iter().map(|v| *stored.get(v).unwrap_or(v)).collect();
     let mut found = vec![];
     for step in 1..=2 {
-        exec.poison();
-        exec.submit().unwrap();
-        found.extend(exec.check_guards().err().map(|e| e.to_string()));
+        found.extend(guarded.step_blocking().err().map(|e| e.to_string()));
         let want = reference::run(graph, &given, &wanted).unwrap();
         for (&value, want) in read_from.iter().zip(&want) {
-            let error = nmse(&read(&exec, graph, value), &want.data);
+            let error = nmse(&read(exec, value), &want.data);
             if error.is_nan() || error > 1e-6 {
                 found.push(format!("step {step}: {} has NMSE {error:.1e}", graph.name(value)));
             }
         }
         // The second step starts from what the first one left on the GPU.
         for &state in stored.keys() {
-            let held = read(&exec, graph, state).into_iter().map(f64::from).collect();
+            let held = read(exec, state).into_iter().map(f64::from).collect();
             given.insert(state, Array::new(graph.ty(state).shape.clone(), held));
         }
     }

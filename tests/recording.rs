@@ -130,24 +130,25 @@ fn readbacks_come_in_any_executor() {
     fn sendable<F: Future + Send>(f: F) -> F {
         f
     }
+    let gpu = gpu(); // the same on all threads
     let config = tiny();
     let want = {
-        let mut trainer = Trainer::new_blocking(gpu(), config.clone()).unwrap();
-        trainer.step(&batches(&config, 0)).unwrap().wait_blocking(gpu()).unwrap()
+        let mut trainer = Trainer::new_blocking(gpu, config.clone()).unwrap();
+        trainer.step(&batches(&config, 0)).unwrap().wait_blocking(gpu).unwrap()
     };
     // A whole trainer, made and run without a blocking call.
     let run = async |config: TrainConfig| {
-        let mut trainer = Trainer::new(gpu(), config.clone()).await?;
+        let mut trainer = Trainer::new(gpu, config.clone()).await?;
         let loss = trainer.step(&batches(&config, 0))?.take().await?;
         trainer.evaluate(&batches(&config, 1)).await?;
         Checkpoint::of(&trainer, "", 0).await?;
-        trainer.grads.read(gpu()).await?;
-        if gpu().device().features().contains(wgpu::Features::TIMESTAMP_QUERY) {
+        trainer.grads.read(gpu).await?;
+        if gpu.device().features().contains(wgpu::Features::TIMESTAMP_QUERY) {
             trainer.profile(&batches(&config, 1)).await?;
         }
         Ok::<f32, Error>(loss)
     };
-    let poll = || gpu().device().poll(wgpu::PollType::Poll).map(drop).unwrap();
+    let poll = || gpu.device().poll(wgpu::PollType::Poll).map(drop).unwrap();
 
     // A game loop: a frame polls device and future once.
     let mut future = Box::pin(run(config.clone()));
@@ -167,7 +168,7 @@ fn readbacks_come_in_any_executor() {
         let over = done.clone();
         runtime.spawn(async move {
             while !over.load(Ordering::Relaxed) {
-                gpu().device().poll(wgpu::PollType::Poll).unwrap();
+                gpu.device().poll(wgpu::PollType::Poll).unwrap();
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         });

@@ -4,11 +4,16 @@
 
 use std::time::{Duration, Instant};
 
+use throughline::check::Harness;
 use throughline::ops::Case;
 use throughline::reference::nmse;
-use throughline::{Executable, Gpu, Plan};
+use throughline::{Cooperative, Executable, Gpu};
 
-use crate::common::Harness;
+/// The adapter's device, with its cooperative matrices if it has any.
+pub fn gpu() -> Gpu {
+    let open = || Gpu::headless_cooperative_blocking(Cooperative::F32).or_else(|_| Gpu::headless_blocking());
+    open().expect("measuring needs a GPU adapter, a software one will do")
+}
 
 /// One direction of a case: the op by itself, or the nodes that its gradient adds.
 pub struct Piece {
@@ -20,18 +25,12 @@ pub struct Piece {
 
 /// The directions of a case that have kernels. Their inputs have been computed already.
 pub fn pieces(harness: &Harness, gpu: &Gpu) -> Vec<Piece> {
-    let full = harness.executable(gpu.profile(), 0);
-    let last_forward = harness.outputs[0].node();
-    let forward: Vec<&str> = harness.graph.nodes()[..=last_forward].iter().map(|n| n.name.as_str()).collect();
     let piece = |name, backward| {
-        let mut plan: Plan = full.plan().clone();
-        plan.steps.retain(|s| !s.name.starts_with("loss") && forward.contains(&s.name.as_str()) != backward);
-        // The planner adds copies where it cannot prove that an op may work in place. They are not the kernel's work.
-        plan.steps.iter_mut().for_each(|s| s.copies.clear());
-        plan.final_copies.clear();
+        let plan = harness.part(gpu.profile(), backward).expect("the case has a plan");
         let (flops, bytes) = plan.steps.iter().fold((0, 0), |sum, s| (sum.0 + s.flops, sum.1 + s.bytes));
-        let exec = (!plan.steps.is_empty()).then(|| harness.executable_of(plan));
-        exec.map(|exec| Piece { name, exec, flops: flops as f64, bytes: bytes as f64 })
+        let (flops, bytes) = (flops as f64, bytes as f64);
+        let exec = |plan| harness.executable_blocking(gpu, plan).expect("the plan runs here");
+        (!plan.steps.is_empty()).then(|| Piece { name, exec: exec(plan), flops, bytes })
     };
     [piece("forward", false), piece("backward", true)].into_iter().flatten().collect()
 }
@@ -45,9 +44,11 @@ pub struct Check {
 impl Check {
     /// Runs the case on the adapter and the reference on the host.
     pub fn of(case: &Case, harness: &Harness, gpu: &Gpu) -> Check {
-        let exec = harness.executable(gpu.profile(), 0);
+        let plan = harness.plan(gpu.profile()).expect("the case has a plan");
+        let exec = harness.executable_blocking(gpu, plan).expect("the plan runs here");
         exec.submit().expect("the step runs");
-        let (got, want) = (harness.read(&exec), harness.reference());
+        let got = harness.read_blocking(&exec).expect("the device works");
+        let want = harness.reference().expect("the case has a reference");
         let errors = got.iter().zip(&want).map(|(got, want)| nmse(got, &want.data));
         // NaN is the worst error, and `max` would lose it.
         let worst = errors.fold(0.0, |worst: f64, e| if e.is_nan() || e > worst { e } else { worst });

@@ -5,8 +5,6 @@
 //! `cargo run --release --example roofline -- matmul attention`
 
 mod chart;
-#[path = "../../tests/common/mod.rs"]
-mod common;
 #[path = "../../benches/measure/mod.rs"]
 mod measure;
 mod probes;
@@ -16,11 +14,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use common::Harness;
 use measure::{Check, Clock};
 use probes::Roofs;
 use serde::Serialize;
 use throughline::Gpu;
+use throughline::check::Harness;
 use throughline::ops::{Case, TABLE};
 
 #[derive(Parser)]
@@ -75,7 +73,7 @@ fn main() -> Result<()> {
     let flags = Flags::parse();
     let unknown = flags.ops.iter().find(|op| TABLE.iter().all(|row| row.name != op.as_str()));
     ensure!(unknown.is_none(), "no op `{}`; docs/ops.md lists the ops", unknown.map_or("", String::as_str));
-    let gpu = common::gpu();
+    let gpu = &measure::gpu();
     let clock = Clock::of(gpu);
     println!("{}; rates per {}", gpu.describe(), clock.unit());
     let budget = Duration::from_millis(flags.budget);
@@ -108,7 +106,7 @@ fn main() -> Result<()> {
 }
 
 fn figures(op: &'static str, case: &Case, gpu: &Gpu, (clock, budget): (Clock, Duration), roofs: &Roofs) -> Vec<Figure> {
-    let harness = Harness::new(case, 1);
+    let harness = Harness::new(case, 1).expect("the case has a graph");
     let check = Check::of(case, &harness, gpu);
     let figure = |piece: measure::Piece| {
         let seconds = clock.seconds(&piece.exec, budget);

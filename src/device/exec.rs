@@ -26,10 +26,6 @@ pub struct ExecOptions {
     /// are allocated, zeroed. To have an output in a tensor of yours, [`store`](crate::Graph::store) it in a state and
     /// bind that.
     pub bindings: HashMap<Value, Tensor>,
-    /// For tests of kernels: puts this many bytes of sentinel before and behind every tensor of the
-    /// plan, those behind inside the range that kernels are given; see
-    /// [`Executable::check_guards`]. A multiple of 256; 0 is off.
-    pub guard_bytes: usize,
 }
 
 /// A planned graph with its memory and pipelines, ready to run any number of times.
@@ -44,6 +40,7 @@ pub struct Executable {
     uniforms: wgpu::Buffer,
     externals: Vec<Tensor>,
     commands: Vec<Command>,
+    /// Bytes before and after every buffer of the plan, for `check::Guarded`; else 0.
     guard: usize,
 }
 
@@ -85,16 +82,25 @@ struct Place {
 }
 
 /// What guards and unwritten memory are filled with: a NaN that no kernel makes.
-const SENTINEL: u32 = 0x7fc0_dead;
+#[cfg(feature = "check")]
+pub(crate) const SENTINEL: u32 = 0x7fc0_dead;
 
 impl Executable {
     /// Allocates buffers, compiles pipelines and makes bind groups. Compiling is the slow part. An [`Error::Limit`]
     /// where the plan was made for a device that offers more.
     pub async fn new(gpu: &Gpu, plan: Arc<Plan>, options: ExecOptions) -> Result<Self> {
-        let built = gpu.scoped(|| Self::build(gpu.clone(), plan.clone(), options)).await;
+        Self::with_guards(gpu, plan, options, 0).await
+    }
+
+    /// [`new`](Self::new), with this many bytes before and after every buffer of the plan, a multiple of 256. Those after
+    /// it are inside the range that kernels are given.
+    pub(crate) async fn with_guards(gpu: &Gpu, plan: Arc<Plan>, options: ExecOptions, guard: usize) -> Result<Self> {
+        let built = gpu.scoped(|| Self::build(gpu.clone(), plan.clone(), options, guard)).await;
         built.map_err(|e| match e {
             // What the device refuses may be what it was not opened for: that says more.
-            Error::Device(_) => Requirements::of(&plan).check(&gpu.device().limits()).err().unwrap_or(e),
+            Error::Device(_) | Error::Node { .. } => {
+                Requirements::of(&plan).check(&gpu.device().limits()).err().unwrap_or(e)
+            }
             e => e,
         })
     }
@@ -104,8 +110,7 @@ impl Executable {
         pollster::block_on(Self::new(gpu, plan, options))
     }
 
-    fn build(gpu: Gpu, plan: Arc<Plan>, options: ExecOptions) -> Result<Self> {
-        let guard = options.guard_bytes;
+    fn build(gpu: Gpu, plan: Arc<Plan>, options: ExecOptions, guard: usize) -> Result<Self> {
         let buffers = (plan.buffers.iter().enumerate())
             .map(|(i, b)| gpu.storage_buffer(&format!("b{i} {}", b.values[0]), (b.bytes + 2 * guard) as u64))
             .collect::<Result<Vec<_>>>()?;
@@ -174,7 +179,7 @@ impl Executable {
             }
             for d in &step.dispatches {
                 self.check_aliases(step, &d.binds)?;
-                let pipeline = self.gpu.pipeline(&d.kernel)?;
+                let pipeline = self.gpu.pipeline(&d.kernel).map_err(|e| in_step(step, e))?;
                 let mut uniform = |words: &[u32]| {
                     let size = binding_size(words.len() * 4);
                     let binding = wgpu::BufferBinding { buffer: &uniforms, offset, size };
@@ -514,33 +519,19 @@ impl Executable {
         &self.gpu
     }
 
-    /// Fills every buffer of the plan, guards included, with a NaN sentinel: what a kernel does not
-    /// write stays NaN, and what it writes too far shows in [`check_guards`](Self::check_guards).
-    pub fn poison(&self) {
-        for buffer in &self.buffers {
+    /// Fills every buffer of the plan, guards included, with [`SENTINEL`].
+    #[cfg(feature = "check")]
+    pub(crate) fn poison(&self) -> Result<()> {
+        self.buffers.iter().try_for_each(|buffer| {
             let words = vec![SENTINEL; buffer.size() as usize / 4];
-            self.gpu.queue().write_buffer(buffer, 0, bytemuck::cast_slice(&words));
-        }
+            self.gpu.write(buffer, 0, bytemuck::cast_slice(&words))
+        })
     }
 
-    /// After [`poison`](Self::poison) and a step: an `Err` names the first value around which
-    /// something was written. Waits for the GPU.
-    pub fn check_guards(&self) -> Result<()> {
-        for (buffer, spec) in self.buffers.iter().zip(&self.plan.buffers) {
-            let ty = TensorType::u32([buffer.size() as usize / 4]);
-            let words: Vec<u32> = Tensor::from_buffer(buffer.clone(), 0, ty)?.read_blocking(&self.gpu)?;
-            let (first, end) = (self.guard / 4, (self.guard + spec.bytes) / 4);
-            let touched = |i: &usize| (*i < first || *i >= end) && words[*i] != SENTINEL;
-            if let Some(i) = (0..words.len()).find(touched) {
-                return Err(Error::Device(format!(
-                    "a kernel wrote byte {} of {}, which has {}",
-                    4 * i as i64 - self.guard as i64,
-                    spec.values.join(" or "),
-                    spec.bytes
-                )));
-            }
-        }
-        Ok(())
+    /// The buffers of the plan, guards included.
+    #[cfg(feature = "check")]
+    pub(crate) fn buffers(&self) -> &[wgpu::Buffer] {
+        &self.buffers
     }
 }
 
@@ -587,6 +578,19 @@ impl Work {
                 drop(encoder.begin_compute_pass(&desc(Some(at + 1), None)));
             }
         }
+    }
+}
+
+/// The error of a kernel with the node that launches it.
+fn in_step(step: &Step, e: Error) -> Error {
+    match e {
+        Error::Kernel { kernel, message } => Error::Node {
+            node: step.name.clone(),
+            op: step.op.name(),
+            message: format!("kernel `{kernel}`: {message}"),
+            inputs: step.inputs.iter().map(|(_, ty)| ty.to_string()).collect::<Vec<_>>().join(", "),
+        },
+        e => e,
     }
 }
 

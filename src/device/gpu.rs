@@ -309,14 +309,18 @@ impl Gpu {
         })
     }
 
-    /// The pipeline for a kernel, compiled the first time and cached. A compile error is the
-    /// device's to report: callers that create pipelines hold an error scope.
+    /// The pipeline for a kernel, compiled the first time and cached. What the device says of its text is an
+    /// [`Error::Kernel`].
     pub(crate) fn pipeline(&self, kernel: &Kernel) -> Result<Arc<wgpu::ComputePipeline>> {
         let lock = || self.inner.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pipeline) = lock().get(kernel) {
             return Ok(pipeline.clone());
         }
-        let pipeline = Arc::new(self.compile(kernel)?);
+        let compiled = self.guarded(|| self.compile(kernel)).map_err(|e| match e {
+            Error::Device(message) => kernel.error(message),
+            e => e,
+        });
+        let pipeline = Arc::new(compiled?);
         lock().insert(kernel.clone(), pipeline.clone());
         Ok(pipeline)
     }

@@ -19,6 +19,8 @@ pub mod texture;
 pub mod timeline;
 pub mod tune;
 
+#[cfg(feature = "check")]
+pub(crate) use exec::SENTINEL;
 pub use exec::{ExecOptions, Executable, Slice};
 pub use gpu::Gpu;
 pub(crate) use gpu::now;

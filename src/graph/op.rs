@@ -13,9 +13,67 @@ use crate::tensor::TensorType;
 /// A differentiable operation on tensors: shapes, gradient, kernels, and a definition in f64.
 ///
 /// Implement it to add an op of your own, and add that to a graph with [`Graph::op`]. It is then planned, fused, tuned
-/// and differentiated like the ops of this crate; `examples/own_op.rs` in the repository is a complete one. Only
-/// [`name`](Self::name), [`infer`](Self::infer), [`vjp`](Self::vjp), [`launch`](Self::launch),
-/// [`reference`](Self::reference) and [`flops`](Self::flops) are required.
+/// and differentiated like the ops of this crate. Only [`name`](Self::name), [`infer`](Self::infer), [`vjp`](Self::vjp),
+/// [`launch`](Self::launch) and [`reference`](Self::reference) are required.
+///
+/// If the launch and the WGSL disagree, planning fails with the name of the node. What planning cannot see (values,
+/// gradients, stray writes and more) is tested by `throughline::check`, behind the feature `check`.
+/// `examples/own_op.rs` in the repository is a complete op with a backward kernel, its test, and a network that trains
+/// with it.
+///
+/// ```
+/// use throughline::kernel::Kernel;
+/// use throughline::ops::{Bind, Launch, Op, Program, Vjp};
+/// use throughline::reference::Array;
+/// use throughline::{Graph, Result, TensorType};
+///
+/// /// `y = 2 x + 1`.
+/// #[derive(Debug)]
+/// struct TwicePlusOne;
+///
+/// const WGSL: &str = "
+/// @group(0) @binding(0) var<uniform> n: u32;
+/// @group(0) @binding(1) var<storage, read> x: array<f32>;
+/// @group(0) @binding(2) var<storage, read_write> y: array<f32>;
+///
+/// @compute @workgroup_size(64)
+/// fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+///            @builtin(local_invocation_index) local: u32) {
+///     // A dimension has at most 65,535 workgroups, so `Profile::grid` puts more into several rows.
+///     let i = (group.x + group.y * groups.x) * 64u + local;
+///     if (i < n) {
+///         y[i] = 2.0 * x[i] + 1.0;
+///     }
+/// }";
+///
+/// impl Op for TwicePlusOne {
+///     fn name(&self) -> &'static str {
+///         "twice_plus_one"
+///     }
+///     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+///         Ok(inputs.to_vec())
+///     }
+///     fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+///         let dy = cx.dy0()?;
+///         let dx = cx.graph.scale(&cx.name, dy, 2.0)?;
+///         cx.set(0, dx);
+///         Ok(())
+///     }
+///     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+///         let n = cx.outputs[0].len();
+///         let kernel = Kernel::new("twice_plus_one", WGSL, "forward");
+///         Ok(Program::one(kernel, &[Bind::In(0), Bind::Out(0)], &[n as u32], cx.profile.grid(n.div_ceil(64))))
+///     }
+///     fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
+///         vec![inputs[0].map(|x| 2.0 * x + 1.0)]
+///     }
+/// }
+///
+/// let mut g = Graph::new();
+/// let x = g.input("x", TensorType::f32([127]))?;
+/// let y = g.op1("y", TwicePlusOne, &[x])?;
+/// # Ok::<(), throughline::Error>(())
+/// ```
 pub trait Op: Any + Debug + Send + Sync {
     /// Name of the kind of op, shown in plans, errors and profiles.
     fn name(&self) -> &'static str;
@@ -52,8 +110,11 @@ pub trait Op: Any + Debug + Send + Sync {
     /// The outputs in f64: the definition of the op, which kernels are tested against.
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array>;
 
-    /// Number of floating-point operations; a multiply-add counts as two. 0 for ops that only move data.
-    fn flops(&self, inputs: &[TensorType], outputs: &[TensorType]) -> u64;
+    /// Floating-point operations, for the rates in plans and profiles; a multiply-add counts as two. The default is 0,
+    /// which is right for ops that only move data.
+    fn flops(&self, _inputs: &[TensorType], _outputs: &[TensorType]) -> u64 {
+        0
+    }
 
     /// The least number of bytes that must move. By default every input and every output once.
     fn bytes(&self, inputs: &[TensorType], outputs: &[TensorType]) -> u64 {

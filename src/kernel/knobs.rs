@@ -5,6 +5,8 @@
 //! the right-hand side. `override` constants cannot size a function-local array, which is the register
 //! tile that a matmul tunes; hence text.
 
+use std::borrow::Cow;
+
 use super::merge::{self, Bound};
 use super::wgsl::Module;
 use crate::error::{Error, Result};
@@ -23,8 +25,8 @@ use crate::profile::Cooperative;
 pub struct Kernel {
     /// Name for debuggers, plans and errors: the stem of the op's file.
     pub label: &'static str,
-    /// The text.
-    pub source: &'static str,
+    /// The text. Text made at run time will do, too; static text is not copied, and plans know it by its address.
+    pub source: Cow<'static, str>,
     /// The entry point.
     pub entry: &'static str,
     /// Knobs to set: names and new right-hand sides.
@@ -38,8 +40,8 @@ pub struct Kernel {
 
 impl Kernel {
     /// A kernel with the knobs as written in the file and all checks on.
-    pub fn new(label: &'static str, source: &'static str, entry: &'static str) -> Self {
-        Kernel { label, source, entry, knobs: vec![], merged: vec![], trusted: false }
+    pub fn new(label: &'static str, source: impl Into<Cow<'static, str>>, entry: &'static str) -> Self {
+        Kernel { label, source: source.into(), entry, knobs: vec![], merged: vec![], trusted: false }
     }
 
     /// Sets a knob. A knob that the file does not declare is an error of [`wgsl`](Self::wgsl).

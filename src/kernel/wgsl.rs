@@ -38,6 +38,9 @@ pub(crate) enum Kind<'a> {
         name: &'a str,
         ty: Range<usize>,
     },
+    Uniform {
+        name: &'a str,
+    },
     /// A `const` or an `alias`, and what it stands for.
     Named {
         name: &'a str,
@@ -122,6 +125,7 @@ impl<'a> Module<'a> {
                         Kind::Storage { name: self.word(name), binding, writes, ty }
                     }
                     "workgroup" => Kind::Workgroup { name: self.word(name), ty },
+                    "uniform" => Kind::Uniform { name: self.word(name) },
                     _ => Kind::Other,
                 }
             }

@@ -11,6 +11,7 @@ use crate::kernel::Kernel;
 use crate::tensor::TensorType;
 
 mod bindings;
+mod declared;
 mod fuse;
 mod planner;
 pub(crate) mod requirements;

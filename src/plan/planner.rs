@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::bindings::{self, Binding};
-use super::{BufferSpec, Copy, External, Plan, PlannedDispatch, Slot, Step, fuse, variants};
+use super::{BufferSpec, Copy, External, Plan, PlannedDispatch, Slot, Step, declared, fuse, variants};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Op, Source, Value};
 use crate::kernel::{Bind, Bound, Launch, Program};
@@ -183,12 +183,14 @@ impl<'a> Planner<'a> {
             node.inputs.iter().map(|v| self.nodes[v.node()].outputs[v.output()].clone()).collect();
         let mut cx = Launch { inputs: &inputs, outputs: &node.outputs, profile: self.profile, variant: 0 };
         cx.variant = variants::chosen(&self.profile.choices, op.as_ref(), &cx);
-        let program = op.launch(&cx).map_err(|message| Error::Node {
+        let error = |message| Error::Node {
             node: node.name.clone(),
             op: op.name(),
             message,
             inputs: inputs.iter().map(|t| t.to_string()).collect::<Vec<_>>().join(", "),
-        })?;
+        };
+        let program = op.launch(&cx).map_err(error)?;
+        declared::check(op.as_ref(), &cx, &program).map_err(error)?;
         let scratch: Vec<usize> = (program.scratch.iter().enumerate())
             .map(|(i, ty)| self.allocate(ty, format!("{} scratch {i}", node.name)))
             .collect::<Result<_>>()?;

@@ -61,10 +61,16 @@ fn demo(args: &[String]) -> Outcome {
 }
 
 fn test(args: &[String]) -> Outcome {
+    // What tests/smollm2.rs, tests/minilm.rs and tests/tokenizing.rs run, fetched while everything compiles.
+    let models = || fetch::fetch("smollm2").and_then(|()| fetch::fetch("minilm"));
+    let of_cargo = args.iter().take_while(|a| *a != "--");
+    let compile = || run(cargo(&["test", "--workspace", "--no-run"]).args(of_cargo));
+    std::thread::scope(|scope| {
+        let models = scope.spawn(models);
+        compile()?;
+        models.join().map_err(|_| "fetching the models panicked".to_string())?
+    })?;
     adapter::ensure(&[])?;
-    // Several tests run these models.
-    fetch::fetch("smollm2")?;
-    fetch::fetch("minilm")?;
     run(cargo(&["test", "--workspace"]).args(args))
 }
 

@@ -1,0 +1,55 @@
+//! What checks find.
+
+use std::fmt;
+
+use crate::ops::Case;
+
+/// Something that a check found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Failure {
+    /// Name of the case.
+    pub case: String,
+    /// The profile and variants that it ran with; empty if it did not run on a device.
+    pub target: String,
+    /// The tensor and what is wrong with it, or the error.
+    pub message: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "case `{}`", self.case)?;
+        if !self.target.is_empty() {
+            write!(f, " ({})", self.target)?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+/// Everything that a check found, never empty as an error. Printed, it is a line for each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Failures(pub(super) Vec<Failure>);
+
+impl Failures {
+    /// The failures, in the order of the cases.
+    pub fn iter(&self) -> std::slice::Iter<'_, Failure> {
+        self.0.iter()
+    }
+
+    pub(super) fn push(&mut self, case: &Case, target: impl fmt::Display, message: impl fmt::Display) {
+        self.0.push(Failure { case: case.name.clone(), target: target.to_string(), message: message.to_string() });
+    }
+
+    pub(super) fn into_result(self) -> Result<(), Failures> {
+        if self.0.is_empty() { Ok(()) } else { Err(self) }
+    }
+}
+
+impl fmt::Display for Failures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<String> = self.0.iter().map(Failure::to_string).collect();
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+impl std::error::Error for Failures {}
