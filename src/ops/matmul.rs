@@ -98,7 +98,7 @@ const ENOUGH_GROUPS: usize = 48;
 
 pub(super) const ROW: Row = Row {
     name: "matmul",
-    summary: "y = op(a) op(b) + bias, op transposes or not; batched; adds to the stream in its epilogue",
+    summary: "y = op(a) op(b) + bias, where op may transpose; batched; can add to the stream in its epilogue",
     sources: &[LANES.plain, FEW_ROWS.plain, TILED, COOPERATIVE_F32],
     cases,
     bench: || {
