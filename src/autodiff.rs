@@ -75,7 +75,7 @@ impl Graph {
         let node = self.node(id).clone();
         let outputs: Vec<Value> = (0..node.outputs.len()).map(|output| self.value(id, output)).collect();
         let dy: Vec<Option<Value>> = outputs.iter().map(|v| grads.get(v).copied()).collect();
-        // A node that only `wrt` values lead into matters no further than its own gradient.
+        // A node reached only by `wrt` values matters only for its own gradient.
         let needs: Vec<bool> = node.inputs.iter().map(|v| path.contains(&v.node())).collect();
         let Source::Op(op) = &node.source else { return Ok(()) };
         if dy.iter().all(Option::is_none) || !needs.contains(&true) {

@@ -60,7 +60,7 @@ impl<'a> Subject<'a> {
             layout.tensors.iter().enumerate().map(|(i, (name, _))| (name.as_str(), i)).collect();
         let plan = Arc::new(self.gpu.plan(g, outputs)?);
         let mut bindings = HashMap::new();
-        // Views do not need all of a model.
+        // A view need not use all parameters of a model.
         for v in g.params().into_iter().filter(|&v| plan.slot(v).is_some()) {
             let i = named.get(g.name(v)).ok_or_else(|| {
                 Error::Graph(format!("the model has no parameter `{}`: is it of other layers?", g.name(v)))

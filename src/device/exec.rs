@@ -22,9 +22,9 @@ use crate::tensor::{Element, TensorType};
 /// Options of an [`Executable`]: your own tensors for inputs, parameters and states.
 #[derive(Clone, Debug, Default)]
 pub struct ExecOptions {
-    /// Tensors for inputs, parameters and states that the plan uses; anything else is an `Err`. Those that are not here
-    /// are allocated, zeroed. To have an output in a tensor of yours, [`store`](crate::Graph::store) it in a state and
-    /// bind that.
+    /// Tensors for inputs, parameters and states of the plan. Any other value is an error. Those that are not listed
+    /// are allocated and zeroed. To get an output in a tensor of your own, [`store`](crate::Graph::store) it in a state
+    /// and bind that.
     pub bindings: HashMap<Value, Tensor>,
 }
 
@@ -92,12 +92,12 @@ impl Executable {
         Self::with_guards(gpu, plan, options, 0).await
     }
 
-    /// [`new`](Self::new), with this many bytes before and after every buffer of the plan, a multiple of 256. Those after
-    /// it are inside the range that kernels are given.
+    /// [`new`](Self::new), with guards of this many bytes, a multiple of 256, before and after every buffer of the
+    /// plan. Kernels may access the guards after a buffer.
     pub(crate) async fn with_guards(gpu: &Gpu, plan: Arc<Plan>, options: ExecOptions, guard: usize) -> Result<Self> {
         let built = gpu.scoped(|| Self::build(gpu.clone(), plan.clone(), options, guard)).await;
         built.map_err(|e| match e {
-            // What the device refuses may be what it was not opened for: that says more.
+            // What the device refuses may be something that it was not opened for; that error is more helpful.
             Error::Device(_) | Error::Node { .. } => {
                 Requirements::of(&plan).check(&gpu.device().limits()).err().unwrap_or(e)
             }
@@ -498,7 +498,8 @@ impl Executable {
         }
     }
 
-    /// Reads an output, input, parameter or state as the last submit leaves it. Resolves once the device has been polled.
+    /// Reads an output, input, parameter or state as the last submit leaves it. Resolves once the device has been
+    /// polled.
     pub async fn read<T: Element>(&self, value: Value) -> Result<Vec<T>> {
         self.tensor(value)?.read(&self.gpu).await
     }
@@ -596,7 +597,7 @@ fn in_step(step: &Step, e: Error) -> Error {
 /// Whether the tensors are what the plan wants of them.
 fn check_bindings(gpu: &Gpu, plan: &Plan, bindings: &HashMap<Value, Tensor>) -> Result<()> {
     let mut bindings: Vec<_> = bindings.iter().collect();
-    // The same error on every run.
+    // Sorted, so that the error is the same on every run.
     bindings.sort_by_key(|(value, _)| **value);
     for (value, tensor) in bindings {
         let external = plan.bound(*value)?;

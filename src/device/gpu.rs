@@ -17,9 +17,8 @@ use crate::plan::Plan;
 use crate::plan::requirements::Requirements;
 use crate::profile::{Choices, Cooperative, Profile};
 
-/// How long a waiting thread sleeps while the GPU has nothing to do, and for how long and how many looks it goes on
-/// before it gives up. On a busy machine a second may pass in which the thread that submits has no turn: hence the
-/// looks.
+/// A waiting thread sleeps for `PAUSE` while the GPU has nothing to do, and gives up after `PATIENCE` and `LOOKS`
+/// looks. On a busy machine, the thread that submits may get no turn for a second, so time alone does not decide.
 const PAUSE: Duration = Duration::from_micros(100);
 const PATIENCE: Duration = Duration::from_secs(1);
 const LOOKS: u32 = 100;
@@ -39,7 +38,7 @@ pub struct Gpu {
     profile: Arc<Profile>,
 }
 
-/// The device that something is of.
+/// The device that something belongs to.
 #[derive(Clone, Debug)]
 pub(super) struct Home {
     gpu: u32,
@@ -48,7 +47,7 @@ pub(super) struct Home {
 
 #[derive(Debug)]
 struct Inner {
-    /// Of all `Gpu`s of the process. Two may be of one device.
+    /// Unique among all `Gpu`s of the process. Two may share one device.
     id: u32,
     device: wgpu::Device,
     queue: wgpu::Queue,
@@ -210,9 +209,13 @@ impl Gpu {
         self.poll_blocking(wgpu::PollType::wait_indefinitely()).map(drop)
     }
 
-    /// Runs a future of this crate to its end, polling the device while it waits. For futures that wait for this
-    /// device alone. An `Err` if the GPU has had nothing to do for a second and the future still waits: what it waits
-    /// for was never submitted.
+    /// Runs a future of this crate to completion, polling the device while it waits: the blocking form of every `async`
+    /// function here. Only for futures that wait for this device alone.
+    ///
+    /// # Errors
+    ///
+    /// That of the future. Also if the GPU has had nothing to do for a second and the future still waits: then what it
+    /// waits for was never submitted.
     ///
     /// ```
     /// use throughline::{Gpu, Tensor, TensorType};
@@ -227,7 +230,7 @@ impl Gpu {
     pub fn run_blocking<T>(&self, future: impl Future<Output = Result<T>>) -> Result<T> {
         let mut future = std::pin::pin!(future);
         let mut context = Context::from_waker(Waker::noop());
-        // Since when the GPU has had nothing to do, and how often that was seen.
+        // Since when the GPU has been idle, and how often that was seen.
         let mut idle: Option<(Instant, u32)> = None;
         loop {
             if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
@@ -239,14 +242,14 @@ impl Gpu {
                 continue;
             }
             match &mut idle {
-                // What that poll has found done may be what is waited for.
+                // That poll may have completed what the future waits for.
                 None => idle = Some((Instant::now(), 0)),
                 Some((since, looks)) if *looks > LOOKS && since.elapsed() > PATIENCE => {
                     return Err(
                         self.error("the GPU is idle: was the encoder that records what is waited for submitted?")
                     );
                 }
-                // Another thread may be about to submit it, or to tell what it has polled.
+                // Another thread may be about to submit it, or to report what its poll completed.
                 Some((_, looks)) => {
                     *looks += 1;
                     std::thread::sleep(PAUSE);
@@ -426,12 +429,12 @@ impl Gpu {
         Home { gpu: self.inner.id, device: self.device().clone() }
     }
 
-    /// Whether what is of that device is of this one.
+    /// Whether something that belongs to `home` belongs to this device.
     pub(super) fn is_home(&self, home: &Home) -> bool {
         home.gpu == self.inner.id || same_device(self.device(), &home.device)
     }
 
-    /// Something that went wrong on the device, or because there is none any more.
+    /// The error for something that went wrong on the device, or because it is lost.
     pub(crate) fn error(&self, message: impl ToString) -> Error {
         let message = message.to_string();
         if self.is_lost() { Error::DeviceLost(message) } else { Error::Device(message) }
@@ -483,8 +486,9 @@ impl Gpu {
     }
 }
 
-/// Whether two handles are of one device. wgpu compares ids, which start anew in each `wgpu::Instance`. But error
-/// scopes are the device's: where it is one, a scope of one handle catches what the other does wrong.
+/// Whether two handles belong to one device. wgpu compares ids, which start anew in each `wgpu::Instance`. Error
+/// scopes, however, belong to the device: if both handles are of one device, a scope of one catches the errors of the
+/// other.
 fn same_device(a: &wgpu::Device, b: &wgpu::Device) -> bool {
     if a != b {
         return false;
@@ -499,11 +503,11 @@ fn same_device(a: &wgpu::Device, b: &wgpu::Device) -> bool {
     }));
     let caught = now(inner.pop());
     drop(now(outer.pop()));
-    // Where that is not known at once, they may be.
+    // If the answer is not available at once, they may be.
     caught.is_none_or(|error| error.is_some())
 }
 
-/// What a future gives without waiting.
+/// The result of a future, if it is ready at once.
 pub(crate) fn now<T>(future: impl Future<Output = T>) -> Option<T> {
     match std::pin::pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => Some(output),

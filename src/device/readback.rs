@@ -41,7 +41,7 @@ pub(crate) fn upload(
 pub struct Readback {
     gpu: Gpu,
     ty: TensorType,
-    /// An `Err` if there was no memory for it, or nothing to read.
+    /// An error if there was no memory for it, or nothing to read.
     staging: Result<Mapping>,
 }
 
@@ -49,7 +49,7 @@ pub struct Readback {
 struct Mapping {
     buffer: wgpu::Buffer,
     pool: Weak<Mutex<Pool>>,
-    /// Told once the copy has run and the buffer is mapped.
+    /// Receives the result once the copy has run and the buffer is mapped.
     mapped: OneshotReceiver<Result<(), wgpu::BufferAsyncError>>,
 }
 
@@ -108,7 +108,7 @@ impl Readback {
         }
     }
 
-    /// `arrived` is what the map's callback told; `None` if it will not be called.
+    /// `arrived` is the argument of the map's callback; `None` if it will not be called.
     fn finish<T: Element>(&mut self, arrived: Option<Result<(), wgpu::BufferAsyncError>>) -> Result<Vec<T>> {
         let over = Error::Device(format!("reading {} back: its data was given already", self.ty));
         let mapping = std::mem::replace(&mut self.staging, Err(over))?;

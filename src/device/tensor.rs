@@ -14,7 +14,7 @@ pub struct Tensor {
     buffer: wgpu::Buffer,
     offset: u64,
     ty: TensorType,
-    /// `None` for a buffer of the caller's: wgpu does not say which device a buffer is of.
+    /// `None` for a buffer of the caller's: wgpu does not tell which device a buffer belongs to.
     home: Option<Home>,
 }
 
@@ -66,7 +66,7 @@ impl Tensor {
         Ok(Tensor { home: self.home.clone(), ..Self::from_buffer(self.buffer.clone(), offset, ty)? })
     }
 
-    /// An `Err` with the tensor's name if it is known to be of another device.
+    /// Returns an error with the tensor's name if it is known to belong to another device.
     pub(super) fn check_device(&self, gpu: &Gpu, name: &str) -> Result<()> {
         match &self.home {
             Some(home) if !gpu.is_home(home) => {

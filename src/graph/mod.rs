@@ -80,7 +80,7 @@ impl Default for Graph {
 }
 
 impl Clone for Graph {
-    /// A graph of its own. The values that the original has so far are values of both: see [`Value`].
+    /// A separate graph. Values that the original has so far belong to both; see [`Value`].
     fn clone(&self) -> Self {
         Graph {
             lineage: self.lineage.cloned_at(self.nodes.len()),
@@ -99,13 +99,13 @@ impl Graph {
         Self::default()
     }
 
-    /// The number by which messages name this graph: 1 for the first of the process, and so on.
+    /// The number by which messages refer to this graph: 1 for the first in the process, and so on.
     pub fn id(&self) -> u32 {
         self.lineage.id()
     }
 
-    /// A graph for a device that binds tensors of at most so many bytes: [`nn`](crate::nn) puts larger tables in
-    /// parts. [`Gpu::graph`](crate::Gpu::graph) gives one for its device.
+    /// A graph for a device that binds tensors of at most this many bytes: [`nn`](crate::nn) splits larger tables into
+    /// parts. [`Gpu::graph`](crate::Gpu::graph) returns one for its device.
     pub fn with_max_tensor_bytes(max: u64) -> Self {
         Graph { max_tensor_bytes: Some(max), ..Self::default() }
     }
@@ -233,7 +233,7 @@ impl Graph {
         &self.stores
     }
 
-    /// What is wrong if one of the values is of another graph; `role` is what the caller calls the value at an index.
+    /// What is wrong if one of the values belongs to another graph. `role` describes the value at an index.
     fn foreign(&self, values: &[Value], role: impl Fn(usize) -> String) -> Option<String> {
         let i = values.iter().position(|&v| !self.contains(v))?;
         Some(format!("{} is {}", role(i), self.not_ours(values[i])))
@@ -248,23 +248,23 @@ impl Graph {
         format!("not a value of this graph: it is {value:?}, and this is graph {}, {ends}", self.id())
     }
 
-    /// An `Err` if one of the values is of another graph, with what `role` calls it.
+    /// Returns an error if one of the values belongs to another graph. `role` describes the value at an index.
     pub(crate) fn check_values(&self, values: &[Value], role: impl Fn(usize) -> String) -> Result<()> {
         self.foreign(values, role).map_or(Ok(()), |message| Err(Error::Graph(message)))
     }
 
-    /// Whether a value is of this graph.
+    /// Whether a value belongs to this graph.
     pub fn contains(&self, value: Value) -> bool {
         self.get(value).is_some()
     }
 
-    /// Type of a value of this graph.
+    /// Type of a value, if it belongs to this graph.
     fn get(&self, value: Value) -> Option<&TensorType> {
         let node = self.nodes.get(value.node()).filter(|_| self.lineage.made(value))?;
         node.outputs.get(value.output())
     }
 
-    /// [`ty`](Self::ty), or an `Err` with the name of the node that is to read the value.
+    /// [`ty`](Self::ty), or an error with the name of the node that was to read the value.
     pub(crate) fn type_of(&self, reader: &str, value: Value) -> Result<&TensorType> {
         let foreign = || Error::Graph(format!("an input of `{}` is {}", self.full_name(reader), self.not_ours(value)));
         self.get(value).ok_or_else(foreign)
@@ -274,7 +274,7 @@ impl Graph {
     ///
     /// # Panics
     ///
-    /// If the value is of another graph: see [`contains`](Self::contains).
+    /// If the value belongs to another graph: see [`contains`](Self::contains).
     #[track_caller]
     pub fn ty(&self, value: Value) -> &TensorType {
         match self.get(value) {
@@ -283,11 +283,11 @@ impl Graph {
         }
     }
 
-    /// Name of the node that makes a value.
+    /// Name of the node that computes a value.
     ///
     /// # Panics
     ///
-    /// If the value is of another graph: see [`contains`](Self::contains).
+    /// If the value belongs to another graph: see [`contains`](Self::contains).
     #[track_caller]
     pub fn name(&self, value: Value) -> &str {
         assert!(self.contains(value), "{}", self.not_ours(value));

@@ -13,8 +13,8 @@ use crate::tensor::TensorType;
 /// A differentiable operation on tensors: shapes, gradient, kernels, and a definition in f64.
 ///
 /// Implement it to add an op of your own, and add that to a graph with [`Graph::op`]. It is then planned, fused, tuned
-/// and differentiated like the ops of this crate. Only [`name`](Self::name), [`infer`](Self::infer), [`vjp`](Self::vjp),
-/// [`launch`](Self::launch) and [`reference`](Self::reference) are required.
+/// and differentiated like the ops of this crate. Only [`name`](Self::name), [`infer`](Self::infer),
+/// [`vjp`](Self::vjp), [`launch`](Self::launch) and [`reference`](Self::reference) are required.
 ///
 /// If the launch and the WGSL disagree, planning fails with the name of the node. What planning cannot see (values,
 /// gradients, stray writes and more) is tested by `throughline::check`, behind the feature `check`.

@@ -1,4 +1,4 @@
-//! Values, and which graph each of them is of.
+//! Values, and the graph that each of them belongs to.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// One output of one node of a graph.
 ///
-/// It is a small, `Copy` handle that its graph, and plans and executables of that graph, understand. Given to another
-/// graph it is an `Err` that names both, by the numbers that [`Graph::id`](crate::Graph::id) gives.
+/// This is a small `Copy` handle. Its graph accepts it, and so do plans and executables of that graph. Any other graph
+/// returns an error that names both graphs, by their [`Graph::id`](crate::Graph::id).
 ///
-/// A clone of a graph understands the values that the original had when it was cloned. What either makes from then on
-/// is its own.
+/// A clone of a graph accepts the values that the original had when it was cloned. Values that either adds later are
+/// its own.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Value {
-    /// [`NO_GRAPH`] in lists of nodes that are no graph.
+    /// [`NO_GRAPH`] in lists of nodes that are not a graph.
     graph: u32,
     node: u32,
     output: u32,
@@ -23,12 +23,12 @@ pub struct Value {
 const NO_GRAPH: u32 = 0;
 
 impl Value {
-    /// An output of a node in a list that is no graph: the planner's, which moves nodes about.
+    /// An output of a node in a list that is not a graph: the planner's, which moves nodes around.
     pub(crate) fn local(node: usize, output: usize) -> Self {
         Value { graph: NO_GRAPH, node: node as u32, output: output as u32 }
     }
 
-    /// Number of the graph that made it.
+    /// Number of the graph that created it.
     pub fn graph(self) -> u32 {
         self.graph
     }
@@ -38,15 +38,15 @@ impl Value {
         self.node as usize
     }
 
-    /// Which of the node's outputs it is.
+    /// Index among the outputs of that node.
     pub fn output(self) -> usize {
         self.output as usize
     }
 }
 
 impl Hash for Value {
-    /// Without the graph, which maps hardly ever hold two of: one write in place of three, since plans are made of
-    /// look-ups.
+    /// Leaves out the graph, since maps hardly ever mix values of two. One write instead of three matters because
+    /// planning consists of look-ups.
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u64(u64::from(self.node) << 32 | u64::from(self.output));
     }
@@ -63,7 +63,7 @@ impl fmt::Debug for Value {
     }
 }
 
-/// The graphs that made the nodes of a graph: itself and, for the first ones, those that it is a clone of.
+/// The graphs that created the nodes of a graph: itself and, for the first nodes, those that it was cloned from.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Lineage(Vec<Maker>);
 
@@ -74,12 +74,12 @@ struct Maker {
 }
 
 impl Lineage {
-    /// That of a new graph.
+    /// The lineage of a new graph.
     pub fn new() -> Self {
         Self::default().cloned_at(0)
     }
 
-    /// That of a clone of a graph of so many nodes.
+    /// The lineage of a clone of a graph with this many nodes.
     pub fn cloned_at(&self, nodes: usize) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(NO_GRAPH + 1);
         let graph = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -96,13 +96,13 @@ impl Lineage {
         Value { graph: self.maker_of(node), ..Value::local(node, output) }
     }
 
-    /// Whether the graph, or one that it is a clone of, made this value.
+    /// Whether this value was created by the graph or by one that it was cloned from.
     pub fn made(&self, value: Value) -> bool {
         self.maker_of(value.node()) == value.graph
     }
 
     fn maker_of(&self, node: usize) -> u32 {
-        // From the end: nearly all graphs have made all their nodes themselves.
+        // From the end: nearly all graphs created all their nodes themselves.
         self.0.iter().rev().find(|maker| maker.first_node <= node).map_or(NO_GRAPH, |maker| maker.graph)
     }
 }
@@ -115,7 +115,7 @@ pub(crate) struct Names {
 }
 
 impl Names {
-    /// Name of the node that makes a value, or an `Err` with what is wrong with one of another graph.
+    /// Name of the node that computes a value, or what is wrong with a value of another graph.
     pub fn of(&self, value: Value) -> Result<&str, String> {
         match self.nodes.get(value.node()) {
             Some(name) if self.lineage.made(value) => Ok(name),

@@ -1,9 +1,8 @@
 //! Kernels: WGSL files with const knobs, specialised by text.
 //!
-//! A kernel's text is one file under `shaders/`, or several, one after another: see `ops::TABLE` for
-//! which. Lines of the form `const NAME: T = v;` or `alias NAME = T;` are *knobs*: a launch may replace
-//! the right-hand side. `override` constants cannot size a function-local array, which is the register
-//! tile that a matmul tunes; hence text.
+//! A kernel's text is one file under `shaders/`, or several, one after another; `ops::TABLE` lists them. Lines of the
+//! form `const NAME: T = v;` or `alias NAME = T;` are *knobs*: a launch may replace the right-hand side. Knobs are text
+//! because `override` constants cannot size a function-local array, which is the register tile that a matmul tunes.
 
 use std::borrow::Cow;
 

@@ -41,7 +41,7 @@ pub(crate) enum Kind<'a> {
     Uniform {
         name: &'a str,
     },
-    /// A `const` or an `alias`, and what it stands for.
+    /// A `const` or an `alias`, and its right-hand side.
     Named {
         name: &'a str,
         value: Range<usize>,

@@ -1,8 +1,8 @@
-//! Softmax attention, flash-style: the matrix of scores is never stored (Dao et al. 2022,
+//! Softmax attention without storing the matrix of scores (FlashAttention, Dao et al. 2022,
 //! <https://arxiv.org/abs/2205.14135>).
 //!
-//! `o = softmax(scale * q k^T) v` for each head; causal or full; several query heads may share a key
-//! and value head (GQA, Ainslie et al. 2023). Forward leaves `lse`, the log of the sum of
+//! `o = softmax(scale * q k^T) v` for each head, causal or full. Several query heads may share a key and value head
+//! (GQA, Ainslie et al. 2023, <https://arxiv.org/abs/2305.13245>). Forward also outputs `lse`, the log of the sum of
 //! exponentials of each row of scores, from which backward recomputes the probabilities.
 
 use super::cache::expect_starts;
@@ -67,14 +67,14 @@ fn cases() -> Vec<Case> {
         cached((1, 600), (2, 1), 64, &[599.0]),
         cached((19, 131), (3, 1), 64, &[40.0, 0.0]),
         cached((70, 96), (2, 2), 5, &[0.0]),
-        cached((9, 40), (1, 1), 128, &[37.0]), // the last queries see all that there is
+        cached((9, 40), (1, 1), 128, &[37.0]), // the last queries see the whole cache
         cached((3, 8), (1, 1), 4, &[100.0]),
         cached((6, 30), (2, 1), 8, &[20.0, 3.0, 4_294_967_295.0]),
     ]);
     cases
 }
 
-/// For each sequence, how many keys stand before the first query.
+/// `starts` gives the number of keys before the first query of each sequence.
 fn cached(times: (usize, usize), heads: (usize, usize), dh: usize, starts: &'static [f64]) -> Case {
     let plain = case(starts.len(), times, heads, dh, true);
     let op = Attention { heads: heads.0, kv_heads: heads.1, causal: true, scale: None };
@@ -90,42 +90,47 @@ fn case(b: usize, (tq, tk): (usize, usize), (heads, kv_heads): (usize, usize), d
     Case::new(name, op, &[&[b, tq, heads * dh], &kv, &kv])
 }
 
-/// `(q, k, v) -> (o, lse)`: q and o `[batch, tq, heads * dh]`, k and v `[batch, tk, kv_heads * dh]`,
-/// lse `[batch * heads * tq]`. With `causal`, query `t` sees keys up to `t + tk - tq`.
+/// `(q, k, v) -> (o, lse)`: `q` and `o` `[batch, tq, heads * dh]`, `k` and `v` `[batch, tk, kv_heads * dh]`, `lse`
+/// `[batch * heads * tq]`. If `causal`, query `t` sees keys up to `t + tk - tq`.
+///
+/// Pass it to [`Graph::attention`] or [`Graph::attention_cached`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Attention {
-    /// Query heads.
+    /// Number of query heads.
     pub heads: usize,
-    /// Key and value heads; `heads` is a multiple.
+    /// Number of key and value heads. `heads` must be a multiple of it.
     pub kv_heads: usize,
-    /// Hide later keys.
+    /// Whether a query sees no keys after its own position. False in encoders.
     pub causal: bool,
-    /// Factor of the scores; `1 / sqrt(dh)` by default.
+    /// Factor of the scores; `1 / sqrt(dh)` if `None`.
     pub scale: Option<f32>,
 }
 
-/// `(q, k, v, start) -> (o, lse)`: causal attention to a cache of keys and values, of which `start`, u32
-/// `[batch]`, stand before that of each sequence's first query. Query `t` of sequence `b` sees the keys up to
-/// `t + start[b]`; what the cache holds behind the last that any of its queries sees does not matter, even if it
-/// is no number. For decoding: there is no gradient.
+/// `(q, k, v, start) -> (o, lse)`: causal attention to a cache of keys and values, for decoding. `start`, u32
+/// `[batch]`, is the number of keys before that of each sequence's first query.
+///
+/// Query `t` of sequence `b` sees the keys up to `t + start[b]`. What the cache holds after the last key that any query
+/// sees does not matter, even if it is NaN. There is no gradient.
 #[derive(Clone, Copy, Debug)]
 pub struct CachedAttention(Attention);
 
-/// `(q, k, v, o, lse, do) -> (dq, dk, dv)`.
+/// `(q, k, v, o, lse, do) -> (dq, dk, dv)`: the gradient of [`Attention`].
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionBackward(Attention);
 
 impl Graph {
-    /// Attention by head: q `[batch, tq, heads * dh]`, k and v `[batch, tk, kv_heads * dh]`, result
-    /// as q.
+    /// Attention by head: `q` `[batch, tq, heads * dh]`, `k` and `v` `[batch, tk, kv_heads * dh]`, result like `q`.
+    ///
+    /// Use it for training, and for encoders. Memory grows with `tq + tk`, not with their product. To decode with a
+    /// cache use [`attention_cached`](Self::attention_cached).
     pub fn attention(&mut self, name: &str, q: Value, k: Value, v: Value, op: Attention) -> Result<Value> {
         self.op1(name, op, &[q, k, v])
     }
 
-    /// [`attention`](Self::attention) to a cache: `k` and `v` are `[batch, capacity, kv_heads * dh]`, of which
-    /// the rows before `start`, u32 `[batch]`, were there before the first row of `q`, so many for each sequence;
-    /// the rows of `q` have theirs behind these already (see [`cache_write`](Self::cache_write)). `op` must be
-    /// causal.
+    /// [`attention`](Self::attention) to a cache, `k` and `v` `[batch, capacity, kv_heads * dh]`.
+    ///
+    /// `start`, u32 `[batch]`, is the number of rows of each sequence that the cache held before. The keys and values
+    /// that belong to `q` must follow them already (see [`cache_write`](Self::cache_write)). `op` must be causal.
     ///
     /// ```
     /// use throughline::ops::attention::Attention;
@@ -259,14 +264,14 @@ impl Attention {
         [h, kv, tq, tk, self.scale(d.dh).to_bits(), blocks, groups]
     }
 
-    /// Pairs of query and key that see each other, over all heads.
+    /// The number of pairs of query and key that see each other, over all heads.
     fn pairs(&self, d: &Dims) -> u64 {
         let (tq, tk) = (d.tq as u64, d.tk as u64);
         let pairs = if self.causal { tq * (tk - tq) + tq * (tq + 1) / 2 } else { tq * tk };
         pairs * (d.batch * self.heads) as u64
     }
 
-    /// Calls `f(batch, query, head, key)` for all pairs that see each other, in order. `ahead(b)` keys stand
+    /// Calls `f(batch, query, head, key)` for all pairs that see each other, in order. `ahead(b)` is the number of keys
     /// before that of the first query of sequence `b`.
     fn for_each_pair(&self, d: &Dims, ahead: impl Fn(usize) -> usize, mut f: impl FnMut(usize, usize, usize, usize)) {
         for b in 0..d.batch {
@@ -279,7 +284,7 @@ impl Attention {
         }
     }
 
-    /// Range of a query row's head in q, and of a key row's in k.
+    /// The range of a head in a row of `q`, and in a row of `k`.
     fn ranges(&self, d: &Dims, (b, t, h, key): (usize, usize, usize, usize)) -> [std::ops::Range<usize>; 2] {
         let q = ((b * d.tq + t) * self.heads + h) * d.dh;
         let kv = ((b * d.tk + key) * self.kv_heads + h / (self.heads / self.kv_heads)) * d.dh;
@@ -287,14 +292,14 @@ impl Attention {
     }
 }
 
-/// How one kernel cuts its work.
+/// How a kernel splits its work.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Cut {
-    /// An invocation keeps so many whole rows.
+    /// Each invocation keeps this many whole rows.
     Rows(usize),
-    /// This many invocations share four rows, and as many sets of them make a workgroup.
+    /// This many invocations share four rows, and as many such sets form a workgroup.
     Tiled(usize),
-    /// A workgroup works on one row; this many invocations share keys.
+    /// A workgroup works on one row, and this many invocations share its keys.
     Decode(usize),
 }
 
@@ -305,17 +310,17 @@ struct Tile {
     subgroups: bool,
 }
 
-/// Queries up to which a workgroup for each wastes less than a tile that they do not fill.
+/// Up to this many queries, one workgroup for each wastes less than the unused part of a tile.
 const FEW: usize = 4;
 
 impl Tile {
-    /// The ways to cut a forward pass.
+    /// The ways to split a forward pass.
     fn forward(cx: &Launch<'_>, d: &Dims) -> Vec<Tile> {
         let few = d.tq <= FEW;
         let rows = if d.dh <= 64 && !few { [2, 1] } else { [1, 2] };
         let mut tiles = Tile::all(cx, d, &rows);
         let decode = match (cx.profile.class, cx.profile.vector_lanes()) {
-            // Handing rows round costs no more loads, and those are what takes time.
+            // Passing rows around costs no additional loads, and loads are what takes time.
             (AdapterClass::Cpu, (_, true)) => vec![],
             (AdapterClass::Cpu, (group, false)) => vec![Tile { cut: Cut::Decode(group), group, subgroups: false }],
             (AdapterClass::Gpu, _) => vec![Tile::gpu(cx, Cut::Decode, (128, 16))],
@@ -327,7 +332,7 @@ impl Tile {
         tiles
     }
 
-    /// The ways to cut a backward pass.
+    /// The ways to split a backward pass.
     fn backward(cx: &Launch<'_>, d: &Dims) -> Vec<Tile> {
         let rows: &[usize] = match d.dh {
             0..=32 => &[2, 1],
@@ -337,9 +342,9 @@ impl Tile {
         Tile::all(cx, d, rows)
     }
 
-    /// On software adapters a row of the other side is expensive to load and registers spill
-    /// cheaply, so an invocation keeps one of these numbers of `rows`. On GPUs workgroup memory is
-    /// cheap and occupancy counts; wide heads are shared by more invocations.
+    /// On software adapters a row of the other side is expensive to load and registers spill cheaply, so an invocation
+    /// keeps one of these numbers of `rows`. On GPUs workgroup memory is cheap and occupancy counts, so more
+    /// invocations share wide heads.
     fn all(cx: &Launch<'_>, d: &Dims, rows: &[usize]) -> Vec<Tile> {
         if cx.profile.class == AdapterClass::Cpu {
             let (group, subgroups) = cx.profile.vector_lanes();
@@ -353,13 +358,13 @@ impl Tile {
         shapes.iter().map(|&t| Tile::gpu(cx, Cut::Tiled, t)).collect()
     }
 
-    /// Subgroups help where every one of them holds those who share a row.
+    /// Subgroups help if each of them contains all invocations that share a row.
     fn gpu(cx: &Launch<'_>, cut: fn(usize) -> Cut, (group, lanes): (usize, usize)) -> Tile {
         let subgroups = cx.profile.subgroup_lanes().is_some_and(|n| n as usize >= lanes);
         Tile { cut: cut(lanes), group, subgroups }
     }
 
-    /// The one that a launch asks for.
+    /// The one that a launch selects.
     fn pick(tiles: &[Tile], variant: usize) -> Result<Tile, String> {
         tiles.get(variant).copied().ok_or_else(|| format!("there are {} variants, not {variant}", tiles.len()))
     }
@@ -381,7 +386,7 @@ impl Tile {
         }
     }
 
-    /// The texts and the entry point; `plain` is the latter's name in `lanes.wgsl`.
+    /// The texts and the entry point; `plain` is the name of the latter in `lanes.wgsl`.
     fn family(&self, plain: &'static str) -> (LaneSource, &'static str) {
         match (self.cut, plain) {
             (Cut::Rows(_), _) => (LANES, plain),
@@ -400,7 +405,7 @@ impl Tile {
             shared_kernel(source.text(self.subgroups), entry, dh).knob("Moved", elem).knob("GROUP", self.group as u32);
         match self.cut {
             Cut::Rows(rows) => {
-                // As much of a row as the lanes can hold, and as many rows as fit beside each other.
+                // As much of a row as the lanes can hold, and as many rows as fit next to each other.
                 let lanes = if self.subgroups { self.group } else { 8 };
                 let span = divisor(lanes);
                 let step = if self.subgroups { lanes / span } else { 1 };
@@ -411,14 +416,14 @@ impl Tile {
                     .knob("STEP", step as u32)
             }
             Cut::Tiled(lanes) => {
-                // 64 bytes of a row at a time; then as many whole rows as fit in the same memory.
+                // 64 bytes of a row at a time; then as many whole rows as fit the same memory.
                 let chunk = divisor(16 / width);
                 let (rows, others) = (self.rows_of_group(), 4 * lanes);
                 let memory = (rows + others) * (chunk | 1);
                 let slab = (memory / dim.next_multiple_of(lanes)).clamp(1, others);
                 kernel.knob("LANES", lanes as u32).knob("CHUNK", chunk as u32).knob("SLAB", 1 << slab.ilog2())
             }
-            // Software adapters are slow to compile loads, GPUs like many in flight.
+            // Compiling loads is slow on software adapters; GPUs like many in flight.
             Cut::Decode(lanes) => {
                 let piece = divisor(if self.group == lanes { 1 } else { 4 });
                 kernel.knob("LANES", lanes as u32).knob("PIECE", piece as u32)
@@ -427,7 +432,7 @@ impl Tile {
     }
 }
 
-/// What kernels load at a time: its type, its elements, and how many of them are a head of `dh` elements.
+/// What kernels load at a time: its type, its number of elements, and the number of loads in a head of `dh` elements.
 fn units(dh: usize) -> (&'static str, usize, usize) {
     let (elem, width) = if dh.is_multiple_of(4) { ("vec4<f32>", 4) } else { ("f32", 1) };
     (elem, width, dh / width)
@@ -439,7 +444,7 @@ fn shared_kernel(source: &'static str, entry: &'static str, dh: usize) -> Kernel
     table_kernel("attention", source, entry).knob("E", elem).knob("WIDTH", width as u32).knob("DIM", dim as u32)
 }
 
-/// In four sums, which the compiler makes one vector.
+/// In four sums, which the compiler turns into one vector.
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<4>(), b.as_chunks::<4>());
     let mut sums = [0.0; 4];
@@ -516,7 +521,7 @@ impl Op for CachedAttention {
         self.0.reference_forward(&inputs[..3], outputs, |b| inputs[3].data[b] as usize)
     }
 
-    /// As if the cache were full: what is in it is not known before the step.
+    /// As if the cache were full: its length is not known before the step.
     fn flops(&self, inputs: &[TensorType], outputs: &[TensorType]) -> u64 {
         self.0.flops(&inputs[..3], outputs)
     }

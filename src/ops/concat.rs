@@ -14,7 +14,7 @@ const SOURCE: &str = include_str!("../../shaders/concat.wgsl");
 
 pub(super) const ROW: Row = Row {
     name: "concat",
-    summary: "y = the inputs one behind the other along one axis",
+    summary: "y = the inputs concatenated along one axis",
     sources: &[SOURCE],
     cases: || {
         let case =

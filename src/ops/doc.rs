@@ -9,10 +9,10 @@ use super::cases::Row;
 /// Call it to document a table of your own ops in the same way.
 pub fn markdown(table: &[Row]) -> String {
     let mut page = String::from(
-        "# Ops\n\nMade from the op table by `cargo run --example op_table > docs/ops.md`; a test checks that it is \
-         fresh.\n\nEvery op is tested on all its cases against an f64 reference, forward and backward, for stray \
-         writes and for the same bits on two runs. *NMSE* is the largest error that its tests allow, `sum((got - \
-         want)^2) / sum(want^2)`.\n\n| op | what it computes | kernels | cases | NMSE |\n|---|---|---|---|---|\n",
+        "# Ops\n\nGenerated from the op table by `cargo run --example op_table > docs/ops.md`; a test checks that it is \
+         up to date.\n\nEvery op is tested on all its cases: against an f64 reference, forward and backward, for \
+         stray writes, and for the same bits on two runs. *NMSE* is the largest error that its tests allow, \
+         `sum((got - want)^2) / sum(want^2)`.\n\n| op | what it computes | kernels | cases | NMSE |\n|---|---|---|---|---|\n",
     );
     for row in table {
         let cases = (row.cases)();

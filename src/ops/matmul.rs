@@ -1,6 +1,6 @@
-//! Matrix product with optional transposes, batch, bias and addition to what the output holds.
+//! Matrix products with optional transposes, batch, bias, and addition to what the output holds.
 //!
-//! `y = op(a) op(b) + bias`, where `op` may transpose. Backward it is two more matmuls and a sum.
+//! `y = op(a) op(b) + bias`, where `op` may transpose. Backward takes two more matmuls and a sum.
 
 use std::sync::Arc;
 
@@ -32,22 +32,22 @@ const TILED: &str = strip_source!("tiled.wgsl");
 const COOPERATIVE_F32: &str = strip_source!("cooperative.wgsl", "wgpu_cooperative_matrix");
 const COOPERATIVE_F16: &str = strip_source!("cooperative.wgsl", "wgpu_cooperative_matrix", "f16");
 
-/// Ways to cut a product into workgroups. docs/rejected.md has others.
+/// Ways to split a product into workgroups. Others that were tried are in docs/rejected.md.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Tile {
-    /// Software adapters: rows and quads of columns that each lane of a vector keeps.
-    /// `packed` first copies b into the order in which the lanes read it.
+    /// For software adapters: rows and quads of columns that each lane of a vector keeps. With `packed`, `b` is first
+    /// copied into the order in which the lanes read it.
     Lanes { rows: usize, quads: usize, packed: bool },
-    /// Few rows: invocations along n and along k, quads of columns of each.
+    /// For few rows: invocations along n and along k, and quads of columns of each.
     Few { lanes: usize, slices: usize, quads: usize },
-    /// GPUs: rows and columns of a workgroup, quads of rows and of columns of an invocation.
+    /// For GPUs: rows and columns of a workgroup, quads of rows and of columns of an invocation.
     Tiled { m: usize, n: usize, rows: usize, quads: usize },
-    /// GPUs with cooperative matrices: rows and columns of a subgroup.
+    /// For GPUs with cooperative matrices: rows and columns of a subgroup.
     Cooperative { kind: Cooperative, m: usize, n: usize },
 }
 
 impl Tile {
-    /// For measurements and messages.
+    /// The name, for measurements and messages.
     fn name(self) -> String {
         match self {
             Tile::Lanes { rows, quads, packed: false } => format!("{rows}x{quads}"),
@@ -58,7 +58,7 @@ impl Tile {
         }
     }
 
-    /// Bytes of workgroup memory, of those that differ.
+    /// Bytes of workgroup memory, for tiles where they differ.
     fn workgroup_bytes(self, d: &Dims) -> usize {
         match self {
             Tile::Few { lanes, slices, quads } => 16 * lanes * slices * d.m * quads,
@@ -67,7 +67,7 @@ impl Tile {
         }
     }
 
-    /// Rows and columns of y that a workgroup makes.
+    /// Rows and columns of y that a workgroup computes.
     fn size(self, d: &Dims, lanes: usize) -> (usize, usize) {
         match self {
             Tile::Lanes { rows, quads, .. } => (rows, lanes * quads * 4),
@@ -77,13 +77,13 @@ impl Tile {
     }
 }
 
-/// Most rows that count as few: with more, elements of b are used often enough for the tiles.
+/// The most rows that count as few. With more, elements of b are reused often enough for the tiles.
 const FEW: usize = 4;
 
-/// k of a strip in workgroup memory, as in the WGSL.
+/// Length along k of a strip in workgroup memory, as in the WGSL.
 const TILE_K: usize = 16;
 
-/// The tiles of GPUs, from the largest.
+/// The tiles for GPUs, the largest first.
 const TILES: [Tile; 6] = [
     Tile::Tiled { m: 128, n: 128, rows: 2, quads: 2 },
     Tile::Tiled { m: 128, n: 64, rows: 2, quads: 2 },
@@ -93,12 +93,12 @@ const TILES: [Tile; 6] = [
     Tile::Tiled { m: 32, n: 32, rows: 1, quads: 1 },
 ];
 
-/// Workgroups that keep a GPU busy, for choosing tiles unmeasured.
+/// Enough workgroups to keep a GPU busy, for choosing tiles without measurements.
 const ENOUGH_GROUPS: usize = 48;
 
 pub(super) const ROW: Row = Row {
     name: "matmul",
-    summary: "y = op(a) op(b) + bias, op transposes or not; batched; adds to the stream in its epilogue",
+    summary: "y = op(a) op(b) + bias, where op may transpose; batched; can add to the stream in its epilogue",
     sources: &[LANES.plain, FEW_ROWS.plain, TILED, COOPERATIVE_F32],
     cases,
     bench: || {
@@ -115,7 +115,7 @@ pub(super) const ROW: Row = Row {
             form("tn", true, false),
             form("tt", true, true),
             Case::new("509x1021x383", op(false, false), &[&[509, 383], &[383, 1021]]),
-            // Decoding: one row, weights as nn::Linear and as a tied head have them.
+            // Decoding: one row, with weights laid out as in a linear layer and as in a tied output projection.
             Case::new("1x1536x576", op(false, false), &[&[1, 576], &[576, 1536]]),
             Case::new("1x576x1536 nt", op(false, true), &[&[1, 1536], &[576, 1536]]),
             Case::new("1x32768x768 nt", op(false, true), &[&[1, 768], &[32768, 768]]),
@@ -126,7 +126,7 @@ pub(super) const ROW: Row = Row {
 fn cases() -> Vec<Case> {
     let plain = Matmul::default();
     let mut cases = Vec::new();
-    // (m, n, k): every transpose form on shapes that fit no tile, and one that fits.
+    // (m, n, k): every combination of transposes on shapes that fit no tile, and one that fits.
     for (m, n, k) in
         [(1, 1, 1), (127, 1, 5), (1, 130, 127), (17, 67, 33), (64, 64, 32), (20, 36, 1757), (4, 68, 13), (7, 5, 8)]
     {
@@ -138,7 +138,7 @@ fn cases() -> Vec<Case> {
             cases.push(Case::new(form, op, &[&a, &b]));
         }
     }
-    // More than the largest tile, in forms that between them load and store in all ways.
+    // Larger than the largest tile, in forms that together load and store in all ways.
     for (m, n, k, ta, tb) in [(130, 132, 20, false, false), (132, 129, 36, true, true), (131, 150, 18, false, true)] {
         let op = Matmul { transpose_a: ta, transpose_b: tb, ..plain };
         let (a, b) = (if ta { [k, m] } else { [m, k] }, if tb { [n, k] } else { [k, n] });
@@ -156,47 +156,50 @@ fn cases() -> Vec<Case> {
         let b: &[usize] = if tb { &[2, 3, 17, 12] } else { &[2, 3, 12, 17] };
         cases.push(Case::new(format!("batch {ta} {tb}"), op, &[a, b]));
     }
-    // Rows enough for packing.
+    // Enough rows for packing.
     cases.push(Case::new("tall batch", Matmul { batch: true, ..plain }, &[&[2, 129, 9], &[2, 9, 17]]));
     cases
 }
 
-/// `(a, b [, bias] [, base]) -> op(a) op(b) + bias + base`.
+/// `(a, b [, bias] [, base]) -> op(a) op(b) [+ bias] [+ base]`.
 ///
-/// Without `batch`, leading dimensions are collapsed into the rows: `a` of `[batch, time, k]` and
-/// `b` of `[k, n]` give `[batch, time, n]`. With `batch`, all dimensions but the last two must be
-/// equal and each pair of matrices is multiplied.
+/// Without `batch`, leading dimensions are collapsed into rows: `a` `[batch, time, k]` and `b` `[k, n]` give
+/// `[batch, time, n]`. With `batch`, all dimensions but the last two must be equal, and each pair of matrices is
+/// multiplied.
+///
+/// [`Graph::matmul`], [`Graph::matmul_nt`] and [`Graph::linear`] cover the common cases. Add this op with
+/// [`Graph::op1`] for the others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Matmul {
-    /// `a` is `[k, m]` in memory.
+    /// Whether `a` is `[k, m]` in memory.
     pub transpose_a: bool,
-    /// `b` is `[n, k]` in memory.
+    /// Whether `b` is `[n, k]` in memory.
     pub transpose_b: bool,
-    /// Multiply matrix by matrix over leading dimensions.
+    /// Whether to multiply matrix by matrix over leading dimensions.
     pub batch: bool,
-    /// Takes a bias of `[n]` after `b`.
+    /// Whether a bias `[n]` follows `b`.
     pub bias: bool,
-    /// Takes a tensor of the output's shape last, and adds to it.
+    /// Whether a last input, of the output's shape, is added to the result.
     pub accumulate: bool,
 }
 
 impl Graph {
-    /// `a b`: `[.., k] x [k, n] -> [.., n]`, or matrix by matrix if `b` has more than two
-    /// dimensions.
+    /// `a b`: `[.., k] x [k, n] -> [.., n]`, or matrix by matrix if `b` has more than two dimensions.
     pub fn matmul(&mut self, name: &str, a: Value, b: Value) -> Result<Value> {
         let batch = self.type_of(name, b)?.shape.rank() > 2;
         self.op1(name, Matmul { batch, ..Matmul::default() }, &[a, b])
     }
 
-    /// `x w + bias`: `[.., d_in] x [d_in, d_out] -> [.., d_out]`. The weight is stored input-major,
-    /// as GPT-2's files have it.
+    /// `x w + bias`: `[.., d_in] x [d_in, d_out] -> [.., d_out]`. The layout of the weight is that of GPT-2's files; if
+    /// yours is `[d_out, d_in]`, as in PyTorch's `Linear`, use [`matmul_nt`](Self::matmul_nt).
     pub fn linear(&mut self, name: &str, x: Value, w: Value, bias: Option<Value>) -> Result<Value> {
         let op = Matmul { bias: bias.is_some(), ..Matmul::default() };
         let inputs: Vec<Value> = [x, w].into_iter().chain(bias).collect();
         self.op1(name, op, &inputs)
     }
 
-    /// `a b^T`: `[.., k] x [n, k] -> [.., n]`.
+    /// `a b^T`: `[.., k] x [n, k] -> [.., n]`: linear layers with PyTorch's layout, and output projections tied to an
+    /// embedding.
     pub fn matmul_nt(&mut self, name: &str, a: Value, b: Value) -> Result<Value> {
         self.op1(name, Matmul { transpose_b: true, ..Matmul::default() }, &[a, b])
     }
@@ -232,12 +235,12 @@ impl Matmul {
         Ok(Dims { batch, m, n, k: ka })
     }
 
-    /// This product without epilogue, with other transposes.
+    /// This product without its epilogue, and with other transposes.
     fn form(&self, transpose_a: bool, transpose_b: bool) -> Matmul {
         Matmul { transpose_a, transpose_b, batch: self.batch, bias: false, accumulate: false }
     }
 
-    /// The tiles worth trying for a product, first the one to take unmeasured.
+    /// The tiles worth trying for a product. The first is used if nothing was measured.
     fn tiles(&self, d: &Dims, profile: &Profile) -> Vec<Tile> {
         let few = d.m <= FEW && (!self.transpose_a || d.m == 1);
         let mut tiles = match profile.class {
@@ -262,7 +265,7 @@ impl Matmul {
         tiles
     }
 
-    /// The tiles of software adapters.
+    /// The tiles for software adapters.
     fn lanes(&self, d: &Dims, profile: &Profile, few: bool) -> Vec<Tile> {
         let lanes = profile.vector_lanes().0;
         let mut tiles: Vec<Tile> = [(16, 2), (24, 1), (16, 1), (8, 2), (4, 2)]
@@ -271,13 +274,13 @@ impl Matmul {
             .filter(|&(rows, _)| rows < lanes || rows % lanes == 0)
             .map(|(rows, quads)| Tile::Lanes { rows, quads, packed: false })
             .collect();
-        // Half of the last tiles of two quads would be waste.
+        // Half of the last tiles of two quads would be wasted.
         let narrow = (1..=4 * lanes).contains(&(d.n % (8 * lanes)));
         if narrow {
             tiles.sort_by_key(|&tile| tile != Tile::Lanes { rows: 24, quads: 1, packed: false });
         }
-        // Where many rows share the cost. It pays for misaligned b, and for b so large that
-        // strips of it are far apart in memory.
+        // Packing pays if many rows share its cost: for a misaligned b, and for a b so large that strips of it are far
+        // apart in memory.
         let bytes = 4 * d.batch * d.k.next_multiple_of(4) * d.n.next_multiple_of(8 * lanes);
         let misaligned = !b_axis(self, d).is_multiple_of(4);
         // Without packing, Mesa 22 takes two to seven times as long for a transposed a without subgroups, and leaks
@@ -290,14 +293,14 @@ impl Matmul {
         }
         if few {
             let (lanes, slices) = if self.transpose_b { (1, lanes) } else { (lanes, 1) };
-            // With more rows than two, that each lane loads all of a for itself costs too much.
+            // With more than two rows, loading all of a in every lane costs too much.
             let at = if d.m <= 2 { 0 } else { tiles.len() };
             tiles.insert(at, Tile::Few { lanes, slices, quads: 2 });
         }
         tiles
     }
 
-    /// Adds the dispatch that packs b for lanes of `quads`; returns the scratch that it fills.
+    /// Adds the dispatch that packs b for lanes of `quads`, and returns the scratch that it fills.
     fn pack(&self, program: &mut Program, quads: usize, d: &Dims, profile: &Profile) -> usize {
         let lanes = profile.vector_lanes().0;
         let strips = d.n.div_ceil(4 * lanes * quads);
@@ -334,7 +337,7 @@ impl Matmul {
             (Tile::Cooperative { kind: Cooperative::F32, .. }, _) => (COOPERATIVE_F32, "forward_cooperative", TILE_K),
             (Tile::Cooperative { kind: Cooperative::F16, .. }, _) => (COOPERATIVE_F16, "forward_cooperative", TILE_K),
         };
-        // With one row a column is as good as a row. Quads run along the contiguous axis.
+        // With one row, a column is as good as a row. Quads run along the contiguous axis.
         let transpose_a = self.transpose_a && d.m > 1;
         let a_axis = if transpose_a { d.m } else { d.k };
         let kernel = table_kernel("matmul", source, entry)
@@ -390,8 +393,8 @@ fn b_axis(op: &Matmul, d: &Dims) -> usize {
     if op.transpose_b { d.k } else { d.n }
 }
 
-/// The tiles of GPUs that suit a product. First the largest that still makes enough workgroups and
-/// wastes little on edges; where none does, the smallest of those that waste least.
+/// The tiles that suit a product on GPUs. First the largest that still gives enough workgroups and wastes little on
+/// edges; if there is none, the smallest of those that waste least.
 fn tiled(d: &Dims) -> Vec<Tile> {
     let suits = |tile: &Tile| match tile.size(d, 0) {
         (16, _) => d.m <= 16,
@@ -525,7 +528,7 @@ impl Op for Matmul {
     }
 }
 
-/// Each `[rows, cols]` matrix of `data` as `[cols, rows]`.
+/// Each `[rows, cols]` matrix of `data`, transposed to `[cols, rows]`.
 fn transposed(data: &[f64], rows: usize, cols: usize) -> Vec<f64> {
     let matrices = data.chunks_exact(rows * cols);
     matrices.flat_map(|x| (0..cols).flat_map(move |c| (0..rows).map(move |r| x[r * cols + c]))).collect()

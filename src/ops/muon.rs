@@ -37,7 +37,7 @@ const COEFFICIENTS: [f64; 3] = [3.4445, -4.7750, 2.0315];
 
 pub(super) const ROW: Row = Row {
     name: "muon",
-    summary: "Muon's momentum / its Frobenius norm by matrix; its polynomial's a I + b A; its update, in place",
+    summary: "Muon: momentum over its Frobenius norm, by matrix; the polynomial a I + b A; the update, in place",
     sources: &[SOURCE.plain],
     cases: || {
         // lr, momentum, weight decay, largest norm.

@@ -17,7 +17,7 @@ const SOURCE: &str = include_str!("../../shaders/residual_add.wgsl");
 
 pub(super) const ROW: Row = Row {
     name: "residual_add",
-    summary: "y = x + branch, in place on x; its gradient is no kernel",
+    summary: "y = x + branch, in place on x; its gradient needs no kernel",
     sources: &[SOURCE],
     cases: || elementwise::SHAPES.iter().map(|s| Case::new(format!("{s:?}"), ResidualAdd, &[s, s])).collect(),
     bench: || vec![Case::new("4096x768", ResidualAdd, &[&[4096, 768], &[4096, 768]])],

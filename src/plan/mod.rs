@@ -141,7 +141,7 @@ impl Plan {
         Some((Slot::External(i), &self.externals[i].ty))
     }
 
-    /// [`slot`](Self::slot), or an `Err` with the name of what is not there.
+    /// [`slot`](Self::slot), or an error that names the value.
     pub(crate) fn find(&self, value: Value) -> Result<(Slot, &TensorType)> {
         let missing = || match self.names.of(value) {
             Ok(name) => Error::Graph(format!(
@@ -153,7 +153,7 @@ impl Plan {
         self.slot(value).ok_or_else(missing)
     }
 
-    /// The input, parameter or state that a tensor is to be bound to. An `Err` names what cannot be bound.
+    /// The input, parameter or state that a tensor is to be bound to. The error names the value that cannot be bound.
     pub(crate) fn bound(&self, value: Value) -> Result<&External> {
         let missing = || match self.names.of(value) {
             Ok(name) => Error::Graph(format!(
@@ -165,7 +165,7 @@ impl Plan {
         self.externals.iter().find(|e| e.value == value).ok_or_else(missing)
     }
 
-    /// A slot's name for people: `b3`, or that of the input, parameter or state.
+    /// A readable name of a slot: `b3`, or the name of the input, parameter or state.
     pub(crate) fn slot_name(&self, slot: Slot) -> String {
         match slot {
             Slot::Buffer(i) => format!("b{i}"),

@@ -42,7 +42,7 @@ impl Plan {
             if !live.contains(&id) {
                 node.inputs.clear();
             }
-            // From here on nodes move: values count in the list of them, and not in the graph.
+            // From here on nodes move: values refer to positions in this list, not in the graph.
             node.inputs.iter_mut().for_each(|v| *v = Value::local(v.node(), v.output()));
         }
         let (mut nodes, place) = early_first(nodes);
@@ -159,7 +159,8 @@ impl<'a> Planner<'a> {
                 self.root.insert(value, root);
             }
         }
-        // A state that is an output is read as the step leaves it, so that alone keeps nothing.
+        // A state that is an output is read after the step's stores, so being an output does not keep its old contents
+        // alive.
         let computed = |v: &&Value| matches!(self.nodes[v.node()].source, Source::Op(_));
         for v in self.keep.iter().filter(computed).chain(self.stores.iter().map(|(v, _)| v)) {
             self.last_use.insert(self.root[v], END);

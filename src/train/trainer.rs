@@ -350,7 +350,7 @@ impl Trainer {
         self.check_lengths(batches)
     }
 
-    /// Whether batches are as long as those that the plan is for.
+    /// Checks that batches have the size that the plan was made for.
     fn check_lengths(&self, batches: &[Batch]) -> Result<()> {
         let (batch, time) = (self.config.batch, self.config.seq_len());
         for (i, b) in batches.iter().enumerate() {
@@ -373,7 +373,7 @@ impl Trainer {
         s.exec.tensor(s.loss_state.unwrap_or(s.loss))
     }
 
-    /// Mean loss over one or more batches, without dropout. Resolves once the device has been polled.
+    /// Mean loss in nats per token over one or more batches, without dropout. Resolves once the device has been polled.
     pub async fn evaluate(&self, batches: &[Batch]) -> Result<f32> {
         if batches.is_empty() {
             let (expected, got) = ("at least one".into(), "none".into());
