@@ -65,7 +65,7 @@ impl<'a> Subject<'a> {
             bindings.insert(v, self.params.tensors[*i].clone());
         }
         let plan = Arc::new(self.gpu.plan(g, outputs)?);
-        Executable::new(self.gpu, plan, ExecOptions { bindings, ..Default::default() }).await
+        Executable::new(self.gpu, plan, ExecOptions { bindings }).await
     }
 }
 
