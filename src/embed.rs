@@ -172,7 +172,7 @@ impl SentenceEncoder {
         };
         let bindings = self.weights.bind(&g, encoder.params.iter().map(|p| p.value))?;
         let plan = Arc::new(self.gpu.plan(&g, &[pooled])?);
-        let options = ExecOptions { bindings, ..Default::default() };
+        let options = ExecOptions { bindings };
         Ok(Step { exec: Executable::new(&self.gpu, plan, options).await?, tokens: encoder.tokens, pooled })
     }
 }

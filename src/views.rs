@@ -67,7 +67,7 @@ impl<'a> Subject<'a> {
             })?;
             bindings.insert(v, self.params.tensors[*i].clone());
         }
-        Executable::new(self.gpu, plan, ExecOptions { bindings, ..Default::default() }).await
+        Executable::new(self.gpu, plan, ExecOptions { bindings }).await
     }
 }
 

@@ -86,7 +86,7 @@ fn host_data_must_fit() {
     expect(exec.write(x, &[1.0f32; 4]), &["`tokens`", "u32", "f32"]);
     expect(exec.read_blocking::<u32>(y), &["f32", "u32"]);
     let other = Tensor::zeros(gpu(), "small", TensorType::f32([3])).unwrap();
-    let options = ExecOptions { bindings: [(table, other)].into(), ..Default::default() };
+    let options = ExecOptions { bindings: [(table, other)].into() };
     let plan = Arc::new(Plan::new(&g, &[y], gpu().profile()).unwrap());
     expect(Executable::new_blocking(gpu(), plan, options), &["`table`", "[5, 8]", "[3]"]);
     // Ids out of range read nothing they should not.
@@ -172,7 +172,7 @@ fn a_value_of_another_graph_is_an_error_that_names_both() {
     expect(exec.read_blocking::<f32>(foreign), &both);
     let bindings = || [(foreign, Tensor::zeros(gpu(), "t", TensorType::f32([4])).unwrap())].into();
     expect(exec.with_bindings(&bindings()), &both);
-    let options = ExecOptions { bindings: bindings(), ..Default::default() };
+    let options = ExecOptions { bindings: bindings() };
     expect(Executable::new_blocking(gpu(), plan, options), &both);
 
     // What cannot return an `Err` panics, as it says.

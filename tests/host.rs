@@ -305,7 +305,7 @@ fn buffers_of_the_app_are_checked_before_anything_is_recorded() {
         |buffer: &wgpu::Buffer, offset, n: usize| Tensor::from_buffer(buffer.clone(), offset, TensorType::f32([n]));
     let large = buffer(1024, Tensor::USAGES);
     let build = |bindings: Vec<(_, Tensor)>| {
-        let options = ExecOptions { bindings: bindings.into_iter().collect(), ..Default::default() };
+        let options = ExecOptions { bindings: bindings.into_iter().collect() };
         Executable::new_blocking(gpu(), plan.clone(), options)
     };
     let refused = |result: Result<Executable, Error>, parts: &[&str]| {

@@ -311,7 +311,7 @@ fn what_the_device_refuses_is_an_error_and_does_not_reach_the_apps_handler() {
     // A buffer of another device.
     let (plan, _, total) = accumulator();
     let foreign = Tensor::zeros(&other, "foreign", TensorType::f32([64])).unwrap();
-    let options = ExecOptions { bindings: HashMap::from([(total, foreign)]), ..Default::default() };
+    let options = ExecOptions { bindings: HashMap::from([(total, foreign)]) };
     assert!(matches!(Executable::new_blocking(&gpu, plan, options).unwrap_err(), Error::Device(_)));
     assert_eq!(tensor.read_blocking::<f32>(&gpu).unwrap(), [0.0; 4]);
 }

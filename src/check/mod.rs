@@ -43,7 +43,7 @@ pub use crate::ops::{Case, InputFill, InputSpec};
 pub use failures::{Failure, Failures};
 pub use guarded::Guarded;
 pub use harness::{Harness, Target, profiles, read_blocking, write};
-pub use shaders::{shaders, texts, wgsl};
+pub use shaders::{kernel, shaders, texts, wgsl};
 
 /// Everything: [`shaders`], [`gradients`] and [`kernels`]. One call is the whole test of an op.
 pub fn op(gpu: &Gpu, cases: &[Case]) -> Result<(), Failures> {
@@ -78,15 +78,20 @@ struct Seen {
     merged: HashSet<(AdapterClass, &'static str, Vec<Bound>)>,
     /// Kernels whose workgroups were spread over x and y.
     folded: HashSet<(AdapterClass, Subgroups, &'static str, &'static str)>,
-    variants: HashSet<(AdapterClass, Subgroups, Vec<String>)>,
+    variants: HashSet<(AdapterClass, Subgroups, String)>,
 }
 
 impl Seen {
     /// Whether case `index` is one for this target to run: software adapters take seconds to compile some variants.
     fn wants(&mut self, index: usize, target: &Target) -> bool {
         let Profile { class, subgroups, .. } = target.profile;
-        let new = self.variants.insert((class, subgroups, target.variants().to_vec()));
-        target.variant == 0 || new || (index + target.variant).is_multiple_of(4)
+        let new = |name: &String| !self.variants.contains(&(class, subgroups, name.clone()));
+        let wants =
+            target.variant == 0 || (index + target.variant).is_multiple_of(4) || target.variants().iter().any(new);
+        if wants {
+            self.variants.extend(target.variants().iter().map(|name| (class, subgroups, name.clone())));
+        }
+        wants
     }
 
     /// Whether a plan has a kernel whose bindings are merged in a way that has not run.

@@ -15,12 +15,12 @@ use crate::plan::Plan;
 use crate::plan::requirements::Requirements;
 use crate::profile::{AdapterClass, Cooperative, Profile};
 
-/// Checks that each of [`texts`] is valid WGSL that uses as much workgroup memory as plans count, and that plans for
-/// devices with four storage buffers keep within `wgpu::Limits::downlevel_defaults`. Nothing runs.
+/// Checks each of [`texts`] as [`kernel`] does, and that plans for devices with four storage buffers keep within
+/// `wgpu::Limits::downlevel_defaults`. Nothing runs.
 pub fn shaders(gpu: &Gpu, cases: &[Case]) -> Result<(), Failures> {
     let (texts, mut failures) = collect(gpu, cases);
     for (name, (case, kernel)) in texts {
-        if let Err(message) = validate(&kernel) {
+        if let Err(message) = self::kernel(&kernel) {
             failures.push(case, format_args!("kernel `{name}`"), message);
         }
     }
@@ -79,8 +79,9 @@ fn collect_case<'a>(gpu: &Gpu, case: &'a Case, texts: &mut Texts<'a>, failures: 
     Ok(())
 }
 
-/// What is wrong with a kernel's text, if anything.
-fn validate(kernel: &Kernel) -> Result<(), String> {
+/// Checks that a kernel is valid WGSL for naga, wgpu's compiler, and uses as much workgroup memory as plans count; an
+/// `Err` is what is wrong.
+pub fn kernel(kernel: &Kernel) -> Result<(), String> {
     let wgsl = kernel.wgsl().map_err(|e| e.to_string())?;
     let (module, info) = parse(&wgsl)?;
     let Some(index) = module.entry_points.iter().position(|e| e.name == kernel.entry) else {

@@ -324,7 +324,7 @@ impl Step {
         let bindings = bound.map(|e| Ok((e.value, shared.tensor(&e.name)?))).collect::<Result<_>>()?;
         let bytes = plan.bytes();
         let StepPlan { plan, values, shape, top } = plan;
-        let exec = Executable::new(gpu, plan, ExecOptions { bindings, ..Default::default() }).await?;
+        let exec = Executable::new(gpu, plan, ExecOptions { bindings }).await?;
         Ok(Step { exec, values, shape, top, bytes })
     }
 

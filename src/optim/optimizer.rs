@@ -63,7 +63,7 @@ impl Optimizer {
         let v = gpu.scoped(|| Arena::zeros(gpu, "second moments", &plan.second)).await?;
         let arenas = [params, grads, &m, &v];
         let bindings = plan.bound.iter().map(|(value, range)| Ok((*value, range.of(arenas)?)));
-        let options = ExecOptions { bindings: bindings.collect::<Result<_>>()?, ..Default::default() };
+        let options = ExecOptions { bindings: bindings.collect::<Result<_>>()? };
         let exec = Executable::new(gpu, plan.plan.clone(), options).await?;
         let OptimizerPlan { config, hyper, muon, norm, .. } = *plan;
         Ok(Optimizer { config, m, v, exec, hyper, muon, norm })

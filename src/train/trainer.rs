@@ -70,7 +70,7 @@ impl StepGraph {
     async fn new(gpu: &Gpu, step: &StepPlan, params: &Arena, grads: &Arena) -> Result<Self> {
         let bound = (step.params.iter().zip(&params.tensors)).chain(step.grads.iter().zip(&grads.tensors));
         let bindings = bound.map(|(&value, tensor)| (value, tensor.clone())).collect();
-        let exec = Executable::new(gpu, step.plan.clone(), ExecOptions { bindings, ..Default::default() }).await?;
+        let exec = Executable::new(gpu, step.plan.clone(), ExecOptions { bindings }).await?;
         let StepPlan { tokens, targets, dropout_seed, loss, loss_state, .. } = *step;
         let instruments = step.instruments.clone();
         Ok(StepGraph { exec, tokens, targets, dropout_seed, loss, loss_state, instruments })

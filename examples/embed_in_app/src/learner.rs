@@ -75,7 +75,7 @@ impl Learner {
             bindings.insert(state, tensor.clone());
         }
         let plan = Arc::new(gpu.plan(&g, &[])?);
-        let exec = Executable::new_blocking(gpu, plan, ExecOptions { bindings, ..Default::default() })?;
+        let exec = Executable::new_blocking(gpu, plan, ExecOptions { bindings })?;
         exec.write(places, &features(width, n))?;
         let config = AdamWConfig { weight_decay: 0.0, ..AdamWConfig::default() };
         let optimizer = || pollster::block_on(Optimizer::new(gpu, config, &weights, &grads));
