@@ -131,8 +131,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Where an output given to [`new`](Self::new), or an input, parameter or state, lives. `None` for all else, and for
-    /// values of other graphs.
+    /// Where an output given to [`new`](Self::new), or an input, parameter or state, lives. `None` for all else, and
+    /// for values of other graphs.
     pub fn slot(&self, value: Value) -> Option<(Slot, &TensorType)> {
         if let Some((slot, ty)) = self.kept.get(&value) {
             return Some((*slot, ty));
