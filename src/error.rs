@@ -1,4 +1,4 @@
-//! The one error type of the crate.
+//! The error type of the crate.
 
 /// Everything that can go wrong. Each message names the node, file or field, what was expected
 /// and what came.

@@ -1,9 +1,9 @@
 //! The header of a GGUF file, versions 2 and 3.
 //!
-//! A file is `GGUF`, a version, counts of tensors and metadata entries, the entries, the tensors'
-//! names, dimensions, types and offsets, and then their data from the next multiple of the
-//! alignment. All little-endian; dimensions have the contiguous one first. Source: the GGUF
-//! specification, `docs/gguf.md` in <https://github.com/ggml-org/ggml>.
+//! A file consists of `GGUF`, a version, the counts of tensors and metadata entries, the entries, the tensors' names,
+//! dimensions, types and offsets, and then their data from the next multiple of the alignment. Everything is
+//! little-endian; the contiguous dimension comes first. Source: the GGUF specification, `docs/gguf.md` in
+//! <https://github.com/ggml-org/ggml>.
 
 use std::fmt::Display;
 

@@ -5,9 +5,9 @@
 //! (row-major, whatever the file's order) and storage type, and hands out their bytes, borrowed from
 //! the mapping: upload them as they are, or [decode](quant) them.
 //!
-//! Files may come from anywhere: whatever they hold, the result is an `Err` that names file and field
-//! or tensors whose bytes are in the file, in time and memory in proportion to the header. NaN among
-//! weights is for the caller to look for, with [`StoredTensor::check_finite`].
+//! Files may come from anywhere: whatever they hold, the result is an error that names file and field, or tensors whose
+//! bytes lie within the file, in time and memory proportional to the header. NaN among the weights is not an error;
+//! look for it with [`StoredTensor::check_finite`].
 //!
 //! ```
 //! use throughline::format::{Stored, Weights};

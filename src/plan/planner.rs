@@ -1,8 +1,8 @@
-//! The planner: order and lifetimes to whole buffers and dispatches.
+//! The planner: from order and lifetimes to whole buffers and dispatches.
 //!
-//! Buffers are reused whole, by lifetime: WebGPU rejects a dispatch that both reads and writes one
-//! buffer, whatever the ranges. An output that *starts as* one of its inputs takes over that
-//! input's buffer only where nobody reads the input afterwards; else the plan holds a copy.
+//! Buffers are reused whole, by lifetime: WebGPU rejects a dispatch that both reads and writes one buffer, even in
+//! disjoint ranges. An output that *starts as* one of its inputs takes over that input's buffer only if nothing reads
+//! the input afterwards; otherwise the plan contains a copy.
 
 use std::collections::{HashMap, HashSet};
 

@@ -53,7 +53,7 @@ pub(crate) struct Branch {
 
 /// The branches that a layer adds to the stream between `x` and `next`.
 pub(crate) fn branches(graph: &Graph, x: Value, next: Value) -> Vec<Branch> {
-    // None if the layer gives back the stream of an earlier one.
+    // Empty if the layer returns the stream of an earlier one.
     let nodes = graph.nodes().get(x.node() + 1..=next.node()).unwrap_or_default();
     let additions = nodes.iter().filter(|n| matches!(&n.source, Source::Op(op) if op.is_addition()));
     let branch = |node: &crate::graph::Node| {
