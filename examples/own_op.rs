@@ -1,4 +1,4 @@
-//! An op of one's own: WGSL, launch, gradient and reference, tested by `throughline::check` and then trained with. It
+//! An op of your own: WGSL, launch, gradient and reference, tested by `throughline::check` and then trained with. It
 //! is the activation *snake*, `y = x + sin(a x)^2 / a`, which learns periodic functions (Ziyin et al. 2020,
 //! <https://arxiv.org/abs/2006.08195>).
 //!
