@@ -68,8 +68,8 @@ fn main() -> anyhow::Result<()> {
     let needs = plan.requirements();
     println!("needed: bindings of {} bytes, buffers of {} bytes", needs.binding_bytes, needs.buffer_bytes);
     println!("needed: {} storage buffers, {} workgroups", needs.storage_buffers, needs.workgroups);
-    for (limit, needed, offered) in needs.missing(&wgpu::Limits::default()) {
-        println!("more than by default: {limit} must be {needed}, not {offered}");
+    for limit in needs.missing(&wgpu::Limits::default()) {
+        println!("more than by default: {} must be {}, not {}", limit.what, limit.needed, limit.allowed);
     }
     let names = |features: wgpu::Features| features.iter_names().map(|(name, _)| name).collect::<Vec<_>>().join(", ");
     println!("needed features: {}", if needs.features.is_empty() { "none".into() } else { names(needs.features) });

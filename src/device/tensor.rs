@@ -26,10 +26,11 @@ impl Tensor {
     /// A range of a buffer that the caller owns. The buffer needs [`USAGES`](Self::USAGES); `offset` must be a multiple of 256 and the range must hold
     /// [`TensorType::storage_bytes`].
     pub fn from_buffer(buffer: wgpu::Buffer, offset: u64, ty: TensorType) -> Result<Tensor> {
-        let err = |expected: String, got: String| Error::Data { tensor: "buffer range".into(), expected, got };
+        let err = |expected: String, got: String| Error::data("buffer range", expected, got);
         if let Some(problem) = ty.shape.problem() {
             return Err(err("a shape with elements".into(), problem));
         }
+        ty.shape.check_len("buffer range")?;
         if !buffer.usage().contains(Self::USAGES) {
             return Err(err(format!("usages {:?}", Self::USAGES), format!("{:?}", buffer.usage())));
         }
@@ -77,11 +78,11 @@ impl Tensor {
     fn expect<T: Element>(&self, data: &[T]) -> Result<()> {
         match T::DTYPE == self.ty.dtype && data.len() == self.ty.len() {
             true => Ok(()),
-            false => Err(Error::Data {
-                tensor: self.ty.to_string(),
-                expected: format!("{} elements of {}", self.ty.len(), self.ty.dtype),
-                got: format!("{} elements of {}", data.len(), T::DTYPE),
-            }),
+            false => Err(Error::data(
+                &self.ty,
+                format!("{} elements of {}", self.ty.len(), self.ty.dtype),
+                format!("{} elements of {}", data.len(), T::DTYPE),
+            )),
         }
     }
 

@@ -99,8 +99,8 @@ impl TextureOutput {
     }
 }
 
-fn refused<T>(expected: impl Into<String>, got: impl Into<String>) -> Result<T> {
-    Err(Error::Data { tensor: "texture output".into(), expected: expected.into(), got: got.into() })
+fn refused<T>(expected: impl std::fmt::Display, got: impl std::fmt::Display) -> Result<T> {
+    Err(Error::data("texture output", expected, got))
 }
 
 /// Channels of the tensor, if its pixels are as many as the texture's.

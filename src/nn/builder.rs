@@ -239,8 +239,7 @@ impl<'a> Builder<'a> {
         if [matrix.n, matrix.k] == [n, k] {
             return Ok(());
         }
-        let (expected, got) = (format!("{n} x {k}"), format!("{} x {}", matrix.n, matrix.k));
-        Err(Error::Data { tensor: self.g.full_name(name), expected, got })
+        Err(Error::data(self.g.full_name(name), format!("{n} x {k}"), format!("{} x {}", matrix.n, matrix.k)))
     }
 
     /// A packed matrix as an input: it is frozen, so it is no parameter to train.

@@ -227,7 +227,7 @@ impl TransformerConfig {
 
     /// An `Err` names the first field that cannot be.
     pub fn validate(&self) -> Result<()> {
-        let err = |field, message: String| Err(Error::Config { field, message });
+        let err = |field, message: String| Err(Error::config(field, message));
         let counts = [
             ("vocab_size", self.vocab_size),
             ("context", self.context),

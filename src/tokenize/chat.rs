@@ -8,7 +8,7 @@ use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, ErrorKind, Value, context};
 use serde::Serialize;
 
-use crate::error::{Error, Result, bad, quoted};
+use crate::error::{Error, Result, quoted};
 
 /// Steps of a template on one chat. A step makes at most 64 bytes, and a long template takes some hundred a message.
 const FUEL: u64 = 2_000_000;
@@ -86,8 +86,8 @@ impl ChatTemplate {
 
     fn bad(&self, what: &str) -> Error {
         match self.key.as_str() {
-            "" => bad(&self.path, what),
-            key => bad(&self.path, format!("{key}: {what}")),
+            "" => Error::format(&self.path, what),
+            key => Error::format(&self.path, format!("{key}: {what}")),
         }
     }
 

@@ -322,11 +322,11 @@ impl Trainer {
         let fits = |b: &Batch| b.tokens.len() == n && b.targets.len() == n;
         match batches.len() == self.config.micro_batches && batches.iter().all(fits) {
             true => Ok(()),
-            false => Err(Error::Data {
-                tensor: "batch".into(),
-                expected: format!("{} micro-batches of {n} tokens", self.config.micro_batches),
-                got: format!("{:?} tokens", batches.iter().map(|b| b.tokens.len()).collect::<Vec<_>>()),
-            }),
+            false => Err(Error::data(
+                "batch",
+                format!("{} micro-batches of {n} tokens", self.config.micro_batches),
+                format!("{:?} tokens", batches.iter().map(|b| b.tokens.len()).collect::<Vec<_>>()),
+            )),
         }
     }
 
