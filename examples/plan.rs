@@ -69,8 +69,8 @@ fn main() -> anyhow::Result<()> {
     let needs = plan.requirements();
     println!("required: bindings of {} bytes, buffers of {} bytes", needs.binding_bytes, needs.buffer_bytes);
     println!("required: {} storage buffers, {} workgroups", needs.storage_buffers, needs.workgroups);
-    for (limit, needed, offered) in needs.missing(&wgpu::Limits::default()) {
-        println!("above wgpu's default: {limit} must be {needed}, not {offered}");
+    for limit in needs.missing(&wgpu::Limits::default()) {
+        println!("above wgpu's default: {} must be {}, not {}", limit.what, limit.needed, limit.allowed);
     }
     let names = |features: wgpu::Features| features.iter_names().map(|(name, _)| name).collect::<Vec<_>>().join(", ");
     println!("required features: {}", if needs.features.is_empty() { "none".into() } else { names(needs.features) });

@@ -49,10 +49,10 @@ impl Pooling {
         match (config.pooling_mode_mean_tokens, config.pooling_mode_cls_token) {
             (true, false) => Ok(Pooling::Mean),
             (false, true) => Ok(Pooling::First),
-            _ => Err(Error::Format {
-                path: path.display().to_string(),
-                message: "expected one of pooling_mode_mean_tokens and pooling_mode_cls_token to be true".into(),
-            }),
+            _ => Err(Error::format(
+                path,
+                "expected one of pooling_mode_mean_tokens and pooling_mode_cls_token to be true",
+            )),
         }
     }
 }
@@ -101,8 +101,8 @@ impl SentenceEncoder {
     pub fn new(gpu: &Gpu, model: &Model, pooling: Pooling) -> Result<Self> {
         let config = model.config().clone();
         if !config.bidirectional {
-            let message = "expected an encoder, such as a BERT; this model predicts the next token".into();
-            return Err(Error::Config { field: "bidirectional", message });
+            let message = "expected an encoder, such as a BERT; this model predicts the next token";
+            return Err(Error::config("bidirectional", message));
         }
         let weights = model.upload(gpu, &model.placed(gpu.profile().max_tensor_bytes())?)?;
         Ok(SentenceEncoder { gpu: gpu.clone(), config, pooling, weights, steps: HashMap::new() })
@@ -139,8 +139,7 @@ impl SentenceEncoder {
     async fn submit(&mut self, ids: &[u32]) -> Result<Readback> {
         check_ids(ids, self.config.vocab_size)?;
         if ids.is_empty() || ids.len() > self.config.context {
-            let (expected, got) = (format!("from 1 to {} tokens", self.config.context), ids.len().to_string());
-            return Err(Error::Data { tensor: "sentence".into(), expected, got });
+            return Err(Error::data("sentence", format!("from 1 to {} tokens", self.config.context), ids.len()));
         }
         if !self.steps.contains_key(&ids.len()) {
             let step = self.step(ids.len()).await?;

@@ -1,5 +1,8 @@
 //! The error type of the crate.
 
+use std::fmt::{self, Display};
+use std::path::{Path, PathBuf};
+
 /// Everything that can go wrong. Each message names the node, file or field, what was expected
 /// and what came.
 #[derive(Debug, thiserror::Error)]
@@ -41,9 +44,14 @@ pub enum Error {
     /// There is no adapter to run on, or the one found does not open.
     #[error("no usable GPU adapter: {0}")]
     NoAdapter(String),
-    /// The device's limits, or those that the app has set, are too small for the plan.
-    #[error("over the limits: {0}")]
-    Limit(String),
+    /// More is needed than a limit allows: the device's, that of the profile planned for, or one that the app has set.
+    #[error("over the limits: {}", over_the_limits(exceeded, advice))]
+    Limit {
+        /// Every limit that is exceeded: at least one.
+        exceeded: Vec<Exceeded>,
+        /// What to do about it, such as what would fit.
+        advice: Option<String>,
+    },
     /// There is no memory for a buffer. Everything that was there before works on.
     #[error("out of memory: {0}")]
     OutOfMemory(String),
@@ -76,7 +84,7 @@ pub enum Error {
     #[error("{path}: {source}")]
     Io {
         /// The file.
-        path: String,
+        path: PathBuf,
         /// The system's error.
         source: std::io::Error,
     },
@@ -84,10 +92,69 @@ pub enum Error {
     #[error("{path}: {message}")]
     Format {
         /// The file.
-        path: String,
+        path: PathBuf,
         /// Which field or tensor, what was expected and what came.
         message: String,
     },
+}
+
+/// One limit that an [`Error::Limit`] is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exceeded {
+    /// What is counted: a limit of [`wgpu::Limits`] by its name there, or for example "bytes of `logits`, f32[2, 8], in
+    /// one binding".
+    pub what: String,
+    /// How much of it is needed.
+    pub needed: u64,
+    /// How much of it there may be.
+    pub allowed: u64,
+}
+
+impl Display for Exceeded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} needed, {} allowed", self.what, self.needed, self.allowed)
+    }
+}
+
+fn over_the_limits(exceeded: &[Exceeded], advice: &Option<String>) -> String {
+    let advice = advice.as_ref().map_or(String::new(), |advice| format!(". {advice}"));
+    listed(exceeded) + &advice
+}
+
+/// All of them, as messages show them.
+pub(crate) fn listed(exceeded: &[Exceeded]) -> String {
+    exceeded.iter().map(Exceeded::to_string).collect::<Vec<_>>().join("; ")
+}
+
+impl Error {
+    /// For `map_err`: what the system says of this file.
+    pub(crate) fn io(path: &Path) -> impl Fn(std::io::Error) -> Self {
+        move |source| Error::Io { path: path.into(), source }
+    }
+
+    pub(crate) fn format(path: impl Into<PathBuf>, message: impl Display) -> Self {
+        Error::Format { path: path.into(), message: message.to_string() }
+    }
+
+    pub(crate) fn data(tensor: impl Display, expected: impl Display, got: impl Display) -> Self {
+        Error::Data { tensor: tensor.to_string(), expected: expected.to_string(), got: got.to_string() }
+    }
+
+    pub(crate) fn config(field: &'static str, message: impl Display) -> Self {
+        Error::Config { field, message: message.to_string() }
+    }
+
+    pub(crate) fn limit(what: impl Into<String>, needed: u64, allowed: u64) -> Self {
+        Error::Limit { exceeded: vec![Exceeded { what: what.into(), needed, allowed }], advice: None }
+    }
+
+    /// This error, if it is of a limit, with more to do about it.
+    pub(crate) fn advise(mut self, more: impl Display) -> Self {
+        if let Error::Limit { advice, .. } = &mut self {
+            *advice = Some(advice.take().map_or(more.to_string(), |first| format!("{first}. {more}")));
+        }
+        self
+    }
 }
 
 /// `Result` with this crate's [`Error`].
@@ -101,8 +168,4 @@ pub(crate) fn quoted(text: &str) -> String {
         shown.push('…');
     }
     format!("`{shown}`")
-}
-
-pub(crate) fn bad(path: &str, message: impl Into<String>) -> Error {
-    Error::Format { path: path.into(), message: message.into() }
 }

@@ -8,7 +8,6 @@ use crate::error::{Error, Result};
 
 /// Writes a file so that no partial file ever appears at its path.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let io = |source| Error::Io { path: path.display().to_string(), source };
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(format!(".{}.tmp", std::process::id()));
     let temporary = path.with_file_name(name);
@@ -21,7 +20,7 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     write().map_err(|e| {
         // Report the first error. A leftover temporary file does no harm.
         let _ = fs::remove_file(&temporary);
-        io(e)
+        Error::io(path)(e)
     })
 }
 

@@ -35,7 +35,7 @@ pub fn run(graph: &Graph, given: &HashMap<Value, Array>, wanted: &[Value]) -> Re
             let value = graph.value(id, 0);
             let got = values.get(&value).map_or("nothing".into(), |a| a.shape.to_string());
             if got != node.outputs[0].shape.to_string() {
-                return Err(Error::Data { tensor: node.name.clone(), expected: node.outputs[0].to_string(), got });
+                return Err(Error::data(&node.name, &node.outputs[0], got));
             }
             continue;
         };
@@ -53,5 +53,5 @@ fn check_type(name: &str, array: &Array, ty: &TensorType) -> Result<()> {
     if array.shape == ty.shape {
         return Ok(());
     }
-    Err(Error::Data { tensor: format!("{name} (reference)"), expected: ty.to_string(), got: array.shape.to_string() })
+    Err(Error::data(format!("{name} (reference)"), ty, &array.shape))
 }

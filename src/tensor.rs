@@ -93,10 +93,15 @@ impl Shape {
         if self.0.is_empty() || self.0.contains(&0) {
             return Some(format!("shape {self} is empty; every dimension must be at least 1"));
         }
-        let len = self.0.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-        match len {
-            Some(n) if n <= u32::MAX as usize / 4 => None,
-            _ => Some(format!("shape {self} has more than {} elements", u32::MAX / 4)),
+        None
+    }
+
+    /// An `Err` if this has more elements than a tensor of any device: bytes are counted in a u32.
+    pub(crate) fn check_len(&self, name: &str) -> Result<()> {
+        let (len, max) = (self.0.iter().fold(1, |n: usize, &d| n.saturating_mul(d)), u32::MAX / 4);
+        match len <= max as usize {
+            true => Ok(()),
+            false => Err(Error::limit(format!("elements of `{name}`, {self}"), len as u64, max.into())),
         }
     }
 }
@@ -215,7 +220,7 @@ pub fn split_rows(rows: usize, row_bytes: usize, max_bytes: u64) -> Result<Vec<u
     let max = usize::try_from(max_bytes).unwrap_or(usize::MAX) / 16 * 16;
     let fit = max / row_bytes.max(1);
     if fit == 0 {
-        return Err(Error::Limit(format!("a row takes {row_bytes} bytes; the adapter binds at most {max_bytes}")));
+        return Err(Error::limit("bytes of a row in one binding", row_bytes as u64, max_bytes));
     }
     let unit = if fit < 64 { 1 } else { 64 };
     let most = if rows <= fit { rows.max(1) } else { fit / unit * unit };

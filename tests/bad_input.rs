@@ -279,7 +279,7 @@ fn a_plan_over_the_adapters_limits_names_the_tensor() {
     let gpt = Transformer::build(&mut other, &config, 1, 64, false).unwrap();
     expect(
         Plan::new(&other, &[gpt.logits], &Profile::portable(AdapterClass::Gpu)),
-        &["`embed.weight`", "binds at most"],
+        &["`embed.weight`", "in one binding"],
     );
     expect(Plan::new(&Graph::new(), &[y], &profile), &["not a value of this graph"]);
     // Floats and ids cannot be bound as one.
@@ -287,7 +287,7 @@ fn a_plan_over_the_adapters_limits_names_the_tensor() {
     let ids = g.input("ids", TensorType::u32([3])).unwrap();
     let rows = g.embedding("rows", table, ids).unwrap();
     let few = Profile { max_storage_buffers: 1, ..profile.clone() };
-    expect(Plan::new(&g, &[rows], &few), &["`rows` binds 3 buffers", "allows 1", "of one type"]);
+    expect(Plan::new(&g, &[rows], &few), &["storage buffers of `rows`: 3 needed, 1 allowed", "of one type"]);
     let portable = profile.max_binding_bytes;
     expect(ArenaLayout::of_model(&config, portable), &["`h.0.attn.q.weight`", "[768, 768]", "2359296", "1048576"]);
 }

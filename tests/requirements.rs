@@ -80,7 +80,7 @@ fn a_device_with_just_what_training_requires_trains() {
     for (name, lower) in lower {
         let mut descriptor = descriptor.clone();
         lower(&mut descriptor.required_limits);
-        expect(Trainer::from_plan_blocking(&open(&adapter, &descriptor), &plan), &[name, "must be", "gpu.profile()"]);
+        expect(Trainer::from_plan_blocking(&open(&adapter, &descriptor), &plan), &[name, "needed", "gpu.profile()"]);
     }
 }
 
@@ -181,7 +181,7 @@ fn an_executable_names_the_limit_that_is_too_low() {
     let needs = Requirements::of(&plan).storage_buffers;
     let limits = wgpu::Limits { max_storage_buffers_per_shader_stage: needs - 1, ..Default::default() };
     let gpu = open(&adapter(), &wgpu::DeviceDescriptor { required_limits: limits, ..Default::default() });
-    let words = ["max_storage_buffers_per_shader_stage must be", &format!("{needs}"), &format!("but is {}", needs - 1)];
+    let words = [&format!("max_storage_buffers_per_shader_stage: {needs} needed, {} allowed", needs - 1)[..]];
     expect(Executable::new_blocking(&gpu, plan, ExecOptions::default()), &words);
 }
 
@@ -214,7 +214,7 @@ fn a_budget_of_memory_is_kept_to() {
     assert!(fitted.batch < 8 && fitted.tokens_per_step() == large.tokens_per_step(), "{fitted:?}");
     let trainer = Trainer::with_options_blocking(gpu(), fitted, &within(bytes / 3)).unwrap();
     assert!(trainer.buffer_bytes() as u64 <= bytes / 3);
-    expect(plan(&large, 400_000), &["28512 parameters", "allows 400000", "Even batch 1, seq_len 16"]);
+    expect(plan(&large, 400_000), &["28512 parameters", "400000 allowed", "Even batch 1, seq_len 16"]);
 }
 
 /// A plan for small bindings runs where larger ones would do, and views of its model do too.
@@ -256,10 +256,12 @@ fn a_decoder_is_planned_before_there_is_a_device() {
 
     // Many sequences side by side: their caches are the largest.
     let narrow = Profile { max_binding_bytes: 256 << 10, ..gpu().profile().clone() };
-    let error = DecodePlan::new(&model, 64, context, &narrow).unwrap_err().to_string();
-    let fitting: usize = error.split(" of ").last().unwrap().trim_end_matches(" fits").parse().unwrap();
-    println!("{error}");
-    assert!(fitting > 1 && fitting < context, "{error}");
+    let fitting = DecodePlan::fitted_capacity(&model, 64, context, &narrow).unwrap();
+    assert!(fitting > 1 && fitting < context, "{fitting}");
+    let error = DecodePlan::new(&model, 64, context, &narrow).unwrap_err();
+    let Error::Limit { exceeded, advice: Some(advice) } = &error else { panic!("{error}") };
+    assert!(advice.ends_with(&format!("A capacity of {fitting} fits")), "{error}");
+    assert!(exceeded[0].needed > 256 << 10 && exceeded[0].allowed == 256 << 10, "{error}");
     DecodePlan::new(&model, 64, fitting, &narrow).unwrap();
     DecodePlan::new(&model, 64, fitting + 1, &narrow).unwrap_err();
     expect(DecodePlan::new(&model, 1, 8, &Profile { max_binding_bytes: 64, ..narrow }), &["64"]);

@@ -132,7 +132,7 @@ fn run_case(gpu: &Gpu, case: &Case, index: usize, seen: &mut Seen, failures: &mu
         if let Some(folded) = target.folded(&harness.plan(&target.profile)?) {
             match harness.plan(&folded.profile) {
                 // An op need not use `Profile::grid`: what it can't launch on large tensors, it refuses.
-                Err(Error::Limit(_)) => {}
+                Err(Error::Limit { .. }) => {}
                 plan => {
                     if seen.folds_anew(&plan?, &folded) {
                         run(&folded);

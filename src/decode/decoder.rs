@@ -254,7 +254,7 @@ impl Decoder {
     }
 
     pub(super) fn check(&self, new: &[&[u32]]) -> Result<()> {
-        let err = |expected: String, got: String| Err(Error::Data { tensor: "tokens".into(), expected, got });
+        let err = |expected: String, got: String| Err(Error::data("tokens", expected, got));
         if new.len() != self.batch {
             return err(format!("tokens of {} sequences", self.batch), format!("{}", new.len()));
         }
@@ -269,9 +269,8 @@ impl Decoder {
         check_ids(ids, self.config.vocab_size)?;
         let room = self.capacity - length;
         if ids.len() > room {
-            let (expected, got) =
-                (format!("at most {room} more in a cache of {}", self.capacity), ids.len().to_string());
-            return Err(Error::Data { tensor: "tokens".into(), expected, got });
+            let expected = format!("at most {room} more in a cache of {}", self.capacity);
+            return Err(Error::data("tokens", expected, ids.len()));
         }
         Ok(())
     }

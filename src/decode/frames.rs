@@ -231,16 +231,14 @@ impl FrameDecoder {
 
     fn expect(&self, sequence: usize) -> Result<()> {
         let n = self.sequences.len();
-        let (expected, got) = (format!("one of {n}, counted from 0"), sequence.to_string());
-        let error = Error::Data { tensor: "sequence".into(), expected, got };
+        let error = Error::data("sequence", format!("one of {n}, counted from 0"), sequence);
         if sequence < n { Ok(()) } else { Err(error) }
     }
 
     fn begin_text(&mut self, sequence: usize, length: usize, feed: Vec<u32>, options: GenerationOptions) -> Result<()> {
         options.validate(self.decoder.capacity)?;
         if feed.is_empty() {
-            let (expected, got) = ("at least one token".into(), "none".into());
-            return Err(Error::Data { tensor: "tokens".into(), expected, got });
+            return Err(Error::data("tokens", "at least one token", "none"));
         }
         self.decoder.check_more(&feed, length)?;
         self.stop(sequence);

@@ -32,7 +32,7 @@ impl GenerationOptions {
     pub(super) fn validate(&self, capacity: usize) -> Result<()> {
         if self.keep >= capacity {
             let message = format!("must be less than the cache's {capacity} tokens, but is {}", self.keep);
-            return Err(Error::Config { field: "keep", message });
+            return Err(Error::config("keep", message));
         }
         self.sampling.validate()
     }

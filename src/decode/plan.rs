@@ -112,6 +112,15 @@ impl DecodePlan {
         Self::on(model.config(), &placed, batch, capacity, profile)
     }
 
+    /// `capacity` if [`new`](Self::new) takes it, or else the largest that it takes. An `Err` if none is.
+    pub fn fitted_capacity(model: &Model, batch: usize, capacity: usize, profile: &Profile) -> Result<usize> {
+        let placed = model.placed(profile.max_tensor_bytes())?;
+        match Self::of_capacity(model.config(), &placed, batch, capacity, profile) {
+            Err(e @ Error::Limit { .. }) => Self::smaller(model.config(), &placed, batch, capacity, profile).ok_or(e),
+            other => other.map(|_| capacity),
+        }
+    }
+
     pub(super) fn on(
         config: &TransformerConfig,
         placed: &Placed,
@@ -120,27 +129,35 @@ impl DecodePlan {
         profile: &Profile,
     ) -> Result<Self> {
         if batch == 0 {
-            return Err(Error::Config { field: "batch", message: "must be at least 1".into() });
+            return Err(Error::config("batch", "must be at least 1"));
         }
-        let e = match Self::of_capacity(config, placed, batch, capacity, profile) {
-            Ok(plan) => return Ok(plan),
-            Err(e @ Error::Config { .. }) => return Err(e),
-            Err(e) => e,
-        };
+        Self::of_capacity(config, placed, batch, capacity, profile).map_err(|e| match e {
+            Error::Limit { .. } => match Self::smaller(config, placed, batch, capacity, profile) {
+                Some(fitting) => e.advise(format!("A capacity of {fitting} fits")),
+                None => e,
+            },
+            e => e,
+        })
+    }
+
+    /// The largest capacity that fits, below one that does not.
+    fn smaller(
+        config: &TransformerConfig,
+        placed: &Placed,
+        batch: usize,
+        mut too_many: usize,
+        profile: &Profile,
+    ) -> Option<usize> {
         let fits = |n| Self::of_capacity(config, placed, batch, n, profile).is_ok();
-        let (mut fitting, mut too_many) = (1, capacity);
-        if capacity < 2 || !fits(fitting) {
-            return Err(e);
+        let mut fitting = 1;
+        if too_many < 2 || !fits(fitting) {
+            return None;
         }
         while too_many - fitting > 1 {
             let middle = fitting.midpoint(too_many);
             if fits(middle) { fitting = middle } else { too_many = middle }
         }
-        let message = match e {
-            Error::Limit(message) => message,
-            e => e.to_string(),
-        };
-        Err(Error::Limit(format!("{message}. A capacity of {fitting} fits")))
+        Some(fitting)
     }
 
     fn of_capacity(
@@ -183,8 +200,7 @@ impl DecodePlan {
     /// Returns an error if this plan was not made for the model, or does not suit the device.
     pub(super) fn check(&self, gpu: &Gpu, model: &Model) -> Result<()> {
         if self.config != *model.config() || self.placed != model.placed(self.placed.max_bytes)? {
-            let (expected, got) = ("a plan of this model".into(), "one of another".into());
-            return Err(Error::Data { tensor: "decode plan".into(), expected, got });
+            return Err(Error::data("decode plan", "a plan of this model", "one of another"));
         }
         gpu.check(&self.requirements(), self.subgroups)
     }

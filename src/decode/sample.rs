@@ -46,10 +46,10 @@ impl Sampling {
     pub fn validate(&self) -> Result<()> {
         if !self.temperature.is_finite() || self.temperature < 0.0 {
             let message = format!("must be finite and not negative, but is {}", self.temperature);
-            return Err(Error::Config { field: "temperature", message });
+            return Err(Error::config("temperature", message));
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return Err(Error::Config { field: "top_p", message: format!("must be in (0, 1], but is {}", self.top_p) });
+            return Err(Error::config("top_p", format!("must be in (0, 1], but is {}", self.top_p)));
         }
         Ok(())
     }
@@ -165,11 +165,7 @@ impl Sampling {
 pub(crate) fn check_ids(ids: &[u32], vocab_size: usize) -> Result<()> {
     match ids.iter().find(|&&id| id as usize >= vocab_size) {
         None => Ok(()),
-        Some(id) => Err(Error::Data {
-            tensor: "tokens".into(),
-            expected: format!("ids below {vocab_size}"),
-            got: id.to_string(),
-        }),
+        Some(id) => Err(Error::data("tokens", format!("ids below {vocab_size}"), id)),
     }
 }
 

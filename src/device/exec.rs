@@ -316,8 +316,7 @@ impl Executable {
     /// The same, given the nanoseconds of each command.
     pub(crate) fn slices_of(&self, times: &[u64], budget: Duration) -> Result<Vec<Slice>> {
         if times.len() != self.commands.len() {
-            let (expected, got) = (format!("times of {} commands", self.commands.len()), times.len().to_string());
-            return Err(Error::Data { tensor: "profile".into(), expected, got });
+            return Err(Error::data("profile", format!("times of {} commands", self.commands.len()), times.len()));
         }
         let mut slices: Vec<Slice> = vec![];
         for (i, &ns) in times.iter().enumerate() {
@@ -493,7 +492,7 @@ impl Executable {
     fn named(&self, value: Value, e: Error) -> Error {
         let external = self.plan.externals.iter().find(|e| e.value == value);
         match (e, external) {
-            (Error::Data { expected, got, .. }, Some(e)) => Error::Data { tensor: e.name.clone(), expected, got },
+            (Error::Data { expected, got, .. }, Some(e)) => Error::data(&e.name, expected, got),
             (e, _) => e,
         }
     }
@@ -602,8 +601,7 @@ fn check_bindings(gpu: &Gpu, plan: &Plan, bindings: &HashMap<Value, Tensor>) -> 
     for (value, tensor) in bindings {
         let external = plan.bound(*value)?;
         if *tensor.ty() != external.ty {
-            let (expected, got) = (external.ty.to_string(), tensor.ty().to_string());
-            return Err(Error::Data { tensor: external.name.clone(), expected, got });
+            return Err(Error::data(&external.name, &external.ty, tensor.ty()));
         }
         tensor.check_device(gpu, &external.name)?;
     }

@@ -170,10 +170,7 @@ impl Gpu {
     pub(crate) fn check(&self, requirements: &Requirements, subgroups: Option<[u32; 2]>) -> Result<()> {
         let advice =
             "A plan made for `gpu.profile()` has its arenas and tables in parts that fit, or says what else would";
-        requirements.check(&self.device().limits()).map_err(|e| match e {
-            Error::Limit(message) => Error::Limit(format!("{message}. {advice}")),
-            e => e,
-        })?;
+        requirements.check(&self.device().limits()).map_err(|e| e.advise(advice))?;
         let missing = requirements.features - self.device().features();
         if !missing.is_empty() {
             let names: Vec<&str> = missing.iter_names().map(|(name, _)| name).collect();
@@ -299,7 +296,7 @@ impl Gpu {
     pub(crate) fn storage_buffer(&self, label: &str, size: u64) -> Result<wgpu::Buffer> {
         let max = self.profile().max_buffer_bytes;
         if size > max {
-            return Err(Error::Limit(format!("buffer `{label}` needs {size} bytes; the adapter allows {max}")));
+            return Err(Error::limit(format!("bytes of buffer `{label}`"), size, max));
         }
         let descriptor =
             wgpu::BufferDescriptor { label: Some(label), size, usage: TENSOR_USAGES, mapped_at_creation: false };
@@ -342,7 +339,7 @@ impl Gpu {
         let data = match std::fs::read(&path) {
             Ok(data) => data,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-            Err(source) => return Err(Error::Io { path: path.display().to_string(), source }),
+            Err(e) => return Err(Error::io(&path)(e)),
         };
         // SAFETY: the caller vouches that the bytes come from `PipelineCache::get_data`.
         let cache = unsafe { self.create_pipeline_cache(Some(&data)) };
@@ -356,7 +353,7 @@ impl Gpu {
         let Some(path) = self.pipelines_path(dir) else { return Ok(false) };
         let cache = self.inner.cache.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(data) = cache.and_then(|cache| cache.get_data()) else { return Ok(false) };
-        std::fs::create_dir_all(dir).map_err(|source| Error::Io { path: dir.display().to_string(), source })?;
+        std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
         write_atomically(&path, &data).map(|()| true)
     }
 

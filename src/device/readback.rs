@@ -123,10 +123,7 @@ impl Readback {
     fn expect<T: Element>(&self) -> Result<()> {
         match T::DTYPE == self.ty.dtype {
             true => Ok(()),
-            false => {
-                let (expected, got) = (self.ty.dtype.to_string(), T::DTYPE.to_string());
-                Err(Error::Data { tensor: "readback".into(), expected, got })
-            }
+            false => Err(Error::data("readback", self.ty.dtype, T::DTYPE)),
         }
     }
 

@@ -35,10 +35,11 @@ impl Tensor {
     /// The buffer needs [`USAGES`](Self::USAGES), `offset` must be a multiple of 256, and the range must hold
     /// [`TensorType::storage_bytes`].
     pub fn from_buffer(buffer: wgpu::Buffer, offset: u64, ty: TensorType) -> Result<Tensor> {
-        let err = |expected: String, got: String| Error::Data { tensor: "buffer range".into(), expected, got };
+        let err = |expected: String, got: String| Error::data("buffer range", expected, got);
         if let Some(problem) = ty.shape.problem() {
             return Err(err("a shape with elements".into(), problem));
         }
+        ty.shape.check_len("buffer range")?;
         if !buffer.usage().contains(Self::USAGES) {
             let expected = format!("usages {:?}, see `Tensor::USAGES`", Self::USAGES);
             return Err(err(expected, format!("{:?}", buffer.usage())));
@@ -109,11 +110,11 @@ impl Tensor {
         self.check_device(gpu, &self.ty.to_string())?;
         match T::DTYPE == self.ty.dtype && data.len() == self.ty.len() {
             true => Ok(()),
-            false => Err(Error::Data {
-                tensor: self.ty.to_string(),
-                expected: format!("{} elements of {}", self.ty.len(), self.ty.dtype),
-                got: format!("{} elements of {}", data.len(), T::DTYPE),
-            }),
+            false => Err(Error::data(
+                &self.ty,
+                format!("{} elements of {}", self.ty.len(), self.ty.dtype),
+                format!("{} elements of {}", data.len(), T::DTYPE),
+            )),
         }
     }
 

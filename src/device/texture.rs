@@ -105,8 +105,8 @@ impl TextureOutput {
     }
 }
 
-fn refused<T>(expected: impl Into<String>, got: impl Into<String>) -> Result<T> {
-    Err(Error::Data { tensor: "texture output".into(), expected: expected.into(), got: got.into() })
+fn refused<T>(expected: impl std::fmt::Display, got: impl std::fmt::Display) -> Result<T> {
+    Err(Error::data("texture output", expected, got))
 }
 
 /// Number of channels of the tensor, if it has as many pixels as the texture.

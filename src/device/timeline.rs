@@ -155,7 +155,7 @@ impl Timeline {
     /// Writes the [`trace`](Self::trace) to a file.
     pub fn write_trace(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
-        std::fs::write(path, self.trace()).map_err(|source| Error::Io { path: path.display().to_string(), source })
+        std::fs::write(path, self.trace()).map_err(Error::io(path))
     }
 }
 

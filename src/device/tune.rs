@@ -90,21 +90,18 @@ impl Tuner {
     /// A tuner that keeps its measurements in this file, which need not exist yet.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
-        let io = |source| Error::Io { path: path.display().to_string(), source };
-        let format = |message: String| Error::Format { path: path.display().to_string(), message };
         let cache = match std::fs::metadata(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Cache::default(),
-            Err(e) => return Err(io(e)),
+            Err(e) => return Err(Error::io(&path)(e)),
             Ok(meta) if meta.len() > MAX_FILE_BYTES => {
-                return Err(format(format!(
-                    "a tuner's cache has at most {MAX_FILE_BYTES} bytes, this has {}",
-                    meta.len()
-                )));
+                let message = format!("a tuner's cache has at most {MAX_FILE_BYTES} bytes, this has {}", meta.len());
+                return Err(Error::format(path, message));
             }
-            Ok(_) => serde_json::from_slice(&std::fs::read(&path).map_err(io)?).map_err(|e| format(e.to_string()))?,
+            Ok(_) => serde_json::from_slice(&std::fs::read(&path).map_err(Error::io(&path))?)
+                .map_err(|e| Error::format(&path, e))?,
         };
         if cache.format != FORMAT {
-            return Err(format(format!("field `format`: expected {FORMAT}, got {}", cache.format)));
+            return Err(Error::format(path, format!("field `format`: expected {FORMAT}, got {}", cache.format)));
         }
         Ok(Tuner { path: Some(path), cache, measured: 0 })
     }
@@ -153,8 +150,7 @@ impl Tuner {
 
     fn save(&self) -> Result<()> {
         let Some(path) = &self.path else { return Ok(()) };
-        let text = serde_json::to_string_pretty(&self.cache)
-            .map_err(|e| Error::Format { path: path.display().to_string(), message: e.to_string() })?;
+        let text = serde_json::to_string_pretty(&self.cache).map_err(|e| Error::format(path, e))?;
         write_atomically(path, text.as_bytes())
     }
 }

@@ -10,7 +10,7 @@ use std::fmt::Display;
 use super::header::{Header, TensorInfo};
 use super::metadata::{MetaArray, MetaValue, Metadata};
 use super::quant::Stored;
-use crate::error::{Error, Result, bad, quoted};
+use crate::error::{Error, Result, quoted};
 use crate::tensor::Shape;
 
 /// The first bytes of a GGUF file.
@@ -63,7 +63,8 @@ pub fn gguf_header(path: &str, file: &[u8]) -> Result<Header> {
     }
     const PARTS: &str = "split.count";
     if let Ok(parts @ 2..) = metadata.usize(PARTS) {
-        return Err(bad(path, format!("metadata `{PARTS}`: one of {parts} files; this crate reads models in one")));
+        let message = format!("metadata `{PARTS}`: one of {parts} files; this crate reads models in one");
+        return Err(Error::format(path, message));
     }
     let alignment = alignment(path, &metadata)?;
     let tensor_count = r.count(tensor_count, MIN_TENSOR_BYTES, "tensor count")?;
@@ -86,7 +87,9 @@ fn alignment(path: &str, metadata: &Metadata) -> Result<usize> {
     match metadata.get(KEY) {
         None => Ok(32),
         Some(MetaValue::U32(v)) if v.is_power_of_two() => Ok(*v as usize),
-        Some(v) => Err(bad(path, format!("metadata `{KEY}`: expected a u32 power of two, got {}", v.summary()))),
+        Some(v) => {
+            Err(Error::format(path, format!("metadata `{KEY}`: expected a u32 power of two, got {}", v.summary())))
+        }
     }
 }
 
@@ -102,7 +105,7 @@ impl TensorEntry {
     /// The place of the tensor in the file. `data` is the start of the data section.
     fn locate(self, path: &str, file_len: usize, data: usize, alignment: usize) -> Result<TensorInfo> {
         let TensorEntry { name, stored, shape, offset } = self;
-        let bad = |message: String| bad(path, format!("tensor {}: {message}", quoted(&name)));
+        let bad = |message: String| Error::format(path, format!("tensor {}: {message}", quoted(&name)));
         let Some(bytes) = stored.bytes_of(shape.dims()) else {
             let cols = shape.cols();
             return Err(match cols.is_multiple_of(stored.block_len()) {
@@ -131,7 +134,7 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn bad(&self, field: &str, message: impl Display) -> Error {
-        bad(self.path, format!("{field}: {message}"))
+        Error::format(self.path, format!("{field}: {message}"))
     }
 
     fn left(&self) -> usize {

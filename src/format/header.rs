@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::metadata::Metadata;
 use super::quant::Stored;
-use crate::error::{Result, bad, quoted};
+use crate::error::{Error, Result, quoted};
 use crate::tensor::Shape;
 
 /// Largest rank of a tensor that is read.
@@ -43,7 +43,7 @@ impl Header {
         names.extend(self.unread.iter().map(|(name, _)| name.as_str()));
         names.sort_unstable();
         match names.windows(2).find(|pair| pair[0] == pair[1]) {
-            Some(pair) => Err(bad(path, format!("tensor {} is there twice", quoted(pair[0])))),
+            Some(pair) => Err(Error::format(path, format!("tensor {} is there twice", quoted(pair[0])))),
             None => Ok(()),
         }
     }
@@ -55,7 +55,7 @@ impl Header {
         match tensors.windows(2).find(|pair| pair[0].range.end > pair[1].range.start) {
             Some(pair) => {
                 let [a, b] = [pair[0], pair[1]].map(|t| format!("{} at {:?}", quoted(&t.name), t.range));
-                Err(bad(path, format!("tensors {a} and {b} overlap")))
+                Err(Error::format(path, format!("tensors {a} and {b} overlap")))
             }
             None => Ok(()),
         }

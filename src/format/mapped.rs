@@ -5,7 +5,7 @@ use std::path::Path;
 
 use memmap2::Mmap;
 
-use crate::error::{Error, Result, bad};
+use crate::error::{Error, Result};
 
 /// A whole file. Weights are borrowed from here, so there is one copy of them in host memory, and
 /// with a mapping only of the pages that are read.
@@ -28,16 +28,15 @@ impl std::ops::Deref for Bytes {
 
 /// Maps a regular file; anything else (a folder, a pipe, a device) is an `Err`.
 pub(super) fn map(path: &Path) -> Result<Bytes> {
-    let io = |source| Error::Io { path: path.display().to_string(), source };
     // Before it is opened: to open a pipe is to wait for a writer.
-    if !fs::metadata(path).map_err(io)?.is_file() {
-        return Err(bad(&path.display().to_string(), "is not a regular file"));
+    if !fs::metadata(path).map_err(Error::io(path))?.is_file() {
+        return Err(Error::format(path, "is not a regular file"));
     }
-    let file = fs::File::open(path).map_err(io)?;
+    let file = fs::File::open(path).map_err(Error::io(path))?;
     // SAFETY: the mapping is read-only, private to this crate and handed out only as `&[u8]` that
     // cannot outlive it. What no program can rule out is that another one writes to the file or cuts
     // it short meanwhile, as with every mapped file; the docs of `Weights::open` ask callers not to.
     // Files written by this crate are replaced by a rename, which leaves mappings of old ones alone.
     let map = unsafe { Mmap::map(&file) };
-    Ok(Bytes::Mapped(map.map_err(io)?))
+    Ok(Bytes::Mapped(map.map_err(Error::io(path))?))
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-use crate::error::{Result, bad, quoted};
+use crate::error::{Error, Result, quoted};
 
 /// A metadata value, with the types of GGUF. The metadata of safetensors files is all [`String`](Self::String).
 #[derive(Clone, Debug, PartialEq)]
@@ -160,7 +160,7 @@ impl Metadata {
     /// Adds an entry. Returns an error if the key is taken.
     pub(super) fn insert(&mut self, key: String, value: MetaValue) -> Result<()> {
         match self.by_key.entry(key.clone()) {
-            Entry::Occupied(_) => Err(bad(&self.path, format!("metadata {} is there twice", quoted(&key)))),
+            Entry::Occupied(_) => Err(Error::format(&self.path, format!("metadata {} is there twice", quoted(&key)))),
             Entry::Vacant(slot) => {
                 slot.insert(self.entries.len());
                 self.entries.push((key, value));
@@ -198,9 +198,10 @@ impl Metadata {
     fn typed<'a, T>(&'a self, key: &str, expected: &str, read: impl Fn(&'a MetaValue) -> Option<T>) -> Result<T> {
         let key_shown = quoted(key);
         let value = self.get(key);
-        let value = value.ok_or_else(|| bad(&self.path, format!("metadata {key_shown} is missing: {expected}")))?;
+        let value =
+            value.ok_or_else(|| Error::format(&self.path, format!("metadata {key_shown} is missing: {expected}")))?;
         read(value).ok_or_else(|| {
-            bad(&self.path, format!("metadata {key_shown}: expected {expected}, got {}", value.summary()))
+            Error::format(&self.path, format!("metadata {key_shown}: expected {expected}, got {}", value.summary()))
         })
     }
 

@@ -147,11 +147,11 @@ pub fn dequantize(stored: Stored, bytes: &[u8]) -> Result<Vec<f32>> {
 pub fn dequantize_into(stored: Stored, bytes: &[u8], out: &mut [f32]) -> Result<()> {
     let blocks = bytes.len() / stored.block_bytes();
     if !bytes.len().is_multiple_of(stored.block_bytes()) || out.len() != blocks * stored.block_len() {
-        return Err(Error::Data {
-            tensor: format!("{stored} data"),
-            expected: format!("blocks of {} bytes for {} elements", stored.block_bytes(), stored.block_len()),
-            got: format!("{} bytes for {} elements", bytes.len(), out.len()),
-        });
+        return Err(Error::data(
+            format!("{stored} data"),
+            format!("blocks of {} bytes for {} elements", stored.block_bytes(), stored.block_len()),
+            format!("{} bytes for {} elements", bytes.len(), out.len()),
+        ));
     }
     match stored {
         Stored::F32 => each_block(bytes, out, |b, y| *y = [f32::from_le_bytes(*b)]),
@@ -289,7 +289,7 @@ fn q6_k(b: &[u8; 210], y: &mut [f32; 256]) {
 ///
 /// For other formats, and for a number of values that is not a whole number of blocks.
 pub fn quantize(stored: Stored, values: &[f32]) -> Result<Vec<u8>> {
-    let err = |expected: String, got: String| Error::Data { tensor: format!("{stored} data"), expected, got };
+    let err = |expected: String, got: String| Error::data(format!("{stored} data"), expected, got);
     if !values.len().is_multiple_of(stored.block_len()) {
         return Err(err(format!("blocks of {} elements", stored.block_len()), format!("{} elements", values.len())));
     }

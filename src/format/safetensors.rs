@@ -23,7 +23,7 @@ use super::header::{Header, MAX_RANK, TensorInfo};
 use super::mapped::{self, Bytes};
 use super::metadata::{MetaValue, Metadata};
 use super::quant::{self, Stored};
-use crate::error::{Error, Result, bad, quoted};
+use crate::error::{Error, Result, quoted};
 use crate::files::write_atomically;
 use crate::tensor::Shape;
 
@@ -113,16 +113,16 @@ impl<'de> Deserialize<'de> for RawHeader {
 /// The error names file, field or tensor, and what was expected.
 pub fn safetensors_header(path: &str, file: &[u8]) -> Result<Header> {
     let Some((len, rest)) = file.split_first_chunk::<8>() else {
-        return Err(bad(path, format!("header length: needs 8 bytes, but the file has {}", file.len())));
+        return Err(Error::format(path, format!("header length: needs 8 bytes, but the file has {}", file.len())));
     };
     let len = u64::from_le_bytes(*len);
     if len > MAX_HEADER_BYTES.min(rest.len() as u64) {
         let left = rest.len();
         let limit = format!("the file has {left} more bytes and the format's limit is {MAX_HEADER_BYTES}");
-        return Err(bad(path, format!("header length: {len}, but {limit}")));
+        return Err(Error::format(path, format!("header length: {len}, but {limit}")));
     }
     let (json, data) = rest.split_at(len as usize);
-    let raw: RawHeader = serde_json::from_slice(json).map_err(|e| bad(path, format!("header: {e}")))?;
+    let raw: RawHeader = serde_json::from_slice(json).map_err(|e| Error::format(path, format!("header: {e}")))?;
     let mut metadata = Metadata::new(path);
     for (key, value) in raw.metadata {
         metadata.insert(key, MetaValue::String(value))?;
@@ -132,7 +132,7 @@ pub fn safetensors_header(path: &str, file: &[u8]) -> Result<Header> {
     tensors.sort_by_key(|(_, info)| info.data_offsets);
     let mut end = 0;
     for (name, info) in tensors {
-        check(&info, end, data.len()).map_err(|why| bad(path, format!("tensor {}: {why}", quoted(&name))))?;
+        check(&info, end, data.len()).map_err(|why| Error::format(path, format!("tensor {}: {why}", quoted(&name))))?;
         end = info.data_offsets.1;
         let start = file.len() - data.len();
         let range = start + info.data_offsets.0..start + info.data_offsets.1;
@@ -143,7 +143,8 @@ pub fn safetensors_header(path: &str, file: &[u8]) -> Result<Header> {
         }
     }
     if end != data.len() {
-        return Err(bad(path, format!("data_offsets: tensors end at {end}, but the file's data at {}", data.len())));
+        let message = format!("data_offsets: tensors end at {end}, but the file's data at {}", data.len());
+        return Err(Error::format(path, message));
     }
     header.check_names(path)?;
     Ok(header)
@@ -206,8 +207,7 @@ pub(super) fn open_folder(dir: &Path) -> Result<Folder> {
     }
     let index_path = dir.join("model.safetensors.index.json");
     if !index_path.exists() {
-        let message = "has neither `model.safetensors` nor `model.safetensors.index.json`";
-        return Err(bad(&dir.display().to_string(), message));
+        return Err(Error::format(dir, "has neither `model.safetensors` nor `model.safetensors.index.json`"));
     }
     #[derive(Deserialize)]
     struct Index {
@@ -219,7 +219,7 @@ pub(super) fn open_folder(dir: &Path) -> Result<Folder> {
         // A file of this very folder: an index must not point elsewhere.
         if name.contains(['/', '\\', ':']) || !name.ends_with(".safetensors") {
             let message = format!("weight_map: {} is not the name of a safetensors file", quoted(name));
-            return Err(bad(&index_path.display().to_string(), message));
+            return Err(Error::format(index_path, message));
         }
         let path = dir.join(name);
         files.push((path.display().to_string(), mapped::map(&path)?));
@@ -232,20 +232,18 @@ pub(super) fn open_folder(dir: &Path) -> Result<Folder> {
 /// Reads a JSON file of at most `limit` bytes.
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path, limit: u64) -> Result<T> {
     let text = read_file(path, limit)?;
-    serde_json::from_slice(&text).map_err(|e| bad(&path.display().to_string(), e.to_string()))
+    serde_json::from_slice(&text).map_err(|e| Error::format(path, e))
 }
 
 /// Reads a regular file of at most `limit` bytes.
 pub(crate) fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let shown = path.display().to_string();
-    let io = |source| Error::Io { path: shown.clone(), source };
-    if !std::fs::metadata(path).map_err(io)?.is_file() {
-        return Err(bad(&shown, "is not a regular file"));
+    if !std::fs::metadata(path).map_err(Error::io(path))?.is_file() {
+        return Err(Error::format(path, "is not a regular file"));
     }
     let mut bytes = vec![];
-    File::open(path).map_err(io)?.take(limit + 1).read_to_end(&mut bytes).map_err(io)?;
+    File::open(path).map_err(Error::io(path))?.take(limit + 1).read_to_end(&mut bytes).map_err(Error::io(path))?;
     match bytes.len() as u64 > limit {
-        true => Err(bad(&shown, format!("is longer than {limit} bytes"))),
+        true => Err(Error::format(path, format!("is longer than {limit} bytes"))),
         false => Ok(bytes),
     }
 }
@@ -317,8 +315,7 @@ impl View for SaveTensor<'_> {
 pub fn save_safetensors(path: &Path, tensors: &[SaveTensor<'_>], metadata: &BTreeMap<String, String>) -> Result<()> {
     let mut names = BTreeSet::from(["__metadata__"]);
     for t in tensors {
-        let err =
-            |expected: &str, got: String| Err(Error::Data { tensor: t.name.into(), expected: expected.into(), got });
+        let err = |expected: &str, got: String| Err(Error::data(t.name, expected, got));
         if !names.insert(t.name) {
             return err("a name of its own", "one that is taken".into());
         }
@@ -338,6 +335,6 @@ pub fn save_safetensors(path: &Path, tensors: &[SaveTensor<'_>], metadata: &BTre
     let mut entries: HashMap<_, _> = metadata.clone().into_iter().collect();
     entries.entry("format".into()).or_insert_with(|| "pt".into());
     let bytes = ::safetensors::serialize(tensors.iter().map(|t| (t.name, *t)), Some(entries));
-    let bytes = bytes.map_err(|e| bad(&path.display().to_string(), e.to_string()))?;
+    let bytes = bytes.map_err(|e| Error::format(path, e))?;
     write_atomically(path, &bytes)
 }

@@ -10,7 +10,7 @@ use super::mapped::{self, Bytes};
 use super::metadata::Metadata;
 use super::quant::{self, Stored};
 use super::safetensors::{self, safetensors_header};
-use crate::error::{Error, Result, bad, quoted};
+use crate::error::{Error, Result, quoted};
 use crate::tensor::Shape;
 
 /// A read-only view of a model's tensors in one or several mapped files.
@@ -43,7 +43,7 @@ impl Weights {
         for (name, file) in folder.index.iter().flatten() {
             let found = weights.by_name.get(name).map(|&i| &weights.files[weights.tensors[i].0].0);
             if found != Some(file) && !unread.contains(name.as_str()) {
-                return Err(bad(file, format!("tensor {} is missing; the index has it here", quoted(name))));
+                return Err(Error::format(file, format!("tensor {} is missing; the index has it here", quoted(name))));
             }
         }
         Ok(weights)
@@ -72,7 +72,7 @@ impl Weights {
             for info in header.tensors {
                 if let Some(other) = weights.by_name.insert(info.name.clone(), weights.tensors.len()) {
                     let other = &weights.files[weights.tensors[other].0].0;
-                    return Err(bad(path, format!("tensor {} is in {other} too", quoted(&info.name))));
+                    return Err(Error::format(path, format!("tensor {} is in {other} too", quoted(&info.name))));
                 }
                 weights.tensors.push((i, info));
             }
@@ -121,7 +121,7 @@ impl Weights {
                 Some((_, ty)) => format!("is {ty}, which this crate does not read"),
                 None => format!("is missing; there are {} others", self.len()),
             };
-            bad(&self.path, format!("tensor {} {why}", quoted(name)))
+            Error::format(&self.path, format!("tensor {} {why}", quoted(name)))
         })
     }
 
@@ -154,7 +154,7 @@ fn header(path: &str, file: &[u8]) -> Result<Header> {
     }
     // A safetensors file has no magic, but its JSON starts behind the length.
     if file.len() > 8 && file[8] != b'{' {
-        return Err(bad(path, "magic: neither a GGUF file (`GGUF`) nor a safetensors file (`{` at byte 8)"));
+        return Err(Error::format(path, "magic: neither a GGUF file (`GGUF`) nor a safetensors file (`{` at byte 8)"));
     }
     safetensors_header(path, file)
 }
@@ -190,7 +190,7 @@ impl<'a> StoredTensor<'a> {
     }
 
     fn bad(&self, message: String) -> Error {
-        bad(self.path, format!("tensor {}: {message}", quoted(self.name())))
+        Error::format(self.path, format!("tensor {}: {message}", quoted(self.name())))
     }
 
     /// Returns this tensor if it has this shape, otherwise an error with both shapes.

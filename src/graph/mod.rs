@@ -136,6 +136,7 @@ impl Graph {
             return Err(Error::Graph(format!("`{}`: {problem}", self.full_name(name))));
         }
         let name = self.full_name(name);
+        ty.shape.check_len(&name)?;
         if self.by_name.contains_key(&name) {
             return Err(Error::Graph(format!(
                 "there are two inputs, parameters or states named `{name}`: put one in `Graph::scoped`"
@@ -176,6 +177,7 @@ impl Graph {
         if let Some(problem) = outputs.iter().find_map(|t| t.shape.problem()) {
             return Err(err(problem, shown()));
         }
+        outputs.iter().try_for_each(|t| t.shape.check_len(&name))?;
         let n = outputs.len();
         let name = self.free_name(name);
         let node = self.push(Node { name, source: Source::Op(op), inputs: inputs.to_vec(), outputs });

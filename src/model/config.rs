@@ -11,29 +11,30 @@ use crate::ops::rope::Scaling;
 
 /// The configuration of the model, and the parameter names of this kind of file.
 pub(super) fn read(weights: &Weights) -> Result<(TransformerConfig, &'static Names)> {
-    let bad = |message: String| Error::Format { path: weights.path().into(), message };
     let (config, names) = match weights.config() {
         Some(json) => {
             let path = format!("{}/config.json", weights.path().trim_end_matches('/'));
             hugging_face(&Metadata::of_json(&path, json)?, &path)?
         }
         None if weights.metadata().contains("general.architecture") => gguf(weights)?,
-        None => return Err(bad("has no config.json beside it: give the folder that holds both".into())),
+        None => {
+            let message = "has no config.json beside it: give the folder that holds both";
+            return Err(Error::format(weights.path(), message));
+        }
     };
-    config.validate().map_err(|e| bad(e.to_string()))?;
+    config.validate().map_err(|e| Error::format(weights.path(), e))?;
     Ok((config, names))
 }
 
 /// Reads a `config.json` by its `model_type`.
 fn hugging_face(meta: &Metadata, path: &str) -> Result<(TransformerConfig, &'static Names)> {
-    let bad = |message: String| Error::Format { path: path.into(), message };
     match meta.str("model_type")? {
         "gpt2" => Ok((hf_gpt2(meta, path)?, &names::HF_GPT2)),
         "bert" => Ok((hf_bert(meta, path)?, &names::HF_BERT)),
         kind @ ("llama" | "mistral" | "qwen2" | "qwen3") => Ok((hf_llama(meta, path, kind)?, &names::HF_LLAMA)),
         other => {
             let known = "gpt2, llama, mistral, qwen2, qwen3 or bert";
-            Err(bad(format!("model_type: expected {known}, got `{other}`")))
+            Err(Error::format(path, format!("model_type: expected {known}, got `{other}`")))
         }
     }
 }
@@ -41,9 +42,7 @@ fn hugging_face(meta: &Metadata, path: &str) -> Result<(TransformerConfig, &'sta
 /// Returns an error if the setting is present with another value than `expected`.
 fn only(meta: &Metadata, path: &str, key: &str, expected: bool) -> Result<()> {
     match meta.optional(key, Metadata::bool)? {
-        Some(got) if got != expected => {
-            Err(Error::Format { path: path.into(), message: format!("{key}: expected {expected}, got {got}") })
-        }
+        Some(got) if got != expected => Err(Error::format(path, format!("{key}: expected {expected}, got {got}"))),
         _ => Ok(()),
     }
 }
@@ -53,7 +52,7 @@ fn activation(meta: &Metadata, path: &str, key: &str, known: &[(&str, Mlp)]) -> 
     let found = known.iter().find(|(n, _)| *n == name);
     found.map(|(_, mlp)| *mlp).ok_or_else(|| {
         let names: Vec<&str> = known.iter().map(|(n, _)| *n).collect();
-        Error::Format { path: path.into(), message: format!("{key}: expected {}, got `{name}`", names.join(" or ")) }
+        Error::format(path, format!("{key}: expected {}, got `{name}`", names.join(" or ")))
     })
 }
 
@@ -88,8 +87,7 @@ fn hf_bert(meta: &Metadata, path: &str) -> Result<TransformerConfig> {
     if let Some(kind) = meta.optional("position_embedding_type", Metadata::str)?
         && kind != "absolute"
     {
-        let message = format!("position_embedding_type: expected `absolute`, got `{kind}`");
-        return Err(Error::Format { path: path.into(), message });
+        return Err(Error::format(path, format!("position_embedding_type: expected `absolute`, got `{kind}`")));
     }
     let base = TransformerConfig::bert(
         meta.usize("vocab_size")?,
@@ -179,15 +177,13 @@ fn hf_rope(meta: &Metadata, path: &str) -> Result<Positions> {
         },
         other => {
             let known = "default, linear, dynamic, llama3 or yarn (without mscale)";
-            let message = format!("{}: expected {known}, got `{other}`", key("rope_type"));
-            return Err(Error::Format { path: path.into(), message });
+            return Err(Error::format(path, format!("{}: expected {known}, got `{other}`", key("rope_type"))));
         }
     };
     if let Some(part) = meta.optional("partial_rotary_factor", Metadata::f32)?
         && part != 1.0
     {
-        let message = format!("partial_rotary_factor: expected 1, got {part}");
-        return Err(Error::Format { path: path.into(), message });
+        return Err(Error::format(path, format!("partial_rotary_factor: expected 1, got {part}")));
     }
     Ok(Positions::Rope { theta, interleaved: false, scaling })
 }
@@ -195,14 +191,15 @@ fn hf_rope(meta: &Metadata, path: &str) -> Result<Positions> {
 /// Reads the metadata of a GGUF file by its `general.architecture`.
 fn gguf(weights: &Weights) -> Result<(TransformerConfig, &'static Names)> {
     let meta = weights.metadata();
-    let bad = |message: String| Error::Format { path: weights.path().into(), message };
     let arch = meta.str("general.architecture")?;
     if !["llama", "qwen2", "qwen3", "gpt2"].contains(&arch) {
-        return Err(bad(format!("general.architecture: expected llama, qwen2, qwen3 or gpt2, got `{arch}`")));
+        let message = format!("general.architecture: expected llama, qwen2, qwen3 or gpt2, got `{arch}`");
+        return Err(Error::format(weights.path(), message));
     }
     let key = |name: &str| format!("{arch}.{name}");
     if meta.optional(&key("expert_count"), Metadata::usize)?.unwrap_or(0) > 0 {
-        return Err(bad(format!("{}: mixtures of experts are not supported", key("expert_count"))));
+        let message = format!("{}: mixtures of experts are not supported", key("expert_count"));
+        return Err(Error::format(weights.path(), message));
     }
     let vocab_size = weights.get("token_embd.weight")?.shape().rows();
     let [context, layers] = [meta.usize(&key("context_length"))?, meta.usize(&key("block_count"))?];
@@ -236,7 +233,8 @@ fn gguf(weights: &Weights) -> Result<(TransformerConfig, &'static Names)> {
     for dims in ["rope.dimension_count", "attention.value_length"].map(key) {
         match meta.optional(&dims, Metadata::usize)? {
             Some(got) if got != config.head_dim() && arch != "gpt2" => {
-                return Err(bad(format!("{dims}: expected {}, the width of heads, got {got}", config.head_dim())));
+                let message = format!("{dims}: expected {}, the width of heads, got {got}", config.head_dim());
+                return Err(Error::format(weights.path(), message));
             }
             _ => {}
         }
@@ -246,7 +244,6 @@ fn gguf(weights: &Weights) -> Result<(TransformerConfig, &'static Names)> {
 
 fn gguf_rope(weights: &Weights, arch: &str) -> Result<Positions> {
     let meta = weights.metadata();
-    let bad = |message: String| Error::Format { path: weights.path().into(), message };
     let key = |name: &str| format!("{arch}.rope.{name}");
     let theta = meta.optional(&key("freq_base"), Metadata::f32)?.unwrap_or(10_000.0);
     let original = meta.optional(&key("scaling.original_context_length"), Metadata::usize)?;
@@ -264,7 +261,7 @@ fn gguf_rope(weights: &Weights, arch: &str) -> Result<Positions> {
         },
         Some(other) => {
             let at = key("scaling.type");
-            return Err(bad(format!("{at}: expected none, linear or yarn, got `{other}`")));
+            return Err(Error::format(weights.path(), format!("{at}: expected none, linear or yarn, got `{other}`")));
         }
     };
     // Writers of `llama` files permute the rows of q and k for this.
@@ -284,17 +281,17 @@ fn llama3_of(weights: &Weights, theta: f32) -> Result<Scaling> {
     let same = divisors.iter().zip(&ours).all(|(a, b)| (f64::from(*a) - b).abs() <= 1e-3 * b);
     match same {
         true => Ok(scaling),
-        false => Err(Error::Format {
-            path: weights.path().into(),
-            message: format!("tensor `{NAME}`: expected the frequencies of Llama 3.1 or later, got others"),
-        }),
+        false => Err(Error::format(
+            weights.path(),
+            format!("tensor `{NAME}`: expected the frequencies of Llama 3.1 or later, got others"),
+        )),
     }
 }
 
 /// The `config.json` for a model of ours, and how its tensors are called beside it. An `Err` names what Hugging
 /// Face's architectures do not have.
 pub(super) fn to_hugging_face(c: &TransformerConfig) -> Result<(Json, &'static Names)> {
-    let none = |field: &'static str, message: &str| Err(Error::Config { field, message: message.into() });
+    let none = |field: &'static str, message: &str| Err(Error::config(field, message));
     let pre_norm_decoder = c.norm_placement == NormPlacement::Pre && !c.bidirectional && !c.embed_norm;
     if !pre_norm_decoder || c.token_types > 0 || c.residual_gate.is_some() {
         return none(

@@ -50,7 +50,7 @@ impl Model {
         // Each block has several tensors: reject impossible numbers before they cost time.
         if config.n_layers > weights.len() {
             let message = format!("{} blocks, but only {} tensors", config.n_layers, weights.len());
-            return Err(Error::Format { path: weights.path().into(), message });
+            return Err(Error::format(weights.path(), message));
         }
         let params = parameters(&config)?;
         let mut model = Model { weights, config, names, bare: false, params };
@@ -79,18 +79,13 @@ impl Model {
 
     fn shape(&self, name: &str) -> Result<&Shape> {
         let found = self.params.iter().find(|(n, _)| n == name);
-        found.map(|(_, shape)| shape).ok_or_else(|| Error::Data {
-            tensor: name.into(),
-            expected: "a parameter of the model".into(),
-            got: "another name".into(),
-        })
+        found.map(|(_, shape)| shape).ok_or_else(|| Error::data(name, "a parameter of the model", "another name"))
     }
 
     /// The stored tensor that holds a parameter, its shape checked, and where in it.
     fn find(&self, name: &str, shape: &Shape) -> Result<(StoredTensor<'_>, Place)> {
-        let place = self.names.place(name, self.bare).ok_or_else(|| Error::Format {
-            path: self.weights.path().into(),
-            message: format!("files of this kind have no place for `{name}`"),
+        let place = self.names.place(name, self.bare).ok_or_else(|| {
+            Error::format(self.weights.path(), format!("files of this kind have no place for `{name}`"))
         })?;
         let thirds = if place.third.is_some() { 3 } else { 1 };
         let expected = match *shape.dims() {
@@ -129,11 +124,8 @@ impl Model {
         for (i, (name, shape)) in params.layout.tensors.iter().enumerate() {
             let (whole, _) = table_of_part(name);
             let (values, dims) = (self.values(whole)?, self.shape(whole)?);
-            let part = part_of(name, shape, dims.dims(), &values).ok_or_else(|| Error::Data {
-                tensor: name.clone(),
-                expected: format!("{dims}, or some rows of it"),
-                got: shape.to_string(),
-            })?;
+            let part = part_of(name, shape, dims.dims(), &values)
+                .ok_or_else(|| Error::data(name, format!("{dims}, or some rows of it"), shape))?;
             params.write_tensor(gpu, i, part)?;
         }
         Ok(())

@@ -44,7 +44,7 @@ pub fn save(dir: &Path, config: &TransformerConfig, params: &[(String, Vec<f32>)
         let values: Vec<f32> = parts.flat_map(|(_, values)| values).copied().collect();
         if values.len() != shape.len() {
             let expected = format!("{} values for {shape}", shape.len());
-            return Err(Error::Data { tensor: name.clone(), expected, got: values.len().to_string() });
+            return Err(Error::data(name, expected, values.len()));
         }
         let values = halves(config, name, values);
         // The names cover all parts here: `to_hugging_face` has already rejected other models.
@@ -64,11 +64,10 @@ pub fn save(dir: &Path, config: &TransformerConfig, params: &[(String, Vec<f32>)
             None => tensors.push((place.tensor, dims, values)),
         }
     }
-    let io = |path: &Path, source| Error::Io { path: path.display().to_string(), source };
-    std::fs::create_dir_all(dir).map_err(|e| io(dir, e))?;
+    std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
     let views: Vec<SaveTensor<'_>> =
         (tensors.iter()).map(|(name, shape, values)| SaveTensor { name, shape, values, stored: Stored::F32 }).collect();
     save_safetensors(&dir.join("model.safetensors"), &views, &BTreeMap::new())?;
     let path = dir.join("config.json");
-    std::fs::write(&path, format!("{json:#}\n")).map_err(|e| io(&path, e))
+    std::fs::write(&path, format!("{json:#}\n")).map_err(Error::io(&path))
 }

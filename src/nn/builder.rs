@@ -245,8 +245,7 @@ impl<'a> Builder<'a> {
         if [matrix.n, matrix.k] == [n, k] {
             return Ok(());
         }
-        let (expected, got) = (format!("{n} x {k}"), format!("{} x {}", matrix.n, matrix.k));
-        Err(Error::Data { tensor: self.g.full_name(name), expected, got })
+        Err(Error::data(self.g.full_name(name), format!("{n} x {k}"), format!("{} x {}", matrix.n, matrix.k)))
     }
 
     /// A packed matrix as an input. It is frozen, so it is not a parameter to train.

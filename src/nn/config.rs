@@ -263,7 +263,7 @@ impl TransformerConfig {
     ///
     /// [`Error::Config`](crate::Error::Config) names the first field with an impossible value.
     pub fn validate(&self) -> Result<()> {
-        let err = |field, message: String| Err(Error::Config { field, message });
+        let err = |field, message: String| Err(Error::config(field, message));
         let counts = [
             ("vocab_size", self.vocab_size),
             ("context", self.context),

@@ -127,7 +127,7 @@ fn forward(b: &mut Builder<'_>, block: &dyn Block, batch: usize, time: usize) ->
     let config = b.config();
     if time > config.context {
         let message = format!("must be at least the sequence length {time}, but is {}", config.context);
-        return Err(Error::Config { field: "context", message });
+        return Err(Error::config("context", message));
     }
     let tokens = b.g.input("tokens", TensorType::u32([batch, time]))?;
     let token_types = match config.token_types {
@@ -214,12 +214,11 @@ impl TransformerDecoder {
     ) -> Result<Self> {
         let DecodeShape { batch, time, capacity, rows } = shape;
         if config.bidirectional || config.token_types > 0 {
-            let message = "an encoder sees all tokens at once; it does not decode".into();
-            return Err(Error::Config { field: "bidirectional", message });
+            return Err(Error::config("bidirectional", "an encoder sees all tokens at once; it does not decode"));
         }
         if capacity == 0 || capacity > config.context {
             let message = format!("a cache of {capacity} tokens must be from 1 to the context, {}", config.context);
-            return Err(Error::Config { field: "context", message });
+            return Err(Error::config("context", message));
         }
         let mut b = Builder::new(g, config)?.packed(packed);
         let tokens = b.g.input("tokens", TensorType::u32([batch, time]))?;

@@ -39,7 +39,7 @@ impl Op for Reshape {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         expect_f32(inputs, 1)?;
-        if self.to.problem().is_some() || self.to.len() != inputs[0].len() {
+        if self.to.problem().is_some() || self.to.check_len("").is_err() || self.to.len() != inputs[0].len() {
             return Err(format!("{} elements cannot take shape {}", inputs[0].len(), self.to));
         }
         Ok(vec![TensorType::f32(self.to.clone())])

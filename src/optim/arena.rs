@@ -83,11 +83,9 @@ impl ArenaLayout {
             let ((name, shape), &(muon, stays, _)) = (&tensors[i], &keys[i]);
             let len = shape.len().next_multiple_of(ALIGN);
             if len > room {
-                return Err(Error::Limit(format!(
-                    "tensor `{name}` is f32{shape}, {} bytes; the adapter binds at most {max_bytes}. Use a \
-                     smaller model, or several tensors with some of its rows each",
-                    4 * shape.len()
-                )));
+                let what = format!("bytes of tensor `{name}`, f32{shape}, in one binding");
+                let advice = "Use a smaller model, or several tensors with some of its rows each";
+                return Err(Error::limit(what, 4 * shape.len() as u64, max_bytes).advise(advice));
             }
             let part = parts.iter().position(|p| p.muon == muon && p.len + len <= room).unwrap_or(parts.len());
             if part == parts.len() {
@@ -149,11 +147,7 @@ impl ArenaLayout {
         let (name, shape) = &self.tensors[i];
         match len == shape.len() {
             true => Ok(()),
-            false => Err(Error::Data {
-                tensor: name.clone(),
-                expected: format!("{} elements for shape {shape}", shape.len()),
-                got: len.to_string(),
-            }),
+            false => Err(Error::data(name, format!("{} elements for shape {shape}", shape.len()), len)),
         }
     }
 }
@@ -187,11 +181,9 @@ impl Arena {
         for (i, part) in layout.parts.iter().enumerate() {
             let ty = TensorType::f32([part.len]);
             if ty.storage_bytes() as u64 > max {
-                return Err(Error::Limit(format!(
-                    "part {i} of the {label} takes {} bytes; the adapter binds at most {max}. Make the layout for \
-                     this adapter",
-                    ty.storage_bytes()
-                )));
+                let what = format!("bytes of part {i} of the {label} in one binding");
+                let advice = "Make the layout for this adapter";
+                return Err(Error::limit(what, ty.storage_bytes() as u64, max).advise(advice));
             }
             parts.push(Tensor::zeros(gpu, &numbered(label, i), ty)?);
         }
@@ -205,11 +197,7 @@ impl Arena {
     /// of the layout. Nothing is written unless all of them fit.
     pub fn write(&self, gpu: &Gpu, data: &[impl AsRef<[f32]>]) -> Result<()> {
         if data.len() != self.tensors.len() {
-            return Err(Error::Data {
-                tensor: "arena".into(),
-                expected: format!("values of {} tensors", self.tensors.len()),
-                got: data.len().to_string(),
-            });
+            return Err(Error::data("arena", format!("values of {} tensors", self.tensors.len()), data.len()));
         }
         for (i, values) in data.iter().enumerate() {
             self.layout.expect_len(i, values.as_ref().len())?;
@@ -221,11 +209,7 @@ impl Arena {
     /// do not pile up in host memory until the next submit.
     pub fn write_tensor(&self, gpu: &Gpu, i: usize, values: &[f32]) -> Result<()> {
         let Some(tensor) = self.tensors.get(i) else {
-            return Err(Error::Data {
-                tensor: "arena".into(),
-                expected: format!("a tensor's index, below {}", self.tensors.len()),
-                got: i.to_string(),
-            });
+            return Err(Error::data("arena", format!("a tensor's index, below {}", self.tensors.len()), i));
         };
         self.layout.expect_len(i, values.len())?;
         tensor.write(gpu, values)?;

@@ -72,9 +72,7 @@ impl MuonScale {
 impl MuonConfig {
     /// Checks the settings. The error names the first field with an impossible value.
     pub fn validate(&self) -> Result<()> {
-        let err = |field, wanted: &str, got: f64| {
-            Err(Error::Config { field, message: format!("must be {wanted}, but is {got}") })
-        };
+        let err = |field, wanted: &str, got: f64| Err(Error::config(field, format!("must be {wanted}, but is {got}")));
         if !(0.0..1.0).contains(&self.momentum) {
             return err("muon.momentum", "at least 0 and below 1", self.momentum);
         }

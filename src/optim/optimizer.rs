@@ -56,7 +56,7 @@ impl Optimizer {
             let [expected, got] = [&plan.layout, &arena.layout].map(|layout| lens(layout));
             if expected != got {
                 let [expected, got] = [expected, got].map(|lens| format!("an arena with parts of {lens:?} elements"));
-                return Err(Error::Data { tensor: tensor.into(), expected, got });
+                return Err(Error::data(tensor, expected, got));
             }
         }
         let m = gpu.scoped(|| Arena::zeros(gpu, "first moments", &plan.layout)).await?;

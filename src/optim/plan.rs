@@ -64,10 +64,12 @@ impl Range {
     /// This range in one of the arenas: parameters, gradients, first moments, second moments.
     pub fn of(&self, arenas: [&Arena; 4]) -> Result<Tensor> {
         let arena = arenas[self.which as usize];
-        let part = arena.parts.get(self.part).ok_or_else(|| Error::Data {
-            tensor: format!("{:?}", self.which),
-            expected: format!("an arena of {} parts or more", self.part + 1),
-            got: arena.parts.len().to_string(),
+        let part = arena.parts.get(self.part).ok_or_else(|| {
+            Error::data(
+                format!("{:?}", self.which),
+                format!("an arena of {} parts or more", self.part + 1),
+                arena.parts.len(),
+            )
         })?;
         part.range(part.offset() + 4 * self.offset as u64, self.ty.clone())
     }
@@ -85,9 +87,10 @@ impl OptimizerPlan {
         if let Some(muon) = &muon {
             muon.validate()?;
             if !layout.parts.iter().any(|part| part.muon) {
-                let message =
-                    "the layout has no matrices for it: are there any, and does `ArenaLayout::with_muon` know?";
-                return Err(Error::Config { field: "muon", message: message.into() });
+                return Err(Error::config(
+                    "muon",
+                    "the layout has no matrices for it: are there any, and does `ArenaLayout::with_muon` know?",
+                ));
             }
         }
         let second = if muon.is_some() { Arc::new(layout.without_muon()) } else { layout.clone() };

@@ -275,12 +275,9 @@ impl<'a> Planner<'a> {
             d.binds.iter().map(|b| b.map(|b| Binding { bytes: b.1, cost: cost(b) })).collect();
         let merging =
             bindings::choose(&d.kernel, &binds, max as usize, self.profile.max_tensor_bytes())?.ok_or_else(|| {
-                Error::Limit(format!(
-                    "`{}` binds {} buffers; the adapter allows {max}, and too few of these are of one type and small \
-                     enough to be bound as one",
-                    node.name,
-                    binds.len()
-                ))
+                let advice = "Too few of them are of one type and small enough to be bound as one";
+                Error::limit(format!("storage buffers of `{}`", node.name), binds.len() as u64, max.into())
+                    .advise(advice)
             })?;
         let mut buffers = vec![];
         let old = std::mem::take(&mut d.binds);
@@ -439,20 +436,19 @@ impl<'a> Planner<'a> {
         if ty.storage_bytes() as u64 <= max {
             return Ok(());
         }
-        Err(Error::Limit(format!(
-            "`{name}` is {ty}, {} bytes; the adapter binds at most {max}. Use a smaller batch, context, \
-             vocabulary or width, or open the device with higher limits",
-            ty.storage_bytes()
-        )))
+        let what = format!("bytes of `{name}`, {ty}, in one binding");
+        let advice = "Use a smaller batch, context, vocabulary or width, or open the device with higher limits";
+        Err(Error::limit(what, ty.storage_bytes() as u64, max).advise(advice))
     }
 
     fn check_dispatch(&self, node: &Node, binds: &[Option<(Slot, usize, bool)>], groups: [u32; 3]) -> Result<()> {
-        let max = self.profile.max_workgroups;
-        if groups.iter().any(|&g| g > max || g == 0) {
-            return Err(Error::Limit(format!(
-                "`{}` dispatches {groups:?} workgroups; the adapter allows 1 to {max} each",
-                node.name
-            )));
+        let (max, most) = (self.profile.max_workgroups, groups.into_iter().max().unwrap_or(0));
+        if most > max {
+            let what = format!("workgroups of `{}` along one dimension", node.name);
+            return Err(Error::limit(what, most.into(), max.into()));
+        }
+        if groups.contains(&0) {
+            return Err(Error::Graph(format!("`{}` dispatches {groups:?} workgroups: none", node.name)));
         }
         for (i, a) in binds.iter().enumerate() {
             for b in binds[i + 1..].iter().flatten() {

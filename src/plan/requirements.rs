@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Exceeded, Result};
 use crate::kernel::Kernel;
 use crate::plan::Plan;
 use crate::profile::{AdapterClass, Profile};
@@ -116,8 +116,8 @@ impl Requirements {
         l.max_uniform_buffer_binding_size = l.max_uniform_buffer_binding_size.max(self.uniform_bytes);
     }
 
-    /// What of it these limits do not offer: the limit's name in wgpu, what is needed, what is offered.
-    pub fn missing(&self, limits: &wgpu::Limits) -> Vec<(&'static str, u64, u64)> {
+    /// The limits that are too low, by their names in wgpu.
+    pub fn missing(&self, limits: &wgpu::Limits) -> Vec<Exceeded> {
         let l = limits;
         let all = [
             ("max_storage_buffer_binding_size", self.binding_bytes, l.max_storage_buffer_binding_size),
@@ -145,7 +145,8 @@ impl Requirements {
             ),
             ("max_uniform_buffer_binding_size", self.uniform_bytes, l.max_uniform_buffer_binding_size),
         ];
-        all.into_iter().filter(|(_, needed, offered)| needed > offered).collect()
+        let missing = all.into_iter().filter(|(_, needed, allowed)| needed > allowed);
+        missing.map(|(limit, needed, allowed)| Exceeded { what: limit.into(), needed, allowed }).collect()
     }
 
     /// Checks that these limits suffice.
@@ -155,11 +156,10 @@ impl Requirements {
     /// The error names each limit that is too low. If a plan is too large, a smaller batch or context may fit, or a
     /// plan made for the device's own profile.
     pub fn check(&self, limits: &wgpu::Limits) -> Result<()> {
-        let shown = |(limit, needed, offered): (&str, u64, u64)| format!("{limit} must be {needed}, but is {offered}");
-        let missing: Vec<String> = self.missing(limits).into_iter().map(shown).collect();
-        match missing.is_empty() {
+        let exceeded = self.missing(limits);
+        match exceeded.is_empty() {
             true => Ok(()),
-            false => Err(Error::Limit(missing.join("; "))),
+            false => Err(Error::Limit { exceeded, advice: None }),
         }
     }
 

@@ -8,7 +8,7 @@ use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, ErrorKind, Value, context};
 use serde::Serialize;
 
-use crate::error::{Error, Result, bad, quoted};
+use crate::error::{Error, Result, quoted};
 
 /// Steps that a template may take on one chat. A step writes at most 64 bytes, and a long template takes a few hundred
 /// steps per message.
@@ -88,8 +88,8 @@ impl ChatTemplate {
 
     fn bad(&self, what: &str) -> Error {
         match self.key.as_str() {
-            "" => bad(&self.path, what),
-            key => bad(&self.path, format!("{key}: {what}")),
+            "" => Error::format(&self.path, what),
+            key => Error::format(&self.path, format!("{key}: {what}")),
         }
     }
 

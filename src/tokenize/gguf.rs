@@ -24,7 +24,7 @@ use tokenizers::{AddedToken, DecoderWrapper, PreTokenizerWrapper, SplitDelimiter
 
 use super::ModelTokenizer;
 use super::chat::ChatTemplate;
-use crate::error::{Error, Result, bad, quoted};
+use crate::error::{Error, Result, quoted};
 use crate::format::{Metadata, Weights};
 
 const MODEL: &str = "tokenizer.ggml.model";
@@ -145,7 +145,7 @@ impl<'a> Vocabulary<'a> {
     }
 
     fn bad(&self, key: &str, what: &str) -> Error {
-        bad(self.path, format!("metadata `{key}`: {what}"))
+        Error::format(self.path, format!("metadata `{key}`: {what}"))
     }
 
     fn check_len(&self, key: &str, len: usize) -> Result<()> {
@@ -379,7 +379,7 @@ impl PreTokenizer {
         let split = |pattern: &&str| {
             let pattern = SplitPattern::Regex((*pattern).into());
             let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false);
-            split.map(PreTokenizerWrapper::from).map_err(|e| bad(self.names[0], e.to_string()))
+            split.map(PreTokenizerWrapper::from).map_err(|e| Error::format(self.names[0], e))
         };
         let mut parts = self.patterns.iter().map(split).collect::<Result<Vec<_>>>()?;
         // Bytes become the characters that the vocabulary writes them as.

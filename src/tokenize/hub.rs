@@ -9,7 +9,7 @@ use tokenizers::Tokenizer;
 
 use super::chat::ChatTemplate;
 use super::{ModelTokenizer, guarded};
-use crate::error::{Error, Result, bad, quoted};
+use crate::error::{Error, Result, quoted};
 use crate::format::{Entries, read_file, read_json};
 
 /// Longest files that are read. The longest known `tokenizer.json` is 33 MB.
@@ -38,7 +38,7 @@ pub(super) fn open(folder: &Path) -> Result<ModelTokenizer> {
     // Truncation and padding are for training and batches. Here a text keeps exactly its own tokens.
     let mut tokenizer = tokenizer;
     tokenizer.with_padding(None);
-    tokenizer.with_truncation(None).map_err(|e| bad(&folder.display().to_string(), e.to_string()))?;
+    tokenizer.with_truncation(None).map_err(|e| Error::format(folder, e))?;
     let path = folder.display().to_string();
     Ok(ModelTokenizer::new(tokenizer, &path, vec![], vec![], stop, max_tokens, chat))
 }
@@ -64,21 +64,19 @@ struct Added {
 
 fn read_tokenizer(path: &Path) -> Result<Tokenizer> {
     let text = read_file(path, MAX_TOKENIZER_BYTES)?;
-    let shown = path.display().to_string();
-    let bad = |message: String| bad(&shown, message);
-    let outline: Outline = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
+    let outline: Outline = serde_json::from_slice(&text).map_err(|e| Error::format(path, e))?;
     if outline.model.r#type.as_deref() != Some("Unigram") {
         // All other models map tokens to ids. In a Unigram an id is an index into a list.
-        let file: WithVocabulary = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
-        file.model.check().map_err(bad)?;
+        let file: WithVocabulary = serde_json::from_slice(&text).map_err(|e| Error::format(path, e))?;
+        file.model.check().map_err(|message| Error::format(path, message))?;
     }
-    let tokenizer = guarded(&shown, || Tokenizer::from_bytes(&text))?;
+    let tokenizer = guarded(&path.display().to_string(), || Tokenizer::from_bytes(&text))?;
     // The crate assigns the next free id if an added token's id does not fit, and only logs that.
     for Added { id, content } in &outline.added_tokens {
         let got = tokenizer.token_to_id(content);
         if got != Some(*id) {
             let what = format!("added_tokens: {} has id {id}, but by the vocabulary it is {got:?}", quoted(content));
-            return Err(bad(what));
+            return Err(Error::format(path, what));
         }
     }
     Ok(tokenizer)
@@ -150,7 +148,7 @@ impl Config {
     }
 
     fn bad(&self, key: &str, what: &str) -> Error {
-        bad(&self.path, format!("{key}: {what}"))
+        Error::format(&self.path, format!("{key}: {what}"))
     }
 
     /// The value of a key; `None` also for `null`.
@@ -206,7 +204,7 @@ fn chat_template(
     let (path, key, source) = if own.exists() {
         let path = own.display().to_string();
         let source = String::from_utf8(read_file(&own, MAX_CONFIG_BYTES)?);
-        (path.clone(), "", source.map_err(|e| bad(&path, format!("expected UTF-8: {e}")))?)
+        (path.clone(), "", source.map_err(|e| Error::format(&path, format!("expected UTF-8: {e}")))?)
     } else {
         let key = "chat_template";
         let source = match config.get(key) {

@@ -18,7 +18,7 @@ use tokenizers::{
     DecodeStream, DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, Tokenizer,
 };
 
-use crate::error::{Error, Result, bad};
+use crate::error::{Error, Result};
 use crate::format::Weights;
 
 mod chat;
@@ -116,11 +116,7 @@ impl ModelTokenizer {
     fn check_id(&self, id: u32) -> Result<()> {
         match self.tokenizer.id_to_token(id) {
             Some(_) => Ok(()),
-            None => Err(Error::Data {
-                tensor: "ids".into(),
-                expected: format!("one of the {} tokens of {}", self.vocab_len(), self.path),
-                got: id.to_string(),
-            }),
+            None => Err(Error::data("ids", format!("one of the {} tokens of {}", self.vocab_len(), self.path), id)),
         }
     }
 
@@ -148,7 +144,7 @@ impl ModelTokenizer {
     /// # Ok::<(), throughline::Error>(())
     /// ```
     pub fn chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let chat = self.chat.as_ref().ok_or_else(|| bad(&self.path, "has no chat template"))?;
+        let chat = self.chat.as_ref().ok_or_else(|| Error::format(&self.path, "has no chat template"))?;
         chat.render(messages, add_generation_prompt)
     }
 
@@ -205,7 +201,7 @@ impl fmt::Debug for ModelTokenizer {
 fn guarded<T>(path: &str, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
     let done = catch_unwind(AssertUnwindSafe(work));
     let done = done.unwrap_or_else(|_| Err("the parts of the file do not fit each other".into()));
-    done.map_err(|e| bad(path, format!("tokenizer: {e}")))
+    done.map_err(|e| Error::format(path, format!("tokenizer: {e}")))
 }
 
 /// Turns tokens into text one by one, to show a text while it is generated. A character made of several tokens comes

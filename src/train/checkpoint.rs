@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -65,7 +65,7 @@ pub struct Checkpoint {
     /// Settings and position of the run.
     pub state: RunState,
     tensors: HashMap<String, (Vec<usize>, Vec<f32>)>,
-    path: String,
+    path: PathBuf,
 }
 
 impl Checkpoint {
@@ -75,16 +75,14 @@ impl Checkpoint {
     ///
     /// Every error names the file and what is wrong with it.
     pub fn load(path: &Path) -> Result<Self> {
-        let shown = path.display().to_string();
-        let io = |source| Error::Io { path: shown.clone(), source };
-        let bad = |message: String| Error::Format { path: shown.clone(), message };
-        let len = fs::metadata(path).map_err(io)?.len();
+        let bad = |message: String| Error::format(path, message);
+        let len = fs::metadata(path).map_err(Error::io(path))?.len();
         if len > MAX_BYTES {
             return Err(bad(format!("{len} bytes is larger than any checkpoint this crate writes")));
         }
-        let bytes = fs::read(path).map_err(io)?;
+        let bytes = fs::read(path).map_err(Error::io(path))?;
         let file = SafeTensors::deserialize(&bytes).map_err(|e| bad(format!("not a whole safetensors file: {e}")))?;
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| bad(e.to_string()))?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| Error::format(path, e))?;
         let state = header.metadata().as_ref().and_then(|m| m.get(KEY));
         let state = state.ok_or_else(|| bad(format!("has no `{KEY}` metadata: not a checkpoint of this crate")))?;
         let state: RunState = serde_json::from_str(state).map_err(|e| bad(format!("metadata `{KEY}`: {e}")))?;
@@ -98,7 +96,7 @@ impl Checkpoint {
             }
             tensors.insert(name.to_string(), (view.shape().to_vec(), bytemuck::pod_collect_to_vec(view.data())));
         }
-        Ok(Checkpoint { state, tensors, path: shown })
+        Ok(Checkpoint { state, tensors, path: path.into() })
     }
 
     /// The state of a trainer after everything submitted so far. Resolves once the device has been polled.
@@ -122,7 +120,7 @@ impl Checkpoint {
                 whole.1.extend(values);
             }
         }
-        Ok(Checkpoint { state, tensors, path: String::new() })
+        Ok(Checkpoint { state, tensors, path: PathBuf::new() })
     }
 
     /// [`of`](Self::of), waiting for the GPU.
@@ -165,7 +163,7 @@ impl Checkpoint {
     }
 
     fn values(&self, prefix: &str, layout: &ArenaLayout) -> Result<Vec<&[f32]>> {
-        let bad = |message: String| Error::Format { path: self.path.clone(), message };
+        let bad = |message: String| Error::format(&self.path, message);
         (layout.tensors.iter())
             .map(|(layout_name, shape)| {
                 let name = format!("{prefix}{}", table_of_part(layout_name).0);
@@ -189,15 +187,15 @@ impl Checkpoint {
     }
 
     fn write(&self, path: &Path, keep: impl Fn(&str) -> bool) -> Result<()> {
-        let bad = |message: String| Error::Format { path: path.display().to_string(), message };
-        let state = serde_json::to_string(&self.state).map_err(|e| bad(e.to_string()))?;
+        let bad = |message: String| Error::format(path, message);
+        let state = serde_json::to_string(&self.state).map_err(|e| Error::format(path, e))?;
         let mut views = vec![];
         for (name, (shape, values)) in self.tensors.iter().filter(|(name, _)| keep(name)) {
             let view = TensorView::new(Dtype::F32, shape.clone(), bytemuck::cast_slice(values));
             views.push((name.as_str(), view.map_err(|e| bad(format!("tensor `{name}`: {e}")))?));
         }
         let metadata = HashMap::from([(KEY.to_string(), state)]);
-        let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| bad(e.to_string()))?;
+        let bytes = safetensors::serialize(views, Some(metadata)).map_err(|e| Error::format(path, e))?;
         write_atomically(path, &bytes)
     }
 }

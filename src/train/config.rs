@@ -73,13 +73,12 @@ impl TrainConfig {
     pub(super) fn validate(&self) -> Result<()> {
         for (field, n) in [("batch", self.batch), ("micro_batches", self.micro_batches), ("seq_len", self.seq_len())] {
             if n == 0 || n > 1 << 20 {
-                return Err(Error::Config { field, message: format!("must be from 1 to 2^20, but is {n}") });
+                return Err(Error::config(field, format!("must be from 1 to 2^20, but is {n}")));
             }
         }
         let peak = self.schedule.peak;
         if !peak.is_finite() || peak < 0.0 {
-            let message = format!("must be finite and not negative, but is {peak}");
-            return Err(Error::Config { field: "lr", message });
+            return Err(Error::config("lr", format!("must be finite and not negative, but is {peak}")));
         }
         self.muon.map_or(Ok(()), |muon| muon.validate())
     }

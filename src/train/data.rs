@@ -38,10 +38,12 @@ impl CharTokenizer {
     /// The ids of a text's characters. The error names a character that the vocabulary lacks.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let id = |c: char| {
-            self.chars.binary_search(&c).map(|i| i as u32).map_err(|_| Error::Data {
-                tensor: "text".into(),
-                expected: format!("the {} characters that the model was trained on", self.chars.len()),
-                got: format!("{c:?}"),
+            self.chars.binary_search(&c).map(|i| i as u32).map_err(|_| {
+                Error::data(
+                    "text",
+                    format!("the {} characters that the model was trained on", self.chars.len()),
+                    format!("{c:?}"),
+                )
             })
         };
         text.chars().map(id).collect()
@@ -82,21 +84,17 @@ impl Dataset {
     /// `context` tokens and the token after it.
     pub fn new(ids: Vec<u32>, val_fraction: f64, context: usize) -> Result<Self> {
         if ids.is_empty() {
-            return Err(Error::Data {
-                tensor: "text".into(),
-                expected: "some text".into(),
-                got: "an empty one".into(),
-            });
+            return Err(Error::data("text", "some text", "an empty one"));
         }
         let split = ids.len() - (ids.len() as f64 * val_fraction) as usize;
         let (train, val) = (ids[..split].to_vec(), ids[split..].to_vec());
         for (part, ids) in [("training", &train), ("validation", &val)] {
             if ids.len() < context + 1 {
-                return Err(Error::Data {
-                    tensor: format!("{part} text"),
-                    expected: format!("at least {} tokens, one more than the context", context + 1),
-                    got: format!("{} tokens; use a longer text or a shorter context", ids.len()),
-                });
+                return Err(Error::data(
+                    format!("{part} text"),
+                    format!("at least {} tokens, one more than the context", context + 1),
+                    format!("{} tokens; use a longer text or a shorter context", ids.len()),
+                ));
             }
         }
         Ok(Dataset { train, val })

@@ -2,7 +2,7 @@
 
 use super::config::{TrainConfig, TrainOptions};
 use super::plan::TrainPlan;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, listed};
 use crate::profile::Profile;
 
 /// Sequences are not shortened below this length.
@@ -33,7 +33,9 @@ impl TrainConfig {
     pub fn fitted(&self, options: &TrainOptions<'_>, profile: &Profile) -> Result<TrainConfig> {
         match TrainPlan::as_is(self, options, profile) {
             Ok(_) => Ok(self.clone()),
-            Err(e) if may_be_size(&e) => smaller(self, options, profile),
+            Err(Error::Limit { .. }) => smaller(self, options, profile).map_err(|(least, e)| {
+                e.advise(format!("That is for batch 1, seq_len {}, the smallest tried", least.seq_len()))
+            }),
             Err(e) => Err(e),
         }
     }
@@ -51,22 +53,20 @@ impl TrainPlan {
     }
 }
 
-/// Whether something smaller may go through. Shapes of more elements than any tensor may have are the node's error.
-fn may_be_size(e: &Error) -> bool {
-    matches!(e, Error::Limit(_) | Error::Node { .. } | Error::Graph(_))
-}
-
-/// The largest that fits, halving; not the configuration itself. An `Err` is that of the smallest.
-fn smaller(config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Result<TrainConfig> {
+/// The largest that fits, halving; not the configuration itself. An `Err` has the smallest and its error.
+fn smaller(
+    config: &TrainConfig,
+    options: &TrainOptions<'_>,
+    profile: &Profile,
+) -> Result<TrainConfig, (TrainConfig, Error)> {
     let fits = |c: &TrainConfig| TrainPlan::as_is(c, options, profile).map(drop);
     let mut seq_len = config.seq_len();
     let one = loop {
         let one = resized(config, 1, seq_len);
         match fits(&one) {
             Ok(()) => break one,
-            Err(e) if may_be_size(&e) && seq_len / 2 >= SHORTEST => seq_len /= 2,
-            Err(Error::Limit(e)) => return Err(Error::Limit(format!("batch 1, seq_len {seq_len} does not fit: {e}"))),
-            Err(e) => return Err(e),
+            Err(Error::Limit { .. }) if seq_len / 2 >= SHORTEST => seq_len /= 2,
+            Err(e) => return Err((one, e)),
         }
     };
     if seq_len < config.seq_len() {
@@ -86,20 +86,17 @@ fn resized(config: &TrainConfig, batch: usize, seq_len: usize) -> TrainConfig {
 
 /// The error of planning, with what would fit if the cause was lack of room.
 fn with_advice(e: Error, config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Error {
-    if !may_be_size(&e) {
+    if !matches!(e, Error::Limit { .. }) {
         return e;
     }
-    let message = match &e {
-        Error::Limit(message) => message.clone(),
-        e => e.to_string(),
-    };
     match smaller(config, options, profile) {
         Ok(c) => {
             let (batch, seq_len, micro_batches) = (c.batch, c.seq_len(), c.micro_batches);
-            let what = format!("batch {batch}, seq_len {seq_len}, micro_batches {micro_batches}");
-            Error::Limit(format!("{message}. This fits: {what}"))
+            e.advise(format!("This fits: batch {batch}, seq_len {seq_len}, micro_batches {micro_batches}"))
         }
-        Err(Error::Limit(smallest)) => Error::Limit(format!("{message}. Even {smallest}")),
+        Err((least, Error::Limit { exceeded, .. })) => {
+            e.advise(format!("Even batch 1, seq_len {} does not fit: {}", least.seq_len(), listed(&exceeded)))
+        }
         // Something else is wrong.
         Err(_) => e,
     }

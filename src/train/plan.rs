@@ -104,12 +104,15 @@ impl TrainPlan {
         let bytes = self.bytes();
         match max_bytes.filter(|&max| bytes as u64 > max) {
             None => Ok(()),
-            Some(max) => Err(Error::Limit(format!(
-                "training takes {bytes} bytes of GPU memory, {} of them for {} parameters with gradients and moments; \
-                 `max_bytes` allows {max}",
-                self.arena_bytes(),
-                self.parameter_count()
-            ))),
+            Some(max) => {
+                let (parameters, arenas) = (self.parameter_count(), self.arena_bytes());
+                let arenas = format!("{arenas} of them for {parameters} parameters with gradients and moments");
+                Err(Error::limit(
+                    format!("bytes of GPU memory for training by `max_bytes` ({arenas})"),
+                    bytes as u64,
+                    max,
+                ))
+            }
         }
     }
 

@@ -53,8 +53,7 @@ impl Trainer {
         let times = profile.command_ns();
         let passes = self.config.micro_batches * exec.command_count();
         let (Some(pass), Some(update)) = (times.get(..exec.command_count()), times.get(passes..)) else {
-            let (expected, got) = (format!("times of at least {passes} commands"), times.len().to_string());
-            return Err(Error::Data { tensor: "profile".into(), expected, got });
+            return Err(Error::data("profile", format!("times of at least {passes} commands"), times.len()));
         };
         let update = Duration::from_nanos(update.iter().sum());
         Ok(StepSlices { passes: exec.slices_of(pass, budget)?, update })
@@ -100,8 +99,8 @@ impl Trainer {
         step: &mut SlicedStep,
     ) -> Result<Option<Readback>> {
         if step.step != self.step {
-            let (expected, got) = (format!("slices of step {}", self.step), format!("one of step {}", step.step));
-            return Err(Error::Data { tensor: "sliced step".into(), expected, got });
+            let expected = format!("slices of step {}", self.step);
+            return Err(Error::data("sliced step", expected, format!("one of step {}", step.step)));
         }
         if step.micro_batch == self.config.micro_batches {
             return self.update(encoder).map(Some);

@@ -344,8 +344,7 @@ impl Trainer {
     pub(super) fn check(&self, batches: &[Batch]) -> Result<()> {
         let n = self.config.micro_batches;
         if batches.len() != n {
-            let (expected, got) = (format!("{n}, one for each micro-batch"), batches.len().to_string());
-            return Err(Error::Data { tensor: "batches".into(), expected, got });
+            return Err(Error::data("batches", format!("{n}, one for each micro-batch"), batches.len()));
         }
         self.check_lengths(batches)
     }
@@ -356,11 +355,8 @@ impl Trainer {
         for (i, b) in batches.iter().enumerate() {
             for (field, ids) in [("tokens", &b.tokens), ("targets", &b.targets)] {
                 if ids.len() != batch * time {
-                    return Err(Error::Data {
-                        tensor: format!("batches[{i}].{field}"),
-                        expected: format!("{} ids, {batch} sequences of {time}", batch * time),
-                        got: ids.len().to_string(),
-                    });
+                    let expected = format!("{} ids, {batch} sequences of {time}", batch * time);
+                    return Err(Error::data(format!("batches[{i}].{field}"), expected, ids.len()));
                 }
             }
         }
@@ -376,8 +372,7 @@ impl Trainer {
     /// Mean loss in nats per token over one or more batches, without dropout. Resolves once the device has been polled.
     pub async fn evaluate(&self, batches: &[Batch]) -> Result<f32> {
         if batches.is_empty() {
-            let (expected, got) = ("at least one".into(), "none".into());
-            return Err(Error::Data { tensor: "batches".into(), expected, got });
+            return Err(Error::data("batches", "at least one", "none"));
         }
         self.check_lengths(batches)?;
         let s = &self.evaluation;
