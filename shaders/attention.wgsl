@@ -122,8 +122,9 @@ fn unit(mine: E, lane: u32, direct: E) -> E {
 
 // A row moved down by PIECE units, of which the last stay. A lane's own rows are loaded at their end
 // and stored from their start, a piece at a time between shifts. Mesa compiles loads and stores
-// slowly, so there should be few and they must stand in a loop; it must not unroll that, hence a loop
-// that counts from the row's number; and arrays indexed by its variable compile slower still.
+// slowly (the quirk `slow-unrolled-memory`), so there should be few and they must stand in a loop; it
+// must not unroll that, hence a loop that counts from the row's number; and arrays indexed by its
+// variable compile slower still.
 fn shifted(row: Vector) -> Vector {
     var next = row;
     for (var i = 0u; i < DIM - PIECE; i++) {

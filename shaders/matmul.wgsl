@@ -295,8 +295,8 @@ fn lane_sums(row0: u32, col0: u32, z: u32, lane: u32) -> Sums {
 
 // The sums of a tile on their way out, through memory of the lane's own, where an index may vary: as
 // unrolled code the stores would take the compiler longer than all the rest. (Loops that read them
-// back count from a row and column, not from 0, or Mesa 25 would unroll them.) No lane looks at
-// another's, so there is no barrier.
+// back count from a row and column, not from 0, which would be unrolled: the quirk
+// `slow-unrolled-memory`.) No lane looks at another's, so there is no barrier.
 var<workgroup> staged: array<vec4<f32>, LANES * ROWS * QUADS>;
 
 fn stage(sums: Sums, lane: u32) {

@@ -27,6 +27,7 @@ pub mod plan;
 pub mod probe;
 mod profile;
 pub mod reference;
+pub mod quirks;
 pub mod rng;
 pub mod tensor;
 #[cfg(feature = "tokenizers")]

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::quirks::Quirks;
+
 /// What kind of processor the shaders run on; kernels pick their variant by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AdapterClass {
@@ -70,6 +72,8 @@ pub struct Profile {
     pub subgroups: Option<[u32; 2]>,
     /// Cooperative matrices, where the app opted in.
     pub cooperative: Option<Cooperative>,
+    /// Quirks of its driver.
+    pub quirks: Quirks,
     /// Which variants ops take, where a [`Tuner`](crate::Tuner) has measured.
     pub choices: Choices,
 }
@@ -114,6 +118,7 @@ impl Profile {
             max_workgroups: limits.max_compute_workgroups_per_dimension,
             max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
             max_invocations: limits.max_compute_invocations_per_workgroup,
+            quirks: Quirks::default(),
             max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
             subgroups: features
                 .contains(wgpu::Features::SUBGROUP)
@@ -141,6 +146,7 @@ impl Profile {
             Some([min, max]) if min == max && [4, 8, 16].contains(&min) => (min as usize, true),
             _ => (8, false),
         }
+            quirks: Quirks::of(info),
     }
 
     /// Lanes that can shuffle on a GPU: as many as every subgroup has, of whatever size it is. `None` without

@@ -1,5 +1,6 @@
 // Values from the other lanes of a subgroup: this text, or no_subgroups.wgsl, stands in front of
-// kernels that can use them. The standard wants `enable subgroups;` first, which naga 30 rejects.
+// kernels that can use them. The standard wants `enable subgroups;` first, which naga rejects: the
+// quirk `no-enable-subgroups`.
 
 const SUBGROUPS: bool = true;
 

@@ -277,9 +277,9 @@ impl Matmul {
         // strips of it are far apart in memory.
         let bytes = 4 * d.batch * d.k.next_multiple_of(4) * d.n.next_multiple_of(8 * lanes);
         let misaligned = !b_axis(self, d).is_multiple_of(4);
-        // Without packing, Mesa 22 takes two to seven times as long for a transposed a without subgroups, and leaks
-        // memory (Mesa 25 does not).
-        let slow = self.transpose_a && profile.subgroups.is_none() && !misaligned;
+        // The quirk `slow-strides`: without packing, and without subgroups, it costs far more.
+        let strided = self.transpose_a && profile.subgroups.is_none() && !misaligned;
+        let slow = strided && profile.quirks.slow_strides;
         if (d.m >= 128 || slow) && bytes as u64 <= profile.max_binding_bytes {
             let large = |size: usize| !narrow && d.k * d.n >= size;
             let pays = slow || (misaligned && large(1 << 16)) || (!self.transpose_b && large(1 << 20));
