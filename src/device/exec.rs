@@ -233,7 +233,7 @@ impl Executable {
             entries.push(wgpu::BindGroupEntry { binding: i as u32 + 1, resource });
         }
         self.gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some(kernel.label),
+            label: Some(&format!("throughline {}", kernel.label)),
             layout: &pipeline.get_bind_group_layout(0),
             entries: &entries,
         })
@@ -337,7 +337,7 @@ impl Executable {
             if is_copy(&run[0]) {
                 run.iter().for_each(|c| c.work.copy(encoder));
             } else {
-                let mut pass = encoder.begin_compute_pass(&Default::default());
+                let mut pass = encoder.begin_compute_pass(&labelled("throughline step"));
                 run.iter().for_each(|c| c.work.dispatch(&mut pass));
             }
         }
@@ -345,7 +345,7 @@ impl Executable {
 
     /// Records one step and submits it. Does not wait.
     pub fn submit(&self) -> Result<wgpu::SubmissionIndex> {
-        let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+        let mut encoder = self.gpu.encoder("step");
         self.record(&mut encoder);
         self.gpu.submit(encoder)
     }
@@ -377,7 +377,7 @@ impl Executable {
             return Err(Error::Device("profiling needs a device opened with TIMESTAMP_QUERY".into()));
         }
         self.gpu.guarded(|| {
-            let mut encoder = device.create_command_encoder(&Default::default());
+            let mut encoder = self.gpu.encoder("profiled step");
             let mut readbacks = vec![];
             for commands in self.commands.chunks(wgpu::QUERY_SET_MAX_QUERIES as usize / 2) {
                 let count = 2 * commands.len() as u32;
@@ -414,10 +414,12 @@ impl Executable {
         let mut times = vec![];
         for command in &self.commands {
             let begin = start.elapsed().as_nanos() as u64;
-            let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+            let mut encoder = self.gpu.encoder("profiled command");
             match &command.work {
                 Work::Copy { .. } => command.work.copy(&mut encoder),
-                Work::Dispatch { .. } => command.work.dispatch(&mut encoder.begin_compute_pass(&Default::default())),
+                Work::Dispatch { name, .. } => {
+                    command.work.dispatch(&mut encoder.begin_compute_pass(&labelled(&format!("throughline {name}"))))
+                }
             }
             self.gpu.submit(encoder)?;
             self.gpu.wait_blocking()?;
@@ -554,8 +556,9 @@ impl Work {
     /// With the time before in query `at`, and the time behind in the next.
     fn encode_timed(&self, encoder: &mut wgpu::CommandEncoder, query_set: &wgpu::QuerySet, at: u32) {
         let desc = |begin, end| wgpu::ComputePassDescriptor {
-            label: None,
+            label: Some(&label),
             timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
+        let label = format!("throughline {}", self.name());
                 query_set,
                 beginning_of_pass_write_index: begin,
                 end_of_pass_write_index: end,
@@ -576,6 +579,11 @@ impl Work {
 /// Whether the tensors are what the plan wants of them.
 fn check_bindings(plan: &Plan, bindings: &HashMap<Value, Tensor>) -> Result<()> {
     for (value, tensor) in bindings {
+/// A pass that captures show by this name.
+fn labelled(label: &str) -> wgpu::ComputePassDescriptor<'_> {
+    wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None }
+}
+
         let Some(external) = plan.externals.iter().find(|e| e.value == *value) else { continue };
         if *tensor.ty() != external.ty {
             let (expected, got) = (external.ty.to_string(), tensor.ty().to_string());

@@ -229,6 +229,12 @@ impl Gpu {
     pub fn submit(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
         self.guarded(|| Ok(self.queue().submit([encoder.finish()])))
     }
+    /// An encoder that captures show as `throughline` and what it is for.
+    pub(crate) fn encoder(&self, what: &str) -> wgpu::CommandEncoder {
+        let label = format!("throughline {what}");
+        self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(&label) })
+    }
+
 
     /// Queues a write, which happens before the next submit.
     pub(crate) fn write(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
@@ -259,10 +265,11 @@ impl Gpu {
             return Err(Error::Limit(format!("buffer `{label}` needs {size} bytes; the adapter allows {max}")));
         }
         let descriptor =
-            wgpu::BufferDescriptor { label: Some(label), size, usage: TENSOR_USAGES, mapped_at_creation: false };
+            wgpu::BufferDescriptor { label: Some(&named), size, usage: TENSOR_USAGES, mapped_at_creation: false };
         self.guarded(|| Ok(self.device().create_buffer(&descriptor))).map_err(|e| match e {
             Error::OutOfMemory(_) => Error::OutOfMemory(format!("buffer `{label}` needs {size} bytes")),
             e => e,
+        let named = format!("throughline {label}");
         })
     }
 
@@ -337,7 +344,7 @@ impl Gpu {
 
     fn compile(&self, kernel: &Kernel) -> Result<wgpu::ComputePipeline> {
         let wgsl = kernel.wgsl()?;
-        let label = kernel.describe();
+        let label = format!("throughline {}", kernel.describe());
         let desc = wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(wgsl.into()) };
         let module = if kernel.trusted {
             // SAFETY: only kernels of the op table are `trusted` (the field is set by
@@ -367,7 +374,7 @@ impl Gpu {
     pub fn is_lost(&self) -> bool {
         let scope = self.device().push_error_scope(wgpu::ErrorFilter::Validation);
         let buffer = self.device().create_buffer(&wgpu::BufferDescriptor {
-            label: Some("throughline: is the device lost?"),
+            label: Some("throughline check for a lost device"),
             size: 4,
             usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,

@@ -149,7 +149,7 @@ impl Timer {
     /// The time at which all that was recorded before has run.
     fn stamp(&self, encoder: &mut wgpu::CommandEncoder, at: u32) {
         drop(encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-            label: None,
+            label: Some("throughline pace"),
             timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
                 query_set: &self.queries,
                 beginning_of_pass_write_index: None,
