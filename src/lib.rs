@@ -6,6 +6,7 @@
 //! a [`Plan`] and run that as an [`Executable`] on a [`Gpu`]. [`train`] and [`optim`] are what training needs
 //! around it; [`probe`] and [`views`] show what a model does. [`mod@format`] reads model files, [`model`] and
 //! [`decode`] run them. [`ops`] holds the op table, [`mod@reference`] the f64 oracle.
+#![deny(unsafe_code)] // but in device/gpu.rs
 #![warn(missing_docs, missing_debug_implementations, rust_2018_idioms)]
 
 mod array;
@@ -26,8 +27,8 @@ pub mod optim;
 pub mod plan;
 pub mod probe;
 mod profile;
-pub mod reference;
 pub mod quirks;
+pub mod reference;
 pub mod rng;
 pub mod tensor;
 #[cfg(feature = "tokenizers")]

@@ -78,6 +78,28 @@ pub struct Profile {
     pub choices: Choices,
 }
 
+/// What of a [`Profile`] the kernels rely on, beyond limits that a device checks itself: how invocations share work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Lanes {
+    subgroups: Option<[u32; 2]>,
+    cooperative: Option<Cooperative>,
+}
+
+impl Lanes {
+    /// What is wrong with kernels made for these lanes, which use these features, on a device that has `theirs`.
+    pub(crate) fn problem(self, features: wgpu::Features, theirs: Lanes) -> Option<String> {
+        if features.contains(wgpu::Features::SUBGROUP) && self.subgroups != theirs.subgroups {
+            let (ours, theirs) = (self.subgroups, theirs.subgroups);
+            return Some(format!("the plan is for subgroups of {ours:?} lanes, but the device's have {theirs:?}"));
+        }
+        let matrices = features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
+        (matrices && self.cooperative != theirs.cooperative).then(|| {
+            let (ours, theirs) = (self.cooperative, theirs.cooperative);
+            format!("the plan is for cooperative matrices of {ours:?}, but the device was opened with {theirs:?}")
+        })
+    }
+}
+
 impl Profile {
     /// Features that make throughline faster or let it measure itself. None is required: ask for those of them that
     /// the adapter has.
@@ -96,6 +118,7 @@ impl Profile {
             max_workgroup_bytes: 16 << 10,
             subgroups: None,
             cooperative: None,
+            quirks: Quirks::default(),
             choices: Choices::default(),
         }
     }
@@ -118,25 +141,31 @@ impl Profile {
             max_workgroups: limits.max_compute_workgroups_per_dimension,
             max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
             max_invocations: limits.max_compute_invocations_per_workgroup,
-            quirks: Quirks::default(),
             max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
             subgroups: features
                 .contains(wgpu::Features::SUBGROUP)
                 .then_some([info.subgroup_min_size, info.subgroup_max_size]),
             cooperative: None,
+            quirks: Quirks::of(info),
             choices: Choices::default(),
         }
     }
 
     /// Largest tensor, in bytes: one that a buffer holds and a binding covers.
     pub fn max_tensor_bytes(&self) -> u64 {
-        self.max_binding_bytes.min(self.max_buffer_bytes)
+        // Kernels count elements in 32 bits, and DX12 bytes.
+        self.max_binding_bytes.min(self.max_buffer_bytes).min(u32::MAX.into())
     }
 
     /// The same for arenas to train in, which leaves room for an optimiser's settings where those are merged with a
     /// gradient.
     pub(crate) fn max_arena_bytes(&self) -> u64 {
         self.max_tensor_bytes().saturating_sub(if self.max_storage_buffers < 6 { 1024 } else { 0 })
+    }
+
+    /// What a device must have in common with this profile to run its plans.
+    pub(crate) fn lanes(&self) -> Lanes {
+        Lanes { subgroups: self.subgroups, cooperative: self.cooperative }
     }
 
     /// Lanes of a vector of a software adapter, and whether subgroup operations can move values
@@ -146,7 +175,6 @@ impl Profile {
             Some([min, max]) if min == max && [4, 8, 16].contains(&min) => (min as usize, true),
             _ => (8, false),
         }
-            quirks: Quirks::of(info),
     }
 
     /// Lanes that can shuffle on a GPU: as many as every subgroup has, of whatever size it is. `None` without
@@ -159,7 +187,7 @@ impl Profile {
     /// `workgroup_id.x + workgroup_id.y * num_workgroups.x` as the index and return where it is
     /// `>= n`.
     pub fn grid(&self, n: usize) -> [u32; 3] {
-        let max = self.max_workgroups as usize;
+        let max = self.max_workgroups.max(1) as usize;
         let y = n.div_ceil(max).max(1);
         [n.div_ceil(y).max(1) as u32, y as u32, 1]
     }

@@ -43,7 +43,7 @@ fn gpu_matches_reference(row: &Row) -> Vec<String> {
         // way in which they are.
         let mut differs = |profile: &Profile| {
             let plan = Plan::new(&harness.graph, &harness.wanted(), profile).unwrap();
-            let kernels = plan.steps.into_iter().flat_map(|s| s.dispatches).map(|d| d.kernel);
+            let kernels = plan.steps().iter().flat_map(|s| s.dispatches()).map(|d| d.kernel().clone());
             let new = kernels.filter(|k| !k.merged.is_empty()).map(|k| (profile.class, k.entry, k.merged));
             new.filter(|key| merged.insert(key.clone())).count() > 0
         };
@@ -135,9 +135,9 @@ fn shaders_are_valid(row: &Row) -> Vec<String> {
                     failures.push(format!("{}: {e}", case.name));
                 }
                 // The text of other variants merges alike.
-                for d in plan.steps.into_iter().filter(|_| nth == 0 || !few).flat_map(|s| s.dispatches) {
-                    let text = || (d.kernel.wgsl().unwrap(), Some(d.kernel.clone()));
-                    variants.entry(d.kernel.describe()).or_insert_with(text);
+                for d in plan.steps().iter().filter(|_| nth == 0 || !few).flat_map(|s| s.dispatches()) {
+                    let text = || (d.kernel().wgsl().unwrap(), Some(d.kernel().clone()));
+                    variants.entry(d.kernel().describe()).or_insert_with(text);
                 }
             }
         }

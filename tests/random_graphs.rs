@@ -50,7 +50,7 @@ fn differences(built: &Built, profile: &Profile, seed: u64) -> Vec<String> {
     let options = ExecOptions { guard_bytes: 256, ..Default::default() };
     let exec = Executable::new_blocking(gpu(), Arc::new(plan), options).unwrap();
     let mut given = data(graph, seed);
-    for external in &exec.plan().externals.clone() {
+    for external in exec.plan().externals() {
         write(&exec, external.value, &given[&external.value]);
     }
     let stored: HashMap<Value, Value> = graph.stores().iter().map(|&(v, s)| (s, v)).collect();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use throughline::ops::Case;
 use throughline::reference::nmse;
-use throughline::{Executable, Gpu, Plan};
+use throughline::{Executable, Gpu};
 
 use crate::common::Harness;
 
@@ -24,14 +24,11 @@ pub fn pieces(harness: &Harness, gpu: &Gpu) -> Vec<Piece> {
     let last_forward = harness.outputs[0].node();
     let forward: Vec<&str> = harness.graph.nodes()[..=last_forward].iter().map(|n| n.name.as_str()).collect();
     let piece = |name, backward| {
-        let mut plan: Plan = full.plan().clone();
-        plan.steps.retain(|s| !s.name.starts_with("loss") && forward.contains(&s.name.as_str()) != backward);
-        // Copies are the planner's, where it could not prove that the op may work in place; they move bytes
-        // that are not the kernel's.
-        plan.steps.iter_mut().for_each(|s| s.copies.clear());
-        plan.final_copies.clear();
-        let (flops, bytes) = plan.steps.iter().fold((0, 0), |sum, s| (sum.0 + s.flops, sum.1 + s.bytes));
-        let exec = (!plan.steps.is_empty()).then(|| harness.executable_of(plan));
+        // Without copies: they are the planner's, where it could not prove that the op may work in place, and move
+        // bytes that are not the kernel's.
+        let plan = full.plan().kernels_of(|s| !s.name().starts_with("loss") && forward.contains(&s.name()) != backward);
+        let (flops, bytes) = plan.steps().iter().fold((0, 0), |sum, s| (sum.0 + s.flops(), sum.1 + s.bytes()));
+        let exec = (!plan.steps().is_empty()).then(|| harness.executable_of(plan));
         exec.map(|exec| Piece { name, exec, flops: flops as f64, bytes: bytes as f64 })
     };
     [piece("forward", false), piece("backward", true)].into_iter().flatten().collect()

@@ -88,16 +88,16 @@ fn memory(page: &mut String, outcome: &Outcome) -> Result<()> {
         page,
         "<h2>Memory</h2>\n<p>The plan of forward and backward: {} nodes, {} dispatches, {:.1} MFLOP; {} in {} buffers \
          that {} values share. Parameters, gradients, both moments and the rest bring it to {}.</p>\n",
-        plan.steps.len(),
+        plan.steps().len(),
         plan.dispatches(),
         plan.flops() as f64 / 1e6,
         bytes(plan.buffer_bytes()),
-        plan.buffers.len(),
-        plan.buffers.iter().map(|b| b.values.len()).sum::<usize>(),
+        plan.buffers().len(),
+        plan.buffers().iter().map(|b| b.values.len()).sum::<usize>(),
         bytes(outcome.summary.peak_buffer_bytes)
     )?;
     let rows = plan
-        .buffers
+        .buffers()
         .iter()
         .enumerate()
         .map(|(i, b)| vec![format!("b{i}"), bytes(b.bytes), b.values.len().to_string(), shorten(&b.values)]);

@@ -10,7 +10,7 @@ use crate::nn::{DecodeRows, DecodeShape, TransformerConfig, TransformerDecoder};
 use crate::ops::top_k::MAX_K;
 use crate::plan::requirements::Requirements;
 use crate::plan::{External, Plan};
-use crate::profile::Profile;
+use crate::profile::{Lanes, Profile};
 use crate::tensor::TensorType;
 
 /// Tokens of a prompt that go through at a time.
@@ -48,7 +48,7 @@ pub struct DecodePlan {
     pub(super) capacity: usize,
     pub(super) chunk: StepPlan,
     pub(super) single: StepPlan,
-    subgroups: Option<[u32; 2]>,
+    lanes: Lanes,
 }
 
 /// The plan for some new tokens at a time.
@@ -147,8 +147,8 @@ impl DecodePlan {
             StepPlan::new(config, placed, shape, profile)
         };
         let (chunk, single) = (step(CHUNK.min(capacity))?, step(1)?);
-        let (config, placed, subgroups) = (config.clone(), placed.clone(), profile.subgroups);
-        Ok(DecodePlan { config, placed, batch, capacity, chunk, single, subgroups })
+        let (config, placed, lanes) = (config.clone(), placed.clone(), profile.lanes());
+        Ok(DecodePlan { config, placed, batch, capacity, chunk, single, lanes })
     }
 
     /// The plans of a step: by many tokens, and by one.
@@ -178,6 +178,6 @@ impl DecodePlan {
             let (expected, got) = ("a plan of this model".into(), "one of another".into());
             return Err(Error::Data { tensor: "decode plan".into(), expected, got });
         }
-        gpu.check(&self.requirements(), self.subgroups)
+        gpu.check(&self.requirements(), self.lanes)
     }
 }

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::graph::Value;
 use crate::kernel::Kernel;
 use crate::plan::requirements::Requirements;
-use crate::plan::{External, Plan, Slot, Step, uniform_stride};
+use crate::plan::{BoundSlot, BufferCopy, External, Plan, Slot, Step, uniform_stride};
 use crate::tensor::{Element, TensorType};
 
 /// How an [`Executable`] is set up.
@@ -100,6 +100,9 @@ impl Executable {
     }
 
     fn build(gpu: Gpu, plan: Arc<Plan>, options: ExecOptions) -> Result<Self> {
+        if plan.lanes != gpu.profile().lanes() {
+            gpu.check_lanes(plan.features(), plan.lanes)?;
+        }
         let guard = options.guard_bytes;
         let buffers = (plan.buffers.iter().enumerate())
             .map(|(i, b)| gpu.storage_buffer(&format!("b{i} {}", b.values[0]), (b.bytes + 2 * guard) as u64))
@@ -192,8 +195,8 @@ impl Executable {
 
     /// Two externals may be ranges of one buffer (an arena): then no dispatch may write one and
     /// read the other.
-    fn check_aliases(&self, step: &Step, binds: &[Option<(Slot, usize, bool)>]) -> Result<()> {
-        let bound: Vec<_> = binds.iter().flatten().map(|b| (self.place(b.0), b.2)).collect();
+    fn check_aliases(&self, step: &Step, binds: &[Option<BoundSlot>]) -> Result<()> {
+        let bound: Vec<_> = binds.iter().flatten().map(|b| (self.place(b.slot), b.writes)).collect();
         for (i, (a, a_writes)) in bound.iter().enumerate() {
             for (b, b_writes) in &bound[i + 1..] {
                 if a.buffer == b.buffer && (*a_writes || *b_writes) {
@@ -212,10 +215,10 @@ impl Executable {
         pipeline: &wgpu::ComputePipeline,
         kernel: &Kernel,
         uniforms: [Option<wgpu::BufferBinding<'_>>; 2],
-        binds: &[Option<(Slot, usize, bool)>],
+        binds: &[Option<BoundSlot>],
     ) -> wgpu::BindGroup {
         let places: Vec<Option<(Place, usize)>> =
-            binds.iter().map(|b| b.map(|(slot, bytes, _)| (self.place(slot), self.bound_bytes(slot, bytes)))).collect();
+            binds.iter().map(|b| b.map(|b| (self.place(b.slot), self.bound_bytes(b.slot, b.bytes)))).collect();
         // Before the storage bindings and behind them.
         let numbered = uniforms.into_iter().zip([0, binds.len() as u32 + 1]);
         let mut entries: Vec<wgpu::BindGroupEntry<'_>> = numbered
@@ -256,7 +259,7 @@ impl Executable {
         }
     }
 
-    fn push_copy(&mut self, step: usize, copy: &crate::plan::Copy) -> Result<()> {
+    fn push_copy(&mut self, step: usize, copy: &BufferCopy) -> Result<()> {
         let (mut from, mut to) = (self.place(copy.from), self.place(copy.to));
         from.offset += copy.from_offset as u64;
         to.offset += copy.to_offset as u64;
@@ -555,10 +558,10 @@ impl Work {
 
     /// With the time before in query `at`, and the time behind in the next.
     fn encode_timed(&self, encoder: &mut wgpu::CommandEncoder, query_set: &wgpu::QuerySet, at: u32) {
+        let label = format!("throughline {}", self.name());
         let desc = |begin, end| wgpu::ComputePassDescriptor {
             label: Some(&label),
             timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
-        let label = format!("throughline {}", self.name());
                 query_set,
                 beginning_of_pass_write_index: begin,
                 end_of_pass_write_index: end,
@@ -576,14 +579,14 @@ impl Work {
     }
 }
 
-/// Whether the tensors are what the plan wants of them.
-fn check_bindings(plan: &Plan, bindings: &HashMap<Value, Tensor>) -> Result<()> {
-    for (value, tensor) in bindings {
 /// A pass that captures show by this name.
 fn labelled(label: &str) -> wgpu::ComputePassDescriptor<'_> {
     wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None }
 }
 
+/// Whether the tensors are what the plan wants of them.
+fn check_bindings(plan: &Plan, bindings: &HashMap<Value, Tensor>) -> Result<()> {
+    for (value, tensor) in bindings {
         let Some(external) = plan.externals.iter().find(|e| e.value == *value) else { continue };
         if *tensor.ty() != external.ty {
             let (expected, got) = (external.ty.to_string(), tensor.ty().to_string());

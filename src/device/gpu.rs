@@ -1,4 +1,8 @@
 //! The device that everything runs on: an app's own first, a headless one second.
+//!
+//! The only file with unsafe code: unchecked shaders, the driver's cache of pipelines, experimental features.
+
+#![allow(unsafe_code)]
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
@@ -14,7 +18,7 @@ use crate::graph::{Graph, Value};
 use crate::kernel::Kernel;
 use crate::plan::Plan;
 use crate::plan::requirements::Requirements;
-use crate::profile::{Choices, Cooperative, Profile};
+use crate::profile::{Choices, Cooperative, Lanes, Profile};
 
 /// How long a thread that waits sleeps when the GPU has nothing to do, and how long it goes on so.
 const PAUSE: Duration = Duration::from_micros(100);
@@ -138,8 +142,8 @@ impl Gpu {
     }
 
     /// An `Err` if this device lacks a limit or feature that plans require, or if they use subgroups of other sizes
-    /// than this device has: `subgroups` are those of the profile that the plans were made for.
-    pub(crate) fn check(&self, requirements: &Requirements, subgroups: Option<[u32; 2]>) -> Result<()> {
+    /// than this device has: `lanes` are those of the profile that the plans were made for.
+    pub(crate) fn check(&self, requirements: &Requirements, lanes: Lanes) -> Result<()> {
         let advice =
             "A plan made for `gpu.profile()` has its arenas and tables in parts that fit, or says what else would";
         requirements.check(&self.device().limits()).map_err(|e| match e {
@@ -152,12 +156,13 @@ impl Gpu {
             let message = format!("the plan needs {}, but the device was opened without. {advice}", names.join(", "));
             return Err(Error::Device(message));
         }
-        let theirs = self.profile().subgroups;
-        if requirements.features.contains(wgpu::Features::SUBGROUP) && theirs != subgroups {
-            let message = format!("the plan is for subgroups of {subgroups:?} lanes, but the device's have {theirs:?}");
-            return Err(Error::Device(message));
-        }
-        Ok(())
+        self.check_lanes(requirements.features, lanes)
+    }
+
+    /// An `Err` for kernels that are made for other subgroups or matrices than this device has. Others than these would
+    /// compute something else, and unchecked ones might do so anywhere in their buffers.
+    pub(crate) fn check_lanes(&self, features: wgpu::Features, lanes: Lanes) -> Result<()> {
+        lanes.problem(features, self.profile().lanes()).map_or(Ok(()), |message| Err(Error::Device(message)))
     }
 
     /// Name, driver and type of the adapter.
@@ -224,17 +229,17 @@ impl Gpu {
         self.device().poll(poll).map(drop).map_err(|e| self.error(format!("waiting for the GPU: {e}")))
     }
 
-    /// Submits what was recorded, without waiting. What is wrong with it is an `Err` here, rather than an error that
-    /// the app's handler is told.
-    pub fn submit(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
-        self.guarded(|| Ok(self.queue().submit([encoder.finish()])))
-    }
     /// An encoder that captures show as `throughline` and what it is for.
     pub(crate) fn encoder(&self, what: &str) -> wgpu::CommandEncoder {
         let label = format!("throughline {what}");
         self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(&label) })
     }
 
+    /// Submits what was recorded, without waiting. What is wrong with it is an `Err` here, rather than an error that
+    /// the app's handler is told.
+    pub fn submit(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
+        self.guarded(|| Ok(self.queue().submit([encoder.finish()])))
+    }
 
     /// Queues a write, which happens before the next submit.
     pub(crate) fn write(&self, buffer: &wgpu::Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
@@ -264,12 +269,12 @@ impl Gpu {
         if size > max {
             return Err(Error::Limit(format!("buffer `{label}` needs {size} bytes; the adapter allows {max}")));
         }
+        let named = format!("throughline {label}");
         let descriptor =
             wgpu::BufferDescriptor { label: Some(&named), size, usage: TENSOR_USAGES, mapped_at_creation: false };
         self.guarded(|| Ok(self.device().create_buffer(&descriptor))).map_err(|e| match e {
             Error::OutOfMemory(_) => Error::OutOfMemory(format!("buffer `{label}` needs {size} bytes")),
             e => e,
-        let named = format!("throughline {label}");
         })
     }
 
@@ -346,12 +351,14 @@ impl Gpu {
         let wgsl = kernel.wgsl()?;
         let label = format!("throughline {}", kernel.describe());
         let desc = wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(wgsl.into()) };
-        let module = if kernel.trusted {
-            // SAFETY: only kernels of the op table are `trusted` (the field is set by
-            // `ops::table_kernel` alone). tests/ops.rs runs each of them on every case of its row
-            // with bindings longer than the tensors and sentinels behind every output, so indices
-            // are in range without injected checks; their loops are bounded by shapes. The
-            // platform's own buffer checks (robustBufferAccess) stay on either way.
+        let module = if kernel.is_trusted() {
+            // SAFETY: a kernel is trusted only if the planner found it in the program of the op of the
+            // table that made it, for shapes that this op's `infer` accepts; safe code can neither set
+            // that nor edit the plan afterwards (tests/locks.rs tries). tests/ops.rs runs each of
+            // them on every case of its row with bindings longer than the tensors and sentinels
+            // behind every output, so indices are in range without injected checks; indices that are
+            // data (tokens, starts) are compared with what they index; loops are bounded by shapes.
+            // The platform's own buffer checks (robustBufferAccess) stay on either way.
             unsafe { self.device().create_shader_module_trusted(desc, wgpu::ShaderRuntimeChecks::unchecked()) }
         } else {
             self.device().create_shader_module(desc)
@@ -362,7 +369,7 @@ impl Gpu {
             module: &module,
             entry_point: Some(kernel.entry),
             compilation_options: wgpu::PipelineCompilationOptions {
-                zero_initialize_workgroup_memory: !kernel.trusted,
+                zero_initialize_workgroup_memory: !kernel.is_trusted(),
                 ..Default::default()
             },
             cache: self.pipeline_cache().as_ref(),

@@ -300,7 +300,7 @@ impl Matmul {
         let strips = d.n.div_ceil(4 * lanes * quads);
         let [strip, depth] = [lanes * quads, d.k.div_ceil(4)];
         let scratch = program.scratch(TensorType::f32([d.batch * strips, 4 * depth, 4 * strip]));
-        let kernel = table_kernel("matmul", SOURCE.plain, "pack")
+        let kernel = table_kernel::<Self>("matmul", SOURCE.plain, "pack")
             .knob("A_TRANSPOSED", !self.transpose_b)
             .knob("A_ALIGNED", b_axis(self, d).is_multiple_of(4))
             .knob("K_TAIL", !d.k.is_multiple_of(4))
@@ -335,7 +335,7 @@ impl Matmul {
             Tile::Cooperative { kind: Cooperative::F16, .. } => COOPERATIVE_F16,
             _ => SOURCE.text(subgroups),
         };
-        let kernel = table_kernel("matmul", source, entry)
+        let kernel = table_kernel::<Self>("matmul", source, entry)
             .knob("A_TRANSPOSED", transpose_a)
             .knob("B_TRANSPOSED", self.transpose_b)
             .knob("A_ALIGNED", a_axis.is_multiple_of(4))

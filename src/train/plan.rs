@@ -12,7 +12,7 @@ use crate::optim::{ArenaLayout, OptimizerPlan};
 use crate::plan::Plan;
 use crate::plan::requirements::Requirements;
 use crate::probe::{self, Instruments};
-use crate::profile::Profile;
+use crate::profile::{Lanes, Profile};
 use crate::tensor::TensorType;
 
 /// A [`Trainer`](super::Trainer) before there is a device: what it needs of one, and how much memory it takes. Pure
@@ -49,7 +49,7 @@ pub struct TrainPlan {
     pub(super) forward_backward: StepPlan,
     pub(super) evaluation: StepPlan,
     pub(super) optimizer: OptimizerPlan,
-    subgroups: Option<[u32; 2]>,
+    lanes: Lanes,
 }
 
 /// A planned graph, the values that a step writes and reads, and those that are bound to arenas.
@@ -92,7 +92,7 @@ impl TrainPlan {
             evaluation: evaluation_plan(config, options, profile)?,
             optimizer: OptimizerPlan::new(config.adamw, config.muon, &layout, profile)?,
             layout,
-            subgroups: profile.subgroups,
+            lanes: profile.lanes(),
         };
         plan.check_memory(options.max_bytes)?;
         Ok(plan)
@@ -149,7 +149,7 @@ impl TrainPlan {
 
     /// An `Err` if this device is not one that it was made for.
     pub(super) fn check(&self, gpu: &Gpu) -> Result<()> {
-        gpu.check(&self.requirements(), self.subgroups)
+        gpu.check(&self.requirements(), self.lanes)
     }
 }
 

@@ -116,7 +116,7 @@ impl Harness {
     fn guarded(&self, plan: Plan, guard_bytes: usize) -> Executable {
         let options = ExecOptions { guard_bytes, ..Default::default() };
         let exec = Executable::new_blocking(gpu(), Arc::new(plan), options).unwrap();
-        for external in &exec.plan().externals.clone() {
+        for external in exec.plan().externals() {
             write(&exec, external.value, &self.given[&external.value]);
         }
         exec
