@@ -1,9 +1,9 @@
 //! Faults and oddities of drivers and compilers that the code works around: a table, so that each is known by a name,
 //! has a reason to be there, and can go when it is no longer needed.
 //!
-//! Look here when a kernel is written in a roundabout way, and after a driver's update: `retest` is what shows whether a
-//! workaround is still worth it. Comments at the workaround name the quirk. tests/quirks.rs checks that they do, and that
-//! what can be tried on any machine still fails.
+//! Look here when a kernel is written in a roundabout way, and after a driver's update: `retest` shows whether a
+//! workaround is still worth it. Comments at the workaround name the quirk. tests/quirks.rs checks that they do, and
+//! that what can be tried on any machine still fails.
 
 use std::fmt;
 

@@ -94,7 +94,8 @@ impl Pace {
             self.took(estimate, Duration::from_nanos(ns as u64));
         }
         if let Some(timer) = &self.timer {
-            // The quirk `late-timestamps`: a time is taken when the next flush comes, which is that before the next time.
+            // The quirk `late-timestamps`: a time is taken when the next flush comes, which is that before the next
+            // time.
             timer.stamp(encoder, 0);
             timer.stamp(encoder, 1);
         }

@@ -11,8 +11,8 @@ use crate::error::{Error, Result, bad};
 
 /// A whole file, of which only what is asked for is in host memory: a tensor at a time while a model is loaded.
 ///
-/// It is not mapped. Another program may write to a file or cut it short at any time, and no check rules that out; under
-/// a mapping that would be undefined behaviour, where a read gives other numbers or an error.
+/// It is not mapped. Another program may write to a file or cut it short at any time, and no check rules that out:
+/// undefined behaviour under a mapping, where a read gives other numbers or an error.
 #[derive(Debug)]
 pub(super) enum Bytes {
     /// A regular file, of this length when it was opened.

@@ -119,8 +119,8 @@ impl Kernel {
         Ok(text)
     }
 
-    /// What a device must be opened with to compile the text: subgroup operations, cooperative matrices, f16. All of the
-    /// text counts, not only what the entry point reaches: a device without a feature rejects a whole module.
+    /// What a device must be opened with to compile the text: subgroup operations, cooperative matrices, f16. All of
+    /// the text counts, not only what the entry point reaches: a device without a feature rejects a whole module.
     pub fn features(&self) -> wgpu::Features {
         let module = Module::parse(self.source);
         let mut features = wgpu::Features::empty();

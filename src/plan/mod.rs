@@ -49,7 +49,7 @@
 //!
 //! - [`Bind`](crate::kernel::Bind): a binding as an op's program has it, an input or output of that op.
 //! - [`BoundSlot`]: the same in a plan: a [`Slot`], which is where a value lives, and how much of it is bound.
-//! - [`Bound`](crate::kernel::Bound): what became of a binding on a device that binds fewer buffers than the kernel has.
+//! - [`Bound`](crate::kernel::Bound): what became of a binding on a device that binds fewer than the kernel has.
 //! - `bindings::Binding`: what the planner weighs to choose that, bytes and the cost of copies.
 
 use std::collections::HashMap;
