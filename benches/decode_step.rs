@@ -55,7 +55,7 @@ fn bench(criterion: &mut Criterion, name: &str, exec: &Executable) {
     if ran {
         let clock = Clock::of(exec.gpu());
         let seconds = clock.seconds(exec, Duration::from_secs(1));
-        let bytes = exec.plan().steps.iter().map(|s| s.bytes as f64).sum::<f64>();
+        let bytes = exec.plan().steps().iter().map(|s| s.bytes() as f64).sum::<f64>();
         println!(
             "{name}: {:.2} GB per {}, {} dispatches",
             bytes / seconds / 1e9,
@@ -70,7 +70,7 @@ fn executable(gpu: &Gpu, vocab: usize) -> Result<Executable> {
     let logits = decode_step(&mut g, vocab)?;
     let plan = Arc::new(Plan::new(&g, &[logits], gpu.profile())?);
     let exec = Executable::new_blocking(gpu, plan, ExecOptions::default())?;
-    for (seed, external) in exec.plan().externals.iter().enumerate() {
+    for (seed, external) in exec.plan().externals().iter().enumerate() {
         if external.name == "start" {
             exec.write(external.value, &[CONTEXT as u32 - 1])?;
         } else if external.ty.dtype == DType::F32 {

@@ -31,7 +31,7 @@ fn main() -> anyhow::Result<()> {
     for tensor in weights.iter() {
         println!("{}: {}{}", tensor.name(), tensor.stored(), tensor.shape());
         let total = totals.entry(tensor.stored().name()).or_default();
-        *total = (total.0 + 1, total.1 + tensor.bytes().len());
+        *total = (total.0 + 1, total.1 + tensor.byte_len());
         if args.check {
             tensor.check_finite()?;
         }

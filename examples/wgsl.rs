@@ -59,8 +59,8 @@ fn main() -> Result<()> {
         profile.choices.set(t.key, name.clone());
         plan = Plan::new(&graph, &outputs, &profile)?;
     }
-    for d in plan.steps.iter().flat_map(|s| &s.dispatches) {
-        println!("// {} x {:?} workgroups\n{}", d.kernel.describe(), d.workgroups, d.kernel.wgsl()?);
+    for d in plan.steps().iter().flat_map(|s| s.dispatches()) {
+        println!("// {} x {:?} workgroups\n{}", d.kernel().describe(), d.workgroups(), d.kernel().wgsl()?);
     }
     Ok(())
 }

@@ -116,9 +116,12 @@ fn add_up(line: u32, col: u32, cols: u32) {
         return;
     }
     var sum = E();
-    while (t != 0u) {
+    // A list goes up, to no more than all tokens. What does not is no list: a slice of a step may be recorded
+    // without the slice that has `chain`.
+    while (t != 0u && t <= p.tokens) {
         sum += dy[(t - 1u) * cols + col];
-        t = next[t - 1u];
+        let then = next[t - 1u];
+        t = select(0u, then, then > t);
     }
     if (ACCUMULATE) {
         sum += dtable[row * cols + col];

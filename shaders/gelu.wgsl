@@ -1,8 +1,8 @@
 // y = x * phi(x), in quads.
 //
-// No tanh: drivers differ in where it overflows, and 1 + tanh cancels for negative x. Both forms of
-// phi are written with one exp each that stays in range, and keep their relative precision in the
-// left tail.
+// No tanh: drivers differ in where it overflows (the quirk `tanh-overflow`), and 1 + tanh cancels for
+// negative x. Both forms of phi are written with one exp each that stays in range, and keep their
+// relative precision in the left tail.
 
 // knobs
 const INVOCATIONS: u32 = 64u; // of a workgroup

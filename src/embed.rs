@@ -150,7 +150,7 @@ impl SentenceEncoder {
         }
         let step = &self.steps[&ids.len()];
         step.exec.write(step.tokens, ids)?;
-        let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+        let mut encoder = self.gpu.encoder("embedding");
         step.exec.record(&mut encoder);
         let readback = step.exec.tensor(step.pooled)?.read_later(&self.gpu, &mut encoder);
         self.gpu.submit(encoder)?;

@@ -93,6 +93,7 @@
     doc = "[`tokenize`]: https://docs.rs/throughline/latest/throughline/tokenize/"
 )]
 #![cfg_attr(docsrs, feature(doc_cfg))]
+#![deny(unsafe_code)] // except in device/gpu.rs
 #![warn(missing_docs, missing_debug_implementations, rust_2018_idioms)]
 
 mod array;
@@ -115,6 +116,7 @@ pub mod optim;
 pub mod plan;
 pub mod probe;
 mod profile;
+pub mod quirks;
 pub mod reference;
 pub mod rng;
 pub mod tensor;

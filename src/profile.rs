@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::quirks::Quirks;
+
 /// What kind of processor the shaders run on; kernels pick their variant by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AdapterClass {
@@ -75,8 +77,32 @@ pub struct Profile {
     pub subgroups: Option<[u32; 2]>,
     /// Cooperative matrices, where the app opted in.
     pub cooperative: Option<Cooperative>,
+    /// Quirks of its driver.
+    pub quirks: Quirks,
     /// Which variants ops take, where a [`Tuner`](crate::Tuner) has measured.
     pub choices: Choices,
+}
+
+/// What of a [`Profile`] the kernels rely on, beyond limits that a device checks itself: how invocations share work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Lanes {
+    subgroups: Option<[u32; 2]>,
+    cooperative: Option<Cooperative>,
+}
+
+impl Lanes {
+    /// What is wrong with kernels made for these lanes, which use these features, on a device that has `theirs`.
+    pub(crate) fn problem(self, features: wgpu::Features, theirs: Lanes) -> Option<String> {
+        if features.contains(wgpu::Features::SUBGROUP) && self.subgroups != theirs.subgroups {
+            let (ours, theirs) = (self.subgroups, theirs.subgroups);
+            return Some(format!("the plan is for subgroups of {ours:?} lanes, but the device's have {theirs:?}"));
+        }
+        let matrices = features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
+        (matrices && self.cooperative != theirs.cooperative).then(|| {
+            let (ours, theirs) = (self.cooperative, theirs.cooperative);
+            format!("the plan is for cooperative matrices of {ours:?}, but the device was opened with {theirs:?}")
+        })
+    }
 }
 
 impl Profile {
@@ -97,6 +123,7 @@ impl Profile {
             max_workgroup_bytes: 16 << 10,
             subgroups: None,
             cooperative: None,
+            quirks: Quirks::default(),
             choices: Choices::default(),
         }
     }
@@ -124,19 +151,26 @@ impl Profile {
                 .contains(wgpu::Features::SUBGROUP)
                 .then_some([info.subgroup_min_size, info.subgroup_max_size]),
             cooperative: None,
+            quirks: Quirks::of(info),
             choices: Choices::default(),
         }
     }
 
     /// Size of the largest tensor, in bytes: one that fits a buffer and a binding.
     pub fn max_tensor_bytes(&self) -> u64 {
-        self.max_binding_bytes.min(self.max_buffer_bytes)
+        // Kernels count elements in 32 bits, and DX12 bytes.
+        self.max_binding_bytes.min(self.max_buffer_bytes).min(u32::MAX.into())
     }
 
     /// The same for arenas in training. It leaves room for an optimiser's settings, which may be merged with a
     /// gradient.
     pub(crate) fn max_arena_bytes(&self) -> u64 {
         self.max_tensor_bytes().saturating_sub(if self.max_storage_buffers < 6 { 1024 } else { 0 })
+    }
+
+    /// What a device must have in common with this profile to run its plans.
+    pub(crate) fn lanes(&self) -> Lanes {
+        Lanes { subgroups: self.subgroups, cooperative: self.cooperative }
     }
 
     /// Lanes of a vector of a software adapter, and whether subgroup operations can move values
@@ -158,7 +192,7 @@ impl Profile {
     ///
     /// Kernels compute `workgroup_id.x + workgroup_id.y * num_workgroups.x` as their index and return if it is `>= n`.
     pub fn grid(&self, n: usize) -> [u32; 3] {
-        let max = self.max_workgroups as usize;
+        let max = self.max_workgroups.max(1) as usize;
         let y = n.div_ceil(max).max(1);
         [n.div_ceil(y).max(1) as u32, y as u32, 1]
     }

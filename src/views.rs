@@ -147,7 +147,7 @@ impl LogitLens {
         self.exec.write(self.tokens, &batch.tokens)?;
         self.exec.write(self.targets, &batch.targets)?;
         let gpu = self.exec.gpu();
-        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        let mut encoder = gpu.encoder("logit lens");
         self.exec.record(&mut encoder);
         let mut read = |v: Value| Ok::<_, Error>(self.exec.tensor(v)?.read_later(gpu, &mut encoder));
         let mut pending = vec![];
@@ -255,7 +255,7 @@ impl DropLayer {
                     self.exec.write(v, &[factor])?;
                 }
             }
-            let mut encoder = gpu.device().create_command_encoder(&Default::default());
+            let mut encoder = gpu.encoder("ablation");
             self.exec.record(&mut encoder);
             pending.push((dropped, self.exec.tensor(self.loss)?.read_later(gpu, &mut encoder)));
             gpu.submit(encoder)?;
@@ -338,7 +338,7 @@ impl AttentionMap {
     pub async fn run(&self, tokens: &[u32]) -> Result<TensorReading> {
         self.exec.write(self.tokens, tokens)?;
         let gpu = self.exec.gpu();
-        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        let mut encoder = gpu.encoder("attention map");
         self.exec.record(&mut encoder);
         let map = self.exec.tensor(self.map)?;
         let readback = map.read_later(gpu, &mut encoder);

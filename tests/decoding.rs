@@ -39,7 +39,7 @@ impl Step {
         (0..2).for_each(|i| g.store(written[i], states[i]).unwrap());
         let plan = Plan::new(&g, &[o], profile).unwrap();
         // Writing a row does not move the cache.
-        assert!(plan.final_copies.is_empty() && plan.steps.iter().all(|s| s.copies.is_empty()), "{plan}");
+        assert!(plan.final_copies().is_empty() && plan.steps().iter().all(|s| s.copies().is_empty()), "{plan}");
         let bindings = states.into_iter().zip(caches.iter().cloned()).collect();
         let options = ExecOptions { bindings };
         Step { exec: Executable::new_blocking(gpu(), Arc::new(plan), options).unwrap(), qkv, starts, o }

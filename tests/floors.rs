@@ -9,7 +9,7 @@ use std::path::Path;
 
 /// From the ground up. A room is a file or a folder of `src/`.
 const FLOORS: &[&[&str]] = &[
-    &["array", "error", "files", "hash", "profile", "rng", "tensor"],
+    &["array", "error", "files", "hash", "profile", "quirks", "rng", "tensor"],
     &["format", "kernel"],
     &["graph"],
     &["ops"],

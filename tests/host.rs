@@ -172,7 +172,7 @@ fn downlevel_limits_will_do_for_training() {
         assert!(losses[0][5] < losses[0][0] - 0.02, "{losses:?}");
         let merged = trainers
             .each_ref()
-            .map(|t| t.plan().steps.iter().flat_map(|s| &s.dispatches).any(|d| !d.ranges.is_empty()));
+            .map(|t| t.plan().steps().iter().flat_map(|s| s.dispatches()).any(|d| !d.ranges().is_empty()));
         assert_eq!(merged, [true, false]);
         assert_eq!(trainers[0].params.parts.len() > 2, binding < DOWNLEVEL_BINDING);
     }

@@ -72,7 +72,7 @@ fn dawdle(n: usize) -> (Graph, Value, Value) {
 }
 
 fn rounds(plan: &Plan) -> &str {
-    &plan.steps[0].dispatches[0].kernel.knobs[0].1
+    &plan.steps()[0].dispatches()[0].kernel().knobs[0].1
 }
 
 #[test]

@@ -81,7 +81,7 @@ fn run(graph: &Graph, given: &HashMap<Value, Array>, wanted: &[Value]) -> Vec<Ve
     let on = |profile: Profile| {
         let plan = Plan::new(graph, wanted, &profile).unwrap();
         let exec = Executable::new_blocking(gpu(), Arc::new(plan), ExecOptions::default()).unwrap();
-        exec.plan().externals.iter().for_each(|e| common::write(&exec, e.value, &given[&e.value]));
+        exec.plan().externals().iter().for_each(|e| common::write(&exec, e.value, &given[&e.value]));
         exec.submit().unwrap();
         wanted.iter().map(|&v| common::read(&exec, v)).collect()
     };
@@ -203,7 +203,7 @@ fn a_table_that_no_binding_holds_is_planned_in_parts() {
     };
     assert!(build(u64::MAX).unwrap_err().to_string().contains("`table.0`"));
     let plan = build(portable.max_tensor_bytes()).unwrap();
-    let steps: Vec<&str> = plan.steps.iter().map(|s| s.name.as_str()).collect();
+    let steps: Vec<&str> = plan.steps().iter().map(|s| s.name()).collect();
     assert_eq!(steps, ["embed.part0", "embed.part1", "embed", "head.part0", "head.part1", "head"]);
 }
 

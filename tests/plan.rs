@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use graphs::{Built, Pair, recipes};
 use proptest::prelude::*;
 use throughline::graph::Source;
-use throughline::plan::{Copy, PlannedDispatch, Slot, Step};
+use throughline::plan::{BufferCopy, PlannedDispatch, Slot, Step};
 use throughline::{AdapterClass, Graph, Plan, Profile, TensorType, Value};
 
 proptest! {
@@ -56,8 +56,8 @@ fn an_op_takes_in_the_additions_to_two_of_its_outputs() {
     let v = g.residual_add("v", t, pair[0]).unwrap();
     let y = g.mul("y", u, v).unwrap();
     let plan = checked(g, &[y, u]);
-    assert_eq!(plan.steps.len(), 2, "{plan}");
-    assert_eq!(plan.steps[0].starts_as, [Some(3), Some(2)], "{plan}");
+    assert_eq!(plan.steps().len(), 2, "{plan}");
+    assert_eq!(plan.steps()[0].starts_as(), [Some(3), Some(2)], "{plan}");
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn an_addition_that_nobody_needs_is_left_out() {
     let (mut g, [a, b, ..]) = small();
     let y = g.mul("y", a, b).unwrap();
     g.residual_add("dead", y, a).unwrap();
-    assert_eq!(checked(g, &[y]).steps.len(), 1);
+    assert_eq!(checked(g, &[y]).steps().len(), 1);
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn states_swap_their_contents_through_a_buffer() {
     g.store(s, t).unwrap();
     g.store(t, s).unwrap();
     let plan = checked(g, &[]);
-    assert_eq!((plan.final_copies.len(), plan.buffers.len()), (3, 1), "{plan}");
+    assert_eq!((plan.final_copies().len(), plan.buffers().len()), (3, 1), "{plan}");
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn a_view_of_an_input_is_stored_by_one_copy() {
     let view = g.reshape("view", view, [8]).unwrap();
     g.store(view, s).unwrap();
     let plan = checked(g, &[]);
-    assert_eq!((plan.final_copies.len(), plan.steps.len(), plan.buffers.len()), (1, 0, 0), "{plan}");
+    assert_eq!((plan.final_copies().len(), plan.steps().len(), plan.buffers().len()), (1, 0, 0), "{plan}");
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn an_optimiser_step_runs_in_place_even_if_its_parameters_are_outputs() {
         g.store(value, state).unwrap();
     }
     let plan = checked(g, &[param, norm]);
-    assert!(plan.final_copies.is_empty() && plan.steps.iter().all(|s| s.copies.is_empty()), "{plan}");
+    assert!(plan.final_copies().is_empty() && plan.steps().iter().all(|s| s.copies().is_empty()), "{plan}");
     assert_eq!(plan.buffer_bytes(), 16, "{plan}");
 }
 
@@ -112,9 +112,13 @@ fn a_tied_head_adds_to_the_gradient_of_the_table_in_place() {
     let loss = g.l2_norm("loss", logits).unwrap();
     let grads = g.gradients(loss, &[table]).unwrap();
     let plan = Plan::new(&g, &grads, &Profile::portable(AdapterClass::Gpu)).unwrap();
-    let last = plan.steps.last().unwrap();
-    assert_eq!((last.op.name(), last.starts_as[0], last.copies.len()), ("embedding_backward", Some(2), 0), "{plan}");
-    assert!(plan.steps.iter().all(|s| s.op.name() != "residual_add"), "{plan}");
+    let last = plan.steps().last().unwrap();
+    assert_eq!(
+        (last.op().name(), last.starts_as()[0], last.copies().len()),
+        ("embedding_backward", Some(2), 0),
+        "{plan}"
+    );
+    assert!(plan.steps().iter().all(|s| s.op().name() != "residual_add"), "{plan}");
 }
 
 fn check(built: &Built, profile: &Profile) -> Result<(), TestCaseError> {
@@ -232,16 +236,16 @@ macro_rules! ensure {
 impl Replay<'_> {
     fn run(&mut self, graph: &Graph, kept: &[Value]) -> Result<(), String> {
         let values = self.graph_terms(graph);
-        for (i, e) in self.plan.externals.iter().enumerate() {
+        for (i, e) in self.plan.externals().iter().enumerate() {
             let term = self.terms.of(Key::External(e.name.clone()));
             self.held.insert(Slot::External(i), term);
         }
-        for step in &self.plan.steps {
-            self.step(step).map_err(|e| format!("step {}: {e}", step.name))?;
+        for step in self.plan.steps() {
+            self.step(step).map_err(|e| format!("step {}: {e}", step.name()))?;
         }
-        self.plan.final_copies.iter().try_for_each(|c| self.copy(c))?;
+        self.plan.final_copies().iter().try_for_each(|c| self.copy(c))?;
         let stored: HashMap<Value, Value> = graph.stores().iter().map(|&(v, s)| (s, v)).collect();
-        for (i, e) in self.plan.externals.iter().enumerate() {
+        for (i, e) in self.plan.externals().iter().enumerate() {
             let want = values.of(*stored.get(&e.value).unwrap_or(&e.value));
             self.expect(Slot::External(i), want, &e.name)?;
             ensure!(e.written == stored.contains_key(&e.value), "`{}` is wrongly marked as written or not", e.name);
@@ -272,12 +276,12 @@ impl Replay<'_> {
     }
 
     fn step(&mut self, step: &Step) -> Result<(), String> {
-        let slots: Vec<Slot> = step.inputs.iter().map(|i| i.0).collect();
+        let slots: Vec<Slot> = step.inputs().iter().map(|i| i.0).collect();
         let inputs: Vec<Term> = slots.iter().map(|s| self.read(*s)).collect();
-        let outputs: Vec<Slot> = step.outputs.iter().map(|o| o.0).collect();
+        let outputs: Vec<Slot> = step.outputs().iter().map(|o| o.0).collect();
         ensure!(outputs.iter().collect::<HashSet<_>>().len() == outputs.len(), "two outputs share a buffer");
-        step.copies.iter().try_for_each(|c| self.copy(c))?;
-        for (output, start) in step.starts_as.iter().enumerate() {
+        step.copies().iter().try_for_each(|c| self.copy(c))?;
+        for (output, start) in step.starts_as().iter().enumerate() {
             if let Some(input) = start {
                 self.expect(outputs[output], inputs[*input], "the start of an output")?;
             }
@@ -285,7 +289,7 @@ impl Replay<'_> {
         for (output, slot) in outputs.iter().enumerate() {
             for (i, input) in slots.iter().enumerate() {
                 ensure!(
-                    slot != input || step.starts_as[output] == Some(i),
+                    slot != input || step.starts_as()[output] == Some(i),
                     "output {output} is in the buffer of input {i}"
                 );
             }
@@ -293,8 +297,8 @@ impl Replay<'_> {
         let mut scratch = HashSet::new();
         // What holds something that must not be lost.
         let mut full: HashSet<Slot> = slots.iter().copied().collect();
-        full.extend((0..outputs.len()).filter(|&i| step.starts_as[i].is_some()).map(|i| outputs[i]));
-        for d in &step.dispatches {
+        full.extend((0..outputs.len()).filter(|&i| step.starts_as()[i].is_some()).map(|i| outputs[i]));
+        for d in step.dispatches() {
             let binds = self.unmerged(d, &full)?;
             for &(slot, bytes, writes) in &binds {
                 ensure!(bytes <= self.bytes(slot), "{slot:?} is too small");
@@ -309,8 +313,8 @@ impl Replay<'_> {
             }
             full.extend(binds.iter().filter(|b| b.2).map(|b| b.0));
         }
-        let types: Vec<TensorType> = step.outputs.iter().map(|o| o.1.clone()).collect();
-        let results = self.terms.outputs(step.op.name(), &inputs, &types, |i| step.starts_as[i]);
+        let types: Vec<TensorType> = step.outputs().iter().map(|o| o.1.clone()).collect();
+        let results = self.terms.outputs(step.op().name(), &inputs, &types, |i| step.starts_as()[i]);
         self.held.extend(outputs.into_iter().zip(results));
         Ok(())
     }
@@ -318,13 +322,13 @@ impl Replay<'_> {
     /// A dispatch's bindings as they were before some were merged, whose buffer then holds garbage.
     fn unmerged(&mut self, d: &PlannedDispatch, full: &HashSet<Slot>) -> Result<Vec<(Slot, usize, bool)>, String> {
         // Slot, buffer, range in it, whether it is written.
-        let copied_in = d.copies_in.iter().map(|c| (c.from, c.to, c.to_offset, c.bytes, c.from_offset));
-        let copied_out = d.copies_out.iter().map(|c| (c.to, c.from, c.from_offset, c.bytes, c.to_offset));
+        let copied_in = d.copies_in().iter().map(|c| (c.from, c.to, c.to_offset, c.bytes, c.from_offset));
+        let copied_out = d.copies_out().iter().map(|c| (c.to, c.from, c.from_offset, c.bytes, c.to_offset));
         let mut parts: Vec<_> = copied_in.clone().chain(copied_out.clone()).collect();
         parts.sort_by_key(|p| (p.1, p.2, p.0));
         parts.dedup();
         let buffers: HashSet<Slot> = parts.iter().map(|p| p.1).collect();
-        let mut binds: Vec<_> = d.binds.iter().flatten().copied().collect();
+        let mut binds: Vec<_> = d.binds().iter().flatten().map(|b| (b.slot, b.bytes, b.writes)).collect();
         for &buffer in &buffers {
             ensure!(matches!(buffer, Slot::Buffer(_)), "bindings are merged in {buffer:?}");
             ensure!(binds.iter().filter(|b| b.0 == buffer).count() == 1, "{buffer:?} is not bound once");
@@ -343,12 +347,12 @@ impl Replay<'_> {
             ensure!(group.is_some_and(|b| at + bytes <= b.1 && (b.2 || !given)), "{part:?} is not bound");
             binds.push((slot, bytes, given));
         }
-        ensure!(d.ranges.len() == 2 * parts.len(), "{} parts and {:?}", parts.len(), d.ranges);
+        ensure!(d.ranges().len() == 2 * parts.len(), "{} parts and {:?}", parts.len(), d.ranges());
         binds.retain(|b| !buffers.contains(&b.0));
         Ok(binds)
     }
 
-    fn copy(&mut self, copy: &Copy) -> Result<(), String> {
+    fn copy(&mut self, copy: &BufferCopy) -> Result<(), String> {
         ensure!(copy.from != copy.to, "a copy from {:?} to itself", copy.from);
         ensure!(copy.bytes <= self.bytes(copy.from).min(self.bytes(copy.to)), "{copy:?} is too long");
         let term = self.read(copy.from);
@@ -363,8 +367,8 @@ impl Replay<'_> {
 
     fn bytes(&self, slot: Slot) -> usize {
         match slot {
-            Slot::Buffer(i) => self.plan.buffers[i].bytes,
-            Slot::External(i) => self.plan.externals[i].ty.storage_bytes(),
+            Slot::Buffer(i) => self.plan.buffers()[i].bytes,
+            Slot::External(i) => self.plan.externals()[i].ty.storage_bytes(),
         }
     }
 

@@ -88,7 +88,7 @@ impl Setup {
     fn executable(&self, outputs: &[Value], profile: &Profile) -> Executable {
         let plan = Plan::new(&self.graph, outputs, profile).unwrap();
         let exec = Executable::new_blocking(gpu(), Arc::new(plan), ExecOptions::default()).unwrap();
-        for external in &exec.plan().externals.clone() {
+        for external in exec.plan().externals() {
             common::write(&exec, external.value, &self.given[&external.value]);
         }
         exec
@@ -252,21 +252,21 @@ fn a_plan_with_probes_of_the_stream_is_the_plan_with_a_few_dispatches_more() {
         };
         let plain = plan(None);
         let probed = plan(Some(&|p| p.name.starts_with("stream") && p.measure == Measure::Rms));
-        assert!(probed.steps.iter().all(|s| s.copies.is_empty()), "{probed}");
+        assert!(probed.steps().iter().all(|s| s.copies().is_empty()), "{probed}");
         let describe = |p: &Plan| -> Vec<String> {
-            let own = p.steps.iter().filter(|s| !s.name.starts_with("probe"));
+            let own = p.steps().iter().filter(|s| !s.name().starts_with("probe"));
             own.map(|s| {
-                format!("{} {:?}", s.name, s.dispatches.iter().map(|d| d.kernel.describe()).collect::<Vec<_>>())
+                format!("{} {:?}", s.name(), s.dispatches().iter().map(|d| d.kernel().describe()).collect::<Vec<_>>())
             })
             .collect()
         };
         assert_eq!(describe(&plain), describe(&probed));
         assert_eq!(probed.dispatches() - plain.dispatches(), 8 + 1, "{probed}");
-        assert_eq!(probed.buffers.len() - plain.buffers.len(), 1, "{probed}");
+        assert_eq!(probed.buffers().len() - plain.buffers().len(), 1, "{probed}");
         // A comparison of neighbours costs a copy, a look at a branch an addition.
         let all = plan(Some(&|_| true));
-        let additions = all.steps.iter().filter(|s| s.op.name() == "residual_add").count();
-        let copies = all.steps.iter().flat_map(|s| &s.copies).chain(&all.final_copies).count();
+        let additions = all.steps().iter().filter(|s| s.op().name() == "residual_add").count();
+        let copies = all.steps().iter().flat_map(|s| s.copies()).chain(all.final_copies()).count();
         assert_eq!((additions, copies), (6, 3), "{all}");
     }
 }

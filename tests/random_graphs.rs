@@ -51,7 +51,7 @@ fn differences(built: &Built, profile: &Profile, seed: u64) -> Vec<String> {
     let guarded = Guarded::new_blocking(gpu(), Arc::new(plan)).unwrap();
     let exec = guarded.executable();
     let mut given = data(graph, seed);
-    for external in &exec.plan().externals {
+    for external in exec.plan().externals() {
         write(exec, external.value, &given[&external.value]);
     }
     let stored: HashMap<Value, Value> = graph.stores().iter().map(|&(v, s)| (s, v)).collect();

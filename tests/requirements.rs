@@ -111,9 +111,9 @@ fn features_are_those_that_the_kernels_use() {
 /// What there is in GPU memory of one trainer, as far as the backend tells.
 fn allocated(gpu: &Gpu) -> Option<usize> {
     let mut allocations = gpu.device().generate_allocator_report()?.allocations;
-    let of_a_plan = |name: &str| name == "throughline uniforms" || !name.starts_with(['(', 't']);
-    let inputs = ["tokens", "targets"];
-    allocations.retain(|a| of_a_plan(&a.name) || inputs.contains(&a.name.as_str()));
+    let others = ["null", "readback"];
+    let of_a_plan = |name: &str| name.strip_prefix("throughline ").is_some_and(|name| !others.contains(&name));
+    allocations.retain(|a| of_a_plan(&a.name));
     Some(allocations.iter().map(|a| a.size as usize).sum())
 }
 

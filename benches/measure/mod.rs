@@ -27,10 +27,10 @@ pub struct Piece {
 pub fn pieces(harness: &Harness, gpu: &Gpu) -> Vec<Piece> {
     let piece = |name, backward| {
         let plan = harness.part(gpu.profile(), backward).expect("the case has a plan");
-        let (flops, bytes) = plan.steps.iter().fold((0, 0), |sum, s| (sum.0 + s.flops, sum.1 + s.bytes));
+        let (flops, bytes) = plan.steps().iter().fold((0, 0), |sum, s| (sum.0 + s.flops(), sum.1 + s.bytes()));
         let (flops, bytes) = (flops as f64, bytes as f64);
         let exec = |plan| harness.executable_blocking(gpu, plan).expect("the plan runs here");
-        (!plan.steps.is_empty()).then(|| Piece { name, exec: exec(plan), flops, bytes })
+        (!plan.steps().is_empty()).then(|| Piece { name, exec: exec(plan), flops, bytes })
     };
     [piece("forward", false), piece("backward", true)].into_iter().flatten().collect()
 }

@@ -102,16 +102,16 @@ fn memory(page: &mut String, outcome: &Outcome) -> Result<()> {
         "<h2>Memory</h2>\n<p>The plan for forward and backward has {} nodes, {} dispatches and {:.1} MFLOP. It uses \
          {} in {} buffers, which {} values share. With parameters, gradients, both moments and the rest, the total \
          is {}.</p>\n",
-        plan.steps.len(),
+        plan.steps().len(),
         plan.dispatches(),
         plan.flops() as f64 / 1e6,
         bytes(plan.buffer_bytes()),
-        plan.buffers.len(),
-        plan.buffers.iter().map(|b| b.values.len()).sum::<usize>(),
+        plan.buffers().len(),
+        plan.buffers().iter().map(|b| b.values.len()).sum::<usize>(),
         bytes(outcome.summary.peak_buffer_bytes)
     )?;
     let rows = plan
-        .buffers
+        .buffers()
         .iter()
         .enumerate()
         .map(|(i, b)| vec![format!("b{i}"), bytes(b.bytes), b.values.len().to_string(), shorten(&b.values)]);

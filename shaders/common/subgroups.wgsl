@@ -1,5 +1,5 @@
 // Values from the other lanes of a subgroup. This text or no_subgroups.wgsl comes before kernels that can
-// use them. The standard requires `enable subgroups;` here, which naga 30 rejects.
+// use them. The standard requires `enable subgroups;` here, which naga rejects: the quirk `no-enable-subgroups`.
 
 const SUBGROUPS: bool = true;
 

@@ -141,8 +141,8 @@ fn lane_sums(row0: u32, col0: u32, z: u32, lane: u32) -> Sums {
 
 // The sums of a tile on their way out. They go through workgroup memory, where an index may vary: as
 // unrolled code, the stores would take longer to compile than all the rest. (Loops that read them back
-// count from a row and a column, not from 0, or Mesa 25 would unroll them.) A lane reads only what it
-// wrote itself, so there is no barrier.
+// count from a row and a column, not from 0, or they would be unrolled: the quirk
+// `slow-unrolled-memory`.) A lane reads only what it wrote itself, so there is no barrier.
 var<workgroup> staged: array<vec4<f32>, LANES * ROWS * QUADS>;
 
 fn stage(sums: Sums, lane: u32) {

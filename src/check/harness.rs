@@ -116,13 +116,10 @@ impl Harness {
     /// The steps of such a plan that are the op itself, or those that its gradient adds, without the copies that the
     /// planner makes where an op can't work in place. They read what a run of the whole plan has left. For benchmarks.
     pub fn part(&self, profile: &Profile, backward: bool) -> Result<Plan> {
-        let mut plan = self.plan(profile)?;
         let last = self.outputs.first().map_or(0, |v| v.node());
         let forward: Vec<&str> = self.graph.nodes()[..=last].iter().map(|n| n.name.as_str()).collect();
-        plan.steps.retain(|s| !s.name.starts_with("loss") && forward.contains(&s.name.as_str()) != backward);
-        plan.steps.iter_mut().for_each(|s| s.copies.clear());
-        plan.final_copies.clear();
-        Ok(plan)
+        let wanted = |name: &str| !name.starts_with("loss") && forward.contains(&name) != backward;
+        Ok(self.plan(profile)?.kernels_of(|s| wanted(&s.name)))
     }
 
     /// A plan of this graph, or a part of one, with its inputs written.

@@ -353,7 +353,7 @@ impl Step {
     /// Runs up to `time` tokens of each sequence, in one submit with the copies of the values to read.
     fn submit(&self, parts: &[&[u32]], starts: &[usize], read: &[Value]) -> Result<Vec<Readback>> {
         let gpu = self.exec.gpu();
-        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        let mut encoder = gpu.encoder("decoding");
         self.record_inputs(&mut encoder, parts, starts.iter().copied())?;
         self.exec.record(&mut encoder);
         let readbacks = self.read_later(&mut encoder, read)?;
@@ -369,7 +369,7 @@ impl Step {
     /// A value of the last pass, on its way to the host.
     pub(super) fn read(&self, value: Value) -> Result<Readback> {
         let gpu = self.exec.gpu();
-        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        let mut encoder = gpu.encoder("decoder read");
         let readback = self.exec.tensor(value)?.read_later(gpu, &mut encoder);
         gpu.submit(encoder)?;
         Ok(readback)

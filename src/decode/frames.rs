@@ -472,7 +472,7 @@ fn likeliest(step: &Step, encoder: &mut wgpu::CommandEncoder) -> Result<Arriving
 /// The step of a kind with its inputs set for full caches: it then takes longest, and changes nothing in them.
 fn step_to_measure(decoder: &Decoder, kind: usize) -> Result<&Step> {
     let step = decoder.step(kind == CHUNK);
-    let mut encoder = decoder.gpu.device().create_command_encoder(&Default::default());
+    let mut encoder = decoder.gpu.encoder("measured decoding");
     let starts = decoder.lengths.iter().map(|_| decoder.capacity);
     step.record_inputs(&mut encoder, &vec![&[][..]; decoder.batch], starts)?;
     decoder.gpu.submit(encoder)?;

@@ -10,7 +10,7 @@ use crate::nn::{DecodeRows, DecodeShape, TransformerConfig, TransformerDecoder};
 use crate::ops::top_k::MAX_K;
 use crate::plan::requirements::Requirements;
 use crate::plan::{External, Plan};
-use crate::profile::Profile;
+use crate::profile::{Lanes, Profile};
 use crate::tensor::TensorType;
 
 /// Number of prompt tokens processed at a time.
@@ -53,7 +53,7 @@ pub struct DecodePlan {
     pub(super) capacity: usize,
     pub(super) chunk: StepPlan,
     pub(super) single: StepPlan,
-    subgroups: Option<[u32; 2]>,
+    lanes: Lanes,
 }
 
 /// The plan for a fixed number of new tokens.
@@ -172,8 +172,8 @@ impl DecodePlan {
             StepPlan::new(config, placed, shape, profile)
         };
         let (chunk, single) = (step(CHUNK.min(capacity))?, step(1)?);
-        let (config, placed, subgroups) = (config.clone(), placed.clone(), profile.subgroups);
-        Ok(DecodePlan { config, placed, batch, capacity, chunk, single, subgroups })
+        let (config, placed, lanes) = (config.clone(), placed.clone(), profile.lanes());
+        Ok(DecodePlan { config, placed, batch, capacity, chunk, single, lanes })
     }
 
     /// The plans of a step: for many tokens, and for one. A [`Tuner`](crate::Tuner) takes them.
@@ -202,6 +202,6 @@ impl DecodePlan {
         if self.config != *model.config() || self.placed != model.placed(self.placed.max_bytes)? {
             return Err(Error::data("decode plan", "a plan of this model", "one of another"));
         }
-        gpu.check(&self.requirements(), self.subgroups)
+        gpu.check(&self.requirements(), self.lanes)
     }
 }

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::graph::Value;
 use crate::kernel::Kernel;
 use crate::plan::requirements::Requirements;
-use crate::plan::{External, Plan, Slot, Step, uniform_stride};
+use crate::plan::{BoundSlot, BufferCopy, External, Plan, Slot, Step, uniform_stride};
 use crate::tensor::{Element, TensorType};
 
 /// Options of an [`Executable`]: your own tensors for inputs, parameters and states.
@@ -111,6 +111,9 @@ impl Executable {
     }
 
     fn build(gpu: Gpu, plan: Arc<Plan>, options: ExecOptions, guard: usize) -> Result<Self> {
+        if plan.lanes != gpu.profile().lanes() {
+            gpu.check_lanes(plan.features(), plan.lanes)?;
+        }
         let buffers = (plan.buffers.iter().enumerate())
             .map(|(i, b)| gpu.storage_buffer(&format!("b{i} {}", b.values[0]), (b.bytes + 2 * guard) as u64))
             .collect::<Result<Vec<_>>>()?;
@@ -203,8 +206,8 @@ impl Executable {
 
     /// Two externals may be ranges of one buffer (an arena): then no dispatch may write one and
     /// read the other.
-    fn check_aliases(&self, step: &Step, binds: &[Option<(Slot, usize, bool)>]) -> Result<()> {
-        let bound: Vec<_> = binds.iter().flatten().map(|b| (self.place(b.0), b.2)).collect();
+    fn check_aliases(&self, step: &Step, binds: &[Option<BoundSlot>]) -> Result<()> {
+        let bound: Vec<_> = binds.iter().flatten().map(|b| (self.place(b.slot), b.writes)).collect();
         for (i, (a, a_writes)) in bound.iter().enumerate() {
             for (b, b_writes) in &bound[i + 1..] {
                 if a.buffer == b.buffer && (*a_writes || *b_writes) {
@@ -224,10 +227,10 @@ impl Executable {
         pipeline: &wgpu::ComputePipeline,
         kernel: &Kernel,
         uniforms: [Option<wgpu::BufferBinding<'_>>; 2],
-        binds: &[Option<(Slot, usize, bool)>],
+        binds: &[Option<BoundSlot>],
     ) -> wgpu::BindGroup {
         let places: Vec<Option<(Place, usize)>> =
-            binds.iter().map(|b| b.map(|(slot, bytes, _)| (self.place(slot), self.bound_bytes(slot, bytes)))).collect();
+            binds.iter().map(|b| b.map(|b| (self.place(b.slot), self.bound_bytes(b.slot, b.bytes)))).collect();
         // Before the storage bindings and behind them.
         let numbered = uniforms.into_iter().zip([0, binds.len() as u32 + 1]);
         let mut entries: Vec<wgpu::BindGroupEntry<'_>> = numbered
@@ -245,7 +248,7 @@ impl Executable {
             entries.push(wgpu::BindGroupEntry { binding: i as u32 + 1, resource });
         }
         self.gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some(kernel.label),
+            label: Some(&format!("throughline {}", kernel.label)),
             layout: &pipeline.get_bind_group_layout(0),
             entries: &entries,
         })
@@ -268,7 +271,7 @@ impl Executable {
         }
     }
 
-    fn push_copy(&mut self, step: usize, copy: &crate::plan::Copy) -> Result<()> {
+    fn push_copy(&mut self, step: usize, copy: &BufferCopy) -> Result<()> {
         let (mut from, mut to) = (self.place(copy.from), self.place(copy.to));
         from.offset += copy.from_offset as u64;
         to.offset += copy.to_offset as u64;
@@ -353,7 +356,7 @@ impl Executable {
             if is_copy(&run[0]) {
                 run.iter().for_each(|c| c.work.copy(encoder));
             } else {
-                let mut pass = encoder.begin_compute_pass(&Default::default());
+                let mut pass = encoder.begin_compute_pass(&labelled("throughline step"));
                 run.iter().for_each(|c| c.work.dispatch(&mut pass));
             }
         }
@@ -361,7 +364,7 @@ impl Executable {
 
     /// Records one step and submits it, without waiting.
     pub fn submit(&self) -> Result<wgpu::SubmissionIndex> {
-        let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+        let mut encoder = self.gpu.encoder("step");
         self.record(&mut encoder);
         self.gpu.submit(encoder)
     }
@@ -399,7 +402,7 @@ impl Executable {
             return Err(Error::Device("profiling needs a device opened with TIMESTAMP_QUERY".into()));
         }
         self.gpu.guarded(|| {
-            let mut encoder = device.create_command_encoder(&Default::default());
+            let mut encoder = self.gpu.encoder("profiled step");
             let mut readbacks = vec![];
             for commands in self.commands.chunks(wgpu::QUERY_SET_MAX_QUERIES as usize / 2) {
                 let count = 2 * commands.len() as u32;
@@ -436,10 +439,12 @@ impl Executable {
         let mut times = vec![];
         for command in &self.commands {
             let begin = start.elapsed().as_nanos() as u64;
-            let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+            let mut encoder = self.gpu.encoder("profiled command");
             match &command.work {
                 Work::Copy { .. } => command.work.copy(&mut encoder),
-                Work::Dispatch { .. } => command.work.dispatch(&mut encoder.begin_compute_pass(&Default::default())),
+                Work::Dispatch { name, .. } => {
+                    command.work.dispatch(&mut encoder.begin_compute_pass(&labelled(&format!("throughline {name}"))))
+                }
             }
             self.gpu.submit(encoder)?;
             self.gpu.wait_blocking()?;
@@ -560,8 +565,9 @@ impl Work {
 
     /// With the time before in query `at`, and the time behind in the next.
     fn encode_timed(&self, encoder: &mut wgpu::CommandEncoder, query_set: &wgpu::QuerySet, at: u32) {
+        let label = format!("throughline {}", self.name());
         let desc = |begin, end| wgpu::ComputePassDescriptor {
-            label: None,
+            label: Some(&label),
             timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
                 query_set,
                 beginning_of_pass_write_index: begin,
@@ -591,6 +597,11 @@ fn in_step(step: &Step, e: Error) -> Error {
         },
         e => e,
     }
+}
+
+/// A pass that captures show by this name.
+fn labelled(label: &str) -> wgpu::ComputePassDescriptor<'_> {
+    wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None }
 }
 
 /// Whether the tensors are what the plan wants of them.

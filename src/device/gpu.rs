@@ -1,4 +1,8 @@
 //! The device that everything runs on: an application's own, or a headless one.
+//!
+//! The only file with unsafe code: unchecked shaders, the driver's cache of pipelines, experimental features.
+
+#![allow(unsafe_code)]
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
@@ -15,7 +19,7 @@ use crate::graph::{Graph, Value};
 use crate::kernel::Kernel;
 use crate::plan::Plan;
 use crate::plan::requirements::Requirements;
-use crate::profile::{Choices, Cooperative, Profile};
+use crate::profile::{Choices, Cooperative, Lanes, Profile};
 
 /// A waiting thread sleeps for `PAUSE` while the GPU has nothing to do, and gives up after `PATIENCE` and `LOOKS`
 /// looks. On a busy machine, the thread that submits may get no turn for a second, so time alone does not decide.
@@ -166,8 +170,8 @@ impl Gpu {
     }
 
     /// An `Err` if this device lacks a limit or feature that plans require, or if they use subgroups of other sizes
-    /// than this device has: `subgroups` are those of the profile that the plans were made for.
-    pub(crate) fn check(&self, requirements: &Requirements, subgroups: Option<[u32; 2]>) -> Result<()> {
+    /// than this device has: `lanes` are those of the profile that the plans were made for.
+    pub(crate) fn check(&self, requirements: &Requirements, lanes: Lanes) -> Result<()> {
         let advice =
             "A plan made for `gpu.profile()` has its arenas and tables in parts that fit, or says what else would";
         requirements.check(&self.device().limits()).map_err(|e| e.advise(advice))?;
@@ -177,12 +181,13 @@ impl Gpu {
             let message = format!("the plan needs {}, but the device was opened without. {advice}", names.join(", "));
             return Err(Error::Device(message));
         }
-        let theirs = self.profile().subgroups;
-        if requirements.features.contains(wgpu::Features::SUBGROUP) && theirs != subgroups {
-            let message = format!("the plan is for subgroups of {subgroups:?} lanes, but the device's have {theirs:?}");
-            return Err(Error::Device(message));
-        }
-        Ok(())
+        self.check_lanes(requirements.features, lanes)
+    }
+
+    /// An `Err` for kernels that are made for other subgroups or matrices than this device has. Others than these would
+    /// compute something else, and unchecked ones might do so anywhere in their buffers.
+    pub(crate) fn check_lanes(&self, features: wgpu::Features, lanes: Lanes) -> Result<()> {
+        lanes.problem(features, self.profile().lanes()).map_or(Ok(()), |message| Err(Error::Device(message)))
     }
 
     /// Name, driver and type of the adapter.
@@ -264,6 +269,12 @@ impl Gpu {
         self.device().poll(poll).map_err(|e| self.error(format!("waiting for the GPU: {e}")))
     }
 
+    /// An encoder that captures show as `throughline` and what it is for.
+    pub(crate) fn encoder(&self, what: &str) -> wgpu::CommandEncoder {
+        let label = format!("throughline {what}");
+        self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(&label) })
+    }
+
     /// Submits what was recorded, without waiting. What is wrong with it is an `Err` here, rather than an error that
     /// the app's handler is told.
     pub fn submit(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
@@ -298,8 +309,9 @@ impl Gpu {
         if size > max {
             return Err(Error::limit(format!("bytes of buffer `{label}`"), size, max));
         }
+        let named = format!("throughline {label}");
         let descriptor =
-            wgpu::BufferDescriptor { label: Some(label), size, usage: TENSOR_USAGES, mapped_at_creation: false };
+            wgpu::BufferDescriptor { label: Some(&named), size, usage: TENSOR_USAGES, mapped_at_creation: false };
         self.guarded(|| Ok(self.device().create_buffer(&descriptor))).map_err(|e| match e {
             Error::OutOfMemory(_) => Error::OutOfMemory(format!("buffer `{label}` needs {size} bytes")),
             e => e,
@@ -383,14 +395,16 @@ impl Gpu {
 
     fn compile(&self, kernel: &Kernel) -> Result<wgpu::ComputePipeline> {
         let wgsl = kernel.wgsl()?;
-        let label = kernel.describe();
+        let label = format!("throughline {}", kernel.describe());
         let desc = wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(wgsl.into()) };
-        let module = if kernel.trusted {
-            // SAFETY: only kernels of the op table are `trusted` (the field is set by
-            // `ops::table_kernel` alone). tests/ops.rs runs each of them on every case of its row
-            // with bindings longer than the tensors and sentinels behind every output, so indices
-            // are in range without injected checks; their loops are bounded by shapes. The
-            // platform's own buffer checks (robustBufferAccess) stay on either way.
+        let module = if kernel.is_trusted() {
+            // SAFETY: a kernel is trusted only if the planner found it in the program of the op of the
+            // table that made it, for shapes that this op's `infer` accepts; safe code can neither set
+            // that nor edit the plan afterwards (tests/locks.rs tries). tests/ops.rs runs each of
+            // them on every case of its row with bindings longer than the tensors and sentinels
+            // behind every output, so indices are in range without injected checks; indices that are
+            // data (tokens, starts) are compared with what they index; loops are bounded by shapes.
+            // The platform's own buffer checks (robustBufferAccess) stay on either way.
             unsafe { self.device().create_shader_module_trusted(desc, wgpu::ShaderRuntimeChecks::unchecked()) }
         } else {
             self.device().create_shader_module(desc)
@@ -401,7 +415,7 @@ impl Gpu {
             module: &module,
             entry_point: Some(kernel.entry),
             compilation_options: wgpu::PipelineCompilationOptions {
-                zero_initialize_workgroup_memory: !kernel.trusted,
+                zero_initialize_workgroup_memory: !kernel.is_trusted(),
                 ..Default::default()
             },
             cache: self.pipeline_cache().as_ref(),
@@ -413,7 +427,7 @@ impl Gpu {
     pub fn is_lost(&self) -> bool {
         let scope = self.device().push_error_scope(wgpu::ErrorFilter::Validation);
         let buffer = self.device().create_buffer(&wgpu::BufferDescriptor {
-            label: Some("throughline: is the device lost?"),
+            label: Some("throughline check for a lost device"),
             size: 4,
             usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,

@@ -99,7 +99,8 @@ impl Pace {
             self.took(estimate, Duration::from_nanos(ns as u64));
         }
         if let Some(timer) = &self.timer {
-            // lavapipe takes a time when the next flush comes, which is that before the next time.
+            // The quirk `late-timestamps`: a time is taken when the next flush comes, which is that before the next
+            // time.
             timer.stamp(encoder, 0);
             timer.stamp(encoder, 1);
         }
@@ -154,7 +155,7 @@ impl Timer {
     /// Writes the time at which everything recorded before has run.
     fn stamp(&self, encoder: &mut wgpu::CommandEncoder, at: u32) {
         drop(encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-            label: None,
+            label: Some("throughline pace"),
             timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
                 query_set: &self.queries,
                 beginning_of_pass_write_index: None,

@@ -126,7 +126,7 @@ impl Tensor {
 
     /// Reads all elements as they are after everything submitted so far. Resolves once the device has been polled.
     pub async fn read<T: Element>(&self, gpu: &Gpu) -> Result<Vec<T>> {
-        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        let mut encoder = gpu.encoder("read");
         let readback = self.read_later(gpu, &mut encoder);
         gpu.submit(encoder)?;
         readback.take().await

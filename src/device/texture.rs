@@ -77,6 +77,7 @@ impl TextureOutput {
                 size: binding_size(tensor.ty().bytes()),
             };
             let view = texture.create_view(&wgpu::TextureViewDescriptor {
+                label: Some("throughline texture"),
                 usage: Some(wgpu::TextureUsages::STORAGE_BINDING),
                 ..Default::default()
             });

@@ -5,6 +5,7 @@
 //! little-endian; the contiguous dimension comes first. Source: the GGUF specification, `docs/gguf.md` in
 //! <https://github.com/ggml-org/ggml>.
 
+use std::cell::Cell;
 use std::fmt::Display;
 
 use super::header::{Header, TensorInfo};
@@ -40,7 +41,18 @@ const MIN_TENSOR_BYTES: usize = 8 + 1 + 4 + 8 + 4 + 8;
 ///
 /// The error names file, field or tensor, and what was expected.
 pub fn gguf_header(path: &str, file: &[u8]) -> Result<Header> {
-    let mut r = Reader { path, file, at: 0 };
+    read_header(Reader { path, file, len: file.len(), at: 0, short: &Cell::new(false) })
+}
+
+/// The header of a file of `len` bytes that starts so; `None` if more of the file is needed to tell.
+pub(super) fn header_of_start(path: &str, start: &[u8], len: usize) -> Option<Result<Header>> {
+    let short = Cell::new(false);
+    let header = read_header(Reader { path, file: start, len, at: 0, short: &short });
+    (!short.get()).then_some(header)
+}
+
+fn read_header(mut r: Reader<'_>) -> Result<Header> {
+    let path = r.path;
     if r.take(4, "magic")? != MAGIC {
         return Err(r.bad("magic", "expected `GGUF`"));
     }
@@ -74,7 +86,7 @@ pub fn gguf_header(path: &str, file: &[u8]) -> Result<Header> {
     }
     let data = r.at.checked_next_multiple_of(alignment);
     let data = data.ok_or_else(|| r.bad("general.alignment", "too large"))?;
-    let tensors = entries.into_iter().map(|e| e.locate(path, file.len(), data, alignment)).collect::<Result<_>>()?;
+    let tensors = entries.into_iter().map(|e| e.locate(path, r.len, data, alignment)).collect::<Result<_>>()?;
     let header = Header { metadata, tensors, unread: vec![] };
     header.check_names(path)?;
     header.check_overlaps(path)?;
@@ -128,8 +140,13 @@ impl TensorEntry {
 /// A cursor over the file. Every read names the field that it reads, for errors.
 struct Reader<'a> {
     path: &'a str,
+    /// The start of the file, or all of it.
     file: &'a [u8],
+    /// Bytes of the file.
+    len: usize,
     at: usize,
+    /// Set when it needs more of the file than it has.
+    short: &'a Cell<bool>,
 }
 
 impl<'a> Reader<'a> {
@@ -138,12 +155,13 @@ impl<'a> Reader<'a> {
     }
 
     fn left(&self) -> usize {
-        self.file.len() - self.at
+        self.len - self.at
     }
 
     fn take(&mut self, bytes: usize, field: &str) -> Result<&'a [u8]> {
         let Some((taken, _)) = self.file[self.at..].split_at_checked(bytes) else {
             let (at, left) = (self.at, self.left());
+            self.short.set(self.short.get() || bytes <= left);
             return Err(self.bad(field, format!("needs {bytes} bytes from {at}, but the file has {left} more")));
         };
         self.at += bytes;

@@ -1,9 +1,9 @@
-//! Model files: safetensors and GGUF, mapped and read without a copy.
+//! Model files: safetensors and GGUF.
 //!
 //! [`Weights::open`] takes a `.safetensors` file, a folder as model hubs have them (`config.json` and
 //! one or several safetensors files) or a `.gguf` file. It lists tensors with name, shape
-//! (row-major, whatever the file's order) and storage type, and hands out their bytes, borrowed from
-//! the mapping: upload them as they are, or [decode](quant) them.
+//! (row-major, whatever the file's order) and storage type, and reads the bytes of those that are asked for: upload
+//! them as they are, or [decode](quant) them. Only the header is kept in memory.
 //!
 //! Files may come from anywhere: whatever they hold, the result is an error that names file and field, or tensors whose
 //! bytes lie within the file, in time and memory proportional to the header. NaN among the weights is not an error;
@@ -20,16 +20,16 @@
 //! }
 //! let norm = weights.get("model.norm.weight")?.stored_as(&[Stored::F32])?.of_shape([16])?;
 //! norm.check_finite()?;
-//! assert_eq!(norm.bytes().len(), 16 * 4);
+//! assert_eq!(norm.bytes()?.len(), 16 * 4);
 //!
 //! let wrong = weights.get("model.norm.weight")?.of_shape([17]).unwrap_err().to_string();
 //! assert!(wrong.contains("`model.norm.weight`") && wrong.contains("[17]") && wrong.contains("[16]"));
 //! # Ok::<(), throughline::Error>(())
 //! ```
 
+mod file;
 mod gguf;
 mod header;
-mod mapped;
 mod metadata;
 mod packed;
 pub mod quant;

@@ -49,6 +49,9 @@ impl Packed {
         if self.n == 0 || self.k == 0 || !self.k.is_multiple_of(block) {
             return Err(format!("rows of {} elements are not whole blocks of {block}", self.k));
         }
+        if self.stored.bytes_of(&[self.n, self.k]).is_none() {
+            return Err(format!("{self:?} has more bytes than can be counted"));
+        }
         match *ty == self.ty() {
             true => Ok(()),
             false => Err(format!("{self:?} takes {} of words, got {ty}", self.ty())),

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::path::Path;
 
 use ::safetensors::tensor::TensorInfo as RawInfo;
@@ -19,8 +20,8 @@ use serde::Deserialize;
 use serde::de::Error as _;
 use serde::de::{Deserializer, MapAccess, Visitor};
 
+use super::file::Bytes;
 use super::header::{Header, MAX_RANK, TensorInfo};
-use super::mapped::{self, Bytes};
 use super::metadata::{MetaValue, Metadata};
 use super::quant::{self, Stored};
 use crate::error::{Error, Result, quoted};
@@ -112,16 +113,28 @@ impl<'de> Deserialize<'de> for RawHeader {
 ///
 /// The error names file, field or tensor, and what was expected.
 pub fn safetensors_header(path: &str, file: &[u8]) -> Result<Header> {
-    let Some((len, rest)) = file.split_first_chunk::<8>() else {
-        return Err(Error::format(path, format!("header length: needs 8 bytes, but the file has {}", file.len())));
+    let json = json_of(path, file, file.len())?;
+    header_of_json(path, &file[json.clone()], json.start, file.len())
+}
+
+/// Where the JSON of a file's header is, by the first 8 bytes of the file's `len`.
+pub(super) fn json_of(path: &str, start: &[u8], len: usize) -> Result<Range<usize>> {
+    let Some((json_len, _)) = start.split_first_chunk::<8>() else {
+        return Err(Error::format(path, format!("header length: needs 8 bytes, but the file has {len}")));
     };
-    let len = u64::from_le_bytes(*len);
-    if len > MAX_HEADER_BYTES.min(rest.len() as u64) {
-        let left = rest.len();
+    let json_len = u64::from_le_bytes(*json_len);
+    let left = len - 8;
+    if json_len > MAX_HEADER_BYTES.min(left as u64) {
         let limit = format!("the file has {left} more bytes and the format's limit is {MAX_HEADER_BYTES}");
-        return Err(Error::format(path, format!("header length: {len}, but {limit}")));
+        return Err(Error::format(path, format!("header length: {json_len}, but {limit}")));
     }
-    let (json, data) = rest.split_at(len as usize);
+    Ok(8..8 + json_len as usize)
+}
+
+/// The header that this JSON is, which starts at byte `at` of a file of `len`.
+pub(super) fn header_of_json(path: &str, json: &[u8], at: usize, len: usize) -> Result<Header> {
+    let data_start = at + json.len();
+    let data_len = len - data_start;
     let raw: RawHeader = serde_json::from_slice(json).map_err(|e| Error::format(path, format!("header: {e}")))?;
     let mut metadata = Metadata::new(path);
     for (key, value) in raw.metadata {
@@ -132,19 +145,20 @@ pub fn safetensors_header(path: &str, file: &[u8]) -> Result<Header> {
     tensors.sort_by_key(|(_, info)| info.data_offsets);
     let mut end = 0;
     for (name, info) in tensors {
-        check(&info, end, data.len()).map_err(|why| Error::format(path, format!("tensor {}: {why}", quoted(&name))))?;
+        check(&info, end, data_len).map_err(|why| Error::format(path, format!("tensor {}: {why}", quoted(&name))))?;
         end = info.data_offsets.1;
-        let start = file.len() - data.len();
-        let range = start + info.data_offsets.0..start + info.data_offsets.1;
+        let range = data_start + info.data_offsets.0..data_start + info.data_offsets.1;
         match stored(info.dtype) {
             Some(_) if range.is_empty() => header.unread.push((name, format!("{} {:?}", info.dtype, info.shape))),
             Some(stored) => header.tensors.push(TensorInfo { name, stored, shape: shape(info.shape), range }),
             None => header.unread.push((name, format!("{} {:?}", info.dtype, info.shape))),
         }
     }
-    if end != data.len() {
-        let message = format!("data_offsets: tensors end at {end}, but the file's data at {}", data.len());
-        return Err(Error::format(path, message));
+    if end != data_len {
+        return Err(Error::format(
+            path,
+            format!("data_offsets: tensors end at {end}, but the file's data at {data_len}"),
+        ));
     }
     header.check_names(path)?;
     Ok(header)
@@ -202,7 +216,7 @@ pub(super) fn open_folder(dir: &Path) -> Result<Folder> {
     let config = if config.exists() { Some(read_json(&config, MAX_CONFIG_BYTES)?) } else { None };
     let single = dir.join("model.safetensors");
     if single.exists() {
-        let files = vec![(single.display().to_string(), mapped::map(&single)?)];
+        let files = vec![(single.display().to_string(), Bytes::open(&single)?)];
         return Ok(Folder { files, index: None, config });
     }
     let index_path = dir.join("model.safetensors.index.json");
@@ -222,7 +236,7 @@ pub(super) fn open_folder(dir: &Path) -> Result<Folder> {
             return Err(Error::format(index_path, message));
         }
         let path = dir.join(name);
-        files.push((path.display().to_string(), mapped::map(&path)?));
+        files.push((path.display().to_string(), Bytes::open(&path)?));
     }
     let in_folder = |(tensor, file): (String, String)| (tensor, dir.join(file).display().to_string());
     let index = index.weight_map.0.into_iter().map(in_folder).collect();

@@ -1,19 +1,20 @@
-//! The tensors of a model's files, borrowed from the mapping.
+//! The tensors of a model's files.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::Path;
 
-use super::gguf::{self, gguf_header};
+use super::file::Bytes;
+use super::gguf;
 use super::header::{Header, TensorInfo};
-use super::mapped::{self, Bytes};
 use super::metadata::Metadata;
 use super::quant::{self, Stored};
-use super::safetensors::{self, safetensors_header};
+use super::safetensors;
 use crate::error::{Error, Result, quoted};
 use crate::tensor::Shape;
 
-/// A read-only view of a model's tensors in one or several mapped files.
+/// A read-only view of a model's tensors in one or several files.
 pub struct Weights {
     path: String,
     files: Vec<(String, Bytes)>,
@@ -29,12 +30,12 @@ impl Weights {
     /// Opens and checks a `.gguf` or `.safetensors` file (its first bytes decide, not its name) or a
     /// folder with `model.safetensors` or `model.safetensors.index.json`, and `config.json`.
     ///
-    /// Files are mapped: nobody may write to them or cut them short while this is open. (To replace
-    /// them by a rename is fine.)
+    /// Headers are read now, tensors when they are asked for, and nothing of them is kept. If somebody writes to a file
+    /// meanwhile, tensors have other values, or are an `Err`. (To replace a file by a rename changes nothing.)
     pub fn open(path: &Path) -> Result<Weights> {
         let shown = path.display().to_string();
         if !path.is_dir() {
-            let files = vec![(shown.clone(), mapped::map(path)?)];
+            let files = vec![(shown.clone(), Bytes::open(path)?)];
             return Weights::new(shown, files, None);
         }
         let folder = safetensors::open_folder(path)?;
@@ -103,8 +104,8 @@ impl Weights {
 
     fn at(&self, index: usize) -> StoredTensor<'_> {
         let (file, info) = &self.tensors[index];
-        let (path, bytes) = &self.files[*file];
-        StoredTensor { path, info, bytes: &bytes[info.range.clone()] }
+        let (path, file) = &self.files[*file];
+        StoredTensor { path, info, file }
     }
 
     /// Whether there is a tensor of this name.
@@ -148,23 +149,35 @@ impl fmt::Debug for Weights {
 }
 
 /// Reads the header of a file in the format that it is in.
-fn header(path: &str, file: &[u8]) -> Result<Header> {
-    if file.starts_with(gguf::MAGIC) {
-        return gguf_header(path, file);
+fn header(path: &str, file: &Bytes) -> Result<Header> {
+    let len = file.len();
+    let mut start = file.read(path, 0..len.min(FIRST_READ))?;
+    if start.starts_with(gguf::MAGIC) {
+        // A GGUF header does not say how long it is.
+        loop {
+            if let Some(header) = gguf::header_of_start(path, &start, len) {
+                return header;
+            }
+            start = file.read(path, 0..len.min(4 * start.len()))?;
+        }
     }
-    // A safetensors file has no magic, but its JSON starts behind the length.
-    if file.len() > 8 && file[8] != b'{' {
+    // A safetensors file has no magic, but its JSON starts after the length.
+    if start.get(8).is_some_and(|&byte| byte != b'{') {
         return Err(Error::format(path, "magic: neither a GGUF file (`GGUF`) nor a safetensors file (`{` at byte 8)"));
     }
-    safetensors_header(path, file)
+    let json = safetensors::json_of(path, &start, len)?;
+    safetensors::header_of_json(path, &file.read(path, json.clone())?, json.start, len)
 }
 
-/// A tensor of [`Weights`]: what it is, and its bytes in the mapping.
+/// Bytes that are read of a file at first: more than most headers have without a tokenizer.
+const FIRST_READ: usize = 1 << 18;
+
+/// A tensor of [`Weights`]: what it is, and where to read its bytes.
 #[derive(Clone, Copy)]
 pub struct StoredTensor<'a> {
     path: &'a str,
     info: &'a TensorInfo,
-    bytes: &'a [u8],
+    file: &'a Bytes,
 }
 
 impl<'a> StoredTensor<'a> {
@@ -183,10 +196,22 @@ impl<'a> StoredTensor<'a> {
         &self.info.shape
     }
 
+    /// How many [`bytes`](Self::bytes) it has.
+    pub fn byte_len(&self) -> usize {
+        self.info.range.len()
+    }
+
     /// The bytes as they are in the file, little-endian: [`Stored::bytes_of`] the shape. Not
-    /// necessarily aligned.
-    pub fn bytes(&self) -> &'a [u8] {
-        self.bytes
+    /// necessarily aligned. Reads them, each time; those of a file in memory are borrowed.
+    pub fn bytes(&self) -> Result<Cow<'a, [u8]>> {
+        self.file.read(self.path, self.info.range.clone())
+    }
+
+    /// The same, if no element is NaN or infinite: see [`check_finite`](Self::check_finite).
+    pub(crate) fn finite_bytes(&self) -> Result<Cow<'a, [u8]>> {
+        let bytes = self.bytes()?;
+        self.check_finite_in(&bytes)?;
+        Ok(bytes)
     }
 
     fn bad(&self, message: String) -> Error {
@@ -213,7 +238,7 @@ impl<'a> StoredTensor<'a> {
 
     /// All elements, decoded to f32.
     pub fn values(&self) -> Result<Vec<f32>> {
-        quant::dequantize(self.stored(), self.bytes)
+        quant::dequantize(self.stored(), &self.bytes()?)
     }
 
     /// Decodes the elements of one row to f32. Rows run along the last dimension; all others are flattened.
@@ -223,16 +248,21 @@ impl<'a> StoredTensor<'a> {
             let asked = format!("row {row} into {} elements", out.len());
             return Err(self.bad(format!("expected a row below {rows} of {}, got {asked}", self.shape())));
         }
-        let row_bytes = self.bytes.len() / rows;
-        quant::dequantize_into(self.stored(), &self.bytes[row * row_bytes..][..row_bytes], out)
+        let row_bytes = self.info.range.len() / rows;
+        let start = self.info.range.start + row * row_bytes;
+        quant::dequantize_into(self.stored(), &self.file.read(self.path, start..start + row_bytes)?, out)
     }
 
     /// An `Err` that names the first element that is NaN or infinite. Reads all of the tensor.
     pub fn check_finite(&self) -> Result<()> {
+        self.finite_bytes().map(drop)
+    }
+
+    fn check_finite_in(&self, bytes: &[u8]) -> Result<()> {
         const PART: usize = 256; // a whole number of blocks of every type
         let mut values = [0.0; PART];
         let part_bytes = PART / self.stored().block_len() * self.stored().block_bytes();
-        for (i, part) in self.bytes.chunks(part_bytes).enumerate() {
+        for (i, part) in bytes.chunks(part_bytes).enumerate() {
             let len = part.len() / self.stored().block_bytes() * self.stored().block_len();
             let values = &mut values[..len];
             quant::dequantize_into(self.stored(), part, values)?;

@@ -4,6 +4,7 @@
 //! form `const NAME: T = v;` or `alias NAME = T;` are *knobs*: a launch may replace the right-hand side. Knobs are text
 //! because `override` constants cannot size a function-local array, which is the register tile that a matmul tunes.
 
+use std::any::TypeId;
 use std::borrow::Cow;
 
 use super::merge::{self, Bound};
@@ -32,15 +33,61 @@ pub struct Kernel {
     pub knobs: Vec<(&'static str, String)>,
     /// What becomes of the file's storage bindings 1, 2, ...; empty if they stay as they are.
     pub merged: Vec<Bound>,
-    /// Whether the driver's bounds checks and loop bounding may be left out. True for kernels that
-    /// the table's stray-write tests cover; see `Gpu::compile`.
-    pub trusted: bool,
+    trust: Trust,
+}
+
+/// Who answers for a kernel's indices and loops. Each step towards [`Planned`](Trust::Planned) is this crate's to make:
+/// the field is private, so code outside can neither set it nor take it over from another kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Trust {
+    /// Nobody: the driver checks them.
+    Checked,
+    /// The table's op of this type, once a planner has asked it for its program.
+    MadeBy(TypeId),
+    /// The planner has: such an op made this kernel for shapes that its `infer` accepts.
+    Planned,
 }
 
 impl Kernel {
     /// A kernel with the knobs as written in the file and all checks on.
     pub fn new(label: &'static str, source: impl Into<Cow<'static, str>>, entry: &'static str) -> Self {
-        Kernel { label, source: source.into(), entry, knobs: vec![], merged: vec![], trusted: false }
+        Kernel { label, source: source.into(), entry, knobs: vec![], merged: vec![], trust: Trust::Checked }
+    }
+
+    /// Whether it runs without injected bounds checks and loop bounds. Only a [plan](crate::Plan) has such kernels, and
+    /// only for ops of the [table](crate::ops::TABLE). A kernel of an op of your own keeps all checks, and so does one
+    /// that your op gets by calling `launch` of an op of the table, with shapes that nobody has checked.
+    ///
+    /// ```
+    /// # #![forbid(unsafe_code)]
+    /// use throughline::kernel::Kernel;
+    /// let kernel = Kernel::new("mine", "@compute @workgroup_size(1) fn main() {}", "main");
+    /// assert!(!kernel.is_trusted());
+    /// ```
+    ///
+    /// Code outside this crate cannot set it:
+    ///
+    /// ```compile_fail,E0451
+    /// # #![forbid(unsafe_code)]
+    /// use throughline::kernel::Kernel;
+    /// let kernel = Kernel::new("mine", "@compute @workgroup_size(1) fn main() {}", "main");
+    /// let kernel = Kernel { label: "trusted", ..kernel };
+    /// ```
+    pub fn is_trusted(&self) -> bool {
+        self.trust == Trust::Planned
+    }
+
+    /// A kernel that an op of this type may run unchecked.
+    pub(crate) fn made_by(mut self, op: TypeId) -> Self {
+        self.trust = Trust::MadeBy(op);
+        self
+    }
+
+    /// As it runs in a plan, for a node whose op is of this type and accepts the shapes. Whatever an op returns, only
+    /// what it has made itself is trusted: not even a kernel that was in a plan before.
+    pub(crate) fn planned_for(mut self, op: TypeId) -> Self {
+        self.trust = if self.trust == Trust::MadeBy(op) { Trust::Planned } else { Trust::Checked };
+        self
     }
 
     /// Sets a knob. A knob that the file does not declare is an error of [`wgsl`](Self::wgsl).
@@ -60,7 +107,7 @@ impl Kernel {
         if self.merged.is_empty() {
             return Ok(text);
         }
-        merge::rewrite(&text, self.entry, &self.merged, self.trusted).map_err(|message| self.error(message))
+        merge::rewrite(&text, self.entry, &self.merged, self.is_trusted()).map_err(|message| self.error(message))
     }
 
     pub(crate) fn error(&self, message: String) -> Error {
@@ -78,20 +125,18 @@ impl Kernel {
         Ok(text)
     }
 
-    /// What the text uses that a device must be opened with: subgroup operations, cooperative matrices, f16.
+    /// What a device must be opened with to compile the text: subgroup operations, cooperative matrices, f16. All of
+    /// the text counts, not only what the entry point reaches: a device without a feature rejects a whole module.
     pub fn features(&self) -> wgpu::Features {
-        let enables = |extension: &str| self.source.contains(&format!("enable {extension};"));
-        // `enable subgroups;` is the standard's, but naga 30 rejects it: so functions and built-in values tell.
-        let words = self.source.match_indices("subgroup").map(|(at, word)| &self.source[at + word.len()..]);
-        let calls = { words }.any(|rest| rest.starts_with(|c: char| c.is_ascii_uppercase()));
+        let module = Module::parse(&self.source);
         let mut features = wgpu::Features::empty();
-        if calls || self.source.contains("builtin(subgroup_") {
+        if module.uses_subgroups() {
             features |= wgpu::Features::SUBGROUP;
         }
-        if enables("wgpu_cooperative_matrix") {
+        if module.enables("wgpu_cooperative_matrix") {
             features |= Cooperative::F32.features();
         }
-        if enables("f16") {
+        if module.enables("f16") {
             features |= wgpu::Features::SHADER_F16;
         }
         features
@@ -179,6 +224,20 @@ mod tests {
         let source = "const A: u32 = 1u; // why\nconst AB: u32 = 2u;\nalias E = f32;\n";
         let k = Kernel::new("t", source, "forward").knob("A", 7u32).knob("E", "vec4<f32>");
         assert_eq!(k.wgsl().unwrap(), "const A: u32 = 7u; // why\nconst AB: u32 = 2u;\nalias E = vec4<f32>;\n");
+    }
+
+    #[test]
+    fn features_are_read_from_code_and_not_from_comments() {
+        let features = |source: &'static str| Kernel::new("t", source, "f").features();
+        let (none, subgroup) = (wgpu::Features::empty(), wgpu::Features::SUBGROUP);
+        assert_eq!(features("// subgroupShuffleXor(v, 1u), @builtin(subgroup_size)\nfn f() { let x = 1; }"), none);
+        assert_eq!(features("/* enable f16; /* subgroupAdd(x) */ */ fn f() { let subgroup_size = 1; }"), none);
+        assert_eq!(features("fn subgroups() {} fn f() { subgroups(); }"), none);
+        assert_eq!(features("fn f() { let x = subgroupAdd ( 1.0 ); }"), subgroup);
+        assert_eq!(features("fn f(@builtin( subgroup_invocation_id ) i: u32) {}"), subgroup);
+        assert_eq!(features("enable /* half */ f16;\nfn f() {}"), wgpu::Features::SHADER_F16);
+        let cooperative = features("enable f16, wgpu_cooperative_matrix;\nfn f() {}");
+        assert_eq!(cooperative, Cooperative::F16.features());
     }
 
     #[test]

@@ -161,6 +161,25 @@ impl<'a> Module<'a> {
         i >= 3 && self.word(i - 2) == "<" && self.word(i - 3) == "var"
     }
 
+    /// Whether it has a directive that enables this extension.
+    pub fn enables(&self, extension: &str) -> bool {
+        let directives = self.items.iter().filter(|i| self.word(i.tokens.start) == "enable");
+        directives.flat_map(|i| i.tokens.clone()).any(|i| self.word(i) == extension)
+    }
+
+    /// Whether it calls a function of subgroups or takes a built-in value of theirs. (`enable subgroups;`, which the
+    /// standard wants, is no sign: the quirk `no-enable-subgroups`.)
+    pub fn uses_subgroups(&self) -> bool {
+        let calls = |word: &str| {
+            let operation = ["subgroup", "quad"].iter().find_map(|start| word.strip_prefix(start));
+            operation.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_uppercase()))
+        };
+        (0..self.tokens.len()).any(|i| match self.word(i) {
+            "builtin" => self.word(i + 2).contains("subgroup"),
+            word => self.word(i + 1) == "(" && self.is_name(i) && calls(word),
+        })
+    }
+
     /// Indices of the functions that an entry point may call, itself first; empty if there is no such entry point.
     pub fn reachable(&self, entry: &str) -> Vec<usize> {
         let function = |name: &str| self.items.iter().position(|i| matches!(i.kind, Kind::Function(n) if n == name));

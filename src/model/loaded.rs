@@ -1,5 +1,6 @@
-//! A model in mapped files.
+//! A model in files.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::path::Path;
 
@@ -8,13 +9,13 @@ use super::layout::{is_linear, is_table_of_tokens, transpose};
 use super::names::{Names, Place};
 use crate::device::Gpu;
 use crate::error::{Error, Result};
-use crate::format::{Packed, Stored, StoredTensor, Weights};
+use crate::format::{Packed, Stored, StoredTensor, Weights, quant};
 use crate::graph::Graph;
 use crate::nn::{Param, Transformer, TransformerConfig, TransformerEncoder, part_of, table_of_part};
 use crate::optim::Arena;
 use crate::tensor::Shape;
 
-/// A model in mapped files.
+/// A model in files, of which tensors are read when they are asked for.
 ///
 /// ```
 /// use throughline::model::Model;
@@ -38,7 +39,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// Maps a folder or file and checks that all parameters are there, in the shapes that the configuration
+    /// Opens a folder or file and checks that all parameters are there, in the shapes that the configuration
     /// says. An `Err` names file and field, or tensor.
     pub fn open(path: &Path) -> Result<Model> {
         Model::new(Weights::open(path)?)
@@ -105,8 +106,7 @@ impl Model {
     pub fn values(&self, name: &str) -> Result<Vec<f32>> {
         let shape = self.shape(name)?;
         let (stored, place) = self.find(name, shape)?;
-        stored.check_finite()?;
-        let values = stored.values()?;
+        let values = quant::dequantize(stored.stored(), &stored.finite_bytes()?)?;
         let part = place.third.unwrap_or(0);
         Ok(match *shape.dims() {
             [d_in, d_out] if is_linear(name) && !self.names.input_major => {
@@ -133,10 +133,17 @@ impl Model {
 
     /// The parameter as rows of the file, if the kernels can read it as it is stored: matrices in f16, bf16 or
     /// blocks of few bits whose rows are whole blocks.
-    pub fn packed(&self, name: &str) -> Result<Option<(Packed, &[u8])>> {
+    pub fn packed(&self, name: &str) -> Result<Option<(Packed, Cow<'_, [u8]>)>> {
         let Some((matrix, stored, place)) = self.find_packed(name)? else { return Ok(None) };
-        stored.check_finite()?;
-        Ok(Some((matrix, &stored.bytes()[third_of(matrix.bytes(), place.third)])))
+        let third = third_of(matrix.bytes(), place.third);
+        Ok(Some(match stored.finite_bytes()? {
+            Cow::Borrowed(bytes) => (matrix, Cow::Borrowed(&bytes[third])),
+            Cow::Owned(mut bytes) => {
+                bytes.truncate(third.end);
+                bytes.drain(..third.start);
+                (matrix, Cow::Owned(bytes))
+            }
+        }))
     }
 
     /// The same without checking the elements.

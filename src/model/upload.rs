@@ -108,7 +108,8 @@ impl Model {
             match matrix {
                 Some(matrix) => {
                     let missing = || Error::Graph(format!("`{name}` cannot stay as the file stores it"));
-                    let (_, mut rest) = self.packed(name)?.ok_or_else(missing)?;
+                    let (_, bytes) = self.packed(name)?.ok_or_else(missing)?;
+                    let mut rest = &bytes[..];
                     for (name, _, n) in parts {
                         let part = Packed { n: *n, ..*matrix };
                         let bytes;

@@ -136,7 +136,7 @@ impl Op for AdamW {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        let kernel = table_kernel("adamw", SOURCE, "forward");
+        let kernel = table_kernel::<Self>("adamw", SOURCE, "forward");
         let binds = [Bind::In(1), Bind::In(4), Bind::In(5), Bind::Out(0), Bind::Out(1), Bind::Out(2)];
         Ok(elementwise::quads(cx, kernel, &binds, &[self.decay_len as u32]))
     }

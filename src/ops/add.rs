@@ -74,7 +74,7 @@ impl Op for Add {
         let quads = n == period || period % 4 == 0;
         let (elem, width) = if quads { ("vec4<f32>", 4) } else { ("f32", 1) };
         let (len, period) = (n.div_ceil(width), period.div_ceil(width));
-        let kernel = table_kernel("add", SOURCE, "forward").knob("E", elem).knob("REPEATS", len != period);
+        let kernel = table_kernel::<Self>("add", SOURCE, "forward").knob("E", elem).knob("REPEATS", len != period);
         let binds = [Bind::In(0), Bind::In(1), Bind::Out(0)];
         Ok(elementwise::elements(cx, len, kernel, &binds, &[period as u32]))
     }

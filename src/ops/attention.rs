@@ -7,7 +7,7 @@
 
 use super::cache::expect_starts;
 use super::cases::{Case, InputFill, Row};
-use super::checks::expect_f32;
+use super::checks::{expect_f32, expect_shape};
 use super::source::{LaneSource, lane_source, table_kernel};
 use crate::array::Array;
 use crate::error::Result;
@@ -217,12 +217,12 @@ impl Attention {
     }
 
     /// Forward; with a cache where the fourth input says how much is in it.
-    fn launch_forward(&self, cx: &Launch<'_>) -> Result<Program, String> {
+    fn launch_forward<O: Op>(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let (d, cached) = (self.dims(&cx.inputs[..3])?, cx.inputs.len() > 3);
         let start = if cached { Bind::In(3) } else { Bind::Null };
         let binds = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::Out(0), Bind::Out(1), start];
         let tile = Tile::pick(&Tile::forward(cx, &d), cx.variant)?;
-        let kernel = tile.kernel("forward", d.dh);
+        let kernel = tile.kernel::<O>("forward", d.dh);
         let kernel = if cached { kernel.knob("CACHED", true) } else { kernel };
         let mut program = Program::default();
         self.dispatch(&mut program, cx, (kernel, &binds), (d.tq, self.heads), tile)?;
@@ -397,12 +397,13 @@ impl Tile {
         }
     }
 
-    fn kernel(&self, plain: &'static str, dh: usize) -> Kernel {
+    fn kernel<O: Op>(&self, plain: &'static str, dh: usize) -> Kernel {
         let (elem, width, dim) = units(dh);
         let divisor = |most: usize| (1..=most.min(dim)).rev().find(|n| dim.is_multiple_of(*n)).unwrap_or(1);
         let (source, entry) = self.family(plain);
-        let kernel =
-            shared_kernel(source.text(self.subgroups), entry, dh).knob("Moved", elem).knob("GROUP", self.group as u32);
+        let kernel = shared_kernel::<O>(source.text(self.subgroups), entry, dh)
+            .knob("Moved", elem)
+            .knob("GROUP", self.group as u32);
         match self.cut {
             Cut::Rows(rows) => {
                 // As much of a row as the lanes can hold, and as many rows as fit next to each other.
@@ -439,9 +440,9 @@ fn units(dh: usize) -> (&'static str, usize, usize) {
 }
 
 /// A kernel with the knobs of `shared.wgsl` that depend on the width of a head.
-fn shared_kernel(source: &'static str, entry: &'static str, dh: usize) -> Kernel {
+fn shared_kernel<O: Op>(source: &'static str, entry: &'static str, dh: usize) -> Kernel {
     let (elem, width, dim) = units(dh);
-    table_kernel("attention", source, entry).knob("E", elem).knob("WIDTH", width as u32).knob("DIM", dim as u32)
+    table_kernel::<O>("attention", source, entry).knob("E", elem).knob("WIDTH", width as u32).knob("DIM", dim as u32)
 }
 
 /// In four sums, which the compiler turns into one vector.
@@ -478,7 +479,7 @@ impl Op for Attention {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        self.launch_forward(cx)
+        self.launch_forward::<Self>(cx)
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
@@ -514,7 +515,7 @@ impl Op for CachedAttention {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        self.0.launch_forward(cx)
+        self.0.launch_forward::<Self>(cx)
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
@@ -534,6 +535,11 @@ impl Op for AttentionBackward {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         expect_f32(inputs, 6)?;
+        let forward = self.0.infer(&inputs[..3])?;
+        for (what, ty, like) in [("y", &inputs[3], &forward[0]), ("lse", &inputs[4], &forward[1])] {
+            expect_shape(what, ty, like.shape.dims())?;
+        }
+        expect_shape("dy", &inputs[5], inputs[0].shape.dims())?;
         Ok(inputs[..3].to_vec())
     }
 
@@ -551,14 +557,14 @@ impl Op for AttentionBackward {
         let rows = d.batch * op.heads * d.tq;
         let delta = program.scratch(TensorType::f32([rows]));
         let tile = Tile::pick(&Tile::backward(cx, &d), cx.variant)?;
-        let kernel = shared_kernel(ROW_DOTS, "row_dots", d.dh);
+        let kernel = shared_kernel::<Self>(ROW_DOTS, "row_dots", d.dh);
         let binds = [Bind::In(3), Bind::In(5), Bind::Scratch(delta)];
         program.dispatch(kernel, &binds, &op.words(&d, 1, rows), cx.profile.grid(rows.div_ceil(64)));
         let ins = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::In(5), Bind::In(4), Bind::ScratchIn(delta)];
         let binds = [&ins[..], &[Bind::Out(0)]].concat();
-        op.dispatch(&mut program, cx, (tile.kernel("backward_q", d.dh), &binds), (d.tq, op.heads), tile)?;
+        op.dispatch(&mut program, cx, (tile.kernel::<Self>("backward_q", d.dh), &binds), (d.tq, op.heads), tile)?;
         let binds = [&ins[..], &[Bind::Out(1), Bind::Out(2)]].concat();
-        op.dispatch(&mut program, cx, (tile.kernel("backward_kv", d.dh), &binds), (d.tk, op.kv_heads), tile)?;
+        op.dispatch(&mut program, cx, (tile.kernel::<Self>("backward_kv", d.dh), &binds), (d.tk, op.kv_heads), tile)?;
         Ok(program)
     }
 

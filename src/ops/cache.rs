@@ -93,12 +93,18 @@ pub(super) fn expect_starts(start: &TensorType, sequences: usize) -> Result<(), 
 }
 
 /// The dispatch of `entry` for these rows and this cache.
-fn launch(cx: &Launch<'_>, entry: &'static str, rows: &TensorType, cache: &TensorType, binds: &[Bind]) -> Program {
+fn launch<O: Op>(
+    cx: &Launch<'_>,
+    entry: &'static str,
+    rows: &TensorType,
+    cache: &TensorType,
+    binds: &[Bind],
+) -> Program {
     let (time, d) = (rows.shape.dims()[1], rows.shape.cols());
     let (elem, width) = if d.is_multiple_of(4) { ("vec4<f32>", 4) } else { ("f32", 1) };
     let cols = d / width;
     let words = [time * cols, cols, cache.shape.dims()[1]].map(|x| x as u32);
-    let kernel = table_kernel("cache", SOURCE, entry).knob("E", elem);
+    let kernel = table_kernel::<O>("cache", SOURCE, entry).knob("E", elem);
     elementwise::elements(cx, rows.len() / width, kernel, binds, &words)
 }
 
@@ -146,7 +152,7 @@ impl Op for CacheWrite {
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let binds = [Bind::In(1), Bind::In(0), Bind::Out(0)];
-        Ok(launch(cx, "write_rows", &cx.inputs[0], &cx.inputs[2], &binds))
+        Ok(launch::<Self>(cx, "write_rows", &cx.inputs[0], &cx.inputs[2], &binds))
     }
 
     fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
@@ -190,7 +196,7 @@ impl Op for CacheRead {
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let binds = [Bind::In(1), Bind::In(0), Bind::Out(0)];
-        Ok(launch(cx, "read_rows", &cx.outputs[0], &cx.inputs[0], &binds))
+        Ok(launch::<Self>(cx, "read_rows", &cx.outputs[0], &cx.inputs[0], &binds))
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {

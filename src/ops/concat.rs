@@ -98,7 +98,7 @@ impl Op for Concat {
             let len = x.shape.dims()[self.axis];
             let runs = Runs::new(&cx.outputs[0].shape, self.axis, start, len);
             let (units, words) = runs.words(x.len());
-            let kernel = table_kernel("concat", SOURCE, "forward").knob("E", runs.unit("vec4<u32>", "u32"));
+            let kernel = table_kernel::<Self>("concat", SOURCE, "forward").knob("E", runs.unit("vec4<u32>", "u32"));
             let (kernel, groups) = elementwise::spread(cx.profile, units, kernel);
             program.dispatch(kernel, &[Bind::In(i), Bind::Out(0)], &words, groups);
             start += len;

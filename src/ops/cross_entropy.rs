@@ -105,13 +105,13 @@ impl Op for CrossEntropy {
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let (rows, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
-        let (kernel, layout) = kernel(cx, "forward");
+        let (kernel, layout) = kernel::<Self>(cx, "forward");
         let mut program = Program::default();
         let losses = program.scratch(TensorType::f32([rows, 2]));
         let words = [rows, cols, layout.groups].map(|w| w as u32);
         let binds = [Bind::In(0), Bind::In(1), Bind::Out(1), Bind::Scratch(losses)];
         program.dispatch(kernel, &binds, &words, cx.profile.grid(layout.groups));
-        let finish = RowLayout::whole(cx).kernel("cross_entropy", SOURCE, "finish");
+        let finish = RowLayout::whole(cx).kernel::<Self>("cross_entropy", SOURCE, "finish");
         let binds = [Bind::ScratchIn(losses), Bind::Out(0), Bind::Out(2)];
         program.dispatch(finish, &binds, &words, [1, 1, 1]);
         Ok(program)
@@ -143,7 +143,14 @@ impl Op for CrossEntropyBackward {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
-        Ok(vec![inputs[0].clone()])
+        let [logits, targets, lse, weight, dloss] = inputs else {
+            return Err(format!("takes 5 inputs, got {}", inputs.len()));
+        };
+        let forward = CrossEntropy.infer(&[logits.clone(), targets.clone()])?;
+        match [dloss, lse, weight].into_iter().eq(&forward) {
+            true => Ok(vec![logits.clone()]),
+            false => Err(format!("loss, lse and weight must be those of {logits}, got {dloss}, {lse}, {weight}")),
+        }
     }
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
@@ -151,7 +158,7 @@ impl Op for CrossEntropyBackward {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        let (kernel, layout) = kernel(cx, "backward");
+        let (kernel, layout) = kernel::<Self>(cx, "backward");
         let binds = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::In(3), Bind::In(4), Bind::Out(0)];
         let words = [cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols(), layout.groups].map(|w| w as u32);
         Ok(Program::one(kernel, &binds, &words, cx.profile.grid(layout.groups)))
@@ -175,11 +182,11 @@ impl Op for CrossEntropyBackward {
 }
 
 /// Quads hold columns of two rows at most, unless there are fewer than three: then elements.
-fn kernel(cx: &Launch<'_>, entry: &'static str) -> (Kernel, RowLayout) {
+fn kernel<O: Op>(cx: &Launch<'_>, entry: &'static str) -> (Kernel, RowLayout) {
     let (rows, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
     let (width, offsets) = if cols < 3 { (1, "0.0") } else { (4, "vec4<f32>(0.0, 1.0, 2.0, 3.0)") };
     let mut layout = RowLayout::independent(cx, rows, cols.next_multiple_of(width));
     layout.width = width;
-    let kernel = layout.kernel("cross_entropy", SOURCE, entry).knob("OFFSETS", offsets);
+    let kernel = layout.kernel::<O>("cross_entropy", SOURCE, entry).knob("OFFSETS", offsets);
     (kernel.knob("RAGGED", !cols.is_multiple_of(width)), layout)
 }

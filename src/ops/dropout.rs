@@ -127,7 +127,7 @@ impl Op for Dropout {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        let kernel = table_kernel("dropout", SOURCE, "forward").knob("ACCUMULATE", self.accumulate);
+        let kernel = table_kernel::<Self>("dropout", SOURCE, "forward").knob("ACCUMULATE", self.accumulate);
         let words = [self.threshold(), (self.scale() as f32).to_bits(), self.stream];
         Ok(elementwise::quads(cx, kernel, &[Bind::In(0), Bind::In(1), Bind::Out(0)], &words))
     }

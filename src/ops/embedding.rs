@@ -132,9 +132,9 @@ pub(super) fn row_of(id: f64, first: usize) -> usize {
 }
 
 /// Element type, columns in units of it, and the kernel with that knob set.
-fn element(entry: &'static str, cols: usize) -> (crate::kernel::Kernel, usize) {
+fn element<O: Op>(entry: &'static str, cols: usize) -> (crate::kernel::Kernel, usize) {
     let (elem, width) = if cols.is_multiple_of(4) { ("vec4<f32>", 4) } else { ("f32", 1) };
-    (table_kernel("embedding", SOURCE, entry).knob("E", elem), cols / width)
+    (table_kernel::<O>("embedding", SOURCE, entry).knob("E", elem), cols / width)
 }
 
 impl Op for Embedding {
@@ -165,7 +165,7 @@ impl Op for Embedding {
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let (vocab, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
         let tokens = cx.inputs[1].len();
-        let (kernel, cols) = element("forward", cols);
+        let (kernel, cols) = element::<Self>("forward", cols);
         let len = tokens * cols;
         let words = [len, cols, vocab, tokens, self.first].map(|w| w as u32);
         let binds = [Bind::In(0), Bind::In(1), Bind::Out(0)];
@@ -201,7 +201,8 @@ impl EmbeddingBackward {
             AdapterClass::Cpu => (8, 16),
             AdapterClass::Gpu => (64, self.vocab.next_power_of_two().clamp(64, 4096)),
         };
-        let kernel = table_kernel("embedding", SOURCE, "chain").knob("GROUP", group as u32).knob("WAYS", ways as u32);
+        let kernel =
+            table_kernel::<Self>("embedding", SOURCE, "chain").knob("GROUP", group as u32).knob("WAYS", ways as u32);
         let binds = [Bind::In(1), Bind::Scratch(head), Bind::Scratch(next)];
         program.dispatch(kernel, &binds, words, [(ways / group) as u32, 1, 1]);
     }
@@ -245,7 +246,7 @@ impl Op for EmbeddingBackward {
         let tokens = cx.inputs[1].len();
         // If few rows of a large table change, visiting all rows would cost more than the update itself.
         let by_token = self.accumulate && tokens < self.vocab;
-        let (kernel, cols) = element("backward", cx.inputs[0].shape.cols());
+        let (kernel, cols) = element::<Self>("backward", cx.inputs[0].shape.cols());
         let len = if by_token { tokens } else { self.vocab } * cols;
         let words = [len, cols, self.vocab, tokens, self.first].map(|w| w as u32);
         let mut program = Program::default();

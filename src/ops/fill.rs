@@ -65,7 +65,7 @@ impl Op for Fill {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        let kernel = table_kernel("fill", SOURCE, "forward");
+        let kernel = table_kernel::<Self>("fill", SOURCE, "forward");
         Ok(elementwise::quads(cx, kernel, &[Bind::Out(0)], &[self.value.to_bits()]))
     }
 

@@ -102,7 +102,7 @@ impl Op for Gelu {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        let kernel = table_kernel("gelu", SOURCE, "forward").knob("TANH", self.tanh);
+        let kernel = table_kernel::<Self>("gelu", SOURCE, "forward").knob("TANH", self.tanh);
         Ok(elementwise::quads(cx, kernel, &[Bind::In(0), Bind::Out(0)], &[]))
     }
 
@@ -132,7 +132,7 @@ impl Op for GeluBackward {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        let kernel = table_kernel("gelu", SOURCE, "backward").knob("TANH", self.tanh);
+        let kernel = table_kernel::<Self>("gelu", SOURCE, "backward").knob("TANH", self.tanh);
         Ok(elementwise::quads(cx, kernel, &[Bind::In(0), Bind::In(1), Bind::Out(0)], &[]))
     }
 

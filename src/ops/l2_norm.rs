@@ -90,7 +90,7 @@ impl Op for L2Norm {
         };
         let groups = len.div_ceil(4 * chunk);
         let mut level = |[from, to]: [Bind; 2], [len, chunk, groups]: [usize; 3], [square, root]: [bool; 2]| {
-            let kernel = layout.kernel("l2_norm", SOURCE, "forward").knob("SQUARE", square).knob("ROOT", root);
+            let kernel = layout.kernel::<Self>("l2_norm", SOURCE, "forward").knob("SQUARE", square).knob("ROOT", root);
             let words = [0, len, chunk, groups].map(|w| w as u32);
             program.dispatch(kernel, &[from, to], &words, cx.profile.grid(groups));
         };
@@ -133,7 +133,7 @@ impl Op for L2NormBackward {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        let kernel = table_kernel("l2_norm", SOURCE.plain, "backward").knob("ACCUMULATE", self.accumulate);
+        let kernel = table_kernel::<Self>("l2_norm", SOURCE.plain, "backward").knob("ACCUMULATE", self.accumulate);
         let binds = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::Out(0)];
         Ok(elementwise::quads(cx, kernel, &binds, &[0, 0, 0]))
     }

@@ -283,9 +283,9 @@ impl Matmul {
         // apart in memory.
         let bytes = 4 * d.batch * d.k.next_multiple_of(4) * d.n.next_multiple_of(8 * lanes);
         let misaligned = !b_axis(self, d).is_multiple_of(4);
-        // Without packing, Mesa 22 takes two to seven times as long for a transposed a without subgroups, and leaks
-        // memory (Mesa 25 does not).
-        let slow = self.transpose_a && profile.subgroups.is_none() && !misaligned;
+        // The quirk `slow-strides`: without packing, and without subgroups, it costs far more.
+        let strided = self.transpose_a && profile.subgroups.is_none() && !misaligned;
+        let slow = strided && profile.quirks.slow_strides;
         if (d.m >= 128 || slow) && bytes as u64 <= profile.max_binding_bytes {
             let large = |size: usize| !narrow && d.k * d.n >= size;
             let pays = slow || (misaligned && large(1 << 16)) || (!self.transpose_b && large(1 << 20));
@@ -306,7 +306,7 @@ impl Matmul {
         let strips = d.n.div_ceil(4 * lanes * quads);
         let [strip, depth] = [lanes * quads, d.k.div_ceil(4)];
         let scratch = program.scratch(TensorType::f32([d.batch * strips, 4 * depth, 4 * strip]));
-        let kernel = table_kernel("matmul", LANES.plain, "pack")
+        let kernel = table_kernel::<Self>("matmul", LANES.plain, "pack")
             .knob("A_TRANSPOSED", !self.transpose_b)
             .knob("A_ALIGNED", b_axis(self, d).is_multiple_of(4))
             .knob("K_TAIL", !d.k.is_multiple_of(4))
@@ -340,7 +340,7 @@ impl Matmul {
         // With one row, a column is as good as a row. Quads run along the contiguous axis.
         let transpose_a = self.transpose_a && d.m > 1;
         let a_axis = if transpose_a { d.m } else { d.k };
-        let kernel = table_kernel("matmul", source, entry)
+        let kernel = table_kernel::<Self>("matmul", source, entry)
             .knob("A_TRANSPOSED", transpose_a)
             .knob("B_TRANSPOSED", self.transpose_b)
             .knob("A_ALIGNED", a_axis.is_multiple_of(4))

@@ -55,7 +55,7 @@ impl Op for Mul {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        let kernel = table_kernel("mul", SOURCE, "forward");
+        let kernel = table_kernel::<Self>("mul", SOURCE, "forward");
         Ok(elementwise::quads(cx, kernel, &[Bind::In(0), Bind::In(1), Bind::Out(0)], &[]))
     }
 

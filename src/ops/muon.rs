@@ -234,10 +234,10 @@ impl Op for MuonMomentum {
         let words = [quads, len, chunk, chunks, groups, 0, self.to.to_bits(), 0];
         let grid = cx.profile.grid(n * chunks as usize);
         let sums = program.scratch(TensorType::f32([n, chunks as usize]));
-        let kernel = layout.kernel("muon", SOURCE, "momentum").knob("NESTEROV", self.nesterov);
+        let kernel = layout.kernel::<Self>("muon", SOURCE, "momentum").knob("NESTEROV", self.nesterov);
         let binds = [Bind::In(0), Bind::In(2), Bind::In(3), Bind::Out(0), Bind::Out(1), Bind::Scratch(sums)];
         program.dispatch(kernel, &binds, &words, grid);
-        let kernel = layout.kernel("muon", SOURCE, "normalise");
+        let kernel = layout.kernel::<Self>("muon", SOURCE, "normalise");
         program.dispatch(kernel, &[Bind::ScratchIn(sums), Bind::Out(1)], &words, grid);
         Ok(program)
     }
@@ -288,7 +288,7 @@ impl Op for MuonShift {
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let side = cx.inputs[0].shape.cols() as u32;
-        let kernel = table_kernel("muon", SOURCE.plain, "shift");
+        let kernel = table_kernel::<Self>("muon", SOURCE.plain, "shift");
         let words = [0, 0, 0, 0, side, self.identity.to_bits(), self.factor.to_bits()];
         Ok(elementwise::quads(cx, kernel, &[Bind::In(0), Bind::Out(0)], &words))
     }
@@ -324,7 +324,7 @@ impl Op for MuonUpdate {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        let kernel = table_kernel("muon", SOURCE.plain, "update");
+        let kernel = table_kernel::<Self>("muon", SOURCE.plain, "update");
         let binds = [Bind::In(1), Bind::In(2), Bind::Out(0)];
         Ok(elementwise::quads(cx, kernel, &binds, &[0, 0, 0, 0, 0, self.rate.to_bits(), 0]))
     }

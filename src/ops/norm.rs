@@ -105,7 +105,8 @@ impl Op for Norm {
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let (rows, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
         let (layout, each) = layout(cx, rows, cols, 1);
-        let kernel = layout.kernel("norm", SOURCE, "forward").knob("CENTERED", self.centered).knob("ROWS", each as u32);
+        let kernel =
+            layout.kernel::<Self>("norm", SOURCE, "forward").knob("CENTERED", self.centered).knob("ROWS", each as u32);
         let beta = if self.centered { Bind::In(2) } else { Bind::Null };
         let binds = [Bind::In(0), Bind::In(1), beta, Bind::Out(0), Bind::Out(1), Bind::Out(2)];
         let words = words(&layout, rows, cols, self.eps, 0);
@@ -143,6 +144,13 @@ impl Op for NormBackward {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         expect_f32(inputs, 4 + usize::from(self.accumulate))?;
+        let dy = &inputs[0].shape;
+        expect_shape("xhat", &inputs[1], dy.dims())?;
+        expect_shape("rstd", &inputs[2], &[dy.rows()])?;
+        expect_shape("gamma", &inputs[3], &[dy.cols()])?;
+        if self.accumulate {
+            expect_shape("the tensor to add to", &inputs[4], dy.dims())?;
+        }
         let mut outputs = vec![inputs[0].clone(), inputs[3].clone()];
         if self.centered {
             outputs.push(inputs[3].clone());
@@ -171,7 +179,7 @@ impl Op for NormBackward {
                 ("backward", layout, each, ("ROWS", each))
             }
         };
-        let kernel = layout.kernel("norm", SOURCE, entry).knob("CENTERED", self.centered);
+        let kernel = layout.kernel::<Self>("norm", SOURCE, entry).knob("CENTERED", self.centered);
         let kernel = kernel.knob("ACCUMULATE", self.accumulate).knob(knob.0, knob.1 as u32);
         let mut program = Program::default();
         let blocks = rows.div_ceil(each);
@@ -183,7 +191,7 @@ impl Op for NormBackward {
         program.dispatch(kernel, &[&ins[..], &outs].concat(), &words, cx.profile.grid(layout.groups));
         for (from, to) in [(dgamma, 1), (dbeta, 2)].into_iter().take(cx.outputs.len() - 1) {
             let ends = (Bind::ScratchIn(from), Bind::Out(to));
-            sum::sum_rows(&mut program, cx.profile, ends, (blocks, cols), false);
+            sum::sum_rows::<Self>(&mut program, cx.profile, ends, (blocks, cols), false);
         }
         Ok(program)
     }

@@ -69,8 +69,8 @@ fn linear(m: usize, matrix: Packed, bias: bool) -> Case {
 }
 
 impl Packed {
-    fn kernel(&self, subgroups: bool, entry: &'static str, group: usize) -> Kernel {
-        table_kernel("packed", SOURCE.text(subgroups), entry)
+    fn kernel<O: Op>(&self, subgroups: bool, entry: &'static str, group: usize) -> Kernel {
+        table_kernel::<O>("packed", SOURCE.text(subgroups), entry)
             .knob("FORMAT", self.stored.name())
             .knob("GROUP", group as u32)
     }
@@ -214,7 +214,7 @@ impl Op for PackedLinear {
         let tile = Tile::new(cx, m);
         let groups_n = self.matrix.n.div_ceil(tile.group / tile.slices * tile.cols);
         let groups = groups_n * m.div_ceil(tile.rows);
-        let kernel = (self.matrix.kernel(tile.subgroups, "forward", tile.group))
+        let kernel = (self.matrix.kernel::<Self>(tile.subgroups, "forward", tile.group))
             .knob("SLICES", tile.slices as u32)
             .knob("ROWS", tile.rows as u32)
             .knob("COLS", tile.cols as u32);
@@ -265,7 +265,11 @@ impl Op for PackedLinearBackward {
         }
         expect_f32("dy", &inputs[0], self.matrix.n)?;
         self.matrix.check(&inputs[1])?;
-        Ok(vec![TensorType::f32(inputs[0].shape.with_cols(self.matrix.k))])
+        let dx = TensorType::f32(inputs[0].shape.with_cols(self.matrix.k));
+        if self.accumulate {
+            expect_shape("the tensor to add to", &inputs[2], dx.shape.dims())?;
+        }
+        Ok(vec![dx])
     }
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
@@ -279,7 +283,7 @@ impl Op for PackedLinearBackward {
         let rows = m.next_power_of_two().min(4);
         let groups_k = (self.matrix.k / UNIT).div_ceil(group);
         let groups = groups_k * m.div_ceil(rows);
-        let kernel = self.matrix.kernel(false, "backward", group).knob("ROWS", rows as u32);
+        let kernel = self.matrix.kernel::<Self>(false, "backward", group).knob("ROWS", rows as u32);
         let binds = [Bind::In(1), Bind::In(0), Bind::Out(0)];
         let words = self.matrix.words(m, [groups_k, groups], [false, self.accumulate], 0);
         Ok(Program::one(kernel, &binds, &words, cx.profile.grid(groups)))
@@ -341,7 +345,7 @@ impl Op for PackedRows {
         let groups = (tokens * self.matrix.k / UNIT).div_ceil(group);
         let words = self.matrix.words(tokens, [0, groups], [false; 2], self.first);
         let binds = [Bind::In(0), Bind::In(1), Bind::Out(0)];
-        Ok(Program::one(self.matrix.kernel(false, "rows", group), &binds, &words, cx.profile.grid(groups)))
+        Ok(Program::one(self.matrix.kernel::<Self>(false, "rows", group), &binds, &words, cx.profile.grid(groups)))
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {

@@ -56,7 +56,7 @@ impl Op for ResidualAdd {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        let kernel = table_kernel("residual_add", SOURCE, "forward");
+        let kernel = table_kernel::<Self>("residual_add", SOURCE, "forward");
         Ok(elementwise::quads(cx, kernel, &[Bind::In(1), Bind::Out(0)], &[]))
     }
 

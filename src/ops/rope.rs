@@ -324,7 +324,7 @@ impl Op for Rope {
         // Angles cost loads and arithmetic, which software adapters share between heads.
         let group = if cx.profile.class == AdapterClass::Cpu { self.heads } else { 1 };
         let groups = self.heads / group;
-        let kernel = table_kernel("rope", SOURCE, if self.interleaved { "interleaved" } else { "halves" })
+        let kernel = table_kernel::<Self>("rope", SOURCE, if self.interleaved { "interleaved" } else { "halves" })
             .knob("E", if quads { "vec4<f32>" } else { "f32" })
             .knob("U", if quads { "vec4<u32>" } else { "u32" })
             .knob("I", if quads { "vec4<i32>" } else { "i32" })

@@ -1,6 +1,7 @@
 //! Host side of the kernels that work row by row: how a row is split over invocations.
 
 use super::source::{LaneSource, table_kernel};
+use crate::graph::Op;
 use crate::kernel::{Kernel, Launch};
 use crate::profile::AdapterClass;
 
@@ -61,9 +62,9 @@ impl RowLayout {
     }
 
     /// A kernel with these knobs.
-    pub fn kernel(&self, label: &'static str, source: LaneSource, entry: &'static str) -> Kernel {
+    pub fn kernel<O: Op>(&self, label: &'static str, source: LaneSource, entry: &'static str) -> Kernel {
         let elem = if self.width == 4 { "vec4<f32>" } else { "f32" };
-        table_kernel(label, source.text(self.reach > 1), entry)
+        table_kernel::<O>(label, source.text(self.reach > 1), entry)
             .knob("GROUP", self.group as u32)
             .knob("LANES", self.lanes as u32)
             .knob("REACH", self.reach as u32)

@@ -69,7 +69,7 @@ impl Op for Scale {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        let kernel = table_kernel("scale", SOURCE, "forward").knob("ACCUMULATE", self.accumulate);
+        let kernel = table_kernel::<Self>("scale", SOURCE, "forward").knob("ACCUMULATE", self.accumulate);
         Ok(elementwise::quads(cx, kernel, &[Bind::In(0), Bind::Out(0)], &[self.factor.to_bits()]))
     }
 

@@ -156,7 +156,7 @@ impl Op for Slice {
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let runs = Runs::new(&cx.inputs[0].shape, self.axis, self.start, self.len);
         let (len, words) = runs.words(cx.outputs[0].len());
-        let kernel = table_kernel("slice", SOURCE, "forward").knob("E", runs.unit("vec4<u32>", "u32"));
+        let kernel = table_kernel::<Self>("slice", SOURCE, "forward").knob("E", runs.unit("vec4<u32>", "u32"));
         let (kernel, groups) = elementwise::spread(cx.profile, len, kernel);
         Ok(Program::one(kernel, &[Bind::In(0), Bind::Out(0)], &words, groups))
     }
@@ -214,7 +214,7 @@ impl Op for SlicePad {
         let (x, y) = (&cx.inputs[0], &cx.outputs[0]);
         let runs = Runs::new(&y.shape, self.axis, self.start, x.shape.dims()[self.axis]);
         let (len, words) = runs.words(if self.accumulate { x.len() } else { y.len() });
-        let kernel = table_kernel("slice", SOURCE, "pad")
+        let kernel = table_kernel::<Self>("slice", SOURCE, "pad")
             .knob("E", runs.unit("vec4<f32>", "f32"))
             .knob("ACCUMULATE", self.accumulate);
         let (kernel, groups) = elementwise::spread(cx.profile, len, kernel);

@@ -1,7 +1,7 @@
 //! Softmax over the last dimension: `y = exp(x - max) / sum(exp(x - max))`. Backward: `dx = y * (dy - sum(dy * y))`.
 
 use super::cases::{Case, InputFill, Row};
-use super::checks::expect_f32;
+use super::checks::{expect_f32, expect_shape};
 use super::rowwise::RowLayout;
 use super::source::{LaneSource, lane_source};
 use crate::array::Array;
@@ -45,12 +45,12 @@ impl Graph {
 }
 
 /// Both directions are one kernel over rows: `inputs`, then the output.
-fn launch(cx: &Launch<'_>, entry: &'static str) -> Program {
+fn launch<O: Op>(cx: &Launch<'_>, entry: &'static str) -> Program {
     let (rows, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
     let layout = RowLayout::independent(cx, rows, cols);
     let binds: Vec<Bind> = (0..cx.inputs.len()).map(Bind::In).chain([Bind::Out(0)]).collect();
     let words = [rows as u32, (cols / layout.width) as u32, layout.groups as u32];
-    let kernel = layout.kernel("softmax", SOURCE, entry);
+    let kernel = layout.kernel::<O>("softmax", SOURCE, entry);
     Program::one(kernel, &binds, &words, cx.profile.grid(layout.groups))
 }
 
@@ -72,7 +72,7 @@ impl Op for Softmax {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        Ok(launch(cx, "forward"))
+        Ok(launch::<Self>(cx, "forward"))
     }
 
     fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
@@ -97,6 +97,7 @@ impl Op for SoftmaxBackward {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         expect_f32(inputs, 2)?;
+        expect_shape("y", &inputs[1], inputs[0].shape.dims())?;
         Ok(vec![inputs[0].clone()])
     }
 
@@ -105,7 +106,7 @@ impl Op for SoftmaxBackward {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        Ok(launch(cx, "backward"))
+        Ok(launch::<Self>(cx, "backward"))
     }
 
     fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {

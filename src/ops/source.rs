@@ -1,5 +1,8 @@
 //! WGSL text of the table's kernels.
 
+use std::any::TypeId;
+
+use crate::graph::Op;
 use crate::kernel::Kernel;
 
 /// A WGSL file preceded by `shaders/common/subgroups.wgsl`, or by its stand-in for devices without subgroups.
@@ -35,8 +38,7 @@ macro_rules! lane_source {
 
 pub(crate) use lane_source;
 
-/// A kernel of the table. These run without injected bounds checks; see `Gpu::compile` for why
-/// that is sound.
-pub(crate) fn table_kernel(label: &'static str, source: &'static str, entry: &'static str) -> Kernel {
-    Kernel { trusted: true, ..Kernel::new(label, source, entry) }
+/// A kernel of the table's op `O`, which alone may run it without injected bounds checks; see [`Kernel::is_trusted`].
+pub(crate) fn table_kernel<O: Op>(label: &'static str, source: &'static str, entry: &'static str) -> Kernel {
+    Kernel::new(label, source, entry).made_by(TypeId::of::<O>())
 }

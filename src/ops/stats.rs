@@ -78,7 +78,7 @@ impl Op for Stats {
         if self.pair {
             expect_shape("b", &inputs[1], inputs[0].shape.dims())?;
         }
-        let (board, rows) = (&inputs[n], self.row + Self::rows(inputs[0].len()));
+        let (board, rows) = (&inputs[n], self.row.saturating_add(Self::rows(inputs[0].len())));
         if board.shape.rank() != 2 || board.shape.cols() != Self::COLUMNS || board.shape.rows() < rows {
             return Err(format!("the board must be [{rows} or more, {}], got {}", Self::COLUMNS, board.shape));
         }
@@ -92,7 +92,7 @@ impl Op for Stats {
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let len = cx.inputs[0].len();
         let groups = Self::rows(len);
-        let kernel = RowLayout::whole(cx).kernel("stats", SOURCE, "forward").knob("PAIR", self.pair);
+        let kernel = RowLayout::whole(cx).kernel::<Self>("stats", SOURCE, "forward").knob("PAIR", self.pair);
         let b = if self.pair { Bind::In(1) } else { Bind::Null };
         let words = [len, Self::chunk(len) / 4, groups, self.row].map(|w| w as u32);
         Ok(Program::one(kernel, &[Bind::In(0), b, Bind::Out(0)], &words, cx.profile.grid(groups)))

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::cases::{Case, Row};
-use super::checks::expect_f32;
+use super::checks::{expect_f32, expect_shape};
 use super::elementwise;
 use super::source::table_kernel;
 use crate::array::Array;
@@ -94,7 +94,7 @@ pub(super) fn expect_suffix(small: &Shape, large: &Shape) -> Result<(), String> 
 }
 
 /// Appends the dispatches that sum `rows` rows of `from` into `to`, with scratch between levels.
-pub(super) fn sum_rows(
+pub(super) fn sum_rows<O: Op>(
     program: &mut Program,
     profile: &Profile,
     (mut from, to): (Bind, Bind),
@@ -122,7 +122,7 @@ pub(super) fn sum_rows(
         let scratch = if last { 0 } else { program.scratch(TensorType::f32([chunks, wide_cols])) };
         let out = if last { to } else { Bind::Scratch(scratch) };
         let across = (wide_cols / width).div_ceil(invocations);
-        let kernel = table_kernel("sum", SOURCE, "columns")
+        let kernel = table_kernel::<O>("sum", SOURCE, "columns")
             .knob("INVOCATIONS", invocations as u32)
             .knob("E", elem)
             .knob("ACCUMULATE", accumulate && last);
@@ -143,6 +143,9 @@ impl Op for Sum {
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         expect_f32(inputs, 1 + usize::from(self.accumulate))?;
         expect_suffix(&self.to, &inputs[0].shape)?;
+        if self.accumulate {
+            expect_shape("the tensor to add to", &inputs[1], self.to.dims())?;
+        }
         Ok(vec![TensorType::f32(self.to.clone())])
     }
 
@@ -161,7 +164,7 @@ impl Op for Sum {
         let mut program = Program::default();
         let cols = self.to.len();
         let rows = cx.inputs[0].len() / cols;
-        sum_rows(&mut program, cx.profile, (Bind::In(0), Bind::Out(0)), (rows, cols), self.accumulate);
+        sum_rows::<Self>(&mut program, cx.profile, (Bind::In(0), Bind::Out(0)), (rows, cols), self.accumulate);
         Ok(program)
     }
 
@@ -213,7 +216,7 @@ impl Op for Broadcast {
         let (cols, n) = (cx.inputs[0].len(), cx.outputs[0].len());
         let (elem, width) = if cols % 4 == 0 { ("vec4<f32>", 4) } else { ("f32", 1) };
         let len = n / width;
-        let kernel = table_kernel("sum", SOURCE, "broadcast").knob("E", elem);
+        let kernel = table_kernel::<Self>("sum", SOURCE, "broadcast").knob("E", elem);
         let words = [n / cols, cols / width, 0, 0].map(|w| w as u32);
         Ok(elementwise::elements(cx, len, kernel, &[Bind::In(0), Bind::Out(0)], &words))
     }

@@ -71,7 +71,7 @@ impl Op for SwiGlu {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        let kernel = table_kernel("swiglu", SOURCE, "forward");
+        let kernel = table_kernel::<Self>("swiglu", SOURCE, "forward");
         Ok(elementwise::quads(cx, kernel, &[Bind::In(0), Bind::In(1), Bind::Out(0)], &[]))
     }
 
@@ -101,7 +101,7 @@ impl Op for SwiGluBackward {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        let kernel = table_kernel("swiglu", SOURCE, "backward");
+        let kernel = table_kernel::<Self>("swiglu", SOURCE, "backward");
         let binds = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::Out(0), Bind::Out(1)];
         Ok(elementwise::quads(cx, kernel, &binds, &[]))
     }

@@ -109,7 +109,7 @@ const MAX_SIZE: usize = 1024;
 
 impl TopK {
     fn kernel(&self, cx: &Launch<'_>, entry: &'static str) -> Kernel {
-        table_kernel("top_k", SOURCE, entry).knob("K", self.k as u32).knob("BY_ROW", cx.inputs[1].len() > 1)
+        table_kernel::<Self>("top_k", SOURCE, entry).knob("K", self.k as u32).knob("BY_ROW", cx.inputs[1].len() > 1)
     }
 
     /// About sqrt(n) chunks of about sqrt(n) elements, so that finding the best chunk costs as much as searching it.

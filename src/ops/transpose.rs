@@ -107,7 +107,7 @@ impl Op for Transpose {
             AdapterClass::Gpu => [8, 8, 1],
         };
         let (across, down) = ((b * inner).div_ceil(wide), a.div_ceil(tall * each));
-        let kernel = table_kernel("transpose", SOURCE, entry)
+        let kernel = table_kernel::<Self>("transpose", SOURCE, entry)
             .knob("WIDE", wide as u32)
             .knob("TALL", tall as u32)
             .knob("EACH", each as u32)

@@ -94,7 +94,7 @@ impl Optimizer {
         profile: impl AsyncFn(&Executable) -> Result<Timeline>,
     ) -> Result<Timeline> {
         let gpu = self.exec.gpu();
-        let mut encoder = gpu.device().create_command_encoder(&Default::default());
+        let mut encoder = gpu.encoder("optimizer step");
         self.record_hyper(&mut encoder, lr, step)?;
         gpu.submit(encoder)?;
         profile(&self.exec).await

@@ -1,5 +1,56 @@
-//! The plan of a step: buffers and dispatches, as data. Printable, made before anything is
-//! allocated; there is no wgpu in it. How it is made is in `planner.rs`.
+//! The plan of a step: buffers and dispatches, as data. Printable, and made before anything is allocated.
+//!
+//! A [`Plan`] can be read but not edited, and only [`Plan::new`] makes one: an [`Executable`](crate::Executable) runs
+//! the kernels of the op table without bounds checks, so what a plan tells them must be what the planner has checked.
+//!
+//! ```
+//! # #![forbid(unsafe_code)]
+//! use throughline::{AdapterClass, Graph, Plan, Profile, TensorType};
+//! let mut g = Graph::new();
+//! let x = g.input("x", TensorType::f32([64]))?;
+//! let y = g.gelu("y", x)?;
+//! let plan = Plan::new(&g, &[y], &Profile::portable(AdapterClass::Gpu))?;
+//! let dispatch = &plan.steps()[0].dispatches()[0];
+//! println!("{} words, {:?} workgroups", dispatch.words().len(), dispatch.workgroups());
+//! # Ok::<(), throughline::Error>(())
+//! ```
+//!
+//! None of these compiles:
+//!
+//! ```compile_fail,E0616
+//! # #![forbid(unsafe_code)]
+//! fn longer(plan: &mut throughline::Plan) {
+//!     plan.steps.clear();
+//! }
+//! ```
+//!
+//! ```compile_fail,E0616
+//! # #![forbid(unsafe_code)]
+//! fn longer(dispatch: &mut throughline::plan::PlannedDispatch) {
+//!     dispatch.words[0] = 1 << 20;
+//! }
+//! ```
+//!
+//! ```compile_fail,E0616
+//! # #![forbid(unsafe_code)]
+//! fn larger(dispatch: &mut throughline::plan::PlannedDispatch) {
+//!     dispatch.binds[0].as_mut().unwrap().bytes = 1 << 20;
+//! }
+//! ```
+//!
+//! ```compile_fail,E0616
+//! # #![forbid(unsafe_code)]
+//! fn more(dispatch: &mut throughline::plan::PlannedDispatch) {
+//!     dispatch.workgroups = [1 << 10; 3];
+//! }
+//! ```
+//!
+//! Four words for what a kernel reads and writes, from the op to the device:
+//!
+//! - [`Bind`](crate::kernel::Bind): a binding as an op's program has it, an input or output of that op.
+//! - [`BoundSlot`]: the same in a plan: a [`Slot`], which is where a value lives, and how much of it is bound.
+//! - [`Bound`](crate::kernel::Bound): what became of a binding on a device that binds fewer than the kernel has.
+//! - `bindings::Binding`: what the planner weighs to choose that, bytes and the cost of copies.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -8,6 +59,7 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::graph::{Names, Op, Value};
 use crate::kernel::Kernel;
+use crate::profile::Lanes;
 use crate::tensor::TensorType;
 
 mod bindings;
@@ -50,7 +102,7 @@ pub struct BufferSpec {
 
 /// A copy between two slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Copy {
+pub struct BufferCopy {
     /// Source.
     pub from: Slot,
     /// First byte in the source.
@@ -63,54 +115,133 @@ pub struct Copy {
     pub bytes: usize,
 }
 
-impl Copy {
+impl BufferCopy {
     /// A copy of what is at the start of a slot, to the start of another.
     pub fn whole(from: Slot, to: Slot, bytes: usize) -> Self {
-        Copy { from, from_offset: 0, to, to_offset: 0, bytes }
+        BufferCopy { from, from_offset: 0, to, to_offset: 0, bytes }
     }
+}
+
+/// What a binding of a dispatch covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BoundSlot {
+    /// Where the tensor lives.
+    pub slot: Slot,
+    /// Bytes of it, from its start.
+    pub bytes: usize,
+    /// Whether the kernel writes it.
+    pub writes: bool,
 }
 
 /// A dispatch with its bindings resolved.
 #[derive(Clone, Debug)]
 pub struct PlannedDispatch {
+    pub(crate) kernel: Kernel,
+    pub(crate) binds: Vec<Option<BoundSlot>>,
+    pub(crate) words: Vec<u32>,
+    pub(crate) ranges: Vec<u32>,
+    pub(crate) copies_in: Vec<BufferCopy>,
+    pub(crate) copies_out: Vec<BufferCopy>,
+    pub(crate) workgroups: [u32; 3],
+}
+
+impl PlannedDispatch {
     /// The kernel.
-    pub kernel: Kernel,
-    /// Slot, bytes and whether the kernel writes, for bindings 1, 2, ...; `None` is unused.
-    pub binds: Vec<Option<(Slot, usize, bool)>>,
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    /// What bindings 1, 2, ... cover; `None` is unused.
+    pub fn binds(&self) -> &[Option<BoundSlot>] {
+        &self.binds
+    }
+
     /// Words of the uniform at binding 0.
-    pub words: Vec<u32>,
-    /// Words of the uniform behind the last of `binds`, if any: where the ranges of bindings that were merged start,
-    /// and their last indices. See [`Profile::max_storage_buffers`](crate::Profile::max_storage_buffers).
-    pub ranges: Vec<u32>,
-    /// Copies into buffers of merged bindings, to make first.
-    pub copies_in: Vec<Copy>,
-    /// Copies out of them, to make behind the dispatch.
-    pub copies_out: Vec<Copy>,
+    pub fn words(&self) -> &[u32] {
+        &self.words
+    }
+
+    /// Words of the uniform that follows the last of `binds`, if any: where the ranges of bindings that were merged
+    /// start, and their last indices. See [`Profile::max_storage_buffers`](crate::Profile::max_storage_buffers).
+    pub fn ranges(&self) -> &[u32] {
+        &self.ranges
+    }
+
+    /// Copies into buffers of merged bindings, made before the dispatch.
+    pub fn copies_in(&self) -> &[BufferCopy] {
+        &self.copies_in
+    }
+
+    /// Copies out of them, made after it.
+    pub fn copies_out(&self) -> &[BufferCopy] {
+        &self.copies_out
+    }
+
     /// Workgroups in x, y, z.
-    pub workgroups: [u32; 3],
+    pub fn workgroups(&self) -> [u32; 3] {
+        self.workgroups
+    }
 }
 
 /// The work of one node.
 #[derive(Clone, Debug)]
 pub struct Step {
+    pub(crate) name: String,
+    pub(crate) op: Arc<dyn Op>,
+    pub(crate) inputs: Vec<(Slot, TensorType)>,
+    pub(crate) starts_as: Vec<Option<usize>>,
+    pub(crate) copies: Vec<BufferCopy>,
+    pub(crate) dispatches: Vec<PlannedDispatch>,
+    pub(crate) outputs: Vec<(Slot, TensorType)>,
+    pub(crate) flops: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Step {
     /// Name of the node.
-    pub name: String,
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Its op.
-    pub op: Arc<dyn Op>,
+    pub fn op(&self) -> &Arc<dyn Op> {
+        &self.op
+    }
+
     /// Where its inputs live, before the copies, with their types.
-    pub inputs: Vec<(Slot, TensorType)>,
+    pub fn inputs(&self) -> &[(Slot, TensorType)] {
+        &self.inputs
+    }
+
     /// For each output the input that it starts as, if any.
-    pub starts_as: Vec<Option<usize>>,
+    pub fn starts_as(&self) -> &[Option<usize>] {
+        &self.starts_as
+    }
+
     /// Copies to make first.
-    pub copies: Vec<Copy>,
+    pub fn copies(&self) -> &[BufferCopy] {
+        &self.copies
+    }
+
     /// Dispatches, in order.
-    pub dispatches: Vec<PlannedDispatch>,
+    pub fn dispatches(&self) -> &[PlannedDispatch] {
+        &self.dispatches
+    }
+
     /// Where the outputs live, with their types.
-    pub outputs: Vec<(Slot, TensorType)>,
+    pub fn outputs(&self) -> &[(Slot, TensorType)] {
+        &self.outputs
+    }
+
     /// Floating-point operations.
-    pub flops: u64,
+    pub fn flops(&self) -> u64 {
+        self.flops
+    }
+
     /// Bytes that must move at least.
-    pub bytes: u64,
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
 }
 
 /// A planned graph: the work of a step in order, and the memory that it needs.
@@ -118,19 +249,47 @@ pub struct Step {
 /// Formatting it with `{}` prints the table of nodes, kernels and buffers.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
-    /// Work, in order.
-    pub steps: Vec<Step>,
-    /// Copies to make last: stores that could not be written in place.
-    pub final_copies: Vec<Copy>,
-    /// The plan's own buffers.
-    pub buffers: Vec<BufferSpec>,
-    /// Inputs, parameters and states.
-    pub externals: Vec<External>,
+    pub(crate) steps: Vec<Step>,
+    pub(crate) final_copies: Vec<BufferCopy>,
+    pub(crate) buffers: Vec<BufferSpec>,
+    pub(crate) externals: Vec<External>,
     pub(crate) kept: HashMap<Value, (Slot, TensorType)>,
     pub(crate) names: Names,
+    pub(crate) lanes: Lanes,
 }
 
 impl Plan {
+    /// Work, in order.
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// Copies to make last: stores that could not be written in place.
+    pub fn final_copies(&self) -> &[BufferCopy] {
+        &self.final_copies
+    }
+
+    /// The plan's own buffers.
+    pub fn buffers(&self) -> &[BufferSpec] {
+        &self.buffers
+    }
+
+    /// Inputs, parameters and states.
+    pub fn externals(&self) -> &[External] {
+        &self.externals
+    }
+
+    /// The kernels of some steps alone, without the copies around them. For measuring how long they take: their inputs
+    /// hold whatever was there.
+    #[cfg(feature = "check")]
+    pub(crate) fn kernels_of(&self, keep: impl Fn(&Step) -> bool) -> Plan {
+        let mut plan = self.clone();
+        plan.steps.retain(keep);
+        plan.steps.iter_mut().for_each(|s| s.copies.clear());
+        plan.final_copies.clear();
+        plan
+    }
+
     /// Where an output given to [`new`](Self::new), or an input, parameter or state, lives. `None` for all else, and
     /// for values of other graphs.
     pub fn slot(&self, value: Value) -> Option<(Slot, &TensorType)> {
@@ -230,7 +389,7 @@ impl fmt::Display for Plan {
         )?;
         for step in &self.steps {
             let outs: Vec<String> = step.outputs.iter().map(|(s, ty)| format!("{} {ty}", slot(s))).collect();
-            let copy = |c: &Copy| format!("copy {} to {}", slot(&c.from), slot(&c.to));
+            let copy = |c: &BufferCopy| format!("copy {} to {}", slot(&c.from), slot(&c.to));
             let mut work: Vec<String> = step.copies.iter().map(copy).collect();
             for d in &step.dispatches {
                 let groups: u64 = d.workgroups.iter().map(|&n| u64::from(n)).product();

@@ -4,10 +4,11 @@
 //! disjoint ranges. An output that *starts as* one of its inputs takes over that input's buffer only if nothing reads
 //! the input afterwards; otherwise the plan contains a copy.
 
+use std::any::Any;
 use std::collections::{HashMap, HashSet};
 
 use super::bindings::{self, Binding};
-use super::{BufferSpec, Copy, External, Plan, PlannedDispatch, Slot, Step, declared, fuse, variants};
+use super::{BoundSlot, BufferCopy, BufferSpec, External, Plan, PlannedDispatch, Slot, Step, declared, fuse, variants};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Op, Source, Value};
 use crate::kernel::{Bind, Bound, Launch, Program};
@@ -28,7 +29,7 @@ impl Plan {
     /// let branch = g.matmul("branch", x, w)?;
     /// let y = g.residual_add("y", x, branch)?;
     /// let plan = Plan::new(&g, &[y], &Profile::portable(AdapterClass::Gpu))?;
-    /// assert_eq!(plan.steps.len(), 1); // the addition happens in the matmul's epilogue
+    /// assert_eq!(plan.steps().len(), 1); // the addition happens in the matmul's epilogue
     /// println!("{plan}");
     /// # Ok::<(), throughline::Error>(())
     /// ```
@@ -136,7 +137,7 @@ impl<'a> Planner<'a> {
             profile,
             keep,
             stores,
-            plan: Plan::default(),
+            plan: Plan { lanes: profile.lanes(), ..Plan::default() },
             root: HashMap::new(),
             last_use: HashMap::new(),
             slot: HashMap::new(),
@@ -173,28 +174,29 @@ impl<'a> Planner<'a> {
         if op.is_view() {
             return Ok(());
         }
-        let slots: Vec<Slot> = node.inputs.iter().map(|v| self.slot[&self.root[v]]).collect();
-        let mut copies = vec![];
-        let mut taken = HashSet::new();
-        for output in 0..node.outputs.len() {
-            self.place_output(id, output, op.as_ref(), &mut copies, &mut taken)?;
-        }
         let inputs: Vec<TensorType> =
             node.inputs.iter().map(|v| self.nodes[v.node()].outputs[v.output()].clone()).collect();
-        let mut cx = Launch { inputs: &inputs, outputs: &node.outputs, profile: self.profile, variant: 0 };
-        cx.variant = variants::chosen(&self.profile.choices, op.as_ref(), &cx);
         let error = |message| Error::Node {
             node: node.name.clone(),
             op: op.name(),
             message,
             inputs: inputs.iter().map(|t| t.to_string()).collect::<Vec<_>>().join(", "),
         };
+        check_types(op.as_ref(), &inputs, &node.outputs).map_err(error)?;
+        let slots: Vec<Slot> = node.inputs.iter().map(|v| self.slot[&self.root[v]]).collect();
+        let mut copies = vec![];
+        let mut taken = HashSet::new();
+        for output in 0..node.outputs.len() {
+            self.place_output(id, output, op.as_ref(), &mut copies, &mut taken)?;
+        }
+        let mut cx = Launch { inputs: &inputs, outputs: &node.outputs, profile: self.profile, variant: 0 };
+        cx.variant = variants::chosen(&self.profile.choices, op.as_ref(), &cx);
         let program = op.launch(&cx).map_err(error)?;
         declared::check(op.as_ref(), &cx, &program).map_err(error)?;
         let scratch: Vec<usize> = (program.scratch.iter().enumerate())
             .map(|(i, ty)| self.allocate(ty, format!("{} scratch {i}", node.name)))
             .collect::<Result<_>>()?;
-        let mut dispatches = self.resolve(id, &inputs, &program, &scratch)?;
+        let mut dispatches = self.resolve(id, op.as_ref(), &inputs, &program, &scratch)?;
         let started = |output: &usize| op.starts_as(*output).is_some();
         let started: Vec<Slot> =
             (0..node.outputs.len()).filter(started).map(|o| self.slot[&Value::local(id, o)]).collect();
@@ -221,6 +223,7 @@ impl<'a> Planner<'a> {
     fn resolve(
         &self,
         id: usize,
+        op: &dyn Op,
         inputs: &[TensorType],
         program: &Program,
         scratch: &[usize],
@@ -238,13 +241,15 @@ impl<'a> Planner<'a> {
                 Bind::ScratchIn(i) => (scratch(i), false),
                 Bind::Null => return None,
             };
-            Some((slot, bytes, writes))
+            Some(BoundSlot { slot, bytes, writes })
         };
+        // The concrete type, which no op can lie about.
+        let made_by = (op as &dyn Any).type_id();
         let mut dispatches = vec![];
         for d in &program.dispatches {
             let binds: Vec<_> = d.binds.iter().map(slot).collect();
             self.check_dispatch(node, &binds, d.workgroups)?;
-            let (kernel, words) = (d.kernel.clone(), d.words.clone());
+            let (kernel, words) = (d.kernel.clone().planned_for(made_by), d.words.clone());
             let (ranges, copies_in, copies_out) = Default::default();
             let workgroups = d.workgroups;
             dispatches.push(PlannedDispatch { kernel, binds, words, ranges, copies_in, copies_out, workgroups });
@@ -258,7 +263,7 @@ impl<'a> Planner<'a> {
         let mut full: HashSet<Slot> = started.iter().copied().collect();
         for d in dispatches {
             let max = self.profile.max_storage_buffers as usize;
-            let writes: Vec<Slot> = d.binds.iter().flatten().filter(|b| b.2).map(|b| b.0).collect();
+            let writes: Vec<Slot> = d.binds.iter().flatten().filter(|b| b.writes).map(|b| b.slot).collect();
             if d.binds.len() > max {
                 self.merge_bindings(node, d, |slot| full.contains(&slot))?;
             }
@@ -269,10 +274,10 @@ impl<'a> Planner<'a> {
 
     fn merge_bindings(&mut self, node: &Node, d: &mut PlannedDispatch, full: impl Fn(Slot) -> bool) -> Result<()> {
         let max = self.profile.max_storage_buffers;
-        let reads = |(slot, _, writes): (Slot, usize, bool)| !writes || full(slot);
-        let cost = |b: (Slot, usize, bool)| b.1 * (usize::from(reads(b)) + usize::from(b.2));
+        let reads = |b: BoundSlot| !b.writes || full(b.slot);
+        let cost = |b: BoundSlot| b.bytes * (usize::from(reads(b)) + usize::from(b.writes));
         let binds: Vec<Option<Binding>> =
-            d.binds.iter().map(|b| b.map(|b| Binding { bytes: b.1, cost: cost(b) })).collect();
+            d.binds.iter().map(|b| b.map(|b| Binding { bytes: b.bytes, cost: cost(b) })).collect();
         let merging =
             bindings::choose(&d.kernel, &binds, max as usize, self.profile.max_tensor_bytes())?.ok_or_else(|| {
                 let advice = "Too few of them are of one type and small enough to be bound as one";
@@ -291,15 +296,16 @@ impl<'a> Planner<'a> {
             let buffer = self.allocate(&TensorType::f32([group.bytes / 4]), format!("{} merged", node.name))?;
             let to = Slot::Buffer(buffer);
             let parts = || group.parts.iter().filter_map(|&(i, offset)| Some((old[i]?, offset)));
-            for (b @ (from, bytes, writes), offset) in parts() {
+            for (b, offset) in parts() {
                 if reads(b) {
-                    d.copies_in.push(Copy { to_offset: offset, ..Copy::whole(from, to, bytes) });
+                    d.copies_in.push(BufferCopy { to_offset: offset, ..BufferCopy::whole(b.slot, to, b.bytes) });
                 }
-                if writes {
-                    d.copies_out.push(Copy { from_offset: offset, ..Copy::whole(to, from, bytes) });
+                if b.writes {
+                    d.copies_out.push(BufferCopy { from_offset: offset, ..BufferCopy::whole(to, b.slot, b.bytes) });
                 }
             }
-            d.binds[group.number as usize - 1] = Some((to, group.bytes, parts().any(|(b, _)| b.2)));
+            let writes = parts().any(|(b, _)| b.writes);
+            d.binds[group.number as usize - 1] = Some(BoundSlot { slot: to, bytes: group.bytes, writes });
             buffers.push(buffer);
         }
         self.free.extend(buffers); // the next dispatch may reuse them
@@ -327,7 +333,7 @@ impl<'a> Planner<'a> {
         id: usize,
         output: usize,
         op: &dyn Op,
-        copies: &mut Vec<Copy>,
+        copies: &mut Vec<BufferCopy>,
         taken: &mut HashSet<Slot>,
     ) -> Result<()> {
         let node = &self.nodes[id];
@@ -344,7 +350,7 @@ impl<'a> Planner<'a> {
                     source
                 } else {
                     let to = Slot::Buffer(self.allocate(ty, node.name.clone())?);
-                    copies.push(Copy::whole(source, to, ty.storage_bytes()));
+                    copies.push(BufferCopy::whole(source, to, ty.storage_bytes()));
                     to
                 }
             }
@@ -441,7 +447,7 @@ impl<'a> Planner<'a> {
         Err(Error::limit(what, ty.storage_bytes() as u64, max).advise(advice))
     }
 
-    fn check_dispatch(&self, node: &Node, binds: &[Option<(Slot, usize, bool)>], groups: [u32; 3]) -> Result<()> {
+    fn check_dispatch(&self, node: &Node, binds: &[Option<BoundSlot>], groups: [u32; 3]) -> Result<()> {
         let (max, most) = (self.profile.max_workgroups, groups.into_iter().max().unwrap_or(0));
         if most > max {
             let what = format!("workgroups of `{}` along one dimension", node.name);
@@ -452,10 +458,10 @@ impl<'a> Planner<'a> {
         }
         for (i, a) in binds.iter().enumerate() {
             for b in binds[i + 1..].iter().flatten() {
-                if a.is_some_and(|a| a.0 == b.0 && (a.2 || b.2)) {
+                if a.is_some_and(|a| a.slot == b.slot && (a.writes || b.writes)) {
                     return Err(Error::Graph(format!(
                         "`{}` reads and writes {:?} through two bindings",
-                        node.name, b.0
+                        node.name, b.slot
                     )));
                 }
             }
@@ -469,7 +475,7 @@ impl<'a> Planner<'a> {
             let (from, to) = (self.slot[&self.root[&value]], self.slot[&state]);
             if from != to {
                 let bytes = self.nodes[state.node()].outputs[0].bytes();
-                copies.push(Copy::whole(from, to, bytes));
+                copies.push(BufferCopy::whole(from, to, bytes));
             }
         }
         for v in self.keep {
@@ -478,7 +484,7 @@ impl<'a> Planner<'a> {
             if self.root[v] != *v && copies.iter().any(|c| c.to == slot) {
                 // A view of a state that is about to change: it shows what the state held before.
                 let to = Slot::Buffer(self.allocate(&ty, self.nodes[v.node()].name.clone())?);
-                copies.push(Copy::whole(slot, to, ty.storage_bytes()));
+                copies.push(BufferCopy::whole(slot, to, ty.storage_bytes()));
                 slot = to;
             }
             self.plan.kept.insert(*v, (slot, ty));
@@ -488,9 +494,9 @@ impl<'a> Planner<'a> {
     }
 
     /// Orders copies that are meant to happen all at once: states that take each other's contents.
-    fn order_copies(&mut self, mut pending: Vec<Copy>) -> Result<()> {
+    fn order_copies(&mut self, mut pending: Vec<BufferCopy>) -> Result<()> {
         while let Some(&first) = pending.first() {
-            let unread = |c: &Copy| pending.iter().all(|other| other.from != c.to);
+            let unread = |c: &BufferCopy| pending.iter().all(|other| other.from != c.to);
             if let Some(i) = pending.iter().position(unread) {
                 let copy = pending.remove(i);
                 self.plan.final_copies.push(copy);
@@ -499,10 +505,23 @@ impl<'a> Planner<'a> {
             // They form a cycle: save what the first one overwrites.
             let ty = TensorType::f32([first.bytes / 4]);
             let aside = Slot::Buffer(self.allocate(&ty, "put aside for stores".into())?);
-            self.plan.final_copies.push(Copy::whole(first.to, aside, first.bytes));
+            self.plan.final_copies.push(BufferCopy::whole(first.to, aside, first.bytes));
             pending.iter_mut().filter(|c| c.from == first.to).for_each(|c| c.from = aside);
         }
         Ok(())
+    }
+}
+
+/// Checks the types of a node again, which the graph has checked already for the op that the node had then: fusion puts
+/// others in, and an app's own op says which (`with_addend`). Unchecked kernels rely on it.
+fn check_types(op: &dyn Op, inputs: &[TensorType], outputs: &[TensorType]) -> Result<(), String> {
+    let inferred = op.infer(inputs)?;
+    match inferred == outputs {
+        true => Ok(()),
+        false => {
+            let shown = |types: &[TensorType]| types.iter().map(|t| t.to_string()).collect::<Vec<_>>().join(", ");
+            Err(format!("the graph has {} as its outputs, the op {}", shown(outputs), shown(&inferred)))
+        }
     }
 }
 

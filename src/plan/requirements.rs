@@ -65,7 +65,7 @@ impl Requirements {
     /// The requirements of a plan.
     pub fn of(plan: &Plan) -> Self {
         let dispatches = || plan.steps.iter().flat_map(|s| &s.dispatches);
-        let bound = dispatches().flat_map(|d| d.binds.iter().flatten()).map(|&(_, bytes, _)| bytes as u64);
+        let bound = dispatches().flat_map(|d| d.binds.iter().flatten()).map(|b| b.bytes as u64);
         let external = plan.externals.iter().map(|e| e.ty.storage_bytes() as u64);
         let planned = plan.buffers.iter().map(|b| b.bytes as u64).chain([plan.uniform_bytes() as u64]);
         // Kernels stay within these, whatever a device offers.
@@ -80,7 +80,7 @@ impl Requirements {
             invocations: max_invocations,
             workgroup_bytes: workgroup_bytes.max().unwrap_or(0),
             uniform_bytes: dispatches().map(|d| 4 * d.words.len().max(d.ranges.len()) as u64).max().unwrap_or(0),
-            features: features(plan),
+            features: plan.features(),
         }
     }
 
@@ -173,13 +173,15 @@ impl Requirements {
     }
 }
 
-/// Those that a plan's kernels use.
-fn features(plan: &Plan) -> wgpu::Features {
-    let mut kernels: Vec<_> = plan.steps.iter().flat_map(|s| &s.dispatches).map(|d| &d.kernel).collect();
-    // Many dispatches have one text, which is static: no need to search it again.
-    let mut seen = HashSet::new();
-    kernels.retain(|k| seen.insert(k.source.as_ptr()));
-    kernels.into_iter().fold(wgpu::Features::empty(), |all, k| all | k.features())
+impl Plan {
+    /// Those that its kernels use.
+    pub(crate) fn features(&self) -> wgpu::Features {
+        let mut kernels: Vec<_> = self.steps.iter().flat_map(|s| &s.dispatches).map(|d| &d.kernel).collect();
+        // Many dispatches have one text, which is static: no need to search it again.
+        let mut seen = HashSet::new();
+        kernels.retain(|k| seen.insert(k.source.as_ptr()));
+        kernels.into_iter().fold(wgpu::Features::empty(), |all, k| all | k.features())
+    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use crate::optim::{ArenaLayout, OptimizerPlan};
 use crate::plan::Plan;
 use crate::plan::requirements::Requirements;
 use crate::probe::{self, Instruments};
-use crate::profile::Profile;
+use crate::profile::{Lanes, Profile};
 use crate::tensor::TensorType;
 
 /// The plan of a [`Trainer`](super::Trainer): what it needs of a device and how much memory it takes, before there is
@@ -51,7 +51,7 @@ pub struct TrainPlan {
     pub(super) forward_backward: StepPlan,
     pub(super) evaluation: StepPlan,
     pub(super) optimizer: OptimizerPlan,
-    subgroups: Option<[u32; 2]>,
+    lanes: Lanes,
 }
 
 /// A planned graph with the values that a step writes and reads, and those that are bound to arenas.
@@ -94,7 +94,7 @@ impl TrainPlan {
             evaluation: evaluation_plan(config, options, profile)?,
             optimizer: OptimizerPlan::new(config.adamw, config.muon, &layout, profile)?,
             layout,
-            subgroups: profile.subgroups,
+            lanes: profile.lanes(),
         };
         plan.check_memory(options.max_bytes)?;
         Ok(plan)
@@ -154,7 +154,7 @@ impl TrainPlan {
 
     /// Returns an error if this plan does not suit the device.
     pub(super) fn check(&self, gpu: &Gpu) -> Result<()> {
-        gpu.check(&self.requirements(), self.subgroups)
+        gpu.check(&self.requirements(), self.lanes)
     }
 }
 

@@ -212,7 +212,7 @@ impl Trainer {
     /// loss can be read later, while the GPU is at work on the next steps.
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepLoss> {
         let step = self.step;
-        let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+        let mut encoder = self.gpu.encoder("training step");
         let readback = self.record(&mut encoder, batches)?;
         let submitted = self.gpu.submit(encoder)?;
         if let Some(probes) = &mut self.probes {
@@ -305,7 +305,7 @@ impl Trainer {
         self.check(batches)?;
         let mut timelines = vec![];
         for (i, batch) in batches.iter().enumerate() {
-            let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+            let mut encoder = self.gpu.encoder("profiled training step");
             if i == 0 {
                 self.clear(&mut encoder)?;
             }
@@ -378,7 +378,7 @@ impl Trainer {
         let s = &self.evaluation;
         let mut losses = vec![];
         for batch in batches {
-            let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+            let mut encoder = self.gpu.encoder("evaluation");
             s.exec.record_write(&mut encoder, s.tokens, &batch.tokens)?;
             s.exec.record_write(&mut encoder, s.targets, &batch.targets)?;
             s.exec.record(&mut encoder);

@@ -1,0 +1,121 @@
+//! Faults and oddities of drivers and compilers that the code works around: a table, so that each is known by a name,
+//! has a reason to be there, and can go when it is no longer needed.
+//!
+//! Look here when a kernel is written in a roundabout way, and after a driver's update: `retest` shows whether a
+//! workaround is still worth it. Comments at the workaround name the quirk. tests/quirks.rs checks that they do, and
+//! that what can be tried on any machine still fails.
+
+use std::fmt;
+
+/// Something that a driver or compiler gets wrong, or does in its own way.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Quirk {
+    /// What comments call it.
+    pub name: &'static str,
+    /// Who has it.
+    pub driver: &'static str,
+    /// Where it was seen, and where it was looked for in vain.
+    pub versions: &'static str,
+    /// What goes wrong.
+    pub effect: &'static str,
+    /// What is done instead.
+    pub workaround: &'static str,
+    /// Files with the workaround, which name the quirk.
+    pub places: &'static [&'static str],
+    /// The command that shows whether it is still there.
+    pub retest: &'static str,
+}
+
+/// Plain kernels with strided loads; see [`QUIRKS`].
+pub const SLOW_STRIDES: Quirk = Quirk {
+    name: "slow-strides",
+    driver: "Mesa lavapipe",
+    versions: "Mesa 22.3.6 has it, 25.0.7 does not; taken to end with 25",
+    effect: "a matmul whose first matrix is transposed, without subgroups, takes two to seven times as long as a \
+             packed one, and each run leaks memory in the driver",
+    workaround: "the second matrix is packed first, also where few rows share the cost",
+    places: &["src/ops/matmul.rs"],
+    retest: "cargo bench --bench ops matmul",
+};
+
+/// All quirks that the code works around.
+pub const QUIRKS: &[Quirk] = &[
+    SLOW_STRIDES,
+    Quirk {
+        name: "late-timestamps",
+        driver: "Mesa lavapipe",
+        versions: "Mesa 22.3.6 and 25.0.7",
+        effect: "a timestamp is taken when the next flush comes, which may be long after the work before it",
+        workaround: "a second timestamp follows the first at once, so that the first is taken in time",
+        places: &["src/device/pace.rs"],
+        retest: "cargo test --test measuring a_pace_corrects_estimates_by_what_frames_took",
+    },
+    Quirk {
+        name: "slow-unrolled-memory",
+        driver: "Mesa lavapipe",
+        versions: "Mesa 25.0.7, where an unrolled load takes about 70 ms to compile; less so 22.3.6",
+        effect: "loops of constant length over loads or stores are unrolled, and each copy is slow to compile",
+        workaround: "such loops count from a number that is not constant",
+        places: &["shaders/attention/lanes.wgsl", "shaders/matmul/lanes.wgsl"],
+        retest: "cargo test --test ops attention",
+    },
+    Quirk {
+        name: "no-enable-subgroups",
+        driver: "naga",
+        versions: "30",
+        effect: "`enable subgroups;`, which the standard asks for, is a syntax error",
+        workaround: "kernels use subgroup operations without the directive, and features are found by their names",
+        places: &["shaders/common/subgroups.wgsl", "src/kernel/wgsl.rs"],
+        retest: "cargo test --test quirks naga_rejects_enable_subgroups",
+    },
+    Quirk {
+        name: "tanh-overflow",
+        driver: "several",
+        versions: "as WGSL allows",
+        effect: "tanh of a large argument is NaN or infinite on some drivers",
+        workaround: "GELU is written with one exp that stays in range",
+        places: &["shaders/gelu.wgsl"],
+        retest: "cargo test --test ops gelu",
+    },
+];
+
+/// Which quirks an adapter has, of those that plans depend on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Quirks {
+    /// [`SLOW_STRIDES`].
+    pub slow_strides: bool,
+}
+
+impl Quirks {
+    /// Those of an adapter, by the name and version of its driver.
+    pub fn of(info: &wgpu::AdapterInfo) -> Self {
+        Quirks { slow_strides: info.driver == "llvmpipe" && mesa(&info.driver_info).is_some_and(|major| major < 25) }
+    }
+}
+
+/// The major version in `Mesa 22.3.6 (LLVM 15.0.6)`.
+fn mesa(driver_info: &str) -> Option<u32> {
+    driver_info.strip_prefix("Mesa ")?.split(['.', '-', ' ']).next()?.parse().ok()
+}
+
+impl fmt::Display for Quirk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Quirk { name, driver, versions, effect, workaround, retest, .. } = self;
+        write!(f, "{name} ({driver}: {versions}): {effect}. Instead, {workaround}. Retest: {retest}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_mesa() {
+        assert_eq!(mesa("Mesa 22.3.6 (LLVM 15.0.6)"), Some(22));
+        assert_eq!(mesa("Mesa 25.0.7-2~bpo12+1 (LLVM 19.1.7)"), Some(25));
+        assert_eq!(mesa("Mesa 26"), Some(26));
+        assert_eq!((mesa("535.183.01"), mesa("Mesa unknown"), mesa("")), (None, None, None));
+    }
+}
