@@ -168,7 +168,7 @@ fn write_text(flags: &Flags) -> anyhow::Result<()> {
     let layout = ArenaLayout::of_model(config, gpu.profile().max_tensor_bytes())?;
     let params = Arena::zeros(&gpu, "parameters", &Arc::new(layout))?;
     checkpoint.restore_weights(&gpu, &params)?;
-    let mut decoder = Decoder::on_params_blocking(&gpu, config, &params, 1, config.context)?;
+    let mut decoder = gpu.run_blocking(Decoder::on_params(&gpu, config, &params, 1, config.context))?;
 
     // The text may be longer than the context, and so may the prompt.
     let window = &ids[ids.len().saturating_sub(config.context)..];

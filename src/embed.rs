@@ -17,6 +17,7 @@ use crate::nn::{TransformerConfig, TransformerEncoder};
 
 /// How the vectors of a sentence's tokens become one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Pooling {
     /// Their mean.
     #[default]
@@ -141,7 +142,7 @@ impl SentenceEncoder {
         step.exec.write(step.tokens, ids)?;
         let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
         step.exec.record(&mut encoder);
-        let readback = step.exec.tensor(step.pooled)?.read_later(&self.gpu, &mut encoder);
+        let readback = step.exec.tensor(step.pooled)?.record_read(&self.gpu, &mut encoder);
         self.gpu.submit(encoder)?;
         Ok(readback)
     }

@@ -16,6 +16,7 @@ pub enum AdapterClass {
 /// Cooperative matrices (tensor cores, simdgroup matrices) that matmuls may use. Never by default:
 /// wgpu calls them experimental. See [`Gpu::headless_cooperative`](crate::Gpu::headless_cooperative).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Cooperative {
     /// 8 x 8 tiles of f32.
     F32,
@@ -126,12 +127,6 @@ impl Profile {
     /// Largest tensor, in bytes: one that a buffer holds and a binding covers.
     pub fn max_tensor_bytes(&self) -> u64 {
         self.max_binding_bytes.min(self.max_buffer_bytes)
-    }
-
-    /// The same for arenas to train in, which leaves room for an optimiser's settings where those are merged with a
-    /// gradient.
-    pub(crate) fn max_arena_bytes(&self) -> u64 {
-        self.max_tensor_bytes().saturating_sub(if self.max_storage_buffers < 6 { 1024 } else { 0 })
     }
 
     /// Lanes of a vector of a software adapter, and whether subgroup operations can move values

@@ -36,6 +36,7 @@ impl Value {
 
 /// Where a node's outputs come from.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Source {
     /// The host writes it before a step.
     Input,

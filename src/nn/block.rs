@@ -8,7 +8,7 @@ use crate::graph::Value;
 
 /// How the stream goes on through a layer: the one thing that most new architectures change.
 ///
-/// A block of your own is trained by [`Trainer::with_block`](crate::train::Trainer::with_block):
+/// A block of your own is trained by a [`Trainer`](crate::train::Trainer) with [`TrainOptions::block`](crate::train::TrainOptions::block):
 ///
 /// ```
 /// use throughline::nn::{Block, Builder, Transformer, TransformerConfig};

@@ -8,6 +8,7 @@ use crate::ops::rope::Scaling;
 /// Where a block normalises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum NormPlacement {
     /// `x + f(norm(x))`: the residual stream is never normalised until the end (GPT-2 and after).
     Pre,
@@ -18,6 +19,7 @@ pub enum NormPlacement {
 /// Which norm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Norm {
     /// Mean and variance, with gamma and beta.
     LayerNorm,
@@ -28,6 +30,7 @@ pub enum Norm {
 /// How the model knows positions.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Positions {
     /// A learned vector per position, added to the embedding.
     Learned,
@@ -47,6 +50,7 @@ pub enum Positions {
 /// The feed-forward half of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Mlp {
     /// `gelu(x w1) w2` with the tanh approximation, as GPT-2.
     GeluTanh,

@@ -100,6 +100,7 @@ pub struct Rope {
 /// Changes to the frequencies of a model that was made fit for a longer context.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Scaling {
     /// None.
     #[default]

@@ -48,6 +48,7 @@ impl Default for MuonConfig {
 /// What Muon's update is multiplied by, from the shape of a matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum MuonScale {
     /// `sqrt(max(1, outputs / inputs))`, as in the published code. Learning rates are near 0.02.
     Original,

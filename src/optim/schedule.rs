@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 /// How the learning rate falls after the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Decay {
     /// Not at all.
     Constant,

@@ -13,6 +13,7 @@ use crate::tensor::TensorType;
 /// What a patch does to a value.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Edit {
     /// Takes another tensor instead: the new input `<node>.replacement`, of the same type.
     Replace,

@@ -8,6 +8,7 @@ use crate::graph::{Graph, Value};
 /// What a probe looks at: a node by its name, or another output than the first of it as `name:1`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Tap {
     /// What the node computes, or what an input, parameter or state holds.
     Forward(String),
@@ -36,6 +37,7 @@ impl Tap {
 /// What a probe tells.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Measure {
     /// Root of the mean square.
     Rms,

@@ -133,6 +133,7 @@ pub fn write(exec: &Executable, value: Value, array: &Array) {
     match tensor.ty().dtype {
         DType::F32 => exec.write(value, &array.data.iter().map(|&x| x as f32).collect::<Vec<_>>()),
         DType::U32 => exec.write(value, &array.data.iter().map(|&x| x as u32).collect::<Vec<_>>()),
+        other => panic!("{other}"),
     }
     .unwrap();
 }
@@ -142,6 +143,7 @@ pub fn read(exec: &Executable, graph: &Graph, value: Value) -> Vec<f32> {
     match graph.ty(value).dtype {
         DType::F32 => exec.read_blocking(value).unwrap(),
         DType::U32 => exec.read_blocking::<u32>(value).unwrap().iter().map(|&x| x as f32).collect(),
+        other => panic!("{other}"),
     }
 }
 
