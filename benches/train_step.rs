@@ -43,7 +43,7 @@ fn main() {
         let mut ids = || (0..tokens).map(|_| rng.below(vocab as u64) as u32).collect::<Vec<_>>();
         let data = Batch { tokens: ids(), targets: ids() };
         let mut step = || trainer.step(std::slice::from_ref(&data)).expect("a step");
-        step().wait_blocking(&gpu).expect("a loss");
+        step().wait_blocking().expect("a loss");
         println!("{name}: first step after {:.2} s", started.elapsed().as_secs_f64());
         let mut host = vec![];
         let mut group = criterion.benchmark_group("train_step");
@@ -53,7 +53,7 @@ fn main() {
                 let begin = Instant::now();
                 let loss = step();
                 host.push(begin.elapsed());
-                loss.wait_blocking(&gpu).expect("a loss")
+                loss.wait_blocking().expect("a loss")
             });
         });
         group.finish();

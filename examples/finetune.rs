@@ -74,7 +74,7 @@ fn main() -> anyhow::Result<()> {
     println!("{} parameters; validation loss {before:.4} nats per token", trainer.parameter_count());
     for step in 0..flags.steps {
         let batch = data.batch(flags.seed, step, flags.batch, flags.seq_len);
-        let loss = trainer.step(&[batch])?.wait_blocking(&gpu)?;
+        let loss = trainer.step(&[batch])?.wait_blocking()?;
         println!("step {step}: {loss:.4}");
     }
     let after = trainer.evaluate_blocking(&validation)?;

@@ -56,7 +56,7 @@ fn main() -> anyhow::Result<()> {
     let mut ids = || (0..config.tokens_per_step()).map(|_| rng.below(f.shape.vocab as u64) as u32).collect::<Vec<_>>();
     let batch = Batch { tokens: ids(), targets: ids() };
     let mut trainer = Trainer::new_blocking(&gpu, config)?;
-    trainer.step(std::slice::from_ref(&batch))?.wait_blocking(&gpu)?;
+    trainer.step(std::slice::from_ref(&batch))?.wait_blocking()?;
     println!("first step done after {:.2} s", started.elapsed().as_secs_f64());
     let timeline = trainer.profile_blocking(std::slice::from_ref(&batch))?;
     print!("{timeline}");

@@ -20,6 +20,7 @@ use crate::nn::{TransformerConfig, TransformerEncoder};
 
 /// How the token vectors of a sentence are reduced to one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Pooling {
     /// Their mean, as most sentence models use.
     #[default]
@@ -152,7 +153,7 @@ impl SentenceEncoder {
         step.exec.write(step.tokens, ids)?;
         let mut encoder = self.gpu.encoder("embedding");
         step.exec.record(&mut encoder);
-        let readback = step.exec.tensor(step.pooled)?.read_later(&self.gpu, &mut encoder);
+        let readback = step.exec.tensor(step.pooled)?.record_read(&self.gpu, &mut encoder);
         self.gpu.submit(encoder)?;
         Ok(readback)
     }

@@ -20,6 +20,7 @@ pub enum AdapterClass {
 /// They are never used by default, because wgpu calls them experimental. Opt in with
 /// [`Gpu::headless_cooperative`](crate::Gpu::headless_cooperative).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Cooperative {
     /// 8 x 8 tiles of f32.
     F32,
@@ -160,12 +161,6 @@ impl Profile {
     pub fn max_tensor_bytes(&self) -> u64 {
         // Kernels count elements in 32 bits, and DX12 bytes.
         self.max_binding_bytes.min(self.max_buffer_bytes).min(u32::MAX.into())
-    }
-
-    /// The same for arenas in training. It leaves room for an optimiser's settings, which may be merged with a
-    /// gradient.
-    pub(crate) fn max_arena_bytes(&self) -> u64 {
-        self.max_tensor_bytes().saturating_sub(if self.max_storage_buffers < 6 { 1024 } else { 0 })
     }
 
     /// What a device must have in common with this profile to run its plans.

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 
 /// Element type of a tensor. Both types take four bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum DType {
     /// 32-bit float.
     F32,

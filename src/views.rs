@@ -85,7 +85,7 @@ async fn number(readback: Readback) -> Result<f64> {
 /// ```no_run
 /// # fn of(trainer: &throughline::train::Trainer, batch: throughline::train::data::Batch) -> throughline::Result<()> {
 /// use throughline::views::{LogitLens, Subject};
-/// let lens = LogitLens::new_blocking(&Subject::of(trainer), 4, 256)?;
+/// let lens = trainer.gpu().run_blocking(LogitLens::new(&Subject::of(trainer), [4, 256]))?;
 /// for reading in lens.run_blocking(&batch)? {
 ///     println!("{} after {:?} layers: {:.3}", reading.name, reading.layer, reading.value);
 /// }
@@ -103,7 +103,7 @@ pub struct LogitLens {
 
 impl LogitLens {
     /// For `batch` sequences of `time` tokens.
-    pub async fn new(model: &Subject<'_>, batch: usize, time: usize) -> Result<Self> {
+    pub async fn new(model: &Subject<'_>, [batch, time]: [usize; 2]) -> Result<Self> {
         let (mut g, gpt) = model.build(batch, time)?;
         let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
         let last = gpt.stream[gpt.stream.len() - 1];
@@ -135,21 +135,17 @@ impl LogitLens {
         Ok(LogitLens { exec, tokens: gpt.tokens, targets, layers })
     }
 
-    /// [`new`](Self::new), waiting.
-    pub fn new_blocking(model: &Subject<'_>, batch: usize, time: usize) -> Result<Self> {
-        pollster::block_on(Self::new(model, batch, time))
-    }
-
     /// Runs the lens. For each depth, 0 being the embedding, it returns `lens_cross_entropy`, the loss against the
     /// targets in nats per token, and `lens_kl`, the Kullback-Leibler divergence of the model's prediction from that
-    /// depth's, in nats, averaged over all tokens. Resolves once the device has been polled.
+    /// depth's, in nats, averaged over all tokens.
+    /// Resolves once the device has been polled; outside of frames, use [`run_blocking`](Self::run_blocking).
     pub async fn run(&self, batch: &Batch) -> Result<Vec<Reading>> {
         self.exec.write(self.tokens, &batch.tokens)?;
         self.exec.write(self.targets, &batch.targets)?;
         let gpu = self.exec.gpu();
         let mut encoder = gpu.encoder("logit lens");
         self.exec.record(&mut encoder);
-        let mut read = |v: Value| Ok::<_, Error>(self.exec.tensor(v)?.read_later(gpu, &mut encoder));
+        let mut read = |v: Value| Ok::<_, Error>(self.exec.tensor(v)?.record_read(gpu, &mut encoder));
         let mut pending = vec![];
         for (layer, (node, loss, kl)) in self.layers.iter().enumerate() {
             for (name, value) in [("lens_cross_entropy", loss), ("lens_kl", kl)] {
@@ -194,7 +190,8 @@ fn replay(g: &mut Graph, from: Value, to: Value, with: Value) -> Result<Value> {
 /// ```no_run
 /// # fn of(trainer: &throughline::train::Trainer, batch: throughline::train::data::Batch) -> throughline::Result<()> {
 /// use throughline::views::{DropLayer, Subject};
-/// let losses = DropLayer::new_blocking(&Subject::of(trainer), 4, 256)?.run_blocking(&batch)?;
+/// let view = trainer.gpu().run_blocking(DropLayer::new(&Subject::of(trainer), [4, 256]))?;
+/// let losses = view.run_blocking(&batch)?;
 /// for reading in &losses[1..] {
 ///     println!("without layer {:?} the loss rises by {:.3}", reading.layer, reading.value - losses[0].value);
 /// }
@@ -214,7 +211,7 @@ pub struct DropLayer {
 impl DropLayer {
     /// For `batch` sequences of `time` tokens. An `Err` names a layer that adds nothing to the stream by
     /// `residual_add`.
-    pub async fn new(model: &Subject<'_>, batch: usize, time: usize) -> Result<Self> {
+    pub async fn new(model: &Subject<'_>, [batch, time]: [usize; 2]) -> Result<Self> {
         let (g, gpt) = model.build(batch, time)?;
         let mut names: Vec<Vec<String>> = vec![];
         for (layer, ends) in gpt.stream.windows(2).enumerate() {
@@ -236,13 +233,9 @@ impl DropLayer {
         Ok(DropLayer { exec, tokens: gpt.tokens, targets, loss, factors })
     }
 
-    /// [`new`](Self::new), waiting.
-    pub fn new_blocking(model: &Subject<'_>, batch: usize, time: usize) -> Result<Self> {
-        pollster::block_on(Self::new(model, batch, time))
-    }
-
     /// Runs all ablations. Returns `loss`, with all layers, and then a `dropped_loss` for each layer left out: the mean
-    /// cross-entropy in nats per token. Resolves once the device has been polled.
+    /// cross-entropy in nats per token.
+    /// Resolves once the device has been polled; outside of frames, use [`run_blocking`](Self::run_blocking).
     pub async fn run(&self, batch: &Batch) -> Result<Vec<Reading>> {
         self.exec.write(self.tokens, &batch.tokens)?;
         self.exec.write(self.targets, &batch.targets)?;
@@ -257,7 +250,7 @@ impl DropLayer {
             }
             let mut encoder = gpu.encoder("ablation");
             self.exec.record(&mut encoder);
-            pending.push((dropped, self.exec.tensor(self.loss)?.read_later(gpu, &mut encoder)));
+            pending.push((dropped, self.exec.tensor(self.loss)?.record_read(gpu, &mut encoder)));
             gpu.submit(encoder)?;
         }
         let mut readings = vec![];
@@ -279,7 +272,8 @@ impl DropLayer {
 /// ```no_run
 /// # fn of(trainer: &throughline::train::Trainer, tokens: &[u32]) -> throughline::Result<()> {
 /// use throughline::views::{AttentionMap, Subject};
-/// let map = AttentionMap::new_blocking(&Subject::of(trainer), (1, tokens.len()), 3, 0)?.run_blocking(tokens)?;
+/// let view = AttentionMap::new(&Subject::of(trainer), [1, tokens.len()], 3, 0);
+/// let map = trainer.gpu().run_blocking(view)?.run_blocking(tokens)?;
 /// let of_last_token = map.data.chunks_exact(tokens.len()).last();
 /// # Ok(())
 /// # }
@@ -299,7 +293,7 @@ const HIDDEN: f32 = -1e30;
 impl AttentionMap {
     /// For `batch` sequences of `time` tokens, a layer and a query head of it. An `Err` says so if there is no such
     /// layer or head, or if the layer has no attention.
-    pub async fn new(model: &Subject<'_>, (batch, time): (usize, usize), layer: usize, head: usize) -> Result<Self> {
+    pub async fn new(model: &Subject<'_>, [batch, time]: [usize; 2], layer: usize, head: usize) -> Result<Self> {
         let (mut g, gpt) = model.build(batch, time)?;
         let (node, op, [q, k]) = attention_of(&g, layer)?;
         if head >= op.heads {
@@ -329,19 +323,15 @@ impl AttentionMap {
         Ok(AttentionMap { exec, tokens: gpt.tokens, map, node, layer })
     }
 
-    /// [`new`](Self::new), waiting.
-    pub fn new_blocking(model: &Subject<'_>, shape: (usize, usize), layer: usize, head: usize) -> Result<Self> {
-        pollster::block_on(Self::new(model, shape, layer, head))
-    }
-
-    /// Computes the map for these tokens, `[batch, query, key]`. Resolves once the device has been polled.
+    /// Computes the map for these tokens, `[batch, query, key]`.
+    /// Resolves once the device has been polled; outside of frames, use [`run_blocking`](Self::run_blocking).
     pub async fn run(&self, tokens: &[u32]) -> Result<TensorReading> {
         self.exec.write(self.tokens, tokens)?;
         let gpu = self.exec.gpu();
         let mut encoder = gpu.encoder("attention map");
         self.exec.record(&mut encoder);
         let map = self.exec.tensor(self.map)?;
-        let readback = map.read_later(gpu, &mut encoder);
+        let readback = map.record_read(gpu, &mut encoder);
         gpu.submit(encoder)?;
         let (shape, data) = (map.ty().shape.dims().to_vec(), readback.take::<f32>().await?);
         let (node, layer) = (self.node.clone(), Some(self.layer));

@@ -17,7 +17,7 @@ use throughline::{Error, Gpu};
 const BUDGETS: [Duration; 3] = [Duration::ZERO, Duration::from_micros(300), Duration::from_secs(9)];
 
 fn decoder(gpu: &Gpu, batch: usize, capacity: usize) -> Decoder {
-    Decoder::with_batch_blocking(gpu, &Model::open(&hf_folder("llama")).unwrap(), batch, capacity).unwrap()
+    gpu.run_blocking(Decoder::with_batch(gpu, &Model::open(&hf_folder("llama")).unwrap(), batch, capacity)).unwrap()
 }
 
 fn frames(batch: usize, capacity: usize) -> FrameDecoder {
@@ -256,7 +256,7 @@ fn a_model_in_training_speaks_from_the_trainers_own_parameters() {
     let model = TransformerConfig::llama(31, 16, 2, 32, 4);
     let config = TrainConfig { schedule: Schedule::constant(1e-2), seed: 1, ..TrainConfig::new(model.clone(), 2) };
     let mut trainer = Trainer::new_blocking(gpu(), config).unwrap();
-    let mut decoder = Decoder::on_params_blocking(gpu(), &model, &trainer.params, 1, 16).unwrap();
+    let mut decoder = gpu().run_blocking(Decoder::on_params(gpu(), &model, &trainer.params, 1, 16)).unwrap();
     let ids: Vec<u32> = (0..32).map(|i| i * 5 % 31).collect();
     let batch = throughline::train::data::Batch { tokens: ids.clone(), targets: ids };
     let batch = std::slice::from_ref(&batch);
@@ -276,9 +276,9 @@ fn a_model_in_training_speaks_from_the_trainers_own_parameters() {
         let want = f64::from(trainer.evaluate_blocking(batch).unwrap());
         assert!((loss - want).abs() < 1e-5 && (loss - before).abs() > 1e-3, "{loss} {want} {before}");
         before = loss;
-        trainer.step(batch).unwrap().wait_blocking(gpu()).unwrap();
+        trainer.step(batch).unwrap().wait_blocking().unwrap();
     }
     let other = TransformerConfig { n_layers: 3, ..model };
-    let error = Decoder::on_params_blocking(gpu(), &other, &trainer.params, 1, 16).unwrap_err().to_string();
+    let error = gpu().run_blocking(Decoder::on_params(gpu(), &other, &trainer.params, 1, 16)).unwrap_err().to_string();
     assert!(error.contains("h.2."), "{error}");
 }

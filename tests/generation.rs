@@ -9,7 +9,7 @@ use throughline::decode::{Decoder, Event, Finish, FrameDecoder, GenerationOption
 use throughline::model::Model;
 
 fn decoder(batch: usize, capacity: usize) -> Decoder {
-    Decoder::with_batch_blocking(gpu(), &Model::open(&hf_folder("llama")).unwrap(), batch, capacity).unwrap()
+    gpu().run_blocking(Decoder::with_batch(gpu(), &Model::open(&hf_folder("llama")).unwrap(), batch, capacity)).unwrap()
 }
 
 fn options(max_tokens: usize, seed: u64) -> GenerationOptions {

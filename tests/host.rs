@@ -102,13 +102,13 @@ fn a_step_between_the_apps_passes_gives_the_same_bits() {
     let (mut ours, mut theirs) = (trainer(gpu()), trainer(gpu()));
     let host = HostPass::new(gpu().device(), gpu().queue());
     for step in 0..5 {
-        let want = ours.step(&batches(step)).unwrap().wait_blocking(gpu()).unwrap();
+        let want = ours.step(&batches(step)).unwrap().wait_blocking().unwrap();
         let mut encoder = gpu().device().create_command_encoder(&Default::default());
         host.record(&mut encoder);
         let loss = theirs.record(&mut encoder, &batches(step)).unwrap();
         host.record(&mut encoder);
         gpu().queue().submit([encoder.finish()]);
-        let got = loss.wait_blocking::<f32>(gpu()).unwrap()[0];
+        let got = loss.wait_blocking::<f32>().unwrap()[0];
         assert_eq!(got.to_bits(), want.to_bits(), "step {step}");
     }
     assert!(checkpoint(&ours).same_bits(&checkpoint(&theirs)));
@@ -127,7 +127,7 @@ fn two_trainers_on_two_threads_give_the_bits_that_each_gives_alone() {
     let run = || {
         let mut trainer = trainer(gpu);
         for step in 0..8 {
-            trainer.step(&batches(step)).unwrap().wait_blocking(gpu).unwrap();
+            trainer.step(&batches(step)).unwrap().wait_blocking().unwrap();
         }
         checkpoint(&trainer)
     };
@@ -141,7 +141,7 @@ fn webgpus_default_limits_and_no_features_will_do() {
     assert!((device.features() & Gpu::USEFUL_FEATURES).is_empty());
     let gpu = Gpu::from_device(device, queue);
     let mut trainer = trainer(&gpu);
-    let losses = [0; 6].map(|step| trainer.step(&batches(step)).unwrap().wait_blocking(&gpu).unwrap());
+    let losses = [0; 6].map(|step| trainer.step(&batches(step)).unwrap().wait_blocking().unwrap());
     assert!(losses[5] < losses[0], "{losses:?}");
 }
 
@@ -164,8 +164,8 @@ fn downlevel_limits_will_do_for_training() {
         let mut trainers = [&gpu, common::gpu()].map(|gpu| Trainer::new_blocking(gpu, config.clone()).unwrap());
         let mut losses = [vec![], vec![]];
         for _ in 0..6 {
-            for ((trainer, gpu), losses) in trainers.iter_mut().zip([&gpu, common::gpu()]).zip(&mut losses) {
-                losses.push(trainer.step(&batches(0)).unwrap().wait_blocking(gpu).unwrap());
+            for (trainer, losses) in trainers.iter_mut().zip(&mut losses) {
+                losses.push(trainer.step(&batches(0)).unwrap().wait_blocking().unwrap());
             }
         }
         assert!(common::worst(&losses[0], &losses[1]) < 1e-4, "{losses:?}");
@@ -184,7 +184,7 @@ fn downlevel_limits_will_do_for_decoding() {
     let model = Model::open(&common::hf_folder("llama")).unwrap();
     let prompt = [5, 17, 80, 3];
     let [got, want] = [&few, gpu()].map(|gpu| {
-        let mut decoder = Decoder::with_batch_blocking(gpu, &model, 2, 32).unwrap();
+        let mut decoder = gpu.run_blocking(Decoder::with_batch(gpu, &model, 2, 32)).unwrap();
         let logits = decoder.feed_batch_blocking(&[&prompt, &prompt[..2]]).unwrap().concat();
         decoder.clear();
         let options = GenerationOptions {
@@ -264,9 +264,9 @@ fn a_lost_device_is_an_error_and_training_goes_on_from_the_checkpoint_on_another
     assert!(first.is_lost());
     // Whatever is asked of it: an error of this kind, and no panic.
     let is_loss = |e: Error| assert!(matches!(e, Error::DeviceLost(_)), "{e:?}");
-    let _ = before.wait_blocking(&first); // may have been in time
+    let _ = before.wait_blocking(); // may have been in time
     if let Ok(loss) = lost.step(&batches(3)) {
-        is_loss(loss.wait_blocking(&first).unwrap_err());
+        is_loss(loss.wait_blocking().unwrap_err());
     }
     is_loss(lost.evaluate_blocking(&batches(0)).unwrap_err());
     is_loss(lost.params.read_blocking(&first).unwrap_err());
@@ -288,7 +288,7 @@ fn too_much_memory_is_an_error_and_everything_else_works_on() {
     let Error::Limit { exceeded, advice: None } = &error else { panic!("{error}") };
     let shown = format!("over the limits: bytes of buffer `large`: {} needed, {limit} allowed", limit + 16);
     assert_eq!((exceeded[0].needed, exceeded[0].allowed, error.to_string()), (limit + 16, limit, shown));
-    trainer.step(&batches(0)).unwrap().wait_blocking(&gpu).unwrap();
+    trainer.step(&batches(0)).unwrap().wait_blocking().unwrap();
 }
 
 #[test]
@@ -349,7 +349,7 @@ fn a_step_in_slices_gives_the_same_bits_and_readers_see_whole_steps() {
         let slices = sliced.slices(&profile, budget).unwrap();
         let seen = sliced.evaluate_blocking(&batches(99)).unwrap();
         let step = whole.step_count();
-        let want = whole.step(&batches(step)).unwrap().wait_blocking(gpu()).unwrap();
+        let want = whole.step(&batches(step)).unwrap().wait_blocking().unwrap();
         // One that is given up half-way leaves no trace.
         let mut given_up = sliced.start_sliced(&slices, &batches(77)).unwrap();
         record(&mut sliced, &mut given_up);
@@ -360,7 +360,7 @@ fn a_step_in_slices_gives_the_same_bits_and_readers_see_whole_steps() {
             assert_eq!(sliced.evaluate_blocking(&batches(99)).unwrap(), seen, "frame {frames}");
             frames += 1;
             if let Some(loss) = record(&mut sliced, &mut running) {
-                break loss.wait_blocking::<f32>(gpu()).unwrap()[0];
+                break loss.wait_blocking::<f32>().unwrap()[0];
             }
         };
         assert!(frames >= at_least, "{frames} frames for {budget:?}");

@@ -152,7 +152,7 @@ fn batch(ids: &[u32], seq_len: usize) -> Batch {
 fn loaded_models_have_the_loss_and_the_gradients_of_pytorch() {
     for name in ["gpt2", "llama", "qwen2", "qwen3"] {
         let mut trainer = trainer(gpu(), &Model::open(&folder(name)).unwrap(), TIME - 1);
-        let loss = trainer.step(&[batch(&expected(name, "ids"), TIME - 1)]).unwrap().wait_blocking(gpu()).unwrap();
+        let loss = trainer.step(&[batch(&expected(name, "ids"), TIME - 1)]).unwrap().wait_blocking().unwrap();
         let want = expected::<f32>(name, "loss")[0];
         assert!((loss - want).abs() < 1e-4, "{name}: loss {loss}, PyTorch {want}");
         // The gradients have the names and layouts of the weights, so they load as a model.
@@ -245,8 +245,7 @@ fn tables_larger_than_a_binding_are_in_parts() {
         let (mut whole, mut parts) = (trainer(gpu(), &model, 12), trainer(&split, &model, 12));
         assert!(parts.params.layout.tensors.iter().any(|(name, _)| name == table), "{:?}", parts.params.layout.tensors);
         let losses = |trainer: &mut Trainer| {
-            let gpu = trainer.gpu().clone();
-            [0, 1, 2].map(|_| trainer.step(&[batch(&ids, 12)]).unwrap().wait_blocking(&gpu).unwrap())
+            [0, 1, 2].map(|_| trainer.step(&[batch(&ids, 12)]).unwrap().wait_blocking().unwrap())
         };
         let (a, b) = (losses(&mut whole), losses(&mut parts));
         assert!(worst(&a, &b) < 1e-4, "{name}: {a:?} {b:?}");

@@ -152,6 +152,7 @@ fn probes_tell_what_the_reference_says() {
         let value = |tap: &Tap| match (tap, s.graph.find(tap.node())) {
             (Tap::Forward(_), Some(v)) => v,
             (Tap::Gradient(_), Some(v)) => gradients[&v],
+            (other, Some(_)) => panic!("{other:?}"),
             // The only tap of another output than the first.
             (_, None) => again[1],
         };
@@ -169,9 +170,9 @@ fn probes_tell_what_the_reference_says() {
             let exec = s.executable(&instruments.outputs(), &profile);
             let mut encoder = gpu().device().create_command_encoder(&Default::default());
             exec.record(&mut encoder);
-            let readback = instruments.read_later(&exec, &mut encoder, 5).unwrap();
+            let readback = instruments.record_read(&exec, &mut encoder, 5).unwrap();
             gpu().queue().submit([encoder.finish()]);
-            let readings = readback.wait_blocking(gpu()).unwrap();
+            let readings = readback.wait_blocking().unwrap();
             assert_eq!((readings.step, readings.values.len()), (5, probes.len()));
             for (((r, probe), a), b) in readings.values.iter().zip(&probes).zip(&a).zip(&b) {
                 let want = expected(&probe.measure, a, Some(b));
@@ -220,7 +221,7 @@ fn whole_tensors_come_as_they_were_before_they_were_overwritten() {
     let exec = s.executable(&instruments.outputs(), gpu().profile());
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
     exec.record(&mut encoder);
-    let readback = instruments.read_later(&exec, &mut encoder, 0).unwrap();
+    let readback = instruments.record_read(&exec, &mut encoder, 0).unwrap();
     gpu().queue().submit([encoder.finish()]);
     let readings = gpu().run_blocking(readback.take()).unwrap();
     for (tensor, want) in readings.tensors.iter().zip(&want) {
@@ -276,7 +277,8 @@ fn a_trainer_tells_a_step_late_what_each_step_was_like() {
     for (micro_batches, patches) in [(1, vec![]), (2, vec![Patch::new("h.1.mlp.down", Edit::ScaleBy)])] {
         let patched = !patches.is_empty();
         let options = TrainOptions { standard_probes: true, patches, ..TrainOptions::default() };
-        let mut trainer = Trainer::with_options_blocking(gpu(), config(gpt2(), micro_batches), &options).unwrap();
+        let mut trainer =
+            gpu().run_blocking(Trainer::with_options(gpu(), config(gpt2(), micro_batches), &options)).unwrap();
         let mut plain = Trainer::new_blocking(gpu(), config(gpt2(), micro_batches)).unwrap();
         if patched {
             trainer.write_patch("h.1.mlp.down.factor", &[1.0]).unwrap();
@@ -288,9 +290,9 @@ fn a_trainer_tells_a_step_late_what_each_step_was_like() {
             let loss = trainer.step(&batches).unwrap();
             let probes = trainer.take_probes().unwrap();
             assert!(trainer.take_probes().is_none());
-            let want = plain.step(&batches).unwrap().wait_blocking(gpu()).unwrap();
+            let want = plain.step(&batches).unwrap().wait_blocking().unwrap();
             if let Some((probes, gradients)) = late.take() {
-                let readings = probes.wait_blocking(gpu()).unwrap();
+                let readings = probes.wait_blocking().unwrap();
                 assert_eq!(readings.step, step - 1);
                 let names = trainer.grads.layout.tensors.iter().map(|(name, _)| name);
                 for (name, data) in names.zip(gradients) {
@@ -302,7 +304,7 @@ fn a_trainer_tells_a_step_late_what_each_step_was_like() {
                 assert!(readings.get("stream_cosine", 2).unwrap() > 0.0);
                 assert!(readings.get("attn_ratio", 0).unwrap() > 0.0);
             }
-            let loss = loss.wait_blocking(gpu()).unwrap();
+            let loss = loss.wait_blocking().unwrap();
             assert!((loss - want).abs() < 1e-4 * want, "{loss} but {want}");
             late = Some((probes, trainer.grads.read_blocking(gpu()).unwrap()));
         }
@@ -339,6 +341,7 @@ impl Block for Edited {
                     let addend = b.g.input("by_hand", TensorType::f32(&dims[..]))?;
                     b.g.add("by_hand.added", y, addend)
                 }
+                other => panic!("{other:?}"),
             }
         })?;
         b.residual("mlp", x, Builder::mlp)
@@ -437,9 +440,9 @@ fn what_cannot_be_probed_or_patched_is_named() {
 fn the_logit_lens_ends_in_the_loss_and_agrees_with_the_reference() {
     for (model, block) in models() {
         let options = TrainOptions { block, ..TrainOptions::default() };
-        let mut trainer = Trainer::with_options_blocking(gpu(), config(model.clone(), 1), &options).unwrap();
+        let mut trainer = gpu().run_blocking(Trainer::with_options(gpu(), config(model.clone(), 1), &options)).unwrap();
         trainer.step(&[batch(3)]).unwrap();
-        let lens = LogitLens::new_blocking(&Subject::of(&trainer).with_block(block), BATCH, TIME).unwrap();
+        let lens = gpu().run_blocking(LogitLens::new(&Subject::of(&trainer).with_block(block), [BATCH, TIME])).unwrap();
         let readings = lens.run_blocking(&batch(0)).unwrap();
         let get = |name: &str, layer| readings.iter().find(|r| r.name == name && r.layer == Some(layer)).unwrap().value;
         let loss = f64::from(trainer.evaluate_blocking(&[batch(0)]).unwrap());
@@ -524,9 +527,9 @@ impl Block for Without<'_> {
 fn a_dropped_layer_is_one_that_is_not_there() {
     for (model, block) in models() {
         let options = TrainOptions { block, ..TrainOptions::default() };
-        let mut trainer = Trainer::with_options_blocking(gpu(), config(model.clone(), 1), &options).unwrap();
+        let mut trainer = gpu().run_blocking(Trainer::with_options(gpu(), config(model.clone(), 1), &options)).unwrap();
         trainer.step(&[batch(3)]).unwrap();
-        let drop = DropLayer::new_blocking(&Subject::of(&trainer).with_block(block), BATCH, TIME).unwrap();
+        let drop = gpu().run_blocking(DropLayer::new(&Subject::of(&trainer).with_block(block), [BATCH, TIME])).unwrap();
         let losses = drop.run_blocking(&batch(0)).unwrap();
         let whole = f64::from(trainer.evaluate_blocking(&[batch(0)]).unwrap());
         assert!((losses[0].value - whole).abs() < 1e-5 && losses[0].layer.is_none() && losses.len() == 4);
@@ -535,7 +538,7 @@ fn a_dropped_layer_is_one_that_is_not_there() {
             // The norms of a post-norm layer stay.
             let mut s = match model.norm_placement {
                 NormPlacement::Post => setup(&model, &Silent(layer)),
-                NormPlacement::Pre => setup(&model, &Without(layer, block)),
+                _ => setup(&model, &Without(layer, block)),
             };
             for (p, data) in s.gpt.params.iter().zip(&params) {
                 s.given.get_mut(&p.value).unwrap().data = data.iter().map(|&x| f64::from(x)).collect();
@@ -554,10 +557,10 @@ fn attention_maps_are_the_softmax_of_the_scores() {
         .chain([(TransformerConfig { bidirectional: true, ..gpt2() }, &StandardBlock as &dyn Block)])
     {
         let options = TrainOptions { block, ..TrainOptions::default() };
-        let trainer = Trainer::with_options_blocking(gpu(), config(model.clone(), 1), &options).unwrap();
+        let trainer = gpu().run_blocking(Trainer::with_options(gpu(), config(model.clone(), 1), &options)).unwrap();
         let view = Subject::of(&trainer).with_block(block);
         let (layer, head) = (1, 3);
-        let map = AttentionMap::new_blocking(&view, (BATCH, TIME), layer, head).unwrap();
+        let map = gpu().run_blocking(AttentionMap::new(&view, [BATCH, TIME], layer, head)).unwrap();
         let got = map.run_blocking(&batch(0).tokens).unwrap();
         assert_eq!((&got.shape[..], got.layer), (&[BATCH, TIME, TIME][..], Some(layer)));
         let mut s = setup(&model, block);
@@ -588,7 +591,8 @@ fn attention_maps_are_the_softmax_of_the_scores() {
         }
         assert!(nmse(&got.data, &want) < 1e-9, "{}", nmse(&got.data, &want));
         for (layer, head) in [(3, 0), (0, 4)] {
-            let error = AttentionMap::new_blocking(&view, (BATCH, TIME), layer, head).unwrap_err().to_string();
+            let error =
+                gpu().run_blocking(AttentionMap::new(&view, [BATCH, TIME], layer, head)).unwrap_err().to_string();
             assert!(error.contains(&layer.max(head).to_string()), "{error}");
         }
     }

@@ -61,8 +61,8 @@ fn several_steps_in_one_encoder_are_the_steps_one_by_one() {
     }
     gpu().submit(encoder).unwrap();
     for (step, loss) in losses.into_iter().enumerate() {
-        let want = apart.step(&batches(&config, step as u64)).unwrap().wait_blocking(gpu()).unwrap();
-        assert_eq!(loss.wait_blocking::<f32>(gpu()).unwrap()[0].to_bits(), want.to_bits(), "step {step}");
+        let want = apart.step(&batches(&config, step as u64)).unwrap().wait_blocking().unwrap();
+        assert_eq!(loss.wait_blocking::<f32>().unwrap()[0].to_bits(), want.to_bits(), "step {step}");
     }
     let checkpoint = |t: &Trainer| Checkpoint::of_blocking(t, "", 0).unwrap();
     assert!(checkpoint(&apart).same_bits(&checkpoint(&together)));
@@ -88,7 +88,7 @@ fn recording_a_step_of_384_wide_layers_takes_two_milliseconds_and_no_memory() {
         gpu.submit(encoder).unwrap();
         // A loss that nobody reads takes nothing either.
         if step % 2 == 0 {
-            loss.wait_blocking::<f32>(&gpu).unwrap();
+            loss.wait_blocking::<f32>().unwrap();
         } else {
             drop(loss);
             gpu.wait_blocking().unwrap();
@@ -112,7 +112,7 @@ fn dropping_everything_gives_all_memory_back() {
         let loss = trainer.step(&batches(&config, 0)).unwrap();
         trainer.evaluate_blocking(&batches(&config, 1)).unwrap();
         drop(trainer.step(&batches(&config, 1)).unwrap());
-        loss.wait_blocking(gpu).unwrap();
+        loss.wait_blocking().unwrap();
         assert!(memory(&device).is_none_or(|(_, bytes)| bytes > 100 << 10));
     };
     run(&gpu);
@@ -134,7 +134,7 @@ fn readbacks_come_in_any_executor() {
     let config = tiny();
     let want = {
         let mut trainer = Trainer::new_blocking(gpu, config.clone()).unwrap();
-        trainer.step(&batches(&config, 0)).unwrap().wait_blocking(gpu).unwrap()
+        trainer.step(&batches(&config, 0)).unwrap().wait_blocking().unwrap()
     };
     // A whole trainer, made and run without a blocking call.
     let run = async |config: TrainConfig| {
@@ -213,13 +213,13 @@ fn writes_happen_where_they_are_recorded() {
     for i in 1..=3 {
         exec.record_write(&mut encoder, x, &[i as f32; 64]).unwrap();
         exec.record(&mut encoder);
-        totals.push(exec.tensor(total).unwrap().read_later(gpu(), &mut encoder));
+        totals.push(exec.tensor(total).unwrap().record_read(gpu(), &mut encoder));
     }
     let error = exec.record_write(&mut encoder, x, &[1.0f32; 63]).unwrap_err().to_string();
     assert!(error.contains("`x`") && error.contains("64 elements") && error.contains("63 elements"), "{error}");
     gpu().submit(encoder).unwrap();
     for (readback, want) in totals.into_iter().zip([1.0, 3.0, 6.0]) {
-        assert_eq!(readback.wait_blocking::<f32>(gpu()).unwrap(), [want; 64]);
+        assert_eq!(readback.wait_blocking::<f32>().unwrap(), [want; 64]);
     }
 }
 
@@ -251,15 +251,15 @@ fn an_executable_takes_other_tensors() {
 fn a_readback_of_what_was_not_submitted_is_an_error() {
     let tensor = Tensor::zeros(gpu(), "t", TensorType::f32([4])).unwrap();
     let mut dropped = encoder(gpu());
-    let readback = tensor.read_later(gpu(), &mut dropped);
+    let readback = tensor.record_read(gpu(), &mut dropped);
     drop(dropped);
-    let error = readback.wait_blocking::<f32>(gpu()).unwrap_err().to_string();
+    let error = readback.wait_blocking::<f32>().unwrap_err().to_string();
     assert!(error.contains("not submitted"), "{error}");
     // Of another type than the tensor has.
     let mut encoder = encoder(gpu());
-    let readback = tensor.read_later(gpu(), &mut encoder);
+    let readback = tensor.record_read(gpu(), &mut encoder);
     gpu().submit(encoder).unwrap();
-    let error = readback.wait_blocking::<u32>(gpu()).unwrap_err().to_string();
+    let error = readback.wait_blocking::<u32>().unwrap_err().to_string();
     assert!(error.contains("expected f32") && error.contains("u32"), "{error}");
 }
 
@@ -270,14 +270,14 @@ fn waiting_for_what_is_never_submitted_ends_a_second_after_the_last_submit() {
     let tensor = Tensor::zeros(&gpu, "t", TensorType::f32([1 << 20])).unwrap();
     let start = Instant::now();
     let mut kept = encoder(&gpu);
-    let readback = tensor.read_later(&gpu, &mut kept);
-    let error = readback.wait_blocking::<f32>(&gpu).unwrap_err().to_string();
+    let readback = tensor.record_read(&gpu, &mut kept);
+    let error = readback.wait_blocking::<f32>().unwrap_err().to_string();
     assert!(error.contains("idle") && error.contains("submitted?"), "{error}");
     // A machine under load takes its time; ten seconds is what it used to be.
     assert!((1.0..8.0).contains(&start.elapsed().as_secs_f64()), "{:?}", start.elapsed());
 
     let mut late = encoder(&gpu);
-    let readback = tensor.read_later(&gpu, &mut late);
+    let readback = tensor.record_read(&gpu, &mut late);
     let data = std::thread::scope(|scope| {
         let other = (gpu.clone(), tensor.clone());
         scope.spawn(move || {
@@ -288,7 +288,7 @@ fn waiting_for_what_is_never_submitted_ends_a_second_after_the_last_submit() {
             }
             gpu.submit(late).unwrap();
         });
-        readback.wait_blocking::<f32>(&gpu).unwrap()
+        readback.wait_blocking::<f32>().unwrap()
     });
     assert_eq!(data.len(), 1 << 20);
 }
@@ -334,7 +334,7 @@ fn no_memory_left_is_an_error_and_everything_else_works_on() {
         let mut trainer = Trainer::new_blocking(&gpu, tiny()).unwrap();
         let mut step = || {
             let data = batches(&tiny(), trainer.step_count());
-            trainer.step(&data).unwrap().wait_blocking(&gpu).unwrap()
+            trainer.step(&data).unwrap().wait_blocking().unwrap()
         };
         let first = step();
         // Nobody writes to them, so that a software driver needs no page of them.

@@ -162,7 +162,7 @@ fn loss_and_every_gradient_match_pytorch() {
     for model in models() {
         let mut trainer = trainer(&model);
         let batch = batches(&load(&format!("{}_batches.safetensors", model.name))).swap_remove(0);
-        let loss = trainer.step(&[batch]).unwrap().wait_blocking(gpu()).unwrap();
+        let loss = trainer.step(&[batch]).unwrap().wait_blocking().unwrap();
         let want = numbers(&model)["loss"].as_f64().unwrap();
         assert!((f64::from(loss) - want).abs() < 1e-5, "{}: loss {loss}, PyTorch {want}", model.name);
         let file = load(&format!("{}_grads.safetensors", model.name));
@@ -195,7 +195,7 @@ fn ten_optimiser_steps_match_pytorch() {
                     compare_final_weights(&model, &trainer);
                 }
                 let batch = data[if varied { i } else { 0 }].clone();
-                let loss = f64::from(trainer.step(&[batch]).unwrap().wait_blocking(gpu()).unwrap());
+                let loss = f64::from(trainer.step(&[batch]).unwrap().wait_blocking().unwrap());
                 let want = want.as_f64().unwrap();
                 assert!((loss - want).abs() <= 1e-4, "{} {key} step {i}: {loss}, PyTorch {want}", model.name);
             }

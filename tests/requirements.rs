@@ -29,11 +29,11 @@ fn config(batch: usize, context: usize) -> TrainConfig {
 
 /// Losses of some steps on a text that repeats.
 fn train(trainer: &mut Trainer) -> Vec<f32> {
-    let (gpu, c) = (trainer.gpu().clone(), trainer.config().clone());
+    let c = trainer.config().clone();
     let tokens: Vec<u32> = (0..(c.batch * c.seq_len()) as u32).map(|i| i % 5).collect();
     let batch = Batch { targets: tokens.iter().map(|i| (i + 1) % 5).collect(), tokens };
     let batches = vec![batch; c.micro_batches];
-    (0..3).map(|_| trainer.step(&batches).unwrap().wait_blocking(&gpu).unwrap()).collect()
+    (0..3).map(|_| trainer.step(&batches).unwrap().wait_blocking().unwrap()).collect()
 }
 
 fn adapter() -> wgpu::Adapter {
@@ -65,7 +65,7 @@ fn a_device_with_just_what_training_requires_trains() {
     (l.max_storage_buffers_per_shader_stage, l.max_compute_workgroups_per_dimension) =
         (needs.storage_buffers, needs.workgroups);
     let exact = open(&adapter, &descriptor);
-    let mut trainer = Trainer::from_plan_blocking(&exact, &plan).unwrap();
+    let mut trainer = exact.run_blocking(Trainer::from_plan(&exact, &plan)).unwrap();
     let losses = train(&mut trainer);
     assert!(losses[2] < losses[0], "{losses:?}");
     assert_eq!(losses, train(&mut Trainer::new_blocking(gpu(), config).unwrap()));
@@ -80,7 +80,8 @@ fn a_device_with_just_what_training_requires_trains() {
     for (name, lower) in lower {
         let mut descriptor = descriptor.clone();
         lower(&mut descriptor.required_limits);
-        expect(Trainer::from_plan_blocking(&open(&adapter, &descriptor), &plan), &[name, "needed", "gpu.profile()"]);
+        let gpu = open(&adapter, &descriptor);
+        expect(gpu.run_blocking(Trainer::from_plan(&gpu, &plan)), &[name, "needed", "gpu.profile()"]);
     }
 }
 
@@ -98,13 +99,14 @@ fn features_are_those_that_the_kernels_use() {
     let plan = TrainPlan::new(&config, &options, &subgroups).unwrap();
     let adapter = adapter();
     let without = open(&adapter, &wgpu::DeviceDescriptor::default());
-    expect(Trainer::from_plan_blocking(&without, &plan), &["SUBGROUP"]);
+    expect(without.run_blocking(Trainer::from_plan(&without, &plan)), &["SUBGROUP"]);
     // Kernels for wider subgroups than there are would give wrong sums.
     if adapter.features().contains(wgpu::Features::SUBGROUP) {
         let other = Profile { subgroups: Some([64, 128]), ..subgroups };
         let plan = TrainPlan::new(&config, &options, &other).unwrap();
         let descriptor = plan.requirements().descriptor(&adapter);
-        expect(Trainer::from_plan_blocking(&open(&adapter, &descriptor), &plan), &["64, 128", "lanes"]);
+        let gpu = open(&adapter, &descriptor);
+        expect(gpu.run_blocking(Trainer::from_plan(&gpu, &plan)), &["64, 128", "lanes"]);
     }
 }
 
@@ -127,7 +129,7 @@ fn bytes_are_known_before() {
     for config in [config(8, 64), muon] {
         let plan = TrainPlan::new(&config, &options, &Profile::of_adapter(&adapter)).unwrap();
         let gpu = open(&adapter, &plan.requirements().descriptor(&adapter));
-        let trainer = Trainer::from_plan_blocking(&gpu, &plan).unwrap();
+        let trainer = gpu.run_blocking(Trainer::from_plan(&gpu, &plan)).unwrap();
         assert_eq!((trainer.buffer_bytes(), trainer.parameter_count()), (plan.bytes(), plan.parameter_count()));
         if let Some(bytes) = allocated(&gpu) {
             println!("{bytes} bytes allocated, {} planned", plan.bytes());
@@ -212,7 +214,7 @@ fn a_budget_of_memory_is_kept_to() {
     let fitted = large.fitted(&within(bytes / 3), profile).unwrap();
     assert!(plan(&fitted, bytes / 3).unwrap().bytes() as u64 <= bytes / 3);
     assert!(fitted.batch < 8 && fitted.tokens_per_step() == large.tokens_per_step(), "{fitted:?}");
-    let trainer = Trainer::with_options_blocking(gpu(), fitted, &within(bytes / 3)).unwrap();
+    let trainer = gpu().run_blocking(Trainer::with_options(gpu(), fitted, &within(bytes / 3))).unwrap();
     assert!(trainer.buffer_bytes() as u64 <= bytes / 3);
     expect(plan(&large, 400_000), &["28512 parameters", "400000 allowed", "Even batch 1, seq_len 16"]);
 }
@@ -225,9 +227,9 @@ fn tables_stay_in_the_parts_that_were_planned() {
     let narrow = Profile { max_binding_bytes: 20 << 10, ..gpu().profile().clone() };
     let plan = TrainPlan::new(&config, &TrainOptions::default(), &narrow).unwrap();
     assert!(plan.layout().tensors.iter().any(|(name, _)| name.contains('@')));
-    let mut trainer = Trainer::from_plan_blocking(gpu(), &plan).unwrap();
+    let mut trainer = gpu().run_blocking(Trainer::from_plan(gpu(), &plan)).unwrap();
     train(&mut trainer);
-    let lens = pollster::block_on(LogitLens::new(&Subject::of(&trainer), 1, 16)).unwrap();
+    let lens = gpu().run_blocking(LogitLens::new(&Subject::of(&trainer), [1, 16])).unwrap();
     let batch = Batch { tokens: vec![1; 16], targets: vec![2; 16] };
     assert!(lens.run_blocking(&batch).unwrap().iter().all(|r| r.value.is_finite()));
 }
@@ -243,16 +245,16 @@ fn a_decoder_is_planned_before_there_is_a_device() {
     let l = &mut descriptor.required_limits;
     (l.max_storage_buffer_binding_size, l.max_buffer_size) = (needs.binding_bytes, needs.buffer_bytes);
     let exact = open(&adapter, &descriptor);
-    let mut decoder = Decoder::from_plan_blocking(&exact, &model, &plan).unwrap();
+    let mut decoder = exact.run_blocking(Decoder::from_plan(&exact, &model, &plan)).unwrap();
     assert_eq!((plan.bytes(), plan.weight_bytes()), (decoder.buffer_bytes(), decoder.weight_bytes()));
-    let mut usual = Decoder::with_batch_blocking(gpu(), &model, 2, context).unwrap();
+    let mut usual = gpu().run_blocking(Decoder::with_batch(gpu(), &model, 2, context)).unwrap();
     let prompts: [&[u32]; 2] = [&[1, 5, 9], &[7]];
     assert_eq!(decoder.feed_batch_blocking(&prompts).unwrap(), usual.feed_batch_blocking(&prompts).unwrap());
     descriptor.required_limits.max_storage_buffer_binding_size -= 16;
     let lower = open(&adapter, &descriptor);
-    expect(Decoder::from_plan_blocking(&lower, &model, &plan), &["max_storage_buffer_binding_size"]);
+    expect(lower.run_blocking(Decoder::from_plan(&lower, &model, &plan)), &["max_storage_buffer_binding_size"]);
     let other = Model::open(&hf_folder("llama")).unwrap();
-    expect(Decoder::from_plan_blocking(gpu(), &other, &plan), &["of this model"]);
+    expect(gpu().run_blocking(Decoder::from_plan(gpu(), &other, &plan)), &["of this model"]);
 
     // Many sequences side by side: their caches are the largest.
     let narrow = Profile { max_binding_bytes: 256 << 10, ..gpu().profile().clone() };

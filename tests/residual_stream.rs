@@ -161,7 +161,7 @@ fn with_a_zero_head_the_layers_of_weights_wake_up_one_step_after_the_other() {
         let head = layout.tensors.iter().position(|(name, _)| name == "head.weight").unwrap();
         trainer.params.tensors[head].write(gpu(), &vec![0.0f32; layout.tensors[head].1.len()]).unwrap();
         for step in 0..3 {
-            let loss = trainer.step(&[batch(step, TIME)]).unwrap().wait_blocking(gpu()).unwrap();
+            let loss = trainer.step(&[batch(step, TIME)]).unwrap().wait_blocking().unwrap();
             if step == 0 {
                 let uniform = (VOCAB as f32).ln();
                 assert!((loss - uniform).abs() <= 2.0 * f32::EPSILON * uniform, "{loss}, ln V is {uniform}");
@@ -261,8 +261,7 @@ fn gpt2s_scale_adds_the_same_variance_whatever_the_depth() {
 fn a_hundred_layers_train() {
     let init = Init::Gpt2 { std: 0.1 };
     let mut trainer = trainer(TransformerConfig { init, ..llama(100) }, 3e-3);
-    let losses: Vec<f32> =
-        (0..20).map(|_| trainer.step(&[batch(0, TIME)]).unwrap().wait_blocking(gpu()).unwrap()).collect();
+    let losses: Vec<f32> = (0..20).map(|_| trainer.step(&[batch(0, TIME)]).unwrap().wait_blocking().unwrap()).collect();
     println!("{losses:?}");
     assert!(losses.iter().all(|loss| loss.is_finite()));
     assert!(losses[19] < losses[0] - 0.5, "{losses:?}");

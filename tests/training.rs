@@ -34,7 +34,7 @@ fn train(trainer: &mut Trainer, until: u64) -> Vec<f32> {
             .map(|i| data.batch(c.seed, trainer.step_count() * micro + i, c.batch, c.model.context))
             .collect();
         let loss = trainer.step(&batches).unwrap();
-        losses.push(loss.wait_blocking(trainer.gpu()).unwrap());
+        losses.push(loss.wait_blocking().unwrap());
     }
     losses
 }
@@ -164,12 +164,9 @@ fn accumulated_gradients_equal_those_of_one_large_batch() {
     let mut b = Trainer::new_blocking(gpu(), small).unwrap();
     // Twice, to see that the second step starts from zeroed gradients.
     for _ in 0..2 {
-        let loss_a = a
-            .step(&[Batch { tokens: tokens.clone(), targets: targets.clone() }])
-            .unwrap()
-            .wait_blocking(gpu())
-            .unwrap();
-        let loss_b = b.step(&halves).unwrap().wait_blocking(gpu()).unwrap();
+        let loss_a =
+            a.step(&[Batch { tokens: tokens.clone(), targets: targets.clone() }]).unwrap().wait_blocking().unwrap();
+        let loss_b = b.step(&halves).unwrap().wait_blocking().unwrap();
         assert!((loss_a - loss_b).abs() < 1e-5, "{loss_a} {loss_b}");
         let (ga, gb) = (a.grads.read_blocking(gpu()).unwrap(), b.grads.read_blocking(gpu()).unwrap());
         for (((name, _), x), y) in a.grads.layout.tensors.iter().zip(ga).zip(gb) {
@@ -309,8 +306,7 @@ fn every_arrangement_learns() {
         let mut config = TrainConfig { muon, ..tiny(model) };
         config.schedule = Schedule::constant(1e-2);
         let mut trainer = Trainer::new_blocking(gpu(), config).unwrap();
-        let step =
-            |t: &mut Trainer| t.step(&[data.batch(0, t.step_count(), 2, 16)]).unwrap().wait_blocking(gpu()).unwrap();
+        let step = |t: &mut Trainer| t.step(&[data.batch(0, t.step_count(), 2, 16)]).unwrap().wait_blocking().unwrap();
         let first = step(&mut trainer);
         let last = (0..30).map(|_| step(&mut trainer)).last().unwrap();
         assert!(last < 0.5 * first, "{:?}: from {first} to {last}", trainer.config());

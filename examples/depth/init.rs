@@ -107,10 +107,10 @@ fn measure(gpu: &Gpu, settings: &Settings, layers: usize, placement: NormPlaceme
         }
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
         exec.record(&mut encoder);
-        let readback = instruments.read_later(&exec, &mut encoder, 0)?;
+        let readback = instruments.record_read(&exec, &mut encoder, 0)?;
         gpu.queue().submit([encoder.finish()]);
         let w2 = (config.d_model * config.d_ff) as f64;
-        depth.add(&readback.wait_blocking(gpu)?, w2, 1.0 / settings.seeds as f64)?;
+        depth.add(&readback.wait_blocking()?, w2, 1.0 / settings.seeds as f64)?;
     }
     depth.fit();
     Ok(depth)

@@ -84,8 +84,8 @@ pub const PLACEMENTS: [NormPlacement; 2] = [NormPlacement::Pre, NormPlacement::P
 
 pub fn name(placement: NormPlacement) -> &'static str {
     match placement {
-        NormPlacement::Pre => "pre",
         NormPlacement::Post => "post",
+        _ => "pre",
     }
 }
 

@@ -142,7 +142,7 @@ fn try_out(gpu: &Gpu, config: TrainConfig, steps: u64) -> Result<Run> {
     let mut trainer = Trainer::new_blocking(gpu, config)?;
     let mut losses = vec![];
     for step in 0..steps {
-        let loss = f64::from(trainer.step(&[batch(seed, step)])?.wait_blocking(gpu)?);
+        let loss = f64::from(trainer.step(&[batch(seed, step)])?.wait_blocking()?);
         losses.push(loss);
         let bounded = loss <= BOUND * losses[0];
         if !bounded {

@@ -66,7 +66,8 @@ pub fn load(gpu: &Gpu, path: &Path, characters: usize) -> Result<(Decoder, Words
     if path.extension().is_some_and(|e| e == "gguf") || path.join("config.json").exists() {
         let model = Model::open(path)?;
         let words = Words::Pieces(Box::new(ModelTokenizer::of(model.weights())?));
-        return Ok((Decoder::with_batch_blocking(gpu, &model, characters, room(model.config().context))?, words));
+        let decoder = Decoder::with_batch(gpu, &model, characters, room(model.config().context));
+        return Ok((gpu.run_blocking(decoder)?, words));
     }
     let path = if path.is_dir() { path.join("checkpoint.safetensors") } else { path.to_path_buf() };
     let checkpoint = Checkpoint::load(&path)?;
@@ -75,7 +76,7 @@ pub fn load(gpu: &Gpu, path: &Path, characters: usize) -> Result<(Decoder, Words
     let params = Arena::zeros(gpu, "parameters", &Arc::new(layout))?;
     checkpoint.restore_weights(gpu, &params)?;
     let words = Words::Characters(CharTokenizer::of(&checkpoint.state.alphabet));
-    Ok((Decoder::on_params_blocking(gpu, config, &params, characters, room(config.context))?, words))
+    Ok((gpu.run_blocking(Decoder::on_params(gpu, config, &params, characters, room(config.context)))?, words))
 }
 
 /// The same with a small model that is trained for this many steps to write plays, character by character.
@@ -100,9 +101,10 @@ pub fn train(gpu: &Gpu, steps: u64, characters: usize) -> Result<(Decoder, Words
         let loss = trainer.step(&[data.batch(1, step, 4, CAPACITY)])?;
         // Wait now and then, so that not too many steps are in flight.
         if step % 50 == 49 || step + 1 == steps {
-            eprintln!("step {}: loss {:.3}", step + 1, loss.wait_blocking(gpu)?);
+            eprintln!("step {}: loss {:.3}", step + 1, loss.wait_blocking()?);
         }
     }
-    let decoder = Decoder::on_params_blocking(gpu, &trainer.config().model, &trainer.params, characters, CAPACITY)?;
+    let decoder =
+        gpu.run_blocking(Decoder::on_params(gpu, &trainer.config().model, &trainer.params, characters, CAPACITY))?;
     Ok((decoder, Words::Characters(tokenizer)))
 }

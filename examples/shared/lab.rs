@@ -152,11 +152,12 @@ impl Lab {
     ) -> Result<Run> {
         let (f, started) = (&self.flags, Instant::now());
         let options = TrainOptions { block, probes: probes(model, block)?, ..TrainOptions::default() };
-        let mut trainer = Trainer::with_options_blocking(&self.gpu, self.config(model, seed), &options)?;
+        let mut trainer =
+            self.gpu.run_blocking(Trainer::with_options(&self.gpu, self.config(model, seed), &options))?;
         let lens = match every {
             Some(_) => {
                 let model = Subject::of(&trainer).with_block(block);
-                Some(LogitLens::new_blocking(&model, LENS_SEQUENCES, f.context)?)
+                Some(self.gpu.run_blocking(LogitLens::new(&model, [LENS_SEQUENCES, f.context]))?)
             }
             None => None,
         };
@@ -177,10 +178,10 @@ impl Lab {
             let loss = trainer.step(&[self.data.batch(seed, step, f.batch, f.context)])?;
             let probes = trainer.take_probes().context("the step has no probes")?;
             log.pending.push_back((loss, probes, seen_by_lens));
-            log.drain(&self.gpu, IN_FLIGHT - 1).context(name.to_string())?;
+            log.drain(IN_FLIGHT - 1).context(name.to_string())?;
             bar.inc(1);
         }
-        log.drain(&self.gpu, 0).context(name.to_string())?;
+        log.drain(0).context(name.to_string())?;
         bar.finish_and_clear();
         let val_loss = trainer.evaluate_blocking(&self.validation())?;
         let seconds = started.elapsed().as_secs_f64();
@@ -228,12 +229,12 @@ struct Log {
 
 impl Log {
     /// Waits until at most `left` steps are in flight.
-    fn drain(&mut self, gpu: &Gpu, left: usize) -> Result<()> {
+    fn drain(&mut self, left: usize) -> Result<()> {
         while self.pending.len() > left {
             let Some((loss, probes, lens)) = self.pending.pop_front() else { break };
-            let (step, loss) = (loss.step, loss.wait_blocking(gpu)?);
+            let (step, loss) = (loss.step, loss.wait_blocking()?);
             ensure!(loss.is_finite(), "the loss is {loss} at step {step}; try a lower --lr");
-            let readings = probes.wait_blocking(gpu)?;
+            let readings = probes.wait_blocking()?;
             let depths = |name| (0..=self.layers).filter_map(|l| readings.get(name, l)).collect();
             self.steps.push(Step {
                 step,

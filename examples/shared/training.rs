@@ -368,7 +368,8 @@ impl Run {
         if let Some(checkpoint) = &resumed {
             checkpoint.restore(&mut trainer)?;
         }
-        let decoder = Decoder::on_params_blocking(&gpu, &config.model, &trainer.params, 1, config.model.context)?;
+        let decoder =
+            gpu.run_blocking(Decoder::on_params(&gpu, &config.model, &trainer.params, 1, config.model.context))?;
         eprintln!(
             "{}\n{} parameters, {} tokens per step, {} of GPU memory",
             gpu.describe(),
@@ -411,7 +412,7 @@ impl Run {
         while self.pending.len() > left {
             let Some(loss) = self.pending.pop_front() else { break };
             let step = loss.step;
-            let loss = loss.wait_blocking(self.trainer.gpu())?;
+            let loss = loss.wait_blocking()?;
             ensure!(
                 loss.is_finite(),
                 "the loss is {loss} at step {step}; try a lower --lr. The last checkpoint in {} is untouched",

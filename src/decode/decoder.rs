@@ -68,7 +68,7 @@ impl Decoder {
 
     /// [`new`](Self::new), waiting.
     pub fn new_blocking(gpu: &Gpu, model: &Model, capacity: usize) -> Result<Self> {
-        pollster::block_on(Self::new(gpu, model, capacity))
+        gpu.run_blocking(Self::new(gpu, model, capacity))
     }
 
     /// The same for `batch` sequences side by side, each with room for `capacity` tokens. An `Err` if the capacity
@@ -86,16 +86,6 @@ impl Decoder {
         Self::build(gpu, plan, model.upload(gpu, &plan.placed)?).await
     }
 
-    /// [`from_plan`](Self::from_plan), waiting.
-    pub fn from_plan_blocking(gpu: &Gpu, model: &Model, plan: &DecodePlan) -> Result<Self> {
-        pollster::block_on(Self::from_plan(gpu, model, plan))
-    }
-
-    /// [`with_batch`](Self::with_batch), waiting.
-    pub fn with_batch_blocking(gpu: &Gpu, model: &Model, batch: usize, capacity: usize) -> Result<Self> {
-        pollster::block_on(Self::with_batch(gpu, model, batch, capacity))
-    }
-
     /// The same on parameters in GPU memory, a [`Trainer`](crate::train::Trainer)'s say, which stay shared: it sees what
     /// training changes. What is in the cache is of the parameters that were there when it was fed.
     ///
@@ -108,7 +98,7 @@ impl Decoder {
     /// let config = TransformerConfig::llama(65, 64, 1, 32, 2);
     /// let layout = ArenaLayout::of_model(&config, gpu.profile().max_tensor_bytes())?;
     /// let params = Arena::zeros(&gpu, "parameters", &layout.into())?; // or `&trainer.params`
-    /// let mut decoder = Decoder::on_params_blocking(&gpu, &config, &params, 1, 64)?;
+    /// let mut decoder = gpu.run_blocking(Decoder::on_params(&gpu, &config, &params, 1, 64))?;
     /// assert_eq!(decoder.feed_blocking(&[7, 3])?.len(), 65);
     /// # Ok::<(), throughline::Error>(())
     /// ```
@@ -124,17 +114,6 @@ impl Decoder {
         let names = params.layout.tensors.iter().map(|(name, _)| name.clone());
         let tensors = names.zip(params.tensors.iter().cloned()).collect();
         Self::build(gpu, &plan, Uploaded { tensors, ..Default::default() }).await
-    }
-
-    /// [`on_params`](Self::on_params), waiting.
-    pub fn on_params_blocking(
-        gpu: &Gpu,
-        config: &TransformerConfig,
-        params: &Arena,
-        batch: usize,
-        capacity: usize,
-    ) -> Result<Self> {
-        pollster::block_on(Self::on_params(gpu, config, params, batch, capacity))
     }
 
     async fn build(gpu: &Gpu, plan: &DecodePlan, mut shared: Uploaded) -> Result<Self> {
@@ -192,8 +171,8 @@ impl Decoder {
         }
     }
 
-    /// Appends tokens to the only sequence and returns the logits of the next token, `[vocab_size]`. Resolves once the
-    /// device has been polled.
+    /// Appends tokens to the only sequence and returns the logits of the next token, `[vocab_size]`.
+    /// Resolves once the device has been polled; outside of frames, use [`feed_blocking`](Self::feed_blocking).
     ///
     /// # Errors
     ///
@@ -356,21 +335,21 @@ impl Step {
         let mut encoder = gpu.encoder("decoding");
         self.record_inputs(&mut encoder, parts, starts.iter().copied())?;
         self.exec.record(&mut encoder);
-        let readbacks = self.read_later(&mut encoder, read)?;
+        let readbacks = self.record_read(&mut encoder, read)?;
         gpu.submit(encoder)?;
         Ok(readbacks)
     }
 
     /// Records the copies of values to the host.
-    pub(super) fn read_later(&self, encoder: &mut wgpu::CommandEncoder, values: &[Value]) -> Result<Vec<Readback>> {
-        values.iter().map(|&value| Ok(self.exec.tensor(value)?.read_later(self.exec.gpu(), encoder))).collect()
+    pub(super) fn record_read(&self, encoder: &mut wgpu::CommandEncoder, values: &[Value]) -> Result<Vec<Readback>> {
+        values.iter().map(|&value| Ok(self.exec.tensor(value)?.record_read(self.exec.gpu(), encoder))).collect()
     }
 
     /// A value of the last pass, on its way to the host.
     pub(super) fn read(&self, value: Value) -> Result<Readback> {
         let gpu = self.exec.gpu();
         let mut encoder = gpu.encoder("decoder read");
-        let readback = self.exec.tensor(value)?.read_later(gpu, &mut encoder);
+        let readback = self.exec.tensor(value)?.record_read(gpu, &mut encoder);
         gpu.submit(encoder)?;
         Ok(readback)
     }

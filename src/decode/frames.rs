@@ -39,7 +39,7 @@ pub enum Event {
 /// # mod doctest { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/doctest.rs")); }
 /// # let folder = doctest::qwen3();
 /// let model = Model::open(folder.path())?;
-/// let decoder = Decoder::with_batch_blocking(&gpu, &model, 3, 64)?; // three characters
+/// let decoder = gpu.run_blocking(Decoder::with_batch(&gpu, &model, 3, 64))?; // three characters
 /// let mut characters = FrameDecoder::new_blocking(decoder)?;
 ///
 /// characters.say(1, &[5, 17, 29], GenerationOptions { max_tokens: 4, ..Default::default() })?;
@@ -342,7 +342,7 @@ impl FrameDecoder {
     fn record_scores(&mut self, encoder: &mut wgpu::CommandEncoder, kind: usize) -> Result<()> {
         if let Some(flight @ Flight { scores: Scores::Wanted, .. }) = &mut self.flights[kind] {
             let step = self.decoder.step(kind == CHUNK);
-            let readback = step.exec.tensor(step.values.logits)?.read_later(&self.decoder.gpu, encoder);
+            let readback = step.exec.tensor(step.values.logits)?.record_read(&self.decoder.gpu, encoder);
             flight.scores = Scores::All(Arriving::new(readback.take()));
         }
         Ok(())
@@ -462,7 +462,7 @@ impl FrameDecoder {
 /// Records the copies of the likeliest tokens.
 fn likeliest(step: &Step, encoder: &mut wgpu::CommandEncoder) -> Result<Arriving<Likeliest>> {
     let candidates = step.top.map_or(vec![], |top| top.candidates.to_vec());
-    let readbacks: Result<[Readback; 3], _> = step.read_later(encoder, &candidates)?.try_into();
+    let readbacks: Result<[Readback; 3], _> = step.record_read(encoder, &candidates)?.try_into();
     let Ok([values, ids, lse]) = readbacks else { return Err(Error::Graph("a step without likeliest tokens".into())) };
     Ok(Arriving::new(async {
         Ok(Likeliest { values: values.take().await?, ids: ids.take().await?, lse: lse.take().await? })

@@ -40,6 +40,7 @@ impl GenerationOptions {
 
 /// Why a text ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Finish {
     /// A stop token was drawn.
     Stop,
@@ -158,7 +159,7 @@ impl Decoder {
     /// # use throughline::{Gpu, decode::{Decoder, GenerationOptions}, model::Model};
     /// # let gpu = Gpu::headless_blocking()?;
     /// # let model = Model::open("model".as_ref())?;
-    /// let mut decoder = Decoder::with_batch_blocking(&gpu, &model, 2, 512)?;
+    /// let mut decoder = gpu.run_blocking(Decoder::with_batch(&gpu, &model, 2, 512))?;
     /// let texts = decoder.generate_batch_blocking(&[&[1, 2, 3], &[4]], &GenerationOptions::default())?;
     /// assert_eq!(texts.len(), 2);
     /// # Ok::<(), throughline::Error>(())

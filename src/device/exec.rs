@@ -418,7 +418,7 @@ impl Executable {
                 let desc = wgpu::BufferDescriptor { label, size, usage, mapped_at_creation: false };
                 let ticks = Tensor::from_buffer(device.create_buffer(&desc), 0, ty)?;
                 encoder.resolve_query_set(&queries, 0..count, ticks.buffer(), 0);
-                readbacks.push(ticks.read_later(&self.gpu, &mut encoder));
+                readbacks.push(ticks.record_read(&self.gpu, &mut encoder));
             }
             self.gpu.submit(encoder)?;
             Ok(readbacks)
@@ -502,8 +502,8 @@ impl Executable {
         }
     }
 
-    /// Reads an output, input, parameter or state as the last submit leaves it. Resolves once the device has been
-    /// polled.
+    /// Reads an output, input, parameter or state as the last submit leaves it.
+    /// Resolves once the device has been polled; outside of frames, use [`read_blocking`](Self::read_blocking).
     pub async fn read<T: Element>(&self, value: Value) -> Result<Vec<T>> {
         self.tensor(value)?.read(&self.gpu).await
     }

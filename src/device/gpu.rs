@@ -224,7 +224,7 @@ impl Gpu {
     /// let gpu = Gpu::headless_blocking()?;
     /// let x = Tensor::zeros(&gpu, "x", TensorType::f32([3]))?;
     /// let mut encoder = gpu.device().create_command_encoder(&Default::default());
-    /// let readback = x.read_later(&gpu, &mut encoder);
+    /// let readback = x.record_read(&gpu, &mut encoder);
     /// gpu.queue().submit([encoder.finish()]);
     /// assert_eq!(gpu.run_blocking(readback.take::<f32>())?, [0.0; 3]);
     /// # Ok::<(), throughline::Error>(())

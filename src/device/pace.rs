@@ -115,7 +115,7 @@ impl Pace {
         {
             timer.stamp(encoder, 2);
             encoder.resolve_query_set(&timer.queries, 0..3, timer.ticks.buffer(), 0);
-            self.pending.push_back((estimate, timer.ticks.read_later(&self.gpu, encoder)));
+            self.pending.push_back((estimate, timer.ticks.record_read(&self.gpu, encoder)));
         }
         Ok(())
     }

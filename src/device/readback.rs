@@ -85,7 +85,7 @@ impl Readback {
     /// # let gpu = Gpu::headless_blocking()?;
     /// let x = Tensor::zeros(&gpu, "x", TensorType::f32([3]))?;
     /// let mut encoder = gpu.device().create_command_encoder(&Default::default());
-    /// let mut readback = x.read_later(&gpu, &mut encoder);
+    /// let mut readback = x.record_read(&gpu, &mut encoder);
     /// gpu.submit(encoder)?;
     /// let data: Vec<f32> = loop {
     ///     // A frame: its submit polls the device; here is none.
@@ -127,9 +127,13 @@ impl Readback {
         }
     }
 
-    /// The data, waiting for the GPU. An `Err` if nothing comes since the encoder was not submitted.
-    pub fn wait_blocking<T: Element>(self, gpu: &Gpu) -> Result<Vec<T>> {
-        gpu.run_blocking(self.take())
+    /// The data, waiting for the GPU that it comes from. An `Err` if nothing comes since the encoder was not submitted.
+    pub fn wait_blocking<T: Element>(self) -> Result<Vec<T>> {
+        self.gpu.clone().run_blocking(self.take())
+    }
+
+    pub(crate) fn gpu(&self) -> &Gpu {
+        &self.gpu
     }
 }
 

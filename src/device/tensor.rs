@@ -119,15 +119,16 @@ impl Tensor {
     }
 
     /// Records a copy of the elements into `encoder`, to be read once that has been submitted.
-    pub fn read_later(&self, gpu: &Gpu, encoder: &mut wgpu::CommandEncoder) -> Readback {
+    pub fn record_read(&self, gpu: &Gpu, encoder: &mut wgpu::CommandEncoder) -> Readback {
         let from = self.check_device(gpu, &self.ty.to_string()).map(|()| (&self.buffer, self.offset));
         Readback::record(gpu, encoder, from, self.ty.clone())
     }
 
-    /// Reads all elements as they are after everything submitted so far. Resolves once the device has been polled.
+    /// Reads all elements as they are after everything submitted so far.
+    /// Resolves once the device has been polled; outside of frames, use [`read_blocking`](Self::read_blocking).
     pub async fn read<T: Element>(&self, gpu: &Gpu) -> Result<Vec<T>> {
         let mut encoder = gpu.encoder("read");
-        let readback = self.read_later(gpu, &mut encoder);
+        let readback = self.record_read(gpu, &mut encoder);
         gpu.submit(encoder)?;
         readback.take().await
     }

@@ -30,6 +30,7 @@ use crate::error::{Error, Result};
 /// Storage format of a tensor's elements. See the [module](self) for the layouts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(non_camel_case_types, missing_docs)] // ggml's names
+#[non_exhaustive]
 pub enum Stored {
     F32,
     F16,

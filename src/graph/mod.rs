@@ -22,6 +22,7 @@ pub use value::Value;
 
 /// The origin of a node's outputs.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Source {
     /// Written by the host before a step.
     Input,

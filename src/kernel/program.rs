@@ -19,6 +19,7 @@ pub struct Launch<'a> {
 
 /// What is bound to one storage binding of a dispatch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Bind {
     /// The op's input of this index, read-only.
     In(usize),

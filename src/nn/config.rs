@@ -11,6 +11,7 @@ use crate::ops::rope::Scaling;
 /// trained that way, such as BERT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum NormPlacement {
     /// `x + f(norm(x))`: the residual stream is not normalised before its end (GPT-2 and most models since).
     Pre,
@@ -24,6 +25,7 @@ pub enum NormPlacement {
 /// RMSNorm is cheaper and works as well in most models. A model from a file needs its own kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Norm {
     /// Subtracts the mean and divides by the standard deviation; scale and shift are trained.
     LayerNorm,
@@ -37,6 +39,7 @@ pub enum Norm {
 /// Learned positions are those of GPT-2 and BERT.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Positions {
     /// A learned vector per position, added to the embedding.
     Learned,
@@ -59,6 +62,7 @@ pub enum Positions {
 /// SwiGLU has three matrices instead of two; [`TransformerConfig::llama`] makes it narrower to compensate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Mlp {
     /// `gelu(x w1) w2` with the tanh approximation, as in GPT-2.
     GeluTanh,

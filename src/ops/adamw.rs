@@ -112,6 +112,11 @@ impl Graph {
     }
 }
 
+impl AdamW {
+    /// Storage buffers that it binds.
+    pub(crate) const BUFFERS: usize = 6;
+}
+
 impl Op for AdamW {
     fn name(&self) -> &'static str {
         "adamw"
@@ -137,7 +142,8 @@ impl Op for AdamW {
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let kernel = table_kernel::<Self>("adamw", SOURCE, "forward");
-        let binds = [Bind::In(1), Bind::In(4), Bind::In(5), Bind::Out(0), Bind::Out(1), Bind::Out(2)];
+        let binds: [Bind; Self::BUFFERS] =
+            [Bind::In(1), Bind::In(4), Bind::In(5), Bind::Out(0), Bind::Out(1), Bind::Out(2)];
         Ok(elementwise::quads(cx, kernel, &binds, &[self.decay_len as u32]))
     }
 

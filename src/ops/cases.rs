@@ -27,6 +27,7 @@ pub struct Row {
 
 /// How test data for an input is made.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum InputFill {
     /// Normal with this standard deviation.
     Normal(f64),

@@ -102,6 +102,7 @@ pub struct Rope {
 /// Take it from the model's configuration: a model gives wrong results with any scaling but its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Scaling {
     /// No change.
     #[default]

@@ -7,7 +7,12 @@ use crate::device::{Gpu, Tensor};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
 use crate::nn::{Transformer, TransformerConfig, is_hidden_matrix};
+use crate::ops::adamw::AdamW;
+use crate::profile::Profile;
 use crate::tensor::{Shape, TensorType};
+
+/// At least what AdamW's settings take, alignment included.
+const SETTINGS_BYTES: u64 = 1024;
 
 /// The place of each tensor in an arena. Pure data, known before there is a device.
 ///
@@ -132,9 +137,14 @@ impl ArenaLayout {
         Self::new(named(graph, params)?, max_bytes)
     }
 
-    /// The same for training, with Muon's parts if `muon` is true.
-    pub(crate) fn for_training(graph: &Graph, params: &[Value], max_bytes: u64, muon: bool) -> Result<Self> {
-        Self::with_muon(named(graph, params)?, max_bytes, |name, shape| muon && is_hidden_matrix(name, shape))
+    /// The same for training on devices of this profile, with Muon if that is chosen.
+    pub(crate) fn for_training(graph: &Graph, params: &[Value], profile: &Profile, muon: bool) -> Result<Self> {
+        // Where AdamW binds too many buffers, its settings lie in one binding with a gradient.
+        let merged = (profile.max_storage_buffers as usize) < AdamW::BUFFERS;
+        let room = profile.max_tensor_bytes().saturating_sub(if merged { SETTINGS_BYTES } else { 0 });
+        let layout = Self::with_muon(named(graph, params)?, room, |name, shape| muon && is_hidden_matrix(name, shape))?;
+        // Tables are in parts as the graph's.
+        Ok(ArenaLayout { max_bytes: profile.max_tensor_bytes(), ..layout })
     }
 
     /// Number of elements of all parts, gaps included.
@@ -216,7 +226,8 @@ impl Arena {
         gpu.flush()
     }
 
-    /// Reads every tensor, in the order of the layout. Resolves once the device has been polled.
+    /// Reads every tensor, in the order of the layout.
+    /// Resolves once the device has been polled; outside of frames, use [`read_blocking`](Self::read_blocking).
     pub async fn read(&self, gpu: &Gpu) -> Result<Vec<Vec<f32>>> {
         let mut values = vec![vec![]; self.tensors.len()];
         // One part at a time: one wait each, and at most one part in host memory besides the result.

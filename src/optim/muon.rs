@@ -51,6 +51,7 @@ impl Default for MuonConfig {
 /// Factor of Muon's update, by the shape of the matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum MuonScale {
     /// `sqrt(max(1, outputs / inputs))`, as in the published code. Good learning rates are near 0.02.
     Original,

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 /// [`Cosine`](Self::Cosine) is the usual choice for a run of known length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Decay {
     /// No decay.
     Constant,

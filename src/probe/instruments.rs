@@ -99,18 +99,19 @@ impl Instruments {
     }
 
     /// Records the copies that bring what `exec` found in its last step to the host.
-    pub fn read_later(
+    pub fn record_read(
         &self,
         exec: &Executable,
         encoder: &mut wgpu::CommandEncoder,
         step: u64,
     ) -> Result<ProbeReadback> {
-        let mut read = |v: Value| Ok(exec.tensor(v)?.read_later(exec.gpu(), encoder));
+        let mut read = |v: Value| Ok(exec.tensor(v)?.record_read(exec.gpu(), encoder));
         Ok(ProbeReadback {
             step,
             board: self.board.map(&mut read).transpose()?,
             wholes: self.wholes.iter().map(|&v| read(v)).collect::<Result<_>>()?,
             recipes: self.recipes.clone(),
+            gpu: exec.gpu().clone(),
             submitted: None,
         })
     }

@@ -34,9 +34,9 @@
 //! exec.write(w, &[3.0f32, -4.0])?;
 //! let mut encoder = gpu.device().create_command_encoder(&Default::default());
 //! exec.record(&mut encoder);
-//! let readback = instruments.read_later(&exec, &mut encoder, 0)?;
+//! let readback = instruments.record_read(&exec, &mut encoder, 0)?;
 //! gpu.submit(encoder)?;
-//! let values: Vec<f64> = readback.wait_blocking(&gpu)?.values.iter().map(|r| r.value).collect();
+//! let values: Vec<f64> = readback.wait_blocking()?.values.iter().map(|r| r.value).collect();
 //! assert!((values[0] - 12.5f64.sqrt()).abs() < 1e-6 && values[1] == 4.0 && (values[2] - 1.0).abs() < 1e-6);
 //! # Ok::<(), throughline::Error>(())
 //! ```

@@ -13,6 +13,7 @@ use crate::tensor::TensorType;
 /// How a patch changes a value.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Edit {
     /// Replaces it by a new input `<node>.replacement` of the same type: for activation patching.
     Replace,

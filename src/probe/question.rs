@@ -8,6 +8,7 @@ use crate::graph::{Graph, Value};
 /// What a probe reads: a node by its name, or another output than its first as `name:1`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Tap {
     /// The value that the node computes, or that an input, parameter or state holds.
     Forward(String),
@@ -38,6 +39,7 @@ impl Tap {
 /// All but [`Whole`](Self::Whole) are reductions on the GPU and cost one number per step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Measure {
     /// Root of the mean square.
     Rms,

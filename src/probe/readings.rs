@@ -92,6 +92,7 @@ pub struct ProbeReadback {
     pub(super) board: Option<Readback>,
     pub(super) wholes: Vec<Readback>,
     pub(super) recipes: Arc<Vec<(Probe, Recipe)>>,
+    pub(super) gpu: Gpu,
     /// If known, waiting need not include later submissions.
     pub(crate) submitted: Option<wgpu::SubmissionIndex>,
 }
@@ -112,7 +113,8 @@ impl ProbeReadback {
 
     /// The answers, waiting for the step, and not for later ones where the [`Trainer`](crate::train::Trainer)
     /// submitted it.
-    pub fn wait_blocking(mut self, gpu: &Gpu) -> Result<Readings> {
+    pub fn wait_blocking(mut self) -> Result<Readings> {
+        let gpu = self.gpu.clone();
         if let Some(submitted) = self.submitted.take() {
             gpu.wait_for_blocking(submitted)?;
         }

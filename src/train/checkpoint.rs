@@ -99,7 +99,8 @@ impl Checkpoint {
         Ok(Checkpoint { state, tensors, path: path.into() })
     }
 
-    /// The state of a trainer after everything submitted so far. Resolves once the device has been polled.
+    /// The state of a trainer after everything submitted so far.
+    /// Resolves once the device has been polled; outside of frames, use [`of_blocking`](Self::of_blocking).
     pub async fn of(trainer: &Trainer, alphabet: &str, text_hash: u64) -> Result<Self> {
         let state = RunState {
             version: RunState::VERSION,

@@ -33,8 +33,8 @@ impl TrainConfig {
     pub fn fitted(&self, options: &TrainOptions<'_>, profile: &Profile) -> Result<TrainConfig> {
         match TrainPlan::as_is(self, options, profile) {
             Ok(_) => Ok(self.clone()),
-            Err(Error::Limit { .. }) => smaller(self, options, profile).map_err(|(least, e)| {
-                e.advise(format!("That is for batch 1, seq_len {}, the smallest tried", least.seq_len()))
+            Err(Error::Limit { .. }) => smaller(self, options, profile).map_err(|(seq_len, e)| {
+                e.advise(format!("That is for batch 1, seq_len {seq_len}, the smallest tried"))
             }),
             Err(e) => Err(e),
         }
@@ -53,12 +53,9 @@ impl TrainPlan {
     }
 }
 
-/// The largest that fits, halving; not the configuration itself. An `Err` has the smallest and its error.
-fn smaller(
-    config: &TrainConfig,
-    options: &TrainOptions<'_>,
-    profile: &Profile,
-) -> Result<TrainConfig, (TrainConfig, Error)> {
+/// The largest that fits, halving; not the configuration itself. An `Err` has the shortest `seq_len` tried and its
+/// error.
+fn smaller(config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Result<TrainConfig, (usize, Error)> {
     let fits = |c: &TrainConfig| TrainPlan::as_is(c, options, profile).map(drop);
     let mut seq_len = config.seq_len();
     let one = loop {
@@ -66,7 +63,7 @@ fn smaller(
         match fits(&one) {
             Ok(()) => break one,
             Err(Error::Limit { .. }) if seq_len / 2 >= SHORTEST => seq_len /= 2,
-            Err(e) => return Err((one, e)),
+            Err(e) => return Err((seq_len, e)),
         }
     };
     if seq_len < config.seq_len() {
@@ -94,8 +91,8 @@ fn with_advice(e: Error, config: &TrainConfig, options: &TrainOptions<'_>, profi
             let (batch, seq_len, micro_batches) = (c.batch, c.seq_len(), c.micro_batches);
             e.advise(format!("This fits: batch {batch}, seq_len {seq_len}, micro_batches {micro_batches}"))
         }
-        Err((least, Error::Limit { exceeded, .. })) => {
-            e.advise(format!("Even batch 1, seq_len {} does not fit: {}", least.seq_len(), listed(&exceeded)))
+        Err((seq_len, Error::Limit { exceeded, .. })) => {
+            e.advise(format!("Even batch 1, seq_len {seq_len} does not fit: {}", listed(&exceeded)))
         }
         // Something else is wrong.
         Err(_) => e,

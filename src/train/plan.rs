@@ -83,10 +83,7 @@ impl TrainPlan {
         config.validate()?;
         let (graph, gpt) = options.build(profile, config, true)?;
         let params: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
-        let (max_bytes, muon) = (profile.max_arena_bytes(), config.muon.is_some());
-        let layout = ArenaLayout::for_training(&graph, &params, max_bytes, muon)?;
-        // Tables are split into the same parts as in this graph.
-        let layout = Arc::new(ArenaLayout { max_bytes: profile.max_tensor_bytes(), ..layout });
+        let layout = Arc::new(ArenaLayout::for_training(&graph, &params, profile, config.muon.is_some())?);
         let plan = TrainPlan {
             config: config.clone(),
             inits: gpt.params.iter().map(|p| p.init).collect(),

@@ -7,7 +7,6 @@ use crate::device::timeline::Timeline;
 use crate::device::{ExecOptions, Executable, Gpu, Readback, Tensor};
 use crate::error::{Error, Result};
 use crate::graph::Value;
-use crate::nn::{Block, StandardBlock};
 use crate::optim::{Arena, Optimizer};
 use crate::plan::Plan;
 use crate::probe::{Instruments, ProbeReadback};
@@ -88,9 +87,9 @@ pub struct StepLoss {
 
 impl StepLoss {
     /// Waits for this step, and not for later ones: mean cross-entropy in nats per token.
-    pub fn wait_blocking(self, gpu: &Gpu) -> Result<f32> {
-        gpu.wait_for_blocking(self.submitted.clone())?;
-        gpu.run_blocking(self.take())
+    pub fn wait_blocking(self) -> Result<f32> {
+        self.readback.gpu().wait_for_blocking(self.submitted.clone())?;
+        Ok(self.readback.wait_blocking::<f32>()?[0])
     }
 
     /// The loss, without blocking a thread; resolves once the device has been polled.
@@ -102,12 +101,12 @@ impl StepLoss {
 impl Trainer {
     /// A fresh model, initialised as the configuration says.
     pub async fn new(gpu: &Gpu, config: TrainConfig) -> Result<Self> {
-        Self::with_block(gpu, config, &StandardBlock).await
+        Self::with_options(gpu, config, &TrainOptions::default()).await
     }
 
-    /// The same with layers of another kind.
-    pub async fn with_block(gpu: &Gpu, config: TrainConfig, block: &dyn Block) -> Result<Self> {
-        Self::with_options(gpu, config, &TrainOptions { block, ..TrainOptions::default() }).await
+    /// [`new`](Self::new), waiting.
+    pub fn new_blocking(gpu: &Gpu, config: TrainConfig) -> Result<Self> {
+        gpu.run_blocking(Self::new(gpu, config))
     }
 
     /// The same with probes, patches or layers of another kind.
@@ -151,26 +150,6 @@ impl Trainer {
             step: 0,
             probes: None,
         })
-    }
-
-    /// [`from_plan`](Self::from_plan), waiting.
-    pub fn from_plan_blocking(gpu: &Gpu, plan: &TrainPlan) -> Result<Self> {
-        pollster::block_on(Self::from_plan(gpu, plan))
-    }
-
-    /// [`new`](Self::new), waiting.
-    pub fn new_blocking(gpu: &Gpu, config: TrainConfig) -> Result<Self> {
-        pollster::block_on(Self::new(gpu, config))
-    }
-
-    /// [`with_block`](Self::with_block), waiting.
-    pub fn with_block_blocking(gpu: &Gpu, config: TrainConfig, block: &dyn Block) -> Result<Self> {
-        pollster::block_on(Self::with_block(gpu, config, block))
-    }
-
-    /// [`with_options`](Self::with_options), waiting.
-    pub fn with_options_blocking(gpu: &Gpu, config: TrainConfig, options: &TrainOptions<'_>) -> Result<Self> {
-        pollster::block_on(Self::with_options(gpu, config, options))
     }
 
     /// The settings.
@@ -230,12 +209,12 @@ impl Trainer {
     /// # let (gpu, config, batches) = (throughline::Gpu::headless_blocking()?, todo!(), [[]]);
     /// use throughline::train::{TrainOptions, Trainer};
     /// let options = TrainOptions { standard_probes: true, ..TrainOptions::default() };
-    /// let mut trainer = Trainer::with_options_blocking(&gpu, config, &options)?;
+    /// let mut trainer = gpu.run_blocking(Trainer::with_options(&gpu, config, &options))?;
     /// let mut late = None;
     /// for batch in &batches {
     ///     trainer.step(batch)?;
     ///     if let Some(probes) = std::mem::replace(&mut late, trainer.take_probes()) {
-    ///         let readings = probes.wait_blocking(&gpu)?; // of the step before
+    ///         let readings = probes.wait_blocking()?; // of the step before
     ///         println!("{:?}", readings.get("stream_rms", 0));
     ///     }
     /// }
@@ -277,11 +256,11 @@ impl Trainer {
     /// Records what follows the last micro-batch.
     pub(super) fn update(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<Readback> {
         if let Some(instruments) = &self.forward_backward.instruments {
-            self.probes = Some(instruments.read_later(&self.forward_backward.exec, encoder, self.step)?);
+            self.probes = Some(instruments.record_read(&self.forward_backward.exec, encoder, self.step)?);
         }
         self.optimizer.record(encoder, self.config.schedule.at(self.step), self.step)?;
         self.step += 1;
-        Ok(self.loss()?.read_later(&self.gpu, encoder))
+        Ok(self.loss()?.record_read(&self.gpu, encoder))
     }
 
     /// Runs one step and measures where its time goes, node by node. It is a normal step, except that the copies of the
@@ -369,7 +348,8 @@ impl Trainer {
         s.exec.tensor(s.loss_state.unwrap_or(s.loss))
     }
 
-    /// Mean loss in nats per token over one or more batches, without dropout. Resolves once the device has been polled.
+    /// Mean loss in nats per token over one or more batches, without dropout.
+    /// Resolves once the device has been polled; outside of frames, use [`evaluate_blocking`](Self::evaluate_blocking).
     pub async fn evaluate(&self, batches: &[Batch]) -> Result<f32> {
         if batches.is_empty() {
             return Err(Error::data("batches", "at least one", "none"));
@@ -382,7 +362,7 @@ impl Trainer {
             s.exec.record_write(&mut encoder, s.tokens, &batch.tokens)?;
             s.exec.record_write(&mut encoder, s.targets, &batch.targets)?;
             s.exec.record(&mut encoder);
-            losses.push(s.exec.tensor(s.loss)?.read_later(&self.gpu, &mut encoder));
+            losses.push(s.exec.tensor(s.loss)?.record_read(&self.gpu, &mut encoder));
             self.gpu.submit(encoder)?;
         }
         let mut sum = 0.0;
