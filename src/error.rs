@@ -3,8 +3,11 @@
 use std::fmt::{self, Display};
 use std::path::{Path, PathBuf};
 
-/// Everything that can go wrong. Each message names the node, file or field, what was expected
-/// and what came.
+/// Everything that can go wrong.
+///
+/// Print it: each message names the node, file or field, what was expected and what was found. Match on it where a
+/// program can react: [`Limit`](Self::Limit) and [`OutOfMemory`](Self::OutOfMemory) call for a smaller batch or
+/// context, [`DeviceLost`](Self::DeviceLost) for a new device.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -17,10 +20,10 @@ pub enum Error {
         op: &'static str,
         /// What is wrong, with what was expected.
         message: String,
-        /// Shapes and types that came.
+        /// Shapes and types of the inputs.
         inputs: String,
     },
-    /// The graph as a whole is not usable as asked.
+    /// The graph as a whole cannot be used as requested.
     #[error("graph: {0}")]
     Graph(String),
     /// Differentiation reached an op that has no gradient.
@@ -33,7 +36,7 @@ pub enum Error {
         /// Why, and what to do.
         reason: &'static str,
     },
-    /// A kernel's WGSL does not have what the launch asks for, or does not compile.
+    /// A kernel's WGSL lacks something that the launch refers to, or does not compile.
     #[error("kernel `{kernel}`: {message}")]
     Kernel {
         /// Label of the kernel.
@@ -41,7 +44,7 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
-    /// There is no adapter to run on, or the one found does not open.
+    /// There is no adapter to run on, or opening the one found failed.
     #[error("no usable GPU adapter: {0}")]
     NoAdapter(String),
     /// More is needed than a limit allows: the device's, that of the profile planned for, or one that the app has set.
@@ -52,13 +55,13 @@ pub enum Error {
         /// What to do about it, such as what would fit.
         advice: Option<String>,
     },
-    /// There is no memory for a buffer. Everything that was there before works on.
+    /// There is no memory for a buffer. Everything that existed before still works.
     #[error("out of memory: {0}")]
     OutOfMemory(String),
     /// The driver refused or lost something.
     #[error("device: {0}")]
     Device(String),
-    /// The device is gone: destroyed, reset or removed. Nothing on it works any more; open another one, and go on
+    /// The device is lost: destroyed, reset or removed. Nothing on it works any more. Open another one and continue
     /// from the last checkpoint.
     #[error("device lost: {0}")]
     DeviceLost(String),
@@ -72,7 +75,7 @@ pub enum Error {
         /// What came.
         got: String,
     },
-    /// A setting has a value that makes no sense.
+    /// A setting has an impossible value.
     #[error("setting `{field}`: {message}")]
     Config {
         /// Name of the field.
@@ -88,25 +91,25 @@ pub enum Error {
         /// The system's error.
         source: std::io::Error,
     },
-    /// A file's content is not what it should be.
+    /// The content of a file is not what it should be.
     #[error("{path}: {message}")]
     Format {
         /// The file.
         path: PathBuf,
-        /// Which field or tensor, what was expected and what came.
+        /// The field or tensor, what was expected and what was found.
         message: String,
     },
 }
 
-/// One limit that an [`Error::Limit`] is about.
+/// One exceeded limit of an [`Error::Limit`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exceeded {
-    /// What is counted: a limit of [`wgpu::Limits`] by its name there, or for example "bytes of `logits`, f32[2, 8], in
-    /// one binding".
+    /// What is limited: the name of one of the [`wgpu::Limits`], or for example "bytes of `logits`, f32[2, 8], in one
+    /// binding".
     pub what: String,
-    /// How much of it is needed.
+    /// The amount needed.
     pub needed: u64,
-    /// How much of it there may be.
+    /// The amount allowed.
     pub allowed: u64,
 }
 

@@ -9,9 +9,9 @@
 //!
 //! * **Build** a [`Graph`] of named nodes with checked shapes. Its methods add the operations, and
 //!   [`gradients`](Graph::gradients) adds the backward pass. [`nn`] assembles whole transformers, from a
-//!   [`TransformerConfig`](nn::TransformerConfig) or from blocks of your own. [`ops`] lists the operations. To write one
-//!   yourself, implement [`ops::Op`]; [`kernel`] holds its shaders, and [`check`] tests it. [`tensor`] has shapes and
-//!   types, and [`graph`] the rest.
+//!   [`TransformerConfig`](nn::TransformerConfig) or from blocks of your own. [`ops`] lists the operations. To write
+//!   one yourself, implement [`ops::Op`]; [`kernel`] holds its shaders, and [`check`] tests it. [`tensor`] has shapes
+//!   and types, and [`graph`] the rest.
 //! * **Plan** what a step will do. A [`Plan`] is data: print it to see kernels, buffers and bytes, and derive from it
 //!   the [`Requirements`] that a device must meet. It is made for a [`Profile`], so no device is needed yet. See
 //!   [`plan`].

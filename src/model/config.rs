@@ -288,8 +288,8 @@ fn llama3_of(weights: &Weights, theta: f32) -> Result<Scaling> {
     }
 }
 
-/// The `config.json` for a model of ours, and how its tensors are called beside it. An `Err` names what Hugging
-/// Face's architectures do not have.
+/// The `config.json` of a model of ours, and the tensor names that go with it. The error names what no architecture of
+/// Hugging Face has.
 pub(super) fn to_hugging_face(c: &TransformerConfig) -> Result<(Json, &'static Names)> {
     let none = |field: &'static str, message: &str| Err(Error::config(field, message));
     let pre_norm_decoder = c.norm_placement == NormPlacement::Pre && !c.bidirectional && !c.embed_norm;
