@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::quirks::Quirks;
 
-/// What kind of processor the shaders run on; kernels pick their variant by it.
+/// What kind of processor the shaders run on. Kernels choose their variant by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AdapterClass {
     /// A software rasteriser (lavapipe, SwiftShader, WARP). A barrier is a coroutine switch and every load is slow, so
@@ -76,11 +76,11 @@ pub struct Profile {
     pub max_workgroup_bytes: u32,
     /// Sizes of the smallest and the largest subgroup, if the device was opened with subgroup operations.
     pub subgroups: Option<[u32; 2]>,
-    /// Cooperative matrices, where the app opted in.
+    /// Kind of cooperative matrices, if the application opted in.
     pub cooperative: Option<Cooperative>,
     /// Quirks of its driver.
     pub quirks: Quirks,
-    /// Which variants ops take, where a [`Tuner`](crate::Tuner) has measured.
+    /// The variants that ops use, if a [`Tuner`](crate::Tuner) has measured them.
     pub choices: Choices,
 }
 
@@ -107,8 +107,8 @@ impl Lanes {
 }
 
 impl Profile {
-    /// Features that make throughline faster or let it measure itself. None is required: ask for those of them that
-    /// the adapter has.
+    /// Features that make throughline faster or let it measure itself. None is required: request those that the adapter
+    /// has.
     pub const USEFUL_FEATURES: wgpu::Features =
         wgpu::Features::SUBGROUP.union(wgpu::Features::TIMESTAMP_QUERY).union(wgpu::Features::PIPELINE_CACHE);
 
@@ -168,8 +168,8 @@ impl Profile {
         Lanes { subgroups: self.subgroups, cooperative: self.cooperative }
     }
 
-    /// Lanes of a vector of a software adapter, and whether subgroup operations can move values
-    /// between them: kernels of [`AdapterClass::Cpu`] use workgroups of one vector.
+    /// Lanes of a vector on a software adapter, and whether subgroup operations can move values between them. Kernels
+    /// for [`AdapterClass::Cpu`] use workgroups of one vector.
     pub fn vector_lanes(&self) -> (usize, bool) {
         match self.subgroups {
             Some([min, max]) if min == max && [4, 8, 16].contains(&min) => (min as usize, true),

@@ -213,7 +213,7 @@ fn what_a_plan_does_not_have_is_neither_bound_nor_read() {
     for (value, name) in [(y, "`y`"), (loss, "`loss`"), (unused, "`unused`")] {
         let words = [name, "cannot be bound", "An output is bound through `Graph::state` and `Graph::store`"];
         expect(exec.with_bindings(&[(value, zeros())].into()), &words);
-        let options = ExecOptions { bindings: [(x, zeros()), (value, zeros())].into(), ..Default::default() };
+        let options = ExecOptions { bindings: [(x, zeros()), (value, zeros())].into() };
         expect(Executable::new_blocking(gpu(), plan.clone(), options), &words);
     }
     for (value, name) in [(loss, "`loss`"), (unused, "`unused`")] {

@@ -231,7 +231,7 @@ impl Executable {
     ) -> wgpu::BindGroup {
         let places: Vec<Option<(Place, usize)>> =
             binds.iter().map(|b| b.map(|b| (self.place(b.slot), self.bound_bytes(b.slot, b.bytes)))).collect();
-        // Before the storage bindings and behind them.
+        // One uniform comes before the storage bindings, one after them.
         let numbered = uniforms.into_iter().zip([0, binds.len() as u32 + 1]);
         let mut entries: Vec<wgpu::BindGroupEntry<'_>> = numbered
             .filter_map(|(u, binding)| Some((wgpu::BindingResource::Buffer(u?), binding)))
@@ -563,7 +563,7 @@ impl Work {
         }
     }
 
-    /// With the time before in query `at`, and the time behind in the next.
+    /// Encodes the command with its start time in query `at` and its end time in the next.
     fn encode_timed(&self, encoder: &mut wgpu::CommandEncoder, query_set: &wgpu::QuerySet, at: u32) {
         let label = format!("throughline {}", self.name());
         let desc = |begin, end| wgpu::ComputePassDescriptor {
@@ -604,7 +604,7 @@ fn labelled(label: &str) -> wgpu::ComputePassDescriptor<'_> {
     wgpu::ComputePassDescriptor { label: Some(label), timestamp_writes: None }
 }
 
-/// Whether the tensors are what the plan wants of them.
+/// Checks that the tensors have the types that the plan expects.
 fn check_bindings(gpu: &Gpu, plan: &Plan, bindings: &HashMap<Value, Tensor>) -> Result<()> {
     let mut bindings: Vec<_> = bindings.iter().collect();
     // Sorted, so that the error is the same on every run.

@@ -169,8 +169,8 @@ impl Gpu {
         &self.inner.queue
     }
 
-    /// An `Err` if this device lacks a limit or feature that plans require, or if they use subgroups of other sizes
-    /// than this device has: `lanes` are those of the profile that the plans were made for.
+    /// Returns an error if this device lacks a limit or feature that plans require, or has subgroups of other sizes
+    /// than the plans use. `subgroups` comes from the profile that the plans were made for.
     pub(crate) fn check(&self, requirements: &Requirements, lanes: Lanes) -> Result<()> {
         let advice =
             "A plan made for `gpu.profile()` has its arenas and tables in parts that fit, or says what else would";
@@ -275,8 +275,8 @@ impl Gpu {
         self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some(&label) })
     }
 
-    /// Submits what was recorded, without waiting. What is wrong with it is an `Err` here, rather than an error that
-    /// the app's handler is told.
+    /// Submits what was recorded, without waiting. Prefer it to `Queue::submit`: if something is wrong with the
+    /// commands, the result is an error here and not a call of your device's error handler.
     pub fn submit(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
         self.guarded(|| Ok(self.queue().submit([encoder.finish()])))
     }

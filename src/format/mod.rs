@@ -1,9 +1,12 @@
-//! Model files: safetensors and GGUF.
+//! Model files: safetensors and GGUF, read as they are needed.
 //!
-//! [`Weights::open`] takes a `.safetensors` file, a folder as model hubs have them (`config.json` and
-//! one or several safetensors files) or a `.gguf` file. It lists tensors with name, shape
-//! (row-major, whatever the file's order) and storage type, and reads the bytes of those that are asked for: upload
-//! them as they are, or [decode](quant) them. Only the header is kept in memory.
+//! Use this module for the raw tensors of a file. For a whole model, with its configuration and its parameters under our
+//! names, use [`Model`](crate::model::Model) instead.
+//!
+//! [`Weights::open`] takes a `.safetensors` file, a folder in the layout of model hubs (`config.json` and one or several
+//! safetensors files), or a `.gguf` file. It keeps only the header in memory. It lists tensors with name, shape
+//! (row-major, whatever the file's order) and storage type, and reads the bytes of those that you ask for: upload them
+//! as they are, or [decode](quant) them.
 //!
 //! Files may come from anywhere: whatever they hold, the result is an error that names file and field, or tensors whose
 //! bytes lie within the file, in time and memory proportional to the header. NaN among the weights is not an error;

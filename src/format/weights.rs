@@ -15,6 +15,8 @@ use crate::error::{Error, Result, quoted};
 use crate::tensor::Shape;
 
 /// A read-only view of a model's tensors in one or several files.
+///
+/// Open one to list, inspect or convert tensors. [`Model::weights`](crate::model::Model::weights) has that of a model.
 pub struct Weights {
     path: String,
     files: Vec<(String, Bytes)>,
@@ -148,7 +150,7 @@ impl fmt::Debug for Weights {
     }
 }
 
-/// Reads the header of a file in the format that it is in.
+/// Reads the header of a file, whichever format it has.
 fn header(path: &str, file: &Bytes) -> Result<Header> {
     let len = file.len();
     let mut start = file.read(path, 0..len.min(FIRST_READ))?;
@@ -161,7 +163,7 @@ fn header(path: &str, file: &Bytes) -> Result<Header> {
             start = file.read(path, 0..len.min(4 * start.len()))?;
         }
     }
-    // A safetensors file has no magic, but its JSON starts after the length.
+    // A safetensors file has no magic number, but its JSON starts right after the length.
     if start.get(8).is_some_and(|&byte| byte != b'{') {
         return Err(Error::format(path, "magic: neither a GGUF file (`GGUF`) nor a safetensors file (`{` at byte 8)"));
     }
@@ -172,7 +174,7 @@ fn header(path: &str, file: &Bytes) -> Result<Header> {
 /// Bytes that are read of a file at first: more than most headers have without a tokenizer.
 const FIRST_READ: usize = 1 << 18;
 
-/// A tensor of [`Weights`]: what it is, and where to read its bytes.
+/// A tensor of [`Weights`]: its description, and its bytes.
 #[derive(Clone, Copy)]
 pub struct StoredTensor<'a> {
     path: &'a str,
@@ -201,8 +203,7 @@ impl<'a> StoredTensor<'a> {
         self.info.range.len()
     }
 
-    /// The bytes as they are in the file, little-endian: [`Stored::bytes_of`] the shape. Not
-    /// necessarily aligned. Reads them, each time; those of a file in memory are borrowed.
+    /// The bytes as stored in the file, little-endian: [`Stored::bytes_of`] the shape. Not necessarily aligned.
     pub fn bytes(&self) -> Result<Cow<'a, [u8]>> {
         self.file.read(self.path, self.info.range.clone())
     }
@@ -253,7 +254,7 @@ impl<'a> StoredTensor<'a> {
         quant::dequantize_into(self.stored(), &self.file.read(self.path, start..start + row_bytes)?, out)
     }
 
-    /// An `Err` that names the first element that is NaN or infinite. Reads all of the tensor.
+    /// Returns an error that names the first element that is NaN or infinite. Reads the whole tensor.
     pub fn check_finite(&self) -> Result<()> {
         self.finite_bytes().map(drop)
     }

@@ -180,7 +180,7 @@ impl<'a> Module<'a> {
         })
     }
 
-    /// Indices of the functions that an entry point may call, itself first; empty if there is no such entry point.
+    /// Indices of the functions that an entry point may call, itself first. Empty if there is no such entry point.
     pub fn reachable(&self, entry: &str) -> Vec<usize> {
         let function = |name: &str| self.items.iter().position(|i| matches!(i.kind, Kind::Function(n) if n == name));
         let mut found: Vec<usize> = function(entry).into_iter().collect();

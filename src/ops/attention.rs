@@ -216,7 +216,7 @@ impl Attention {
         Ok(())
     }
 
-    /// Forward; with a cache where the fourth input says how much is in it.
+    /// The forward pass. With a fourth input, `k` and `v` are a cache, and that input gives the number of rows in it.
     fn launch_forward<O: Op>(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let (d, cached) = (self.dims(&cx.inputs[..3])?, cx.inputs.len() > 3);
         let start = if cached { Bind::In(3) } else { Bind::Null };

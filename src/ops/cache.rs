@@ -92,7 +92,7 @@ pub(super) fn expect_starts(start: &TensorType, sequences: usize) -> Result<(), 
     }
 }
 
-/// The dispatch of `entry` for these rows and this cache.
+/// One dispatch of `entry` for these rows and this cache.
 fn launch<O: Op>(
     cx: &Launch<'_>,
     entry: &'static str,

@@ -181,7 +181,8 @@ impl Op for CrossEntropyBackward {
     }
 }
 
-/// Quads hold columns of two rows at most, unless there are fewer than three: then elements.
+/// A quad then holds columns of at most two rows. With fewer than three columns it could hold more, so those use single
+/// elements.
 fn kernel<O: Op>(cx: &Launch<'_>, entry: &'static str) -> (Kernel, RowLayout) {
     let (rows, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
     let (width, offsets) = if cols < 3 { (1, "0.0") } else { (4, "vec4<f32>(0.0, 1.0, 2.0, 3.0)") };

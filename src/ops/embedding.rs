@@ -131,7 +131,7 @@ pub(super) fn row_of(id: f64, first: usize) -> usize {
     (id as usize).wrapping_sub(first)
 }
 
-/// Element type, columns in units of it, and the kernel with that knob set.
+/// The kernel with its element type set, and the number of columns in units of that type.
 fn element<O: Op>(entry: &'static str, cols: usize) -> (crate::kernel::Kernel, usize) {
     let (elem, width) = if cols.is_multiple_of(4) { ("vec4<f32>", 4) } else { ("f32", 1) };
     (table_kernel::<O>("embedding", SOURCE, entry).knob("E", elem), cols / width)

@@ -44,7 +44,7 @@ impl Graph {
     }
 }
 
-/// Both directions are one kernel over rows: `inputs`, then the output.
+/// Both directions are one kernel over rows, which binds `inputs` and then the output.
 fn launch<O: Op>(cx: &Launch<'_>, entry: &'static str) -> Program {
     let (rows, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
     let layout = RowLayout::independent(cx, rows, cols);

@@ -1,4 +1,8 @@
-//! The plan of a step: buffers and dispatches, as data. Printable, and made before anything is allocated.
+//! The plan of a step: buffers and dispatches as data, made before anything is allocated.
+//!
+//! [`Plan::new`] turns a graph into a plan, and an [`Executable`](crate::Executable) runs it. Print a plan to see what
+//! a step will do and how much memory it takes. No device is needed: [`Requirements`](crate::Requirements) derives the
+//! limits that a device must offer.
 //!
 //! A [`Plan`] can be read but not edited, and only [`Plan::new`] makes one: an [`Executable`](crate::Executable) runs
 //! the kernels of the op table without bounds checks, so what a plan tells them must be what the planner has checked.
@@ -116,7 +120,7 @@ pub struct BufferCopy {
 }
 
 impl BufferCopy {
-    /// A copy of what is at the start of a slot, to the start of another.
+    /// A copy from the start of one slot to the start of another.
     pub fn whole(from: Slot, to: Slot, bytes: usize) -> Self {
         BufferCopy { from, from_offset: 0, to, to_offset: 0, bytes }
     }
@@ -167,7 +171,7 @@ impl PlannedDispatch {
         &self.ranges
     }
 
-    /// Copies into buffers of merged bindings, made before the dispatch.
+    /// Copies into buffers of merged bindings, before the dispatch.
     pub fn copies_in(&self) -> &[BufferCopy] {
         &self.copies_in
     }
@@ -208,7 +212,7 @@ impl Step {
         &self.op
     }
 
-    /// Where its inputs live, before the copies, with their types.
+    /// The places of its inputs before the copies, and their types.
     pub fn inputs(&self) -> &[(Slot, TensorType)] {
         &self.inputs
     }
@@ -218,7 +222,7 @@ impl Step {
         &self.starts_as
     }
 
-    /// Copies to make first.
+    /// Copies to make before the dispatches.
     pub fn copies(&self) -> &[BufferCopy] {
         &self.copies
     }
@@ -228,7 +232,7 @@ impl Step {
         &self.dispatches
     }
 
-    /// Where the outputs live, with their types.
+    /// The places of the outputs, and their types.
     pub fn outputs(&self) -> &[(Slot, TensorType)] {
         &self.outputs
     }
@@ -238,7 +242,7 @@ impl Step {
         self.flops
     }
 
-    /// Bytes that must move at least.
+    /// The least number of bytes that must move.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -259,17 +263,17 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Work, in order.
+    /// The work of each node, in order.
     pub fn steps(&self) -> &[Step] {
         &self.steps
     }
 
-    /// Copies to make last: stores that could not be written in place.
+    /// Copies to make at the end: stores that could not be written in place.
     pub fn final_copies(&self) -> &[BufferCopy] {
         &self.final_copies
     }
 
-    /// The plan's own buffers.
+    /// Buffers of the plan itself.
     pub fn buffers(&self) -> &[BufferSpec] {
         &self.buffers
     }
@@ -290,8 +294,8 @@ impl Plan {
         plan
     }
 
-    /// Where an output given to [`new`](Self::new), or an input, parameter or state, lives. `None` for all else, and
-    /// for values of other graphs.
+    /// The place of an input, parameter or state, or of an output that was given to [`new`](Self::new). `None` for all
+    /// other values, and for those of other graphs.
     pub fn slot(&self, value: Value) -> Option<(Slot, &TensorType)> {
         if let Some((slot, ty)) = self.kept.get(&value) {
             return Some((*slot, ty));

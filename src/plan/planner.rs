@@ -493,7 +493,7 @@ impl<'a> Planner<'a> {
         Ok(self.plan)
     }
 
-    /// Orders copies that are meant to happen all at once: states that take each other's contents.
+    /// Orders copies that are meant to happen simultaneously: states that take each other's contents.
     fn order_copies(&mut self, mut pending: Vec<BufferCopy>) -> Result<()> {
         while let Some(&first) = pending.first() {
             let unread = |c: &BufferCopy| pending.iter().all(|other| other.from != c.to);

@@ -177,7 +177,7 @@ impl Plan {
     /// Those that its kernels use.
     pub(crate) fn features(&self) -> wgpu::Features {
         let mut kernels: Vec<_> = self.steps.iter().flat_map(|s| &s.dispatches).map(|d| &d.kernel).collect();
-        // Many dispatches have one text, which is static: no need to search it again.
+        // Many dispatches share one static text, which need not be searched again.
         let mut seen = HashSet::new();
         kernels.retain(|k| seen.insert(k.source.as_ptr()));
         kernels.into_iter().fold(wgpu::Features::empty(), |all, k| all | k.features())

@@ -53,8 +53,7 @@ impl TrainPlan {
     }
 }
 
-/// The largest that fits, halving; not the configuration itself. An `Err` has the shortest `seq_len` tried and its
-/// error.
+/// The largest configuration that fits, by halving, not counting `config` itself. The error is that of the smallest.
 fn smaller(config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Result<TrainConfig, (usize, Error)> {
     let fits = |c: &TrainConfig| TrainPlan::as_is(c, options, profile).map(drop);
     let mut seq_len = config.seq_len();
