@@ -34,14 +34,14 @@ pub struct Subject<'a> {
 }
 
 impl<'a> Subject<'a> {
-    /// The model of a trainer, without patches, with [`StandardBlock`]s unless [`with_block`](Self::with_block)
-    /// says otherwise.
+    /// The model of a trainer, without its patches. If it trains blocks of your own, add
+    /// [`with_block`](Self::with_block).
     pub fn of(trainer: &'a Trainer) -> Self {
         let (config, params) = (&trainer.config().model, &trainer.params);
         Subject { gpu: trainer.gpu(), config, block: &StandardBlock, params }
     }
 
-    /// The same with layers of another kind.
+    /// The same model with this block in its layers.
     pub fn with_block(self, block: &'a dyn Block) -> Self {
         Subject { block, ..self }
     }
@@ -102,7 +102,7 @@ pub struct LogitLens {
 }
 
 impl LogitLens {
-    /// For `batch` sequences of `time` tokens.
+    /// A lens for batches of `batch` sequences of `time` tokens.
     pub async fn new(model: &Subject<'_>, [batch, time]: [usize; 2]) -> Result<Self> {
         let (mut g, gpt) = model.build(batch, time)?;
         let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
@@ -209,8 +209,8 @@ pub struct DropLayer {
 }
 
 impl DropLayer {
-    /// For `batch` sequences of `time` tokens. An `Err` names a layer that adds nothing to the stream by
-    /// `residual_add`.
+    /// Ablations for batches of `batch` sequences of `time` tokens. An error names a layer that adds nothing to the
+    /// stream with `residual_add`.
     pub async fn new(model: &Subject<'_>, [batch, time]: [usize; 2]) -> Result<Self> {
         let (g, gpt) = model.build(batch, time)?;
         let mut names: Vec<Vec<String>> = vec![];
@@ -291,8 +291,8 @@ pub struct AttentionMap {
 const HIDDEN: f32 = -1e30;
 
 impl AttentionMap {
-    /// For `batch` sequences of `time` tokens, a layer and a query head of it. An `Err` says so if there is no such
-    /// layer or head, or if the layer has no attention.
+    /// The map of one query head of a layer, for batches of `batch` sequences of `time` tokens. There must be such a
+    /// layer and head, and the layer must have attention.
     pub async fn new(model: &Subject<'_>, [batch, time]: [usize; 2], layer: usize, head: usize) -> Result<Self> {
         let (mut g, gpt) = model.build(batch, time)?;
         let (node, op, [q, k]) = attention_of(&g, layer)?;

@@ -31,7 +31,8 @@ fn unit(mine: E, lane: u32, direct: E) -> E {
 // A row moved down by PIECE units; the last PIECE stay as they are. A lane's own rows are loaded at
 // their end and stored from their start, a piece at a time between shifts. Mesa compiles loads and
 // stores slowly (the quirk `slow-unrolled-memory`), so there should be few of them, in a loop that it
-// does not unroll: hence one that counts from the row's number. Arrays indexed by a loop's variable compile more slowly still.
+// does not unroll: hence one that counts from the row's number. Arrays indexed by a loop's variable
+// compile more slowly still.
 fn shifted(row: Vector) -> Vector {
     var next = row;
     for (var i = 0u; i < DIM - PIECE; i++) {

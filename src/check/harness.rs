@@ -176,7 +176,7 @@ impl Harness {
 pub struct Target {
     /// What the plan is made for.
     pub profile: Profile,
-    /// Which variant ops take, where they have so many; 0 is the one that is taken unless a tuner has measured.
+    /// Index of the variant that ops take, if they have that many. 0 is the default, used unless a tuner has measured.
     pub variant: usize,
     variants: Vec<String>,
 }

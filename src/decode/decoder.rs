@@ -61,7 +61,11 @@ pub(super) struct Submitted<'a> {
 }
 
 impl Decoder {
-    /// Reads a model into GPU memory, with room for `capacity` tokens of one sequence.
+    /// Reads a model into GPU memory, with room for `capacity` tokens of one sequence: the usual way to start.
+    ///
+    /// # Errors
+    ///
+    /// If the capacity exceeds the model's context or the limits of the device. The error says which capacity fits.
     pub async fn new(gpu: &Gpu, model: &Model, capacity: usize) -> Result<Self> {
         Self::with_batch(gpu, model, 1, capacity).await
     }
@@ -71,23 +75,24 @@ impl Decoder {
         gpu.run_blocking(Self::new(gpu, model, capacity))
     }
 
-    /// The same for `batch` sequences side by side, each with room for `capacity` tokens. An `Err` if the capacity
-    /// is beyond the model's context, or where it is over the device's limits: that says which capacity fits.
+    /// [`new`](Self::new) for `batch` sequences that are decoded together, each with room for `capacity` tokens. A step
+    /// reads the weights once for all of them, so several texts cost little more than one.
     pub async fn with_batch(gpu: &Gpu, model: &Model, batch: usize, capacity: usize) -> Result<Self> {
         let placed = model.placed(gpu.profile().max_tensor_bytes())?;
         let plan = DecodePlan::on(model.config(), &placed, batch, capacity, gpu.profile())?;
         Self::build(gpu, &plan, model.upload(gpu, &placed)?).await
     }
 
-    /// The decoder of a plan of this model that was made before there was a device. An `Err` names a limit of the
-    /// device that is too low for it.
+    /// A decoder from a plan of this model. Plan first if your application requests its device for this, or wants to
+    /// know the bytes before it allocates them. An error names a limit of the device that is too low for the plan.
     pub async fn from_plan(gpu: &Gpu, model: &Model, plan: &DecodePlan) -> Result<Self> {
         plan.check(gpu, model)?;
         Self::build(gpu, plan, model.upload(gpu, &plan.placed)?).await
     }
 
-    /// The same on parameters in GPU memory, a [`Trainer`](crate::train::Trainer)'s say, which stay shared: it sees what
-    /// training changes. What is in the cache is of the parameters that were there when it was fed.
+    /// A decoder on parameters that are in GPU memory already, such as those of a [`Trainer`](crate::train::Trainer):
+    /// use it to sample from a model in training. The parameters stay shared, so the decoder sees every update. Tokens
+    /// in the cache keep the keys and values that they were fed with; [`clear`](Self::clear) forgets them.
     ///
     /// ```
     /// use throughline::nn::TransformerConfig;

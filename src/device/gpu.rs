@@ -402,7 +402,7 @@ impl Gpu {
             // table that made it, for shapes that this op's `infer` accepts; safe code can neither set
             // that nor edit the plan afterwards (tests/locks.rs tries). tests/ops.rs runs each of
             // them on every case of its row with bindings longer than the tensors and sentinels
-            // behind every output, so indices are in range without injected checks; indices that are
+            // after every output, so indices are in range without injected checks; indices that are
             // data (tokens, starts) are compared with what they index; loops are bounded by shapes.
             // The platform's own buffer checks (robustBufferAccess) stay on either way.
             unsafe { self.device().create_shader_module_trusted(desc, wgpu::ShaderRuntimeChecks::unchecked()) }

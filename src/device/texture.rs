@@ -34,7 +34,7 @@ const GROUP: u32 = 8;
 ///     view_formats: &[],
 /// });
 /// let output = TextureOutput::new(&gpu, &rgb, &texture)?;
-/// // Each frame, behind the step that makes `rgb` and before the pass that samples `texture`:
+/// // Each frame, after the step that makes `rgb` and before the pass that samples `texture`:
 /// let mut encoder = gpu.device().create_command_encoder(&Default::default());
 /// output.record(&mut encoder);
 /// gpu.queue().submit([encoder.finish()]);

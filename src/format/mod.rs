@@ -1,10 +1,10 @@
 //! Model files: safetensors and GGUF, read as they are needed.
 //!
-//! Use this module for the raw tensors of a file. For a whole model, with its configuration and its parameters under our
-//! names, use [`Model`](crate::model::Model) instead.
+//! Use this module for the raw tensors of a file. For a whole model, with its configuration and its parameters under
+//! our names, use [`Model`](crate::model::Model) instead.
 //!
-//! [`Weights::open`] takes a `.safetensors` file, a folder in the layout of model hubs (`config.json` and one or several
-//! safetensors files), or a `.gguf` file. It keeps only the header in memory. It lists tensors with name, shape
+//! [`Weights::open`] takes a `.safetensors` file, a folder in the layout of model hubs (`config.json` and one or
+//! several safetensors files), or a `.gguf` file. It keeps only the header in memory. It lists tensors with name, shape
 //! (row-major, whatever the file's order) and storage type, and reads the bytes of those that you ask for: upload them
 //! as they are, or [decode](quant) them.
 //!

@@ -157,9 +157,8 @@ impl Rewrite<'_> {
                 continue;
             };
             let close = m.closing(i + 1).filter(|_| m.word(i + 1) == "[");
-            let close = close.ok_or_else(|| {
-                format!("cannot merge bindings: `{}` is used other than with an index behind it", token.text)
-            })?;
+            let close = close
+                .ok_or_else(|| format!("cannot merge bindings: `{}` is used without an index after it", token.text))?;
             match now {
                 Now::Zero(ty) => {
                     let _ = write!(out, "{ty}()");
@@ -257,8 +256,8 @@ fn scaled(i: u32) -> E { return x[ids[i] * 2u + ids[i + 1u]] * 2.0; }
     fn what_cannot_be_rewritten_is_an_error_that_says_why() {
         let main = |body: &str| TEXT.replace("let v = vec4<f32>();", &format!("let v = vec4<f32>(); {body}"));
         for (body, part) in [
-            ("let n = arrayLength(&x);", "`x` is used other than"),
-            ("let q = &x;", "`x` is used other than"),
+            ("let n = arrayLength(&x);", "`x` is used without an index"),
+            ("let q = &x;", "`x` is used without an index"),
             ("{ var w = array(1.0, 2.0); let e = w[1]; }", "binding 3, or hides it"),
             ("{ var<function> y: array<f32, 2>; }", "binding 4, or hides it"),
             ("let merged_1 = 1u;", "`merged_1` is taken"),

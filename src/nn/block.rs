@@ -9,7 +9,7 @@ use crate::graph::Value;
 /// How a layer transforms the residual stream: the one thing that most new architectures change.
 ///
 /// Implement it to try an architecture that no field of [`TransformerConfig`](super::TransformerConfig) describes.
-/// A [`Trainer`](crate::train::Trainer) trains the result, given as [`TrainOptions::block`](crate::train::TrainOptions::block):
+/// A [`Trainer`](crate::train::Trainer) takes it as [`TrainOptions::block`](crate::train::TrainOptions::block):
 ///
 /// ```
 /// use throughline::nn::{Block, Builder, Transformer, TransformerConfig};

@@ -70,16 +70,16 @@ fn early_first(nodes: Vec<Node>) -> (Vec<Node>, Vec<usize>) {
         return (nodes, place);
     }
     // The node that each one follows: itself, or the node that it waits for. Externals are there from the start.
-    let mut behind: Vec<usize> = vec![];
+    let mut after: Vec<usize> = vec![];
     for (id, node) in nodes.iter().enumerate() {
-        behind.push(match &node.source {
+        after.push(match &node.source {
             Source::Op(_) if !early(node) => id,
-            Source::Op(_) => node.inputs.iter().map(|v| behind[v.node()]).max().unwrap_or(0),
+            Source::Op(_) => node.inputs.iter().map(|v| after[v.node()]).max().unwrap_or(0),
             _ => 0,
         });
     }
     let mut order: Vec<usize> = (0..nodes.len()).collect();
-    order.sort_by_key(|&id| (behind[id], id));
+    order.sort_by_key(|&id| (after[id], id));
     let mut place = vec![0; nodes.len()];
     order.iter().enumerate().for_each(|(new, &old)| place[old] = new);
     let mut nodes: Vec<Option<Node>> = nodes.into_iter().map(Some).collect();

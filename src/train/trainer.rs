@@ -86,20 +86,20 @@ pub struct StepLoss {
 }
 
 impl StepLoss {
-    /// Waits for this step, and not for later ones: mean cross-entropy in nats per token.
+    /// The mean cross-entropy in nats per token. Waits for this step, but not for later ones.
     pub fn wait_blocking(self) -> Result<f32> {
         self.readback.gpu().wait_for_blocking(self.submitted.clone())?;
         Ok(self.readback.wait_blocking::<f32>()?[0])
     }
 
-    /// The loss, without blocking a thread; resolves once the device has been polled.
+    /// The mean cross-entropy in nats per token. Resolves once the device has been polled after the step.
     pub async fn take(self) -> Result<f32> {
         Ok(self.readback.take::<f32>().await?[0])
     }
 }
 
 impl Trainer {
-    /// A fresh model, initialised as the configuration says.
+    /// A fresh model, initialised as the configuration says: the usual way to start.
     pub async fn new(gpu: &Gpu, config: TrainConfig) -> Result<Self> {
         Self::with_options(gpu, config, &TrainOptions::default()).await
     }
@@ -109,22 +109,23 @@ impl Trainer {
         gpu.run_blocking(Self::new(gpu, config))
     }
 
-    /// The same with probes, patches or layers of another kind.
+    /// [`new`](Self::new) with probes, patches, blocks of your own, or a bound on the memory.
     pub async fn with_options(gpu: &Gpu, config: TrainConfig, options: &TrainOptions<'_>) -> Result<Self> {
         let plan = TrainPlan::new(&config, options, gpu.profile())?;
         Self::from_plan(gpu, &plan).await
     }
 
-    /// The fresh model of a plan that was made before there was a device. An `Err` names a limit of the device that is
-    /// too low for it.
+    /// A fresh model from a plan. Plan first if your application requests its device for this, or wants to know the
+    /// bytes before it allocates them. An error names a limit of the device that is too low for the plan.
     ///
     /// ```no_run
-    /// # async fn app(adapter: wgpu::Adapter, config: throughline::train::TrainConfig) -> Result<(), Box<dyn std::error::Error>> {
+    /// # use throughline::train::TrainConfig;
+    /// # async fn app(adapter: wgpu::Adapter, config: TrainConfig) -> Result<(), Box<dyn std::error::Error>> {
     /// use throughline::train::{TrainOptions, TrainPlan, Trainer};
     /// use throughline::{Gpu, Profile};
     /// let plan = TrainPlan::new(&config, &TrainOptions::default(), &Profile::of_adapter(&adapter))?;
     /// println!("{} bytes", plan.bytes());
-    /// // What the app itself needs comes on top.
+    /// // Add what your application itself needs.
     /// let (device, queue) = adapter.request_device(&plan.requirements().descriptor(&adapter)).await?;
     /// let trainer = Trainer::from_plan(&Gpu::from_device(device, queue), &plan).await?;
     /// # Ok(())
