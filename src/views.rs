@@ -272,8 +272,9 @@ impl DropLayer {
 /// ```no_run
 /// # fn of(trainer: &throughline::train::Trainer, tokens: &[u32]) -> throughline::Result<()> {
 /// use throughline::views::{AttentionMap, Subject};
-/// let view = AttentionMap::new(&Subject::of(trainer), [1, tokens.len()], 3, 0);
-/// let map = trainer.gpu().run_blocking(view)?.run_blocking(tokens)?;
+/// let (gpu, model) = (trainer.gpu(), Subject::of(trainer));
+/// let view = gpu.run_blocking(AttentionMap::new(&model, [1, tokens.len()], 3, 0))?;
+/// let map = view.run_blocking(tokens)?;
 /// let of_last_token = map.data.chunks_exact(tokens.len()).last();
 /// # Ok(())
 /// # }
