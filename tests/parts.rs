@@ -249,8 +249,8 @@ fn parts_that_do_not_fit_each_other_are_errors() {
         &["`r.part1`", "n: 4", "u32"],
     );
     expect(Graph::new().embedding_parts("e", &[a, b], ids), &["not a value of this graph"]);
-    expect(split_rows(5, 100, 99), &["100 bytes", "99"]);
-    expect(Packed { n: 5, ..matrix }.split(50), &["68 bytes", "50"]);
+    expect(split_rows(5, 100, 99), &["100 needed", "99 allowed"]);
+    expect(Packed { n: 5, ..matrix }.split(50), &["68 needed", "50 allowed"]);
     let op = throughline::ops::embedding::Embedding { first: u32::MAX as usize };
     expect(g.op1("far", op, &[a, ids]), &["`far`", "4 rows", "4294967295"]);
 }
