@@ -141,7 +141,15 @@ pub use tensor::{DType, Element, Shape, TensorType};
 /// The wgpu that this crate uses, so that an application need not name its version a second time.
 pub use wgpu;
 
-/// The examples of README.md, as tests.
+// The examples of README.md and of the guides, as tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/embedding.md")]
+struct Embedding;
+
+#[cfg(all(doctest, feature = "tokenizers"))]
+#[doc = include_str!("../docs/models.md")]
+struct Models;
