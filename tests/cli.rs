@@ -311,6 +311,18 @@ fn no_adapter_is_an_error_that_says_what_to_do() {
     assert!(stderr.contains("no usable GPU adapter") && stderr.contains("mesa-vulkan-drivers"), "{stderr}");
 }
 
+#[test]
+fn an_adapter_of_another_name_is_an_error_that_lists_those_that_there_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = text(dir.path());
+    let mut command = Command::new(example("train"));
+    command.env("WGPU_ADAPTER_NAME", "No Such Card").args(["--text", &text, "--out", dir.path().to_str().unwrap()]);
+    let out = command.output().unwrap();
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    assert!(!out.status.success() && !stderr.contains("panicked"), "{stderr}");
+    assert!(stderr.contains("`No Such Card`") && stderr.contains("the adapters here are: "), "{stderr}");
+}
+
 /// A checkpoint that is cut short or changed is refused; the file on disk stays as it is.
 #[test]
 fn damaged_checkpoints_are_refused_and_survive() {

@@ -526,27 +526,41 @@ pub(crate) fn now<T>(future: impl Future<Output = T>) -> Option<T> {
     }
 }
 
-/// The best available adapter.
+/// The adapter that `WGPU_ADAPTER_NAME` asks for, or else the best available one.
 async fn best_adapter() -> Result<wgpu::Adapter> {
+    // wgpu would panic.
+    if wgpu::Instance::enabled_backend_features().is_empty() {
+        let features = "turn on the feature `vulkan`, `metal` or `dx12` that this system has";
+        return Err(Error::NoAdapter(format!("throughline was built without a back end: {features}")));
+    }
     let mut desc = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
     // Validation layers are for people who write backends; wgpu's own checks stay on.
     desc.flags = wgpu::InstanceFlags::empty();
     let instance = wgpu::Instance::new(desc);
-    match wgpu::util::initialize_adapter_from_env(&instance, None).await {
-        Ok(adapter) => Ok(adapter),
-        Err(_) => {
-            let options = wgpu::RequestAdapterOptions {
-                power_preference: wgpu::PowerPreference::HighPerformance,
-                ..Default::default()
-            };
-            instance.request_adapter(&options).await.map_err(|e| {
-                Error::NoAdapter(format!(
-                    "{e}. throughline needs a Vulkan, Metal or DX12 driver; on Linux without a GPU install \
-                         Mesa's software driver (Debian: apt-get install mesa-vulkan-drivers libvulkan1)"
-                ))
-            })
-        }
+    if let Some(name) = std::env::var_os("WGPU_ADAPTER_NAME") {
+        return named_adapter(&instance, &name.to_string_lossy()).await;
     }
+    let power_preference = wgpu::PowerPreference::HighPerformance;
+    let options = wgpu::RequestAdapterOptions { power_preference, ..Default::default() };
+    instance.request_adapter(&options).await.map_err(|e| {
+        Error::NoAdapter(format!(
+            "{e}. throughline needs a Vulkan, Metal or DX12 driver; on Linux without a GPU install Mesa's software \
+             driver (Debian: apt-get install mesa-vulkan-drivers libvulkan1)"
+        ))
+    })
+}
+
+/// The first adapter with this in its name, in whichever case, as in other wgpu programs. wgpu's own function panics if
+/// there is none.
+async fn named_adapter(instance: &wgpu::Instance, name: &str) -> Result<wgpu::Adapter> {
+    let adapters = instance.enumerate_adapters(wgpu::Backends::all()).await;
+    let names: Vec<String> = adapters.iter().map(|adapter| adapter.get_info().name).collect();
+    let matches = |known: &String| known.to_lowercase().contains(&name.to_lowercase());
+    let found = names.iter().position(matches).and_then(|i| adapters.into_iter().nth(i));
+    found.ok_or_else(|| {
+        let known = if names.is_empty() { "none".into() } else { names.join(", ") };
+        Error::NoAdapter(format!("WGPU_ADAPTER_NAME is `{name}`, but the adapters here are: {known}"))
+    })
 }
 
 /// The best adapter and its device, with the experimental features of `cooperative` if it has them.
