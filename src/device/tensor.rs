@@ -1,5 +1,7 @@
 //! Tensors in GPU memory.
 
+use std::fmt::Display;
+
 use super::gpu::{Gpu, Home, TENSOR_USAGES};
 use super::readback::{self, Readback};
 use crate::error::{Error, Result};
@@ -68,7 +70,7 @@ impl Tensor {
     }
 
     /// Returns an error with the tensor's name if it is known to belong to another device.
-    pub(super) fn check_device(&self, gpu: &Gpu, name: &str) -> Result<()> {
+    pub(super) fn check_device(&self, gpu: &Gpu, name: impl Display) -> Result<()> {
         match &self.home {
             Some(home) if !gpu.is_home(home) => {
                 let device = gpu.describe();
@@ -107,7 +109,7 @@ impl Tensor {
     }
 
     fn expect<T: Element>(&self, gpu: &Gpu, data: &[T]) -> Result<()> {
-        self.check_device(gpu, &self.ty.to_string())?;
+        self.check_device(gpu, &self.ty)?;
         match T::DTYPE == self.ty.dtype && data.len() == self.ty.len() {
             true => Ok(()),
             false => Err(Error::data(
@@ -120,7 +122,7 @@ impl Tensor {
 
     /// Records a copy of the elements into `encoder`, to be read once that has been submitted.
     pub fn record_read(&self, gpu: &Gpu, encoder: &mut wgpu::CommandEncoder) -> Readback {
-        let from = self.check_device(gpu, &self.ty.to_string()).map(|()| (&self.buffer, self.offset));
+        let from = self.check_device(gpu, &self.ty).map(|()| (&self.buffer, self.offset));
         Readback::record(gpu, encoder, from, self.ty.clone())
     }
 
