@@ -126,10 +126,24 @@ fn over_the_limits(exceeded: &[Exceeded], advice: &Option<String>) -> String {
 
 /// All of them, as messages show them.
 pub(crate) fn listed(exceeded: &[Exceeded]) -> String {
-    exceeded.iter().map(Exceeded::to_string).collect::<Vec<_>>().join("; ")
+    joined(exceeded, "; ")
+}
+
+/// Several things in one message.
+pub(crate) fn joined(items: impl IntoIterator<Item = impl Display>, separator: &str) -> String {
+    items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(separator)
 }
 
 impl Error {
+    pub(crate) fn node(
+        node: &str,
+        op: &'static str,
+        message: String,
+        inputs: impl IntoIterator<Item = impl Display>,
+    ) -> Self {
+        Error::Node { node: node.into(), op, message, inputs: joined(inputs, ", ") }
+    }
+
     /// For `map_err`: what the system says of this file.
     pub(crate) fn io(path: &Path) -> impl Fn(std::io::Error) -> Self {
         move |source| Error::Io { path: path.into(), source }

@@ -589,12 +589,10 @@ impl Work {
 /// The error of a kernel with the node that launches it.
 fn in_step(step: &Step, e: Error) -> Error {
     match e {
-        Error::Kernel { kernel, message } => Error::Node {
-            node: step.name.clone(),
-            op: step.op.name(),
-            message: format!("kernel `{kernel}`: {message}"),
-            inputs: step.inputs.iter().map(|(_, ty)| ty.to_string()).collect::<Vec<_>>().join(", "),
-        },
+        Error::Kernel { kernel, message } => {
+            let message = format!("kernel `{kernel}`: {message}");
+            Error::node(&step.name, step.op.name(), message, step.inputs.iter().map(|(_, ty)| ty))
+        }
         e => e,
     }
 }

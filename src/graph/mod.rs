@@ -167,16 +167,15 @@ impl Graph {
     /// [`op`](Self::op) for an op that is shared already.
     pub fn op_arc(&mut self, name: &str, op: Arc<dyn Op>, inputs: &[Value]) -> Result<Vec<Value>> {
         let name = self.full_name(name);
-        let err = |message: String, inputs: String| Error::Node { node: name.clone(), op: op.name(), message, inputs };
         if let Some(message) = self.foreign(inputs, |i| format!("input {i}")) {
             let shown = inputs.iter().map(|&v| self.get(v).map_or("?".into(), |ty| ty.to_string()));
-            return Err(err(message, shown.collect::<Vec<_>>().join(", ")));
+            return Err(Error::node(&name, op.name(), message, shown));
         }
         let types: Vec<TensorType> = inputs.iter().map(|&v| self.ty(v).clone()).collect();
-        let shown = || types.iter().map(|t| t.to_string()).collect::<Vec<_>>().join(", ");
-        let outputs = op.infer(&types).map_err(|message| err(message, shown()))?;
+        let err = |message| Error::node(&name, op.name(), message, &types);
+        let outputs = op.infer(&types).map_err(err)?;
         if let Some(problem) = outputs.iter().find_map(|t| t.shape.problem()) {
-            return Err(err(problem, shown()));
+            return Err(err(problem));
         }
         outputs.iter().try_for_each(|t| t.shape.check_len(&name))?;
         let n = outputs.len();

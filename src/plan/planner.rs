@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::bindings::{self, Binding};
 use super::{BoundSlot, BufferCopy, BufferSpec, External, Plan, PlannedDispatch, Slot, Step, declared, fuse, variants};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, joined};
 use crate::graph::{Graph, Node, Op, Source, Value};
 use crate::kernel::{Bind, Bound, Launch, Program};
 use crate::profile::Profile;
@@ -176,12 +176,7 @@ impl<'a> Planner<'a> {
         }
         let inputs: Vec<TensorType> =
             node.inputs.iter().map(|v| self.nodes[v.node()].outputs[v.output()].clone()).collect();
-        let error = |message| Error::Node {
-            node: node.name.clone(),
-            op: op.name(),
-            message,
-            inputs: inputs.iter().map(|t| t.to_string()).collect::<Vec<_>>().join(", "),
-        };
+        let error = |message| Error::node(&node.name, op.name(), message, &inputs);
         check_types(op.as_ref(), &inputs, &node.outputs).map_err(error)?;
         let slots: Vec<Slot> = node.inputs.iter().map(|v| self.slot[&self.root[v]]).collect();
         let mut copies = vec![];
@@ -519,8 +514,8 @@ fn check_types(op: &dyn Op, inputs: &[TensorType], outputs: &[TensorType]) -> Re
     match inferred == outputs {
         true => Ok(()),
         false => {
-            let shown = |types: &[TensorType]| types.iter().map(|t| t.to_string()).collect::<Vec<_>>().join(", ");
-            Err(format!("the graph has {} as its outputs, the op {}", shown(outputs), shown(&inferred)))
+            let [ours, theirs] = [outputs, &inferred].map(|types| joined(types, ", "));
+            Err(format!("the graph has {ours} as its outputs, the op {theirs}"))
         }
     }
 }
