@@ -273,8 +273,8 @@ fn waiting_for_what_is_never_submitted_ends_a_second_after_the_last_submit() {
     let readback = tensor.record_read(&gpu, &mut kept);
     let error = readback.wait_blocking::<f32>().unwrap_err().to_string();
     assert!(error.contains("idle") && error.contains("submitted?"), "{error}");
-    // A machine under load takes its time; ten seconds is what it used to be.
-    assert!((1.0..8.0).contains(&start.elapsed().as_secs_f64()), "{:?}", start.elapsed());
+    // A machine under load takes its time.
+    assert!((1.0..30.0).contains(&start.elapsed().as_secs_f64()), "{:?}", start.elapsed());
 
     let mut late = encoder(&gpu);
     let readback = tensor.record_read(&gpu, &mut late);
@@ -291,6 +291,55 @@ fn waiting_for_what_is_never_submitted_ends_a_second_after_the_last_submit() {
         readback.wait_blocking::<f32>().unwrap()
     });
     assert_eq!(data.len(), 1 << 20);
+}
+
+/// A call of the driver may take seconds, since another thread compiles. What came meanwhile counts.
+#[test]
+fn a_wait_looks_once_more_after_a_slow_look() {
+    let mut looks = 0;
+    let held_up = std::future::poll_fn(|_| {
+        looks += 1;
+        match looks {
+            ..=900 => return Poll::Pending,
+            901..=903 => std::thread::sleep(Duration::from_millis(1500)),
+            _ => return Poll::Ready(Ok(looks)),
+        }
+        Poll::Pending
+    });
+    assert_eq!(own_gpu().run_blocking(held_up).unwrap(), 904);
+}
+
+/// The thread whose poll found that data are there tells the others, but an app's callback may hold it up.
+#[test]
+fn what_another_thread_is_about_to_report_is_waited_for() {
+    let gpu = own_gpu();
+    let tensor = Tensor::zeros(&gpu, "t", TensorType::f32([4])).unwrap();
+    let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+    let desc = wgpu::BufferDescriptor { label: Some("the app's"), size: 4, usage, mapped_at_creation: false };
+    let (begun, begins) = std::sync::mpsc::channel();
+    let mut encoder = encoder(&gpu);
+    encoder.map_buffer_on_submit(&gpu.device().create_buffer(&desc), wgpu::MapMode::Read, .., move |_| {
+        begun.send(()).unwrap();
+        std::thread::sleep(Duration::from_millis(2500));
+    });
+    let readback = tensor.record_read(&gpu, &mut encoder);
+    gpu.submit(encoder).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| gpu.wait_blocking().unwrap());
+        begins.recv().unwrap();
+        assert_eq!(readback.wait_blocking::<f32>().unwrap(), [0.0; 4]);
+    });
+}
+
+#[test]
+fn a_wait_ends_when_the_device_is_lost() {
+    let gpu = own_gpu();
+    let tensor = Tensor::zeros(&gpu, "t", TensorType::f32([4])).unwrap();
+    let mut kept = encoder(&gpu);
+    let readback = tensor.record_read(&gpu, &mut kept);
+    gpu.device().destroy();
+    let error = readback.wait_blocking::<f32>().unwrap_err();
+    assert!(matches!(error, Error::DeviceLost(_)), "{error}");
 }
 
 /// The app's handler for errors that no scope catches makes a panic of them, as wgpu's own does.

@@ -18,6 +18,7 @@ mod tensor;
 pub mod texture;
 pub mod timeline;
 pub mod tune;
+mod wait;
 
 #[cfg(feature = "check")]
 pub(crate) use exec::SENTINEL;
