@@ -31,6 +31,7 @@
 //! ```
 
 mod file;
+mod finite;
 mod gguf;
 mod header;
 mod metadata;

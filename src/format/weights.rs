@@ -6,6 +6,7 @@ use std::fmt;
 use std::path::Path;
 
 use super::file::Bytes;
+use super::finite::first_bad_block;
 use super::gguf;
 use super::header::{Header, TensorInfo};
 use super::metadata::Metadata;
@@ -260,18 +261,16 @@ impl<'a> StoredTensor<'a> {
     }
 
     fn check_finite_in(&self, bytes: &[u8]) -> Result<()> {
-        const PART: usize = 256; // a whole number of blocks of every type
-        let mut values = [0.0; PART];
-        let part_bytes = PART / self.stored().block_len() * self.stored().block_bytes();
-        for (i, part) in bytes.chunks(part_bytes).enumerate() {
-            let len = part.len() / self.stored().block_bytes() * self.stored().block_len();
-            let values = &mut values[..len];
-            quant::dequantize_into(self.stored(), part, values)?;
-            if let Some(j) = values.iter().position(|v| !v.is_finite()) {
-                return Err(self.bad(format!("element {} is {}, expected finite values", i * PART + j, values[j])));
+        let Some(block) = first_bad_block(self.stored(), bytes) else { return Ok(()) };
+        let (len, size) = (self.stored().block_len(), self.stored().block_bytes());
+        let values = quant::dequantize(self.stored(), &bytes[block * size..][..size])?;
+        match values.iter().position(|v| !v.is_finite()) {
+            Some(i) => {
+                let element = block * len + i;
+                Err(self.bad(format!("element {element} is {}, expected finite values", values[i])))
             }
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
