@@ -61,6 +61,10 @@ impl Scratch {
         safetensors::serialize_to_file(&tensors, None, &scratch.0.join("model.safetensors")).unwrap();
         scratch
     }
+
+    fn renamed(name: &str, test: &str, rename: impl Fn(&str) -> String) -> Scratch {
+        Scratch::changed(name, test, |_| {}, rename)
+    }
 }
 
 /// The configuration of a folder.
@@ -344,6 +348,98 @@ fn configurations_as_python_writes_them_are_read() {
     assert_eq!(same.config(), model.config());
     let error = model::config_from_json("config.json", b"[NaN]").unwrap_err().to_string();
     assert!(error.contains("config.json") && error.contains("object"), "{error}");
+}
+
+#[test]
+fn tensors_are_found_under_other_spellings() {
+    let same = |name: &str, test: &str, rename: &dyn Fn(&str) -> String| {
+        let scratch = Scratch::renamed(name, test, rename);
+        let (model, want) = (Model::open(&scratch.0).unwrap(), Model::open(&folder(name)).unwrap());
+        for (param, _) in want.params() {
+            assert_eq!(model.values(param).unwrap(), want.values(param).unwrap(), "{name} {test}: {param}");
+        }
+    };
+    let old = |name: &str| match name.contains("LayerNorm") {
+        true => name.replace(".weight", ".gamma").replace(".bias", ".beta"),
+        false => name.to_string(),
+    };
+    same("bert", "gamma", &old);
+    same("bert", "prefixed", &|name| format!("bert.{}", old(name)));
+    same("gpt2", "module", &|name| format!("module.{name}"));
+    same("gpt2", "bare", &|name| name.replace("transformer.", ""));
+    same("llama", "compiled", &|name| format!("_orig_mod.{name}"));
+    same("llama", "bare", &|name| name.replace("model.", ""));
+    same("qwen3", "language_model", &|name| name.replace("model.", "model.language_model."));
+}
+
+#[test]
+fn an_original_bert_embeds_as_the_same_with_new_names_does() {
+    let gamma = |name: &str| match name.contains("LayerNorm") {
+        true => name.replace(".weight", ".gamma").replace(".bias", ".beta"),
+        false => name.to_string(),
+    };
+    let scratch = Scratch::renamed("bert", "original", gamma);
+    let mut encoder = SentenceEncoder::new(gpu(), &Model::open(&scratch.0).unwrap(), Pooling::Mean).unwrap();
+    let ids: Vec<u32> = expected("bert", "ids");
+    let got = encoder.embed_blocking(&[ids[..12].to_vec()]).unwrap().concat();
+    assert!(worst(&got, &expected("bert", "mean_pooled")[..32]) < 1e-5);
+}
+
+#[test]
+fn what_a_file_has_of_a_module_is_read_or_refused() {
+    let add = |name: &str, tensor: &str, rows: usize| {
+        let scratch = Scratch::new(&format!("{name}-{tensor}"));
+        std::fs::copy(folder(name).join("config.json"), scratch.0.join("config.json")).unwrap();
+        let bytes = std::fs::read(folder(name).join("model.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let data = vec![0; 4 * rows];
+        let more = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![rows], &data).unwrap();
+        let tensors: BTreeMap<&str, _> = file.iter().chain([(tensor, more)]).collect();
+        safetensors::serialize_to_file(&tensors, None, &scratch.0.join("model.safetensors")).unwrap();
+        Model::open(&scratch.0).map(drop)
+    };
+    for (name, tensor) in [
+        ("llama", "model.layers.0.self_attn.q_proj.bias"),
+        ("llama", "model.layers.1.mlp.up_proj.weight_scale_inv"),
+        ("llama", "model.layers.1.self_attn.v_proj.lora_A.default.weight"),
+        ("qwen2", "model.layers.0.self_attn.o_proj.bias"),
+        ("gpt2", "transformer.h.0.attn.c_attn.scale"),
+    ] {
+        let error = add(name, tensor, 32).unwrap_err().to_string();
+        assert!(error.contains(tensor), "{error}");
+    }
+    // Buffers and heads that the model does not use.
+    for (name, tensor) in [
+        ("llama", "model.layers.0.self_attn.rotary_emb.inv_freq"),
+        ("llama", "score.weight"),
+        ("gpt2", "transformer.h.0.attn.bias"),
+        ("gpt2", "transformer.h.0.attn.masked_bias"),
+        ("bert", "embeddings.position_ids"),
+        ("bert", "pooler.dense.bias"),
+        ("bert", "cls.predictions.bias"),
+    ] {
+        add(name, tensor, 4).unwrap();
+    }
+}
+
+#[test]
+fn a_head_beside_the_table_counts_if_it_is_another_one() {
+    let tied = |scale: f32| {
+        let scratch = Scratch::new(&format!("tied-{scale}"));
+        std::fs::copy(folder("qwen2").join("config.json"), scratch.0.join("config.json")).unwrap();
+        let bytes = std::fs::read(folder("qwen2").join("model.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let table = file.tensor("model.embed_tokens.weight").unwrap();
+        let mut data = table.data().to_vec();
+        let last: &mut [u8] = data.last_chunk_mut::<4>().unwrap();
+        let value = f32::from_le_bytes(last.try_into().unwrap()) * scale;
+        last.copy_from_slice(&value.to_le_bytes());
+        let head = safetensors::tensor::TensorView::new(table.dtype(), table.shape().to_vec(), &data).unwrap();
+        let tensors: BTreeMap<&str, _> = file.iter().chain([("lm_head.weight", head)]).collect();
+        safetensors::serialize_to_file(&tensors, None, &scratch.0.join("model.safetensors")).unwrap();
+        Model::open(&scratch.0).unwrap().config().tied_head
+    };
+    assert!(tied(1.0) && !tied(2.0));
 }
 
 #[test]
