@@ -483,14 +483,28 @@ impl Executable {
     }
 
     /// Queues a write of an input, parameter or state. It happens before the next submit.
+    ///
+    /// # Errors
+    ///
+    /// If the value is none of these, or `data` has another length or type. An output is written by the step itself.
     pub fn write<T: Element>(&self, value: Value, data: &[T]) -> Result<()> {
-        self.tensor(value)?.write(&self.gpu, data).map_err(|e| self.named(value, e))
+        self.writable(value)?.write(&self.gpu, data).map_err(|e| self.named(value, e))
     }
 
     /// Records a write of an input, parameter or state; what is recorded after it sees the new data. See
     /// [`Tensor::record_write`].
     pub fn record_write<T: Element>(&self, encoder: &mut wgpu::CommandEncoder, value: Value, data: &[T]) -> Result<()> {
-        self.tensor(value)?.record_write(&self.gpu, encoder, data).map_err(|e| self.named(value, e))
+        self.writable(value)?.record_write(&self.gpu, encoder, data).map_err(|e| self.named(value, e))
+    }
+
+    fn writable(&self, value: Value) -> Result<Tensor> {
+        match self.plan.find(value)?.0 {
+            Slot::External(i) => Ok(self.externals[i].clone()),
+            Slot::Buffer(_) => Err(Error::Graph(format!(
+                "`{}` cannot be written: it is not an input, parameter or state, but an output that a step computes",
+                self.plan.names.of(value).map_err(Error::Graph)?
+            ))),
+        }
     }
 
     /// The error of a write, with the name of the tensor added.
