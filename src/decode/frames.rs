@@ -182,7 +182,7 @@ impl FrameDecoder {
             for _ in 1..RUNS {
                 profile = profile.shorter(&step.exec.profile().await?);
             }
-            *estimates = command_times(&profile);
+            *estimates = command_times(&profile)?;
         }
         Ok(Self::with_estimates(decoder, estimates))
     }
@@ -197,7 +197,7 @@ impl FrameDecoder {
             for _ in 1..RUNS {
                 profile = profile.shorter(&step.exec.profile_blocking()?);
             }
-            *estimates = command_times(&profile);
+            *estimates = command_times(&profile)?;
         }
         Ok(Self::with_estimates(decoder, estimates))
     }
@@ -480,6 +480,6 @@ fn step_to_measure(decoder: &Decoder, kind: usize) -> Result<&Step> {
 }
 
 /// The time of each kernel and copy. Never zero, so that zero can mean that nothing was recorded.
-fn command_times(profile: &Timeline) -> Vec<Duration> {
-    profile.command_ns().into_iter().map(|ns| Duration::from_nanos(ns.max(1))).collect()
+fn command_times(profile: &Timeline) -> Result<Vec<Duration>> {
+    Ok(profile.command_ns()?.into_iter().map(Duration::from_nanos).collect())
 }
