@@ -224,6 +224,20 @@ fn writes_happen_where_they_are_recorded() {
 }
 
 #[test]
+fn an_output_cannot_be_written() {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([64])).unwrap();
+    let y = g.scale("twice", x, 2.0).unwrap();
+    let plan = Arc::new(Plan::new(&g, &[y], gpu().profile()).unwrap());
+    let exec = Executable::new_blocking(gpu(), plan, ExecOptions::default()).unwrap();
+    let mut encoder = encoder(gpu());
+    for written in [exec.write(y, &[1.0f32; 64]), exec.record_write(&mut encoder, y, &[1.0f32; 64])] {
+        let error = written.unwrap_err().to_string();
+        assert!(error.contains("`twice` cannot be written") && error.contains("output"), "{error}");
+    }
+}
+
+#[test]
 fn an_executable_takes_other_tensors() {
     let (plan, x, total) = accumulator();
     let zeros = |name: &str, n| Tensor::zeros(gpu(), name, TensorType::f32([n])).unwrap();
