@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::Value;
-use tokenizers::Tokenizer;
+use tokenizers::{Tokenizer, TruncationDirection};
 
 use super::chat::ChatTemplate;
 use super::{ModelTokenizer, guarded};
@@ -35,12 +35,20 @@ pub(super) fn open(folder: &Path) -> Result<ModelTokenizer> {
         None => config.limit("model_max_length")?,
     };
     let chat = chat_template(folder, &config, bos, eos)?;
+    // As in `transformers`, which writes both.
+    let cut_start = match config.get("truncation_side").map(|side| side.as_str()) {
+        None => tokenizer.get_truncation().is_some_and(|t| t.direction == TruncationDirection::Left),
+        Some(Some("right")) => false,
+        Some(Some("left")) => true,
+        Some(_) => return Err(config.bad("truncation_side", "expected `left` or `right`")),
+    };
     // Truncation and padding are for training and batches. Here a text keeps exactly its own tokens.
     let mut tokenizer = tokenizer;
     tokenizer.with_padding(None);
     tokenizer.with_truncation(None).map_err(|e| Error::format(folder, e))?;
     let path = folder.display().to_string();
-    Ok(ModelTokenizer::new(tokenizer, &path, vec![], vec![], stop, max_tokens, chat))
+    let opened = ModelTokenizer::new(tokenizer, &path, vec![], vec![], stop, max_tokens, chat);
+    Ok(ModelTokenizer { cut_start, ..opened })
 }
 
 /// The parts of a `tokenizer.json` that are checked before the rest is read.

@@ -15,7 +15,8 @@ use std::path::Path;
 
 use chat::ChatTemplate;
 use tokenizers::{
-    DecodeStream, DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, Tokenizer,
+    DecodeStream, DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessor, PostProcessorWrapper,
+    PreTokenizerWrapper, Tokenizer, TruncationDirection,
 };
 
 use crate::error::{Error, Result};
@@ -44,6 +45,8 @@ pub struct ModelTokenizer {
     after: Vec<u32>,
     stop: Vec<u32>,
     max_tokens: Option<usize>,
+    /// Whether a text that is too long loses its beginning, not its end.
+    cut_start: bool,
     chat: Option<ChatTemplate>,
 }
 
@@ -59,7 +62,7 @@ impl ModelTokenizer {
     ) -> Self {
         stop.sort_unstable();
         stop.dedup();
-        ModelTokenizer { tokenizer, path: path.into(), before, after, stop, max_tokens, chat }
+        ModelTokenizer { tokenizer, path: path.into(), before, after, stop, max_tokens, cut_start: false, chat }
     }
 
     /// Opens the tokenizer of a GGUF file or of a folder. A folder holds `tokenizer.json` and optionally
@@ -99,6 +102,35 @@ impl ModelTokenizer {
             true => Ok([&self.before, encoding.get_ids(), &self.after].concat()),
             false => Ok(encoding.get_ids().to_vec()),
         }
+    }
+
+    /// [`encode`](Self::encode) for a text that must not have more than `max_tokens` tokens. If it has, it loses those
+    /// at its end, or at its beginning if the model's folder says so. The special tokens around it stay and count.
+    ///
+    /// # Errors
+    ///
+    /// If there is no room for the special tokens.
+    ///
+    /// ```
+    /// use throughline::tokenize::ModelTokenizer;
+    /// let tokenizer = ModelTokenizer::open("tests/data/tiny_chat".as_ref())?;
+    /// let ids = tokenizer.encode("the harbour wall", true)?;
+    /// assert_eq!(tokenizer.encode_within("the harbour wall", 3)?, ids[..3]);
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub fn encode_within(&self, text: &str, max_tokens: usize) -> Result<Vec<u32>> {
+        let processor = self.tokenizer.get_post_processor();
+        let added = self.before.len() + self.after.len() + processor.map_or(0, |p| p.added_tokens(false));
+        let Some(room) = max_tokens.checked_sub(added) else {
+            return Err(Error::data("max_tokens", format!("room for {added} special tokens"), max_tokens));
+        };
+        let direction = if self.cut_start { TruncationDirection::Left } else { TruncationDirection::Right };
+        let encoding = guarded(&self.path, || {
+            let mut encoding = self.tokenizer.encode_fast(text, false)?;
+            encoding.truncate(room, 0, direction);
+            self.tokenizer.post_process(encoding, None, true)
+        })?;
+        Ok([&self.before, encoding.get_ids(), &self.after].concat())
     }
 
     /// Turns token ids into text. `skip_special` leaves control tokens out. Bytes that are not UTF-8 become `�`.
@@ -169,8 +201,8 @@ impl ModelTokenizer {
         &self.stop
     }
 
-    /// The longest text, in tokens, that the model is meant for, if a folder sets one. Longer texts are not truncated:
-    /// check or cut them yourself.
+    /// The longest text, in tokens, that the model is meant for, if a folder sets one. [`encode`](Self::encode) cuts
+    /// nothing; [`encode_within`](Self::encode_within) does.
     pub fn max_tokens(&self) -> Option<usize> {
         self.max_tokens
     }
