@@ -24,6 +24,11 @@ use crate::format::Weights;
 mod chat;
 mod gguf;
 mod hub;
+mod jinja;
+mod jinja_syntax;
+mod printf;
+mod python;
+mod python_methods;
 
 pub use chat::Message;
 
