@@ -27,7 +27,12 @@ mod chat;
 mod files;
 mod gguf;
 mod hub;
+mod jinja;
+mod jinja_syntax;
 mod json;
+mod printf;
+mod python;
+mod python_methods;
 mod text;
 mod vocab;
 
