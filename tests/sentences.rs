@@ -13,7 +13,9 @@ use tempfile::TempDir;
 use throughline::embed::{Pooling, SentenceEncoder, TextEncoder};
 use throughline::format::{SaveTensor, Stored, save_safetensors};
 use throughline::model::Model;
+use throughline::nn::TransformerEncoder;
 use throughline::tokenize::ModelTokenizer;
+use throughline::{ExecOptions, Executable, Graph, Plan};
 
 const D_MODEL: usize = 32;
 
@@ -158,7 +160,9 @@ fn modules_follow_one_another() {
     let mean_of_rows = weighted(&rows, |_| 1.0 / 12.0);
     let identity = json!("torch.nn.modules.linear.Identity");
     // The first module picks two dimensions and adds two others, the second one swaps them.
-    let first = json!({ "in_features": 32, "out_features": 2, "bias": false, "activation_function": identity, "use_residual": true });
+    let mut first = json!({ "in_features": 32, "out_features": 2, "activation_function": identity });
+    first["bias"] = json!(false);
+    first["use_residual"] = json!(true);
     let second = json!({ "in_features": 2, "out_features": 2, "activation_function": identity, "use_residual": true });
     let dropout = ("Dropout", json!({ "dropout": 0.2 }));
     let folder = Folder::new(&[mean(), ("Dense", first), dropout, ("Dense", second)]);
@@ -460,46 +464,54 @@ fn prompts_come_before_texts() {
     assert_eq!(encoder.ids("a").unwrap(), [2, 4, 3]);
 }
 
+/// The vectors of a sentence's tokens.
+fn hidden(ids: &[u32]) -> Vec<Vec<f32>> {
+    let model = Model::open(&hf_folder("bert")).unwrap();
+    let mut g = Graph::new();
+    let encoder = TransformerEncoder::build(&mut g, model.config(), 1, ids.len()).unwrap();
+    let plan = Plan::new(&g, &[encoder.hidden], gpu().profile()).unwrap();
+    let exec = Executable::new_blocking(gpu(), plan.into(), ExecOptions::default()).unwrap();
+    for p in &encoder.params {
+        exec.write(p.value, &model.values(g.name(p.value)).unwrap()).unwrap();
+    }
+    exec.write(encoder.tokens, ids).unwrap();
+    exec.submit().unwrap();
+    let hidden: Vec<f32> = exec.read_blocking(encoder.hidden).unwrap();
+    hidden.chunks(D_MODEL).map(|row| row.to_vec()).collect()
+}
+
 #[test]
 fn a_pooling_without_the_prompt_leaves_out_its_tokens() {
-    // Each token's vector, from poolings that take one.
-    let ids = [2, 22, 4, 5, 3];
-    let last = Folder::new(&[pooling(json!({ "pooling_mode": "lasttoken" }))]).embed(&ids);
-    let sums = Folder::new(&[pooling(json!({ "pooling_mode": ["mean", "weightedmean"] }))]).embed(&ids);
-    let (mean_of_all, weighted_of_all) = sums.split_at(D_MODEL);
-    let text = |modes: Value| {
-        let folder = Folder::new(&[pooling(json!({ "pooling_mode": modes, "include_prompt": false }))]);
-        with_tokenizer(&folder);
-        let config = json!({ "prompts": { "s2s": "s" }, "default_prompt_name": "s2s" });
-        folder.write("config_sentence_transformers.json", &config);
-        assert!(Pooling::of_folder(folder.path()).is_err());
-        let mut encoder = TextEncoder::open(gpu(), folder.path()).unwrap();
-        assert_eq!(encoder.ids(" a b").unwrap(), ids);
-        let vector = encoder.embed_blocking(&[" a b"]).unwrap().remove(0);
-        // Ids have no prompt.
-        assert_ne!(encoder.encoder_mut().embed_blocking(&[ids.to_vec()]).unwrap()[0], vector);
-        encoder.encoder_mut().set_max_tokens(2).unwrap();
-        assert!(encoder.embed_blocking(&[" a b"]).unwrap_err().to_string().contains("sentence 0"));
-        vector
+    let modes = json!(["mean", "mean_sqrt_len_tokens", "weightedmean", "max", "lasttoken"]);
+    let folder = Folder::new(&[pooling(json!({ "pooling_mode": modes, "include_prompt": false }))]);
+    with_tokenizer(&folder);
+    let config = json!({ "prompts": { "s2s": "s" }, "default_prompt_name": "s2s" });
+    folder.write("config_sentence_transformers.json", &config);
+    assert!(Pooling::of_folder(folder.path()).is_err());
+    let mut encoder = TextEncoder::open(gpu(), folder.path()).unwrap();
+    let ids = encoder.ids(" a b").unwrap();
+    assert_eq!(ids, [2, 22, 4, 5, 3]);
+    let rows = hidden(&ids);
+    // Without `[CLS] s`: 3 tokens, at positions 3 to 5.
+    let of = |rows: &[Vec<f32>], before: usize| -> Vec<f32> {
+        let n = rows.len() as f32;
+        let positions = (before + 1..=before + rows.len()).sum::<usize>() as f32;
+        let largest = (0..D_MODEL).map(|d| rows.iter().map(|row| row[d]).fold(f32::MIN, f32::max));
+        let means = [weighted(rows, |_| 1.0 / n), weighted(rows, |_| 1.0 / n.sqrt())].concat();
+        let by_position = weighted(rows, |i| (before + 1 + i) as f32 / positions);
+        [means, by_position, largest.collect(), rows[rows.len() - 1].clone()].concat()
     };
-    // Tokens 3 to 5 count, with weights 3, 4 and 5 of 12. All of them have 1 to 5 of 15.
-    let got = text(json!(["mean", "weightedmean", "mean_sqrt_len_tokens"]));
-    let (got_mean, rest) = got.split_at(D_MODEL);
-    let (got_weighted, got_sqrt) = rest.split_at(D_MODEL);
-    let first = {
-        let folder = Folder::new(&[pooling(json!({ "pooling_mode": "cls" }))]);
-        folder.embed(&ids)
-    };
-    for d in 0..D_MODEL {
-        // sum - first - second = 3 * mean; weighted sum - first - 2 * second = 12 * weighted mean.
-        let second = 5.0 * mean_of_all[d] - first[d] - 3.0 * got_mean[d];
-        let weighted = (15.0 * weighted_of_all[d] - first[d] - 2.0 * second) / 12.0;
-        assert!((got_weighted[d] - weighted).abs() < 1e-4, "{d}");
-        assert!((got_sqrt[d] - got_mean[d] * 3f32.sqrt()).abs() < 1e-5, "{d}");
-    }
-    // And it is these three that the mean is of: the last with the vectors that the largest of each is of.
-    let largest = text(json!("max"));
-    assert!(last.iter().zip(&largest).all(|(last, largest)| largest >= last));
+    let got = encoder.embed_blocking(&[" a b"]).unwrap().remove(0);
+    assert!(worst(&got, &of(&rows[2..], 2)) < 1e-5);
+    // Neither ids nor texts without a prompt have tokens to leave out.
+    let got = encoder.encoder_mut().embed_blocking(&[ids]).unwrap().remove(0);
+    assert!(worst(&got, &of(&rows, 0)) < 1e-5);
+    encoder.set_prompt(None).unwrap();
+    assert_eq!(encoder.embed_blocking(&["s a b"]).unwrap().remove(0), got);
+    // A prompt that leaves no room for the text.
+    encoder.set_prompt(Some("s2s")).unwrap();
+    encoder.encoder_mut().set_max_tokens(2).unwrap();
+    assert!(encoder.embed_blocking(&[" a b"]).unwrap_err().to_string().contains("sentence 0"));
 }
 
 fn minilm() -> PathBuf {

@@ -89,8 +89,8 @@ impl TextEncoder {
         Ok(())
     }
 
-    /// The token ids of a text, as the model is to see it: after the prompt, in lower case if the model wants that, with
-    /// the special tokens around it, and cut to [`SentenceEncoder::max_tokens`].
+    /// The token ids of a text, as the model is to see it: after the prompt, in lower case if the model wants that,
+    /// with the special tokens around it, and cut to [`SentenceEncoder::max_tokens`].
     pub fn ids(&self, text: &str) -> Result<Vec<u32>> {
         self.tokenizer.encode_within(&self.prepared(text), self.encoder.max_tokens())
     }
