@@ -108,6 +108,27 @@ impl Stored {
         self.block_len() > 1
     }
 
+    /// Where a block has its f16 scales. An f16 or bf16 is its own.
+    pub(crate) const fn scales(self) -> &'static [usize] {
+        match self {
+            Stored::F32 => &[],
+            Stored::F16 | Stored::BF16 | Stored::Q4_0 | Stored::Q5_0 | Stored::Q8_0 => &[0],
+            Stored::Q4_1 | Stored::Q5_1 | Stored::Q4_K | Stored::Q5_K => &[0, 2],
+            Stored::Q6_K => &[208],
+        }
+    }
+
+    /// Whether all elements of a block are finite: whether the floats in it are, since no integer that they are
+    /// multiplied by takes an f16 out of the range of f32.
+    pub(crate) fn is_finite(self, block: &[u8]) -> bool {
+        let exponent = |at: usize, bits: u16| u16::from_le_bytes([block[at], block[at + 1]]) & bits;
+        match self {
+            Stored::F32 => exponent(2, 0x7f80) != 0x7f80,
+            Stored::BF16 => exponent(0, 0x7f80) != 0x7f80,
+            _ => self.scales().iter().all(|&at| exponent(at, 0x7c00) != 0x7c00),
+        }
+    }
+
     /// Bytes of a tensor with these row-major dimensions. `None` if its rows are not whole blocks, or the number is too
     /// large.
     pub fn bytes_of(self, dims: &[usize]) -> Option<usize> {
@@ -358,7 +379,6 @@ mod tests {
     fn ids_and_sizes_are_consistent() {
         for s in Stored::ALL {
             assert_eq!(Stored::from_ggml_id(s.ggml_id()), Some(s));
-            assert_eq!(256 % s.block_len(), 0, "{s}: check_finite goes by 256 elements");
             assert_eq!(s.bytes_of(&[3, 512]), Some(3 * 512 / s.block_len() * s.block_bytes()));
             assert_eq!(s.bytes_of(&[usize::MAX / 2, 512]), None, "{s}");
             assert_eq!(s.bytes_of(&[]), None);
@@ -371,6 +391,28 @@ mod tests {
         assert_eq!(Stored::from_ggml_id(10), None);
         assert!(quantize(Stored::Q6_K, &[0.0; 256]).unwrap_err().to_string().contains("Q6_K"));
         assert!(quantize(Stored::Q8_0, &[0.0; 31]).unwrap_err().to_string().contains("31"));
+    }
+
+    #[test]
+    fn a_block_is_finite_if_its_values_are() {
+        let mut rng = crate::rng::Rng::new(&[9]);
+        for s in Stored::ALL {
+            let mut seen = [0; 2];
+            for _ in 0..2000 {
+                let mut block: Vec<u8> = (0..s.block_bytes()).map(|_| rng.below(256) as u8).collect();
+                // Random exponents are rarely all ones.
+                if rng.below(2) == 0 {
+                    let scales = s.scales();
+                    let at = if s == Stored::F32 { 2 } else { scales[rng.below(scales.len() as u64) as usize] };
+                    block[at + 1] |= 0x7f;
+                    block[at] |= 0x80;
+                }
+                let finite = dequantize(s, &block).unwrap().iter().all(|v| v.is_finite());
+                assert_eq!(s.is_finite(&block), finite, "{s} {block:?}");
+                seen[usize::from(finite)] += 1;
+            }
+            assert!(seen.iter().all(|&n| n > 100), "{s}: {seen:?}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 
 use super::file::Bytes;
@@ -171,6 +172,9 @@ fn header(path: &str, file: &Bytes) -> Result<Header> {
     safetensors::header_of_json(path, &file.read(path, json.clone())?, json.start, len)
 }
 
+/// Blocks that are read at a time to be checked.
+const CHECKED_BLOCKS: usize = 1 << 16;
+
 /// Bytes that are read of a file at first: more than most headers have without a tokenizer.
 const FIRST_READ: usize = 1 << 18;
 
@@ -210,8 +214,19 @@ impl<'a> StoredTensor<'a> {
 
     /// The same, if no element is NaN or infinite: see [`check_finite`](Self::check_finite).
     pub(crate) fn finite_bytes(&self) -> Result<Cow<'a, [u8]>> {
-        let bytes = self.bytes()?;
-        self.check_finite_in(&bytes)?;
+        self.finite_part(0..self.byte_len())
+    }
+
+    /// Some of its [`bytes`](Self::bytes), for tensors that are not to be in memory as a whole.
+    pub(crate) fn part(&self, part: Range<usize>) -> Result<Cow<'a, [u8]>> {
+        let start = self.info.range.start;
+        self.file.read(self.path, start + part.start..start + part.end)
+    }
+
+    /// Some of its bytes, whole blocks, if no element of them is NaN or infinite.
+    pub(crate) fn finite_part(&self, part: Range<usize>) -> Result<Cow<'a, [u8]>> {
+        let bytes = self.part(part.clone())?;
+        self.check_finite_in(part.start, &bytes)?;
         Ok(bytes)
     }
 
@@ -254,24 +269,21 @@ impl<'a> StoredTensor<'a> {
         quant::dequantize_into(self.stored(), &self.file.read(self.path, start..start + row_bytes)?, out)
     }
 
-    /// Returns an error that names the first element that is NaN or infinite. Reads the whole tensor.
+    /// Returns an error that names the first element that is NaN or infinite. Reads the whole tensor, a part at a time.
     pub fn check_finite(&self) -> Result<()> {
-        self.finite_bytes().map(drop)
+        let (len, part) = (self.byte_len(), CHECKED_BLOCKS * self.stored().block_bytes());
+        (0..len).step_by(part).try_for_each(|at| self.finite_part(at..len.min(at + part)).map(drop))
     }
 
-    fn check_finite_in(&self, bytes: &[u8]) -> Result<()> {
-        const PART: usize = 256; // a whole number of blocks of every type
-        let mut values = [0.0; PART];
-        let part_bytes = PART / self.stored().block_len() * self.stored().block_bytes();
-        for (i, part) in bytes.chunks(part_bytes).enumerate() {
-            let len = part.len() / self.stored().block_bytes() * self.stored().block_len();
-            let values = &mut values[..len];
-            quant::dequantize_into(self.stored(), part, values)?;
-            if let Some(j) = values.iter().position(|v| !v.is_finite()) {
-                return Err(self.bad(format!("element {} is {}, expected finite values", i * PART + j, values[j])));
-            }
-        }
-        Ok(())
+    /// `at` is where these bytes are in the tensor. An element is finite if the floats of its block are, so no block is
+    /// decoded.
+    fn check_finite_in(&self, at: usize, bytes: &[u8]) -> Result<()> {
+        let (stored, len) = (self.stored(), self.stored().block_bytes());
+        let Some(i) = bytes.chunks_exact(len).position(|block| !stored.is_finite(block)) else { return Ok(()) };
+        let values = quant::dequantize(stored, &bytes[i * len..][..len])?;
+        let j = values.iter().position(|v| !v.is_finite()).unwrap_or(0);
+        let element = (at / len + i) * stored.block_len() + j;
+        Err(self.bad(format!("element {element} is {}, expected finite values", values[j])))
     }
 }
 
