@@ -92,7 +92,7 @@ impl SentenceEncoder {
         }
         let dim = modules.dim(config.d_model)?;
         let max_tokens = modules.settings.max_tokens.unwrap_or(config.context).min(config.context);
-        let weights = model.upload(gpu, &model.placed(gpu.profile().max_tensor_bytes())?)?;
+        let weights = model.upload_unpaced(gpu, &model.placed(gpu.profile().max_tensor_bytes())?)?;
         Ok(SentenceEncoder { gpu: gpu.clone(), config, modules, dim, max_tokens, weights, steps: HashMap::new() })
     }
 

@@ -50,6 +50,6 @@ pub(crate) use packed::UNIT;
 pub use quant::Stored;
 #[cfg(feature = "tokenizers")]
 pub(crate) use safetensors::{Entries, read_file};
-pub(crate) use safetensors::{MAX_CONFIG_BYTES, read_json};
+pub(crate) use safetensors::{MAX_CONFIG_BYTES, read_json, safetensors_start};
 pub use safetensors::{SaveTensor, safetensors_header, safetensors_index, save_safetensors};
 pub use weights::{StoredTensor, Weights, is_gguf};

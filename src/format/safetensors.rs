@@ -6,7 +6,6 @@
 //! and does not name the tensor that is wrong. Source: the format's description in
 //! <https://github.com/huggingface/safetensors>.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::fs::File;
@@ -14,7 +13,7 @@ use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 
-use ::safetensors::tensor::{Dtype, View};
+use ::safetensors::tensor::{Dtype, Metadata as TheirHeader, TensorInfo as TheirInfo};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IntoDeserializer, MapAccess, Visitor};
 
@@ -24,7 +23,7 @@ use super::json;
 use super::metadata::{MetaValue, Metadata};
 use super::quant::{self, Stored};
 use crate::error::{Error, Result, quoted};
-use crate::files::write_atomically;
+use crate::files::NewFile;
 use crate::tensor::Shape;
 
 /// Longest header that is read, as in the `safetensors` crate.
@@ -347,8 +346,10 @@ pub struct SaveTensor<'a> {
     pub stored: Stored,
 }
 
-/// Converted while it is written, so that only one tensor at a time is in memory twice.
-impl View for SaveTensor<'_> {
+/// Elements that are converted at a time while they are written.
+const PART: usize = 1 << 20;
+
+impl SaveTensor<'_> {
     fn dtype(&self) -> Dtype {
         match self.stored {
             Stored::F16 => Dtype::F16,
@@ -356,27 +357,14 @@ impl View for SaveTensor<'_> {
             _ => Dtype::F32,
         }
     }
-
-    fn shape(&self) -> &[usize] {
-        self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        // This cannot fail any more: `save_safetensors` has checked the type.
-        quant::quantize(self.stored, self.values).unwrap_or_default().into()
-    }
-
-    fn data_len(&self) -> usize {
-        self.values.len() * self.stored.block_bytes()
-    }
 }
 
 /// Writes tensors to a safetensors file, which PyTorch and others load under the same names.
 ///
-/// Use it for your own tensors; [`model::save`](crate::model::save) writes a whole model. The file is built in host
-/// memory and then put in place atomically: `path` holds either the old file or the new one, never a part. `metadata`
-/// goes under `__metadata__`, with `format: pt` added unless it sets `format`, since some loaders insist on that. Its
-/// entries are written in no particular order.
+/// Use it for your own tensors; [`model::save`](crate::model::save) writes a whole model. The file is put in place
+/// atomically: `path` holds either the old file or the new one, never a part. `metadata` goes under `__metadata__`,
+/// with `format: pt` added unless it sets `format`, since some loaders insist on that. Its entries are written in no
+/// particular order.
 ///
 /// # Errors
 ///
@@ -420,7 +408,37 @@ pub fn save_safetensors(path: &Path, tensors: &[SaveTensor<'_>], metadata: &BTre
     }
     let mut entries: HashMap<_, _> = metadata.clone().into_iter().collect();
     entries.entry("format".into()).or_insert_with(|| "pt".into());
-    let bytes = ::safetensors::serialize(tensors.iter().map(|t| (t.name, *t)), Some(entries));
-    let bytes = bytes.map_err(|e| Error::format(path, e))?;
-    write_atomically(path, &bytes)
+    // The largest types first, so that all are aligned.
+    let mut tensors: Vec<_> = tensors.iter().collect();
+    tensors.sort_by(|a, b| b.dtype().cmp(&a.dtype()).then(a.name.cmp(b.name)));
+    let described = tensors.iter().map(|t| (t.name.to_string(), t.dtype(), t.shape.to_vec()));
+    let start = safetensors_start(described, entries).map_err(|e| Error::format(path, e))?;
+    let mut file = NewFile::create(path)?;
+    file.write(&start)?;
+    for t in tensors {
+        for part in t.values.chunks(PART) {
+            file.write(&quant::quantize(t.stored, part)?)?;
+        }
+    }
+    file.commit()
+}
+
+/// A file up to its data, which is that of these tensors in this order.
+pub(crate) fn safetensors_start(
+    tensors: impl Iterator<Item = (String, Dtype, Vec<usize>)>,
+    metadata: HashMap<String, String>,
+) -> Result<Vec<u8>, String> {
+    let mut end = 0;
+    let infos = tensors.map(|(name, dtype, shape)| {
+        let start = end;
+        end += shape.iter().product::<usize>() * dtype.bitsize() / 8;
+        (name, TheirInfo { dtype, shape, data_offsets: (start, end) })
+    });
+    let header = TheirHeader::new(Some(metadata), infos.collect()).map_err(|e| e.to_string())?;
+    let mut json = serde_json::to_vec(&header).map_err(|e| e.to_string())?;
+    json.resize(json.len().next_multiple_of(8), b' ');
+    if json.len() as u64 > MAX_HEADER_BYTES {
+        return Err(format!("a header of {} bytes, but the format's limit is {MAX_HEADER_BYTES}", json.len()));
+    }
+    Ok([&(json.len() as u64).to_le_bytes()[..], &json].concat())
 }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 
 use super::file::Bytes;
@@ -213,6 +214,9 @@ fn header(path: &str, file: &Bytes) -> Result<Header> {
     safetensors::header_of_json(path, &file.read(path, json.clone())?, json.start, len)
 }
 
+/// Blocks that are read at a time to be checked.
+const CHECKED_BLOCKS: usize = 1 << 16;
+
 /// Bytes that are read of a file at first: more than most headers have without a tokenizer.
 const FIRST_READ: usize = 1 << 18;
 
@@ -252,8 +256,19 @@ impl<'a> StoredTensor<'a> {
 
     /// The same, if no element is NaN or infinite: see [`check_finite`](Self::check_finite).
     pub(crate) fn finite_bytes(&self) -> Result<Cow<'a, [u8]>> {
-        let bytes = self.bytes()?;
-        self.check_finite_in(&bytes)?;
+        self.finite_part(0..self.byte_len())
+    }
+
+    /// Some of its [`bytes`](Self::bytes), for tensors that are not to be in memory as a whole.
+    pub(crate) fn part(&self, part: Range<usize>) -> Result<Cow<'a, [u8]>> {
+        let start = self.info.range.start;
+        self.file.read(self.path, start + part.start..start + part.end)
+    }
+
+    /// Some of its bytes, whole blocks, if no element of them is NaN or infinite.
+    pub(crate) fn finite_part(&self, part: Range<usize>) -> Result<Cow<'a, [u8]>> {
+        let bytes = self.part(part.clone())?;
+        self.check_finite_in(part.start, &bytes)?;
         Ok(bytes)
     }
 
@@ -296,18 +311,20 @@ impl<'a> StoredTensor<'a> {
         quant::dequantize_into(self.stored(), &self.file.read(self.path, start..start + row_bytes)?, out)
     }
 
-    /// Returns an error that names the first element that is NaN or infinite. Reads the whole tensor.
+    /// Returns an error that names the first element that is NaN or infinite. Reads the whole tensor, a part at a time.
     pub fn check_finite(&self) -> Result<()> {
-        self.finite_bytes().map(drop)
+        let (len, part) = (self.byte_len(), CHECKED_BLOCKS * self.stored().block_bytes());
+        (0..len).step_by(part).try_for_each(|at| self.finite_part(at..len.min(at + part)).map(drop))
     }
 
-    fn check_finite_in(&self, bytes: &[u8]) -> Result<()> {
+    /// `at` is where these bytes are in the tensor.
+    fn check_finite_in(&self, at: usize, bytes: &[u8]) -> Result<()> {
         let Some(block) = first_bad_block(self.stored(), bytes) else { return Ok(()) };
         let (len, size) = (self.stored().block_len(), self.stored().block_bytes());
         let values = quant::dequantize(self.stored(), &bytes[block * size..][..size])?;
         match values.iter().position(|v| !v.is_finite()) {
             Some(i) => {
-                let element = block * len + i;
+                let element = (at / size + block) * len + i;
                 Err(self.bad(format!("element {element} is {}, expected finite values", values[i])))
             }
             None => Ok(()),
@@ -333,11 +350,8 @@ impl<'a> StoredTensor<'a> {
             return Ok(true);
         }
         for start in (0..self.byte_len()).step_by(PIECE) {
-            let piece = |tensor: &Self| {
-                let from = tensor.info.range.start + start;
-                tensor.file.read(tensor.path, from..tensor.info.range.end.min(from + PIECE))
-            };
-            if piece(self)? != piece(other)? {
+            let piece = start..self.byte_len().min(start + PIECE);
+            if self.part(piece.clone())? != other.part(piece)? {
                 return Ok(false);
             }
         }

@@ -33,6 +33,7 @@ mod json;
 mod printf;
 mod python;
 mod python_methods;
+mod save;
 mod text;
 mod vocab;
 
