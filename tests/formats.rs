@@ -16,6 +16,7 @@ use throughline::format::{
     Header, MetaArray, MetaValue, SaveTensor, Stored, Weights, gguf_header, quant, safetensors_header,
     safetensors_index, save_safetensors,
 };
+use throughline::model::config_from_json;
 use throughline::rng::Rng;
 use throughline::{Error, Result};
 
@@ -267,6 +268,31 @@ fn cut_files_are_errors() {
     (0..gguf.len()).for_each(|n| expect(&format!("{n} bytes"), parse(gguf_header, &gguf[..n]), &["model.file"]));
     let file = sample_safetensors();
     (0..file.len()).for_each(|n| expect(&format!("{n} bytes"), parse(safetensors_header, &file[..n]), &["model.file"]));
+}
+
+/// JSON beside the weights that is made to take much more than it has.
+#[test]
+fn json_takes_memory_in_proportion() {
+    let leaves = |n: usize| (0..n).map(|i| format!(r#""{i}":NaN"#)).collect::<Vec<_>>().join(",");
+    let long = "k".repeat(32_000);
+    for json in [
+        format!(r#"{{"{long}":{{"{long}":{{{}}}}}}}"#, leaves(4000)),
+        format!("[{}]", vec!["NaN"; 50_000].join(",")),
+        "[".repeat(100_000),
+        format!(r#"{{"model_type":"{long}","rope_scaling":[{}]}}"#, vec!["{}"; 20_000].join(",")),
+        format!(r#"{{"weight_map":{{{}}}}}"#, leaves(4000)),
+    ] {
+        for read in [
+            |json: &[u8]| config_from_json("x.json", json).map(drop).unwrap_err(),
+            |json: &[u8]| safetensors_index("x.json", json).map(drop).unwrap_err(),
+        ] {
+            let before = ALLOCATED.get();
+            let error = read(json.as_bytes()).to_string();
+            let allocated = ALLOCATED.get() - before;
+            assert!(error.starts_with("x.json: ") && error.len() < 1000, "{error}");
+            assert!(allocated <= (64 << 10) + 200 * json.len(), "{allocated} bytes for {} of JSON", json.len());
+        }
+    }
 }
 
 /// A tensor that is not read hides nothing of the rest of its file.

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use common::{gpu, hf_expected, hf_folder, worst};
 use gguf::{GgufTensor, gguf_file};
+use proptest::prelude::*;
 use throughline::decode::Decoder;
 use throughline::format::{MetaArray, MetaValue, Stored, Weights, is_gguf, quant};
 use throughline::model::Model;
@@ -322,7 +323,7 @@ fn the_frequencies_of_llama_3_1_are_recognised() {
         other => panic!("{other:?}"),
     }
     assert!(file(1.1).unwrap_err().to_string().contains("rope_freqs.weight"));
-    // Divisors of 1 are no scaling, and two scalings at once are not supported.
+    // Divisors are those of a head's pairs. If all are 1, they are no scaling. And two scalings at once are not supported.
     let mut tensors = tensors(&hf, "llama", Stored::F32);
     let bytes = bytemuck::cast_slice(&vec![1f32; dh / 2]).to_vec();
     tensors.push(GgufTensor { name: "rope_freqs.weight".into(), stored: Stored::F32, dims: vec![dh / 2], bytes });
@@ -330,6 +331,12 @@ fn the_frequencies_of_llama_3_1_are_recognised() {
     assert_eq!(rope_of(&linear, &tensors).1, Scaling::Linear { factor: 2.0 });
     let divisors: Vec<f32> = (0..dh / 2).map(|j| divisor(j) as f32).collect();
     tensors.last_mut().unwrap().bytes = bytemuck::cast_slice(&divisors).to_vec();
+    let mut short = tensors.clone();
+    let last = short.last_mut().unwrap();
+    (last.dims, last.bytes) = (vec![2], last.bytes[..8].to_vec());
+    let entries = entries(hf.config(), "llama");
+    let error = Model::new(Weights::from_bytes("x", gguf_file(&entries, &short)).unwrap()).unwrap_err().to_string();
+    assert!(error.contains("rope_freqs.weight") && error.contains("[4]"), "{error}");
     let both = [
         ("llama.rope.scale_linear", Some(MetaValue::F32(2.0))),
         ("llama.rope.freq_base", Some(MetaValue::F32(theta as f32))),
@@ -471,5 +478,40 @@ fn a_saved_gguf_means_what_the_file_does() {
             serde_json::from_slice(&std::fs::read(dir.path().join("config.json")).unwrap()).unwrap();
         let ends = config["eos_token_id"].as_array().cloned().unwrap_or_else(|| vec![config["eos_token_id"].clone()]);
         assert_eq!(ends, a.stop_tokens(), "{name}");
+    }
+}
+
+/// Any value that a stranger's file may have under a key.
+fn any_value() -> impl Strategy<Value = MetaValue> {
+    prop_oneof![
+        any::<u64>().prop_map(MetaValue::U64),
+        any::<i8>().prop_map(MetaValue::I8),
+        any::<f32>().prop_map(MetaValue::F32),
+        prop::sample::select(vec![f32::NAN, f32::INFINITY, 0.0, -1.0]).prop_map(MetaValue::F32),
+        any::<bool>().prop_map(MetaValue::Bool),
+        prop::sample::select(vec!["yarn", "linear", "none", "gpt2", "qwen3", ""])
+            .prop_map(|text| MetaValue::String(text.into())),
+        prop::collection::vec(any::<i64>(), 0..3).prop_map(|counts| MetaValue::Array(MetaArray::I64(counts))),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn any_metadata_makes_a_model_or_an_error_that_names_the_file(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any_value()), 1..3),
+    ) {
+        let hf = Model::open(&hf_folder("llama_yarn")).unwrap();
+        let tensors = tensors(&hf, "llama", Stored::F32);
+        let mut keys: Vec<String> = entries(hf.config(), "llama").into_iter().map(|(key, _)| key).collect();
+        keys.extend(["rope.scale_linear", "rope.scaling.attn_factor", "rope.scaling.yarn_beta_slow"].map(|k| format!("llama.{k}")));
+        let changes: Vec<(&str, Option<MetaValue>)> =
+            changes.iter().map(|(at, value)| (at.get(&keys).as_str(), Some(value.clone()))).collect();
+        let mut entries = changed(hf.config(), "llama", &changes);
+        let mut seen = std::collections::BTreeSet::new();
+        entries.retain(|(key, _)| seen.insert(key.clone()));
+        match Model::new(Weights::from_bytes("x.gguf", gguf_file(&entries, &tensors)).unwrap()) {
+            Ok(model) => model.config().validate().unwrap(),
+            Err(e) => prop_assert!(e.to_string().starts_with("x.gguf: "), "{}", e),
+        }
     }
 }

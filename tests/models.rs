@@ -235,6 +235,12 @@ fn rope_is_read_wherever_transformers_has_put_it() {
     assert!((attention(json!({ "mscale": 2.0, "mscale_all_dim": 1.0 })) - 1.277_258_9 / 1.138_629_4).abs() < 1e-6);
     assert_eq!(attention(json!({ "mscale": 1.0, "mscale_all_dim": 1.0 })), 1.0);
     assert!((attention(json!({ "mscale": 2.0, "mscale_all_dim": 0 })) - 1.138_629_4).abs() < 1e-6);
+    // A theta that is said again, within or above, replaces that of the parameters.
+    let again =
+        |more: (&str, Json)| rope_of("qwen3", &[("rope_scaling", json!({ "type": "linear", "factor": 2.0 })), more]);
+    assert_eq!(again(("rope_theta", json!(3e6))), (3e6, linear));
+    let within = json!({ "type": "linear", "factor": 2.0, "rope_theta": 2e6 });
+    assert_eq!(rope_of("qwen3", &[("rope_scaling", within)]), (2e6, linear));
     // Infinite, as transformers 5 writes it.
     let error = read_with(
         "llama",
@@ -607,6 +613,8 @@ fn configurations_that_cannot_be_are_errors_that_name_file_and_key() {
     refused("llama", &[("intermediate_size", json!(81))], &["mlp.up_proj.weight", "[81, 32]"]);
     refused("llama", &[("hidden_act", json!("relu"))], &["hidden_act", "silu", "relu"]);
     refused("llama", &[("rms_norm_eps", json!(-1.0))], &["norm_eps"]);
+    refused("llama", &[("rms_norm_eps", json!({"__float__": "Infinity"}))], &["norm_eps", "inf"]);
+    refused("llama", &[("rms_norm_eps", json!("1e-5"))], &["rms_norm_eps", "number", "1e-5"]);
     refused("llama", &[("rope_parameters.rope_type", json!("longrope"))], &["rope_type", "longrope"]);
     refused(
         "llama",
@@ -751,7 +759,13 @@ proptest! {
         let mut config = config_of(name);
         let key = at.get(&config.keys().cloned().collect::<Vec<_>>()).clone();
         config.insert(key, value);
-        match model::config_from_json("config.json", Json::Object(config).to_string().as_bytes()) {
+        let config = Json::Object(config).to_string();
+        // The same beside weights, which seldom fit it.
+        let weights = Weights::from_bytes("x.safetensors", std::fs::read(folder(name).join("model.safetensors")).unwrap());
+        if let Err(e) = Model::new(weights.unwrap().with_config(config.as_bytes()).unwrap()) {
+            prop_assert!(e.to_string().contains("x.safetensors"), "{}", e);
+        }
+        match model::config_from_json("config.json", config.as_bytes()) {
             Ok(config) => config.validate().unwrap(),
             Err(e) => prop_assert!(e.to_string().starts_with("config.json: ") && e.to_string().len() < 1000, "{}", e),
         }

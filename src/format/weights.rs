@@ -161,7 +161,7 @@ impl Weights {
     }
 
     /// The folder's `config.json`, or that of [`with_config`](Self::with_config); `None` for a single file. A number
-    /// that JSON lacks is an object, `{"__float__": "Infinity"}`.
+    /// that JSON lacks is a string, such as `"Infinity"`.
     pub fn config(&self) -> Option<&serde_json::Value> {
         self.config.as_ref()
     }

@@ -123,7 +123,8 @@ pub(super) fn read(weights: &Weights) -> Result<(TransformerConfig, &'static Nam
                 out: has("blk.0.attn_output.bias"),
                 mlp: has("blk.0.ffn_up.bias"),
             };
-            let positions = rope(&keys, context)?;
+            let head_dim = keys.usize("attention.key_length")?.unwrap_or(base.head_dim());
+            let positions = rope(&keys, context, head_dim)?;
             let config = TransformerConfig { positions, biases, qk_norm: has("blk.0.attn_q_norm.weight"), ..base };
             (config, &names::GGUF, "attention.layer_norm_rms_epsilon")
         }
@@ -148,7 +149,7 @@ pub(super) fn read(weights: &Weights) -> Result<(TransformerConfig, &'static Nam
     Ok((config, names))
 }
 
-fn rope(keys: &Keys<'_>, context: usize) -> Result<Positions> {
+fn rope(keys: &Keys<'_>, context: usize, head_dim: usize) -> Result<Positions> {
     let theta = keys.f32("rope.freq_base")?.unwrap_or(10_000.0);
     // Before there were types of scaling, there was `scale_linear`, and without a type a factor is linear. A factor of 0
     // is none.
@@ -167,7 +168,7 @@ fn rope(keys: &Keys<'_>, context: usize) -> Result<Positions> {
     if attention != 1.0 && !matches!(scaling, Scaling::Yarn { .. }) {
         return Err(keys.bad("rope.scaling.attn_factor", format!("expected 1 without YaRN, got {attention}")));
     }
-    let stored = llama3(keys, theta)?;
+    let stored = llama3(keys, theta, head_dim)?;
     let scaling = match (scaling, stored) {
         (scaling, Scaling::None) | (Scaling::None, scaling) => scaling,
         (scaling, _) => {
@@ -213,17 +214,17 @@ fn yarn(keys: &Keys<'_>, factor: f32, attention: f32, context: usize) -> Result<
 const FREQUENCIES: &str = "rope_freqs.weight";
 
 /// GGUF files of Llama 3.1 and later store the divisor of each frequency instead of the rule that gives it.
-fn llama3(keys: &Keys<'_>, theta: f32) -> Result<Scaling> {
+fn llama3(keys: &Keys<'_>, theta: f32, head_dim: usize) -> Result<Scaling> {
     if !keys.weights.names().any(|name| name == FREQUENCIES) {
         return Ok(Scaling::None);
     }
-    let divisors = keys.weights.get(FREQUENCIES)?.values()?;
+    let divisors = keys.weights.get(FREQUENCIES)?.of_shape([head_dim / 2])?.values()?;
     if divisors.iter().all(|divisor| *divisor == 1.0) {
         return Ok(Scaling::None);
     }
     let factor = divisors.iter().copied().fold(1.0, f32::max);
     let scaling = Scaling::Llama3 { factor, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 8192 };
-    let ours = scaling.divisors(theta, 2 * divisors.len());
+    let ours = scaling.divisors(theta, head_dim);
     let same = divisors.iter().zip(&ours).all(|(a, b)| (f64::from(*a) - b).abs() <= 1e-3 * b);
     match same {
         true => Ok(scaling),

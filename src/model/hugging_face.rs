@@ -61,7 +61,7 @@ pub fn config_to_json(config: &TransformerConfig) -> Result<String> {
     Ok(format!("{:#}\n", write(config)?.0))
 }
 
-/// The objects of a `config.json` under typed accessors, whose errors name file and key.
+/// An object of a `config.json` under typed accessors, whose errors name file and key.
 struct Keys<'a> {
     path: &'a str,
     /// What comes before the keys in messages: the object that they are in.
@@ -393,25 +393,20 @@ fn window(keys: &Keys<'_>, kind: &str, n_layers: usize) -> Result<Option<usize>>
 fn rope(keys: &Keys<'_>, context: usize) -> Result<Positions> {
     let parameters = keys.object("rope_parameters", "rope_parameters.")?;
     let scaling = keys.object("rope_scaling", "rope_scaling.")?;
-    let outer = keys.f32("rope_theta")?;
     let theta_of = |group: &Option<Keys<'_>>| group.as_ref().map_or(Ok(None), |group| group.f32("rope_theta"));
-    let theta = match theta_of(&scaling)?.or(if scaling.is_none() { theta_of(&parameters)? } else { None }) {
-        Some(theta) => theta,
-        None => outer.unwrap_or(10_000.0),
-    };
-    if let (Some(scaling), Some(lost)) = (&scaling, theta_of(&parameters)?)
+    let (in_scaling, in_parameters, outer) = (theta_of(&scaling)?, theta_of(&parameters)?, keys.f32("rope_theta")?);
+    let inner = if scaling.is_some() { in_scaling } else { in_parameters };
+    let theta = inner.or(outer).unwrap_or(10_000.0);
+    // There, this would run with the default, which is not what the model was trained with.
+    if let (Some(scaling), None, Some(lost)) = (&scaling, inner.or(outer), in_parameters)
         && lost != theta
     {
         let message = format!("rope_scaling replaces rope_parameters, whose rope_theta is {lost}: give it here, too");
         return Err(scaling.bad("rope_theta", message));
     }
     let group = scaling.or(parameters);
-    let partial = match &group {
-        Some(group) => group.f32("partial_rotary_factor")?.map(|part| (group, part)),
-        None => None,
-    };
-    for (keys, part) in partial.into_iter().chain(keys.f32("partial_rotary_factor")?.map(|part| (keys, part))) {
-        if part != 1.0 {
+    for keys in group.iter().chain([keys]) {
+        if let Some(part) = keys.f32("partial_rotary_factor")?.filter(|part| *part != 1.0) {
             return Err(keys.bad("partial_rotary_factor", format!("expected 1, got {part}")));
         }
     }

@@ -65,7 +65,7 @@ impl Model {
         if config.tied_head && !config.bidirectional {
             config.tied_head = !has_other_head(&weights, names, &spelling)?;
         }
-        let params = parameters(&config)?;
+        let params = parameters(&config).map_err(|e| Error::format(weights.path(), e))?;
         let model = Model { weights, config, names, spelling, params };
         let mut used = HashSet::new();
         for (name, shape) in &model.params {

@@ -202,7 +202,7 @@ impl TransformerConfig {
             n_heads,
             n_kv_heads: n_heads,
             head_dim: None,
-            d_ff: 4 * d_model,
+            d_ff: d_model.saturating_mul(4),
             norm_placement: NormPlacement::Pre,
             residual_gate: None,
             norm: Norm::LayerNorm,
@@ -223,7 +223,7 @@ impl TransformerConfig {
     /// A model like Llama: pre-norm RMSNorm, RoPE, SwiGLU of about 8/3 the width, no biases, untied head.
     pub fn llama(vocab_size: usize, context: usize, n_layers: usize, d_model: usize, n_heads: usize) -> Self {
         TransformerConfig {
-            d_ff: (8 * d_model / 3).next_multiple_of(16),
+            d_ff: (d_model.saturating_mul(8) / 3).div_ceil(16) * 16,
             norm: Norm::RmsNorm,
             positions: Positions::Rope { theta: 10_000.0, interleaved: false, scaling: Scaling::None },
             mlp: Mlp::SwiGlu,
@@ -301,8 +301,8 @@ impl TransformerConfig {
         if !(0.0..1.0).contains(&self.dropout) {
             return err("dropout", format!("must be in [0, 1), but is {}", self.dropout));
         }
-        if self.norm_eps.is_nan() || self.norm_eps <= 0.0 {
-            return err("norm_eps", format!("must be positive, but is {}", self.norm_eps));
+        if !self.norm_eps.is_finite() || self.norm_eps <= 0.0 {
+            return err("norm_eps", format!("must be finite and positive, but is {}", self.norm_eps));
         }
         if self.residual_gate.is_some_and(|gate| !gate.is_finite()) {
             return err("residual_gate", "must be finite".into());
