@@ -2,6 +2,10 @@
 //!
 //! `cargo run --release --example sentence_embedding -- --model FOLDER --text "A man is eating." "A man eats."`
 
+#[macro_use]
+#[path = "shared/cli.rs"]
+mod cli;
+
 use std::path::PathBuf;
 
 use clap::Parser;
@@ -24,8 +28,11 @@ struct Flags {
     json: bool,
 }
 
-fn main() -> anyhow::Result<()> {
-    let flags = Flags::parse();
+fn main() -> std::process::ExitCode {
+    cli::main(run)
+}
+
+fn run(flags: Flags) -> anyhow::Result<()> {
     let model = Model::open(&flags.model)?;
     let tokenizer = ModelTokenizer::of(model.weights())?;
     let ids = flags.text.iter().map(|text| tokenizer.encode(text, true)).collect::<Result<Vec<_>, _>>()?;

@@ -63,7 +63,7 @@ impl Words {
 /// A decoder for this many characters, with a pretrained model or a checkpoint of the `train` example.
 pub fn load(gpu: &Gpu, path: &Path, characters: usize) -> Result<(Decoder, Words)> {
     let room = |context: usize| context.min(CAPACITY);
-    if path.extension().is_some_and(|e| e == "gguf") || path.join("config.json").exists() {
+    if crate::model::is_pretrained(path)? {
         let model = Model::open(path)?;
         let words = Words::Pieces(Box::new(ModelTokenizer::of(model.weights())?));
         let decoder = Decoder::with_batch(gpu, &model, characters, room(model.config().context));

@@ -202,7 +202,7 @@ impl TransformerConfig {
             n_heads,
             n_kv_heads: n_heads,
             head_dim: None,
-            d_ff: 4 * d_model,
+            d_ff: d_model.saturating_mul(4),
             norm_placement: NormPlacement::Pre,
             residual_gate: None,
             norm: Norm::LayerNorm,
@@ -223,7 +223,7 @@ impl TransformerConfig {
     /// A model like Llama: pre-norm RMSNorm, RoPE, SwiGLU of about 8/3 the width, no biases, untied head.
     pub fn llama(vocab_size: usize, context: usize, n_layers: usize, d_model: usize, n_heads: usize) -> Self {
         TransformerConfig {
-            d_ff: (8 * d_model / 3).next_multiple_of(16),
+            d_ff: (d_model.saturating_mul(8) / 3).next_multiple_of(16),
             norm: Norm::RmsNorm,
             positions: Positions::Rope { theta: 10_000.0, interleaved: false, scaling: Scaling::None },
             mlp: Mlp::SwiGlu,
