@@ -244,7 +244,7 @@ fn generate_refuses_what_is_no_model() {
     std::fs::write(&path, "GGUF, but no more").unwrap();
     assert!(refused("generate", &["--model", model, "--ids", "1,2"]).contains("model.gguf"));
     assert!(refused("generate", &["--model", model, "--prompt", "hi", "--ids", "1"]).contains("--ids"));
-    assert!(refused("generate", &["--model", "nowhere", "--ids", "1"]).contains("opening the model nowhere"));
+    assert!(refused("generate", &["--model", "nowhere", "--ids", "1"]).contains("opening the model: nowhere"));
     assert!(refused("generate", &["--model", "examples", "--ids", "1"]).contains("neither config.json nor"));
     std::fs::copy("tests/data/tiny_gpt2.safetensors", dir.path().join("checkpoint.safetensors")).unwrap();
     assert!(refused("generate", &["--model", dir.path().to_str().unwrap(), "--ids", "1"]).contains("--prompt"));

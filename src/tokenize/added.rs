@@ -1,0 +1,182 @@
+//! Tokens that are added to a vocabulary: those that `tokenizer.json` lists itself, and those that only other files know.
+
+use std::collections::HashMap;
+
+use serde::Deserialize;
+use tokenizers::{AddedToken, Model, Tokenizer};
+
+use super::files::{Config, Files};
+use super::guarded;
+use crate::error::{Error, Result, quoted};
+
+/// Settings that name a special token.
+const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+/// Settings that list special tokens: the key of `transformers` 4, and that of 5.
+const LISTS: [&str; 2] = ["additional_special_tokens", "extra_special_tokens"];
+
+/// A token that `tokenizer.json` adds to its vocabulary.
+#[derive(Deserialize)]
+pub(super) struct Added {
+    pub id: u32,
+    pub content: String,
+}
+
+/// A vocabulary as some file has it.
+pub(super) trait Base {
+    /// The file.
+    fn path(&self) -> &str;
+
+    /// Tokens that the file itself adds to the vocabulary.
+    fn added(&self) -> &[Added] {
+        &[]
+    }
+
+    /// The tokenizer, with more tokens in its vocabulary than the file has.
+    fn build(&self, more: &[(u32, &str)]) -> Result<Tokenizer>;
+}
+
+/// The tokens that a folder's other files name: `tokenizer_config.json`, `special_tokens_map.json` and
+/// `added_tokens.json`.
+pub(super) struct Special {
+    /// Where tokens have their ids from, for messages.
+    path: String,
+    named: Vec<(&'static str, AddedToken)>,
+    /// Further special tokens.
+    listed: Vec<AddedToken>,
+    /// Tokens with their ids.
+    placed: Vec<(u32, AddedToken)>,
+}
+
+impl Special {
+    /// As `transformers` reads these files: if `tokenizer_config.json` has `added_tokens_decoder`, it has all; otherwise
+    /// the other two files count more. `defaults` are the names of tokens that no file names.
+    pub fn read(files: &Files<'_>, config: &Config, defaults: &[(&str, &str)]) -> Result<Special> {
+        let map = Config::read(files, "special_tokens_map.json")?;
+        let placed = config.tokens_by_id("added_tokens_decoder")?;
+        let sources = if placed.is_some() { [config, &map] } else { [&map, config] };
+        let mut named = vec![];
+        for key in NAMED {
+            let default = defaults.iter().find(|(name, _)| *name == key).map(|(_, text)| AddedToken::from(*text, true));
+            let token = sources[0].token(key)?.or(sources[1].token(key)?).or(default);
+            named.extend(token.map(|token| (key, token)));
+        }
+        let mut listed = vec![];
+        for (source, key) in sources.iter().flat_map(|source| LISTS.map(|key| (source, key))) {
+            listed.extend(source.tokens(key)?);
+        }
+        let mut special =
+            Special { path: format!("{}: added_tokens_decoder", config.path()), named, listed, placed: vec![] };
+        special.placed = match placed {
+            Some(placed) => placed,
+            None => {
+                let legacy = Config::read(files, "added_tokens.json")?;
+                special.path = legacy.path().into();
+                let token = |(id, text): (u32, &str)| (id, AddedToken::from(text, special.names(text)));
+                legacy.ids_by_token()?.into_iter().map(token).collect()
+            }
+        };
+        Ok(special)
+    }
+
+    fn names(&self, text: &str) -> bool {
+        self.special().any(|token| token.content == text)
+    }
+
+    fn special(&self) -> impl Iterator<Item = &AddedToken> {
+        self.named.iter().map(|(_, token)| token).chain(&self.listed)
+    }
+
+    /// The text of the token that a key names.
+    pub fn text(&self, key: &str) -> Option<&str> {
+        self.named.iter().find(|(name, _)| *name == key).map(|(_, token)| token.content.as_str())
+    }
+
+    /// The tokens to add to a tokenizer, with their ids where a file says them.
+    fn additions(&self, tokenizer: &Tokenizer) -> Vec<(Option<u32>, AddedToken)> {
+        let present = tokenizer.get_added_tokens_decoder();
+        let present: HashMap<&str, &AddedToken> = present.values().map(|t| (t.content.as_str(), t)).collect();
+        let placed = self.placed.iter().map(|(id, token)| {
+            let is_special = token.special || self.names(&token.content);
+            (Some(*id), token.clone().special(is_special))
+        });
+        let is_placed = |token: &AddedToken| self.placed.iter().any(|(_, other)| other.content == token.content);
+        let special = self.special().filter(|token| !is_placed(token)).map(|token| {
+            // What `tokenizer.json` says of it counts, but that it is special.
+            let token = present.get(token.content.as_str()).map_or(token, |present| *present);
+            (None, token.clone().special(true))
+        });
+        placed.chain(special).filter(|(_, token)| !token.content.is_empty()).collect()
+    }
+}
+
+/// A tokenizer with all tokens that the file and the other files of its folder add, each at its id.
+pub(super) fn complete(base: &dyn Base, special: &Special) -> Result<Tokenizer> {
+    let tokenizer = base.build(&[])?;
+    let additions = special.additions(&tokenizer);
+    let mut places: Vec<(u32, &str)> = vec![];
+    for Added { id, content } in base.added() {
+        let in_model = tokenizer.get_model().token_to_id(content);
+        let at_id = tokenizer.get_model().id_to_token(*id);
+        let shown = quoted(content);
+        match (in_model, at_id) {
+            (Some(got), _) if got != *id => {
+                let what = format!("added_tokens: {shown} has id {id}, but by the vocabulary it is {got}");
+                return Err(Error::format(base.path(), what));
+            }
+            (None, Some(other)) => {
+                let what =
+                    format!("added_tokens: {shown} has id {id}, but that is {} in the vocabulary", quoted(&other));
+                return Err(Error::format(base.path(), what));
+            }
+            _ => places.push((*id, content)),
+        }
+    }
+    let mut next = None;
+    for (id, token) in &additions {
+        let content = token.content.as_str();
+        if tokenizer.token_to_id(content).is_some() || places.iter().any(|(_, other)| *other == content) {
+            continue;
+        }
+        let id = match (*id, next) {
+            (Some(id), _) => id,
+            (None, Some(next)) => next,
+            (None, None) => first_free(&tokenizer, &places),
+        };
+        if let Some(other) = tokenizer.id_to_token(id) {
+            let what = format!("{} has id {id}, but that is {} in {}", quoted(content), quoted(&other), base.path());
+            return Err(Error::format(&special.path, what));
+        }
+        next = Some(next.unwrap_or(0).max(id.saturating_add(1)));
+        places.push((id, content));
+    }
+    let tokens: Vec<AddedToken> = additions.iter().map(|(_, token)| token.clone()).collect();
+    let tokenizer = with(base.path(), tokenizer, &tokens)?;
+    let wrong = |tokenizer: &Tokenizer| -> Vec<(u32, &str)> {
+        places.iter().filter(|(id, text)| tokenizer.token_to_id(text) != Some(*id)).copied().collect()
+    };
+    // The crate gives an added token the id after the last one. For another id, the token must be in the vocabulary.
+    let misplaced = wrong(&tokenizer);
+    if misplaced.is_empty() {
+        return Ok(tokenizer);
+    }
+    let tokenizer = with(base.path(), base.build(&misplaced)?, &tokens)?;
+    match wrong(&tokenizer).first() {
+        None => Ok(tokenizer),
+        Some((id, text)) => {
+            let what = format!("{} cannot have id {id} in this vocabulary", quoted(text));
+            Err(Error::format(base.path(), what))
+        }
+    }
+}
+
+fn first_free(tokenizer: &Tokenizer, places: &[(u32, &str)]) -> u32 {
+    let taken = tokenizer.get_vocab(true).into_values().chain(places.iter().map(|(id, _)| *id));
+    taken.max().map_or(0, |last| last.saturating_add(1))
+}
+
+fn with(path: &str, mut tokenizer: Tokenizer, tokens: &[AddedToken]) -> Result<Tokenizer> {
+    if !tokens.is_empty() {
+        guarded(path, || tokenizer.add_tokens(tokens.iter().cloned()))?;
+    }
+    Ok(tokenizer)
+}
