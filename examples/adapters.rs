@@ -2,18 +2,21 @@
 //!
 //! `cargo run --example adapters`
 
+#[macro_use]
+#[path = "shared/cli.rs"]
+mod cli;
+
 use throughline::Gpu;
 
+#[derive(clap::Parser)]
+#[command(about = "Print the adapter that throughline would use")]
+struct Flags {}
+
 fn main() -> std::process::ExitCode {
-    match Gpu::headless_blocking() {
-        Ok(gpu) => {
-            let p = gpu.profile();
-            println!("{}: {:?} kernels, bindings up to {} MiB", gpu.describe(), p.class, p.max_binding_bytes >> 20);
-            std::process::ExitCode::SUCCESS
-        }
-        Err(e) => {
-            eprintln!("{e}");
-            std::process::ExitCode::FAILURE
-        }
-    }
+    cli::main(|_: Flags| {
+        let gpu = Gpu::headless_blocking()?;
+        let p = gpu.profile();
+        println!("{}: {:?} kernels, bindings up to {} MiB", gpu.describe(), p.class, p.max_binding_bytes >> 20);
+        Ok(())
+    })
 }

@@ -2,6 +2,9 @@
 //!
 //! `cargo xtask demo` finds or installs a graphics driver first, and then runs this.
 
+#[macro_use]
+#[path = "shared/cli.rs"]
+mod cli;
 #[path = "shared/page.rs"]
 mod page;
 #[path = "shared/report.rs"]
@@ -35,8 +38,12 @@ struct Record<'a> {
     losses: &'a [(u64, f32)],
 }
 
-fn main() -> Result<()> {
-    let mut flags = Flags::parse().train;
+fn main() -> std::process::ExitCode {
+    cli::main(run)
+}
+
+fn run(flags: Flags) -> Result<()> {
+    let mut flags = flags.train;
     let out = flags.out.get_or_insert_with(|| PathBuf::from("target/demo")).clone();
     let outcome = training::run(&flags)?;
     println!("{}", outcome.sample);

@@ -5,6 +5,9 @@
 //! python tests/pytorch/check_export.py FOLDER
 //! ```
 
+#[macro_use]
+#[path = "shared/cli.rs"]
+mod cli;
 #[path = "shared/training.rs"]
 mod training;
 
@@ -27,8 +30,11 @@ struct Flags {
     out: PathBuf,
 }
 
-fn main() -> anyhow::Result<()> {
-    let flags = Flags::parse();
+fn main() -> std::process::ExitCode {
+    cli::main(run)
+}
+
+fn run(flags: Flags) -> anyhow::Result<()> {
     let checkpoint = Checkpoint::load(&training::checkpoint_path(&flags.model))?;
     model::save_with(&flags.out, &checkpoint.state.config.model, |name| checkpoint.values(name))?;
 

@@ -3,9 +3,13 @@
 //!
 //! `cargo run --release --example finetune -- --model FILE.gguf --text FILE --steps 20 --out FOLDER`
 
+#[macro_use]
+#[path = "shared/cli.rs"]
+mod cli;
+
 use std::path::PathBuf;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::Parser;
 use throughline::Gpu;
 use throughline::model::Model;
@@ -46,8 +50,13 @@ struct Flags {
     json: bool,
 }
 
-fn main() -> anyhow::Result<()> {
-    let flags = Flags::parse();
+fn main() -> std::process::ExitCode {
+    cli::main(run)
+}
+
+fn run(flags: Flags) -> anyhow::Result<()> {
+    ensure!(flags.steps > 0, "--steps must be at least 1");
+    ensure!(!flags.out.is_file(), "--out {} is a file; name a folder", flags.out.display());
     let text = std::fs::read_to_string(&flags.text).with_context(|| format!("reading {}", flags.text.display()))?;
     let model = Model::open(&flags.model)?;
     let ids = ModelTokenizer::of(model.weights())?.encode(&text, false)?;

@@ -5,6 +5,11 @@
 //! `cargo run --release --example generate -- --model FOLDER --prompt "The harbour was quiet"`
 //! `cargo run --release --example generate -- --model CHECKPOINT --prompt "KING:"`
 
+#[macro_use]
+#[path = "shared/cli.rs"]
+mod cli;
+#[path = "shared/model.rs"]
+mod model;
 #[path = "shared/training.rs"]
 mod training;
 
@@ -18,7 +23,7 @@ use clap::Parser;
 use throughline::Gpu;
 use throughline::decode::sample::Sampling;
 use throughline::decode::{Decoder, GenerationOptions};
-use throughline::format::{SaveTensor, Stored, is_gguf, save_safetensors};
+use throughline::format::{SaveTensor, Stored, save_safetensors};
 use throughline::model::Model;
 use throughline::optim::{Arena, ArenaLayout};
 use throughline::tokenize::{Message, ModelTokenizer};
@@ -66,9 +71,13 @@ struct Flags {
     json: bool,
 }
 
-fn main() -> anyhow::Result<()> {
-    let flags = Flags::parse();
-    match is_gguf(&flags.model)? || flags.model.join("config.json").exists() {
+fn main() -> std::process::ExitCode {
+    cli::main(run)
+}
+
+fn run(flags: Flags) -> anyhow::Result<()> {
+    cli::check_output(flags.dump_logits.as_deref())?;
+    match model::is_pretrained(&flags.model)? {
         true => decode(&flags),
         false => write_text(&flags),
     }
@@ -99,9 +108,17 @@ fn decode(flags: &Flags) -> anyhow::Result<()> {
     // With --ids the model needs no tokenizer, and ids are printed.
     let tokenizer = ModelTokenizer::of(model.weights());
     let prompt = flags.prompt_ids(&tokenizer)?;
+    ensure!(!prompt.is_empty(), "--prompt has no tokens: pass at least one character");
     let gpu = Gpu::headless_blocking()?;
     // The last token generated is never fed back.
-    let capacity = (prompt.len() + flags.tokens.saturating_sub(1)).max(1);
+    let capacity = prompt.len().saturating_add(flags.tokens.saturating_sub(1));
+    let context = model.config().context;
+    ensure!(
+        capacity <= context,
+        "a prompt of {} tokens and --tokens {} exceed the model's context of {context}; lower --tokens",
+        prompt.len(),
+        flags.tokens
+    );
     let mut decoder = Decoder::new_blocking(&gpu, &model, capacity)?;
     if let Some(path) = &flags.dump_logits {
         dump_logits(&mut decoder, &prompt, path)?;
@@ -162,6 +179,7 @@ fn write_text(flags: &Flags) -> anyhow::Result<()> {
     let checkpoint = Checkpoint::load(&training::checkpoint_path(&flags.model))?;
     let tokenizer = CharTokenizer::of(&checkpoint.state.alphabet);
     let ids = tokenizer.encode(prompt)?;
+    ensure!(!ids.is_empty(), "--prompt is empty: pass at least one character");
     let config = &checkpoint.state.config.model;
 
     let gpu = Gpu::headless_blocking()?;

@@ -4,6 +4,10 @@
 //!
 //! `cargo run --example own_op`
 
+#[macro_use]
+#[path = "shared/cli.rs"]
+mod cli;
+
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
@@ -92,7 +96,15 @@ impl Op for Snake {
     }
 }
 
-fn main() -> Result<()> {
+#[derive(clap::Parser)]
+#[command(about = "Check and train with an op of one's own")]
+struct Flags {}
+
+fn main() -> std::process::ExitCode {
+    cli::main(run)
+}
+
+fn run(_: Flags) -> Result<()> {
     let gpu = Gpu::headless_blocking()?;
     let snake = Snake { a: 2.0, backward: false };
     // One element, less than a workgroup, and many workgroups of which the last is not full.

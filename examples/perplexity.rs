@@ -2,6 +2,10 @@
 //!
 //! `cargo run --release --example perplexity -- --model FILE.gguf --text FILE --tokens 256`
 
+#[macro_use]
+#[path = "shared/cli.rs"]
+mod cli;
+
 use std::path::PathBuf;
 
 use anyhow::{Context, ensure};
@@ -28,13 +32,16 @@ struct Flags {
     json: bool,
 }
 
-fn main() -> anyhow::Result<()> {
-    let flags = Flags::parse();
+fn main() -> std::process::ExitCode {
+    cli::main(run)
+}
+
+fn run(flags: Flags) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(&flags.text).with_context(|| format!("reading {}", flags.text.display()))?;
     let model = Model::open(&flags.model)?;
     let tokenizer = ModelTokenizer::of(model.weights())?;
     // A token is at least one byte long, and rarely longer than 16.
-    let begin = text.char_indices().nth(16 * flags.tokens).map_or(text.len(), |(i, _)| i);
+    let begin = text.char_indices().nth(flags.tokens.saturating_mul(16)).map_or(text.len(), |(i, _)| i);
     let mut ids = tokenizer.encode(&text[..begin], true)?;
     ids.truncate(flags.tokens);
     ensure!(ids.len() > 1, "{}: expected at least two tokens, got {}", flags.text.display(), ids.len());

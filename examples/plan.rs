@@ -3,6 +3,9 @@
 //!
 //! `cargo run --example plan -- --layers 6 --dim 384 --heads 6 --context 256 --batch 4`
 
+#[macro_use]
+#[path = "shared/cli.rs"]
+mod cli;
 #[path = "shared/shape.rs"]
 mod shape;
 
@@ -39,8 +42,11 @@ struct Flags {
     brief: bool,
 }
 
-fn main() -> anyhow::Result<()> {
-    let f = Flags::parse();
+fn main() -> std::process::ExitCode {
+    cli::main(run)
+}
+
+fn run(f: Flags) -> anyhow::Result<()> {
     let portable = Profile::portable(if f.cpu { AdapterClass::Cpu } else { AdapterClass::Gpu });
     let profile = Profile {
         max_binding_bytes: f.max_binding.unwrap_or(portable.max_binding_bytes),
@@ -54,9 +60,8 @@ fn main() -> anyhow::Result<()> {
     };
     let options = TrainOptions { max_bytes: f.max_bytes, ..TrainOptions::default() };
     let start = Instant::now();
-    let plan = TrainPlan::new(&config, &options, &profile);
+    let plan = TrainPlan::new(&config, &options, &profile)?;
     eprintln!("{:.1?}", start.elapsed());
-    let plan = plan?;
 
     let [forward_backward, evaluation, update] = plan.plans();
     if !f.brief {

@@ -2,6 +2,9 @@
 //!
 //! `cargo run --release --example profile -- --layers 6 --dim 384 --heads 6 --context 256 --batch 4 --trace step.json`
 
+#[macro_use]
+#[path = "shared/cli.rs"]
+mod cli;
 #[path = "shared/shape.rs"]
 mod shape;
 
@@ -35,9 +38,14 @@ struct Flags {
     trace: Option<PathBuf>,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> std::process::ExitCode {
+    cli::main(run)
+}
+
+fn run(f: Flags) -> anyhow::Result<()> {
     let started = Instant::now();
-    let f = Flags::parse();
+    cli::check_output(f.trace.as_deref())?;
+    cli::check_output(f.tune.as_deref())?;
     let mut gpu = Gpu::headless_blocking()?;
     if let Some(dir) = &f.pipelines {
         // SAFETY: the flag's help asks for a folder that only this program writes to.
@@ -48,8 +56,8 @@ fn main() -> anyhow::Result<()> {
         muon: f.muon.then(MuonConfig::default),
         ..TrainConfig::new(f.shape.config(), f.shape.batch)
     };
+    let plan = TrainPlan::new(&config, &TrainOptions::default(), gpu.profile())?;
     if let Some(path) = &f.tune {
-        let plan = TrainPlan::new(&config, &TrainOptions::default(), gpu.profile())?;
         gpu = gpu.with_choices(Tuner::open(path)?.tune_blocking(&gpu, plan.plans())?);
     }
     let mut rng = Rng::new(&[1]);

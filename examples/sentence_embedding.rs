@@ -2,6 +2,10 @@
 //!
 //! `cargo run --release --example sentence_embedding -- --model FOLDER --text "A man is eating." "A man eats."`
 
+#[macro_use]
+#[path = "shared/cli.rs"]
+mod cli;
+
 use std::path::PathBuf;
 
 use clap::Parser;
@@ -25,8 +29,11 @@ struct Flags {
     json: bool,
 }
 
-fn main() -> anyhow::Result<()> {
-    let flags = Flags::parse();
+fn main() -> std::process::ExitCode {
+    cli::main(run)
+}
+
+fn run(flags: Flags) -> anyhow::Result<()> {
     let gpu = Gpu::headless_blocking()?;
     let mut encoder = TextEncoder::open(&gpu, &flags.model)?;
     if flags.prompt.is_some() {

@@ -2,6 +2,10 @@
 //!
 //! `cargo run --example tensors -- MODEL.gguf`, or a `.safetensors` file, or a folder with safetensors files
 
+#[macro_use]
+#[path = "shared/cli.rs"]
+mod cli;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -18,8 +22,11 @@ struct Args {
     check: bool,
 }
 
-fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
+fn main() -> std::process::ExitCode {
+    cli::main(run)
+}
+
+fn run(args: Args) -> anyhow::Result<()> {
     let weights = Weights::open(&args.path)?;
     for (key, value) in weights.metadata().iter() {
         println!("{key} = {}", value.summary());

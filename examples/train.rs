@@ -2,6 +2,9 @@
 //!
 //! `cargo run --release --example train -- --text FILE --out DIR`
 
+#[macro_use]
+#[path = "shared/cli.rs"]
+mod cli;
 #[path = "shared/training.rs"]
 mod training;
 
@@ -17,8 +20,11 @@ struct Flags {
     json: bool,
 }
 
-fn main() -> anyhow::Result<()> {
-    let flags = Flags::parse();
+fn main() -> std::process::ExitCode {
+    cli::main(run)
+}
+
+fn run(flags: Flags) -> anyhow::Result<()> {
     let outcome = training::run(&flags.train)?;
     let out = flags.train.out_dir();
     if outcome.interrupted {

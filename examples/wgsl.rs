@@ -3,6 +3,10 @@
 //! `cargo run --example wgsl -- matmul` lists the test cases of matmul; `cargo run --example wgsl -- matmul bias`
 //! prints the kernels of the first case whose name contains "bias".
 
+#[macro_use]
+#[path = "shared/cli.rs"]
+mod cli;
+
 use anyhow::{Context, Result};
 use clap::Parser;
 use throughline::ops::{Row, TABLE};
@@ -29,11 +33,15 @@ struct Flags {
 
 fn sizes(text: &str) -> Result<[u32; 2], String> {
     let sizes = text.split_once(',').and_then(|(min, max)| Some([min.parse().ok()?, max.parse().ok()?]));
-    sizes.ok_or_else(|| format!("expected two sizes as in 32,64, got `{text}`"))
+    let sizes = sizes.filter(|[min, max]: &[u32; 2]| min <= max && min.is_power_of_two() && max.is_power_of_two());
+    sizes.ok_or_else(|| "expected two powers of two, the smaller first, as in 32,64".into())
 }
 
-fn main() -> Result<()> {
-    let flags = Flags::parse();
+fn main() -> std::process::ExitCode {
+    cli::main(run)
+}
+
+fn run(flags: Flags) -> Result<()> {
     let names = || TABLE.iter().map(|r| r.name).collect::<Vec<_>>().join(", ");
     let row: &Row = TABLE
         .iter()

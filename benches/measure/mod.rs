@@ -10,8 +10,12 @@ use throughline::reference::nmse;
 use throughline::{Cooperative, Executable, Gpu};
 
 /// The adapter's device, with its cooperative matrices if it has any.
+pub fn open() -> throughline::Result<Gpu> {
+    Gpu::headless_cooperative_blocking(Cooperative::F32).or_else(|_| Gpu::headless_blocking())
+}
+
+/// That device, for benchmarks.
 pub fn gpu() -> Gpu {
-    let open = || Gpu::headless_cooperative_blocking(Cooperative::F32).or_else(|_| Gpu::headless_blocking());
     open().expect("measuring needs a GPU adapter, a software one will do")
 }
 

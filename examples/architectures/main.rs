@@ -4,6 +4,9 @@
 //!
 //! Each block is one short file. Training, probes and views need no changes for them.
 
+#[macro_use]
+#[path = "../shared/cli.rs"]
+mod cli;
 #[path = "../shared/lab.rs"]
 mod lab;
 mod parallel;
@@ -11,7 +14,7 @@ mod sandwich;
 mod value_residuals;
 mod variants;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use lab::{Lab, LabFlags, Run};
 use serde::Serialize;
@@ -48,9 +51,13 @@ struct Row {
     seconds: f64,
 }
 
-fn main() -> Result<()> {
-    let flags = Flags::parse();
+fn main() -> std::process::ExitCode {
+    cli::main(run)
+}
+
+fn run(flags: Flags) -> Result<()> {
     ensure!(flags.seeds > 0, "--seeds must be at least 1");
+    let end = flags.lab.seed.checked_add(flags.seeds).context("--seed plus --seeds is too large a number")?;
     let lab = Lab::new(&flags.lab)?;
     let mut rows: Vec<Row> = vec![];
     println!("{}; {} steps, {} seeds", lab.gpu.describe(), flags.lab.steps, flags.seeds);
@@ -59,7 +66,7 @@ fn main() -> Result<()> {
         "", "d_ff", "parameters", "val loss", "- baseline's"
     );
     for variant in variants::variants(&lab.model())? {
-        let seeds = flags.lab.seed..flags.lab.seed + flags.seeds;
+        let seeds = flags.lab.seed..end;
         let run = |seed| lab.run(variant.name, &variant.model, variant.block, seed, None);
         let runs = seeds.map(run).collect::<Result<Vec<Run>>>()?;
         let baseline = rows.first().map_or(runs.iter().map(|r| r.val_loss).collect(), |r| r.val_losses.clone());

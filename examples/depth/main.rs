@@ -3,6 +3,9 @@
 //!
 //! `cargo run --release --example depth -- --out target/depth`
 
+#[macro_use]
+#[path = "../shared/cli.rs"]
+mod cli;
 mod chart;
 mod fit;
 mod init;
@@ -11,7 +14,7 @@ mod rates;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, value_parser};
 use serde::{Deserialize, Serialize};
 use throughline::Gpu;
@@ -124,15 +127,20 @@ fn measure(settings: Settings) -> Result<Report> {
     Ok(Report { adapter: gpu.describe(), settings, initialisation, learning_rates, seconds })
 }
 
-fn main() -> Result<()> {
-    let flags = Flags::parse();
+fn main() -> std::process::ExitCode {
+    cli::main(run)
+}
+
+fn run(flags: Flags) -> Result<()> {
+    let settings = flags.settings();
+    ensure!(settings.seed.checked_add(settings.seeds).is_some(), "--seed plus --seeds is too large a number");
     std::fs::create_dir_all(&flags.out).with_context(|| format!("creating the folder {}", flags.out.display()))?;
     let report = match &flags.from {
         Some(path) => {
             let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
             serde_json::from_str(&text).with_context(|| format!("{} is not a depth.json", path.display()))?
         }
-        None => measure(flags.settings())?,
+        None => measure(settings)?,
     };
     let write = |name: &str, text: String| -> Result<()> {
         let path = flags.out.join(name);

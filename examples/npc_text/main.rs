@@ -3,6 +3,11 @@
 //!
 //! `cargo run --release --example npc_text`, optionally with `-- --model` and a GGUF file, model folder or checkpoint
 
+#[macro_use]
+#[path = "../shared/cli.rs"]
+mod cli;
+#[path = "../shared/model.rs"]
+mod model;
 mod words;
 mod world;
 
@@ -42,10 +47,14 @@ struct Flags {
     json: bool,
 }
 
-fn main() -> Result<()> {
-    let flags = Flags::parse();
+fn main() -> std::process::ExitCode {
+    cli::main(run)
+}
+
+fn run(flags: Flags) -> Result<()> {
     ensure!(flags.characters > 0, "--characters must be at least 1");
     ensure!(flags.frames > 0, "--frames must be at least 1");
+    ensure!(flags.train_steps > 0, "--train-steps must be at least 1");
     // A game would call `Gpu::from_device` with the device it draws with.
     let gpu = Gpu::headless_blocking()?;
     let (decoder, words) = match &flags.model {

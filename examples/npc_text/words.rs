@@ -6,7 +6,6 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use throughline::Gpu;
 use throughline::decode::Decoder;
-use throughline::format::is_gguf;
 use throughline::model::Model;
 use throughline::nn::{Init, TransformerConfig};
 use throughline::optim::{AdamWConfig, Arena, ArenaLayout, Decay, Schedule};
@@ -64,7 +63,7 @@ impl Words {
 /// A decoder for this many characters, with a pretrained model or a checkpoint of the `train` example.
 pub fn load(gpu: &Gpu, path: &Path, characters: usize) -> Result<(Decoder, Words)> {
     let room = |context: usize| context.min(CAPACITY);
-    if is_gguf(path)? || path.join("config.json").exists() {
+    if crate::model::is_pretrained(path)? {
         let model = Model::open(path)?;
         let words = Words::Pieces(Box::new(ModelTokenizer::of(model.weights())?));
         let decoder = Decoder::with_batch(gpu, &model, characters, room(model.config().context));

@@ -4,6 +4,9 @@
 //!
 //! `cargo run --release --example residual_stream -- --out target/residual_stream`
 
+#[macro_use]
+#[path = "../shared/cli.rs"]
+mod cli;
 mod chart;
 mod figures;
 #[path = "../shared/lab.rs"]
@@ -102,8 +105,11 @@ struct Summary<'a> {
     blocks: Vec<Entry<'a>>,
 }
 
-fn main() -> Result<()> {
-    let flags = Flags::parse();
+fn main() -> std::process::ExitCode {
+    cli::main(run)
+}
+
+fn run(flags: Flags) -> Result<()> {
     let every = flags.every.unwrap_or((flags.lab.steps / 40).max(1));
     ensure!(every > 0, "--every must be at least 1");
     ensure!(flags.threshold > 0.0 && flags.threshold.is_finite(), "--threshold must be a positive number");

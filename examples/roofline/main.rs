@@ -4,6 +4,9 @@
 //! `cargo run --release --example roofline -- --json roofline.json --svg roofline.svg`
 //! `cargo run --release --example roofline -- matmul attention`
 
+#[macro_use]
+#[path = "../shared/cli.rs"]
+mod cli;
 mod chart;
 #[path = "../../benches/measure/mod.rs"]
 mod measure;
@@ -69,11 +72,17 @@ pub struct Figure {
     right: bool,
 }
 
-fn main() -> Result<()> {
-    let flags = Flags::parse();
+fn main() -> std::process::ExitCode {
+    cli::main(run)
+}
+
+fn run(flags: Flags) -> Result<()> {
     let unknown = flags.ops.iter().find(|op| TABLE.iter().all(|row| row.name != op.as_str()));
     ensure!(unknown.is_none(), "no op `{}`; docs/ops.md lists the ops", unknown.map_or("", String::as_str));
-    let gpu = &measure::gpu();
+    ensure!(flags.max_gflop > 0.0, "--max-gflop must be a positive number");
+    cli::check_output(flags.json.as_deref())?;
+    cli::check_output(flags.svg.as_deref())?;
+    let gpu = &measure::open()?;
     let clock = Clock::of(gpu);
     println!("{}; rates per {}", gpu.describe(), clock.unit());
     let budget = Duration::from_millis(flags.budget);

@@ -284,6 +284,9 @@ pub fn run(flags: &TrainFlags) -> Result<Outcome> {
     let handler = stop.clone();
     // A second Ctrl-C while saving is ignored, so that the file is complete.
     ctrlc::set_handler(move || handler.store(true, Ordering::SeqCst)).context("setting the Ctrl-C handler")?;
+    for (flag, value) in [("steps", flags.steps), ("stop-after", flags.stop_after), ("eval-every", flags.eval_every)] {
+        ensure!(value != Some(0), "--{flag} must be at least 1");
+    }
     let started = Instant::now();
     let mut run = Run::start(flags)?;
     let steps = run.trainer.config().schedule.steps;

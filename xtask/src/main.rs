@@ -39,8 +39,8 @@ fn main() -> ExitCode {
             println!("{HELP}");
             Ok(())
         }
-        "" => Err(format!("no command given\n\n{HELP}")),
-        other => Err(format!("no command `{other}`\n\n{HELP}")),
+        "" => Err("no command given; `cargo xtask help` lists them".into()),
+        other => Err(format!("no command `{other}`; `cargo xtask help` lists them")),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,6 +3,10 @@
 //! `cargo run --release -p embed_in_app --features window`
 //! `cargo run --release -p embed_in_app -- --headless --frames 300 --out DIR`
 
+#[macro_use]
+#[path = "../../shared/cli.rs"]
+mod cli;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -37,8 +41,11 @@ struct Flags {
     out: Option<PathBuf>,
 }
 
-fn main() -> Result<()> {
-    let flags = Flags::parse();
+fn main() -> std::process::ExitCode {
+    cli::main(run)
+}
+
+fn run(flags: Flags) -> Result<()> {
     Picture::check_size(flags.size)?;
     let picture = match &flags.image {
         Some(path) => Picture::open(path, flags.size)?,

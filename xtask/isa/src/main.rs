@@ -2,6 +2,8 @@
 //! instruction mix of hot loops. docs/kernels.md explains the table.
 
 mod asm;
+#[path = "../../../examples/shared/cli.rs"]
+mod cli;
 mod driver;
 mod kernels;
 mod spirv;
@@ -64,11 +66,10 @@ fn knob(text: &str) -> Result<(String, String), String> {
 }
 
 fn main() -> ExitCode {
-    let outcome = match std::env::args().nth(1).as_deref() {
-        Some(driver::CHILD) => driver::child(),
-        _ => run(&Flags::parse()),
-    };
-    match outcome {
+    if std::env::args().nth(1).as_deref() != Some(driver::CHILD) {
+        return cli::main(|flags: Flags| run(&flags));
+    }
+    match driver::child() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("isa: {e:#}");
