@@ -24,9 +24,9 @@ use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, DecoderWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer};
 
-use super::ModelTokenizer;
 use super::chat::ChatTemplate;
 use super::text::byte_of;
+use super::{ModelTokenizer, guarded};
 use crate::error::{Error, Result, quoted};
 use crate::format::{MetaValue, Metadata, Weights};
 
@@ -85,6 +85,10 @@ fn is_mark(token: &str) -> bool {
 /// Longest token of a SentencePiece vocabulary. Each token is tried at every split, which takes time quadratic in its
 /// length. SentencePiece itself stops at 16 characters by default.
 const MAX_PIECE_BYTES: usize = 256;
+
+/// Pairs of tokens that may form others, so that a small file needs no large memory. Llama 2 has 2 for each token.
+const PAIRS_PER_TOKEN: usize = 32;
+const MIN_PAIRS: usize = 100_000;
 
 /// Whether the file contains a tokenizer.
 pub(super) fn has_tokenizer(weights: &Weights) -> bool {
@@ -267,7 +271,7 @@ impl<'a> Vocabulary<'a> {
             .chain(of_type(USER_DEFINED).map(|token| (token, false)))
             .map(|(token, special)| AddedToken::from(token, special).normalized(false))
             .collect();
-        tokenizer.add_tokens(added).map_err(|e| self.bad(TYPES, &e.to_string()))?;
+        guarded(self.path, || tokenizer.add_tokens(added))?;
         let ids = index(&names, &self.types);
         let standing = |(id, name): (u32, &String)| Some((id, *ids.get(name.as_str())?));
         let twins = (0..).zip(names.iter()).filter_map(standing).filter(|(id, other)| id != other).collect();
@@ -358,6 +362,10 @@ impl<'a> Vocabulary<'a> {
                     pairs.push((scores[id as usize], l, r));
                 }
             }
+            if pairs.len() > MIN_PAIRS.max(PAIRS_PER_TOKEN * self.tokens.len()) {
+                let what = format!("more than {PAIRS_PER_TOKEN} pairs for each of {} tokens", self.tokens.len());
+                return Err(self.bad(TOKENS, &format!("{what} form a token")));
+            }
         }
         // Pairs that form the same token have the same score. SentencePiece then prefers the first in the text. Here
         // the pairs need a fixed order, and this one is that of `transformers`.
@@ -370,9 +378,9 @@ impl<'a> Vocabulary<'a> {
     fn words(&self) -> Result<Vec<String>> {
         let unknown = self.unknown(100)?;
         let word = |(token, ty): (&String, &i64)| match token.strip_prefix('▁') {
+            _ if token.is_empty() || Some(token) == unknown.as_ref() => token.clone(),
             Some(word) => word.to_string(),
-            None if [CONTROL, USER_DEFINED, UNKNOWN].contains(ty) || Some(token) == unknown.as_ref() => token.clone(),
-            None if token.is_empty() => String::new(),
+            None if [CONTROL, USER_DEFINED, UNKNOWN].contains(ty) => token.clone(),
             None => [INSIDE, token].concat(),
         };
         Ok(self.tokens.iter().zip(&self.types).map(word).collect())
@@ -425,28 +433,38 @@ pub(super) struct PreTokenizer {
 
 const GPT_2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
+const LLAMA_3: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
+
 #[rustfmt::skip]
 const PRE_TOKENIZERS: &[PreTokenizer] = &[
     PreTokenizer {
-        names: &["gpt-2", "phi-2", "mpt", "olmo", "jina-es", "jina-de", "exaone4", "modern-bert", "trillion"],
+        names: &[
+            "gpt-2", "phi-2", "mpt", "olmo", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "exaone4", "modern-bert",
+            "trillion", "jais", "gigachat", "a.x-4.0", "mellum", "granite-docling",
+        ],
         patterns: &[GPT_2],
         whole_words: false, adds_bos: false,
     },
     PreTokenizer {
-        names: &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"],
+        names: &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"],
         patterns: &[r"\p{N}", GPT_2],
         whole_words: false, adds_bos: false,
     },
     PreTokenizer {
-        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "lfm2"],
-        patterns: &[concat!(
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}",
-            r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        )],
+        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "lfm2", "pixtral", "midm-2.0"],
+        patterns: &[LLAMA_3],
         whole_words: true, adds_bos: true,
     },
     PreTokenizer {
-        names: &["qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez"],
+        names: &["dbrx", "smaug-bpe", "glm4", "chatglm-bpe"],
+        patterns: &[LLAMA_3],
+        whole_words: false, adds_bos: false,
+    },
+    PreTokenizer {
+        names: &["qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez", "kormo", "f2llmv2", "solar-open"],
         patterns: &[concat!(
             r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
             r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
