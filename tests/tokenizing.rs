@@ -583,6 +583,11 @@ fn gguf_tokens_may_be_there_twice_or_empty() {
     let tokenizer = open(&["a", "b", "</s>", "ab", "x", "</s>"], vec![1, 1, 1, 1, 1, 3]);
     assert_eq!(tokenizer.stop_tokens(), [2, 5]);
     assert_eq!(tokenizer.decode(&[0, 2, 5], true).unwrap(), "a");
+    // The end's text, without a name that is known.
+    let mut file = gpt2();
+    file.insert("tokenizer.ggml.tokens", strings(&["a", "b", "x", "ab", "x", ""]));
+    file.insert("tokenizer.ggml.eos_token_id", MetaValue::U32(4));
+    assert_eq!(ModelTokenizer::of(&weights(&file)).unwrap().stop_tokens(), [2, 4]);
     let mut file = sentence_piece(&[("▁a", -1.0), ("▁a", -2.0), ("", 0.0)]);
     file.insert("tokenizer.ggml.bos_token_id", MetaValue::U32(1));
     let tokenizer = ModelTokenizer::of(&weights(&file)).unwrap();
@@ -676,6 +681,12 @@ fn sentence_piece_without_types_has_bytes_and_marks() {
     let tokenizer = ModelTokenizer::of(&weights(&file)).unwrap();
     assert_eq!(tokenizer.encode("ab</s>é", true).unwrap(), [1, 267, 2, 259, 3 + 0xc3, 3 + 0xa9]);
     assert_eq!(tokenizer.decode(&[1, 267, 2, 259, 3 + 0xc3, 3 + 0xa9], true).unwrap(), "ab é");
+    // The unknown token is one, too, with types or without.
+    for file in [file, sentence_piece(PIECES)] {
+        let tokenizer = ModelTokenizer::of(&weights(&file)).unwrap();
+        assert_eq!(tokenizer.encode("<unk>ab", false).unwrap(), [0, 267]);
+        assert_eq!(tokenizer.decode(&[0, 267], true).unwrap(), "ab");
+    }
 }
 
 #[test]

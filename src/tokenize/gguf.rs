@@ -45,6 +45,9 @@ const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 const BYTE: i64 = 6;
 
+/// The types of tokens that are found in a text before all others.
+const ADDED: &[i64] = &[UNKNOWN, CONTROL, USER_DEFINED];
+
 /// Tokens that end a turn or a text, whatever type the file gives them. Files often declare only one of them, or none.
 /// The list is llama.cpp's.
 const ENDS: &[&str] = &[
@@ -115,6 +118,7 @@ pub(super) fn open(weights: &Weights) -> Result<ModelTokenizer> {
         stop.extend(vocabulary.id(key, None)?);
     }
     stop.extend(vocabulary.ends());
+    let stop = vocabulary.same_text(&stop);
     let text = |id: Option<u32>| id.map(|id| vocabulary.tokens[id as usize].clone());
     let chat = match vocabulary.meta.contains(TEMPLATE) {
         true => Some(ChatTemplate {
@@ -220,9 +224,12 @@ impl<'a> Vocabulary<'a> {
 
     /// The token to put around a text, if the file asks for it.
     fn added(&self, key: &str, default: bool, id: Option<u32>) -> Result<Option<u32>> {
-        let wanted = if self.meta.contains(key) { self.meta.bool(key)? } else { default };
-        match (wanted, id) {
-            (true, None) => Err(self.bad(key, "is true, but the file does not say which token that is")),
+        let said = self.meta.optional(key, Metadata::bool)?;
+        let by_default = if said.is_none() { " by default" } else { "" };
+        match (said.unwrap_or(default), id) {
+            (true, None) => {
+                Err(self.bad(key, &format!("is true{by_default}, but the file does not say which token it is")))
+            }
             (true, id) => Ok(id),
             (false, _) => Ok(None),
         }
@@ -240,6 +247,13 @@ impl<'a> Vocabulary<'a> {
         let parts = (has("<|return|>") && has("<|call|>")) || (has("<|calls|>") && has("<|flush|>"));
         let ends = (0..).zip(self.tokens).filter(|(_, token)| ENDS.contains(&token.as_str()));
         ends.filter(move |(_, token)| !(parts && *token == "<|end|>")).map(|(id, _)| id)
+    }
+
+    /// These tokens, and all others with the text of one of them.
+    fn same_text(&self, ids: &[u32]) -> Vec<u32> {
+        let texts: HashSet<&str> = ids.iter().map(|&id| self.tokens[id as usize].as_str()).collect();
+        let others = (0..).zip(self.tokens).filter(|(_, t)| !t.is_empty() && texts.contains(t.as_str()));
+        others.map(|(id, _)| id).chain(ids.iter().copied()).collect()
     }
 
     /// The text of the unknown token.
@@ -264,13 +278,10 @@ impl<'a> Vocabulary<'a> {
             }
         };
         // Control tokens, such as those of chat templates, and user-defined tokens are one token each wherever text
-        // contains them. Only control tokens can be skipped when decoding.
-        let of_type =
-            |wanted| names.iter().zip(&self.types).filter(move |(_, ty)| **ty == wanted).map(|(name, _)| name);
-        let added: Vec<AddedToken> = (of_type(CONTROL).map(|token| (token, true)))
-            .chain(of_type(USER_DEFINED).map(|token| (token, false)))
-            .map(|(token, special)| AddedToken::from(token, special).normalized(false))
-            .collect();
+        // contains them. Those that are not user-defined can be skipped when decoding.
+        let added = names.iter().zip(&self.types).filter(|(_, ty)| ADDED.contains(ty));
+        let added = added.map(|(name, ty)| AddedToken::from(name, *ty != USER_DEFINED).normalized(false));
+        let added: Vec<AddedToken> = added.collect();
         guarded(self.path, || tokenizer.add_tokens(added))?;
         let ids = index(&names, &self.types);
         let standing = |(id, name): (u32, &String)| Some((id, *ids.get(name.as_str())?));
@@ -380,7 +391,7 @@ impl<'a> Vocabulary<'a> {
         let word = |(token, ty): (&String, &i64)| match token.strip_prefix('▁') {
             _ if token.is_empty() || Some(token) == unknown.as_ref() => token.clone(),
             Some(word) => word.to_string(),
-            None if [CONTROL, USER_DEFINED, UNKNOWN].contains(ty) => token.clone(),
+            None if ADDED.contains(ty) => token.clone(),
             None => [INSIDE, token].concat(),
         };
         Ok(self.tokens.iter().zip(&self.types).map(word).collect())
@@ -412,7 +423,7 @@ const INSIDE: &str = "##";
 fn index<'t>(tokens: &'t [String], types: &[i64]) -> HashMap<&'t str, u32> {
     let mut ids = HashMap::with_capacity(tokens.len());
     for added in [true, false] {
-        let wanted = |(_, ty): &(_, &i64)| [CONTROL, USER_DEFINED].contains(*ty) == added;
+        let wanted = |(_, ty): &(_, &i64)| ADDED.contains(ty) == added;
         for ((id, token), _) in (0..).zip(tokens).zip(types).filter(wanted).filter(|((_, token), _)| !token.is_empty())
         {
             ids.entry(token.as_str()).or_insert(id);
