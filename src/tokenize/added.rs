@@ -6,7 +6,7 @@ use serde::Deserialize;
 use tokenizers::{AddedToken, Model, Tokenizer};
 
 use super::files::{Config, Files};
-use super::guarded;
+use super::guard::guarded;
 use crate::error::{Error, Result, quoted};
 
 /// Settings that name a special token.

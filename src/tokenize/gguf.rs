@@ -24,9 +24,10 @@ use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, DecoderWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer};
 
+use super::ModelTokenizer;
 use super::chat::ChatTemplate;
+use super::guard::guarded;
 use super::text::byte_of;
-use super::{ModelTokenizer, guarded};
 use crate::error::{Error, Result, quoted};
 use crate::format::{MetaValue, Metadata, Weights};
 
@@ -135,8 +136,7 @@ pub(super) fn open(weights: &Weights) -> Result<ModelTokenizer> {
         before: before.into_iter().collect(),
         after: after.into_iter().collect(),
         chat,
-        twins,
-        ..ModelTokenizer::new(tokenizer, weights.path())
+        ..ModelTokenizer::new(tokenizer, weights.path(), twins)
     };
     Ok(tokenizer.with_stop(stop))
 }
