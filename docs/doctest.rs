@@ -63,3 +63,17 @@ pub fn bert() -> TempDir {
     std::fs::write(folder.path().join("config.json"), config).unwrap();
     folder
 }
+
+/// A folder of sentence-transformers with this BERT, pooled and normalised.
+#[allow(dead_code)]
+pub fn sentence_bert() -> TempDir {
+    let folder = bert();
+    let modules = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")];
+    let modules = modules.map(|(path, class)| {
+        format!(r#"{{ "path": "{path}", "type": "sentence_transformers.models.{class}" }}"#)
+    });
+    std::fs::write(folder.path().join("modules.json"), format!("[{}]", modules.join(","))).unwrap();
+    std::fs::create_dir(folder.path().join("1_Pooling")).unwrap();
+    std::fs::write(folder.path().join("1_Pooling/config.json"), r#"{ "pooling_mode": "mean" }"#).unwrap();
+    folder
+}

@@ -18,7 +18,7 @@ use clap::Parser;
 use throughline::Gpu;
 use throughline::decode::sample::Sampling;
 use throughline::decode::{Decoder, GenerationOptions};
-use throughline::format::{SaveTensor, Stored, save_safetensors};
+use throughline::format::{SaveTensor, Stored, is_gguf, save_safetensors};
 use throughline::model::Model;
 use throughline::optim::{Arena, ArenaLayout};
 use throughline::tokenize::{Message, ModelTokenizer};
@@ -68,8 +68,7 @@ struct Flags {
 
 fn main() -> anyhow::Result<()> {
     let flags = Flags::parse();
-    let is_gguf = flags.model.extension().is_some_and(|e| e == "gguf");
-    match is_gguf || flags.model.join("config.json").exists() {
+    match is_gguf(&flags.model)? || flags.model.join("config.json").exists() {
         true => decode(&flags),
         false => write_text(&flags),
     }

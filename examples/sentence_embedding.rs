@@ -6,16 +6,17 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use throughline::Gpu;
-use throughline::embed::{Pooling, SentenceEncoder};
-use throughline::model::Model;
-use throughline::tokenize::ModelTokenizer;
+use throughline::embed::TextEncoder;
 
 #[derive(Parser)]
 #[command(about = "Embed texts and print their cosine similarities")]
 struct Flags {
-    /// Folder with config.json, model.safetensors and tokenizer.json
+    /// Folder of sentence-transformers, or with config.json, model.safetensors and tokenizer.json
     #[arg(long)]
     model: PathBuf,
+    /// Name of the model's prompt to put before each text, instead of its default one
+    #[arg(long)]
+    prompt: Option<String>,
     /// Texts to compare
     #[arg(long, num_args = 1.., required = true)]
     text: Vec<String>,
@@ -26,19 +27,24 @@ struct Flags {
 
 fn main() -> anyhow::Result<()> {
     let flags = Flags::parse();
-    let model = Model::open(&flags.model)?;
-    let tokenizer = ModelTokenizer::of(model.weights())?;
-    let ids = flags.text.iter().map(|text| tokenizer.encode(text, true)).collect::<Result<Vec<_>, _>>()?;
     let gpu = Gpu::headless_blocking()?;
-    let mut encoder = SentenceEncoder::new(&gpu, &model, Pooling::of_folder(&flags.model)?)?;
-    let embeddings = encoder.embed_blocking(&ids)?;
+    let mut encoder = TextEncoder::open(&gpu, &flags.model)?;
+    if flags.prompt.is_some() {
+        encoder.set_prompt(flags.prompt.as_deref())?;
+    }
+    let embeddings = encoder.embed_blocking(&flags.text)?;
     for (i, (text, a)) in flags.text.iter().zip(&embeddings).enumerate() {
-        let cosine = |b: &Vec<f32>| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
-        let cosines: Vec<String> = embeddings.iter().map(|b| format!("{:6.3}", cosine(b))).collect();
+        let cosines: Vec<String> = embeddings.iter().map(|b| format!("{:6.3}", cosine(a, b))).collect();
         println!("{i} {}  {text}", cosines.join(" "));
     }
     if flags.json {
+        let ids = flags.text.iter().map(|text| encoder.ids(text)).collect::<Result<Vec<_>, _>>()?;
         println!("{}", serde_json::json!({ "ids": ids, "embeddings": embeddings, "adapter": gpu.describe() }));
     }
     Ok(())
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f32 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt().max(f32::MIN_POSITIVE)
 }

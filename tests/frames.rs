@@ -240,6 +240,89 @@ fn an_encoder_that_is_dropped_is_an_error_and_its_token_comes_again() {
     assert_eq!(said, want);
 }
 
+/// Records a frame and gives its encoder to `keeps`. Whether `poll` tells of one that was dropped.
+fn frame_by(
+    frames: &mut FrameDecoder,
+    budget: Duration,
+    said: &mut [Said],
+    keeps: impl FnOnce(wgpu::CommandEncoder),
+) -> bool {
+    let mut encoder = gpu().device().create_command_encoder(&Default::default());
+    frames.record(&mut encoder, budget).unwrap();
+    keeps(encoder);
+    match frames.poll() {
+        Ok(events) => {
+            for (i, event) in events {
+                match event {
+                    Event::Token(id) => said[i].0.push(id),
+                    Event::Finished(why) => said[i].1 = Some(why),
+                }
+            }
+            false
+        }
+        Err(e) => e.to_string().contains("not submitted") || panic!("{e}"),
+    }
+}
+
+/// Prompts of several parts, whose passes go through several frames: any of these frames may come to nothing.
+#[test]
+fn frames_that_are_dropped_lose_nothing() {
+    let texts = [(prompt(60, 1), options(3, 1.0, 1)), (prompt(41, 2), options(4, 0.8, 2))];
+    let mut lone = decoder(gpu(), 1, 64);
+    let want = texts.each_ref().map(|(prompt, options)| alone(&mut lone, &[(prompt, options.clone())]));
+    for budget in BUDGETS {
+        let mut frames = frames(2, 64);
+        for (i, (prompt, options)) in texts.iter().enumerate() {
+            frames.say(i, prompt, options.clone()).unwrap();
+        }
+        let (mut said, mut told, mut kept) = (vec![(vec![], None); 2], 0, None);
+        for n in 0.. {
+            if frames.is_silent() {
+                break;
+            }
+            assert!(n < 100_000, "no end");
+            told += usize::from(match n {
+                0 | 2 | 3 | 30 | 150 => frame_by(&mut frames, budget, &mut said, drop),
+                // One that is dropped after the next was submitted.
+                40 => frame_by(&mut frames, budget, &mut said, |encoder| kept = Some(encoder)),
+                _ => frame_by(&mut frames, budget, &mut said, |encoder| drop(gpu().submit(encoder).unwrap())),
+            });
+            if n == 41 {
+                kept = None;
+            }
+        }
+        drop(kept);
+        assert_eq!(said, want, "{budget:?}");
+        assert!(told > 0, "{budget:?}");
+        // Where it went on meanwhile, it goes on from what is there.
+        let lengths = [60 + 2, 41 + 3];
+        assert_eq!(frames.decoder().lengths(), lengths);
+    }
+}
+
+#[test]
+fn a_text_that_goes_on_after_a_dropped_frame_has_its_whole_prompt() {
+    let (a, b) = (prompt(50, 1), prompt(3, 2));
+    let want = alone(&mut decoder(gpu(), 1, 64), &[(&[&a[..], &b].concat(), options(4, 1.0, 5))]);
+    let mut frames = frames(1, 64);
+    for drops in [true, false] {
+        frames.say(0, &a, options(9, 1.0, 5)).unwrap();
+        let mut said = vec![(vec![], None)];
+        // The first part of the prompt, but not the second.
+        let [_, part] = frames.estimates();
+        frame_by(&mut frames, part, &mut said, |encoder| match drops {
+            true => drop(encoder),
+            false => drop(gpu().submit(encoder).unwrap()),
+        });
+        frames.go_on(0, &b, options(4, 1.0, 5)).unwrap();
+        let mut said = vec![(vec![], None)];
+        while !frames.is_silent() {
+            frame_by(&mut frames, BUDGETS[2], &mut said, |encoder| drop(gpu().submit(encoder).unwrap()));
+        }
+        assert_eq!(said[0], want, "dropped: {drops}");
+    }
+}
+
 #[test]
 fn a_lost_device_is_an_error() {
     let gpu = Gpu::headless_blocking().unwrap();

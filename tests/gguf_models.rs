@@ -8,10 +8,11 @@ mod gguf;
 use common::{gpu, hf_expected, hf_folder, worst};
 use gguf::{GgufTensor, gguf_file};
 use throughline::decode::Decoder;
-use throughline::format::{MetaValue, Stored, Weights, quant};
+use throughline::format::{MetaArray, MetaValue, Stored, Weights, is_gguf, quant};
 use throughline::model::Model;
 use throughline::nn::{Positions, TransformerConfig};
 use throughline::ops::rope::Scaling;
+use throughline::tokenize::ModelTokenizer;
 
 /// What GGUF calls a parameter of ours.
 fn gguf_name(ours: &str) -> String {
@@ -141,6 +142,149 @@ fn gguf_files_decode_as_pytorch_does() {
     }
 }
 
+/// The entries of a model with some of them changed, left out or added.
+fn changed(c: &TransformerConfig, arch: &str, changes: &[(&str, Option<MetaValue>)]) -> Vec<(String, MetaValue)> {
+    let mut entries = entries(c, arch);
+    entries.retain(|(key, _)| changes.iter().all(|(changed, _)| key != changed));
+    entries.extend(changes.iter().filter_map(|(key, value)| Some((key.to_string(), value.clone()?))));
+    entries
+}
+
+fn rope_of(entries: &[(String, MetaValue)], tensors: &[GgufTensor]) -> (f32, Scaling) {
+    let model = Model::new(Weights::from_bytes("x.gguf", gguf_file(entries, tensors)).unwrap()).unwrap();
+    match model.config().positions {
+        Positions::Rope { theta, scaling, .. } => (theta, scaling),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn rope_scaling_is_found_wherever_writers_have_put_it() {
+    let hf = Model::open(&hf_folder("llama_linear")).unwrap();
+    let tensors = tensors(&hf, "llama", Stored::F32);
+    let (kind, factor, old) = ("llama.rope.scaling.type", "llama.rope.scaling.factor", "llama.rope.scale_linear");
+    let text = |s: &str| Some(MetaValue::String(s.into()));
+    let float = |x: f32| Some(MetaValue::F32(x));
+    let linear = |factor| Scaling::Linear { factor };
+    let scaling = |changes: &[(&str, Option<MetaValue>)]| rope_of(&changed(hf.config(), "llama", changes), &tensors).1;
+    // What llama.cpp makes of them: an old key, a factor without a type, and no factor.
+    assert_eq!(scaling(&[(kind, None), (factor, None), (old, float(4.0))]), linear(4.0));
+    assert_eq!(scaling(&[(factor, None), (old, Some(MetaValue::F64(4.0)))]), linear(4.0));
+    assert_eq!(scaling(&[(old, float(2.0))]), linear(4.0));
+    assert_eq!(scaling(&[(kind, None), (factor, Some(MetaValue::I8(4)))]), linear(4.0));
+    assert_eq!(scaling(&[(factor, float(0.0))]), Scaling::None);
+    assert_eq!(scaling(&[(factor, None)]), Scaling::None);
+    assert_eq!(scaling(&[(kind, text("none"))]), Scaling::None);
+    let yarn = scaling(&[
+        (kind, text("yarn")),
+        ("llama.rope.scaling.attn_factor", float(2.0)),
+        ("llama.rope.scaling.yarn_beta_fast", float(16.0)),
+        ("llama.rope.scaling.yarn_ext_factor", float(-1.0)),
+        ("llama.rope.scaling.yarn_log_multiplier", float(0.0)),
+    ]);
+    let Scaling::Yarn { factor: 4.0, original_context: 64, beta_fast: 16.0, beta_slow: 1.0, .. } = yarn else {
+        panic!("{yarn:?}")
+    };
+    assert!((yarn.attention_factor() - 2.0 * (0.1 * 4f32.ln() + 1.0)).abs() < 1e-6);
+    // And PyTorch's numbers with the old key.
+    let file = gguf_file(&changed(hf.config(), "llama", &[(kind, None), (factor, None), (old, float(4.0))]), &tensors);
+    let model = Model::new(Weights::from_bytes("old.gguf", file).unwrap()).unwrap();
+    let mut decoder = Decoder::new_blocking(gpu(), &model, 24).unwrap();
+    let got = decoder.feed_all_blocking(&hf_expected("llama_linear", "ids")[..24]).unwrap();
+    assert!(worst(&got, &hf_expected("llama_linear", "logits")[..got.len()]) < 1e-4);
+}
+
+#[test]
+fn counts_may_be_given_layer_by_layer_and_in_any_integer_type() {
+    let hf = Model::open(&hf_folder("llama")).unwrap();
+    let tensors = tensors(&hf, "llama", Stored::F32);
+    let c = hf.config();
+    let changes = [
+        ("llama.attention.head_count", Some(MetaValue::Array(MetaArray::I32(vec![4, 4])))),
+        ("llama.attention.head_count_kv", Some(MetaValue::Array(MetaArray::U64(vec![2, 2])))),
+        ("llama.feed_forward_length", Some(MetaValue::Array(MetaArray::U16(vec![80, 80])))),
+        ("llama.context_length", Some(MetaValue::I64(64))),
+        ("llama.block_count", Some(MetaValue::U8(2))),
+        ("llama.attention.layer_norm_rms_epsilon", Some(MetaValue::F64(1e-5))),
+        ("llama.attention.key_length", None),
+        ("llama.rope.freq_base", None),
+    ];
+    let open = |changes: &[(&str, Option<MetaValue>)]| {
+        Model::new(Weights::from_bytes("x.gguf", gguf_file(&changed(c, "llama", changes), &tensors)).unwrap())
+    };
+    let model = open(&changes).unwrap();
+    assert_eq!((model.config().n_heads, model.config().n_kv_heads, model.config().d_ff), (4, 2, 80));
+    assert_eq!(model.config().norm_eps, c.norm_eps);
+    // A window bounds the context, and `key_length` follows from the heads.
+    let window = open(&[("llama.attention.sliding_window", Some(MetaValue::U32(8)))]).unwrap();
+    assert_eq!(window.config().context, 8);
+    for counts in [vec![4, 2], vec![4], vec![], vec![-4, -4]] {
+        let error =
+            open(&[("llama.attention.head_count", Some(MetaValue::Array(MetaArray::I32(counts))))]).unwrap_err();
+        assert!(error.to_string().contains("`llama.attention.head_count`"), "{error}");
+    }
+}
+
+/// A GGUF file with a tokenizer, and a tensor of a type that is not read.
+fn with_odd_tensor(hf: &Model, name: &str) -> Vec<u8> {
+    let strings = |all: &[&str]| MetaValue::Array(MetaArray::String(all.iter().map(|s| s.to_string()).collect()));
+    let tokenizer = [
+        ("tokenizer.ggml.model", Some(MetaValue::String("gpt2".into()))),
+        ("tokenizer.ggml.pre", Some(MetaValue::String("gpt-2".into()))),
+        ("tokenizer.ggml.tokens", Some(strings(&["a", "b", "ab"]))),
+        ("tokenizer.ggml.token_type", Some(MetaValue::Array(MetaArray::I32(vec![1; 3])))),
+        ("tokenizer.ggml.merges", Some(strings(&["a b"]))),
+    ];
+    let mut tensors = tensors(hf, "llama", Stored::F32);
+    tensors.retain(|t| t.name != name);
+    // The type is changed in the finished header: the writer has only those that are read.
+    tensors.push(GgufTensor {
+        name: name.into(),
+        stored: Stored::F32,
+        dims: vec![96, 32],
+        bytes: vec![0; 4 * 96 * 32],
+    });
+    let mut file = gguf_file(&changed(hf.config(), "llama", &tokenizer), &tensors);
+    let at = file.windows(name.len()).rposition(|part| part == name.as_bytes()).unwrap() + name.len() + 4 + 2 * 8;
+    file[at..at + 4].copy_from_slice(&39u32.to_le_bytes());
+    file
+}
+
+#[test]
+fn a_tensor_of_another_type_hides_neither_the_tokenizer_nor_the_model() {
+    let hf = Model::open(&hf_folder("llama")).unwrap();
+    let tokenizer = |weights: &Weights| ModelTokenizer::of(weights).unwrap().encode("abab", true).unwrap();
+    let unused = Weights::from_bytes("unused.gguf", with_odd_tensor(&hf, "odd")).unwrap();
+    assert_eq!(tokenizer(&unused), [2, 2]);
+    assert_eq!(unused.unread(), [("odd".to_string(), "MXFP4 [96, 32]".to_string())]);
+    Model::new(unused).unwrap();
+    for name in ["token_embd.weight", "output.weight"] {
+        let weights = Weights::from_bytes("used.gguf", with_odd_tensor(&hf, name)).unwrap();
+        assert_eq!(tokenizer(&weights), [2, 2]);
+        let error = Model::new(weights).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains("MXFP4"), "{error}");
+    }
+}
+
+#[test]
+fn gguf_files_are_known_by_their_first_bytes() {
+    let hf = Model::open(&hf_folder("llama")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["sha256-0abc", "FT.GGUF", "model.safetensors", "model.bin"] {
+        let path = dir.path().join(name);
+        std::fs::write(&path, with_odd_tensor(&hf, "odd")).unwrap();
+        assert!(is_gguf(&path).unwrap());
+        let model = Model::open(&path).unwrap();
+        assert_eq!(model.config().d_ff, hf.config().d_ff);
+        assert_eq!(ModelTokenizer::open(&path).unwrap().encode("ab", true).unwrap(), [2], "{name}");
+        assert_eq!(ModelTokenizer::of(model.weights()).unwrap().encode("ab", true).unwrap(), [2], "{name}");
+    }
+    std::fs::write(dir.path().join("short.gguf"), "GGU").unwrap();
+    assert!(!is_gguf(&dir.path().join("short.gguf")).unwrap());
+    assert!(!is_gguf(&hf_folder("llama")).unwrap());
+    assert!(is_gguf(&dir.path().join("none.gguf")).unwrap_err().to_string().contains("none.gguf"));
+}
+
 #[test]
 fn the_frequencies_of_llama_3_1_are_recognised() {
     let hf = Model::open(&hf_folder("llama")).unwrap();
@@ -175,6 +319,21 @@ fn the_frequencies_of_llama_3_1_are_recognised() {
         other => panic!("{other:?}"),
     }
     assert!(file(1.1).unwrap_err().to_string().contains("rope_freqs.weight"));
+    // Divisors of 1 are no scaling, and two scalings at once are not supported.
+    let mut tensors = tensors(&hf, "llama", Stored::F32);
+    let bytes = bytemuck::cast_slice(&vec![1f32; dh / 2]).to_vec();
+    tensors.push(GgufTensor { name: "rope_freqs.weight".into(), stored: Stored::F32, dims: vec![dh / 2], bytes });
+    let linear = changed(hf.config(), "llama", &[("llama.rope.scale_linear", Some(MetaValue::F32(2.0)))]);
+    assert_eq!(rope_of(&linear, &tensors).1, Scaling::Linear { factor: 2.0 });
+    let divisors: Vec<f32> = (0..dh / 2).map(|j| divisor(j) as f32).collect();
+    tensors.last_mut().unwrap().bytes = bytemuck::cast_slice(&divisors).to_vec();
+    let both = [
+        ("llama.rope.scale_linear", Some(MetaValue::F32(2.0))),
+        ("llama.rope.freq_base", Some(MetaValue::F32(theta as f32))),
+    ];
+    let both = gguf_file(&changed(hf.config(), "llama", &both), &tensors);
+    let error = Model::new(Weights::from_bytes("x", both).unwrap()).unwrap_err().to_string();
+    assert!(error.contains("rope_freqs.weight") && error.contains("Linear"), "{error}");
 }
 
 #[test]
@@ -206,4 +365,11 @@ fn what_a_file_cannot_be_is_an_error_that_names_the_key() {
     refused("llama.rope.dimension_count", number(4), &["llama.rope.dimension_count", "4"]);
     refused("llama.rope.freq_base", Some(MetaValue::F32(0.0)), &["theta"]);
     refused("llama.rope.scaling.type", text("longrope"), &["longrope"]);
+    refused("llama.rope.scaling.factor", Some(MetaValue::F32(-2.0)), &["Linear"]);
+    refused("llama.rope.scaling.attn_factor", Some(MetaValue::F32(1.2)), &["attn_factor", "1.2"]);
+    refused("llama.attention.causal", Some(MetaValue::Bool(false)), &["llama.attention.causal"]);
+    refused("llama.attention.scale", Some(MetaValue::F32(0.5)), &["llama.attention.scale", "0.5"]);
+    refused("llama.logit_scale", Some(MetaValue::F32(8.0)), &["llama.logit_scale", "8"]);
+    refused("llama.attention.value_length", number(4), &["llama.attention.value_length", "4"]);
+    refused("split.count", number(3), &["split.count", "3 files"]);
 }

@@ -140,6 +140,44 @@ fn a_bad_tuner_file_is_an_error_that_names_it() {
 }
 
 #[test]
+fn what_is_no_measurement_in_a_tuner_file_is_ignored_with_the_reason() {
+    let file = |times: &str| {
+        let entry = format!("{{\"kernels\": 1, \"variant\": \"quick\", \"microseconds\": {{{times}}}}}");
+        format!("{{\"format\": 1, \"adapters\": {{\"A\": {{\"dawdle f32[64]\": {entry}}}}}}}")
+    };
+    for (times, want) in [
+        ("\"quick\": 0.0, \"slow\": 2.0", "`quick` took 0 µs"),
+        ("\"quick\": 1.0, \"slow\": 0", "`slow` took 0 µs"),
+        ("\"quick\": -1.0, \"slow\": 2.0", "`quick` took -1 µs"),
+        ("\"quick\": null, \"slow\": 2.0", "`quick` took null µs"),
+        ("\"quick\": 1.0, \"slow\": 1e300", "`slow` took 1"),
+        ("\"slow\": 2.0", "`quick` has no time"),
+        ("\"quick\": 3.0, \"slow\": 2.0", "`slow` is"),
+    ] {
+        let tuner = Tuner::from_bytes(file(times).as_bytes()).unwrap();
+        let [reason] = tuner.ignored() else { panic!("{times}: {:?}", tuner.ignored()) };
+        assert!(reason.contains("`A`, `dawdle f32[64]`: ") && reason.contains(want), "{times}: {reason}");
+    }
+    assert!(Tuner::from_bytes(file("\"quick\": 1.0, \"slow\": 2.0").as_bytes()).unwrap().ignored().is_empty());
+    assert!(matches!(Tuner::from_bytes(b"{"), Err(Error::Format { .. })));
+
+    // It is measured anew.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tuned.json");
+    let (g, _, z) = dawdle(100);
+    let plan = gpu().plan(&g, &[z]).unwrap();
+    Tuner::open(&path).unwrap().tune_blocking(gpu(), [&plan]).unwrap();
+    let text = std::fs::read_to_string(&path).unwrap();
+    let quick = text.split("\"quick\": ").nth(1).unwrap().split([',', '\n']).next().unwrap().to_string();
+    assert!(text.contains("\"clock\": \"gpu\""), "{text}");
+    std::fs::write(&path, text.replace(&quick, "0.0")).unwrap();
+    let mut tuner = Tuner::open(&path).unwrap();
+    assert_eq!(tuner.ignored().len(), 1);
+    tuner.tune_blocking(gpu(), [&plan]).unwrap();
+    assert_eq!(tuner.measured(), 1);
+}
+
+#[test]
 fn the_profiler_sees_every_node_and_which_is_slow() {
     let (g, x, z) = dawdle(1000);
     let plan = Arc::new(Plan::new(&g, &[z], gpu().profile()).unwrap());
@@ -252,20 +290,92 @@ fn a_pace_corrects_estimates_by_what_frames_took() {
     (0..64).for_each(|_| pace.took(ms(1000), ms(1)));
     assert_eq!(pace.factor(), 1.0 / 16.0);
 
-    // By itself, in frames that take far more than a microsecond.
+    // What is no time teaches nothing.
+    let frames = pace.frames();
+    assert_eq!(frames, 64);
+    pace = Pace::new(gpu(), ms(8)).unwrap();
+    for time in [Duration::ZERO, Duration::MAX, Duration::from_secs(4000)] {
+        pace.took(ms(1), time);
+    }
+    pace.took(Duration::ZERO, ms(1));
+    assert_eq!((pace.frames(), pace.factor()), (0, 1.0));
+}
+
+/// A frame that takes far more than the microsecond that it is estimated at.
+fn long_frame(pace: &mut Pace, exec: &Executable) -> wgpu::CommandEncoder {
+    let mut encoder = gpu().device().create_command_encoder(&Default::default());
+    pace.begin(&mut encoder).unwrap();
+    exec.record(&mut encoder);
+    pace.end(&mut encoder, Duration::from_micros(1)).unwrap();
+    encoder
+}
+
+fn dawdler() -> Executable {
     let (g, _, z) = dawdle(10);
     let plan = Arc::new(Plan::new(&g, &[z], gpu().profile()).unwrap());
-    let exec = Executable::new_blocking(gpu(), plan, ExecOptions::default()).unwrap();
-    let mut pace = Pace::new(gpu(), ms(8)).unwrap();
+    Executable::new_blocking(gpu(), plan, ExecOptions::default()).unwrap()
+}
+
+#[test]
+fn a_pace_measures_frames_by_itself() {
+    let (mut pace, exec) = (Pace::new(gpu(), Duration::from_millis(8)).unwrap(), dawdler());
     for _ in 0..8 {
-        let mut encoder = gpu().device().create_command_encoder(&Default::default());
-        pace.begin(&mut encoder).unwrap();
-        exec.record(&mut encoder);
-        pace.end(&mut encoder, Duration::from_micros(1)).unwrap();
-        gpu().submit(encoder).unwrap();
+        gpu().submit(long_frame(&mut pace, &exec)).unwrap();
         gpu().wait_blocking().unwrap();
     }
+    assert!(pace.factor() > 8.0 && pace.frames() == 7, "{} of {}", pace.factor(), pace.frames());
+}
+
+#[test]
+fn a_pace_survives_frames_that_come_to_nothing() {
+    let (mut pace, exec) = (Pace::new(gpu(), Duration::from_millis(8)).unwrap(), dawdler());
+    let us = Duration::from_micros;
+    let encoder = || gpu().device().create_command_encoder(&Default::default());
+    // Dropped, also several in a row; begun in an encoder that is dropped, and ended in one that is not; begun and never
+    // ended; ended and never begun; kept for long.
+    (0..3).for_each(|_| drop(long_frame(&mut pace, &exec)));
+    pace.begin(&mut encoder()).unwrap();
+    let mut ends = encoder();
+    pace.end(&mut ends, us(1)).unwrap();
+    pace.end(&mut ends, us(1)).unwrap();
+    gpu().submit(ends).unwrap();
+    let mut begins = encoder();
+    pace.begin(&mut begins).unwrap();
+    gpu().submit(begins).unwrap();
+    gpu().wait_blocking().unwrap();
+    let kept: Vec<_> = (0..100).map(|_| long_frame(&mut pace, &exec)).collect();
+    pace.begin(&mut encoder()).unwrap();
+    assert_eq!(pace.frames(), 0);
+    // Every frame that is submitted is measured once, however many are in flight.
+    for _ in 0..10 {
+        let mut encoder = long_frame(&mut pace, &exec);
+        pace.end(&mut encoder, us(1)).unwrap();
+        gpu().submit(encoder).unwrap();
+    }
+    gpu().wait_blocking().unwrap();
+    pace.begin(&mut encoder()).unwrap();
+    assert_eq!(pace.frames(), 10);
     assert!(pace.factor() > 8.0, "{}", pace.factor());
+    drop(kept);
+    pace.begin(&mut encoder()).unwrap();
+    assert_eq!(pace.frames(), 10);
+}
+
+#[test]
+fn slices_of_a_profile_with_zeros_are_estimates() {
+    let exec = dawdler();
+    let mut profile = exec.profile_blocking().unwrap();
+    assert!(profile.nodes.iter().flat_map(|n| &n.spans).all(|span| span.measured), "{profile}");
+    let spans = profile.nodes.iter_mut().flat_map(|n| &mut n.spans);
+    let n = spans.enumerate().map(|(i, span)| span.ns = if i == 0 { 500 } else { 0 }).count();
+    // What has no time is taken to be like the rest, not to be free.
+    let [one, whole] = [500, 500 * n as u64].map(Duration::from_nanos);
+    let slices = |budget| exec.slices(&profile, budget).map(|s| s.iter().map(|s| s.estimate).collect::<Vec<_>>());
+    assert_eq!(slices(whole).unwrap(), [whole]);
+    assert_eq!(slices(one).unwrap(), vec![one; n]);
+    profile.nodes[0].spans[0].ns = 0;
+    let error = exec.slices(&profile, whole).unwrap_err().to_string();
+    assert!(error.contains("not zero"), "{error}");
 }
 
 const _: fn() = || {

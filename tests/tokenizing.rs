@@ -180,6 +180,48 @@ fn templates_find_what_transformers_gives_them() {
     assert!(year.parse::<u32>().unwrap() >= 2025, "{year}");
 }
 
+/// tests/python/make_chat_templates.py says where the texts come from.
+#[test]
+fn templates_render_as_by_jinja_2() {
+    let cases: Vec<(String, Option<String>)> =
+        serde_json::from_str(&fs::read_to_string("tests/data/chat_templates.json").unwrap()).unwrap();
+    assert!(cases.len() > 600);
+    let turns = chat(&[
+        ("system", "Be <brief>."),
+        ("user", "Hi 'é' & \"you\"\n"),
+        ("assistant", "<think>a\n</think>\n\nb"),
+        ("user", "ok?"),
+    ]);
+    let dir = with_template("");
+    for (template, want) in cases {
+        fs::write(dir.path().join("chat_template.jinja"), &template).unwrap();
+        match (ModelTokenizer::open(dir.path()).unwrap().chat(&turns, true), want) {
+            (Ok(got), Some(want)) => assert_eq!(got, want, "{template}"),
+            (Err(Error::Format { .. }), None) => {}
+            (got, want) => panic!("{template}: expected {want:?}, got {got:?}"),
+        }
+    }
+}
+
+/// What is known to differ from Jinja 2 is an error that says so.
+#[test]
+fn what_templates_cannot_do_here_is_an_error() {
+    for (template, parts) in [
+        ("{{ 'a b'|wordcount }}", "filter wordcount"),
+        ("{% block a %}{% endblock %}", "block"),
+        ("{% macro m() %}{{ varargs }}{% endmacro %}{{ m(1) }}", "too many arguments"),
+        ("{{ '²'.isdecimal() }}", "isdecimal"),
+        ("{{ '{:>5}'.format('é') }}", "aligns text other than ASCII"),
+        ("{{ '{m[é]}'.format(m=1) }}", "fields are not ASCII"),
+        ("{{ '{!r}'.format(1) }}", "format spec"),
+        ("{{ 1e300|int }}", "too large"),
+        ("{{ 'abc'.encode() }}", "no method named encode"),
+    ] {
+        let dir = with_template(template);
+        refused(ModelTokenizer::open(dir.path()).unwrap().chat(&[], true), &["chat_template.jinja", "line 1", parts]);
+    }
+}
+
 #[test]
 fn hostile_templates_are_errors_in_bounded_time() {
     let nest = |times: u32, step: &str, after: &str| {
@@ -198,6 +240,16 @@ fn hostile_templates_are_errors_in_bounded_time() {
         (nest(99_999, "[ns.x]", "{% set y = [ns.x] %}{{ [y] == [[ns.x]] }}{{ y | tojson }}"), &["levels"]),
         (nest(60, "[ns.x, ns.x]", "{{ ns.x | string | length }}"), &["levels"]),
         ("{{ '{:>100000000000}'.format(1) }}".into(), &["a format of width 10000"]),
+        ("{{ '%99999999999999999999d' % 1 }}".into(), &["too large"]),
+        ("{{ '%999999999999d' % 1 }}".into(), &["steps"]),
+        ("{{ '%.*f' % (999999, 1) }}".into(), &["more than 1000 digits"]),
+        ("{{ 'a'.center(999999999999) }}".into(), &["steps"]),
+        ("{{ ('\\t' * 99999).expandtabs(99999) }}".into(), &["steps"]),
+        ("{{ 'a'|indent(999999999999) }}".into(), &["steps"]),
+        ("{{ 'x'.join([('y' * 9999999)] * 9999) }}".into(), &["steps"]),
+        (nest(60, "[ns.x, ns.x]", "{{ '%s' % ns.x }}"), &["levels"]),
+        (nest(60, "[ns.x, ns.x]", "{{ '%r' % ns.x }}"), &["levels"]),
+        (format!("{{{{ 1{} }}}}", " % 1".repeat(9999)), &["recursion"]),
         (nest(60, "[ns.x, ns.x]", "{{ ns.x }}"), &["levels"]),
         (format!("{{{{ {} }}}}", "(".repeat(60_000)), &["recursion"]),
         (" ".repeat(70_000), &["at most 65536 bytes", "got 70000"]),
@@ -335,7 +387,7 @@ fn ends_are_those_that_are_tokens() {
         ("-1", &[2]),
         ("50256", &[2]),
         ("[50256, 0, -1, null]", &[0, 2]),
-        ("1e30", &[2]),
+        ("Infinity", &[2]),
         ("[]", &[2]),
     ];
     let config = r#"{"eos_token": "<|im_end|>"}"#;

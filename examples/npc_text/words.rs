@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use throughline::Gpu;
 use throughline::decode::Decoder;
+use throughline::format::is_gguf;
 use throughline::model::Model;
 use throughline::nn::{Init, TransformerConfig};
 use throughline::optim::{AdamWConfig, Arena, ArenaLayout, Decay, Schedule};
@@ -63,7 +64,7 @@ impl Words {
 /// A decoder for this many characters, with a pretrained model or a checkpoint of the `train` example.
 pub fn load(gpu: &Gpu, path: &Path, characters: usize) -> Result<(Decoder, Words)> {
     let room = |context: usize| context.min(CAPACITY);
-    if path.extension().is_some_and(|e| e == "gguf") || path.join("config.json").exists() {
+    if is_gguf(path)? || path.join("config.json").exists() {
         let model = Model::open(path)?;
         let words = Words::Pieces(Box::new(ModelTokenizer::of(model.weights())?));
         let decoder = Decoder::with_batch(gpu, &model, characters, room(model.config().context));

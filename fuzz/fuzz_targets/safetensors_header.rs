@@ -1,21 +1,3 @@
-//! Any bytes give an `Err`, or a header that the `safetensors` crate reads in the same way.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use safetensors::SafeTensors;
-use throughline::format::{Weights, safetensors_header};
-
-fuzz_target!(|file: &[u8]| {
-    let Ok(header) = safetensors_header("fuzz", file) else { return };
-    let theirs = SafeTensors::deserialize(file).unwrap();
-    assert_eq!(theirs.len(), header.tensors.len() + header.unread.len());
-    for tensor in &header.tensors {
-        assert_eq!(theirs.tensor(&tensor.name).unwrap().data(), &file[tensor.range.clone()]);
-    }
-    // `Weights` wants the object to start at once, as the specification does.
-    let Ok(weights) = Weights::from_bytes("fuzz", file.to_vec()) else { return assert_ne!(file[8], b'{') };
-    for tensor in weights.iter() {
-        assert_eq!(tensor.values().unwrap().len(), tensor.shape().len());
-        let _ = tensor.check_finite();
-    }
-});
+libfuzzer_sys::fuzz_target!(|file: &[u8]| throughline_fuzz::run(throughline_fuzz::targets::safetensors, file));

@@ -6,6 +6,7 @@
 //! cut into passes depends on that text alone. So its tokens do not depend on who else speaks, or on how much time
 //! frames have.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
@@ -14,7 +15,7 @@ use std::time::Duration;
 use super::decoder::{Decoder, Step};
 use super::generation::{Finish, GenerationOptions, Likeliest, Text};
 use crate::device::timeline::Timeline;
-use crate::device::{Readback, now};
+use crate::device::{Fate, Readback, now};
 use crate::error::{Error, Result};
 
 /// What happened to a text.
@@ -73,7 +74,23 @@ pub struct FrameDecoder {
     flights: [Option<Flight>; 2],
     /// Kind of the last pass that was started.
     last: usize,
+    /// Encoders with parts of passes, from the first that is not known to have run.
+    recordings: VecDeque<Recording>,
+    /// Number of encoders before those.
+    settled: u64,
+    /// What was counted while recording into the present encoder.
+    counted: Vec<Member>,
+    /// Whether an encoder was dropped, which `poll` has yet to say.
+    lost: bool,
     events: Vec<(usize, Event)>,
+}
+
+/// What was recorded into an encoder.
+#[derive(Debug)]
+struct Recording {
+    fate: Fate,
+    /// Tokens that are counted as in the cache once they are recorded: parts of prompts that no draw depends on.
+    counted: Vec<Member>,
 }
 
 /// Kinds of passes: one token of each sequence, or a part of its prompt.
@@ -120,6 +137,8 @@ struct Flight {
     /// The sequences that have not drawn yet.
     members: Vec<Member>,
     scores: Scores,
+    /// Number of encoders that must have run.
+    needs: u64,
 }
 
 #[derive(Debug)]
@@ -182,7 +201,7 @@ impl FrameDecoder {
             for _ in 1..RUNS {
                 profile = profile.shorter(&step.exec.profile().await?);
             }
-            *estimates = command_times(&profile);
+            *estimates = command_times(&profile)?;
         }
         Ok(Self::with_estimates(decoder, estimates))
     }
@@ -197,7 +216,7 @@ impl FrameDecoder {
             for _ in 1..RUNS {
                 profile = profile.shorter(&step.exec.profile_blocking()?);
             }
-            *estimates = command_times(&profile);
+            *estimates = command_times(&profile)?;
         }
         Ok(Self::with_estimates(decoder, estimates))
     }
@@ -208,8 +227,19 @@ impl FrameDecoder {
             Sequence { text, fed: 0, speaks: false, waits: false }
         };
         let sequences = decoder.lengths.iter().map(|_| silent()).collect();
-        let (pass, flights, events) = (None, [None, None], vec![]);
-        FrameDecoder { decoder, estimates, sequences, pass, flights, last: SINGLE, events }
+        FrameDecoder {
+            decoder,
+            estimates,
+            sequences,
+            pass: None,
+            flights: [None, None],
+            last: SINGLE,
+            recordings: VecDeque::new(),
+            settled: 0,
+            counted: vec![],
+            lost: false,
+            events: vec![],
+        }
     }
 
     /// Starts a new text of a sequence with this prompt, whatever it has said or is saying. Its tokens are those that
@@ -225,8 +255,17 @@ impl FrameDecoder {
     /// middle of a text. The prompt may be empty unless the last token was a stop token.
     pub fn go_on(&mut self, sequence: usize, prompt: &[u32], options: GenerationOptions) -> Result<()> {
         self.expect(sequence)?;
-        let feed = [self.sequences[sequence].unfed(), prompt].concat();
-        self.begin_text(sequence, self.decoder.lengths[sequence], feed, options)
+        let (length, unfed) = self.settled(sequence);
+        let feed = [&unfed, prompt].concat();
+        self.begin_text(sequence, length, feed, options)
+    }
+
+    /// The number of tokens that are sure to be in the cache, and those that are to follow.
+    fn settled(&self, sequence: usize) -> (usize, Vec<u32>) {
+        let counted = self.recordings.iter().flat_map(|r| &r.counted).filter(|m| m.sequence == sequence);
+        let unsure: usize = counted.map(|m| m.count).sum();
+        let s = &self.sequences[sequence];
+        (self.decoder.lengths[sequence] - unsure, s.text.feed[s.fed - unsure..].to_vec())
     }
 
     fn expect(&self, sequence: usize) -> Result<()> {
@@ -254,6 +293,7 @@ impl FrameDecoder {
     pub fn stop(&mut self, sequence: usize) {
         let Some(s) = self.sequences.get_mut(sequence) else { return };
         (s.speaks, s.waits) = (false, false);
+        self.uncount(|m| m.sequence == sequence);
         self.events.retain(|(of, _)| *of != sequence);
         // Give up passes that nobody needs any more. They have only written after the tokens of caches.
         let others = |members: &mut Vec<Member>| {
@@ -267,8 +307,10 @@ impl FrameDecoder {
     /// Shortens a sequence to its first `len` tokens and silences it, to [go on](Self::go_on) from a common beginning.
     /// Does nothing to a shorter sequence.
     pub fn truncate(&mut self, sequence: usize, len: usize) {
-        let Some(s) = self.sequences.get(sequence) else { return };
-        let (length, unfed) = (self.decoder.lengths[sequence], s.unfed().to_vec());
+        if sequence >= self.sequences.len() {
+            return;
+        }
+        let (length, unfed) = self.settled(sequence);
         if len < length + unfed.len() {
             self.stop(sequence);
             self.decoder.truncate(sequence, len);
@@ -298,8 +340,9 @@ impl FrameDecoder {
         &self.decoder
     }
 
-    /// Returns the decoder. Unfinished texts stay where they are.
-    pub fn into_decoder(self) -> Decoder {
+    /// Returns the decoder. Unfinished texts stay where they are, without what is not known to have run.
+    pub fn into_decoder(mut self) -> Decoder {
+        self.uncount(|_| true);
         self.decoder
     }
 
@@ -309,12 +352,24 @@ impl FrameDecoder {
     /// A text advances by at most one token per frame, since the next token depends on it, so call [`poll`](Self::poll)
     /// first. Returns the estimated time of what was recorded, zero if nothing was.
     ///
-    /// Submit every encoder, in order. If one is dropped, draws that depended on its logits are repeated, but parts of
-    /// passes in it are lost unnoticed. Then [`say`](Self::say) again what was being said. The same holds if the
-    /// encoder is dropped because of an error of this function.
+    /// Submit every encoder, in order. If one is dropped, also because of an error of this function, then what was
+    /// recorded into it comes again, with the same tokens; [`poll`](Self::poll) says so once.
     pub fn record(&mut self, encoder: &mut wgpu::CommandEncoder, budget: Duration) -> Result<Duration> {
+        self.settle();
+        let needs = self.settled + self.recordings.len() as u64 + 1;
+        let result = self.record_work(encoder, budget, needs);
+        let scores = self.flights.iter().flatten().any(|flight| flight.needs == needs);
+        if scores || !matches!(result, Ok(Duration::ZERO)) {
+            let counted = std::mem::take(&mut self.counted);
+            self.recordings.push_back(Recording { fate: Fate::of(encoder), counted });
+        }
+        result
+    }
+
+    /// Records into the encoder of this number.
+    fn record_work(&mut self, encoder: &mut wgpu::CommandEncoder, budget: Duration, needs: u64) -> Result<Duration> {
         for kind in [SINGLE, CHUNK] {
-            self.record_scores(encoder, kind)?;
+            self.record_scores(encoder, kind, needs)?;
         }
         let mut taken = Duration::ZERO;
         let fits = |taken: Duration, more| taken.is_zero() || taken + more <= budget;
@@ -334,18 +389,42 @@ impl FrameDecoder {
                 self.pass = Some(pass);
                 return Ok(taken);
             }
-            self.end_pass(encoder, pass)?;
+            self.end_pass(encoder, pass, needs)?;
         }
     }
 
     /// Records the copy of all logits, if a flight needs them.
-    fn record_scores(&mut self, encoder: &mut wgpu::CommandEncoder, kind: usize) -> Result<()> {
+    fn record_scores(&mut self, encoder: &mut wgpu::CommandEncoder, kind: usize, needs: u64) -> Result<()> {
         if let Some(flight @ Flight { scores: Scores::Wanted, .. }) = &mut self.flights[kind] {
             let step = self.decoder.step(kind == CHUNK);
             let readback = step.exec.tensor(step.values.logits)?.record_read(&self.decoder.gpu, encoder);
-            flight.scores = Scores::All(Arriving::new(readback.take()));
+            (flight.scores, flight.needs) = (Scores::All(Arriving::new(readback.take())), needs);
         }
         Ok(())
+    }
+
+    /// Notes which encoders have run. If one was dropped, everything since then begins again: passes go through
+    /// several encoders, and later ones need what earlier ones write.
+    fn settle(&mut self) {
+        while self.recordings.front().is_some_and(|r| r.fate.is_done()) {
+            self.recordings.pop_front();
+            self.settled += 1;
+        }
+        if self.recordings.iter().any(|r| r.fate.is_dropped()) {
+            self.uncount(|_| true);
+            self.recordings.clear();
+            (self.pass, self.flights) = (None, [None, None]);
+            self.sequences.iter_mut().for_each(|s| s.waits = false);
+            self.lost = true;
+        }
+    }
+
+    /// Takes back the counts of what is not known to have run.
+    fn uncount(&mut self, which: impl Fn(&Member) -> bool) {
+        for m in self.recordings.iter_mut().flat_map(|r| r.counted.extract_if(.., |m| which(m))) {
+            self.sequences[m.sequence].fed -= m.count;
+            self.decoder.lengths[m.sequence] -= m.count;
+        }
     }
 
     /// The kind of pass that may start. The kinds alternate if both may.
@@ -385,16 +464,17 @@ impl FrameDecoder {
     }
 
     /// Notes that a pass is recorded, and records the copies that its sequences draw from.
-    fn end_pass(&mut self, encoder: &mut wgpu::CommandEncoder, pass: Pass) -> Result<()> {
+    fn end_pass(&mut self, encoder: &mut wgpu::CommandEncoder, pass: Pass, needs: u64) -> Result<()> {
         let draws = |m: &Member| m.count == self.sequences[m.sequence].unfed().len();
         let (members, rest): (Vec<Member>, Vec<Member>) = pass.members.into_iter().partition(draws);
         if !members.is_empty() {
             let scores = Scores::Likeliest(likeliest(self.decoder.step(pass.kind == CHUNK), encoder)?);
             members.iter().for_each(|m| self.sequences[m.sequence].waits = true);
-            self.flights[pass.kind] = Some(Flight { members, scores });
+            self.flights[pass.kind] = Some(Flight { members, scores, needs });
         }
         // Sequences that draw are counted once they have drawn: if the logits never arrive, they go through again.
         rest.iter().for_each(|m| self.count(m));
+        self.counted.extend(rest);
         Ok(())
     }
 
@@ -406,12 +486,18 @@ impl FrameDecoder {
 
     /// Returns what has happened since the last call, in order for each sequence. Polls the device but does not wait.
     ///
-    /// After an error, the draws that it cost are repeated, with the same tokens.
+    /// After an error, such as one of an encoder that was dropped, what it cost is repeated, with the same tokens.
     pub fn poll(&mut self) -> Result<Vec<(usize, Event)>> {
         let polled = self.decoder.gpu.device().poll(wgpu::PollType::Poll);
         polled.map_err(|e| self.decoder.gpu.error(format!("polling the GPU: {e}")))?;
+        self.settle();
+        if std::mem::take(&mut self.lost) {
+            let message = "the encoder of an earlier frame was not submitted: what it held is recorded again";
+            return Err(self.decoder.gpu.error(message));
+        }
         for kind in [SINGLE, CHUNK] {
-            let Some(mut flight) = self.flights[kind].take() else { continue };
+            let settled = self.settled;
+            let Some(mut flight) = self.flights[kind].take_if(|flight| flight.needs <= settled) else { continue };
             match flight.scores.arrived() {
                 Some(Ok(arrived)) => {
                     flight.members.retain(|m| !self.draw(m, &arrived));
@@ -480,6 +566,6 @@ fn step_to_measure(decoder: &Decoder, kind: usize) -> Result<&Step> {
 }
 
 /// The time of each kernel and copy. Never zero, so that zero can mean that nothing was recorded.
-fn command_times(profile: &Timeline) -> Vec<Duration> {
-    profile.command_ns().into_iter().map(|ns| Duration::from_nanos(ns.max(1))).collect()
+fn command_times(profile: &Timeline) -> Result<Vec<Duration>> {
+    Ok(profile.command_ns()?.into_iter().map(Duration::from_nanos).collect())
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::gpu::{Gpu, binding_size};
 use super::readback::Readback;
 use super::tensor::Tensor;
+use super::ticks;
 use super::timeline::{self, Clock, NodeTime, Span, Timeline};
 use crate::error::{Error, Result};
 use crate::graph::Value;
@@ -299,7 +300,8 @@ impl Executable {
     ///
     /// # Errors
     ///
-    /// If the profile is not one of this executable's step.
+    /// If the profile is not one of this executable's step, or has no time other than zero. What it has no time for is
+    /// estimated by the rest.
     ///
     /// ```no_run
     /// # fn frames(exec: &throughline::Executable) -> throughline::Result<()> {
@@ -313,7 +315,7 @@ impl Executable {
     /// # }
     /// ```
     pub fn slices(&self, profile: &Timeline, budget: Duration) -> Result<Vec<Slice>> {
-        self.slices_of(&profile.command_ns(), budget)
+        self.slices_of(&profile.command_ns()?, budget)
     }
 
     /// The same, given the nanoseconds of each command.
@@ -376,23 +378,43 @@ impl Executable {
     ///
     /// # Errors
     ///
-    /// If the device was opened without `TIMESTAMP_QUERY`; [`profile_blocking`](Self::profile_blocking) works there
-    /// too.
+    /// If the device was opened without `TIMESTAMP_QUERY`, or if most of its timestamps are no measurement, being zero,
+    /// equal or decreasing. [`profile_blocking`](Self::profile_blocking) works there too. Where a few are none, their
+    /// times are estimates: [`Span::measured`].
     pub async fn profile(&self) -> Result<Timeline> {
-        let mut ticks = vec![];
-        for readback in self.submit_timed()? {
-            ticks.extend(readback.take::<u32>().await?);
-        }
-        Ok(self.timeline_of_ticks(&ticks))
+        self.profile_by_gpu_clock().await?.ok_or_else(|| {
+            let message = "the timestamps of this device measure nothing; `profile_blocking` takes the host's clock";
+            Error::Device(message.into())
+        })
     }
 
-    /// [`profile`](Self::profile), waiting for the GPU. On a device without timestamps it measures each kernel by the
-    /// host's clock instead.
+    /// [`profile`](Self::profile), waiting for the GPU. On a device without timestamps, or with such that measure
+    /// nothing, it measures each kernel by the host's clock instead: see [`Timeline::clock`].
     pub fn profile_blocking(&self) -> Result<Timeline> {
-        if !self.gpu.device().features().contains(wgpu::Features::TIMESTAMP_QUERY) {
-            return self.profile_by_host_clock();
+        for clock in [Clock::Gpu, Clock::Host] {
+            if let Some(timeline) = self.profile_by_blocking(clock)? {
+                return Ok(timeline);
+            }
         }
-        self.gpu.run_blocking(self.profile())
+        Err(Error::Device("neither the device's clock nor the host's measures anything".into()))
+    }
+
+    /// A profile by this clock, if it measures anything.
+    pub(super) fn profile_by_blocking(&self, clock: Clock) -> Result<Option<Timeline>> {
+        match clock {
+            Clock::Gpu if !self.gpu.device().features().contains(wgpu::Features::TIMESTAMP_QUERY) => Ok(None),
+            Clock::Gpu => self.gpu.run_blocking(self.profile_by_gpu_clock()),
+            Clock::Host => self.profile_by_host_clock(),
+        }
+    }
+
+    async fn profile_by_gpu_clock(&self) -> Result<Option<Timeline>> {
+        let mut words = vec![];
+        for readback in self.submit_timed()? {
+            words.extend(readback.take::<u32>().await?);
+        }
+        let times = ticks::spans(&ticks::from_words(&words), self.gpu.queue().get_timestamp_period());
+        Ok(self.timeline(Clock::Gpu, &times))
     }
 
     /// Submits a step that writes two timestamps for every command.
@@ -425,16 +447,7 @@ impl Executable {
         })
     }
 
-    fn timeline_of_ticks(&self, ticks: &[u32]) -> Timeline {
-        let period = f64::from(self.gpu.queue().get_timestamp_period());
-        let ticks: Vec<u64> = ticks.chunks_exact(2).map(|w| u64::from(w[0]) | u64::from(w[1]) << 32).collect();
-        let first = ticks.first().copied().unwrap_or(0);
-        let ns = |t: u64| (t.saturating_sub(first) as f64 * period) as u64;
-        let times = ticks.chunks_exact(2).map(|t| (ns(t[0]), ns(t[1]).saturating_sub(ns(t[0]))));
-        self.timeline(Clock::Gpu, times)
-    }
-
-    fn profile_by_host_clock(&self) -> Result<Timeline> {
+    fn profile_by_host_clock(&self) -> Result<Option<Timeline>> {
         let start = Instant::now();
         let mut times = vec![];
         for command in &self.commands {
@@ -448,18 +461,22 @@ impl Executable {
             }
             self.gpu.submit(encoder)?;
             self.gpu.wait_blocking()?;
-            times.push((begin, start.elapsed().as_nanos() as u64 - begin));
+            let ns = start.elapsed().as_nanos() as u64 - begin;
+            times.push((ns > 0).then_some((begin, ns)));
         }
-        Ok(self.timeline(Clock::Host, times.into_iter()))
+        Ok(self.timeline(Clock::Host, &times))
     }
 
-    /// Builds the timeline from start and length of every command, in nanoseconds.
-    fn timeline(&self, clock: Clock, times: impl Iterator<Item = (u64, u64)>) -> Timeline {
-        let timed: Vec<(&Command, (u64, u64))> = self.commands.iter().zip(times).collect();
-        let node = |run: &[(&Command, (u64, u64))]| {
-            let spans =
-                run.iter().map(|(c, (start_ns, ns))| Span { what: c.work.name().into(), start_ns: *start_ns, ns: *ns });
-            let spans = spans.collect();
+    /// Builds the timeline from start and length of every command that was measured, in nanoseconds. `None` if few
+    /// were.
+    fn timeline(&self, clock: Clock, times: &[Option<(u64, u64)>]) -> Option<Timeline> {
+        let timed: Vec<_> = self.commands.iter().zip(times).collect();
+        let span = |(command, time): &(&Command, &Option<(u64, u64)>)| {
+            let (start_ns, ns) = time.unwrap_or_default();
+            Span { what: command.work.name().into(), start_ns, ns, measured: time.is_some() }
+        };
+        let node = |run: &[(&Command, &Option<(u64, u64)>)]| {
+            let spans = run.iter().map(span).collect();
             match self.plan.steps.get(run[0].0.step) {
                 Some(s) => {
                     let op = s.op.name();
@@ -469,7 +486,7 @@ impl Executable {
             }
         };
         let nodes = timed.chunk_by(|a, b| a.0.step == b.0.step).map(node).collect();
-        Timeline { adapter: self.gpu.describe(), clock, nodes }
+        Timeline { adapter: self.gpu.describe(), clock, nodes }.with_estimates()
     }
 
     /// The tensor of an input, parameter, state or planned output, for instance to bind its buffer in a shader of
@@ -483,14 +500,28 @@ impl Executable {
     }
 
     /// Queues a write of an input, parameter or state. It happens before the next submit.
+    ///
+    /// # Errors
+    ///
+    /// If the value is none of these, or `data` has another length or type. An output is written by the step itself.
     pub fn write<T: Element>(&self, value: Value, data: &[T]) -> Result<()> {
-        self.tensor(value)?.write(&self.gpu, data).map_err(|e| self.named(value, e))
+        self.writable(value)?.write(&self.gpu, data).map_err(|e| self.named(value, e))
     }
 
     /// Records a write of an input, parameter or state; what is recorded after it sees the new data. See
     /// [`Tensor::record_write`].
     pub fn record_write<T: Element>(&self, encoder: &mut wgpu::CommandEncoder, value: Value, data: &[T]) -> Result<()> {
-        self.tensor(value)?.record_write(&self.gpu, encoder, data).map_err(|e| self.named(value, e))
+        self.writable(value)?.record_write(&self.gpu, encoder, data).map_err(|e| self.named(value, e))
+    }
+
+    fn writable(&self, value: Value) -> Result<Tensor> {
+        match self.plan.find(value)?.0 {
+            Slot::External(i) => Ok(self.externals[i].clone()),
+            Slot::Buffer(_) => Err(Error::Graph(format!(
+                "`{}` cannot be written: it is not an input, parameter or state, but an output that a step computes",
+                self.plan.names.of(value).map_err(Error::Graph)?
+            ))),
+        }
     }
 
     /// The error of a write, with the name of the tensor added.

@@ -5,12 +5,12 @@
 #![allow(unsafe_code)]
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
 
 use super::pool::Staging;
 use crate::error::{Error, Result};
@@ -20,12 +20,6 @@ use crate::kernel::Kernel;
 use crate::plan::Plan;
 use crate::plan::requirements::Requirements;
 use crate::profile::{Choices, Cooperative, Lanes, Profile};
-
-/// A waiting thread sleeps for `PAUSE` while the GPU has nothing to do, and gives up after `PATIENCE` and `LOOKS`
-/// looks. On a busy machine, the thread that submits may get no turn for a second, so time alone does not decide.
-const PAUSE: Duration = Duration::from_micros(100);
-const PATIENCE: Duration = Duration::from_secs(1);
-const LOOKS: u32 = 100;
 
 /// Usages that the buffer of a tensor must have.
 pub(crate) const TENSOR_USAGES: wgpu::BufferUsages =
@@ -61,6 +55,24 @@ struct Inner {
     cache: Mutex<Option<wgpu::PipelineCache>>,
     null: wgpu::Buffer,
     staging: Staging,
+    /// Number of calls of the device that go on in some thread, such as a driver's compiling.
+    calls: AtomicUsize,
+}
+
+/// A call of the device, counted while it goes on.
+struct Call<'a>(&'a AtomicUsize);
+
+impl<'a> Call<'a> {
+    fn begin(calls: &'a AtomicUsize) -> Self {
+        calls.fetch_add(1, Ordering::Relaxed);
+        Call(calls)
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Gpu {
@@ -106,7 +118,8 @@ impl Gpu {
         let (pipelines, cache, staging) = (Mutex::default(), Mutex::default(), Staging::new(&device));
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        let inner = Inner { id, device, queue, info, pipelines, cache, null, staging };
+        let calls = AtomicUsize::new(0);
+        let inner = Inner { id, device, queue, info, pipelines, cache, null, staging, calls };
         Gpu { inner: Arc::new(inner), profile: Arc::new(profile) }
     }
 
@@ -206,69 +219,6 @@ impl Gpu {
         &self.profile
     }
 
-    /// Waits until everything submitted so far has finished.
-    pub fn wait_blocking(&self) -> Result<()> {
-        self.poll_blocking(wgpu::PollType::wait_indefinitely()).map(drop)
-    }
-
-    /// Runs a future of this crate to completion, polling the device while it waits: the blocking form of every `async`
-    /// function here. Only for futures that wait for this device alone.
-    ///
-    /// # Errors
-    ///
-    /// That of the future. Also if the GPU has had nothing to do for a second and the future still waits: then what it
-    /// waits for was never submitted.
-    ///
-    /// ```
-    /// use throughline::{Gpu, Tensor, TensorType};
-    /// let gpu = Gpu::headless_blocking()?;
-    /// let x = Tensor::zeros(&gpu, "x", TensorType::f32([3]))?;
-    /// let mut encoder = gpu.device().create_command_encoder(&Default::default());
-    /// let readback = x.record_read(&gpu, &mut encoder);
-    /// gpu.queue().submit([encoder.finish()]);
-    /// assert_eq!(gpu.run_blocking(readback.take::<f32>())?, [0.0; 3]);
-    /// # Ok::<(), throughline::Error>(())
-    /// ```
-    pub fn run_blocking<T>(&self, future: impl Future<Output = Result<T>>) -> Result<T> {
-        let mut future = std::pin::pin!(future);
-        let mut context = Context::from_waker(Waker::noop());
-        // Since when the GPU has been idle, and how often that was seen.
-        let mut idle: Option<(Instant, u32)> = None;
-        loop {
-            if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
-                return output;
-            }
-            if !self.poll_blocking(wgpu::PollType::Poll)?.is_queue_empty() {
-                self.wait_blocking()?;
-                idle = None;
-                continue;
-            }
-            match &mut idle {
-                // That poll may have completed what the future waits for.
-                None => idle = Some((Instant::now(), 0)),
-                Some((since, looks)) if *looks > LOOKS && since.elapsed() > PATIENCE => {
-                    return Err(
-                        self.error("the GPU is idle: was the encoder that records what is waited for submitted?")
-                    );
-                }
-                // Another thread may be about to submit it, or to report what its poll completed.
-                Some((_, looks)) => {
-                    *looks += 1;
-                    std::thread::sleep(PAUSE);
-                }
-            }
-        }
-    }
-
-    /// Waits until this submission, and those before it, have finished.
-    pub fn wait_for_blocking(&self, submission: wgpu::SubmissionIndex) -> Result<()> {
-        self.poll_blocking(wgpu::PollType::Wait { submission_index: Some(submission), timeout: None }).map(drop)
-    }
-
-    fn poll_blocking(&self, poll: wgpu::PollType) -> Result<wgpu::PollStatus> {
-        self.device().poll(poll).map_err(|e| self.error(format!("waiting for the GPU: {e}")))
-    }
-
     /// An encoder that captures show as `throughline` and what it is for.
     pub(crate) fn encoder(&self, what: &str) -> wgpu::CommandEncoder {
         let label = format!("throughline {what}");
@@ -278,7 +228,10 @@ impl Gpu {
     /// Submits what was recorded, without waiting. Prefer it to `Queue::submit`: if something is wrong with the
     /// commands, the result is an error here and not a call of your device's error handler.
     pub fn submit(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
-        self.guarded(|| Ok(self.queue().submit([encoder.finish()])))
+        let id = encoder_id(&encoder);
+        let submitted = self.guarded(|| Ok(self.queue().submit([encoder.finish()])))?;
+        self.staging().arriving.submitted(id);
+        Ok(submitted)
     }
 
     /// Queues a write, to happen before the next submit.
@@ -292,6 +245,12 @@ impl Gpu {
     /// Submits the queued writes, so that those of a whole model do not pile up in host memory.
     pub(crate) fn flush(&self) -> Result<()> {
         self.guarded(|| Ok(self.queue().submit([]))).map(drop)
+    }
+
+    /// Whether something will come of its own accord: another thread's call of the device goes on, or what
+    /// [`submit`](Self::submit) submitted has not arrived yet.
+    pub(super) fn is_at_work(&self) -> bool {
+        self.inner.calls.load(Ordering::Relaxed) > 0 || self.staging().arriving.is_any_submitted()
     }
 
     pub(super) fn staging(&self) -> &Staging {
@@ -488,6 +447,7 @@ impl Gpu {
         &self,
         f: impl FnOnce() -> Result<T>,
     ) -> (Result<T>, [impl Future<Output = Option<wgpu::Error>>; 3]) {
+        let _call = Call::begin(&self.inner.calls);
         let scope = |filter| self.device().push_error_scope(filter);
         let memory = scope(wgpu::ErrorFilter::OutOfMemory);
         let internal = scope(wgpu::ErrorFilter::Internal);
@@ -516,6 +476,11 @@ fn same_device(a: &wgpu::Device, b: &wgpu::Device) -> bool {
     drop(now(outer.pop()));
     // If the answer is not available at once, they may be.
     caught.is_none_or(|error| error.is_some())
+}
+
+/// An encoder among those that exist.
+pub(super) fn encoder_id(encoder: &wgpu::CommandEncoder) -> u64 {
+    BuildHasherDefault::<DefaultHasher>::default().hash_one(encoder)
 }
 
 /// The result of a future, if it is ready at once.

@@ -10,18 +10,22 @@
 //! This is the only part of the crate that records commands or reads back.
 
 mod exec;
+mod fate;
 mod gpu;
 mod pace;
 pub(crate) mod pool;
 mod readback;
 mod tensor;
 pub mod texture;
+mod ticks;
 pub mod timeline;
 pub mod tune;
+mod wait;
 
 #[cfg(feature = "check")]
 pub(crate) use exec::SENTINEL;
 pub use exec::{ExecOptions, Executable, Slice};
+pub(crate) use fate::Fate;
 pub use gpu::Gpu;
 pub(crate) use gpu::now;
 pub use pace::Pace;

@@ -3,10 +3,12 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::fate::Fate;
 use super::gpu::Gpu;
 use super::readback::Readback;
 use super::tensor::Tensor;
-use crate::error::Result;
+use super::ticks;
+use crate::error::{Error, Result};
 use crate::tensor::TensorType;
 
 /// Number of past frames considered.
@@ -21,8 +23,8 @@ const FACTOR: [f64; 2] = [1.0 / 16.0, 16.0];
 /// A profile has the times of one run, kernel by kernel, on an otherwise idle GPU. In an application's frames the same
 /// kernels take more or less: clocks change, and the application has work of its own. For each frame, a pace returns
 /// how much may be recorded *according to the estimates* to stay within the budget. It measures the outcome by
-/// timestamps that are read a few frames later, so nothing waits. On a device without `TIMESTAMP_QUERY`, report the
-/// times yourself with [`took`](Self::took).
+/// timestamps that are read a few frames later, so nothing waits. On a device without `TIMESTAMP_QUERY`, or whose
+/// timestamps measure nothing ([`frames`](Self::frames) stays 0), report the times yourself with [`took`](Self::took).
 ///
 /// Use it together with [`Trainer::start_sliced`](crate::train::Trainer::start_sliced),
 /// [`Executable::slices`](crate::Executable::slices) or [`FrameDecoder`](crate::decode::FrameDecoder).
@@ -62,8 +64,20 @@ pub struct Pace {
     timer: Option<Timer>,
     /// Times of past frames as multiples of their estimates, the oldest first.
     ratios: VecDeque<f64>,
-    /// Timestamps on their way to the host, with the estimates of their frames.
-    pending: VecDeque<(Duration, Readback)>,
+    /// The encoder of the frame that was begun and has not ended.
+    begun: Option<Fate>,
+    /// Frames whose timestamps are on their way to the host, the oldest first.
+    pending: VecDeque<Frame>,
+}
+
+/// A frame that is being measured.
+#[derive(Debug)]
+struct Frame {
+    estimate: Duration,
+    /// What became of the encoders in which it began and ended: mostly one encoder.
+    begun: Fate,
+    ended: Fate,
+    ticks: Readback,
 }
 
 #[derive(Debug)]
@@ -80,7 +94,8 @@ impl Pace {
             true => Some(gpu.guarded(|| Timer::new(gpu))?),
             false => None,
         };
-        Ok(Pace { gpu: gpu.clone(), budget, timer, ratios: VecDeque::new(), pending: VecDeque::new() })
+        let (ratios, pending) = (VecDeque::new(), VecDeque::new());
+        Ok(Pace { gpu: gpu.clone(), budget, timer, ratios, begun: None, pending })
     }
 
     /// Changes the budget from now on.
@@ -89,46 +104,77 @@ impl Pace {
     }
 
     /// Begins the part of a frame that the budget covers. Returns how much may be recorded, according to the estimates.
+    ///
+    /// A frame is measured if it begins and ends in encoders that are both submitted. If one is dropped, or
+    /// [`end`](Self::end) is not called, nothing is learned from that frame.
     pub fn begin(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<Duration> {
-        while let Some((estimate, readback)) = self.pending.front_mut() {
-            let estimate = *estimate;
-            let Some(ticks) = readback.try_take::<u32>()? else { break };
-            self.pending.pop_front();
-            let [begin, end] = [0, 4].map(|i| u64::from(ticks[i]) | u64::from(ticks[i + 1]) << 32);
-            let ns = end.saturating_sub(begin) as f64 * f64::from(self.gpu.queue().get_timestamp_period());
-            self.took(estimate, Duration::from_nanos(ns as u64));
-        }
+        self.collect()?;
         if let Some(timer) = &self.timer {
             // The quirk `late-timestamps`: a time is taken when the next flush comes, which is that before the next
             // time.
             timer.stamp(encoder, 0);
             timer.stamp(encoder, 1);
+            self.begun = Some(Fate::of(encoder));
         }
         Ok(self.budget.div_f64(self.factor()))
     }
 
+    /// Takes the measurements that have arrived. Those of dropped encoders never will.
+    fn collect(&mut self) -> Result<()> {
+        for _ in 0..self.pending.len() {
+            let Some(mut frame) = self.pending.pop_front() else { break };
+            if frame.begun.is_dropped() || frame.ended.is_dropped() {
+                continue;
+            }
+            match frame.ticks.try_take::<u32>() {
+                Ok(Some(words)) => {
+                    let ticks = ticks::from_words(&words);
+                    let period = self.gpu.queue().get_timestamp_period();
+                    // What was not begun on the GPU has the times of another frame.
+                    let time = ticks::between(ticks[0], ticks[2], period).filter(|_| frame.begun.is_done());
+                    self.took(frame.estimate, time.unwrap_or_default());
+                }
+                Ok(None) => self.pending.push_back(frame),
+                Err(e @ Error::DeviceLost(_)) => return Err(e),
+                Err(_) => {} // one measurement less
+            }
+        }
+        Ok(())
+    }
+
     /// Ends that part. `estimate` is the estimated time of what was recorded since [`begin`](Self::begin). A frame in
-    /// which it is zero is not measured.
+    /// which it is zero is not measured, nor is a second end.
     pub fn end(&mut self, encoder: &mut wgpu::CommandEncoder, estimate: Duration) -> Result<()> {
-        if let Some(timer) = &self.timer
+        if let (Some(timer), Some(begun)) = (&self.timer, self.begun.take())
             && !estimate.is_zero()
         {
             timer.stamp(encoder, 2);
             encoder.resolve_query_set(&timer.queries, 0..3, timer.ticks.buffer(), 0);
-            self.pending.push_back((estimate, timer.ticks.record_read(&self.gpu, encoder)));
+            let ticks = timer.ticks.record_read(&self.gpu, encoder);
+            if self.pending.len() == FRAMES {
+                self.pending.pop_front(); // in an encoder that somebody keeps
+            }
+            self.pending.push_back(Frame { estimate, begun, ended: Fate::of(encoder), ticks });
         }
         Ok(())
     }
 
     /// Reports that a frame took `time` and was estimated at `estimate`: for applications that measure by themselves.
+    /// Zero is no time, and nor are hours.
     pub fn took(&mut self, estimate: Duration, time: Duration) {
-        if estimate.is_zero() {
+        if estimate.is_zero() || time.is_zero() || time > ticks::LONGEST {
             return;
         }
         if self.ratios.len() == FRAMES {
             self.ratios.pop_front();
         }
         self.ratios.push_back(time.as_secs_f64() / estimate.as_secs_f64());
+    }
+
+    /// Number of frames, at most the last 64, whose times the [`factor`](Self::factor) comes from. If it stays 0
+    /// though frames are submitted, the device does not measure.
+    pub fn frames(&self) -> usize {
+        self.ratios.len()
     }
 
     /// Time of a frame as a multiple of its estimate, which nearly all of the last frames did not exceed.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use futures_intrusive::channel::shared::{OneshotReceiver, oneshot_channel};
 
-use super::gpu::{Gpu, now};
+use super::gpu::{Gpu, encoder_id, now};
 use super::pool::{Pool, lock, put};
 use crate::error::{Error, Result};
 use crate::tensor::{Element, TensorType};
@@ -127,7 +127,8 @@ impl Readback {
         }
     }
 
-    /// The data, waiting for the GPU that it comes from. An `Err` if nothing comes since the encoder was not submitted.
+    /// The data, waiting for the GPU that it comes from. An `Err` if nothing comes since the encoder was not submitted:
+    /// see [`Gpu::run_blocking`].
     pub fn wait_blocking<T: Element>(self) -> Result<Vec<T>> {
         self.gpu.clone().run_blocking(self.take())
     }
@@ -158,7 +159,9 @@ impl Mapping {
         let (sender, mapped) = oneshot_channel();
         let (unwanted, pool) = (buffer.clone(), Arc::downgrade(pool));
         let to = pool.clone();
+        let arrival = gpu.staging().arriving.recorded(encoder_id(encoder));
         encoder.map_buffer_on_submit(&buffer, wgpu::MapMode::Read, .., move |result| {
+            let _arrival = arrival; // until the result is there for whoever waits
             let mapped = result.is_ok();
             // The receiver was dropped: nothing wants the data any more.
             if sender.send(result).is_err() && mapped {

@@ -4,17 +4,20 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::error::{Error, Result};
 
 /// The clock that the times come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Clock {
     /// The GPU's timestamps.
+    #[default]
     Gpu,
-    /// The host's clock around each kernel, with a wait after each: for devices opened without `TIMESTAMP_QUERY`.
-    /// Includes the cost of a submit and a wait.
+    /// The host's clock around each kernel, with a wait after each: for devices opened without `TIMESTAMP_QUERY`, and
+    /// those whose timestamps measure nothing. Includes the cost of a submit and a wait.
     Host,
 }
 
@@ -56,6 +59,9 @@ pub struct Span {
     pub start_ns: u64,
     /// Duration in nanoseconds.
     pub ns: u64,
+    /// `false` if the clock gave no time for it, so that `ns` is an estimate: the mean of this kernel's other
+    /// dispatches in the step, or else of all that was measured.
+    pub measured: bool,
 }
 
 impl NodeTime {
@@ -95,9 +101,43 @@ impl Timeline {
         self.nodes.iter().map(NodeTime::ns).sum()
     }
 
-    /// Duration of each kernel and copy in nanoseconds, in order.
-    pub(crate) fn command_ns(&self) -> Vec<u64> {
-        self.nodes.iter().flat_map(|n| &n.spans).map(|s| s.ns).collect()
+    /// Duration of each kernel and copy in nanoseconds, in order: never zero, which would be no measurement but is
+    /// estimated. An `Err` if all are zero.
+    pub(crate) fn command_ns(&self) -> Result<Vec<u64>> {
+        let spans = || self.nodes.iter().flat_map(|n| &n.spans);
+        let mean = |what: Option<&str>| {
+            let known = spans().filter(|s| s.ns > 0 && what.is_none_or(|what| s.what == what));
+            let (sum, n) = known.fold((0u128, 0u128), |(sum, n), s| (sum + u128::from(s.ns), n + 1));
+            sum.checked_div(n).map(|ns| ns as u64)
+        };
+        let Some(usual) = mean(None) else {
+            return Err(Error::data("profile", "at least one time that is not zero", "none"));
+        };
+        let ns = |s: &Span| if s.ns > 0 { s.ns } else { mean(Some(&s.what)).unwrap_or(usual) };
+        Ok(spans().map(ns).collect())
+    }
+
+    /// The same timeline with estimates where nothing was measured, which is where `ns` is zero. `None` if less than
+    /// half was.
+    pub(super) fn with_estimates(mut self) -> Option<Timeline> {
+        let spans = || self.nodes.iter().flat_map(|n| &n.spans);
+        if 2 * spans().filter(|s| s.measured).count() < spans().count() {
+            return None;
+        }
+        let estimates = if spans().any(|s| !s.measured) { self.command_ns().ok()? } else { return Some(self) };
+        let mut end = 0;
+        for (span, ns) in self.nodes.iter_mut().flat_map(|n| &mut n.spans).zip(estimates) {
+            if !span.measured {
+                (span.start_ns, span.ns) = (end, ns);
+            }
+            end = span.start_ns + span.ns;
+        }
+        Some(self)
+    }
+
+    /// Whether the times of all kernels were measured.
+    pub(super) fn has_all_kernels(&self) -> bool {
+        self.nodes.iter().flat_map(|n| &n.spans).all(|s| s.measured || s.what == COPY)
     }
 
     /// Duration of all kernels in nanoseconds.
@@ -119,7 +159,10 @@ impl Timeline {
     pub fn shorter(mut self, other: &Timeline) -> Timeline {
         for (node, other) in self.nodes.iter_mut().zip(&other.nodes) {
             for (span, other) in node.spans.iter_mut().zip(&other.spans) {
-                span.ns = span.ns.min(other.ns);
+                // An estimate gives way to a measurement.
+                if (!other.measured, other.ns) < (!span.measured, span.ns) {
+                    (span.ns, span.measured) = (other.ns, other.measured);
+                }
             }
         }
         self
@@ -145,7 +188,7 @@ impl Timeline {
                 events.push(json!({
                     "ph": "X", "pid": 1, "tid": 1, "cat": node.op, "name": node.node,
                     "ts": span.start_ns as f64 / 1e3, "dur": span.ns as f64 / 1e3,
-                    "args": {"kernel": span.what, "node's GFLOP": node.flops as f64 / 1e9, "node's MB": node.bytes as f64 / 1e6},
+                    "args": {"kernel": span.what, "node's GFLOP": node.flops as f64 / 1e9, "node's MB": node.bytes as f64 / 1e6, "measured": span.measured},
                 }));
             }
         }
@@ -183,7 +226,12 @@ impl fmt::Display for Timeline {
             Clock::Gpu => "GPU timestamps",
             Clock::Host => "host clock, waiting between kernels",
         };
-        writeln!(f, "{}: {:.3} ms ({clock})", self.adapter, all as f64 / 1e6)?;
+        let spans = || self.nodes.iter().flat_map(|n| &n.spans);
+        let estimated = match spans().filter(|s| !s.measured).count() {
+            0 => String::new(),
+            n => format!("; {n} of {} times are estimates", spans().count()),
+        };
+        writeln!(f, "{}: {:.3} ms ({clock}{estimated})", self.adapter, all as f64 / 1e6)?;
         let rates = |ns: u64, flops: u64, bytes: u64| {
             let per_ns = |n: u64| n as f64 / ns.max(1) as f64;
             let share = 100.0 * ns as f64 / all.max(1) as f64;
@@ -207,7 +255,7 @@ mod tests {
     use super::*;
 
     fn timeline() -> Timeline {
-        let span = |what: &str, start_ns, ns| Span { what: what.into(), start_ns, ns };
+        let span = |what: &str, start_ns, ns| Span { what: what.into(), start_ns, ns, measured: true };
         let nodes = vec![
             NodeTime {
                 node: "h0.\"fc\"".into(),
@@ -239,5 +287,26 @@ mod tests {
         assert_eq!(events[2]["name"], "h0.\"fc\"");
         assert_eq!(events[6]["ts"], 3.06); // after the end of the first step
         assert_eq!(events[9]["args"]["kernel"], "add.forward");
+    }
+
+    #[test]
+    fn what_was_not_measured_is_estimated_and_says_so() {
+        let missing = |spans: &[usize]| {
+            let mut t = timeline();
+            let all = t.nodes.iter_mut().flat_map(|n| &mut n.spans).enumerate();
+            all.filter(|(i, _)| spans.contains(i)).for_each(|(_, s)| (s.ns, s.measured) = (0, false));
+            t
+        };
+        assert!(missing(&[0, 1, 2]).with_estimates().is_none());
+        let t = missing(&[0, 2]).with_estimates().unwrap();
+        // A copy gets the mean of all, a kernel that of its other dispatch.
+        let spans: Vec<_> = t.nodes.iter().flat_map(|n| &n.spans).map(|s| (s.start_ns, s.ns, s.measured)).collect();
+        assert_eq!(spans, [(0, 530, false), (600, 1000, true), (1600, 1000, false), (3000, 60, true)]);
+        assert!(t.to_string().contains("2 of 4 times are estimates"), "{t}");
+        assert!(!t.has_all_kernels() && missing(&[0]).has_all_kernels());
+        // Measured once, it is known.
+        assert_eq!(t.clone().shorter(&timeline()).ns(), 2560);
+        assert_eq!(timeline().shorter(&t).command_ns().unwrap(), [500, 1000, 1000, 60]);
+        assert!(missing(&[0, 1, 2, 3]).command_ns().unwrap_err().to_string().contains("not zero"));
     }
 }

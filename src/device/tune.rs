@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use super::exec::{ExecOptions, Executable};
 use super::gpu::Gpu;
-use crate::error::{Error, Result};
+use super::ticks::LONGEST;
+use super::timeline::{Clock, Timeline};
+use crate::error::{Error, Result, quoted};
 use crate::files::write_atomically;
 use crate::hash::fnv1a;
 use crate::ops::random_array;
@@ -49,6 +51,7 @@ use crate::tensor::{DType, Shape};
 pub struct Tuner {
     path: Option<PathBuf>,
     cache: Cache,
+    ignored: Vec<String>,
     measured: usize,
 }
 
@@ -66,8 +69,33 @@ struct Entry {
     kernels: u64,
     /// The fastest variant.
     variant: String,
-    /// The time of each variant, for human readers.
-    microseconds: BTreeMap<String, f64>,
+    /// The clock that measured.
+    #[serde(default)]
+    clock: Clock,
+    /// The time of each variant, for human readers, and to know an entry that is none. JSON has no infinity or NaN: what
+    /// older versions wrote for them is `null`.
+    microseconds: BTreeMap<String, Option<f64>>,
+}
+
+impl Entry {
+    /// What is wrong with the entry, if anything.
+    fn problem(&self) -> Option<String> {
+        let Some(&best) = self.microseconds.get(&self.variant) else {
+            return Some(format!("{} has no time", quoted(&self.variant)));
+        };
+        let odd = self.microseconds.iter().find(|(_, us)| !us.is_some_and(is_time));
+        if let Some((variant, us)) = odd {
+            let us = us.map_or("null".into(), |us| us.to_string());
+            return Some(format!("{} took {us} µs, which is no measurement", quoted(variant)));
+        }
+        let faster = self.microseconds.iter().find(|(_, us)| **us < best)?.0;
+        Some(format!("{} is not the fastest: {} is", quoted(&self.variant), quoted(faster)))
+    }
+}
+
+/// Whether a kernel may take so many microseconds.
+fn is_time(us: f64) -> bool {
+    us > 0.0 && us <= LONGEST.as_micros() as f64
 }
 
 const FORMAT: u32 = 1;
@@ -88,22 +116,47 @@ impl Tuner {
     }
 
     /// A tuner that keeps its measurements in this file, which need not exist yet.
+    ///
+    /// Entries that are no measurement are [`ignored`](Self::ignored). An `Err` if it is no file of a tuner.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
-        let cache = match std::fs::metadata(&path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Cache::default(),
+        let tuner = match std::fs::metadata(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Tuner::new(),
             Err(e) => return Err(Error::io(&path)(e)),
             Ok(meta) if meta.len() > MAX_FILE_BYTES => {
                 let message = format!("a tuner's cache has at most {MAX_FILE_BYTES} bytes, this has {}", meta.len());
                 return Err(Error::format(path, message));
             }
-            Ok(_) => serde_json::from_slice(&std::fs::read(&path).map_err(Error::io(&path))?)
-                .map_err(|e| Error::format(&path, e))?,
+            Ok(_) => Tuner::parse(&path, &std::fs::read(&path).map_err(Error::io(&path))?)?,
         };
+        Ok(Tuner { path: Some(path), ..tuner })
+    }
+
+    /// A tuner that knows the measurements of a file with these bytes: for an application that brings them along
+    /// (`include_bytes!`). What it measures itself is lost when it is dropped. Otherwise like [`open`](Self::open).
+    pub fn from_bytes(file: &[u8]) -> Result<Self> {
+        Tuner::parse(Path::new("tuner's bytes"), file)
+    }
+
+    fn parse(path: &Path, file: &[u8]) -> Result<Self> {
+        let mut cache: Cache = serde_json::from_slice(file).map_err(|e| Error::format(path, e))?;
         if cache.format != FORMAT {
             return Err(Error::format(path, format!("field `format`: expected {FORMAT}, got {}", cache.format)));
         }
-        Ok(Tuner { path: Some(path), cache, measured: 0 })
+        let mut ignored = vec![];
+        for (adapter, entries) in &mut cache.adapters {
+            entries.retain(|key, entry| {
+                let problem = entry.problem();
+                ignored.extend(problem.iter().map(|p| format!("{}, {}: {p}", quoted(adapter), quoted(key))));
+                problem.is_none()
+            });
+        }
+        Ok(Tuner { cache, ignored, ..Tuner::new() })
+    }
+
+    /// The entries of the file that are no measurement, with adapter, op and reason. They are measured anew.
+    pub fn ignored(&self) -> &[String] {
+        &self.ignored
     }
 
     /// Number of ops that were measured, as opposed to remembered.
@@ -113,12 +166,16 @@ impl Tuner {
 
     /// Returns the fastest variants of the ops in these plans, in addition to what `gpu` already
     /// [uses](Gpu::with_choices). Variants without a remembered result are measured now, which waits for the GPU.
+    ///
+    /// The clock is the GPU's, or the host's where the GPU's measures nothing. Where neither does, the op keeps its
+    /// default, and nothing is remembered.
     pub fn tune_blocking<'a>(&mut self, gpu: &Gpu, plans: impl IntoIterator<Item = &'a Plan>) -> Result<Choices> {
         let before = self.measured;
         let mut choices = gpu.profile().choices.clone();
         for tunable in plans.into_iter().flat_map(|plan| tunables(plan, gpu.profile())) {
-            let variant = self.fastest_blocking(gpu, &tunable)?;
-            choices.set(tunable.key, variant);
+            if let Some(variant) = self.fastest_blocking(gpu, &tunable)? {
+                choices.set(tunable.key, variant);
+            }
         }
         if self.measured > before {
             self.save()?;
@@ -126,8 +183,8 @@ impl Tuner {
         Ok(choices)
     }
 
-    /// The fastest variant of an op.
-    fn fastest_blocking(&mut self, gpu: &Gpu, tunable: &Tunable) -> Result<String> {
+    /// The fastest variant of an op, if it can be measured.
+    fn fastest_blocking(&mut self, gpu: &Gpu, tunable: &Tunable) -> Result<Option<String>> {
         let plans = tunable.plans(gpu.profile())?;
         let kernels = kernels_hash(&plans)?;
         let entries = self.cache.adapters.entry(gpu.describe()).or_default();
@@ -135,17 +192,16 @@ impl Tuner {
             && known.kernels == kernels
             && tunable.variants.contains(&known.variant)
         {
-            return Ok(known.variant.clone());
+            return Ok(Some(known.variant.clone()));
         }
-        let times = measure_blocking(gpu, tunable, plans)?;
-        let (fastest, _) = (times.iter().enumerate())
-            .min_by(|a, b| a.1.total_cmp(b.1))
-            .ok_or_else(|| Error::Device(format!("`{}` has no variants", tunable.key)))?;
-        let variant = tunable.variants[fastest].clone();
-        let microseconds = tunable.variants.iter().cloned().zip(times).collect();
-        entries.insert(tunable.key.clone(), Entry { kernels, variant: variant.clone(), microseconds });
+        let Some((clock, times)) = measure_blocking(gpu, plans)? else { return Ok(None) };
+        let fastest = (times.iter().zip(&tunable.variants)).min_by(|a, b| a.0.total_cmp(b.0));
+        let Some((_, variant)) = fastest else { return Ok(None) };
+        let variant = variant.clone();
+        let microseconds = tunable.variants.iter().cloned().zip(times.into_iter().map(Some)).collect();
+        entries.insert(tunable.key.clone(), Entry { kernels, variant: variant.clone(), clock, microseconds });
         self.measured += 1;
-        Ok(variant)
+        Ok(Some(variant))
     }
 
     fn save(&self) -> Result<()> {
@@ -166,8 +222,9 @@ fn kernels_hash(plans: &[Plan]) -> Result<u64> {
 /// Rounds of measuring. Each round runs every variant once, so that all meet the same conditions.
 const ROUNDS: usize = 5;
 
-/// Microseconds that each variant takes: the least of a few rounds.
-fn measure_blocking(gpu: &Gpu, tunable: &Tunable, plans: Vec<Plan>) -> Result<Vec<f64>> {
+/// Microseconds that each of these plans takes: the least of a few rounds, all by the same clock. `None` if no clock
+/// measures all of them.
+fn measure_blocking(gpu: &Gpu, plans: Vec<Plan>) -> Result<Option<(Clock, Vec<f64>)>> {
     let execs = plans
         .into_iter()
         .map(|plan| {
@@ -177,13 +234,27 @@ fn measure_blocking(gpu: &Gpu, tunable: &Tunable, plans: Vec<Plan>) -> Result<Ve
             Ok(exec)
         })
         .collect::<Result<Vec<_>>>()?;
-    let mut least = vec![f64::INFINITY; tunable.variants.len()];
-    for _ in 0..ROUNDS {
-        for (least, exec) in least.iter_mut().zip(&execs) {
-            *least = least.min(exec.profile_blocking()?.kernel_ns() as f64 / 1e3);
+    for clock in [Clock::Gpu, Clock::Host] {
+        let mut rounds = vec![];
+        for _ in 0..ROUNDS {
+            rounds.push(execs.iter().map(|exec| exec.profile_by_blocking(clock)).collect::<Result<Vec<_>>>()?);
+        }
+        if let Some(times) = least(&rounds) {
+            return Ok(Some((clock, times)));
         }
     }
-    Ok(least)
+    Ok(None)
+}
+
+/// The least time of the kernels of each variant, in microseconds. A round in which a kernel was not measured does not
+/// count; `None` if none is left for a variant.
+fn least(rounds: &[Vec<Option<Timeline>>]) -> Option<Vec<f64>> {
+    let time = |timeline: &Option<Timeline>| {
+        let measured = timeline.as_ref().filter(|timeline| timeline.has_all_kernels());
+        measured.map(|timeline| timeline.kernel_ns() as f64 / 1e3).filter(|us| is_time(*us))
+    };
+    let variants = rounds.first()?.len();
+    (0..variants).map(|i| rounds.iter().filter_map(|round| time(&round[i])).min_by(f64::total_cmp)).collect()
 }
 
 /// Random numbers for the inputs, since zeros and denormals can be faster or slower than usual. Integers may be indices
@@ -196,4 +267,29 @@ fn fill(exec: &Executable) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::timeline::{NodeTime, Span};
+    use super::*;
+
+    fn timeline(ns: &[u64]) -> Option<Timeline> {
+        let span = |&ns: &u64| Span { what: "k".into(), start_ns: 0, ns, measured: ns > 0 };
+        let nodes =
+            vec![NodeTime { node: "n".into(), op: "o", flops: 0, bytes: 0, spans: ns.iter().map(span).collect() }];
+        Some(Timeline { adapter: "A".into(), clock: Clock::Gpu, nodes })
+    }
+
+    #[test]
+    fn only_measurements_are_compared() {
+        let good = vec![timeline(&[3000, 1000]), timeline(&[9000])];
+        // A kernel in no time at all is no measurement, however fast it looks.
+        let bad = vec![timeline(&[2000, 0]), None];
+        assert_eq!(least(&[good.clone(), bad.clone()]), Some(vec![4.0, 9.0]));
+        assert_eq!(least(&[good.clone(), vec![timeline(&[1500, 500]), None]]), Some(vec![2.0, 9.0]));
+        assert_eq!(least(&[bad.clone(), bad]), None);
+        assert_eq!(least(&[good, vec![timeline(&[u64::MAX]), timeline(&[1])]]), Some(vec![4.0, 0.001]));
+        assert_eq!(least(&[]), None);
+    }
 }

@@ -29,7 +29,7 @@ const MAX_DEPTH: usize = 8;
 
 /// Size of the smallest possible entry. A count that the rest of the file cannot hold is rejected.
 const MIN_ENTRY_BYTES: usize = 8 + 1 + 4 + 1;
-const MIN_TENSOR_BYTES: usize = 8 + 1 + 4 + 8 + 4 + 8;
+const MIN_TENSOR_BYTES: usize = 8 + 1 + 4 + 4 + 8;
 
 /// Reads and checks the header of a GGUF file.
 ///
@@ -73,11 +73,6 @@ fn read_header(mut r: Reader<'_>) -> Result<Header> {
         let value = r.value(kind, &field)?;
         metadata.insert(key, value)?;
     }
-    const PARTS: &str = "split.count";
-    if let Ok(parts @ 2..) = metadata.usize(PARTS) {
-        let message = format!("metadata `{PARTS}`: one of {parts} files; this crate reads models in one");
-        return Err(Error::format(path, message));
-    }
     let alignment = alignment(path, &metadata)?;
     let tensor_count = r.count(tensor_count, MIN_TENSOR_BYTES, "tensor count")?;
     let mut entries = vec![];
@@ -86,8 +81,13 @@ fn read_header(mut r: Reader<'_>) -> Result<Header> {
     }
     let data = r.at.checked_next_multiple_of(alignment);
     let data = data.ok_or_else(|| r.bad("general.alignment", "too large"))?;
-    let tensors = entries.into_iter().map(|e| e.locate(path, r.len, data, alignment)).collect::<Result<_>>()?;
-    let header = Header { metadata, tensors, unread: vec![] };
+    let mut header = Header { metadata, tensors: vec![], unread: vec![] };
+    for entry in entries {
+        match entry.stored() {
+            Some(stored) => header.tensors.push(entry.locate(stored, path, r.len, data, alignment)?),
+            None => header.unread.push(entry.unread()),
+        }
+    }
     header.check_names(path)?;
     header.check_overlaps(path)?;
     Ok(header)
@@ -98,9 +98,9 @@ fn alignment(path: &str, metadata: &Metadata) -> Result<usize> {
     const KEY: &str = "general.alignment";
     match metadata.get(KEY) {
         None => Ok(32),
-        Some(MetaValue::U32(v)) if v.is_power_of_two() => Ok(*v as usize),
         Some(v) => {
-            Err(Error::format(path, format!("metadata `{KEY}`: expected a u32 power of two, got {}", v.summary())))
+            let bad = || Error::format(path, format!("metadata `{KEY}`: expected a power of two, got {}", v.summary()));
+            metadata.usize(KEY).ok().filter(|v| v.is_power_of_two()).ok_or_else(bad)
         }
     }
 }
@@ -108,15 +108,29 @@ fn alignment(path: &str, metadata: &Metadata) -> Result<usize> {
 /// A tensor as listed in the header; its offset is not checked yet.
 struct TensorEntry {
     name: String,
-    stored: Stored,
-    shape: Shape,
+    /// Number of the type.
+    id: u32,
+    /// Row-major.
+    dims: Vec<usize>,
     offset: u64,
 }
 
 impl TensorEntry {
+    /// The format of the elements, if this crate reads it and there are any.
+    fn stored(&self) -> Option<Stored> {
+        Stored::from_ggml_id(self.id).filter(|_| !self.dims.contains(&0))
+    }
+
+    /// What [`Header::unread`] lists.
+    fn unread(self) -> (String, String) {
+        let ty = format!("{} {:?}", type_name(self.id), self.dims);
+        (self.name, ty)
+    }
+
     /// The place of the tensor in the file. `data` is the start of the data section.
-    fn locate(self, path: &str, file_len: usize, data: usize, alignment: usize) -> Result<TensorInfo> {
-        let TensorEntry { name, stored, shape, offset } = self;
+    fn locate(self, stored: Stored, path: &str, len: usize, data: usize, alignment: usize) -> Result<TensorInfo> {
+        let TensorEntry { name, dims, offset, .. } = self;
+        let shape = Shape::from(dims);
         let bad = |message: String| Error::format(path, format!("tensor {}: {message}", quoted(&name)));
         let Some(bytes) = stored.bytes_of(shape.dims()) else {
             let cols = shape.cols();
@@ -128,13 +142,46 @@ impl TensorEntry {
         let start = usize::try_from(offset).ok().filter(|o| o.is_multiple_of(alignment));
         let start = start.ok_or_else(|| bad(format!("offset {offset} is not a multiple of {alignment}")))?;
         let range = data.checked_add(start).and_then(|start| Some(start..start.checked_add(bytes)?));
-        match range.filter(|r| r.end <= file_len) {
+        match range.filter(|r| r.end <= len) {
             Some(range) => Ok(TensorInfo { name, stored, shape, range }),
-            None => Err(bad(format!(
-                "{stored}{shape} takes {bytes} bytes from {data} + {offset}, but the file has {file_len}"
-            ))),
+            None => {
+                Err(bad(format!("{stored}{shape} takes {bytes} bytes from {data} + {offset}, but the file has {len}")))
+            }
         }
     }
+}
+
+/// The name of a type of tensors (`ggml_type` in `ggml.h`), whether this crate reads it or not.
+fn type_name(id: u32) -> String {
+    const OTHERS: [(u32, &str); 24] = [
+        (9, "Q8_1"),
+        (10, "Q2_K"),
+        (11, "Q3_K"),
+        (15, "Q8_K"),
+        (16, "IQ2_XXS"),
+        (17, "IQ2_XS"),
+        (18, "IQ3_XXS"),
+        (19, "IQ1_S"),
+        (20, "IQ4_NL"),
+        (21, "IQ3_S"),
+        (22, "IQ2_S"),
+        (23, "IQ4_XS"),
+        (24, "I8"),
+        (25, "I16"),
+        (26, "I32"),
+        (27, "I64"),
+        (28, "F64"),
+        (29, "IQ1_M"),
+        (34, "TQ1_0"),
+        (35, "TQ2_0"),
+        (39, "MXFP4"),
+        (40, "NVFP4"),
+        (41, "Q1_0"),
+        (42, "Q2_0"),
+    ];
+    let other = OTHERS.iter().find(|(other, _)| *other == id).map(|(_, name)| *name);
+    let name = Stored::from_ggml_id(id).map(Stored::name).or(other);
+    name.map_or_else(|| format!("of the unknown type {id}"), String::from)
 }
 
 /// A cursor over the file. Every read names the field that it reads, for errors.
@@ -291,21 +338,19 @@ impl<'a> Reader<'a> {
         let name = self.name(&format!("name of tensor {index}"))?;
         let field = format!("tensor {}", quoted(&name));
         let rank = self.u32(&field)?;
-        if !(1..=MAX_DIMS).contains(&rank) {
-            return Err(self.bad(&field, format!("has {rank} dimensions, expected 1 to {MAX_DIMS}")));
+        if rank > MAX_DIMS {
+            return Err(self.bad(&field, format!("has {rank} dimensions, expected {MAX_DIMS} at most")));
         }
         let mut dims = vec![];
         for _ in 0..rank {
             let dim = self.u64(&field)?;
-            let fits = usize::try_from(dim).ok().filter(|&d| d > 0);
+            let fits = usize::try_from(dim).ok().filter(|&d| isize::try_from(d).is_ok());
             dims.push(fits.ok_or_else(|| self.bad(&field, format!("a dimension is {dim}")))?);
         }
+        if dims.is_empty() {
+            dims.push(1); // a scalar
+        }
         dims.reverse(); // the contiguous dimension is first in the file and last here
-        let id = self.u32(&field)?;
-        let stored = Stored::from_ggml_id(id).ok_or_else(|| {
-            let known = Stored::ALL.map(|s| format!("{} ({s})", s.ggml_id())).join(", ");
-            self.bad(&field, format!("type {id} is not one that this crate reads: {known}"))
-        })?;
-        Ok(TensorEntry { name, stored, shape: dims.into(), offset: self.u64(&field)? })
+        Ok(TensorEntry { name, id: self.u32(&field)?, dims, offset: self.u64(&field)? })
     }
 }

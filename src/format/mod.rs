@@ -31,8 +31,10 @@
 //! ```
 
 mod file;
+mod finite;
 mod gguf;
 mod header;
+mod json;
 mod metadata;
 mod packed;
 pub mod quant;
@@ -41,6 +43,7 @@ mod weights;
 
 pub use gguf::gguf_header;
 pub use header::{Header, TensorInfo};
+pub(crate) use json::{float, parse as parse_json};
 pub use metadata::{MetaArray, MetaValue, Metadata};
 pub use packed::Packed;
 pub(crate) use packed::UNIT;
@@ -48,5 +51,5 @@ pub use quant::Stored;
 #[cfg(feature = "tokenizers")]
 pub(crate) use safetensors::{Entries, read_file};
 pub(crate) use safetensors::{MAX_CONFIG_BYTES, read_json};
-pub use safetensors::{SaveTensor, safetensors_header, save_safetensors};
-pub use weights::{StoredTensor, Weights};
+pub use safetensors::{SaveTensor, safetensors_header, safetensors_index, save_safetensors};
+pub use weights::{StoredTensor, Weights, is_gguf};

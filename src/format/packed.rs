@@ -70,11 +70,7 @@ impl Packed {
     /// NaN.
     pub(crate) fn random_words(&self, rng: &mut Rng) -> Vec<f64> {
         let mut bytes: Vec<u8> = (0..self.bytes()).map(|_| rng.below(256) as u8).collect();
-        let halves: &[usize] = match self.stored {
-            Stored::F16 | Stored::BF16 | Stored::Q4_0 | Stored::Q5_0 | Stored::Q8_0 => &[0],
-            Stored::Q6_K => &[208],
-            _ => &[0, 2],
-        };
+        let halves = if self.stored.is_quantized() { self.stored.scales() } else { &[0] };
         for block in bytes.chunks_exact_mut(self.stored.block_bytes()) {
             for &at in halves {
                 // Sign and mantissa stay random. 0x24 is the exponent of 2^-6 in an f16, 0x3c that of

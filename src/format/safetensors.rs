@@ -14,14 +14,13 @@ use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 
-use ::safetensors::tensor::TensorInfo as RawInfo;
 use ::safetensors::tensor::{Dtype, View};
 use serde::Deserialize;
-use serde::de::Error as _;
-use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::de::{Deserializer, Error as _, IntoDeserializer, MapAccess, Visitor};
 
 use super::file::Bytes;
 use super::header::{Header, MAX_RANK, TensorInfo};
+use super::json;
 use super::metadata::{MetaValue, Metadata};
 use super::quant::{self, Stored};
 use crate::error::{Error, Result, quoted};
@@ -63,6 +62,31 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {
             }
         }
         deserializer.deserialize_map(ByKey(std::marker::PhantomData))
+    }
+}
+
+/// A tensor's entry. The type is a string, so that one of a type that nobody here knows hides no other tensor.
+#[derive(Deserialize)]
+struct RawInfo {
+    dtype: String,
+    shape: Vec<usize>,
+    data_offsets: (usize, usize),
+}
+
+impl RawInfo {
+    /// The type, if the format's description has it.
+    fn dtype(&self) -> Option<Dtype> {
+        let name: serde::de::value::StrDeserializer<'_, serde::de::value::Error> =
+            self.dtype.as_str().into_deserializer();
+        Dtype::deserialize(name).ok()
+    }
+
+    /// Type and shape, for listings.
+    fn summary(&self) -> String {
+        match self.dtype() {
+            Some(dtype) => format!("{dtype} {:?}", self.shape),
+            None => format!("of the unknown type {} {:?}", quoted(&self.dtype), self.shape),
+        }
     }
 }
 
@@ -148,10 +172,11 @@ pub(super) fn header_of_json(path: &str, json: &[u8], at: usize, len: usize) -> 
         check(&info, end, data_len).map_err(|why| Error::format(path, format!("tensor {}: {why}", quoted(&name))))?;
         end = info.data_offsets.1;
         let range = data_start + info.data_offsets.0..data_start + info.data_offsets.1;
-        match stored(info.dtype) {
-            Some(_) if range.is_empty() => header.unread.push((name, format!("{} {:?}", info.dtype, info.shape))),
-            Some(stored) => header.tensors.push(TensorInfo { name, stored, shape: shape(info.shape), range }),
-            None => header.unread.push((name, format!("{} {:?}", info.dtype, info.shape))),
+        match info.dtype().and_then(stored) {
+            Some(stored) if !range.is_empty() => {
+                header.tensors.push(TensorInfo { name, stored, shape: shape(info.shape), range });
+            }
+            _ => header.unread.push((name, info.summary())),
         }
     }
     if end != data_len {
@@ -173,16 +198,17 @@ fn check(info: &RawInfo, end: usize, data_len: usize) -> Result<(), String> {
     if from != end || to < from || to > data_len {
         return Err(format!("data_offsets are [{from}, {to}], expected to start at {end} and end by {data_len}"));
     }
+    let Some(dtype) = info.dtype() else { return Ok(()) };
     let elements = info.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
-    let bits = elements.and_then(|n| n.checked_mul(info.dtype.bitsize()));
+    let bits = elements.and_then(|n| n.checked_mul(dtype.bitsize()));
     let bytes = bits.filter(|b| b.is_multiple_of(8)).map(|b| b / 8);
     match bytes {
         Some(bytes) if bytes == to - from => Ok(()),
         Some(bytes) => {
-            let (dtype, shape) = (info.dtype, &info.shape);
+            let shape = &info.shape;
             Err(format!("{dtype}{shape:?} takes {bytes} bytes, but data_offsets [{from}, {to}] hold {}", to - from))
         }
-        None => Err(format!("{}{:?} is not a size in bytes", info.dtype, info.shape)),
+        None => Err(format!("{dtype}{:?} is not a size in bytes", info.shape)),
     }
 }
 
@@ -204,8 +230,8 @@ fn shape(dims: Vec<usize>) -> Shape {
 pub(super) struct Folder {
     /// Paths and bytes of the weight files, in order of their names.
     pub files: Vec<(String, Bytes)>,
-    /// Which tensor is in which file, if the folder has an index.
-    pub index: Option<Vec<(String, String)>>,
+    /// Which tensor is in which file, if the folder has an index and needs it.
+    pub index: Vec<(String, String)>,
     /// `config.json`, if there is one.
     pub config: Option<serde_json::Value>,
 }
@@ -217,36 +243,82 @@ pub(super) fn open_folder(dir: &Path) -> Result<Folder> {
     let single = dir.join("model.safetensors");
     if single.exists() {
         let files = vec![(single.display().to_string(), Bytes::open(&single)?)];
-        return Ok(Folder { files, index: None, config });
+        return Ok(Folder { files, index: vec![], config });
     }
     let index_path = dir.join("model.safetensors.index.json");
     if !index_path.exists() {
-        return Err(Error::format(dir, "has neither `model.safetensors` nor `model.safetensors.index.json`"));
+        let message = "has neither `model.safetensors` nor `model.safetensors.index.json`";
+        return Err(Error::format(dir, format!("{message}{}", instead(dir))));
     }
+    let index = safetensors_index(&index_path.display().to_string(), &read_file(&index_path, MAX_INDEX_BYTES)?)?;
+    let mut files = vec![];
+    for name in index.iter().map(|(_, file)| file).collect::<BTreeSet<_>>() {
+        let path = dir.join(name);
+        files.push((path.display().to_string(), Bytes::open(&path)?));
+    }
+    Ok(Folder { files, index, config })
+}
+
+/// What to do about a folder without weights, by the files that are there.
+fn instead(dir: &Path) -> String {
+    let names = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let mut names: Vec<String> = names.filter_map(|name| name.into_string().ok()).collect();
+    names.sort_unstable();
+    let found = |part: fn(&str) -> bool| names.iter().find(|name| part(name));
+    if let Some(name) = found(|name| name.ends_with(".gguf")) {
+        return format!(". It has {}: open that file instead of the folder", quoted(name));
+    }
+    if let Some(name) = found(|name| name.starts_with("adapter_model.")) {
+        return format!(". It has {}, an adapter: merge it into its model and save that", quoted(name));
+    }
+    if let Some(name) = found(|name| name.starts_with("model-") && name.ends_with(".safetensors")) {
+        return format!(". It has {}, but not the index of these files: download that, too", quoted(name));
+    }
+    if let Some(name) = found(|name| name.ends_with(".safetensors")) {
+        return format!(". It has {}, whose names of tensors may be others'", quoted(name));
+    }
+    match found(|name| name.ends_with(".bin") || name.ends_with(".pt") || name.ends_with(".pth")) {
+        Some(name) => format!(". It has {}: load it in PyTorch and save it as safetensors", quoted(name)),
+        None => String::new(),
+    }
+}
+
+/// Reads the index of a model in several safetensors files: pairs of a tensor's name and the name of its file.
+///
+/// Use it to see which files a model needs before they are there; [`Weights::open`](super::Weights::open) reads the
+/// index of a folder itself. `path` is for messages, `json` the content of `model.safetensors.index.json`.
+///
+/// # Errors
+///
+/// If it is no index, names a tensor twice, or a file that is not in the folder of the index.
+///
+/// ```
+/// use throughline::format::safetensors_index;
+///
+/// let json = r#"{"weight_map": {"wte.weight": "model-00001-of-00002.safetensors"}}"#;
+/// let index = safetensors_index("model.safetensors.index.json", json.as_bytes())?;
+/// assert_eq!(index[0].1, "model-00001-of-00002.safetensors");
+/// # Ok::<(), throughline::Error>(())
+/// ```
+pub fn safetensors_index(path: &str, json: &[u8]) -> Result<Vec<(String, String)>> {
     #[derive(Deserialize)]
     struct Index {
         weight_map: Entries<String>,
     }
-    let index: Index = read_json(&index_path, MAX_INDEX_BYTES)?;
-    let mut files = vec![];
-    for name in index.weight_map.0.iter().map(|(_, file)| file).collect::<BTreeSet<_>>() {
+    let index: Index = json::parse(json).map_err(|e| Error::format(path, e))?;
+    for (_, file) in &index.weight_map.0 {
         // A file of this very folder: an index must not point elsewhere.
-        if name.contains(['/', '\\', ':']) || !name.ends_with(".safetensors") {
-            let message = format!("weight_map: {} is not the name of a safetensors file", quoted(name));
-            return Err(Error::format(index_path, message));
+        if file.contains(['/', '\\', ':']) || !file.ends_with(".safetensors") {
+            let message = format!("weight_map: {} is not the name of a safetensors file", quoted(file));
+            return Err(Error::format(path, message));
         }
-        let path = dir.join(name);
-        files.push((path.display().to_string(), Bytes::open(&path)?));
     }
-    let in_folder = |(tensor, file): (String, String)| (tensor, dir.join(file).display().to_string());
-    let index = index.weight_map.0.into_iter().map(in_folder).collect();
-    Ok(Folder { files, index: Some(index), config })
+    Ok(index.weight_map.0)
 }
 
-/// Reads a JSON file of at most `limit` bytes.
+/// Reads a JSON file of at most `limit` bytes, as Python writes it.
 pub(crate) fn read_json<T: serde::de::DeserializeOwned>(path: &Path, limit: u64) -> Result<T> {
-    let text = read_file(path, limit)?;
-    serde_json::from_slice(&text).map_err(|e| Error::format(path, e))
+    json::parse(&read_file(path, limit)?).map_err(|e| Error::format(path, e))
 }
 
 /// Reads a regular file of at most `limit` bytes.

@@ -1,13 +1,15 @@
 //! The tensors of a model's files.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 
 use super::file::Bytes;
+use super::finite::first_bad_block;
 use super::gguf;
 use super::header::{Header, TensorInfo};
+use super::json;
 use super::metadata::Metadata;
 use super::quant::{self, Stored};
 use super::safetensors;
@@ -24,6 +26,8 @@ pub struct Weights {
     tensors: Vec<(usize, TensorInfo)>,
     by_name: HashMap<String, usize>,
     unread: Vec<(String, String)>,
+    /// Which tensor is in which file, by the folder's index.
+    index: Vec<(String, String)>,
     metadata: Metadata,
     config: Option<serde_json::Value>,
 }
@@ -41,20 +45,23 @@ impl Weights {
             return Weights::new(shown, files, None);
         }
         let folder = safetensors::open_folder(path)?;
-        let weights = Weights::new(shown, folder.files, folder.config)?;
-        let unread: HashSet<&str> = weights.unread.iter().map(|(name, _)| name.as_str()).collect();
-        for (name, file) in folder.index.iter().flatten() {
-            let found = weights.by_name.get(name).map(|&i| &weights.files[weights.tensors[i].0].0);
-            if found != Some(file) && !unread.contains(name.as_str()) {
-                return Err(Error::format(file, format!("tensor {} is missing; the index has it here", quoted(name))));
-            }
-        }
-        Ok(weights)
+        // An index may name tensors that are in no file, such as a head that is the table of tokens.
+        Ok(Weights { index: folder.index, ..Weights::new(shown, folder.files, folder.config)? })
     }
 
     /// The same for a file that is in memory already. `path` is its name in messages.
     pub fn from_bytes(path: &str, file: Vec<u8>) -> Result<Weights> {
         Weights::new(path.into(), vec![(path.into(), Bytes::Owned(file))], None)
+    }
+
+    /// The same weights with this `config.json`: for files in memory. [`open`](Self::open) reads a folder's itself.
+    ///
+    /// # Errors
+    ///
+    /// If it is no JSON. `NaN` and `Infinity`, which Python writes, are read.
+    pub fn with_config(self, config: &[u8]) -> Result<Weights> {
+        let config = json::parse(config).map_err(|e| Error::format(self.config_path(), e))?;
+        Ok(Weights { config: Some(config), ..self })
     }
 
     fn new(path: String, files: Vec<(String, Bytes)>, config: Option<serde_json::Value>) -> Result<Weights> {
@@ -65,6 +72,7 @@ impl Weights {
             tensors: vec![],
             by_name: HashMap::new(),
             unread: vec![],
+            index: vec![],
             config,
         };
         for (i, (path, file)) in weights.files.iter().enumerate() {
@@ -119,16 +127,24 @@ impl Weights {
     pub fn get(&self, name: &str) -> Result<StoredTensor<'_>> {
         let found = self.by_name.get(name).map(|&i| self.at(i));
         found.ok_or_else(|| {
-            let unread = self.unread.iter().find(|(n, _)| n == name);
-            let why = match unread {
-                Some((_, ty)) => format!("is {ty}, which this crate does not read"),
-                None => format!("is missing; there are {} others", self.len()),
+            let named = |pairs: &'_ [(String, String)]| pairs.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
+            let why = match (named(&self.unread), named(&self.index)) {
+                (Some(ty), _) => format!("is {ty}, which this crate does not read"),
+                (None, Some(file)) => format!("is missing; by the index it is in {}", quoted(&file)),
+                (None, None) => format!("is missing; there are {} others", self.len()),
             };
             Error::format(&self.path, format!("tensor {} {why}", quoted(name)))
         })
     }
 
-    /// Names, types and shapes of tensors in the files that are not read, such as integer buffers.
+    /// The names of all tensors, of those that are not read, too.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> + Clone {
+        let read = self.tensors.iter().map(|(_, info)| info.name.as_str());
+        read.chain(self.unread.iter().map(|(name, _)| name.as_str()))
+    }
+
+    /// Names, types and shapes of tensors in the files that are not read: of types that this crate lacks, such as
+    /// integers, or without elements.
     pub fn unread(&self) -> &[(String, String)] {
         &self.unread
     }
@@ -138,7 +154,13 @@ impl Weights {
         &self.metadata
     }
 
-    /// The folder's `config.json`; `None` for a single file.
+    /// The path of [`config`](Self::config), for messages.
+    pub(crate) fn config_path(&self) -> String {
+        format!("{}/config.json", self.path.trim_end_matches('/'))
+    }
+
+    /// The folder's `config.json`, or that of [`with_config`](Self::with_config); `None` for a single file. A number
+    /// that JSON lacks is an object, `{"__float__": "Infinity"}`.
     pub fn config(&self) -> Option<&serde_json::Value> {
         self.config.as_ref()
     }
@@ -148,6 +170,26 @@ impl fmt::Debug for Weights {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Weights").field("path", &self.path).field("tensors", &self.len()).finish_non_exhaustive()
     }
+}
+
+/// Whether a file is a GGUF file: its first bytes say so, whatever its name is. An `Err` if it cannot be read.
+///
+/// Use it where a program takes files of several kinds. [`Weights::open`] tells them apart itself.
+///
+/// ```
+/// # mod doctest { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/doctest.rs")); }
+/// # let folder = doctest::qwen3();
+/// assert!(!throughline::format::is_gguf(&folder.path().join("model.safetensors"))?);
+/// assert!(!throughline::format::is_gguf(folder.path())?);
+/// # Ok::<(), throughline::Error>(())
+/// ```
+pub fn is_gguf(path: &Path) -> Result<bool> {
+    if path.is_dir() {
+        return Ok(false);
+    }
+    let file = Bytes::open(path)?;
+    let shown = path.display().to_string();
+    Ok(file.len() >= gguf::MAGIC.len() && *file.read(&shown, 0..gguf::MAGIC.len())? == *gguf::MAGIC)
 }
 
 /// Reads the header of a file, whichever format it has.
@@ -260,18 +302,46 @@ impl<'a> StoredTensor<'a> {
     }
 
     fn check_finite_in(&self, bytes: &[u8]) -> Result<()> {
-        const PART: usize = 256; // a whole number of blocks of every type
-        let mut values = [0.0; PART];
-        let part_bytes = PART / self.stored().block_len() * self.stored().block_bytes();
-        for (i, part) in bytes.chunks(part_bytes).enumerate() {
-            let len = part.len() / self.stored().block_bytes() * self.stored().block_len();
-            let values = &mut values[..len];
-            quant::dequantize_into(self.stored(), part, values)?;
-            if let Some(j) = values.iter().position(|v| !v.is_finite()) {
-                return Err(self.bad(format!("element {} is {}, expected finite values", i * PART + j, values[j])));
+        let Some(block) = first_bad_block(self.stored(), bytes) else { return Ok(()) };
+        let (len, size) = (self.stored().block_len(), self.stored().block_bytes());
+        let values = quant::dequantize(self.stored(), &bytes[block * size..][..size])?;
+        match values.iter().position(|v| !v.is_finite()) {
+            Some(i) => {
+                let element = block * len + i;
+                Err(self.bad(format!("element {element} is {}, expected finite values", values[i])))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the elements of two tensors are the same numbers, looked at in pieces.
+    pub(crate) fn same_elements(&self, other: &Self) -> Result<bool> {
+        const PIECE: usize = 1 << 20;
+        if self.shape() != other.shape() {
+            return Ok(false);
+        }
+        if self.stored() != other.stored() {
+            let cols = self.shape().cols();
+            let (mut a, mut b) = (vec![0.0; cols], vec![0.0; cols]);
+            for row in 0..self.shape().rows() {
+                self.read_row(row, &mut a)?;
+                other.read_row(row, &mut b)?;
+                if a != b {
+                    return Ok(false);
+                }
+            }
+            return Ok(true);
+        }
+        for start in (0..self.byte_len()).step_by(PIECE) {
+            let piece = |tensor: &Self| {
+                let from = tensor.info.range.start + start;
+                tensor.file.read(tensor.path, from..tensor.info.range.end.min(from + PIECE))
+            };
+            if piece(self)? != piece(other)? {
+                return Ok(false);
             }
         }
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -1,14 +1,15 @@
 //! A model in files.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::ops::Range;
 use std::path::Path;
 
 use super::config;
 use super::layout::{is_linear, is_table_of_tokens, transpose};
-use super::names::{Names, Place};
+use super::names::{Names, Place, Spelling};
 use crate::device::Gpu;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, quoted};
 use crate::format::{Packed, Stored, StoredTensor, Weights, quant};
 use crate::graph::Graph;
 use crate::nn::{Param, Transformer, TransformerConfig, TransformerEncoder, part_of, table_of_part};
@@ -33,8 +34,7 @@ pub struct Model {
     weights: Weights,
     config: TransformerConfig,
     names: &'static Names,
-    /// Whether the file holds the model without its head, and names without their prefix.
-    bare: bool,
+    spelling: Spelling,
     pub(super) params: Vec<(String, Shape)>,
 }
 
@@ -47,20 +47,50 @@ impl Model {
 
     /// The same for weights that are already open.
     pub fn new(weights: Weights) -> Result<Model> {
-        let (config, names) = config::read(&weights)?;
+        let (mut config, names) = config::read(&weights)?;
         // Each block has several tensors: reject impossible numbers before they cost time.
-        if config.n_layers > weights.len() {
-            let message = format!("{} blocks, but only {} tensors", config.n_layers, weights.len());
+        let tensors = weights.names().count();
+        if config.n_layers > tensors {
+            let message = format!("{} blocks, but only {tensors} tensors", config.n_layers);
             return Err(Error::format(weights.path(), message));
         }
-        let params = parameters(&config)?;
-        let mut model = Model { weights, config, names, bare: false, params };
-        let embedding = names.place("embed.weight", false).map(|p| p.tensor);
-        model.bare = embedding.is_some_and(|name| !model.weights.contains(&name));
-        for (name, shape) in &model.params {
-            model.find(name, shape)?;
+        let spelling = Spelling::of(names, weights.names());
+        // The graph of a model takes much more memory than a line of a header: look for the blocks before it is built.
+        for i in 0..config.n_layers {
+            let norm = format!("h.{i}.attn_norm.weight");
+            if let Some(place) = spelling.place(names, &norm, |tensor| weights.contains(tensor)) {
+                weights.get(&place.tensor)?;
+            }
         }
+        if config.tied_head && !config.bidirectional {
+            config.tied_head = !has_other_head(&weights, names, &spelling)?;
+        }
+        let params = parameters(&config)?;
+        let model = Model { weights, config, names, spelling, params };
+        let mut used = HashSet::new();
+        for (name, shape) in &model.params {
+            let (stored, _) = model.find(name, shape)?;
+            used.insert(stored.name());
+        }
+        model.check_unused(&used)?;
         Ok(model)
+    }
+
+    /// Returns an error if a tensor belongs to a module of the model, but is none of its parameters: a bias that the
+    /// configuration does not know of, a scale of quantised weights, an adapter.
+    fn check_unused(&self, used: &HashSet<&str>) -> Result<()> {
+        let modules: HashSet<&str> = used.iter().filter_map(|name| Some(name.rsplit_once('.')?.0)).collect();
+        let longest = modules.iter().map(|module| module.len()).max().unwrap_or(0);
+        for name in self.weights.names().filter(|name| !used.contains(name)) {
+            let parents =
+                name.match_indices('.').map(|(at, _)| &name[..at]).take_while(|parent| parent.len() <= longest);
+            let inside = parents.into_iter().find(|parent| modules.contains(parent));
+            if let Some(module) = inside {
+                let message = format!("tensor {}: the model has {}, but not this of it", quoted(name), quoted(module));
+                return Err(Error::format(self.weights.path(), message));
+            }
+        }
+        Ok(())
     }
 
     /// The configuration of the model.
@@ -85,7 +115,7 @@ impl Model {
 
     /// The stored tensor that holds a parameter, its shape checked, and where in it.
     fn find(&self, name: &str, shape: &Shape) -> Result<(StoredTensor<'_>, Place)> {
-        let place = self.names.place(name, self.bare).ok_or_else(|| {
+        let place = self.spelling.place(self.names, name, |tensor| self.weights.contains(tensor)).ok_or_else(|| {
             Error::format(self.weights.path(), format!("files of this kind have no place for `{name}`"))
         })?;
         let thirds = if place.third.is_some() { 3 } else { 1 };
@@ -159,6 +189,19 @@ impl Model {
             return Ok(None);
         }
         Ok(Some((Packed { stored: stored.stored(), n, k }, stored, place)))
+    }
+}
+
+/// Whether a head lies beside the table of tokens that it is said to be, with other elements: then it counts, as in
+/// transformers 5.
+fn has_other_head(weights: &Weights, names: &Names, spelling: &Spelling) -> Result<bool> {
+    let lies = |name: &str| {
+        let place = spelling.place(names, name, |tensor| weights.names().any(|n| n == tensor))?;
+        weights.names().any(|n| n == place.tensor).then_some(place.tensor)
+    };
+    match (lies("embed.weight"), lies("head.weight")) {
+        (Some(table), Some(head)) => Ok(!weights.get(&table)?.same_elements(&weights.get(&head)?)?),
+        _ => Ok(false),
     }
 }
 

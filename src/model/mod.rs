@@ -8,17 +8,23 @@
 //! | Hugging Face | `gpt2`, `llama`, `mistral`, `qwen2`, `qwen3`, `bert` |
 //! | GGUF | `llama` (Mistral's too), `qwen2`, `qwen3`, `gpt2` |
 //!
+//! A file may come from anywhere. What it leaves out has the default of `transformers` or llama.cpp. What it says of a
+//! model that this crate would compute otherwise is an error that names the key or the tensor.
+//!
 //! All of them become one [`TransformerConfig`](crate::nn::TransformerConfig). A model from a file decodes
 //! ([`crate::decode`]), embeds sentences ([`crate::embed`]), or trains further: [`Model::load`] fills the parameters of
 //! a [`Trainer`](crate::train::Trainer). [`save`] writes a folder that PyTorch loads.
 
 mod config;
+mod gguf;
+mod hugging_face;
 mod layout;
 mod loaded;
 mod names;
 mod save;
 mod upload;
 
+pub use hugging_face::{config_from_json, config_to_json};
 pub use loaded::Model;
 pub use save::save;
 pub(crate) use upload::{Placed, Uploaded};

@@ -38,6 +38,53 @@ pub(super) struct Place {
     pub third: Option<usize>,
 }
 
+/// How a file spells the names of its kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Spelling {
+    /// What comes before all of them: `module.` for a model that was saved in its wrapper.
+    before: String,
+    /// Whether it holds the model without its head, and names without their prefix.
+    bare: bool,
+}
+
+impl Spelling {
+    /// The spelling of a file with these tensors, by what it calls the table of tokens.
+    pub fn of<'a>(names: &Names, tensors: impl Iterator<Item = &'a str> + Clone) -> Spelling {
+        const TABLE: &str = "embed.weight";
+        let place = |bare: bool| Some((bare, names.place(TABLE, bare)?.tensor));
+        let spellings: Vec<(bool, String)> = [place(false), place(true)].into_iter().flatten().collect();
+        let found = |tensor: &str| tensors.clone().any(|name| name == tensor);
+        if let Some((bare, _)) = spellings.iter().find(|(_, tensor)| found(tensor)) {
+            return Spelling { before: String::new(), bare: *bare };
+        }
+        for (bare, tensor) in spellings.iter().filter(|_| !names.prefix.is_empty()) {
+            let wrapped = |name: &'a str| name.strip_suffix(tensor.as_str()).filter(|before| before.ends_with('.'));
+            let mut wrappers = tensors.clone().filter_map(wrapped);
+            if let (Some(before), None) = (wrappers.next(), wrappers.next()) {
+                return Spelling { before: before.into(), bare: *bare };
+            }
+        }
+        Spelling::default()
+    }
+
+    /// The place of our parameter `name`, which is `Names::place` for this spelling; `has` tells which tensors there
+    /// are. If there is none that it can be, the usual name.
+    pub fn place(&self, names: &Names, name: &str, has: impl Fn(&str) -> bool) -> Option<Place> {
+        let usual = names.place(name, self.bare)?;
+        let wrapped = format!("{}{}", self.before, usual.tensor);
+        // A head may be outside the wrapper. And the norms of BERT's first files have gamma and beta.
+        let candidates = [wrapped.clone(), usual.tensor];
+        let old = |tensor: &String| match tensor.rsplit_once('.')? {
+            (module, "weight") if name.contains("norm") => Some(format!("{module}.gamma")),
+            (module, "bias") if name.contains("norm") => Some(format!("{module}.beta")),
+            _ => None,
+        };
+        let all = candidates.iter().cloned().chain(candidates.iter().filter_map(old));
+        let tensor = all.into_iter().find(|tensor| has(tensor)).unwrap_or(wrapped);
+        Some(Place { tensor, third: usual.third })
+    }
+}
+
 impl Names {
     /// The place of our parameter `name`. `None` if these files have no such parameter.
     pub fn place(&self, name: &str, bare: bool) -> Option<Place> {
@@ -169,5 +216,27 @@ mod tests {
         assert_eq!(HF_LLAMA.place("position.weight", false), None);
         assert_eq!(HF_GPT2.place("h.0.attn.v.weight", true), at("h.0.attn.c_attn.weight", Some(2)));
         assert_eq!(GGUF.place("h.3.mlp.down.weight", false), at("blk.3.ffn_down.weight", None));
+    }
+
+    #[test]
+    fn spellings() {
+        let check = |names: &Names, tensors: &[&str], ours: &str, theirs: &str| {
+            let spelling = Spelling::of(names, tensors.iter().copied());
+            let place = spelling.place(names, ours, |tensor| tensors.contains(&tensor)).unwrap();
+            assert_eq!(place.tensor, theirs, "{tensors:?}");
+        };
+        let norm = "bert.embeddings.LayerNorm";
+        for (weight, expected) in [("weight", "weight"), ("gamma", "gamma"), ("other", "weight")] {
+            let tensors = ["bert.embeddings.word_embeddings.weight", &format!("{norm}.{weight}")];
+            check(&HF_BERT, &tensors, "embed_norm.weight", &format!("{norm}.{expected}"));
+        }
+        check(&HF_GPT2, &["wte.weight"], "h.0.attn.q.bias", "h.0.attn.c_attn.bias");
+        check(&HF_GPT2, &["module.transformer.wte.weight"], "norm_f.bias", "module.transformer.ln_f.bias");
+        let tensors = ["model.backbone.embed_tokens.weight", "lm_head.weight"];
+        check(&HF_LLAMA, &tensors, "norm_f.weight", "model.backbone.norm.weight");
+        check(&HF_LLAMA, &tensors, "head.weight", "lm_head.weight");
+        // Two models in one file.
+        check(&HF_LLAMA, &["a.embed_tokens.weight", "b.embed_tokens.weight"], "norm_f.weight", "model.norm.weight");
+        check(&GGUF, &["x.token_embd.weight"], "norm_f.weight", "output_norm.weight");
     }
 }

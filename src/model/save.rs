@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::config;
+use super::hugging_face;
 use super::layout::{beside, halves, is_linear, transpose};
 use super::loaded::parameters;
 use crate::error::{Error, Result};
@@ -36,7 +36,7 @@ use crate::nn::{TransformerConfig, table_of_part};
 /// # Ok::<(), throughline::Error>(())
 /// ```
 pub fn save(dir: &Path, config: &TransformerConfig, params: &[(String, Vec<f32>)]) -> Result<()> {
-    let (json, names) = config::to_hugging_face(config)?;
+    let (json, names) = hugging_face::write(config)?;
     let shapes = parameters(config)?;
     let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = vec![];
     for (name, shape) in &shapes {

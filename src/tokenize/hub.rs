@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use serde_json::Value;
+use tokenizers::TruncationDirection;
 
 use super::ModelTokenizer;
 use super::added::{Base, Special, complete};
@@ -28,6 +29,13 @@ pub(super) fn open(files: &Files<'_>) -> Result<ModelTokenizer> {
             tokenizer.codec.twins = vocabulary.twins();
             tokenizer
         }
+    };
+    // As in `transformers`, which writes both.
+    tokenizer.cut_start = match config.get("truncation_side").map(|side| side.as_str()) {
+        None => tokenizer.codec.tokenizer.get_truncation().is_some_and(|t| t.direction == TruncationDirection::Left),
+        Some(Some("right")) => false,
+        Some(Some("left")) => true,
+        Some(_) => return Err(config.bad("truncation_side", "expected `left` or `right`")),
     };
     // Truncation and padding are for training and batches. Here a text keeps exactly its own tokens.
     tokenizer.codec.tokenizer.with_padding(None);

@@ -18,7 +18,7 @@ use chat::ChatTemplate;
 use files::Files;
 use guard::guarded;
 use text::Codec;
-use tokenizers::Tokenizer;
+use tokenizers::{PostProcessor, Tokenizer, TruncationDirection};
 
 use crate::error::{Error, Result};
 use crate::format::Weights;
@@ -29,7 +29,12 @@ mod files;
 mod gguf;
 mod guard;
 mod hub;
+mod jinja;
+mod jinja_syntax;
 mod json;
+mod printf;
+mod python;
+mod python_methods;
 mod text;
 mod vocab;
 
@@ -52,6 +57,8 @@ pub struct ModelTokenizer {
     after: Vec<u32>,
     stop: Vec<u32>,
     max_tokens: Option<usize>,
+    /// Whether a text that is too long loses its beginning, not its end.
+    cut_start: bool,
     chat: Option<ChatTemplate>,
     /// Whether texts become lower case before all else.
     lower_case: bool,
@@ -66,6 +73,7 @@ impl ModelTokenizer {
             after: vec![],
             stop: vec![],
             max_tokens: None,
+            cut_start: false,
             chat: None,
             lower_case: false,
         }
@@ -133,12 +141,46 @@ impl ModelTokenizer {
     /// `add_special` adds the tokens that the model expects around a whole text, such as one that begins it. Control
     /// tokens that are spelled out in the text become control tokens.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let text = if self.lower_case { Cow::Owned(text.to_lowercase()) } else { Cow::Borrowed(text) };
-        let encoding = guarded(&self.codec.path, || self.codec.tokenizer.encode_fast(text, add_special))?;
+        let encode = || self.codec.tokenizer.encode_fast(self.cased(text), add_special);
+        let encoding = guarded(&self.codec.path, encode)?;
         match add_special {
             true => Ok([&self.before, encoding.get_ids(), &self.after].concat()),
             false => Ok(encoding.get_ids().to_vec()),
         }
+    }
+
+    /// The text in the case that the vocabulary has.
+    fn cased<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        if self.lower_case { Cow::Owned(text.to_lowercase()) } else { Cow::Borrowed(text) }
+    }
+
+    /// [`encode`](Self::encode) for a text that must not have more than `max_tokens` tokens. If it has, it loses those
+    /// at its end, or at its beginning if the model's folder says so. The special tokens around it stay and count.
+    ///
+    /// # Errors
+    ///
+    /// If there is no room for the special tokens.
+    ///
+    /// ```
+    /// use throughline::tokenize::ModelTokenizer;
+    /// let tokenizer = ModelTokenizer::open("tests/data/tiny_chat".as_ref())?;
+    /// let ids = tokenizer.encode("the harbour wall", true)?;
+    /// assert_eq!(tokenizer.encode_within("the harbour wall", 3)?, ids[..3]);
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub fn encode_within(&self, text: &str, max_tokens: usize) -> Result<Vec<u32>> {
+        let processor = self.codec.tokenizer.get_post_processor();
+        let added = self.before.len() + self.after.len() + processor.map_or(0, |p| p.added_tokens(false));
+        let Some(room) = max_tokens.checked_sub(added) else {
+            return Err(Error::data("max_tokens", format!("room for {added} special tokens"), max_tokens));
+        };
+        let direction = if self.cut_start { TruncationDirection::Left } else { TruncationDirection::Right };
+        let encoding = guarded(&self.codec.path, || {
+            let mut encoding = self.codec.tokenizer.encode_fast(self.cased(text), false)?;
+            encoding.truncate(room, 0, direction);
+            self.codec.tokenizer.post_process(encoding, None, true)
+        })?;
+        Ok([&self.before, encoding.get_ids(), &self.after].concat())
     }
 
     /// Turns token ids into text. `skip_special` leaves control tokens out. Bytes that are not UTF-8 become `�`, and an
@@ -202,8 +244,8 @@ impl ModelTokenizer {
         &self.stop
     }
 
-    /// The longest text, in tokens, that the model is meant for, if a folder sets one. Longer texts are not truncated:
-    /// check or cut them yourself.
+    /// The longest text, in tokens, that the model is meant for, if a folder sets one. [`encode`](Self::encode) cuts
+    /// nothing; [`encode_within`](Self::encode_within) does.
     pub fn max_tokens(&self) -> Option<usize> {
         self.max_tokens
     }

@@ -50,7 +50,7 @@ impl Trainer {
     /// whole, so readers of the weights only ever see the end of a step.
     pub fn slices(&self, profile: &Timeline, budget: Duration) -> Result<StepSlices> {
         let exec = &self.forward_backward.exec;
-        let times = profile.command_ns();
+        let times = profile.command_ns()?;
         let passes = self.config.micro_batches * exec.command_count();
         let (Some(pass), Some(update)) = (times.get(..exec.command_count()), times.get(passes..)) else {
             return Err(Error::data("profile", format!("times of at least {passes} commands"), times.len()));

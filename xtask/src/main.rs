@@ -61,7 +61,7 @@ fn demo(args: &[String]) -> Outcome {
 }
 
 fn test(args: &[String]) -> Outcome {
-    // What tests/smollm2.rs, tests/minilm.rs and tests/tokenizing.rs run, fetched while everything compiles.
+    // What tests/smollm2.rs, tests/sentences.rs and tests/tokenizing.rs run, fetched while everything compiles.
     let models = || fetch::fetch("smollm2").and_then(|()| fetch::fetch("minilm"));
     let of_cargo = args.iter().take_while(|a| *a != "--");
     let compile = || run(cargo(&["test", "--workspace", "--no-run"]).args(of_cargo));
