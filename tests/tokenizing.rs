@@ -348,11 +348,12 @@ fn tokens_that_only_other_files_know_are_one_token() {
     let tokenizer = ModelTokenizer::open(folder(&[(config, text)]).path()).unwrap();
     let the = tiny().encode(" the", false).unwrap();
     assert_eq!(tokenizer.decode(&tokenizer.encode("in the", false).unwrap(), true).unwrap(), "in", "{the:?}");
-    let cases: [(&str, &str, &[&str]); 5] = [
+    let cases: [(&str, &str, &[&str]); 6] = [
         (config, &named(70, ""), &["added_tokens_decoder", "`<x>` has id 70", "`d`", "tokenizer.json"]),
         (config, r#"{"added_tokens_decoder": {"-1": {"content": "<x>"}}}"#, &["expected ids, got `-1`"]),
         (config, r#"{"added_tokens_decoder": {"300": {}}}"#, &["added_tokens_decoder", "expected a token"]),
         ("added_tokens.json", r#"{"<x>": 0}"#, &["added_tokens.json", "`<x>` has id 0"]),
+        ("added_tokens.json", r#"{"<x>": 300, "<y>": 300}"#, &["`<y>` has id 300", "`<x>`"]),
         ("added_tokens.json", r#"{"<x>": "a"}"#, &["added_tokens.json", "<x>: expected an id"]),
     ];
     for (name, text, parts) in cases {
@@ -386,7 +387,7 @@ fn ends_are_those_that_are_tokens() {
         ("-1", &[2]),
         ("50256", &[2]),
         ("[50256, 0, -1, null]", &[0, 2]),
-        ("1e30", &[2]),
+        ("Infinity", &[2]),
         ("[]", &[2]),
     ];
     let config = r#"{"eos_token": "<|im_end|>"}"#;
@@ -634,6 +635,11 @@ fn gguf_tokens_may_be_there_twice_or_empty() {
     let tokenizer = open(&["a", "b", "</s>", "ab", "x", "</s>"], vec![1, 1, 1, 1, 1, 3]);
     assert_eq!(tokenizer.stop_tokens(), [2, 5]);
     assert_eq!(tokenizer.decode(&[0, 2, 5], true).unwrap(), "a");
+    // The end's text, without a name that is known.
+    let mut file = gpt2();
+    file.insert("tokenizer.ggml.tokens", strings(&["a", "b", "x", "ab", "x", ""]));
+    file.insert("tokenizer.ggml.eos_token_id", MetaValue::U32(4));
+    assert_eq!(ModelTokenizer::of(&weights(&file)).unwrap().stop_tokens(), [2, 4]);
     let mut file = sentence_piece(&[("▁a", -1.0), ("▁a", -2.0), ("", 0.0)]);
     file.insert("tokenizer.ggml.bos_token_id", MetaValue::U32(1));
     let tokenizer = ModelTokenizer::of(&weights(&file)).unwrap();
@@ -727,6 +733,12 @@ fn sentence_piece_without_types_has_bytes_and_marks() {
     let tokenizer = ModelTokenizer::of(&weights(&file)).unwrap();
     assert_eq!(tokenizer.encode("ab</s>é", true).unwrap(), [1, 267, 2, 259, 3 + 0xc3, 3 + 0xa9]);
     assert_eq!(tokenizer.decode(&[1, 267, 2, 259, 3 + 0xc3, 3 + 0xa9], true).unwrap(), "ab é");
+    // The unknown token is one, too, with types or without.
+    for file in [file, sentence_piece(PIECES)] {
+        let tokenizer = ModelTokenizer::of(&weights(&file)).unwrap();
+        assert_eq!(tokenizer.encode("<unk>ab", false).unwrap(), [0, 267]);
+        assert_eq!(tokenizer.decode(&[0, 267], true).unwrap(), "ab");
+    }
 }
 
 #[test]
@@ -912,18 +924,42 @@ proptest! {
     }
 }
 
-#[test]
-fn word_piece_vocabularies_are_berts() {
+fn bert() -> Entries {
     let tokens = ["[UNK]", "[CLS]", "[SEP]", "▁harbour", "▁deep", "er", "▁."];
-    let file = HashMap::from([
+    HashMap::from([
         ("tokenizer.ggml.model", MetaValue::String("bert".into())),
         ("tokenizer.ggml.tokens", strings(&tokens)),
         ("tokenizer.ggml.token_type", MetaValue::Array(MetaArray::I32(vec![2, 3, 3, 1, 1, 1, 1]))),
         ("tokenizer.ggml.unknown_token_id", MetaValue::U32(0)),
         ("tokenizer.ggml.bos_token_id", MetaValue::U32(1)),
         ("tokenizer.ggml.seperator_token_id", MetaValue::U32(2)),
-    ]);
-    let tokenizer = ModelTokenizer::of(&weights(&file)).unwrap();
+    ])
+}
+
+#[test]
+fn word_piece_vocabularies_are_berts() {
+    let open = |file: &Entries| ModelTokenizer::of(&weights(file)).unwrap();
+    let tokenizer = open(&bert());
     assert_eq!(tokenizer.encode("Deeper harbour sea.", true).unwrap(), [1, 4, 5, 3, 0, 6, 2]);
     assert_eq!(tokenizer.decode(&[1, 4, 5, 3, 2], true).unwrap(), "deeper harbour");
+    let mut file = bert();
+    file.remove("tokenizer.ggml.token_type");
+    assert_eq!(open(&file).encode("Deeper[SEP]", true).unwrap(), [1, 4, 5, 2, 2]);
+    file.insert("tokenizer.ggml.tokens", strings(&["[UNK]", "[CLS]", "[SEP]", "▁Deep", "▁deep", "▁déep", "<user>"]));
+    file.insert("tokenizer.ggml.token_type", MetaValue::Array(MetaArray::I32(vec![2, 3, 3, 1, 1, 1, 4])));
+    assert_eq!(open(&file).encode("Déep<user>", false).unwrap(), [4, 6]);
+    file.insert("tokenizer.ggml.normalizer.strip_accents", MetaValue::Bool(false));
+    assert_eq!(open(&file).encode("Déep", false).unwrap(), [5]);
+    file.insert("tokenizer.ggml.normalizer.lowercase", MetaValue::Bool(false));
+    assert_eq!(open(&file).encode("Deep", false).unwrap(), [3]);
+}
+
+/// All parts of a text, each of which is made of two others in many ways.
+#[test]
+fn a_small_file_takes_no_large_memory() {
+    let letters: Vec<char> = (0..400).map(|i| char::from(b'a' + (i * i % 23 + i / 23) as u8)).collect();
+    let parts = (1..120).flat_map(|len| letters.windows(len).map(String::from_iter));
+    let parts: std::collections::BTreeSet<String> = parts.collect();
+    let pieces: Vec<(&str, f32)> = parts.iter().map(|part| (part.as_str(), 0.0)).collect();
+    refused(ModelTokenizer::of(&weights(&sentence_piece(&pieces))), &["tokenizer.ggml.tokens", "more than 32 pairs"]);
 }

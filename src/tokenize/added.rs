@@ -1,12 +1,12 @@
 //! Tokens that are added to a vocabulary: those that `tokenizer.json` lists itself, and those that only other files know.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde::Deserialize;
 use tokenizers::{AddedToken, Model, Tokenizer};
 
 use super::files::{Config, Files};
-use super::guarded;
+use super::guard::guarded;
 use crate::error::{Error, Result, quoted};
 
 /// Settings that name a special token.
@@ -64,22 +64,20 @@ impl Special {
         for (source, key) in sources.iter().flat_map(|source| LISTS.map(|key| (source, key))) {
             listed.extend(source.tokens(key)?);
         }
-        let mut special =
-            Special { path: format!("{}: added_tokens_decoder", config.path()), named, listed, placed: vec![] };
-        special.placed = match placed {
-            Some(placed) => placed,
+        let texts: HashSet<&str> = named.iter().map(|(_, token)| token).chain(&listed).map(content).collect();
+        let (path, placed) = match placed {
+            Some(mut placed) => {
+                placed.iter_mut().for_each(|(_, token)| token.special |= texts.contains(token.content.as_str()));
+                (format!("{}: added_tokens_decoder", config.path()), placed)
+            }
             None => {
                 let legacy = Config::read(files, "added_tokens.json")?;
-                special.path = legacy.path().into();
-                let token = |(id, text): (u32, &str)| (id, AddedToken::from(text, special.names(text)));
-                legacy.ids_by_token()?.into_iter().map(token).collect()
+                let token = |(id, text)| (id, AddedToken::from(text, texts.contains(text)));
+                let placed = legacy.ids_by_token()?.into_iter().map(token).collect();
+                (legacy.path().into(), placed)
             }
         };
-        Ok(special)
-    }
-
-    fn names(&self, text: &str) -> bool {
-        self.special().any(|token| token.content == text)
+        Ok(Special { path, named, listed, placed })
     }
 
     fn special(&self) -> impl Iterator<Item = &AddedToken> {
@@ -95,72 +93,68 @@ impl Special {
     fn additions(&self, tokenizer: &Tokenizer) -> Vec<(Option<u32>, AddedToken)> {
         let present = tokenizer.get_added_tokens_decoder();
         let present: HashMap<&str, &AddedToken> = present.values().map(|t| (t.content.as_str(), t)).collect();
-        let placed = self.placed.iter().map(|(id, token)| {
-            let is_special = token.special || self.names(&token.content);
-            (Some(*id), token.clone().special(is_special))
-        });
-        let is_placed = |token: &AddedToken| self.placed.iter().any(|(_, other)| other.content == token.content);
-        let special = self.special().filter(|token| !is_placed(token)).map(|token| {
+        let placed = self.placed.iter().map(|(id, token)| (Some(*id), token.clone()));
+        let is_placed: HashSet<&str> = self.placed.iter().map(|(_, token)| content(token)).collect();
+        let special = self.special().filter(|token| !is_placed.contains(content(token))).map(|token| {
             // What `tokenizer.json` says of it counts, but that it is special.
-            let token = present.get(token.content.as_str()).map_or(token, |present| *present);
+            let token = present.get(content(token)).map_or(token, |present| *present);
             (None, token.clone().special(true))
         });
         placed.chain(special).filter(|(_, token)| !token.content.is_empty()).collect()
     }
 }
 
+fn content(token: &AddedToken) -> &str {
+    &token.content
+}
+
 /// A tokenizer with all tokens that the file and the other files of its folder add, each at its id.
 pub(super) fn complete(base: &dyn Base, special: &Special) -> Result<Tokenizer> {
     let tokenizer = base.build(&[])?;
     let additions = special.additions(&tokenizer);
-    let mut places: Vec<(u32, &str)> = vec![];
+    let mut places = Places::default();
     for Added { id, content } in base.added() {
-        let in_model = tokenizer.get_model().token_to_id(content);
-        let at_id = tokenizer.get_model().id_to_token(*id);
-        let shown = quoted(content);
+        let bad = |what: String| {
+            let what = format!("added_tokens: {} has id {id}, but {what}", quoted(content));
+            Error::format(base.path(), what)
+        };
+        let (in_model, at_id) = (tokenizer.get_model().token_to_id(content), tokenizer.get_model().id_to_token(*id));
         match (in_model, at_id) {
-            (Some(got), _) if got != *id => {
-                let what = format!("added_tokens: {shown} has id {id}, but by the vocabulary it is {got}");
-                return Err(Error::format(base.path(), what));
-            }
-            (None, Some(other)) => {
-                let what =
-                    format!("added_tokens: {shown} has id {id}, but that is {} in the vocabulary", quoted(&other));
-                return Err(Error::format(base.path(), what));
-            }
-            _ => places.push((*id, content)),
+            (Some(got), _) if got != *id => return Err(bad(format!("by the vocabulary it is {got}"))),
+            (None, Some(other)) => return Err(bad(format!("that is {} in the vocabulary", quoted(&other)))),
+            _ => places.put(*id, content).map_err(|other| bad(format!("that is {}", quoted(other))))?,
         }
     }
-    let mut next = None;
+    let mut free = None;
     for (id, token) in &additions {
-        let content = token.content.as_str();
-        if tokenizer.token_to_id(content).is_some() || places.iter().any(|(_, other)| *other == content) {
+        let content = content(token);
+        if tokenizer.token_to_id(content).is_some() || places.ids.contains_key(content) {
             continue;
         }
-        let id = match (*id, next) {
-            (Some(id), _) => id,
-            (None, Some(next)) => next,
-            (None, None) => first_free(&tokenizer, &places),
+        // Tokens without an id come last, and get the ids after all others.
+        let id = id.unwrap_or_else(|| {
+            let next = free.unwrap_or_else(|| places.first_free(&tokenizer));
+            free = Some(next.saturating_add(1));
+            next
+        });
+        let bad = |other: &str| {
+            let what = format!("{} has id {id}, but that is {} in {}", quoted(content), quoted(other), base.path());
+            Error::format(&special.path, what)
         };
-        if let Some(other) = tokenizer.id_to_token(id) {
-            let what = format!("{} has id {id}, but that is {} in {}", quoted(content), quoted(&other), base.path());
-            return Err(Error::format(&special.path, what));
+        match tokenizer.id_to_token(id) {
+            Some(other) => return Err(bad(&other)),
+            None => places.put(id, content).map_err(bad)?,
         }
-        next = Some(next.unwrap_or(0).max(id.saturating_add(1)));
-        places.push((id, content));
     }
     let tokens: Vec<AddedToken> = additions.iter().map(|(_, token)| token.clone()).collect();
     let tokenizer = with(base.path(), tokenizer, &tokens)?;
-    let wrong = |tokenizer: &Tokenizer| -> Vec<(u32, &str)> {
-        places.iter().filter(|(id, text)| tokenizer.token_to_id(text) != Some(*id)).copied().collect()
-    };
     // The crate gives an added token the id after the last one. For another id, the token must be in the vocabulary.
-    let misplaced = wrong(&tokenizer);
+    let misplaced = places.misplaced(&tokenizer);
     if misplaced.is_empty() {
         return Ok(tokenizer);
     }
     let tokenizer = with(base.path(), base.build(&misplaced)?, &tokens)?;
-    match wrong(&tokenizer).first() {
+    match places.misplaced(&tokenizer).first() {
         None => Ok(tokenizer),
         Some((id, text)) => {
             let what = format!("{} cannot have id {id} in this vocabulary", quoted(text));
@@ -169,9 +163,36 @@ pub(super) fn complete(base: &dyn Base, special: &Special) -> Result<Tokenizer> 
     }
 }
 
-fn first_free(tokenizer: &Tokenizer, places: &[(u32, &str)]) -> u32 {
-    let taken = tokenizer.get_vocab(true).into_values().chain(places.iter().map(|(id, _)| *id));
-    taken.max().map_or(0, |last| last.saturating_add(1))
+/// Which ids added tokens must have.
+#[derive(Default)]
+struct Places<'a> {
+    ids: HashMap<&'a str, u32>,
+    texts: HashMap<u32, &'a str>,
+}
+
+impl<'a> Places<'a> {
+    /// The other token, if the id is another one's.
+    fn put(&mut self, id: u32, text: &'a str) -> Result<(), &'a str> {
+        match *self.texts.entry(id).or_insert(text) {
+            own if own == text => {
+                self.ids.insert(text, id);
+                Ok(())
+            }
+            other => Err(other),
+        }
+    }
+
+    fn misplaced(&self, tokenizer: &Tokenizer) -> Vec<(u32, &'a str)> {
+        let all = self.ids.iter().map(|(text, id)| (*id, *text));
+        let mut misplaced: Vec<_> = all.filter(|(id, text)| tokenizer.token_to_id(text) != Some(*id)).collect();
+        misplaced.sort_unstable();
+        misplaced
+    }
+
+    fn first_free(&self, tokenizer: &Tokenizer) -> u32 {
+        let taken = tokenizer.get_vocab(true).into_values().chain(self.ids.values().copied());
+        taken.max().map_or(0, |last| last.saturating_add(1))
+    }
 }
 
 fn with(path: &str, mut tokenizer: Tokenizer, tokens: &[AddedToken]) -> Result<Tokenizer> {

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
 use crate::error::{Error, Result, quoted};
-use crate::format::{MAX_CONFIG_BYTES, read_file};
+use crate::format::{MAX_CONFIG_BYTES, float, parse_json, read_file};
 
 /// Numbers from here on mean "no limit": `transformers` writes 1e30.
 const NO_LIMIT: f64 = 1e9;
@@ -72,10 +72,10 @@ impl<'a> Files<'a> {
         text.map(Some).map_err(|e| Error::format(self.path_of(name), format!("expected UTF-8: {e}")))
     }
 
-    /// A JSON file, if it is there.
+    /// A JSON file as Python writes it, if it is there.
     pub fn json<T: DeserializeOwned>(&self, name: &str, limit: u64) -> Result<Option<T>> {
         let Some(bytes) = self.read(name, limit)? else { return Ok(None) };
-        serde_json::from_slice(&bytes).map(Some).map_err(|e| Error::format(self.path_of(name), e))
+        parse_json(&bytes).map(Some).map_err(|e| Error::format(self.path_of(name), e))
     }
 }
 
@@ -185,7 +185,7 @@ impl Config {
             Some(Value::Array(values)) => values.as_slice(),
             Some(value) => std::slice::from_ref(value),
         };
-        if let Some(other) = values.iter().find(|value| !value.is_number() && !value.is_null()) {
+        if let Some(other) = values.iter().find(|value| float(value).is_none() && !value.is_null()) {
             return Err(self.expected(key, "the id of a token", other));
         }
         let ids = values.iter().filter_map(|value| u32::try_from(value.as_u64()?).ok());
@@ -195,7 +195,7 @@ impl Config {
     /// A number of tokens.
     pub fn limit(&self, key: &str) -> Result<Option<usize>> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        match value.as_f64() {
+        match float(value) {
             Some(number) if number >= NO_LIMIT => Ok(None),
             Some(number) if number >= 1.0 => Ok(Some(number as usize)),
             _ => Err(self.expected(key, "a number of at least 1", value)),

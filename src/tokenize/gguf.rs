@@ -26,6 +26,7 @@ use tokenizers::{AddedToken, DecoderWrapper, PreTokenizerWrapper, SplitDelimiter
 
 use super::ModelTokenizer;
 use super::chat::ChatTemplate;
+use super::guard::guarded;
 use super::text::byte_of;
 use crate::error::{Error, Result, quoted};
 use crate::format::{MetaValue, Metadata, Weights};
@@ -44,6 +45,9 @@ const UNKNOWN: i64 = 2;
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 const BYTE: i64 = 6;
+
+/// The types of tokens that are found in a text before all others.
+const ADDED: &[i64] = &[UNKNOWN, CONTROL, USER_DEFINED];
 
 /// Tokens that end a turn or a text, whatever type the file gives them. Files often declare only one of them, or none.
 /// The list is llama.cpp's.
@@ -86,6 +90,10 @@ fn is_mark(token: &str) -> bool {
 /// length. SentencePiece itself stops at 16 characters by default.
 const MAX_PIECE_BYTES: usize = 256;
 
+/// Pairs of tokens that may form others, so that a small file needs no large memory. Llama 2 has 2 for each token.
+const PAIRS_PER_TOKEN: usize = 32;
+const MIN_PAIRS: usize = 100_000;
+
 /// Whether the file contains a tokenizer.
 pub(super) fn has_tokenizer(weights: &Weights) -> bool {
     weights.metadata().contains(MODEL)
@@ -111,6 +119,7 @@ pub(super) fn open(weights: &Weights) -> Result<ModelTokenizer> {
         stop.extend(vocabulary.id(key, None)?);
     }
     stop.extend(vocabulary.ends());
+    let stop = vocabulary.same_text(&stop);
     let text = |id: Option<u32>| id.map(|id| vocabulary.tokens[id as usize].clone());
     let chat = match vocabulary.meta.contains(TEMPLATE) {
         true => Some(ChatTemplate {
@@ -127,8 +136,7 @@ pub(super) fn open(weights: &Weights) -> Result<ModelTokenizer> {
         before: before.into_iter().collect(),
         after: after.into_iter().collect(),
         chat,
-        twins,
-        ..ModelTokenizer::new(tokenizer, weights.path())
+        ..ModelTokenizer::new(tokenizer, weights.path(), twins)
     };
     Ok(tokenizer.with_stop(stop))
 }
@@ -216,9 +224,12 @@ impl<'a> Vocabulary<'a> {
 
     /// The token to put around a text, if the file asks for it.
     fn added(&self, key: &str, default: bool, id: Option<u32>) -> Result<Option<u32>> {
-        let wanted = if self.meta.contains(key) { self.meta.bool(key)? } else { default };
-        match (wanted, id) {
-            (true, None) => Err(self.bad(key, "is true, but the file does not say which token that is")),
+        let said = self.meta.optional(key, Metadata::bool)?;
+        let by_default = if said.is_none() { " by default" } else { "" };
+        match (said.unwrap_or(default), id) {
+            (true, None) => {
+                Err(self.bad(key, &format!("is true{by_default}, but the file does not say which token it is")))
+            }
             (true, id) => Ok(id),
             (false, _) => Ok(None),
         }
@@ -236,6 +247,13 @@ impl<'a> Vocabulary<'a> {
         let parts = (has("<|return|>") && has("<|call|>")) || (has("<|calls|>") && has("<|flush|>"));
         let ends = (0..).zip(self.tokens).filter(|(_, token)| ENDS.contains(&token.as_str()));
         ends.filter(move |(_, token)| !(parts && *token == "<|end|>")).map(|(id, _)| id)
+    }
+
+    /// These tokens, and all others with the text of one of them.
+    fn same_text(&self, ids: &[u32]) -> Vec<u32> {
+        let texts: HashSet<&str> = ids.iter().map(|&id| self.tokens[id as usize].as_str()).collect();
+        let others = (0..).zip(self.tokens).filter(|(_, t)| !t.is_empty() && texts.contains(t.as_str()));
+        others.map(|(id, _)| id).chain(ids.iter().copied()).collect()
     }
 
     /// The text of the unknown token.
@@ -260,14 +278,11 @@ impl<'a> Vocabulary<'a> {
             }
         };
         // Control tokens, such as those of chat templates, and user-defined tokens are one token each wherever text
-        // contains them. Only control tokens can be skipped when decoding.
-        let of_type =
-            |wanted| names.iter().zip(&self.types).filter(move |(_, ty)| **ty == wanted).map(|(name, _)| name);
-        let added: Vec<AddedToken> = (of_type(CONTROL).map(|token| (token, true)))
-            .chain(of_type(USER_DEFINED).map(|token| (token, false)))
-            .map(|(token, special)| AddedToken::from(token, special).normalized(false))
-            .collect();
-        tokenizer.add_tokens(added).map_err(|e| self.bad(TYPES, &e.to_string()))?;
+        // contains them. Those that are not user-defined can be skipped when decoding.
+        let added = names.iter().zip(&self.types).filter(|(_, ty)| ADDED.contains(ty));
+        let added = added.map(|(name, ty)| AddedToken::from(name, *ty != USER_DEFINED).normalized(false));
+        let added: Vec<AddedToken> = added.collect();
+        guarded(self.path, || tokenizer.add_tokens(added))?;
         let ids = index(&names, &self.types);
         let standing = |(id, name): (u32, &String)| Some((id, *ids.get(name.as_str())?));
         let twins = (0..).zip(names.iter()).filter_map(standing).filter(|(id, other)| id != other).collect();
@@ -358,6 +373,10 @@ impl<'a> Vocabulary<'a> {
                     pairs.push((scores[id as usize], l, r));
                 }
             }
+            if pairs.len() > MIN_PAIRS.max(PAIRS_PER_TOKEN * self.tokens.len()) {
+                let what = format!("more than {PAIRS_PER_TOKEN} pairs for each of {} tokens", self.tokens.len());
+                return Err(self.bad(TOKENS, &format!("{what} form a token")));
+            }
         }
         // Pairs that form the same token have the same score. SentencePiece then prefers the first in the text. Here
         // the pairs need a fixed order, and this one is that of `transformers`.
@@ -370,9 +389,9 @@ impl<'a> Vocabulary<'a> {
     fn words(&self) -> Result<Vec<String>> {
         let unknown = self.unknown(100)?;
         let word = |(token, ty): (&String, &i64)| match token.strip_prefix('▁') {
+            _ if token.is_empty() || Some(token) == unknown.as_ref() => token.clone(),
             Some(word) => word.to_string(),
-            None if [CONTROL, USER_DEFINED, UNKNOWN].contains(ty) || Some(token) == unknown.as_ref() => token.clone(),
-            None if token.is_empty() => String::new(),
+            None if ADDED.contains(ty) => token.clone(),
             None => [INSIDE, token].concat(),
         };
         Ok(self.tokens.iter().zip(&self.types).map(word).collect())
@@ -404,7 +423,7 @@ const INSIDE: &str = "##";
 fn index<'t>(tokens: &'t [String], types: &[i64]) -> HashMap<&'t str, u32> {
     let mut ids = HashMap::with_capacity(tokens.len());
     for added in [true, false] {
-        let wanted = |(_, ty): &(_, &i64)| [CONTROL, USER_DEFINED].contains(*ty) == added;
+        let wanted = |(_, ty): &(_, &i64)| ADDED.contains(ty) == added;
         for ((id, token), _) in (0..).zip(tokens).zip(types).filter(wanted).filter(|((_, token), _)| !token.is_empty())
         {
             ids.entry(token.as_str()).or_insert(id);
@@ -425,28 +444,38 @@ pub(super) struct PreTokenizer {
 
 const GPT_2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
+const LLAMA_3: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+);
+
 #[rustfmt::skip]
 const PRE_TOKENIZERS: &[PreTokenizer] = &[
     PreTokenizer {
-        names: &["gpt-2", "phi-2", "mpt", "olmo", "jina-es", "jina-de", "exaone4", "modern-bert", "trillion"],
+        names: &[
+            "gpt-2", "phi-2", "mpt", "olmo", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "exaone4", "modern-bert",
+            "trillion", "jais", "gigachat", "a.x-4.0", "mellum", "granite-docling",
+        ],
         patterns: &[GPT_2],
         whole_words: false, adds_bos: false,
     },
     PreTokenizer {
-        names: &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"],
+        names: &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"],
         patterns: &[r"\p{N}", GPT_2],
         whole_words: false, adds_bos: false,
     },
     PreTokenizer {
-        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "lfm2"],
-        patterns: &[concat!(
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}",
-            r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        )],
+        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "lfm2", "pixtral", "midm-2.0"],
+        patterns: &[LLAMA_3],
         whole_words: true, adds_bos: true,
     },
     PreTokenizer {
-        names: &["qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez"],
+        names: &["dbrx", "smaug-bpe", "glm4", "chatglm-bpe"],
+        patterns: &[LLAMA_3],
+        whole_words: false, adds_bos: false,
+    },
+    PreTokenizer {
+        names: &["qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez", "kormo", "f2llmv2", "solar-open"],
         patterns: &[concat!(
             r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}",
             r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",

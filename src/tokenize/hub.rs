@@ -1,6 +1,8 @@
 //! Tokenizers of folders in the layout of model hubs: `tokenizer.json`, or the files that older tokenizers are in, and
 //! the settings that come with it.
 
+use std::collections::HashMap;
+
 use serde_json::Value;
 use tokenizers::TruncationDirection;
 
@@ -23,21 +25,21 @@ pub(super) fn open(files: &Files<'_>) -> Result<ModelTokenizer> {
         None => {
             let vocabulary = VocabFile::read(files, &config)?;
             let mut tokenizer = around(files, &config, &vocabulary, &vocabulary.special)?;
-            (tokenizer.before, tokenizer.after) = vocabulary.around(&tokenizer.tokenizer)?;
-            tokenizer.twins = vocabulary.twins();
+            (tokenizer.before, tokenizer.after) = vocabulary.around(tokenizer.inner())?;
+            tokenizer.codec.twins = vocabulary.twins();
             tokenizer
         }
     };
     // As in `transformers`, which writes both.
     tokenizer.cut_start = match config.get("truncation_side").map(|side| side.as_str()) {
-        None => tokenizer.tokenizer.get_truncation().is_some_and(|t| t.direction == TruncationDirection::Left),
+        None => tokenizer.codec.tokenizer.get_truncation().is_some_and(|t| t.direction == TruncationDirection::Left),
         Some(Some("right")) => false,
         Some(Some("left")) => true,
         Some(_) => return Err(config.bad("truncation_side", "expected `left` or `right`")),
     };
     // Truncation and padding are for training and batches. Here a text keeps exactly its own tokens.
-    tokenizer.tokenizer.with_padding(None);
-    tokenizer.tokenizer.with_truncation(None).map_err(|e| Error::format(files.path(), e))?;
+    tokenizer.codec.tokenizer.with_padding(None);
+    tokenizer.codec.tokenizer.with_truncation(None).map_err(|e| Error::format(files.path(), e))?;
     Ok(tokenizer)
 }
 
@@ -58,7 +60,8 @@ fn around(files: &Files<'_>, config: &Config, base: &dyn Base, special: &Special
     let text = |key| special.text(key).map(String::from);
     let chat = chat_template(files, config, text("bos_token"), text("eos_token"))?;
     let lower_case = sentences.bool("do_lower_case")?.unwrap_or(false);
-    let tokenizer = ModelTokenizer { max_tokens, chat, lower_case, ..ModelTokenizer::new(tokenizer, files.path()) };
+    let tokenizer =
+        ModelTokenizer { max_tokens, chat, lower_case, ..ModelTokenizer::new(tokenizer, files.path(), HashMap::new()) };
     Ok(tokenizer.with_stop(stop))
 }
 

@@ -9,7 +9,7 @@ use tokenizers::Tokenizer;
 
 use super::added::{Added, Base};
 use super::files::Files;
-use super::guarded;
+use super::guard::guarded;
 use crate::error::{Error, Result, quoted};
 use crate::format::Entries;
 

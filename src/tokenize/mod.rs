@@ -12,11 +12,12 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use chat::ChatTemplate;
 use files::Files;
+use guard::guarded;
+use text::Codec;
 use tokenizers::{PostProcessor, Tokenizer, TruncationDirection};
 
 use crate::error::{Error, Result};
@@ -26,6 +27,7 @@ mod added;
 mod chat;
 mod files;
 mod gguf;
+mod guard;
 mod hub;
 mod jinja;
 mod jinja_syntax;
@@ -50,8 +52,7 @@ pub use text::TextStream;
 /// # Ok::<(), throughline::Error>(())
 /// ```
 pub struct ModelTokenizer {
-    tokenizer: Tokenizer,
-    path: String,
+    codec: Codec,
     /// Tokens to put around a text, if `tokenizer` does not add them itself.
     before: Vec<u32>,
     after: Vec<u32>,
@@ -60,25 +61,21 @@ pub struct ModelTokenizer {
     /// Whether a text that is too long loses its beginning, not its end.
     cut_start: bool,
     chat: Option<ChatTemplate>,
-    /// Ids whose token another id stands for, and that id.
-    twins: HashMap<u32, u32>,
     /// Whether texts become lower case before all else.
     lower_case: bool,
 }
 
 impl ModelTokenizer {
-    /// A tokenizer with nothing around it.
-    fn new(tokenizer: Tokenizer, path: &str) -> Self {
+    /// A tokenizer with nothing around it. `twins` are ids whose token another id stands for, and that id.
+    fn new(tokenizer: Tokenizer, path: &str, twins: HashMap<u32, u32>) -> Self {
         ModelTokenizer {
-            tokenizer,
-            path: path.into(),
+            codec: Codec { tokenizer, path: path.into(), twins },
             before: vec![],
             after: vec![],
             stop: vec![],
             max_tokens: None,
             cut_start: false,
             chat: None,
-            twins: HashMap::new(),
             lower_case: false,
         }
     }
@@ -145,7 +142,8 @@ impl ModelTokenizer {
     /// `add_special` adds the tokens that the model expects around a whole text, such as one that begins it. Control
     /// tokens that are spelled out in the text become control tokens.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        let encoding = guarded(&self.path, || self.tokenizer.encode_fast(self.cased(text), add_special))?;
+        let encode = || self.codec.tokenizer.encode_fast(self.cased(text), add_special);
+        let encoding = guarded(&self.codec.path, encode)?;
         match add_special {
             true => Ok([&self.before, encoding.get_ids(), &self.after].concat()),
             false => Ok(encoding.get_ids().to_vec()),
@@ -172,16 +170,16 @@ impl ModelTokenizer {
     /// # Ok::<(), throughline::Error>(())
     /// ```
     pub fn encode_within(&self, text: &str, max_tokens: usize) -> Result<Vec<u32>> {
-        let processor = self.tokenizer.get_post_processor();
+        let processor = self.codec.tokenizer.get_post_processor();
         let added = self.before.len() + self.after.len() + processor.map_or(0, |p| p.added_tokens(false));
         let Some(room) = max_tokens.checked_sub(added) else {
             return Err(Error::data("max_tokens", format!("room for {added} special tokens"), max_tokens));
         };
         let direction = if self.cut_start { TruncationDirection::Left } else { TruncationDirection::Right };
-        let encoding = guarded(&self.path, || {
-            let mut encoding = self.tokenizer.encode_fast(self.cased(text), false)?;
+        let encoding = guarded(&self.codec.path, || {
+            let mut encoding = self.codec.tokenizer.encode_fast(self.cased(text), false)?;
             encoding.truncate(room, 0, direction);
-            self.tokenizer.post_process(encoding, None, true)
+            self.codec.tokenizer.post_process(encoding, None, true)
         })?;
         Ok([&self.before, encoding.get_ids(), &self.after].concat())
     }
@@ -195,21 +193,12 @@ impl ModelTokenizer {
     ///
     /// If the parts of the tokenizer's file do not fit each other.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        let tokens = ids.iter().filter_map(|&id| self.token(id, skip_special)).collect();
-        guarded(&self.path, || text::decoded(&self.tokenizer, tokens))
-    }
-
-    /// The token of an id as the vocabulary writes it, unless it is skipped or empty.
-    fn token(&self, id: u32, skip_special: bool) -> Option<String> {
-        let id = self.twins.get(&id).copied().unwrap_or(id);
-        let token = self.tokenizer.id_to_token(id)?;
-        let skipped = skip_special && self.tokenizer.get_added_vocabulary().is_special_token(&token);
-        (!skipped && !token.is_empty()).then_some(token)
+        self.codec.decode(ids.iter().filter_map(|&id| self.codec.token(id, skip_special)).collect())
     }
 
     /// Decodes tokens one by one, as they arrive. See [`TextStream`].
     pub fn stream(&self, skip_special: bool) -> TextStream<'_> {
-        TextStream::new(self, skip_special)
+        TextStream::new(&self.codec, skip_special)
     }
 
     /// Renders a chat as text with the model's template. `add_generation_prompt` ends it with the beginning of the
@@ -231,7 +220,7 @@ impl ModelTokenizer {
     /// # Ok::<(), throughline::Error>(())
     /// ```
     pub fn chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let chat = self.chat.as_ref().ok_or_else(|| Error::format(&self.path, "has no chat template"))?;
+        let chat = self.chat.as_ref().ok_or_else(|| Error::format(&self.codec.path, "has no chat template"))?;
         chat.render(messages, add_generation_prompt)
     }
 
@@ -264,29 +253,20 @@ impl ModelTokenizer {
 
     /// Number of tokens in the vocabulary.
     pub fn vocab_len(&self) -> usize {
-        self.tokenizer.get_vocab_size(true)
+        self.codec.tokenizer.get_vocab_size(true)
     }
 
     /// The underlying tokenizer of the `tokenizers` crate, for everything else that it can do. It adds the tokens around
     /// a text only if it comes from a `tokenizer.json`.
     pub fn inner(&self) -> &Tokenizer {
-        &self.tokenizer
+        &self.codec.tokenizer
     }
 }
 
 impl fmt::Debug for ModelTokenizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("ModelTokenizer");
-        shown.field("path", &self.path).field("tokens", &self.vocab_len()).field("stop", &self.stop);
+        shown.field("path", &self.codec.path).field("tokens", &self.vocab_len()).field("stop", &self.stop);
         shown.finish_non_exhaustive()
     }
-}
-
-/// Runs code of the `tokenizers` crate, which panics on some files that its reader accepts: a post-processor with a
-/// token that it does not list, a pattern without text. No set of checks beforehand could cover all such files, so the
-/// panic is caught. The panic hook of the process still reports it.
-fn guarded<T>(path: &str, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
-    let done = catch_unwind(AssertUnwindSafe(work));
-    let done = done.unwrap_or_else(|_| Err("the parts of the file do not fit each other".into()));
-    done.map_err(|e| Error::format(path, format!("tokenizer: {e}")))
 }

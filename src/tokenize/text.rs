@@ -1,10 +1,11 @@
 //! Tokens to text, all at once or as they come.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use tokenizers::{Decoder, DecoderWrapper, Tokenizer};
 
-use super::{ModelTokenizer, guarded};
+use super::guard::guarded;
 use crate::error::Result;
 
 /// Tokens that a stream keeps to tell the decoder what is before the next one.
@@ -15,12 +16,31 @@ const MAX_WINDOW: usize = 32;
 /// A character has at most four bytes, so at most this many at the end of a text can be the start of one.
 const MAX_OPEN: usize = 3;
 
-/// The text of these tokens, which are written as in the vocabulary.
-pub(super) fn decoded(tokenizer: &Tokenizer, tokens: Vec<String>) -> tokenizers::Result<String> {
-    match tokenizer.get_decoder() {
-        _ if tokens.is_empty() => Ok(String::new()), // which some decoders of the crate panic on
-        Some(decoder) => Ok(chain(decoder, tokens)?.concat()),
-        None => Ok(tokens.join(" ")),
+/// What turns ids into text.
+pub(super) struct Codec {
+    pub tokenizer: Tokenizer,
+    /// The file, for messages.
+    pub path: String,
+    /// Ids whose token another id stands for, and that id.
+    pub twins: HashMap<u32, u32>,
+}
+
+impl Codec {
+    /// The token of an id as the vocabulary writes it, unless it is skipped or empty.
+    pub fn token(&self, id: u32, skip_special: bool) -> Option<String> {
+        let id = self.twins.get(&id).copied().unwrap_or(id);
+        let token = self.tokenizer.id_to_token(id)?;
+        let skipped = skip_special && self.tokenizer.get_added_vocabulary().is_special_token(&token);
+        (!skipped && !token.is_empty()).then_some(token)
+    }
+
+    /// The text of these tokens.
+    pub fn decode(&self, tokens: Vec<String>) -> Result<String> {
+        guarded(&self.path, || match self.tokenizer.get_decoder() {
+            _ if tokens.is_empty() => Ok(String::new()), // which some decoders of the crate panic on
+            Some(decoder) => Ok(chain(decoder, tokens)?.concat()),
+            None => Ok(tokens.join(" ")),
+        })
     }
 }
 
@@ -80,7 +100,7 @@ fn common_bytes(a: &str, b: &str) -> usize {
 /// Turns tokens into text one by one, to show a text while it is generated. A character made of several tokens comes
 /// with the last of them.
 ///
-/// What the stream returns, put together, is what [`ModelTokenizer::decode`] makes of all tokens at once. Bytes that
+/// What the stream returns, put together, is what [`decode`](super::ModelTokenizer::decode) makes of all tokens at once. Bytes that
 /// are not UTF-8 become `�`, at the latest three tokens later.
 ///
 /// ```
@@ -95,7 +115,7 @@ fn common_bytes(a: &str, b: &str) -> usize {
 /// # Ok::<(), throughline::Error>(())
 /// ```
 pub struct TextStream<'a> {
-    tokenizer: &'a ModelTokenizer,
+    codec: &'a Codec,
     skip_special: bool,
     /// The last tokens.
     window: Vec<String>,
@@ -104,8 +124,8 @@ pub struct TextStream<'a> {
 }
 
 impl<'a> TextStream<'a> {
-    pub(super) fn new(tokenizer: &'a ModelTokenizer, skip_special: bool) -> Self {
-        TextStream { tokenizer, skip_special, window: vec![], sent: String::new() }
+    pub(super) fn new(codec: &'a Codec, skip_special: bool) -> Self {
+        TextStream { codec, skip_special, window: vec![], sent: String::new() }
     }
 
     /// The text that this token adds; empty while a character is incomplete. An id without a token adds nothing.
@@ -114,7 +134,7 @@ impl<'a> TextStream<'a> {
     ///
     /// If the parts of the tokenizer's file do not fit each other. The stream can go on.
     pub fn push(&mut self, id: u32) -> Result<String> {
-        let Some(token) = self.tokenizer.token(id, self.skip_special) else { return Ok(String::new()) };
+        let Some(token) = self.codec.token(id, self.skip_special) else { return Ok(String::new()) };
         self.window.push(token);
         let text = self.text(0)?;
         let open = open_bytes(&text);
@@ -138,7 +158,7 @@ impl<'a> TextStream<'a> {
 
     /// The text of the window from this token on.
     fn text(&self, from: usize) -> Result<String> {
-        guarded(&self.tokenizer.path, || decoded(&self.tokenizer.tokenizer, self.window[from..].to_vec()))
+        self.codec.decode(self.window[from..].to_vec())
     }
 
     /// Shortens the window, if what is left suffices as context: if some of its text is settled, and as much is open.
