@@ -373,6 +373,78 @@ fn a_step_in_slices_gives_the_same_bits_and_readers_see_whole_steps() {
     }
 }
 
+#[test]
+fn a_step_in_an_encoder_that_is_dropped_does_not_count() {
+    let (mut plain, mut dropping) = (trainer(gpu()), trainer(gpu()));
+    let encoder = || gpu().device().create_command_encoder(&Default::default());
+    for step in 0..3 {
+        plain.step(&batches(step)).unwrap();
+        let mut dropped = encoder();
+        let losses = [77, 78].map(|other| dropping.record(&mut dropped, &batches(other)).unwrap());
+        assert_eq!(dropping.step_count(), step + 2);
+        drop(dropped);
+        assert_eq!(dropping.step_count(), step);
+        for loss in losses {
+            assert!(loss.wait_blocking::<f32>().unwrap_err().to_string().contains("not submitted"));
+        }
+        let mut submitted = encoder();
+        dropping.record(&mut submitted, &batches(step)).unwrap();
+        gpu().submit(submitted).unwrap();
+        assert_eq!(dropping.step_count(), step + 1);
+    }
+    assert!(checkpoint(&plain).same_bits(&checkpoint(&dropping)));
+}
+
+#[test]
+fn a_step_in_slices_starts_over_after_a_frame_that_is_dropped() {
+    let (mut whole, mut sliced) = (trainer(gpu()), trainer(gpu()));
+    let profile = sliced.profile_blocking(&batches(0)).unwrap();
+    whole.step(&batches(0)).unwrap();
+    let slices = sliced.slices(&profile, profile_time(&profile) / 8).unwrap();
+    for step in 1..3 {
+        let want = whole.step(&batches(step)).unwrap().wait_blocking().unwrap();
+        let mut running = sliced.start_sliced(&slices, &batches(step)).unwrap();
+        let mut last = 0;
+        // The first slice, one in the middle, and the last, which is the update.
+        let loss = (0..).find_map(|frame| {
+            let mut encoder = gpu().device().create_command_encoder(&Default::default());
+            let loss = sliced.record_slice(&mut encoder, &mut running).unwrap();
+            if [0, 4].contains(&frame) || loss.is_some() && last == 0 {
+                last = if loss.is_some() { frame } else { 0 };
+                return None;
+            }
+            gpu().submit(encoder).unwrap();
+            loss
+        });
+        assert_eq!(loss.unwrap().wait_blocking::<f32>().unwrap()[0].to_bits(), want.to_bits());
+        assert!(last > 4 && sliced.step_count() == step + 1);
+    }
+    assert!(checkpoint(&whole).same_bits(&checkpoint(&sliced)));
+    // The step after one whose end is dropped takes its place.
+    let mut running = sliced.start_sliced(&slices, &batches(3)).unwrap();
+    let mut encoder = gpu().device().create_command_encoder(&Default::default());
+    while sliced.record_slice(&mut encoder, &mut running).unwrap().is_none() {}
+    let mut running = sliced.start_sliced(&slices, &batches(3)).unwrap();
+    drop(encoder);
+    while record(&mut sliced, &mut running).is_none() {}
+    whole.step(&batches(3)).unwrap();
+    assert!(checkpoint(&whole).same_bits(&checkpoint(&sliced)));
+}
+
+#[test]
+fn a_profile_with_zeros_slices_by_what_it_has() {
+    let mut trainer = trainer(gpu());
+    let mut profile = trainer.profile_blocking(&batches(0)).unwrap();
+    let spans = profile.nodes.iter_mut().flat_map(|n| &mut n.spans);
+    spans.enumerate().for_each(|(i, span)| span.ns = if i % 3 == 0 { 1000 } else { 0 });
+    let slices = trainer.slices(&profile, Duration::from_micros(5)).unwrap();
+    let step = trainer.start_sliced(&slices, &batches(1)).unwrap();
+    assert_eq!(step.next_estimate(), Duration::from_micros(5));
+    profile.nodes.iter_mut().flat_map(|n| &mut n.spans).for_each(|span| span.ns = 0);
+    let error = trainer.slices(&profile, Duration::from_micros(5)).unwrap_err().to_string();
+    assert!(error.contains("not zero"), "{error}");
+}
+
 fn profile_time(profile: &Timeline) -> Duration {
     Duration::from_nanos(profile.ns())
 }

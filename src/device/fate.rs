@@ -40,3 +40,34 @@ impl Drop for Witness {
         let _ = self.0.compare_exchange(OPEN, DROPPED, Ordering::AcqRel, Ordering::Acquire);
     }
 }
+
+/// A count of what was recorded, less what was in encoders that were dropped.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    recorded: u64,
+    open: Vec<Fate>,
+}
+
+impl Tally {
+    /// The count as far as is known now.
+    pub fn count(&self) -> u64 {
+        self.recorded - self.open.iter().filter(|fate| fate.is_dropped()).count() as u64
+    }
+
+    /// Starts over with this count, whatever becomes of what was recorded.
+    pub fn set(&mut self, count: u64) {
+        *self = Tally { recorded: count, open: vec![] };
+    }
+
+    /// Counts what was recorded into this encoder.
+    pub fn record(&mut self, encoder: &wgpu::CommandEncoder) {
+        let recorded = &mut self.recorded;
+        self.open.retain(|fate| {
+            let dropped = fate.is_dropped();
+            *recorded -= u64::from(dropped);
+            !dropped && !fate.is_done()
+        });
+        self.recorded = self.recorded.saturating_add(1);
+        self.open.push(Fate::of(encoder));
+    }
+}

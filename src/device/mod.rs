@@ -26,7 +26,7 @@ mod wait;
 #[cfg(feature = "check")]
 pub(crate) use exec::SENTINEL;
 pub use exec::{ExecOptions, Executable, Slice};
-pub(crate) use fate::Fate;
+pub(crate) use fate::{Fate, Tally};
 pub use gpu::Gpu;
 pub(crate) use gpu::now;
 pub use pace::Pace;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::data::Batch;
 use super::trainer::Trainer;
 use crate::device::timeline::Timeline;
-use crate::device::{Readback, Slice};
+use crate::device::{Fate, Readback, Slice};
 use crate::error::{Error, Result};
 
 /// How the steps of a trainer are sliced. [`Trainer::slices`] returns one.
@@ -24,7 +24,8 @@ impl StepSlices {
     }
 }
 
-/// A step in progress. Dropping it cancels the step: until its last slice, nothing that others read has changed.
+/// A step in progress. Dropping it cancels the step: until its last slice, nothing that others read has changed. If an
+/// encoder with a slice of it is dropped, the step starts over.
 #[derive(Clone, Debug)]
 pub struct SlicedStep {
     slices: StepSlices,
@@ -33,12 +34,19 @@ pub struct SlicedStep {
     step: u64,
     micro_batch: usize,
     next: usize,
+    /// Of the encoders with its slices, as far as they have not run.
+    fates: Vec<Fate>,
 }
 
 impl SlicedStep {
     /// The estimated time of the next slice.
     pub fn next_estimate(&self) -> Duration {
-        self.slices.passes.get(self.next).map_or(self.slices.update, |s| s.estimate)
+        let next = if self.is_lost() { 0 } else { self.next };
+        self.slices.passes.get(next).map_or(self.slices.update, |s| s.estimate)
+    }
+
+    fn is_lost(&self) -> bool {
+        self.fates.iter().any(Fate::is_dropped)
     }
 }
 
@@ -84,11 +92,15 @@ impl Trainer {
     pub fn start_sliced(&self, slices: &StepSlices, batches: &[Batch]) -> Result<SlicedStep> {
         self.check(batches)?;
         let (slices, batches) = (slices.clone(), batches.to_vec());
-        Ok(SlicedStep { slices, batches, step: self.step, micro_batch: 0, next: 0 })
+        let fates = vec![];
+        Ok(SlicedStep { slices, batches, step: self.step_count(), micro_batch: 0, next: 0, fates })
     }
 
     /// Records the next slice of a step. The last slice completes the step and returns the loss, `[1]`, on its way to
     /// the host.
+    ///
+    /// If an encoder that this step or the one before was recorded into has been dropped, the step starts over: this
+    /// call records its first slice.
     ///
     /// # Errors
     ///
@@ -98,10 +110,17 @@ impl Trainer {
         encoder: &mut wgpu::CommandEncoder,
         step: &mut SlicedStep,
     ) -> Result<Option<Readback>> {
-        if step.step != self.step {
-            let expected = format!("slices of step {}", self.step);
+        let count = self.step_count();
+        if step.step < count {
+            let expected = format!("slices of step {count}");
             return Err(Error::data("sliced step", expected, format!("one of step {}", step.step)));
         }
+        if step.step > count || step.is_lost() {
+            (step.step, step.micro_batch, step.next) = (count, 0, 0);
+            step.fates.clear();
+        }
+        step.fates.retain(|fate| !fate.is_done());
+        step.fates.push(Fate::of(encoder));
         if step.micro_batch == self.config.micro_batches {
             return self.update(encoder).map(Some);
         }

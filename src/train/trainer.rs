@@ -4,7 +4,7 @@ use super::config::{TrainConfig, TrainOptions};
 use super::data::Batch;
 use super::plan::{StepPlan, TrainPlan};
 use crate::device::timeline::Timeline;
-use crate::device::{ExecOptions, Executable, Gpu, Readback, Tensor, Uploads};
+use crate::device::{ExecOptions, Executable, Gpu, Readback, Tally, Tensor, Uploads};
 use crate::error::{Error, Result};
 use crate::graph::Value;
 use crate::optim::{Arena, Optimizer};
@@ -48,7 +48,7 @@ pub struct Trainer {
     evaluation: StepGraph,
     /// Bytes of GPU memory.
     bytes: usize,
-    pub(super) step: u64,
+    steps: Tally,
     /// Probes of the last step, until they are taken.
     probes: Option<ProbeReadback>,
 }
@@ -152,7 +152,7 @@ impl Trainer {
             config,
             params,
             grads,
-            step: 0,
+            steps: Tally::default(),
             probes: None,
         })
     }
@@ -162,14 +162,14 @@ impl Trainer {
         &self.config
     }
 
-    /// Number of completed steps.
+    /// Number of completed steps. One that was recorded counts as completed, unless its encoder was dropped.
     pub fn step_count(&self) -> u64 {
-        self.step
+        self.steps.count()
     }
 
     /// Sets the number of completed steps. The learning rate schedule and the bias correction follow it.
     pub fn set_step_count(&mut self, step: u64) {
-        self.step = step;
+        self.steps.set(step);
     }
 
     /// The device that this trains on.
@@ -195,10 +195,13 @@ impl Trainer {
     /// Runs one step on [`micro_batches`](TrainConfig::micro_batches) batches, in one submit and without waiting. The
     /// loss can be read later, while the GPU is at work on the next steps.
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepLoss> {
-        let step = self.step;
+        let step = self.step_count();
         let mut encoder = self.gpu.encoder("training step");
         let readback = self.record(&mut encoder, batches)?;
-        let submitted = self.gpu.submit(encoder)?;
+        let submitted = self.gpu.submit(encoder).inspect_err(|_| {
+            self.steps.set(step);
+            self.probes = None;
+        })?;
         if let Some(probes) = &mut self.probes {
             probes.submitted = Some(submitted.clone());
         }
@@ -248,6 +251,8 @@ impl Trainer {
 
     /// Records one step into your encoder. Several steps may follow each other in one encoder. Returns the loss, `[1]`,
     /// on its way to the host. From the second step on, nothing is allocated on the GPU.
+    ///
+    /// Submit the encoder, or drop it: then the step does not count, and its loss and probes are an `Err`.
     pub fn record(&mut self, encoder: &mut wgpu::CommandEncoder, batches: &[Batch]) -> Result<Readback> {
         self.check(batches)?;
         self.clear(encoder)?;
@@ -260,11 +265,12 @@ impl Trainer {
 
     /// Records what follows the last micro-batch.
     pub(super) fn update(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<Readback> {
+        let step = self.step_count();
         if let Some(instruments) = &self.forward_backward.instruments {
-            self.probes = Some(instruments.record_read(&self.forward_backward.exec, encoder, self.step)?);
+            self.probes = Some(instruments.record_read(&self.forward_backward.exec, encoder, step)?);
         }
-        self.optimizer.record(encoder, self.config.schedule.at(self.step), self.step)?;
-        self.step += 1;
+        self.optimizer.record(encoder, self.config.schedule.at(step), step)?;
+        self.steps.record(encoder);
         Ok(self.loss()?.record_read(&self.gpu, encoder))
     }
 
@@ -297,8 +303,9 @@ impl Trainer {
             self.gpu.submit(encoder)?;
             timelines.push(profile(&self.forward_backward.exec).await?);
         }
-        let update = self.optimizer.profile_by(self.config.schedule.at(self.step), self.step, profile).await?;
-        self.step += 1;
+        let step = self.step_count();
+        let update = self.optimizer.profile_by(self.config.schedule.at(step), step, profile).await?;
+        self.steps.set(step.saturating_add(1));
         Ok(timelines.into_iter().rev().fold(update, |rest, part| part.then(rest)))
     }
 
@@ -318,7 +325,7 @@ impl Trainer {
     pub(super) fn load(&self, encoder: &mut wgpu::CommandEncoder, batch: &Batch) -> Result<()> {
         let s = &self.forward_backward;
         if let Some(seed) = s.dropout_seed {
-            s.exec.record_write(encoder, seed, &[self.config.seed as u32, self.step as u32])?;
+            s.exec.record_write(encoder, seed, &[self.config.seed as u32, self.step_count() as u32])?;
         }
         s.exec.record_write(encoder, s.tokens, &batch.tokens)?;
         s.exec.record_write(encoder, s.targets, &batch.targets)
