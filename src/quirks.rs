@@ -79,8 +79,8 @@ pub const QUIRKS: &[Quirk] = &[
         versions: "Mesa 22.3.6 has it, 26.2 does not",
         effect: "after 65,535 iterations of all loops together an invocation leaves its loops, and what it then stores \
                  is wrong",
-        workaround: "attention with wide heads, or many keys, is several dispatches",
-        places: &["shaders/attention/wide.wgsl", "src/ops/attention.rs"],
+        workaround: "an invocation gets less to do: of wide heads, of long rows, of lists of equal tokens",
+        places: &["shaders/attention/wide.wgsl", "src/ops/attention.rs", "src/ops/rowwise.rs", "src/ops/embedding.rs"],
         retest: "cargo test --test ops attention",
     },
     Quirk {

@@ -120,3 +120,14 @@ fn kernels_of_long_rows_stay_short() {
         }
     }
 }
+
+/// A lane that goes twice over a row of 33,001 elements would meet the quirk `loops-end-early`.
+#[test]
+fn lanes_share_rows_that_are_too_long_for_one() {
+    for (columns, lanes) in [(1001, "LANES=1u"), (33_001, "LANES=8u")] {
+        let found = kernels(&Case::new("softmax", Softmax, &[&[64, columns]]));
+        let mut rows = found.iter().filter(|k| k.key.1 && k.description.contains("softmax.")).peekable();
+        assert!(rows.peek().is_some());
+        rows.for_each(|k| assert!(k.description.contains(lanes), "{}", k.description));
+    }
+}
