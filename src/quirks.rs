@@ -39,6 +39,9 @@ pub const SLOW_STRIDES: Quirk = Quirk {
     retest: "cargo bench --bench ops matmul",
 };
 
+/// How many iterations of loops an invocation may run on a software adapter: the quirk `loops-end-early`.
+pub(crate) const LOOP_ITERATIONS: usize = 65_535;
+
 /// All quirks that the code works around.
 pub const QUIRKS: &[Quirk] = &[
     SLOW_STRIDES,
@@ -57,7 +60,27 @@ pub const QUIRKS: &[Quirk] = &[
         versions: "Mesa 25.0.7, where an unrolled load takes about 70 ms to compile; less so 22.3.6",
         effect: "loops of constant length over loads or stores are unrolled, and each copy is slow to compile",
         workaround: "such loops count from a number that is not constant",
-        places: &["shaders/attention/lanes.wgsl", "shaders/matmul/lanes.wgsl"],
+        places: &["shaders/attention/lanes.wgsl", "shaders/attention/wide.wgsl", "shaders/matmul/lanes.wgsl"],
+        retest: "cargo test --test ops attention",
+    },
+    Quirk {
+        name: "no-long-unrolling",
+        driver: "Mesa lavapipe",
+        versions: "Mesa 22.3.6, where such a kernel also takes 60 times as long to compile, and 26.2",
+        effect: "loops of more than 32 iterations are not unrolled, so that arrays which they index leave the registers: \
+                 attention with heads of 192 ran at a third of the rate of 128",
+        workaround: "wide heads have kernels of their own, which keep sums in memory",
+        places: &["src/ops/attention.rs"],
+        retest: "cargo bench --bench ops attention",
+    },
+    Quirk {
+        name: "loops-end-early",
+        driver: "Mesa lavapipe",
+        versions: "Mesa 22.3.6 has it, 26.2 does not",
+        effect: "after 65,535 iterations of all loops together an invocation leaves its loops, and what it then stores \
+                 is wrong",
+        workaround: "an invocation gets less to do: of wide heads, of long rows, of lists of equal tokens",
+        places: &["shaders/attention/wide.wgsl", "src/ops/attention.rs", "src/ops/rowwise.rs", "src/ops/embedding.rs"],
         retest: "cargo test --test ops attention",
     },
     Quirk {

@@ -10,6 +10,7 @@ use throughline::decode::sample::Sampling;
 use throughline::graph::{Op, Vjp};
 use throughline::kernel::{Bind, Kernel, Launch, Program};
 use throughline::nn::{Positions, Transformer, TransformerConfig};
+use throughline::ops::attention::Attention;
 use throughline::ops::rope::Scaling;
 use throughline::optim::{Arena, ArenaLayout};
 use throughline::probe::{Edit, Instruments, Measure, Patch, Probe, Tap};
@@ -44,6 +45,9 @@ fn wrong_shapes_name_the_node_and_what_came() {
     expect(g.input("a", TensorType::f32([1])), &["two", "`a`", "`Graph::scoped`"]);
     expect(g.slice("part", b, 1, 4, 6), &["`part`", "4..10 is out of range", "axis 1 has length 5"]);
     expect(g.slice("none", b, 1, 4, 0), &["`none`", "4..4 is empty"]);
+    let wide = g.input("wide", TensorType::f32([1, 3, 2050])).unwrap();
+    let op = Attention { heads: 2, kv_heads: 2, causal: true, scale: None };
+    expect(g.attention("o", wide, wide, wide, op), &["`o`", "heads of 1025 elements", "1024"]);
     expect(g.input("empty", TensorType::f32([3, 0])), &["`empty`", "at least 1"]);
     expect(g.input("huge", TensorType::f32([1 << 40, 1 << 40])), &["`huge`", "elements"]);
     expect(g.store(a, b), &["store", "`b`"]);

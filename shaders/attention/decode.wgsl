@@ -1,10 +1,12 @@
-// Attention of few queries, as in decoding; after shared.wgsl and teams.wgsl. A whole workgroup works
-// on one query row. Each team walks keys of its own with a running maximum and sum: first each
-// invocation scores four whole keys, then each adds its units of the values of all the team's keys.
-// The teams' shares are put together at the end.
+// Attention of few queries, as in decoding; after shared.wgsl, dots.wgsl and teams.wgsl. A whole
+// workgroup works on one query row. Each team walks keys of its own with a running maximum and sum:
+// first each invocation scores four whole keys, then each adds its units of the values of all the
+// team's keys. The teams' shares are put together at the end.
 
 // knobs
 const PIECE: u32 = 1u; // units of a row that are loaded at a time; divides DIM
+
+const WEIGHTS: u32 = GROUP; // quads in `weights`
 
 var<workgroup> shares: array<E, GROUP * OWN>;
 

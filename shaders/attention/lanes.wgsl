@@ -1,8 +1,8 @@
-// Attention for software adapters; after shared.wgsl. An invocation owns ROWS query rows (key rows in
-// backward_kv) and keeps them and their sums in registers, so that a row from the other side, which
-// all invocations of a workgroup need, serves ROWS of them. With subgroups each lane loads a part of
-// that row, or of several, and hands it round: a load costs as much as tens of multiply-adds here.
-// Nothing goes through workgroup memory.
+// Attention for software adapters; after shared.wgsl and own_rows.wgsl. An invocation owns ROWS query
+// rows (key rows in backward_kv) and keeps them and their sums in registers, so that a row from the
+// other side, which all invocations of a workgroup need, serves ROWS of them. With subgroups each lane
+// loads a part of that row, or of several, and hands it round: a load costs as much as tens of
+// multiply-adds here. Nothing goes through workgroup memory.
 
 // knobs
 const GROUP: u32 = 8u; // invocations of a workgroup
@@ -13,11 +13,6 @@ const STEP: u32 = 1u; // rows of the other side that are loaded at a time
 
 const SPANS: u32 = DIM / SPAN;
 alias Vector = array<E, DIM>; // one row of one head
-
-fn place(group: u32, lane: u32, heads: u32) -> Place {
-    let index = group / p.blocks;
-    return Place(index / heads, index % heads, ((group % p.blocks) * GROUP + lane) * ROWS, p.tk - 1u);
-}
 
 // Unit of a row of the other side: from the lane that loaded it as `mine`, or `direct` from memory.
 // Compilers drop the load that is not used.
@@ -39,11 +34,6 @@ fn shifted(row: Vector) -> Vector {
         next[i] = next[i + PIECE];
     }
     return next;
-}
-
-// The last row of a workgroup.
-fn last_row(group: u32) -> u32 {
-    return ((group % p.blocks) * GROUP + GROUP) * ROWS - 1u;
 }
 
 @compute @workgroup_size(GROUP)

@@ -3,9 +3,10 @@
 //
 // This text comes first in every kernel of attention. After it comes one family of entry points:
 //
-// - lanes.wgsl, for software adapters: an invocation owns whole rows;
-// - teams.wgsl, then tiled.wgsl, for GPUs: a tile of rows meets a tile of the other side;
-// - teams.wgsl, then decode.wgsl, for few queries: a whole workgroup works on one query row;
+// - own_rows.wgsl, then lanes.wgsl, for software adapters: an invocation owns whole rows;
+// - dots.wgsl, own_rows.wgsl, then wide.wgsl, the same where rows are too wide for registers;
+// - dots.wgsl, teams.wgsl, then tiled.wgsl, for GPUs: a tile of rows meets a tile of the other side;
+// - dots.wgsl, teams.wgsl, then decode.wgsl, for few queries: a whole workgroup works on one query row;
 // - row_dots.wgsl: what backward needs of o, on any adapter.
 //
 // Heads lie side by side in the last dimension: element (batch, time, head, i) is at
@@ -27,6 +28,8 @@ struct Params {
     scale: f32,
     blocks: u32, // workgroups for one head
     groups: u32, // workgroups; row_dots: rows
+    since: u32, // wide.wgsl: the first row of the other side that this dispatch meets
+    until: u32, // and the first that it leaves to the next one
 }
 
 @group(0) @binding(0) var<uniform> p: Params;

@@ -1,4 +1,4 @@
-// Kernels of attention in which LANES neighbours, a team, share rows; after shared.wgsl.
+// Kernels of attention in which LANES neighbours, a team, share rows; after shared.wgsl and dots.wgsl.
 
 // knobs
 const GROUP: u32 = 8u; // invocations of a workgroup
@@ -8,21 +8,7 @@ const OWN: u32 = (DIM + LANES - 1u) / LANES; // units of each row's sum that an 
 
 // Softmax weights on their way from the invocations that make them to those that use them. tiled.wgsl:
 // of four rows each, see `weight_at`; decode.wgsl: of four keys, one quad an invocation.
-var<workgroup> weights: array<vec4<f32>, 4u * GROUP>;
-
-// s + the sum of a * b.
-fn add_dot(a: E, b: E, s: f32) -> f32 {
-    let x = vec4<f32>(a);
-    let y = vec4<f32>(b);
-    if (WIDTH == 1u) {
-        return fma(x.x, y.x, s);
-    }
-    return fma(x.x, y.x, fma(x.y, y.y, fma(x.z, y.z, fma(x.w, y.w, s))));
-}
-
-fn kv_head(at: Place) -> u32 {
-    return at.head / (p.heads / p.kv_heads);
-}
+var<workgroup> weights: array<vec4<f32>, WEIGHTS>;
 
 // The unit of a row that is number `i` of those that an invocation keeps.
 fn unit_of(i: u32, lane: u32) -> u32 {

@@ -1,11 +1,12 @@
-// Attention for GPUs; after shared.wgsl and teams.wgsl. A tile of rows meets a tile of the other side
-// in workgroup memory. An invocation makes 4 x 4 of their scores and, for its four rows, a part of
-// their sums.
+// Attention for GPUs; after shared.wgsl, dots.wgsl and teams.wgsl. A tile of rows meets a tile of the
+// other side in workgroup memory. An invocation makes 4 x 4 of their scores and, for its four rows, a
+// part of their sums.
 
 // knobs
 const CHUNK: u32 = 4u; // units of a row that are staged at a time for scores; divides DIM
 const SLAB: u32 = 8u; // rows that are staged at a time for sums; divides OTHERS
 
+const WEIGHTS: u32 = 4u * GROUP; // quads in `weights`
 const QUARTER: u32 = GROUP / LANES; // distance between the four rows of an invocation
 const TILE: u32 = 4u * QUARTER; // rows of a workgroup
 const OTHERS: u32 = 4u * LANES; // rows of the other side that they meet at a time

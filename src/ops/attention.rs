@@ -5,6 +5,8 @@
 //! (GQA, Ainslie et al. 2023, <https://arxiv.org/abs/2305.13245>). Forward also outputs `lse`, the log of the sum of
 //! exponentials of each row of scores, from which backward recomputes the probabilities.
 
+use std::ops::Range;
+
 use super::cache::expect_starts;
 use super::cases::{Case, InputFill, Row};
 use super::checks::{expect_f32, expect_shape};
@@ -14,12 +16,17 @@ use crate::error::Result;
 use crate::graph::{Graph, Op, Value, Vjp};
 use crate::kernel::{Bind, Kernel, Launch, Program};
 use crate::profile::AdapterClass;
+use crate::quirks::LOOP_ITERATIONS;
 use crate::tensor::TensorType;
 
 // The texts of each family of kernels; `shaders/attention/shared.wgsl` says what each is for.
-const LANES: LaneSource = lane_source!("attention/shared.wgsl", "attention/lanes.wgsl");
-const TILED: LaneSource = lane_source!("attention/shared.wgsl", "attention/teams.wgsl", "attention/tiled.wgsl");
-const DECODE: LaneSource = lane_source!("attention/shared.wgsl", "attention/teams.wgsl", "attention/decode.wgsl");
+const LANES: LaneSource = lane_source!("attention/shared.wgsl", "attention/own_rows.wgsl", "attention/lanes.wgsl");
+const WIDE: LaneSource =
+    lane_source!("attention/shared.wgsl", "attention/dots.wgsl", "attention/own_rows.wgsl", "attention/wide.wgsl");
+const TILED: LaneSource =
+    lane_source!("attention/shared.wgsl", "attention/dots.wgsl", "attention/teams.wgsl", "attention/tiled.wgsl");
+const DECODE: LaneSource =
+    lane_source!("attention/shared.wgsl", "attention/dots.wgsl", "attention/teams.wgsl", "attention/decode.wgsl");
 const ROW_DOTS: &str = concat!(
     include_str!("../../shaders/attention/shared.wgsl"),
     include_str!("../../shaders/attention/row_dots.wgsl"),
@@ -28,13 +35,14 @@ const ROW_DOTS: &str = concat!(
 pub(super) const ROW: Row = Row {
     name: "attention",
     summary: "o = softmax(scale * q k^T) v by head, causal or full, grouped heads; no T x T matrix",
-    sources: &[LANES.plain, TILED.plain, DECODE.plain, ROW_DOTS],
+    sources: &[LANES.plain, WIDE.plain, TILED.plain, DECODE.plain, ROW_DOTS],
     cases,
     bench: || {
         let square = |t: usize, heads: usize| case(1, (t, t), (heads, heads), 64, true);
         let decode = case(1, (1, 1024), (12, 12), 64, true);
         let ragged = cached((1, 1024), (12, 12), 64, &[1023.0, 511.0, 255.0, 127.0]);
-        vec![square(256, 6), square(1024, 6), square(4096, 1), decode, ragged]
+        let wide = case(1, (1024, 1024), (2, 2), 256, true);
+        vec![square(256, 6), square(1024, 6), square(4096, 1), wide, decode, ragged]
     },
 };
 
@@ -48,7 +56,15 @@ fn cases() -> Vec<Case> {
         case(1, (130, 130), (1, 1), 64, causal),
         case(2, (33, 33), (6, 3), 32, full),
         case(1, (17, 17), (2, 2), 80, causal),
+        case(1, (33, 33), (1, 1), 100, full),
         case(1, (19, 19), (4, 1), 128, full),
+        // Heads too wide for the registers of a software adapter.
+        case(2, (35, 35), (2, 1), 192, causal),
+        case(1, (37, 40), (1, 1), 256, full),
+        case(1, (6, 34), (1, 1), 512, causal),
+        // Without subgroups, so many keys, or queries, that it takes several dispatches.
+        case(1, (5, 260), (1, 1), 1023, full),
+        case(1, (260, 5), (1, 1), 1023, full),
         // Fewer queries than keys: decoding, and attention to another sequence.
         case(2, (3, 70), (4, 2), 16, causal),
         case(1, (1, 33), (2, 2), 32, causal),
@@ -67,7 +83,16 @@ fn cases() -> Vec<Case> {
         cached((1, 600), (2, 1), 64, &[599.0]),
         cached((19, 131), (3, 1), 64, &[40.0, 0.0]),
         cached((70, 96), (2, 2), 5, &[0.0]),
+        cached((21, 40), (1, 1), 50, &[3.0]),
+        cached((1, 33), (2, 1), 96, &[20.0]),
         cached((9, 40), (1, 1), 128, &[37.0]), // the last queries see the whole cache
+        cached((9, 21), (1, 1), 131, &[12.0]),
+        cached((1, 80), (1, 1), 160, &[66.0]),
+        cached((2, 40), (2, 1), 200, &[30.0, 0.0]),
+        cached((18, 40), (2, 2), 320, &[22.0]),
+        cached((1, 70), (1, 1), 512, &[69.0]),
+        cached((3, 5), (1, 1), 1024, &[1.0]),
+        cached((1, 66_000), (1, 1), 20, &[65_999.0]),
         cached((3, 8), (1, 1), 4, &[100.0]),
         cached((6, 30), (2, 1), 8, &[20.0, 3.0, 4_294_967_295.0]),
     ]);
@@ -93,7 +118,7 @@ fn case(b: usize, (tq, tk): (usize, usize), (heads, kv_heads): (usize, usize), d
 /// `(q, k, v) -> (o, lse)`: `q` and `o` `[batch, tq, heads * dh]`, `k` and `v` `[batch, tk, kv_heads * dh]`, `lse`
 /// `[batch * heads * tq]`. If `causal`, query `t` sees keys up to `t + tk - tq`.
 ///
-/// Pass it to [`Graph::attention`] or [`Graph::attention_cached`].
+/// A head has at most 1024 elements. Pass it to [`Graph::attention`] or [`Graph::attention_cached`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Attention {
     /// Number of query heads.
@@ -161,6 +186,9 @@ impl Graph {
     }
 }
 
+/// The most elements of a head. An invocation on a GPU keeps sums of a 64th of it: of wider ones, too many.
+const WIDEST: usize = 1024;
+
 /// Sizes of one attention.
 #[derive(Clone, Copy)]
 struct Dims {
@@ -168,6 +196,8 @@ struct Dims {
     tq: usize,
     tk: usize,
     dh: usize,
+    /// Query heads that share a key and value head.
+    sharing: usize,
 }
 
 impl Attention {
@@ -183,6 +213,9 @@ impl Attention {
             return Err(format!("the width {width} of q is not a multiple of {h} heads"));
         }
         let dh = width / h;
+        if dh > WIDEST {
+            return Err(format!("heads of {dh} elements are wider than {WIDEST}, the most that the kernels take"));
+        }
         let tk = inputs[1].shape.dims().get(1).copied().unwrap_or(0);
         for (name, ty) in [("k", &inputs[1]), ("v", &inputs[2])] {
             if ty.shape.dims() != [batch, tk, kv * dh] {
@@ -192,27 +225,33 @@ impl Attention {
         if self.causal && tq > tk {
             return Err(format!("causal attention of {tq} queries needs as many keys, got {tk}"));
         }
-        Ok(Dims { batch, tq, tk, dh })
+        Ok(Dims { batch, tq, tk, dh, sharing: h / kv })
     }
 
     fn scale(&self, dh: usize) -> f32 {
         self.scale.unwrap_or(1.0 / (dh as f32).sqrt())
     }
 
-    /// Adds the dispatch of one kernel for `times` rows of `heads` heads.
+    /// Adds the dispatches of one kernel for `times` rows of `heads` heads, which meet `others` of the other side in
+    /// `loops` loops over columns.
     fn dispatch(
         &self,
         program: &mut Program,
         cx: &Launch<'_>,
         (kernel, binds): (Kernel, &[Bind]),
         (times, heads): (usize, usize),
+        (others, loops): (usize, usize),
         tile: Tile,
     ) -> Result<(), String> {
         let d = self.dims(&cx.inputs[..3])?;
         let blocks = times.div_ceil(tile.rows_of_group());
         let groups = blocks * heads * d.batch;
         let kernel = kernel.knob("CAUSAL", self.causal);
-        program.dispatch(kernel, binds, &self.words(&d, blocks, groups), cx.profile.grid(groups));
+        let step = tile.others_of_dispatch(d.dh, loops).unwrap_or(others);
+        for since in (0..others).step_by(step) {
+            let words = self.words(&d, blocks, groups, since..others.min(since + step));
+            program.dispatch(kernel.clone(), binds, &words, cx.profile.grid(groups));
+        }
         Ok(())
     }
 
@@ -225,7 +264,7 @@ impl Attention {
         let kernel = tile.kernel::<O>("forward", d.dh);
         let kernel = if cached { kernel.knob("CACHED", true) } else { kernel };
         let mut program = Program::default();
-        self.dispatch(&mut program, cx, (kernel, &binds), (d.tq, self.heads), tile)?;
+        self.dispatch(&mut program, cx, (kernel, &binds), (d.tq, self.heads), (d.tk, 2), tile)?;
         Ok(program)
     }
 
@@ -259,9 +298,9 @@ impl Attention {
         vec![o, Array::new(outputs[1].shape.clone(), lse)]
     }
 
-    fn words(&self, d: &Dims, blocks: usize, groups: usize) -> [u32; 7] {
+    fn words(&self, d: &Dims, blocks: usize, groups: usize, others: Range<usize>) -> [u32; 9] {
         let [h, kv, tq, tk, blocks, groups] = [self.heads, self.kv_heads, d.tq, d.tk, blocks, groups].map(|x| x as u32);
-        [h, kv, tq, tk, self.scale(d.dh).to_bits(), blocks, groups]
+        [h, kv, tq, tk, self.scale(d.dh).to_bits(), blocks, groups, others.start as u32, others.end as u32]
     }
 
     /// The number of pairs of query and key that see each other, over all heads.
@@ -285,7 +324,7 @@ impl Attention {
     }
 
     /// The range of a head in a row of `q`, and in a row of `k`.
-    fn ranges(&self, d: &Dims, (b, t, h, key): (usize, usize, usize, usize)) -> [std::ops::Range<usize>; 2] {
+    fn ranges(&self, d: &Dims, (b, t, h, key): (usize, usize, usize, usize)) -> [Range<usize>; 2] {
         let q = ((b * d.tq + t) * self.heads + h) * d.dh;
         let kv = ((b * d.tk + key) * self.kv_heads + h / (self.heads / self.kv_heads)) * d.dh;
         [q..q + d.dh, kv..kv + d.dh]
@@ -297,6 +336,8 @@ impl Attention {
 enum Cut {
     /// Each invocation keeps this many whole rows.
     Rows(usize),
+    /// Each invocation has this many rows, too wide to keep, which meet so many of the other side at a time.
+    Wide(usize, usize),
     /// This many invocations share four rows, and as many such sets form a workgroup.
     Tiled(usize),
     /// A workgroup works on one row, and this many invocations share its keys.
@@ -310,6 +351,12 @@ struct Tile {
     subgroups: bool,
 }
 
+/// The most units of a row that an invocation on a software adapter can keep: the quirk `no-long-unrolling`.
+const UNROLLED: usize = 32;
+
+/// Quads of workgroup memory that any device has: `wgpu::Limits::downlevel_defaults`.
+const WORKGROUP_QUADS: usize = 16_352 / 16;
+
 /// Up to this many queries, one workgroup for each wastes less than the unused part of a tile.
 const FEW: usize = 4;
 
@@ -318,12 +365,23 @@ impl Tile {
     fn forward(cx: &Launch<'_>, d: &Dims) -> Vec<Tile> {
         let few = d.tq <= FEW;
         let rows = if d.dh <= 64 && !few { [2, 1] } else { [1, 2] };
-        let mut tiles = Tile::all(cx, d, &rows);
+        let mut tiles = Tile::all(cx, d, &rows, d.tk);
         let decode = match (cx.profile.class, cx.profile.vector_lanes()) {
             // Passing rows around costs no additional loads, and loads are what takes time.
             (AdapterClass::Cpu, (_, true)) => vec![],
-            (AdapterClass::Cpu, (group, false)) => vec![Tile { cut: Cut::Decode(group), group, subgroups: false }],
-            (AdapterClass::Gpu, _) => vec![Tile::gpu(cx, Cut::Decode, (128, 16))],
+            (AdapterClass::Cpu, (group, false)) => {
+                // Its invocations keep sums, too. They go over units, and over the keys of their team.
+                let dim = units(d.dh).2;
+                let iterations = (dim + group + 2) * d.tk.div_ceil(4 * group);
+                let fits = dim <= UNROLLED * group && iterations < LOOP_ITERATIONS;
+                let tile = Tile { cut: Cut::Decode(group), group, subgroups: false };
+                fits.then_some(tile).into_iter().collect()
+            }
+            // As few lanes as keep the shares of an invocation at 64 elements.
+            (AdapterClass::Gpu, _) => {
+                let lanes = d.dh.div_ceil(16).next_power_of_two().max(16);
+                vec![Tile::gpu(cx, Cut::Decode, (128, lanes))]
+            }
         };
         if few && !decode.is_empty() {
             tiles.truncate(1);
@@ -339,23 +397,39 @@ impl Tile {
             33..=64 => &[1, 2],
             _ => &[1],
         };
-        Tile::all(cx, d, rows)
+        Tile::all(cx, d, rows, d.tk.max(d.tq * d.sharing))
     }
 
     /// On software adapters a row of the other side is expensive to load and registers spill cheaply, so an invocation
-    /// keeps one of these numbers of `rows`. On GPUs workgroup memory is cheap and occupancy counts, so more
-    /// invocations share wide heads.
-    fn all(cx: &Launch<'_>, d: &Dims, rows: &[usize]) -> Vec<Tile> {
+    /// keeps one of these numbers of `rows`, unless they are too wide, or meet so many `others` that it would run into
+    /// the quirk `loops-end-early`. On GPUs workgroup memory is cheap and occupancy counts, so more invocations share
+    /// wide heads: no more than eight elements each of a row's sum.
+    fn all(cx: &Launch<'_>, d: &Dims, rows: &[usize], others: usize) -> Vec<Tile> {
         if cx.profile.class == AdapterClass::Cpu {
             let (group, subgroups) = cx.profile.vector_lanes();
-            return rows.iter().map(|&n| Tile { cut: Cut::Rows(n), group, subgroups }).collect();
+            let fits = units(d.dh).2 <= UNROLLED && others + 2 * UNROLLED < LOOP_ITERATIONS;
+            let cuts = match fits {
+                true => rows.iter().map(|&n| Cut::Rows(n)).collect(),
+                false => vec![Tile::wide(d, subgroups)],
+            };
+            return cuts.into_iter().map(|cut| Tile { cut, group, subgroups }).collect();
         }
         let shapes: &[(usize, usize)] = match d.dh {
             0..=16 => &[(64, 4), (64, 8)],
             17..=64 => &[(128, 8), (128, 16), (64, 8)],
-            _ => &[(128, 16), (64, 16)],
+            65..=128 => &[(128, 16), (64, 16)],
+            129..=256 => &[(128, 32), (64, 32)],
+            _ => &[(128, 64), (64, 64)],
         };
         shapes.iter().map(|&t| Tile::gpu(cx, Cut::Tiled, t)).collect()
+    }
+
+    /// Wide heads on a software adapter. More rows need fewer loads for each product, as many as registers allow.
+    fn wide(d: &Dims, subgroups: bool) -> Cut {
+        match (subgroups, d.tq <= FEW) {
+            (true, few) => Cut::Wide(if few { 1 } else { 2 }, 32),
+            (false, few) => Cut::Wide(if few { 1 } else { 4 }, 8),
+        }
     }
 
     /// Subgroups help if each of them contains all invocations that share a row.
@@ -372,6 +446,7 @@ impl Tile {
     fn names(tiles: &[Tile]) -> Vec<String> {
         let name = |t: &Tile| match t.cut {
             Cut::Rows(n) => format!("{n} rows a lane"),
+            Cut::Wide(rows, others) => format!("{rows} rows a lane, {others} at a time"),
             Cut::Tiled(lanes) => format!("{} rows x {}", t.rows_of_group(), 4 * lanes),
             Cut::Decode(lanes) => format!("a row by {} of {lanes}", t.group),
         };
@@ -380,16 +455,28 @@ impl Tile {
 
     fn rows_of_group(&self) -> usize {
         match self.cut {
-            Cut::Rows(n) => self.group * n,
+            Cut::Rows(n) | Cut::Wide(n, _) => self.group * n,
             Cut::Tiled(lanes) => 4 * self.group / lanes,
             Cut::Decode(_) => 1,
         }
+    }
+
+    /// The most rows of the other side that one dispatch may meet, in `loops` loops over the columns of each set that
+    /// an invocation meets at a time. `None` if any number will do.
+    fn others_of_dispatch(&self, dh: usize, loops: usize) -> Option<usize> {
+        let Cut::Wide(_, others) = self.cut else { return None };
+        // One more for each loop, and one for the loop over sets: the quirk `loops-end-early`.
+        let iterations = (units(dh).2 + 2) * loops;
+        Some((LOOP_ITERATIONS / iterations).max(1) * others)
     }
 
     /// The texts and the entry point; `plain` is the name of the latter in `lanes.wgsl`.
     fn family(&self, plain: &'static str) -> (LaneSource, &'static str) {
         match (self.cut, plain) {
             (Cut::Rows(_), _) => (LANES, plain),
+            (Cut::Wide(..), "backward_q") => (WIDE, "wide_backward_q"),
+            (Cut::Wide(..), "backward_kv") => (WIDE, "wide_backward_kv"),
+            (Cut::Wide(..), _) => (WIDE, "wide_forward"),
             (Cut::Decode(_), _) => (DECODE, "decode"),
             (Cut::Tiled(_), "backward_q") => (TILED, "tiled_backward_q"),
             (Cut::Tiled(_), "backward_kv") => (TILED, "tiled_backward_kv"),
@@ -416,10 +503,16 @@ impl Tile {
                     .knob("PIECE", divisor(2) as u32)
                     .knob("STEP", step as u32)
             }
+            Cut::Wide(rows, others) => {
+                let loads = if self.subgroups { others / self.group } else { others };
+                kernel.knob("ROWS", rows as u32).knob("OTHERS", others as u32).knob("LOADS", loads as u32)
+            }
             Cut::Tiled(lanes) => {
-                // 64 bytes of a row at a time; then as many whole rows as fit the same memory.
-                let chunk = divisor(16 / width);
+                // 64 bytes of a row at a time, or what fits beside the weights; then as many whole rows as fit the same
+                // memory.
                 let (rows, others) = (self.rows_of_group(), 4 * lanes);
+                let stride = (WORKGROUP_QUADS - 4 * self.group) * 4 / width / (rows + others);
+                let chunk = divisor((16 / width).min((stride - 1) | 1));
                 let memory = (rows + others) * (chunk | 1);
                 let slab = (memory / dim.next_multiple_of(lanes)).clamp(1, others);
                 kernel.knob("LANES", lanes as u32).knob("CHUNK", chunk as u32).knob("SLAB", 1 << slab.ilog2())
@@ -559,12 +652,14 @@ impl Op for AttentionBackward {
         let tile = Tile::pick(&Tile::backward(cx, &d), cx.variant)?;
         let kernel = shared_kernel::<Self>(ROW_DOTS, "row_dots", d.dh);
         let binds = [Bind::In(3), Bind::In(5), Bind::Scratch(delta)];
-        program.dispatch(kernel, &binds, &op.words(&d, 1, rows), cx.profile.grid(rows.div_ceil(64)));
+        program.dispatch(kernel, &binds, &op.words(&d, 1, rows, 0..0), cx.profile.grid(rows.div_ceil(64)));
         let ins = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::In(5), Bind::In(4), Bind::ScratchIn(delta)];
         let binds = [&ins[..], &[Bind::Out(0)]].concat();
-        op.dispatch(&mut program, cx, (tile.kernel::<Self>("backward_q", d.dh), &binds), (d.tq, op.heads), tile)?;
+        let kernel = tile.kernel::<Self>("backward_q", d.dh);
+        op.dispatch(&mut program, cx, (kernel, &binds), (d.tq, op.heads), (d.tk, 3), tile)?;
         let binds = [&ins[..], &[Bind::Out(1), Bind::Out(2)]].concat();
-        op.dispatch(&mut program, cx, (tile.kernel::<Self>("backward_kv", d.dh), &binds), (d.tk, op.kv_heads), tile)?;
+        let kernel = tile.kernel::<Self>("backward_kv", d.dh);
+        op.dispatch(&mut program, cx, (kernel, &binds), (d.tk, op.kv_heads), (d.tq, 2 * d.sharing), tile)?;
         Ok(program)
     }
 

@@ -186,7 +186,7 @@ impl Op for CrossEntropyBackward {
 fn kernel<O: Op>(cx: &Launch<'_>, entry: &'static str) -> (Kernel, RowLayout) {
     let (rows, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
     let (width, offsets) = if cols < 3 { (1, "0.0") } else { (4, "vec4<f32>(0.0, 1.0, 2.0, 3.0)") };
-    let mut layout = RowLayout::independent(cx, rows, cols.next_multiple_of(width));
+    let mut layout = RowLayout::independent(cx, rows, cols.next_multiple_of(width), 1);
     layout.width = width;
     let kernel = layout.kernel::<O>("cross_entropy", SOURCE, entry).knob("OFFSETS", offsets);
     (kernel.knob("RAGGED", !cols.is_multiple_of(width)), layout)

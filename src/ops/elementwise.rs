@@ -9,8 +9,13 @@ pub(super) const SHAPES: [&[usize]; 4] = [&[1], &[127], &[1757], &[3, 5, 7]];
 /// Sets the knobs of a kernel that computes `n` elements independently, and returns it with its number of workgroups.
 /// On software adapters starting an invocation costs as much as several loads, so each computes many elements.
 pub(super) fn spread(profile: &Profile, n: usize, kernel: Kernel) -> (Kernel, [u32; 3]) {
+    spread_thinly(profile, n, usize::MAX, kernel)
+}
+
+/// The same, but no invocation computes more than `most` elements.
+pub(super) fn spread_thinly(profile: &Profile, n: usize, most: usize, kernel: Kernel) -> (Kernel, [u32; 3]) {
     let (invocations, each) = match profile.class {
-        AdapterClass::Cpu => (8, 64),
+        AdapterClass::Cpu => (8, most.min(64)),
         AdapterClass::Gpu => (64, 1),
     };
     let kernel = kernel.knob("INVOCATIONS", invocations as u32).knob("EACH", each as u32);

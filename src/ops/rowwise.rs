@@ -4,6 +4,7 @@ use super::source::{LaneSource, table_kernel};
 use crate::graph::Op;
 use crate::kernel::{Kernel, Launch};
 use crate::profile::AdapterClass;
+use crate::quirks::LOOP_ITERATIONS;
 
 /// How `rows` rows of `cols` elements map to workgroups. A kernel receives the mapping as knobs.
 #[derive(Clone, Copy, Debug)]
@@ -43,10 +44,12 @@ impl RowLayout {
     }
 
     /// Like [`new`](Self::new), for kernels that share nothing between rows. On software adapters these run best with
-    /// one lane per row, if there are enough rows: no reduction, and no idle lanes in short rows.
-    pub fn independent(cx: &Launch<'_>, rows: usize, cols: usize) -> Self {
+    /// one lane per row, if there are enough rows: no reduction, and no idle lanes in short rows. In so many passes over
+    /// very long rows it would meet the quirk `loops-end-early`.
+    pub fn independent(cx: &Launch<'_>, rows: usize, cols: usize, passes: usize) -> Self {
         let layout = Self::new(cx, rows, cols, 1);
-        if cx.profile.class == AdapterClass::Cpu && rows >= 8 * layout.group {
+        let short = passes * (cols / layout.width + 1) < LOOP_ITERATIONS;
+        if cx.profile.class == AdapterClass::Cpu && rows >= 8 * layout.group && short {
             return RowLayout { lanes: 1, groups: rows.div_ceil(layout.group), ..layout };
         }
         layout

@@ -47,7 +47,7 @@ impl Graph {
 /// Both directions are one kernel over rows, which binds `inputs` and then the output.
 fn launch<O: Op>(cx: &Launch<'_>, entry: &'static str) -> Program {
     let (rows, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
-    let layout = RowLayout::independent(cx, rows, cols);
+    let layout = RowLayout::independent(cx, rows, cols, 2);
     let binds: Vec<Bind> = (0..cx.inputs.len()).map(Bind::In).chain([Bind::Out(0)]).collect();
     let words = [rows as u32, (cols / layout.width) as u32, layout.groups as u32];
     let kernel = layout.kernel::<O>("softmax", SOURCE, entry);
