@@ -9,13 +9,15 @@ use common::{gpu, profiles};
 use throughline::decode::sample::Sampling;
 use throughline::graph::{Op, Vjp};
 use throughline::kernel::{Bind, Kernel, Launch, Program};
-use throughline::nn::{Positions, Transformer, TransformerConfig};
+use throughline::nn::{Init, Positions, Transformer, TransformerConfig};
+use throughline::ops::adamw::AdamWSettings;
+use throughline::ops::muon::{MuonSettings, MuonStep};
 use throughline::ops::rope::Scaling;
-use throughline::optim::{Arena, ArenaLayout};
+use throughline::optim::{AdamWConfig, Arena, ArenaLayout, Decay, MuonConfig, OptimizerPlan, Schedule};
 use throughline::probe::{Edit, Instruments, Measure, Patch, Probe, Tap};
 use throughline::reference::{self, Array};
 use throughline::train::data::{Batch, CharTokenizer, Dataset};
-use throughline::train::{TrainConfig, Trainer};
+use throughline::train::{TrainConfig, TrainOptions, TrainPlan, Trainer};
 use throughline::{
     AdapterClass, Error, ExecOptions, Executable, Gpu, Graph, Plan, Profile, Result, Tensor, TensorType, Value,
 };
@@ -328,7 +330,19 @@ fn settings_are_checked() {
     expect(bad(|c| c.n_heads = 5), &["`n_heads`", "48", "5"]);
     expect(bad(|c| c.n_kv_heads = 3), &["`n_kv_heads`", "4", "3"]);
     expect(bad(|c| c.dropout = 1.0), &["`dropout`", "1"]);
-    expect(bad(|c| c.norm_eps = f32::NAN), &["`norm_eps`", "NaN"]);
+    for eps in [f32::NAN, 0.0, -1e-5, 1e-45, f32::INFINITY] {
+        let config = TransformerConfig { norm_eps: eps, ..good.clone() };
+        expect(config.validate(), &["`norm_eps`", "at least 1.2e-38", &format!("is {eps}")]);
+    }
+    expect(bad(|c| c.dropout = f32::NAN), &["`dropout`", "NaN"]);
+    expect(bad(|c| c.residual_gate = Some(1e30)), &["`residual_gate`", "from -100 to 100"]);
+    expect(bad(|c| c.init = Init::Plain { std: f32::INFINITY }), &["`init`", "inf"]);
+    expect(bad(|c| c.n_layers = 1 << 20), &["`n_layers`", "4096", "1048576"]);
+    expect(bad(|c| c.token_types = usize::MAX), &["`token_types`", "2^24"]);
+    expect(bad(|c| (c.n_heads, c.head_dim) = (1 << 20, Some(1 << 20))), &["`n_heads * head_dim`", "2^24"]);
+    for huge in [TransformerConfig::gpt2, TransformerConfig::llama, TransformerConfig::bert] {
+        expect(huge(65, 32, 2, usize::MAX, 1).validate(), &["`d_model`"]);
+    }
     expect(
         bad(|c| {
             (c.d_model, c.n_heads, c.positions) =
@@ -342,6 +356,125 @@ fn settings_are_checked() {
     expect(Dataset::new(vec![], 0.1, 8), &["empty"]);
     expect(Dataset::new(vec![1; 40], 0.1, 8), &["validation text", "9", "4"]);
     expect(CharTokenizer::of("ab").encode("abc"), &["'c'"]);
+}
+
+/// By the plan of a run, by that of an optimiser, and by what computes the kernels' settings.
+#[test]
+fn settings_of_optimisers_are_checked() {
+    let good = TrainConfig::new(TransformerConfig::gpt2(31, 16, 1, 32, 4), 1);
+    let good = TrainConfig { muon: Some(MuonConfig::default()), ..good };
+    let profile = Profile::portable(AdapterClass::Gpu);
+    let layout = Arc::new(ArenaLayout::new(vec![("w".into(), [64].into())], u64::MAX).unwrap());
+    let adamw = |f: fn(&mut AdamWConfig, f64), x: f64, words: &[&str]| {
+        let mut adamw = AdamWConfig::default();
+        f(&mut adamw, x);
+        let config = TrainConfig { adamw, ..good.clone() };
+        expect(TrainPlan::new(&config, &TrainOptions::default(), &profile), words);
+        expect(OptimizerPlan::new(adamw, None, &layout, &profile), words);
+        let AdamWConfig { beta1, beta2, eps, weight_decay, max_grad_norm } = adamw;
+        let [beta1, beta2, eps, weight_decay, max_grad_norm] =
+            [beta1, beta2, eps, weight_decay, max_grad_norm].map(|x| x as f32);
+        let settings = AdamWSettings { lr: 1e-3, beta1, beta2, eps, weight_decay, max_grad_norm };
+        // What only the f64 shows.
+        if x as f32 != 0.0 || x == 0.0 || words[0] == "`eps`" {
+            expect(settings.at_step(1), &words[..1]);
+        }
+        // Checkpoints bring their settings along.
+        if x.is_finite() {
+            let read: TrainConfig = serde_json::from_str(&serde_json::to_string(&config).unwrap()).unwrap();
+            expect(Trainer::new_blocking(gpu(), read), words);
+        }
+    };
+    for x in [1.0, 1.5, -0.1, 1.0 - 1e-9, f64::NAN, f64::INFINITY] {
+        adamw(|c, x| c.beta1 = x, x, &["`beta1`", "at least 0 and below 1", &format!("is {x}")]);
+        adamw(|c, x| c.beta2 = x, x, &["`beta2`", "at least 0 and below 1", &format!("is {x}")]);
+    }
+    for x in [0.0, 1e-60, 1e-45, -1e-8, f64::NAN, 1e39, f64::INFINITY] {
+        adamw(|c, x| c.eps = x, x, &["`eps`", "at least 1.2e-38", &format!("is {x}")]);
+    }
+    for x in [-0.1, f64::NAN, 1e39, f64::INFINITY] {
+        adamw(|c, x| c.weight_decay = x, x, &["`weight_decay`", "finite and not negative", &format!("is {x}")]);
+    }
+    for x in [-1.0, 1e-45, f64::NAN, 1e39, f64::INFINITY] {
+        adamw(|c, x| c.max_grad_norm = x, x, &["`max_grad_norm`", "0, which turns clipping off", &format!("is {x}")]);
+    }
+    let muon = |f: fn(&mut MuonConfig), words: &[&str]| {
+        let mut config = good.clone();
+        config.muon.iter_mut().for_each(f);
+        expect(TrainPlan::new(&config, &TrainOptions::default(), &profile), words);
+    };
+    muon(|c| c.momentum = 1.0 - 1e-9, &["`muon.momentum`", "as f32 too"]);
+    muon(|c| c.lr_factor = 1e39, &["`muon.lr_factor`"]);
+    muon(|c| c.lr_factor = 1e9, &["`lr`", "from 0 to 10"]);
+    muon(|c| c.weight_decay = 2000.0, &["`muon.weight_decay`", "more than the whole weight"]);
+    let settings = MuonSettings { lr: 0.1, momentum: 1.0, weight_decay: 0.1, max_grad_norm: 1.0 };
+    expect(settings.values(), &["`muon.momentum`"]);
+    expect(MuonSettings { max_grad_norm: f32::NAN, momentum: 0.9, ..settings }.values(), &["`max_grad_norm`"]);
+}
+
+#[test]
+fn learning_rates_and_schedules_are_checked() {
+    let good = Schedule { peak: 1e-3, warmup: 10, steps: 100, final_fraction: 0.1, decay: Decay::Cosine };
+    let bad = |f: fn(&mut Schedule), words: &[&str]| {
+        let mut schedule = good;
+        f(&mut schedule);
+        expect(schedule.validate(), words);
+        let config = TrainConfig::new(TransformerConfig::gpt2(31, 16, 1, 32, 4), 1);
+        expect(TrainConfig { schedule, ..config }.validate(), words);
+    };
+    bad(|s| s.peak = f64::NAN, &["`lr`", "from 0 to 10", "NaN"]);
+    bad(|s| s.peak = -1e-3, &["`lr`", "-0.001"]);
+    bad(|s| s.peak = 1e39, &["`lr`", "from 0 to 10,"]);
+    bad(|s| s.final_fraction = f64::NAN, &["`schedule.final_fraction`", "from 0 to 1", "NaN"]);
+    bad(|s| s.final_fraction = 1.5, &["`schedule.final_fraction`", "1.5"]);
+    bad(|s| s.warmup = 101, &["`schedule.steps`", "at least the 101 steps of warm-up", "100"]);
+    bad(|s| s.warmup = u64::MAX, &["`schedule.steps`", "18446744073709551615"]);
+    // Without a decay its end does not matter, and no step is too far.
+    let long = Schedule { warmup: u64::MAX, decay: Decay::Constant, ..good };
+    long.validate().unwrap();
+    assert!(long.at(0) > 0.0 && long.at(u64::MAX) == 1e-3 && good.at(u64::MAX) == 1e-4);
+
+    // A rate that comes with each step, and a step count from wherever.
+    let adamw = AdamWConfig { weight_decay: 1.0, ..Default::default() };
+    let config = TrainConfig { adamw, ..TrainConfig::new(TransformerConfig::gpt2(31, 16, 1, 32, 4), 1) };
+    expect(
+        TrainConfig { schedule: Schedule::constant(5.0), ..config.clone() }.validate(),
+        &["`weight_decay`", "1 / 5"],
+    );
+    let mut trainer = Trainer::new_blocking(gpu(), config).unwrap();
+    let mut encoder = gpu().device().create_command_encoder(&Default::default());
+    for lr in [f64::NAN, -1.0, f64::INFINITY, 1e4] {
+        expect(trainer.optimizer.record(&mut encoder, lr, 0), &["`lr`", "from 0 to 10", &format!("is {lr}")]);
+    }
+    expect(trainer.optimizer.record(&mut encoder, 5.0, 0), &["`weight_decay`", "at most 1 / 5", "is 1"]);
+    trainer.set_step_count(u64::MAX);
+    let loss = trainer.step(&[Batch { tokens: vec![1; 16], targets: vec![2; 16] }]).unwrap();
+    assert!(loss.wait_blocking().unwrap().is_finite());
+}
+
+#[test]
+fn settings_of_ops_are_checked() {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([2, 4])).unwrap();
+    let [gamma, beta] = ["gamma", "beta"].map(|name| g.param(name, [4]).unwrap());
+    let seed = g.input("seed", TensorType::u32([2])).unwrap();
+    for eps in [0.0, -1e-5, 1e-45, f32::NAN, f32::INFINITY] {
+        expect(g.layernorm("norm", x, gamma, beta, eps), &["`norm`", "eps", &format!("got {eps}")]);
+        expect(g.rmsnorm("norm", x, gamma, eps), &["`norm`", "eps", &format!("got {eps}")]);
+    }
+    for p in [-0.1, 1.0, f32::NAN] {
+        expect(g.dropout("drop", x, seed, p, 0), &["`drop`", "probability", &format!("got {p}")]);
+    }
+    let [w, grad, m] = ["w", "grad", "m"].map(|name| g.param(name, [4, 4]).unwrap());
+    let hyper = g.input("hyper", TensorType::f32([4])).unwrap();
+    let norm = g.input("norm", TensorType::f32([1])).unwrap();
+    let mut muon =
+        |name: &str, steps, rate| g.muon(name, [w, grad, m], hyper, norm, MuonStep { nesterov: true, steps, rate });
+    muon("good", 5, 0.2).unwrap();
+    expect(muon("endless", usize::MAX, 0.2), &["`steps`", "at most 20"]);
+    for (i, rate) in [f64::NAN, -1.0, 1e39].into_iter().enumerate() {
+        expect(muon(&format!("rate{i}"), 1, rate), &["rate", "finite and not negative"]);
+    }
 }
 
 /// An app's own op: y = 2x + 1, with its own WGSL.

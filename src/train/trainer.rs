@@ -260,7 +260,7 @@ impl Trainer {
             self.probes = Some(instruments.record_read(&self.forward_backward.exec, encoder, self.step)?);
         }
         self.optimizer.record(encoder, self.config.schedule.at(self.step), self.step)?;
-        self.step += 1;
+        self.step = self.step.saturating_add(1);
         Ok(self.loss()?.record_read(&self.gpu, encoder))
     }
 
@@ -294,7 +294,7 @@ impl Trainer {
             timelines.push(profile(&self.forward_backward.exec).await?);
         }
         let update = self.optimizer.profile_by(self.config.schedule.at(self.step), self.step, profile).await?;
-        self.step += 1;
+        self.step = self.step.saturating_add(1);
         Ok(timelines.into_iter().rev().fold(update, |rest, part| part.then(rest)))
     }
 
