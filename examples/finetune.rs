@@ -69,11 +69,11 @@ fn main() -> anyhow::Result<()> {
     let mut trainer = Trainer::new_blocking(&gpu, config)?;
     model.load(&gpu, &trainer.params)?;
 
-    let validation = data.val_batches(4, flags.batch, flags.seq_len);
+    let validation = data.val_batches(4, flags.batch, flags.seq_len)?;
     let before = trainer.evaluate_blocking(&validation)?;
     println!("{} parameters; validation loss {before:.4} nats per token", trainer.parameter_count());
     for step in 0..flags.steps {
-        let batch = data.batch(flags.seed, step, flags.batch, flags.seq_len);
+        let batch = data.batch(flags.seed, step, flags.batch, flags.seq_len)?;
         let loss = trainer.step(&[batch])?.wait_blocking()?;
         println!("step {step}: {loss:.4}");
     }

@@ -10,13 +10,12 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use crate::decode::sample::check_ids;
 use crate::device::{ExecOptions, Executable, Gpu, Readback};
 use crate::error::{Error, Result};
 use crate::format::{MAX_CONFIG_BYTES, read_json};
 use crate::graph::Value;
 use crate::model::{Model, Uploaded};
-use crate::nn::{TransformerConfig, TransformerEncoder};
+use crate::nn::{TransformerConfig, TransformerEncoder, check_ids};
 
 /// How the token vectors of a sentence are reduced to one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -138,7 +137,7 @@ impl SentenceEncoder {
     }
 
     async fn submit(&mut self, ids: &[u32]) -> Result<Readback> {
-        check_ids(ids, self.config.vocab_size)?;
+        check_ids("tokens", ids, self.config.vocab_size)?;
         if ids.is_empty() || ids.len() > self.config.context {
             return Err(Error::data("sentence", format!("from 1 to {} tokens", self.config.context), ids.len()));
         }

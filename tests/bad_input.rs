@@ -5,10 +5,13 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{gpu, profiles};
+use common::{gpu, hf_folder, profiles};
 use throughline::decode::sample::Sampling;
+use throughline::decode::{Decoder, FrameDecoder, GenerationOptions};
+use throughline::embed::{Pooling, SentenceEncoder};
 use throughline::graph::{Op, Vjp};
 use throughline::kernel::{Bind, Kernel, Launch, Program};
+use throughline::model::Model;
 use throughline::nn::{Init, Positions, Transformer, TransformerConfig};
 use throughline::ops::adamw::AdamWSettings;
 use throughline::ops::muon::{MuonSettings, MuonStep};
@@ -16,8 +19,9 @@ use throughline::ops::rope::Scaling;
 use throughline::optim::{AdamWConfig, Arena, ArenaLayout, Decay, MuonConfig, OptimizerPlan, Schedule};
 use throughline::probe::{Edit, Instruments, Measure, Patch, Probe, Tap};
 use throughline::reference::{self, Array};
-use throughline::train::data::{Batch, CharTokenizer, Dataset};
+use throughline::train::data::{Batch, CharTokenizer, Dataset, IGNORE_INDEX};
 use throughline::train::{TrainConfig, TrainOptions, TrainPlan, Trainer};
+use throughline::views::{AttentionMap, DropLayer, LogitLens, Subject};
 use throughline::{
     AdapterClass, Error, ExecOptions, Executable, Gpu, Graph, Plan, Profile, Result, Tensor, TensorType, Value,
 };
@@ -269,6 +273,79 @@ fn batches_must_fit() {
     expect(trainer.evaluate_blocking(&[batch(32, 32), batch(32, 0)]), &["`batches[1].targets`", "32 ids", "got 0"]);
 }
 
+/// In whatever way a batch comes in, before anything is recorded.
+#[test]
+fn ids_past_the_vocabulary_are_errors_that_say_where() {
+    let model = TransformerConfig::gpt2(31, 16, 1, 32, 4);
+    let config = TrainConfig { micro_batches: 2, ..TrainConfig::new(model, 2) };
+    let mut trainer = Trainer::new_blocking(gpu(), config).unwrap();
+    let good = Batch { tokens: vec![1; 32], targets: vec![2; 32] };
+    let profile = trainer.profile_blocking(&[good.clone(), good.clone()]).unwrap();
+    let slices = trainer.slices(&profile, std::time::Duration::from_secs(1)).unwrap();
+    let subject = Subject::of(&trainer);
+    let lens = gpu().run_blocking(LogitLens::new(&subject, [2, 16])).unwrap();
+    let ablation = gpu().run_blocking(DropLayer::new(&subject, [2, 16])).unwrap();
+    let map = gpu().run_blocking(AttentionMap::new(&subject, [2, 16], 0, 0)).unwrap();
+
+    let changed = |f: fn(&mut Batch)| {
+        let mut batch = good.clone();
+        f(&mut batch);
+        batch
+    };
+    let cases = [
+        (changed(|b| b.tokens[5] = 31), "tokens`", "31 at index 5"),
+        (changed(|b| b.tokens[31] = IGNORE_INDEX), "tokens`", "4294967295 at index 31"),
+        (changed(|b| b.targets[7] = 31), "targets`", "31 at index 7"),
+        (changed(|b| b.targets[0] = IGNORE_INDEX - 99), "targets`", "4294967196 at index 0"), // -100 as u32
+    ];
+    for (bad, field, got) in cases {
+        let (batches, step) = ([good.clone(), bad.clone()], trainer.step_count());
+        let words = ["`batches[1].", field, "below 31, the size of the vocabulary", got];
+        let mut encoder = gpu().device().create_command_encoder(&Default::default());
+        expect(trainer.step(&batches), &words);
+        expect(trainer.record(&mut encoder, &batches), &words);
+        expect(trainer.start_sliced(&slices, &batches), &words);
+        expect(trainer.profile_blocking(&batches), &words);
+        expect(trainer.evaluate_blocking(&batches), &words);
+        expect(lens.run_blocking(&bad), &[field, got]);
+        expect(ablation.run_blocking(&bad), &[field, got]);
+        if field.contains("tokens") {
+            expect(map.run_blocking(&bad.tokens), &["`tokens`", got]);
+        }
+        assert_eq!(trainer.step_count(), step);
+    }
+    // Nothing to learn from is no 0 / 0, and some is enough.
+    let none = changed(|b| b.targets.fill(IGNORE_INDEX));
+    let words = ["`targets`", "at least one that counts", "`IGNORE_INDEX` everywhere"];
+    expect(trainer.step(&[none.clone(), none.clone()]), &words);
+    expect(trainer.evaluate_blocking(std::slice::from_ref(&none)), &words);
+    expect(lens.run_blocking(&none), &words);
+    let loss = trainer.step(&[none, changed(|b| b.targets[1..].fill(IGNORE_INDEX))]).unwrap();
+    assert!(loss.wait_blocking().unwrap().is_finite());
+}
+
+#[test]
+fn ids_past_the_vocabulary_are_errors_in_decoders_and_encoders() {
+    let llama = Model::open(&hf_folder("llama")).unwrap();
+    let mut two = gpu().run_blocking(Decoder::with_batch(gpu(), &llama, 2, 8)).unwrap();
+    let words = ["`tokens of sequence 1`", "ids below 96, the size of the vocabulary", "96 at index 1"];
+    let prompts: [&[u32]; 2] = [&[3], &[4, 96, 5]];
+    expect(two.feed_batch_blocking(&prompts), &words);
+    expect(two.generate_batch_blocking(&prompts, &GenerationOptions::default()), &words);
+    assert_eq!(two.lengths(), [0, 0]);
+    let mut frames = FrameDecoder::new_blocking(two).unwrap();
+    expect(frames.say(1, prompts[1], GenerationOptions::default()), &words);
+    let mut one = Decoder::new_blocking(gpu(), &llama, 8).unwrap();
+    expect(one.feed_blocking(&[96]), &["`tokens`", "96 at index 0"]);
+    expect(one.feed_all_blocking(&[1, 2, u32::MAX]), &["`tokens`", "4294967295 at index 2"]);
+    expect(one.generate(&[96], GenerationOptions::default()), &["`tokens`", "96 at index 0"]);
+
+    let bert = Model::open(&hf_folder("bert")).unwrap();
+    let mut encoder = SentenceEncoder::new(gpu(), &bert, Pooling::Mean).unwrap();
+    let vocab = bert.config().vocab_size as u32;
+    expect(encoder.embed_blocking(&[vec![1], vec![2, vocab]]), &["ids below", &format!("{vocab} at index 1")]);
+}
+
 #[test]
 fn a_plan_over_the_adapters_limits_names_the_tensor() {
     let mut g = Graph::new();
@@ -353,9 +430,39 @@ fn settings_are_checked() {
     expect(Transformer::build(&mut Graph::new(), &good, 1, 33, false), &["`context`", "33", "32"]);
     expect(Sampling { temperature: -1.0, ..Default::default() }.validate(), &["`temperature`", "-1"]);
     expect(Sampling { top_p: 0.0, ..Default::default() }.validate(), &["`top_p`", "0"]);
-    expect(Dataset::new(vec![], 0.1, 8), &["empty"]);
-    expect(Dataset::new(vec![1; 40], 0.1, 8), &["validation text", "9", "4"]);
     expect(CharTokenizer::of("ab").encode("abc"), &["'c'"]);
+}
+
+#[test]
+fn datasets_are_checked() {
+    let ids: Vec<u32> = (0..100).collect();
+    let new = |fraction, context| Dataset::new(ids.clone(), fraction, context);
+    for fraction in [10.0, 1.1, -0.1, f64::NAN, f64::INFINITY] {
+        expect(new(fraction, 8), &["`val_fraction`", "from 0 to 1", &format!("is {fraction}")]);
+    }
+    expect(Dataset::new(vec![], 0.1, 8), &["empty"]);
+    expect(new(0.0, 8), &["validation text", "at least 9", "got 0"]);
+    expect(new(1.0, 8), &["training text", "at least 9", "got 0"]);
+    expect(new(0.1, 10), &["validation text", "at least 11", "got 10"]);
+    for context in [0, usize::MAX] {
+        expect(new(0.1, context), &["`context`", "from 1 to 2^20"]);
+    }
+
+    let data = new(0.1, 8).unwrap(); // 90 tokens and 10
+    assert_eq!(data.batch(0, 0, 2, 89).unwrap().tokens, [&ids[..89], &ids[..89]].concat());
+    expect(data.batch(0, 0, 2, 90), &["training text", "at least 91", "got 90"]);
+    expect(data.val_batches(1, 2, 10), &["validation text", "at least 11", "got 10"]);
+    assert_eq!(data.val_batches(2, 1, 9).unwrap()[1].targets, ids[91..]);
+    for n in [0, usize::MAX] {
+        expect(data.batch(0, 0, n, 8), &["`batch`", &n.to_string()]);
+        expect(data.batch(0, 0, 2, n), &["`time`", &n.to_string()]);
+        expect(data.val_batches(n, 2, 8), &["`batches`", &n.to_string()]);
+        expect(data.val_batches(2, n, 8), &["`batch`", &n.to_string()]);
+        expect(data.val_batches(2, 2, n), &["`time`", &n.to_string()]);
+    }
+    let empty = Dataset { train: vec![], val: vec![] };
+    expect(empty.batch(0, 0, 1, 1), &["training text", "got 0"]);
+    expect(empty.val_batches(1, 1, 1), &["validation text", "got 0"]);
 }
 
 /// By the plan of a run, by that of an optimiser, and by what computes the kernels' settings.

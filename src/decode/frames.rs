@@ -240,7 +240,7 @@ impl FrameDecoder {
         if feed.is_empty() {
             return Err(Error::data("tokens", "at least one token", "none"));
         }
-        self.decoder.check_more(&feed, length)?;
+        self.decoder.check_more(sequence, &feed, length)?;
         self.stop(sequence);
         self.decoder.truncate(sequence, length);
         let s = &mut self.sequences[sequence];

@@ -161,14 +161,6 @@ impl Sampling {
     }
 }
 
-/// Checks that all ids are in the vocabulary. The error names the first that is not.
-pub(crate) fn check_ids(ids: &[u32], vocab_size: usize) -> Result<()> {
-    match ids.iter().find(|&&id| id as usize >= vocab_size) {
-        None => Ok(()),
-        Some(id) => Err(Error::data("tokens", format!("ids below {vocab_size}"), id)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,7 @@
 //! Shape and parts of a transformer.
 
+use std::fmt::Display;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -196,6 +198,17 @@ pub struct TransformerConfig {
     pub dropout: f32,
     /// How weights are initialised.
     pub init: Init,
+}
+
+/// Checks that all ids are in the vocabulary. The error names the first that is not, and its place in `what`.
+pub(crate) fn check_ids(what: impl Display, ids: &[u32], vocab_size: usize) -> Result<()> {
+    match ids.iter().position(|&id| id as usize >= vocab_size) {
+        None => Ok(()),
+        Some(i) => {
+            let expected = format!("ids below {vocab_size}, the size of the vocabulary");
+            Err(Error::data(what, expected, format!("{} at index {i}", ids[i])))
+        }
+    }
 }
 
 impl TransformerConfig {

@@ -21,8 +21,8 @@ pub struct TrainConfig {
     /// Number of tokens per sequence; the model's context if `None`.
     #[serde(default)]
     pub seq_len: Option<usize>,
-    /// Number of micro-batches per step. Their gradients are averaged, so this makes batches larger without more
-    /// memory.
+    /// Number of micro-batches per step: larger batches without more memory. Loss and gradients are those of one batch
+    /// of all of them, the mean over all targets that count.
     pub micro_batches: usize,
     /// Learning rate by step.
     pub schedule: Schedule,
@@ -115,7 +115,8 @@ pub struct TrainOptions<'a> {
     /// Whether to include the [standard probes](crate::probe::standard).
     pub standard_probes: bool,
     /// Further probes. With several micro-batches they report on the last one, whose loss counts as its part of the
-    /// mean. Gradients of parameters, however, are those of the whole step, before clipping.
+    /// mean: its share of the targets that count. Gradients of parameters, however, are those of the whole step, before
+    /// clipping.
     pub probes: Vec<Probe>,
     /// Changes to the model, in training and evaluation alike. [`Trainer::write_patch`](super::Trainer::write_patch)
     /// writes their inputs.
