@@ -79,11 +79,11 @@ fn run(flags: Flags) -> anyhow::Result<()> {
     let mut trainer = gpu.run_blocking(Trainer::with_options(&gpu, config, &options))?;
     model.load_blocking(&gpu, &trainer.params)?;
 
-    let validation = data.val_batches(4, flags.batch, flags.seq_len);
+    let validation = data.val_batches(4, flags.batch, flags.seq_len)?;
     let before = trainer.evaluate_blocking(&validation)?;
     println!("{} parameters; validation loss {before:.4} nats per token", trainer.parameter_count());
     for step in 0..flags.steps {
-        let batch = data.batch(flags.seed, step, flags.batch, flags.seq_len);
+        let batch = data.batch(flags.seed, step, flags.batch, flags.seq_len)?;
         let loss = trainer.step(&[batch])?.wait_blocking()?;
         println!("step {step}: {loss:.4}");
     }

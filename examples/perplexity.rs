@@ -57,6 +57,7 @@ fn run(flags: Flags) -> anyhow::Result<()> {
         }
     }
     let nats = nats / f64::from(predicted);
+    ensure!(nats.is_finite(), "the model's scores are no numbers: do weights or activations overflow f32?");
     println!("{nats:.4} nats per token over {predicted} tokens; perplexity {:.2}", nats.exp());
     if flags.json {
         let figures = serde_json::json!({

@@ -161,6 +161,11 @@ impl Error {
         Error::Config { field, message: message.to_string() }
     }
 
+    /// An `Err` that names the setting, unless its value is as wanted.
+    pub(crate) fn unless(ok: bool, field: &'static str, wanted: &str, got: impl Display) -> Result<()> {
+        if ok { Ok(()) } else { Err(Self::config(field, format!("must be {wanted}, but is {got}"))) }
+    }
+
     pub(crate) fn limit(what: impl Into<String>, needed: u64, allowed: u64) -> Self {
         Error::Limit { exceeded: vec![Exceeded { what: what.into(), needed, allowed }], advice: None }
     }

@@ -11,14 +11,14 @@ use std::sync::Arc;
 use crate::device::{ExecOptions, Executable, Gpu, Readback};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Source, Value};
-use crate::nn::{Block, StandardBlock, Transformer, TransformerConfig};
+use crate::nn::{Block, StandardBlock, Transformer, TransformerConfig, check_ids};
 use crate::ops::attention::Attention;
 use crate::ops::matmul::Matmul;
 use crate::optim::Arena;
 use crate::probe::{Edit, Patch, Reading, TensorReading, branches, tap_name};
 use crate::tensor::TensorType;
 use crate::train::Trainer;
-use crate::train::data::Batch;
+use crate::train::data::{Batch, counted};
 
 /// The model that a view reads. Its parameters stay in place and may be trained further between two runs.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +71,21 @@ impl<'a> Subject<'a> {
     }
 }
 
+/// The batches that a view takes.
+#[derive(Clone, Copy, Debug)]
+struct Expected {
+    shape: [usize; 2],
+    vocab_size: usize,
+}
+
+impl Expected {
+    /// Checks sizes and ids, and that there is a loss.
+    fn check(&self, batch: &Batch) -> Result<()> {
+        batch.check("batch", self.shape, self.vocab_size)?;
+        counted(std::slice::from_ref(batch)).map(drop)
+    }
+}
+
 /// One number on its way to the host.
 async fn number(readback: Readback) -> Result<f64> {
     Ok(f64::from(readback.take::<f32>().await?[0]))
@@ -95,6 +110,7 @@ async fn number(readback: Readback) -> Result<f64> {
 #[derive(Debug)]
 pub struct LogitLens {
     exec: Executable,
+    expected: Expected,
     tokens: Value,
     targets: Value,
     /// Name of the stream's node, its cross-entropy, its divergence.
@@ -132,7 +148,8 @@ impl LogitLens {
         }
         let outputs: Vec<Value> = layers.iter().flat_map(|&(_, loss, kl)| [loss, kl]).collect();
         let exec = model.executable(&g, &outputs).await?;
-        Ok(LogitLens { exec, tokens: gpt.tokens, targets, layers })
+        let expected = Expected { shape: [batch, time], vocab_size: model.config.vocab_size };
+        Ok(LogitLens { exec, expected, tokens: gpt.tokens, targets, layers })
     }
 
     /// Runs the lens. For each depth, 0 being the embedding, it returns `lens_cross_entropy`, the loss against the
@@ -140,6 +157,7 @@ impl LogitLens {
     /// depth's, in nats, averaged over all tokens.
     /// Resolves once the device has been polled; outside of frames, use [`run_blocking`](Self::run_blocking).
     pub async fn run(&self, batch: &Batch) -> Result<Vec<Reading>> {
+        self.expected.check(batch)?;
         self.exec.write(self.tokens, &batch.tokens)?;
         self.exec.write(self.targets, &batch.targets)?;
         let gpu = self.exec.gpu();
@@ -201,6 +219,7 @@ fn replay(g: &mut Graph, from: Value, to: Value, with: Value) -> Result<Value> {
 #[derive(Debug)]
 pub struct DropLayer {
     exec: Executable,
+    expected: Expected,
     tokens: Value,
     targets: Value,
     loss: Value,
@@ -230,13 +249,15 @@ impl DropLayer {
         let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
         let loss = g.cross_entropy("loss", gpt.logits, targets)?;
         let exec = model.executable(&g, &[loss]).await?;
-        Ok(DropLayer { exec, tokens: gpt.tokens, targets, loss, factors })
+        let expected = Expected { shape: [batch, time], vocab_size: model.config.vocab_size };
+        Ok(DropLayer { exec, expected, tokens: gpt.tokens, targets, loss, factors })
     }
 
     /// Runs all ablations. Returns `loss`, with all layers, and then a `dropped_loss` for each layer left out: the mean
     /// cross-entropy in nats per token.
     /// Resolves once the device has been polled; outside of frames, use [`run_blocking`](Self::run_blocking).
     pub async fn run(&self, batch: &Batch) -> Result<Vec<Reading>> {
+        self.expected.check(batch)?;
         self.exec.write(self.tokens, &batch.tokens)?;
         self.exec.write(self.targets, &batch.targets)?;
         let gpu = self.exec.gpu();
@@ -282,6 +303,7 @@ impl DropLayer {
 #[derive(Debug)]
 pub struct AttentionMap {
     exec: Executable,
+    vocab_size: usize,
     tokens: Value,
     map: Value,
     node: String,
@@ -321,12 +343,14 @@ impl AttentionMap {
             let hidden = |i: usize| if i % time > i / time { HIDDEN } else { 0.0 };
             exec.write(mask, &(0..time * time).map(hidden).collect::<Vec<f32>>())?;
         }
-        Ok(AttentionMap { exec, tokens: gpt.tokens, map, node, layer })
+        let vocab_size = model.config.vocab_size;
+        Ok(AttentionMap { exec, vocab_size, tokens: gpt.tokens, map, node, layer })
     }
 
     /// Computes the map for these tokens, `[batch, query, key]`.
     /// Resolves once the device has been polled; outside of frames, use [`run_blocking`](Self::run_blocking).
     pub async fn run(&self, tokens: &[u32]) -> Result<TensorReading> {
+        check_ids("tokens", tokens, self.vocab_size)?;
         self.exec.write(self.tokens, tokens)?;
         let gpu = self.exec.gpu();
         let mut encoder = gpu.encoder("attention map");

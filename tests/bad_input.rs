@@ -5,18 +5,24 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{gpu, profiles};
+use common::{gpu, hf_folder, profiles};
 use throughline::decode::sample::Sampling;
+use throughline::decode::{Decoder, FrameDecoder, GenerationOptions};
+use throughline::embed::{Pooling, SentenceEncoder};
 use throughline::graph::{Op, Vjp};
 use throughline::kernel::{Bind, Kernel, Launch, Program};
-use throughline::nn::{Positions, Transformer, TransformerConfig};
+use throughline::model::Model;
+use throughline::nn::{Init, Positions, Transformer, TransformerConfig};
+use throughline::ops::adamw::AdamWSettings;
 use throughline::ops::attention::Attention;
+use throughline::ops::muon::{MuonSettings, MuonStep};
 use throughline::ops::rope::Scaling;
-use throughline::optim::{Arena, ArenaLayout};
+use throughline::optim::{AdamWConfig, Arena, ArenaLayout, Decay, MuonConfig, OptimizerPlan, Schedule};
 use throughline::probe::{Edit, Instruments, Measure, Patch, Probe, Tap};
 use throughline::reference::{self, Array};
-use throughline::train::data::{Batch, CharTokenizer, Dataset};
-use throughline::train::{TrainConfig, Trainer};
+use throughline::train::data::{Batch, CharTokenizer, Dataset, IGNORE_INDEX};
+use throughline::train::{TrainConfig, TrainOptions, TrainPlan, Trainer};
+use throughline::views::{AttentionMap, DropLayer, LogitLens, Subject};
 use throughline::{
     AdapterClass, Error, ExecOptions, Executable, Gpu, Graph, Plan, Profile, Result, Tensor, TensorType, Value,
 };
@@ -271,6 +277,79 @@ fn batches_must_fit() {
     expect(trainer.evaluate_blocking(&[batch(32, 32), batch(32, 0)]), &["`batches[1].targets`", "32 ids", "got 0"]);
 }
 
+/// In whatever way a batch comes in, before anything is recorded.
+#[test]
+fn ids_past_the_vocabulary_are_errors_that_say_where() {
+    let model = TransformerConfig::gpt2(31, 16, 1, 32, 4);
+    let config = TrainConfig { micro_batches: 2, ..TrainConfig::new(model, 2) };
+    let mut trainer = Trainer::new_blocking(gpu(), config).unwrap();
+    let good = Batch { tokens: vec![1; 32], targets: vec![2; 32] };
+    let profile = trainer.profile_blocking(&[good.clone(), good.clone()]).unwrap();
+    let slices = trainer.slices(&profile, std::time::Duration::from_secs(1)).unwrap();
+    let subject = Subject::of(&trainer);
+    let lens = gpu().run_blocking(LogitLens::new(&subject, [2, 16])).unwrap();
+    let ablation = gpu().run_blocking(DropLayer::new(&subject, [2, 16])).unwrap();
+    let map = gpu().run_blocking(AttentionMap::new(&subject, [2, 16], 0, 0)).unwrap();
+
+    let changed = |f: fn(&mut Batch)| {
+        let mut batch = good.clone();
+        f(&mut batch);
+        batch
+    };
+    let cases = [
+        (changed(|b| b.tokens[5] = 31), "tokens`", "31 at index 5"),
+        (changed(|b| b.tokens[31] = IGNORE_INDEX), "tokens`", "4294967295 at index 31"),
+        (changed(|b| b.targets[7] = 31), "targets`", "31 at index 7"),
+        (changed(|b| b.targets[0] = IGNORE_INDEX - 99), "targets`", "4294967196 at index 0"), // -100 as u32
+    ];
+    for (bad, field, got) in cases {
+        let (batches, step) = ([good.clone(), bad.clone()], trainer.step_count());
+        let words = ["`batches[1].", field, "below 31, the size of the vocabulary", got];
+        let mut encoder = gpu().device().create_command_encoder(&Default::default());
+        expect(trainer.step(&batches), &words);
+        expect(trainer.record(&mut encoder, &batches), &words);
+        expect(trainer.start_sliced(&slices, &batches), &words);
+        expect(trainer.profile_blocking(&batches), &words);
+        expect(trainer.evaluate_blocking(&batches), &words);
+        expect(lens.run_blocking(&bad), &[field, got]);
+        expect(ablation.run_blocking(&bad), &[field, got]);
+        if field.contains("tokens") {
+            expect(map.run_blocking(&bad.tokens), &["`tokens`", got]);
+        }
+        assert_eq!(trainer.step_count(), step);
+    }
+    // Nothing to learn from is no 0 / 0, and some is enough.
+    let none = changed(|b| b.targets.fill(IGNORE_INDEX));
+    let words = ["`targets`", "at least one that counts", "`IGNORE_INDEX` everywhere"];
+    expect(trainer.step(&[none.clone(), none.clone()]), &words);
+    expect(trainer.evaluate_blocking(std::slice::from_ref(&none)), &words);
+    expect(lens.run_blocking(&none), &words);
+    let loss = trainer.step(&[none, changed(|b| b.targets[1..].fill(IGNORE_INDEX))]).unwrap();
+    assert!(loss.wait_blocking().unwrap().is_finite());
+}
+
+#[test]
+fn ids_past_the_vocabulary_are_errors_in_decoders_and_encoders() {
+    let llama = Model::open(&hf_folder("llama")).unwrap();
+    let mut two = gpu().run_blocking(Decoder::with_batch(gpu(), &llama, 2, 8)).unwrap();
+    let words = ["`tokens of sequence 1`", "ids below 96, the size of the vocabulary", "96 at index 1"];
+    let prompts: [&[u32]; 2] = [&[3], &[4, 96, 5]];
+    expect(two.feed_batch_blocking(&prompts), &words);
+    expect(two.generate_batch_blocking(&prompts, &GenerationOptions::default()), &words);
+    assert_eq!(two.lengths(), [0, 0]);
+    let mut frames = FrameDecoder::new_blocking(two).unwrap();
+    expect(frames.say(1, prompts[1], GenerationOptions::default()), &words);
+    let mut one = Decoder::new_blocking(gpu(), &llama, 8).unwrap();
+    expect(one.feed_blocking(&[96]), &["`tokens`", "96 at index 0"]);
+    expect(one.feed_all_blocking(&[1, 2, u32::MAX]), &["`tokens`", "4294967295 at index 2"]);
+    expect(one.generate(&[96], GenerationOptions::default()), &["`tokens`", "96 at index 0"]);
+
+    let bert = Model::open(&hf_folder("bert")).unwrap();
+    let mut encoder = SentenceEncoder::new(gpu(), &bert, Pooling::Mean).unwrap();
+    let vocab = bert.config().vocab_size as u32;
+    expect(encoder.embed_blocking(&[vec![1], vec![2, vocab]]), &["ids below", &format!("{vocab} at index 1")]);
+}
+
 #[test]
 fn a_plan_over_the_adapters_limits_names_the_tensor() {
     let mut g = Graph::new();
@@ -332,7 +411,19 @@ fn settings_are_checked() {
     expect(bad(|c| c.n_heads = 5), &["`n_heads`", "48", "5"]);
     expect(bad(|c| c.n_kv_heads = 3), &["`n_kv_heads`", "4", "3"]);
     expect(bad(|c| c.dropout = 1.0), &["`dropout`", "1"]);
-    expect(bad(|c| c.norm_eps = f32::NAN), &["`norm_eps`", "NaN"]);
+    for eps in [f32::NAN, 0.0, -1e-5, 1e-45, f32::INFINITY] {
+        let config = TransformerConfig { norm_eps: eps, ..good.clone() };
+        expect(config.validate(), &["`norm_eps`", "at least 1.2e-38", &format!("is {eps}")]);
+    }
+    expect(bad(|c| c.dropout = f32::NAN), &["`dropout`", "NaN"]);
+    expect(bad(|c| c.residual_gate = Some(1e30)), &["`residual_gate`", "from -100 to 100"]);
+    expect(bad(|c| c.init = Init::Plain { std: f32::INFINITY }), &["`init`", "inf"]);
+    expect(bad(|c| c.n_layers = 1 << 20), &["`n_layers`", "4096", "1048576"]);
+    expect(bad(|c| c.token_types = usize::MAX), &["`token_types`", "2^24"]);
+    expect(bad(|c| (c.n_heads, c.head_dim) = (1 << 20, Some(1 << 20))), &["`n_heads * head_dim`", "2^24"]);
+    for huge in [TransformerConfig::gpt2, TransformerConfig::llama, TransformerConfig::bert] {
+        expect(huge(65, 32, 2, usize::MAX, 1).validate(), &["`d_model`"]);
+    }
     expect(
         bad(|c| {
             (c.d_model, c.n_heads, c.positions) =
@@ -343,9 +434,158 @@ fn settings_are_checked() {
     expect(Transformer::build(&mut Graph::new(), &good, 1, 33, false), &["`context`", "33", "32"]);
     expect(Sampling { temperature: -1.0, ..Default::default() }.validate(), &["`temperature`", "-1"]);
     expect(Sampling { top_p: 0.0, ..Default::default() }.validate(), &["`top_p`", "0"]);
-    expect(Dataset::new(vec![], 0.1, 8), &["empty"]);
-    expect(Dataset::new(vec![1; 40], 0.1, 8), &["validation text", "9", "4"]);
     expect(CharTokenizer::of("ab").encode("abc"), &["'c'"]);
+}
+
+#[test]
+fn datasets_are_checked() {
+    let ids: Vec<u32> = (0..100).collect();
+    let new = |fraction, context| Dataset::new(ids.clone(), fraction, context);
+    for fraction in [10.0, 1.1, -0.1, f64::NAN, f64::INFINITY] {
+        expect(new(fraction, 8), &["`val_fraction`", "from 0 to 1", &format!("is {fraction}")]);
+    }
+    expect(Dataset::new(vec![], 0.1, 8), &["empty"]);
+    expect(new(0.0, 8), &["validation text", "at least 9", "got 0"]);
+    expect(new(1.0, 8), &["training text", "at least 9", "got 0"]);
+    expect(new(0.1, 10), &["validation text", "at least 11", "got 10"]);
+    for context in [0, usize::MAX] {
+        expect(new(0.1, context), &["`context`", "from 1 to 2^20"]);
+    }
+
+    let data = new(0.1, 8).unwrap(); // 90 tokens and 10
+    assert_eq!(data.batch(0, 0, 2, 89).unwrap().tokens, [&ids[..89], &ids[..89]].concat());
+    expect(data.batch(0, 0, 2, 90), &["training text", "at least 91", "got 90"]);
+    expect(data.val_batches(1, 2, 10), &["validation text", "at least 11", "got 10"]);
+    assert_eq!(data.val_batches(2, 1, 9).unwrap()[1].targets, ids[91..]);
+    for n in [0, usize::MAX] {
+        expect(data.batch(0, 0, n, 8), &["`batch`", &n.to_string()]);
+        expect(data.batch(0, 0, 2, n), &["`time`", &n.to_string()]);
+        expect(data.val_batches(n, 2, 8), &["`batches`", &n.to_string()]);
+        expect(data.val_batches(2, n, 8), &["`batch`", &n.to_string()]);
+        expect(data.val_batches(2, 2, n), &["`time`", &n.to_string()]);
+    }
+    let empty = Dataset { train: vec![], val: vec![] };
+    expect(empty.batch(0, 0, 1, 1), &["training text", "got 0"]);
+    expect(empty.val_batches(1, 1, 1), &["validation text", "got 0"]);
+}
+
+/// By the plan of a run, by that of an optimiser, and by what computes the kernels' settings.
+#[test]
+fn settings_of_optimisers_are_checked() {
+    let good = TrainConfig::new(TransformerConfig::gpt2(31, 16, 1, 32, 4), 1);
+    let good = TrainConfig { muon: Some(MuonConfig::default()), ..good };
+    let profile = Profile::portable(AdapterClass::Gpu);
+    let layout = Arc::new(ArenaLayout::new(vec![("w".into(), [64].into())], u64::MAX).unwrap());
+    let adamw = |f: fn(&mut AdamWConfig, f64), x: f64, words: &[&str]| {
+        let mut adamw = AdamWConfig::default();
+        f(&mut adamw, x);
+        let config = TrainConfig { adamw, ..good.clone() };
+        expect(TrainPlan::new(&config, &TrainOptions::default(), &profile), words);
+        expect(OptimizerPlan::new(adamw, None, &layout, &profile), words);
+        let AdamWConfig { beta1, beta2, eps, weight_decay, max_grad_norm } = adamw;
+        let [beta1, beta2, eps, weight_decay, max_grad_norm] =
+            [beta1, beta2, eps, weight_decay, max_grad_norm].map(|x| x as f32);
+        let settings = AdamWSettings { lr: 1e-3, beta1, beta2, eps, weight_decay, max_grad_norm };
+        // What only the f64 shows.
+        if x as f32 != 0.0 || x == 0.0 || words[0] == "`eps`" {
+            expect(settings.at_step(1), &words[..1]);
+        }
+        // Checkpoints bring their settings along.
+        if x.is_finite() {
+            let read: TrainConfig = serde_json::from_str(&serde_json::to_string(&config).unwrap()).unwrap();
+            expect(Trainer::new_blocking(gpu(), read), words);
+        }
+    };
+    for x in [1.0, 1.5, -0.1, 1.0 - 1e-9, f64::NAN, f64::INFINITY] {
+        adamw(|c, x| c.beta1 = x, x, &["`beta1`", "at least 0 and below 1", &format!("is {x}")]);
+        adamw(|c, x| c.beta2 = x, x, &["`beta2`", "at least 0 and below 1", &format!("is {x}")]);
+    }
+    for x in [0.0, 1e-60, 1e-45, -1e-8, f64::NAN, 1e39, f64::INFINITY] {
+        adamw(|c, x| c.eps = x, x, &["`eps`", "at least 1.2e-38", &format!("is {x}")]);
+    }
+    for x in [-0.1, f64::NAN, 1e39, f64::INFINITY] {
+        adamw(|c, x| c.weight_decay = x, x, &["`weight_decay`", "finite and not negative", &format!("is {x}")]);
+    }
+    for x in [-1.0, 1e-45, f64::NAN, 1e39, f64::INFINITY] {
+        adamw(|c, x| c.max_grad_norm = x, x, &["`max_grad_norm`", "0, which turns clipping off", &format!("is {x}")]);
+    }
+    let muon = |f: fn(&mut MuonConfig), words: &[&str]| {
+        let mut config = good.clone();
+        config.muon.iter_mut().for_each(f);
+        expect(TrainPlan::new(&config, &TrainOptions::default(), &profile), words);
+    };
+    muon(|c| c.momentum = 1.0 - 1e-9, &["`muon.momentum`", "as f32 too"]);
+    muon(|c| c.lr_factor = 1e39, &["`muon.lr_factor`"]);
+    muon(|c| c.lr_factor = 1e9, &["`lr`", "from 0 to 10"]);
+    muon(|c| c.weight_decay = 2000.0, &["`muon.weight_decay`", "more than the whole weight"]);
+    let settings = MuonSettings { lr: 0.1, momentum: 1.0, weight_decay: 0.1, max_grad_norm: 1.0 };
+    expect(settings.values(), &["`muon.momentum`"]);
+    expect(MuonSettings { max_grad_norm: f32::NAN, momentum: 0.9, ..settings }.values(), &["`max_grad_norm`"]);
+}
+
+#[test]
+fn learning_rates_and_schedules_are_checked() {
+    let good = Schedule { peak: 1e-3, warmup: 10, steps: 100, final_fraction: 0.1, decay: Decay::Cosine };
+    let bad = |f: fn(&mut Schedule), words: &[&str]| {
+        let mut schedule = good;
+        f(&mut schedule);
+        expect(schedule.validate(), words);
+        let config = TrainConfig::new(TransformerConfig::gpt2(31, 16, 1, 32, 4), 1);
+        expect(TrainConfig { schedule, ..config }.validate(), words);
+    };
+    bad(|s| s.peak = f64::NAN, &["`lr`", "from 0 to 10", "NaN"]);
+    bad(|s| s.peak = -1e-3, &["`lr`", "-0.001"]);
+    bad(|s| s.peak = 1e39, &["`lr`", "from 0 to 10,"]);
+    bad(|s| s.final_fraction = f64::NAN, &["`schedule.final_fraction`", "from 0 to 1", "NaN"]);
+    bad(|s| s.final_fraction = 1.5, &["`schedule.final_fraction`", "1.5"]);
+    bad(|s| s.warmup = 101, &["`schedule.steps`", "at least the 101 steps of warm-up", "100"]);
+    bad(|s| s.warmup = u64::MAX, &["`schedule.steps`", "18446744073709551615"]);
+    // Without a decay its end does not matter, and no step is too far.
+    let long = Schedule { warmup: u64::MAX, decay: Decay::Constant, ..good };
+    long.validate().unwrap();
+    assert!(long.at(0) > 0.0 && long.at(u64::MAX) == 1e-3 && good.at(u64::MAX) == 1e-4);
+
+    // A rate that comes with each step, and a step count from wherever.
+    let adamw = AdamWConfig { weight_decay: 1.0, ..Default::default() };
+    let config = TrainConfig { adamw, ..TrainConfig::new(TransformerConfig::gpt2(31, 16, 1, 32, 4), 1) };
+    expect(
+        TrainConfig { schedule: Schedule::constant(5.0), ..config.clone() }.validate(),
+        &["`weight_decay`", "1 / 5"],
+    );
+    let mut trainer = Trainer::new_blocking(gpu(), config).unwrap();
+    let mut encoder = gpu().device().create_command_encoder(&Default::default());
+    for lr in [f64::NAN, -1.0, f64::INFINITY, 1e4] {
+        expect(trainer.optimizer.record(&mut encoder, lr, 0), &["`lr`", "from 0 to 10", &format!("is {lr}")]);
+    }
+    expect(trainer.optimizer.record(&mut encoder, 5.0, 0), &["`weight_decay`", "at most 1 / 5", "is 1"]);
+    trainer.set_step_count(u64::MAX);
+    let loss = trainer.step(&[Batch { tokens: vec![1; 16], targets: vec![2; 16] }]).unwrap();
+    assert!(loss.wait_blocking().unwrap().is_finite());
+}
+
+#[test]
+fn settings_of_ops_are_checked() {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([2, 4])).unwrap();
+    let [gamma, beta] = ["gamma", "beta"].map(|name| g.param(name, [4]).unwrap());
+    let seed = g.input("seed", TensorType::u32([2])).unwrap();
+    for eps in [0.0, -1e-5, 1e-45, f32::NAN, f32::INFINITY] {
+        expect(g.layernorm("norm", x, gamma, beta, eps), &["`norm`", "eps", &format!("got {eps}")]);
+        expect(g.rmsnorm("norm", x, gamma, eps), &["`norm`", "eps", &format!("got {eps}")]);
+    }
+    for p in [-0.1, 1.0, f32::NAN] {
+        expect(g.dropout("drop", x, seed, p, 0), &["`drop`", "probability", &format!("got {p}")]);
+    }
+    let [w, grad, m] = ["w", "grad", "m"].map(|name| g.param(name, [4, 4]).unwrap());
+    let hyper = g.input("hyper", TensorType::f32([4])).unwrap();
+    let norm = g.input("norm", TensorType::f32([1])).unwrap();
+    let mut muon =
+        |name: &str, steps, rate| g.muon(name, [w, grad, m], hyper, norm, MuonStep { nesterov: true, steps, rate });
+    muon("good", 5, 0.2).unwrap();
+    expect(muon("endless", usize::MAX, 0.2), &["`steps`", "at most 20"]);
+    for (i, rate) in [f64::NAN, -1.0, 1e39].into_iter().enumerate() {
+        expect(muon(&format!("rate{i}"), 1, rate), &["rate", "finite and not negative"]);
+    }
 }
 
 /// An app's own op: y = 2x + 1, with its own WGSL.

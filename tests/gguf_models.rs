@@ -363,8 +363,8 @@ fn what_a_file_cannot_be_is_an_error_that_names_the_key() {
     refused("general.architecture", text("mamba"), &["general.architecture", "mamba", "qwen3"]);
     refused("general.architecture", None, &["config.json"]);
     refused("llama.block_count", None, &["llama.block_count", "missing"]);
-    refused("llama.block_count", number(u32::MAX), &["n_layers"]);
-    refused("llama.block_count", number(1 << 20), &["1048576 blocks"]);
+    refused("llama.block_count", number((1 << 12) + 1), &["n_layers", "4097"]);
+    refused("llama.block_count", number(1 << 12), &["4096 blocks"]);
     refused("llama.block_count", number(3), &["blk.2.attn_norm.weight"]);
     refused("llama.embedding_length", number(64), &["token_embd.weight", "[96, 64]", "[96, 32]"]);
     refused("llama.embedding_length", text("wide"), &["llama.embedding_length", "wide"]);

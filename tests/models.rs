@@ -606,7 +606,8 @@ fn configurations_that_cannot_be_are_errors_that_name_file_and_key() {
     refused("llama", &[("hidden_size", json!(-32))], &["hidden_size", "-32"]);
     refused("llama", &[("hidden_size", json!(64))], &["model.embed_tokens.weight", "[96, 64]", "[96, 32]"]);
     refused("llama", &[("hidden_size", json!(1u64 << 40))], &["d_model"]);
-    refused("llama", &[("num_hidden_layers", json!(4_000_000))], &["4000000 blocks"]);
+    refused("llama", &[("num_hidden_layers", json!(4_000))], &["4000 blocks"]);
+    refused("llama", &[("num_hidden_layers", json!(4_000_000))], &["n_layers", "4000000"]);
     refused("llama", &[("num_hidden_layers", json!(3))], &["model.layers.2.input_layernorm.weight"]);
     refused("llama", &[("num_attention_heads", json!(0))], &["n_heads"]);
     refused("llama", &[("num_key_value_heads", json!(3))], &["n_kv_heads"]);

@@ -3,14 +3,17 @@
 mod common;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::{gpu, whole_and_split};
-use throughline::nn::{Biases, Init, Mlp, Norm, NormPlacement, Transformer, TransformerConfig};
-use throughline::optim::{AdamWConfig, Arena, Decay, MuonConfig, Schedule};
+use throughline::nn::{Biases, Init, Mlp, Norm, NormPlacement, Positions, Transformer, TransformerConfig};
+use throughline::ops::rope::Scaling;
+use throughline::optim::{AdamWConfig, Arena, Decay, MuonConfig, MuonScale, Schedule};
 use throughline::plan::Slot;
+use throughline::rng::Rng;
 use throughline::train::checkpoint::Checkpoint;
-use throughline::train::data::{Batch, Dataset};
-use throughline::train::{TrainConfig, TrainOptions, Trainer};
+use throughline::train::data::{Batch, Dataset, IGNORE_INDEX};
+use throughline::train::{TrainConfig, TrainOptions, TrainPlan, Trainer};
 use throughline::{AdapterClass, ExecOptions, Executable, Graph, Plan, Profile, Value};
 
 fn tiny(model: TransformerConfig) -> TrainConfig {
@@ -31,7 +34,7 @@ fn train(trainer: &mut Trainer, until: u64) -> Vec<f32> {
         let c = trainer.config();
         let micro = c.micro_batches as u64;
         let batches: Vec<Batch> = (0..micro)
-            .map(|i| data.batch(c.seed, trainer.step_count() * micro + i, c.batch, c.model.context))
+            .map(|i| data.batch(c.seed, trainer.step_count() * micro + i, c.batch, c.model.context).unwrap())
             .collect();
         let loss = trainer.step(&batches).unwrap();
         losses.push(loss.wait_blocking().unwrap());
@@ -60,7 +63,7 @@ fn at_zero_initialisation_the_stream_is_a_throughline() {
         for p in &gpt.params {
             exec.write(p.value, &p.init.values(g.ty(p.value).len(), 3, g.name(p.value))).unwrap();
         }
-        let batch = dataset().batch(0, 0, 2, 16);
+        let batch = dataset().batch(0, 0, 2, 16).unwrap();
         exec.write(gpt.tokens, &batch.tokens).unwrap();
         exec.write(targets, &batch.targets).unwrap();
         exec.submit().unwrap();
@@ -155,29 +158,76 @@ fn resumes_bit_for_bit(config: TrainConfig) {
     assert_eq!(bits(&weights_and_moments(&whole)), bits(&weights_and_moments(&second)));
 }
 
+/// Two trainers of one model: of one batch of four sequences, and of two micro-batches of two.
+fn large_and_small() -> [Trainer; 2] {
+    let large = TrainConfig { batch: 4, ..tiny(TransformerConfig::gpt2(31, 16, 2, 32, 4)) };
+    let small = TrainConfig { batch: 2, micro_batches: 2, ..large.clone() };
+    [large, small].map(|config| Trainer::new_blocking(gpu(), config).unwrap())
+}
+
+/// A batch of four sequences, cut in two.
+fn halves(batch: &Batch) -> [Batch; 2] {
+    [0..32, 32..64]
+        .map(|half| Batch { tokens: batch.tokens[half.clone()].to_vec(), targets: batch.targets[half].to_vec() })
+}
+
+/// Loss and gradients of the last step are equal, up to rounding.
+fn expect_equal_steps([a, b]: &[Trainer; 2]) {
+    let [loss_a, loss_b] = [a, b].map(|t| t.loss().unwrap().read_blocking::<f32>(gpu()).unwrap()[0]);
+    assert!((loss_a - loss_b).abs() < 1e-5, "{loss_a} {loss_b}");
+    let (ga, gb) = (a.grads.read_blocking(gpu()).unwrap(), b.grads.read_blocking(gpu()).unwrap());
+    for (((name, _), x), y) in a.grads.layout.tensors.iter().zip(ga).zip(gb) {
+        let scale = x.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
+        let worst = common::worst(&x, &y);
+        assert!(worst < 2e-4 * scale.max(1e-3), "{name}: {worst} of {scale}");
+    }
+}
+
 /// Two micro-batches of two are one batch of four, up to rounding.
 #[test]
 fn accumulated_gradients_equal_those_of_one_large_batch() {
-    let large = TrainConfig { batch: 4, ..tiny(TransformerConfig::gpt2(31, 16, 2, 32, 4)) };
-    let small = TrainConfig { batch: 2, micro_batches: 2, ..large.clone() };
-    let Batch { tokens, targets } = dataset().batch(1, 0, 4, 16);
-    let halves: Vec<Batch> = (tokens.chunks(32).zip(targets.chunks(32)))
-        .map(|(x, y)| Batch { tokens: x.to_vec(), targets: y.to_vec() })
-        .collect();
-    let mut a = Trainer::new_blocking(gpu(), large).unwrap();
-    let mut b = Trainer::new_blocking(gpu(), small).unwrap();
+    let mut trainers = large_and_small();
+    let whole = dataset().batch(1, 0, 4, 16).unwrap();
     // Twice, to see that the second step starts from zeroed gradients.
     for _ in 0..2 {
-        let loss_a =
-            a.step(&[Batch { tokens: tokens.clone(), targets: targets.clone() }]).unwrap().wait_blocking().unwrap();
-        let loss_b = b.step(&halves).unwrap().wait_blocking().unwrap();
-        assert!((loss_a - loss_b).abs() < 1e-5, "{loss_a} {loss_b}");
-        let (ga, gb) = (a.grads.read_blocking(gpu()).unwrap(), b.grads.read_blocking(gpu()).unwrap());
-        for (((name, _), x), y) in a.grads.layout.tensors.iter().zip(ga).zip(gb) {
-            let scale = x.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
-            let worst = x.iter().zip(&y).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
-            assert!(worst < 2e-4 * scale.max(1e-3), "{name}: {worst} of {scale}");
-        }
+        trainers[0].step(std::slice::from_ref(&whole)).unwrap();
+        trainers[1].step(&halves(&whole)).unwrap();
+        expect_equal_steps(&trainers);
+    }
+}
+
+/// One target more in a micro-batch is one part more of the mean, and a micro-batch without any adds nothing.
+#[test]
+fn every_target_weighs_the_same_in_whichever_micro_batch() {
+    let mut trainers = large_and_small();
+    let full = dataset().batch(1, 0, 4, 16).unwrap();
+    for counted in [35, 32, 1] {
+        let mut whole = full.clone();
+        whole.targets[counted..].fill(IGNORE_INDEX);
+        let parts = halves(&whole);
+        assert_eq!(parts.each_ref().map(Batch::counted), [counted.min(32), counted.saturating_sub(32)]);
+        let [large, small] = &mut trainers;
+        large.step(std::slice::from_ref(&whole)).unwrap();
+        small.step(&parts).unwrap();
+        expect_equal_steps(&trainers);
+
+        let [large, small] = &mut trainers;
+        large.profile_blocking(std::slice::from_ref(&whole)).unwrap();
+        let profile = small.profile_blocking(&parts).unwrap();
+        expect_equal_steps(&trainers);
+
+        let [large, small] = &mut trainers;
+        large.step(std::slice::from_ref(&whole)).unwrap();
+        let slices = small.slices(&profile, Duration::from_secs(9)).unwrap();
+        let mut step = small.start_sliced(&slices, &parts).unwrap();
+        let mut encoder = gpu().device().create_command_encoder(&Default::default());
+        while small.record_slice(&mut encoder, &mut step).unwrap().is_none() {}
+        gpu().submit(encoder).unwrap();
+        expect_equal_steps(&trainers);
+
+        let [large, small] = &trainers;
+        let [one, two] = [large.evaluate_blocking(&[whole]), small.evaluate_blocking(&parts)].map(Result::unwrap);
+        assert!((one - two).abs() < 1e-5, "{one} {two}");
     }
 }
 
@@ -213,7 +263,7 @@ fn arenas_of_several_parts_train_like_whole_ones() {
     assert_eq!(bits(&weights_and_moments(&a)), bits(&weights_and_moments(&b)));
     let [from_a, from_b] = [&a, &b].map(|t| Checkpoint::of_blocking(t, "", 0).unwrap());
     assert!(from_a.same_bits(&from_b));
-    let [val_a, val_b] = [&a, &b].map(|t| t.evaluate_blocking(&dataset().val_batches(1, 2, 16)).unwrap());
+    let [val_a, val_b] = [&a, &b].map(|t| t.evaluate_blocking(&dataset().val_batches(1, 2, 16).unwrap()).unwrap());
     assert_eq!(val_a.to_bits(), val_b.to_bits());
     let losses = train(&mut a, 6);
     let [mut c, mut d] = [&whole, &split].map(|gpu| Trainer::new_blocking(gpu, config.clone()).unwrap());
@@ -310,11 +360,13 @@ fn every_arrangement_learns() {
         let mut config = TrainConfig { muon, ..tiny(model) };
         config.schedule = Schedule::constant(1e-2);
         let mut trainer = Trainer::new_blocking(gpu(), config).unwrap();
-        let step = |t: &mut Trainer| t.step(&[data.batch(0, t.step_count(), 2, 16)]).unwrap().wait_blocking().unwrap();
+        let step = |t: &mut Trainer| {
+            t.step(&[data.batch(0, t.step_count(), 2, 16).unwrap()]).unwrap().wait_blocking().unwrap()
+        };
         let first = step(&mut trainer);
         let last = (0..30).map(|_| step(&mut trainer)).last().unwrap();
         assert!(last < 0.5 * first, "{:?}: from {first} to {last}", trainer.config());
-        let val = trainer.evaluate_blocking(&data.val_batches(2, 2, 16)).unwrap();
+        let val = trainer.evaluate_blocking(&data.val_batches(2, 2, 16).unwrap()).unwrap();
         assert!(val.is_finite() && val < first, "{val}");
     }
 }
@@ -433,4 +485,136 @@ fn threads_that_save_to_one_path_leave_a_whole_checkpoint() {
     loaded.save(&path).unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), file);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "a temporary file is left");
+}
+
+/// Numbers that settings should not have, and some that they may.
+const ODD: [f64; 26] = [
+    0.0,
+    -0.0,
+    1e-300,
+    1e-60,
+    1e-45,
+    1e-38,
+    1e-20,
+    1e-8,
+    1e-3,
+    0.1,
+    0.5,
+    0.999,
+    0.999_999_999,
+    1.0,
+    2.0,
+    10.0,
+    1e3,
+    1e10,
+    1e38,
+    1e39,
+    1e300,
+    -1e-60,
+    -1.0,
+    f64::INFINITY,
+    f64::NEG_INFINITY,
+    f64::NAN,
+];
+const ODD_COUNTS: [usize; 12] = [0, 1, 2, 3, 5, 8, 16, 1 << 20, (1 << 24) + 1, 1 << 32, usize::MAX / 2, usize::MAX];
+
+/// A configuration of which a few fields have odd values.
+fn odd_config(rng: &mut Rng, fields: u64) -> TrainConfig {
+    let rope = Positions::Rope { theta: 1e4, interleaved: false, scaling: Scaling::None };
+    let gpt2 = TransformerConfig::gpt2(31, 16, 2, 8, 2);
+    let models =
+        [gpt2.clone(), TransformerConfig { positions: rope, ..gpt2 }, TransformerConfig::llama(31, 16, 2, 8, 2)];
+    let mut c = TrainConfig { micro_batches: 2, seq_len: Some(8), ..tiny(models[rng.below(3) as usize].clone()) };
+    c.muon = (rng.below(2) == 0).then(MuonConfig::default);
+    for _ in 0..fields {
+        let x = ODD[rng.below(ODD.len() as u64) as usize];
+        let n = ODD_COUNTS[rng.below(ODD_COUNTS.len() as u64) as usize];
+        let even = n.is_multiple_of(2);
+        let (model, field) = (&mut c.model, rng.below(35));
+        let mut muon = c.muon.unwrap_or_default();
+        match field {
+            0 => c.adamw.beta1 = x,
+            1 => c.adamw.beta2 = x,
+            2 => c.adamw.eps = x,
+            3 => c.adamw.weight_decay = x,
+            4 => c.adamw.max_grad_norm = x,
+            5 => c.schedule.peak = x,
+            6 => c.schedule.final_fraction = x,
+            7 => c.schedule.warmup = n as u64,
+            8 => c.schedule.steps = n as u64,
+            9 => c.schedule.decay = [Decay::Constant, Decay::Linear][usize::from(even)],
+            10 => muon.momentum = x,
+            11 => muon.steps = n,
+            12 => muon.lr_factor = x,
+            13 => muon.weight_decay = x,
+            14 => (muon.nesterov, muon.scale) = (even, MuonScale::Original),
+            15 => model.dropout = x as f32,
+            16 => model.norm_eps = x as f32,
+            17 => model.residual_gate = Some(x as f32),
+            18 => model.init = Init::Plain { std: x as f32 },
+            19 => model.init = Init::ZeroResidual { std: x as f32 },
+            20 => model.positions = Positions::Rope { theta: x as f32, interleaved: even, scaling: Scaling::None },
+            21 => model.vocab_size = n,
+            22 => model.context = n,
+            23 => model.n_layers = n,
+            24 => model.d_model = n,
+            25 => model.n_heads = n,
+            26 => model.n_kv_heads = n,
+            27 => model.head_dim = Some(n),
+            28 => model.d_ff = n,
+            29 => model.token_types = n,
+            30 => c.batch = n,
+            31 => c.micro_batches = n,
+            32 => c.seq_len = [None, Some(n)][usize::from(n != 2)],
+            33 => (model.norm_placement, model.qk_norm) = (NormPlacement::Post, even),
+            _ => c.seed = n as u64,
+        }
+        if (10..=14).contains(&field) {
+            c.muon = Some(muon);
+        }
+    }
+    c
+}
+
+#[test]
+fn any_settings_give_a_plan_or_an_error() {
+    let mut rng = Rng::new(&[1]);
+    let (mut plans, profile) = (0, Profile::portable(AdapterClass::Gpu));
+    for round in 0..600 {
+        let config = odd_config(&mut rng, 1 + round % 4);
+        match TrainPlan::new(&config, &TrainOptions::default(), &profile) {
+            Ok(_) => plans += 1,
+            Err(e) => assert!(e.to_string().contains(['`', ':']), "{e}"),
+        }
+    }
+    println!("{plans} of 600 have a plan");
+    assert!((100..500).contains(&plans), "{plans}");
+}
+
+/// What is accepted trains with finite losses to finite weights, with up to three odd fields at once. (Enough extremes
+/// together still diverge, as anywhere: that is what the loss is for.)
+#[test]
+fn any_settings_that_are_accepted_give_finite_weights() {
+    let mut rng = Rng::new(&[2]);
+    let options = TrainOptions { max_bytes: Some(1 << 20), ..TrainOptions::default() };
+    let mut trained = 0;
+    while trained < 60 {
+        let config = odd_config(&mut rng, 1 + trained % 3);
+        let Ok(plan) = TrainPlan::new(&config, &options, gpu().profile()) else { continue };
+        if config.micro_batches > 16 || plan.plans()[0].dispatches() > 1000 {
+            continue;
+        }
+        let mut trainer = gpu().run_blocking(Trainer::from_plan(gpu(), &plan)).unwrap();
+        let (len, vocab) = (config.batch * config.seq_len(), config.model.vocab_size as u64);
+        let mut ids = || Vec::from_iter((0..len).map(|_| rng.below(vocab) as u32));
+        for _ in 0..12 {
+            let batches: Vec<Batch> =
+                (0..config.micro_batches).map(|_| Batch { tokens: ids(), targets: ids() }).collect();
+            let loss = trainer.step(&batches).unwrap().wait_blocking().unwrap();
+            assert!(loss.is_finite(), "the loss is {loss} at step {}: {config:#?}", trainer.step_count());
+        }
+        let weights = weights_and_moments(&trainer);
+        assert!(weights.iter().flatten().all(|x| x.is_finite()), "{config:#?}");
+        trained += 1;
+    }
 }

@@ -98,7 +98,7 @@ pub fn train(gpu: &Gpu, steps: u64, characters: usize) -> Result<(Decoder, Words
     let data = Dataset::new(tokenizer.encode(&text)?, 0.1, CAPACITY)?;
     let mut trainer = Trainer::new_blocking(gpu, config)?;
     for step in 0..steps {
-        let loss = trainer.step(&[data.batch(1, step, 4, CAPACITY)])?;
+        let loss = trainer.step(&[data.batch(1, step, 4, CAPACITY)?])?;
         // Wait now and then, so that not too many steps are in flight.
         if step % 50 == 49 || step + 1 == steps {
             eprintln!("step {}: loss {:.3}", step + 1, loss.wait_blocking()?);

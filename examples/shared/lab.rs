@@ -161,7 +161,7 @@ impl Lab {
             }
             None => None,
         };
-        let seen = self.data.val_batches(1, LENS_SEQUENCES, f.context);
+        let seen = self.data.val_batches(1, LENS_SEQUENCES, f.context)?;
         let bar = ProgressBar::new(steps);
         bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")?);
         bar.set_message(name.to_string());
@@ -175,7 +175,7 @@ impl Lab {
                 let losses = readings.iter().filter(|r| r.name == "lens_cross_entropy").map(|r| r.value);
                 seen_by_lens = Some(losses.collect());
             }
-            let loss = trainer.step(&[self.data.batch(seed, step, f.batch, f.context)])?;
+            let loss = trainer.step(&[self.data.batch(seed, step, f.batch, f.context)?])?;
             let probes = trainer.take_probes().context("the step has no probes")?;
             log.pending.push_back((loss, probes, seen_by_lens));
             log.drain(IN_FLIGHT - 1).context(name.to_string())?;
@@ -183,7 +183,7 @@ impl Lab {
         }
         log.drain(0).context(name.to_string())?;
         bar.finish_and_clear();
-        let val_loss = trainer.evaluate_blocking(&self.validation())?;
+        let val_loss = trainer.evaluate_blocking(&self.validation()?)?;
         let seconds = started.elapsed().as_secs_f64();
         eprintln!("{name}: validation loss {val_loss:.3}, {seconds:.0} s");
         Ok(Run { name: name.into(), parameters: trainer.parameter_count(), val_loss, seconds, steps: log.steps })
@@ -205,9 +205,9 @@ impl Lab {
         }
     }
 
-    fn validation(&self) -> Vec<Batch> {
+    fn validation(&self) -> Result<Vec<Batch>> {
         let f = &self.flags;
-        self.data.val_batches((VAL_TOKENS / (f.batch * f.context)).max(1), f.batch, f.context)
+        Ok(self.data.val_batches((VAL_TOKENS / (f.batch * f.context)).max(1), f.batch, f.context)?)
     }
 }
 

@@ -386,7 +386,8 @@ impl Run {
         bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}, {eta} left")?);
         // The time left is estimated from the steps of this run, not from those before a resume.
         bar.reset_eta();
-        let val = data.val_batches((10_240 / (config.batch * config.seq_len())).max(1), config.batch, config.seq_len());
+        let val =
+            data.val_batches((10_240 / (config.batch * config.seq_len())).max(1), config.batch, config.seq_len())?;
         Ok(Run {
             trainer,
             decoder,
@@ -406,8 +407,8 @@ impl Run {
     fn step(&mut self) -> Result<()> {
         let c = self.trainer.config();
         let (micro, step) = (c.micro_batches as u64, self.trainer.step_count());
-        let batches: Vec<Batch> =
-            (0..micro).map(|i| self.data.batch(c.seed, step * micro + i, c.batch, c.seq_len())).collect();
+        let batches = (0..micro).map(|i| self.data.batch(c.seed, step * micro + i, c.batch, c.seq_len()));
+        let batches = batches.collect::<Result<Vec<Batch>, _>>()?;
         self.pending.push_back(self.trainer.step(&batches)?);
         self.drain(IN_FLIGHT - 1)
     }

@@ -1,12 +1,11 @@
 //! The decoder: steps over a cache of keys and values.
 
 use super::plan::{DecodePlan, StepPlan, Top};
-use super::sample::check_ids;
 use crate::device::{ExecOptions, Executable, Gpu, Readback, Tensor};
 use crate::error::{Error, Result};
 use crate::graph::Value;
 use crate::model::{Model, Placed, Uploaded};
-use crate::nn::{DecodeRows, DecodeShape, TransformerConfig, TransformerDecoder};
+use crate::nn::{DecodeRows, DecodeShape, TransformerConfig, TransformerDecoder, check_ids};
 use crate::optim::Arena;
 
 /// A model in GPU memory, with a cache of the tokens that it was fed.
@@ -177,7 +176,8 @@ impl Decoder {
         }
     }
 
-    /// Appends tokens to the only sequence and returns the logits of the next token, `[vocab_size]`.
+    /// Appends tokens to the only sequence and returns the logits of the next token, `[vocab_size]`. They are as the model
+    /// computes them: NaN or infinite if its activations overflow f32, of which [`Sampling::draw`](super::sample::Sampling::draw) makes an error.
     /// Resolves once the device has been polled; outside of frames, use [`feed_blocking`](Self::feed_blocking).
     ///
     /// # Errors
@@ -246,18 +246,24 @@ impl Decoder {
         if new.iter().all(|ids| ids.is_empty()) {
             return err("at least one token".into(), "none".into());
         }
-        new.iter().zip(&self.lengths).try_for_each(|(ids, length)| self.check_more(ids, *length))
+        (new.iter().zip(&self.lengths).enumerate()).try_for_each(|(i, (ids, length))| self.check_more(i, ids, *length))
     }
 
-    /// Checks that these tokens can follow `length` earlier ones.
-    pub(super) fn check_more(&self, ids: &[u32], length: usize) -> Result<()> {
-        check_ids(ids, self.config.vocab_size)?;
+    /// Checks that these tokens can follow `length` earlier ones of a sequence.
+    pub(super) fn check_more(&self, sequence: usize, ids: &[u32], length: usize) -> Result<()> {
+        let what = self.name_of("tokens", sequence);
+        check_ids(&what, ids, self.config.vocab_size)?;
         let room = self.capacity - length;
         if ids.len() > room {
             let expected = format!("at most {room} more in a cache of {}", self.capacity);
-            return Err(Error::data("tokens", expected, ids.len()));
+            return Err(Error::data(what, expected, ids.len()));
         }
         Ok(())
+    }
+
+    /// What messages call the tokens or logits of a sequence.
+    pub(super) fn name_of(&self, what: &str, sequence: usize) -> String {
+        if self.batch == 1 { what.into() } else { format!("{what} of sequence {sequence}") }
     }
 
     /// The step that these tokens go through.

@@ -1,9 +1,18 @@
 //! Shape and parts of a transformer.
 
+use std::fmt::Display;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::ops::rope::Scaling;
+use crate::ops::{POSITIVE, is_positive};
+
+/// More layers than any model has. A plan grows with each of them.
+const MAX_LAYERS: usize = 1 << 12;
+
+/// Larger initial values leave f32 no room.
+const MAX_INITIAL: f32 = 100.0;
 
 /// Where a block normalises.
 ///
@@ -191,6 +200,17 @@ pub struct TransformerConfig {
     pub init: Init,
 }
 
+/// Checks that all ids are in the vocabulary. The error names the first that is not, and its place in `what`.
+pub(crate) fn check_ids(what: impl Display, ids: &[u32], vocab_size: usize) -> Result<()> {
+    match ids.iter().position(|&id| id as usize >= vocab_size) {
+        None => Ok(()),
+        Some(i) => {
+            let expected = format!("ids below {vocab_size}, the size of the vocabulary");
+            Err(Error::data(what, expected, format!("{} at index {i}", ids[i])))
+        }
+    }
+}
+
 impl TransformerConfig {
     /// A model like GPT-2: pre-norm LayerNorm, learned positions, tanh GELU of 4 times the width, biases, tied head.
     pub fn gpt2(vocab_size: usize, context: usize, n_layers: usize, d_model: usize, n_heads: usize) -> Self {
@@ -281,6 +301,11 @@ impl TransformerConfig {
         if let Some((field, n)) = counts.into_iter().find(|(_, n)| *n == 0 || *n > 1 << 24) {
             return err(field, format!("must be from 1 to 2^24, but is {n}"));
         }
+        Error::unless(self.n_layers <= MAX_LAYERS, "n_layers", &format!("at most {MAX_LAYERS}"), self.n_layers)?;
+        let width = self.n_heads.saturating_mul(self.head_dim());
+        for (field, n) in [("token_types", self.token_types), ("n_heads * head_dim", width)] {
+            Error::unless(n <= 1 << 24, field, "at most 2^24", n)?;
+        }
         if self.head_dim.is_none() && !self.d_model.is_multiple_of(self.n_heads) {
             return err("n_heads", format!("d_model {} is not a multiple of {}", self.d_model, self.n_heads));
         }
@@ -301,16 +326,10 @@ impl TransformerConfig {
         if !(0.0..1.0).contains(&self.dropout) {
             return err("dropout", format!("must be in [0, 1), but is {}", self.dropout));
         }
-        if !self.norm_eps.is_finite() || self.norm_eps <= 0.0 {
-            return err("norm_eps", format!("must be finite and positive, but is {}", self.norm_eps));
-        }
-        if self.residual_gate.is_some_and(|gate| !gate.is_finite()) {
-            return err("residual_gate", "must be finite".into());
-        }
+        Error::unless(is_positive(self.norm_eps), "norm_eps", POSITIVE, self.norm_eps)?;
+        let gate = self.residual_gate.unwrap_or(0.0);
+        Error::unless((-MAX_INITIAL..=MAX_INITIAL).contains(&gate), "residual_gate", "from -100 to 100", gate)?;
         let (Init::Plain { std } | Init::Gpt2 { std } | Init::ZeroResidual { std }) = self.init;
-        if !std.is_finite() || std < 0.0 {
-            return err("init", format!("the standard deviation must be finite and not negative, but is {std}"));
-        }
-        Ok(())
+        Error::unless((0.0..=MAX_INITIAL).contains(&std), "init", "a standard deviation from 0 to 100", std)
     }
 }

@@ -8,11 +8,11 @@
 //! write your own update step.
 
 use super::cases::{Case, InputFill, Row};
-use super::checks::{expect_f32, expect_shape};
+use super::checks::{POSITIVE, RATE, check_update, expect_f32, expect_shape, is_positive, is_rate};
 use super::elementwise;
 use super::source::table_kernel;
 use crate::array::Array;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::{Graph, Op, Value, Vjp};
 use crate::kernel::{Bind, Launch, Program};
 use crate::tensor::TensorType;
@@ -86,11 +86,33 @@ impl AdamWSettings {
     ///
     /// The bias corrections are computed in f64 from the betas as rounded to f32, because the kernel averages with
     /// those. Corrections from the unrounded betas would be off by 1e-5 at first.
-    pub fn at_step(&self, step: u64) -> [f32; 8] {
-        let correction = |beta: f32| (1.0 - f64::from(beta).powf(step as f64)) as f32;
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] names a setting that would make weights that are no numbers: a beta outside `[0, 1)`, an `eps`
+    /// of zero, a negative or infinite rate, a step of 0.
+    pub fn at_step(&self, step: u64) -> Result<[f32; 8]> {
+        Error::unless(step > 0, "step", "at least 1", step)?;
         let AdamWSettings { lr, beta1, beta2, eps, weight_decay, max_grad_norm } = *self;
+        check_adamw([lr, beta1, beta2, eps, weight_decay, max_grad_norm].map(f64::from))?;
+        Ok(self.values(step))
+    }
+
+    /// The same of settings that were checked before they were rounded.
+    pub(crate) fn values(&self, step: u64) -> [f32; 8] {
+        let AdamWSettings { lr, beta1, beta2, eps, weight_decay, max_grad_norm } = *self;
+        let correction = |beta: f32| (1.0 - f64::from(beta).powf(step as f64)) as f32;
         [lr, beta1, beta2, eps, weight_decay, correction(beta1), correction(beta2), max_grad_norm]
     }
+}
+
+/// Checks learning rate, betas, eps, weight decay and the norm to clip to, in this order and before they are rounded.
+pub(crate) fn check_adamw([lr, beta1, beta2, eps, weight_decay, max_grad_norm]: [f64; 6]) -> Result<()> {
+    Error::unless(is_rate(beta1), "beta1", RATE, beta1)?;
+    Error::unless(is_rate(beta2), "beta2", RATE, beta2)?;
+    // PyTorch accepts 0, and then divides 0 by 0 where a gradient has always been 0.
+    Error::unless(is_positive(eps as f32), "eps", POSITIVE, eps)?;
+    check_update(lr, ("weight_decay", weight_decay), max_grad_norm)
 }
 
 impl Graph {
@@ -183,8 +205,9 @@ mod tests {
     fn the_first_step_corrects_by_what_the_kernel_averages_with() {
         let settings =
             AdamWSettings { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, max_grad_norm: 1.0 };
-        let hyper = settings.at_step(1);
+        let hyper = settings.at_step(1).unwrap();
         assert_eq!(hyper[5..7], [1.0 - 0.9f32, 1.0 - 0.999f32]);
-        assert_eq!(settings.at_step(1_000_000)[5..7], [1.0, 1.0]);
+        assert_eq!(settings.at_step(1_000_000).unwrap()[5..7], [1.0, 1.0]);
+        assert!(settings.at_step(0).unwrap_err().to_string().contains("`step`"));
     }
 }

@@ -1,8 +1,8 @@
 //! Softmax and cross-entropy in one op: the mean over rows of `logsumexp(logits) - logits[target]`, in nats. Backward:
 //! `(softmax(logits) - onehot(target)) * dloss / rows`.
 //!
-//! Rows whose target is not a class (`target >= classes`) are ignored, in the loss and in the mean. Use `u32::MAX` as
-//! the target of such positions.
+//! Rows whose target is not a class (`target >= classes`) are ignored, in the loss and in the mean. Use
+//! [`IGNORE_INDEX`](crate::train::data::IGNORE_INDEX), `u32::MAX`, as the target of such positions.
 
 use super::cases::{Case, InputFill, Row};
 use super::checks::expect_f32;

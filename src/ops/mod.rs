@@ -50,5 +50,6 @@ mod table;
 pub use crate::graph::{Op, Vjp};
 pub use crate::kernel::{Bind, Dispatch, Launch, Program};
 pub use cases::{Case, InputFill, InputSpec, Row, random_array};
+pub(crate) use checks::{NOT_NEGATIVE, POSITIVE, check_lr, is_not_negative, is_positive};
 pub use doc::markdown;
 pub use table::TABLE;

@@ -18,13 +18,13 @@
 //! which is a small matrix even where X is large.
 
 use super::cases::{Case, InputFill, Row};
-use super::checks::{expect_f32, expect_shape};
+use super::checks::{RATE, check_update, expect_f32, expect_shape, is_positive, is_rate};
 use super::elementwise;
 use super::matmul::Matmul;
 use super::rowwise::RowLayout;
 use super::source::{LaneSource, lane_source, table_kernel};
 use crate::array::Array;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::{Graph, Op, Value, Vjp};
 use crate::kernel::{Bind, Launch, Program};
 use crate::profile::AdapterClass;
@@ -134,17 +134,32 @@ pub struct MuonSettings {
 
 impl MuonSettings {
     /// The `hyper` input: `[lr, momentum, weight_decay, max_grad_norm]`. Write it before each step.
-    pub fn values(&self) -> [f32; 4] {
-        [self.lr, self.momentum, self.weight_decay, self.max_grad_norm]
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] names a setting that would make weights that are no numbers.
+    pub fn values(&self) -> Result<[f32; 4]> {
+        let values = [self.lr, self.momentum, self.weight_decay, self.max_grad_norm];
+        check_muon(values.map(f64::from))?;
+        Ok(values)
     }
 }
+
+/// Checks learning rate, momentum, weight decay and the norm to clip to, in this order and before they are rounded.
+pub(crate) fn check_muon([lr, momentum, weight_decay, max_grad_norm]: [f64; 4]) -> Result<()> {
+    Error::unless(is_rate(momentum), "muon.momentum", RATE, momentum)?;
+    check_update(lr, ("muon.weight_decay", weight_decay), max_grad_norm)
+}
+
+/// The most Newton-Schulz iterations. Five do, and each takes three products of matrices.
+pub(crate) const MAX_STEPS: usize = 20;
 
 /// Settings of [`Graph::muon`] that are fixed when the step is planned.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MuonStep {
     /// Whether to use Nesterov momentum.
     pub nesterov: bool,
-    /// Number of Newton-Schulz iterations; 5 in the published method.
+    /// Number of Newton-Schulz iterations, at most 20; 5 in the published method.
     pub steps: usize,
     /// Factor of the learning rate.
     pub rate: f64,
@@ -165,6 +180,7 @@ impl Graph {
         norm: Value,
         step: MuonStep,
     ) -> Result<[Value; 2]> {
+        Error::unless(step.steps <= MAX_STEPS, "steps", &format!("at most {MAX_STEPS}"), step.steps)?;
         let [a, b, c] = COEFFICIENTS;
         let quarter = c.powf(0.25); // see the module documentation
         let op = MuonMomentum { nesterov: step.nesterov, to: quarter as f32 };
@@ -201,6 +217,9 @@ impl Op for MuonMomentum {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         expect_f32(inputs, 4)?;
+        if !is_positive(self.to) {
+            return Err(format!("the norm to scale to must be finite and positive, got {}", self.to));
+        }
         let shape = &inputs[0].shape;
         if shape.rank() < 2 {
             return Err(format!("the gradient must be one matrix or more, got {shape}"));
@@ -314,6 +333,9 @@ impl Op for MuonUpdate {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         expect_f32(inputs, 3)?;
+        if !self.rate.is_finite() || self.rate < 0.0 {
+            return Err(format!("the rate must be finite and not negative, got {}", self.rate));
+        }
         expect_shape("x", &inputs[1], inputs[0].shape.dims())?;
         expect_shape("hyper", &inputs[2], &[4])?;
         Ok(vec![inputs[0].clone()])

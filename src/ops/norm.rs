@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use super::cases::{Case, InputFill, Row};
-use super::checks::{expect_f32, expect_shape};
+use super::checks::{POSITIVE, expect_f32, expect_shape, is_positive};
 use super::rowwise::RowLayout;
 use super::source::{LaneSource, lane_source};
 use super::sum;
@@ -57,7 +57,7 @@ fn case(centered: bool, shape: &[usize]) -> Case {
 pub struct Norm {
     /// True for layer norm: subtracts the mean and adds `beta`. False for RMS norm.
     pub centered: bool,
-    /// Added to the variance or mean square; 1e-5 in most models.
+    /// Added to the variance or mean square; 1e-5 in most models. Must be positive.
     pub eps: f32,
 }
 
@@ -87,6 +87,10 @@ impl Op for Norm {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         expect_f32(inputs, 2 + usize::from(self.centered))?;
+        // A row of zeros would become 0 / 0.
+        if !is_positive(self.eps) {
+            return Err(format!("eps must be {POSITIVE}, got {}", self.eps));
+        }
         let x = &inputs[0];
         for (name, ty) in ["gamma", "beta"].iter().zip(&inputs[1..]) {
             expect_shape(name, ty, &[x.shape.cols()])?;

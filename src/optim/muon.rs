@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::arena::{ALIGN, ArenaLayout};
 use crate::error::{Error, Result};
-use crate::ops::muon::{MuonSettings, MuonStep};
+use crate::ops::muon::{MAX_STEPS, MuonStep, check_muon};
+use crate::ops::{NOT_NEGATIVE, is_not_negative};
 
 /// Settings of Muon (Jordan et al. 2024, <https://kellerjordan.github.io/posts/muon/>), which updates the [hidden
 /// matrices](crate::nn::is_hidden_matrix) of a model instead of AdamW.
@@ -73,26 +74,21 @@ impl MuonScale {
 impl MuonConfig {
     /// Checks the settings. The error names the first field with an impossible value.
     pub fn validate(&self) -> Result<()> {
-        let err = |field, wanted: &str, got: f64| Err(Error::config(field, format!("must be {wanted}, but is {got}")));
-        if !(0.0..1.0).contains(&self.momentum) {
-            return err("muon.momentum", "at least 0 and below 1", self.momentum);
-        }
-        if !(1..=20).contains(&self.steps) {
-            return err("muon.steps", "from 1 to 20", self.steps as f64);
-        }
-        for (field, x) in [("muon.lr_factor", self.lr_factor), ("muon.weight_decay", self.weight_decay)] {
-            if !x.is_finite() || x < 0.0 {
-                return err(field, "finite and not negative", x);
-            }
-        }
-        Ok(())
+        let steps = format!("from 1 to {MAX_STEPS}");
+        Error::unless((1..=MAX_STEPS).contains(&self.steps), "muon.steps", &steps, self.steps)?;
+        Error::unless(is_not_negative(self.lr_factor), "muon.lr_factor", NOT_NEGATIVE, self.lr_factor)?;
+        self.check_at(0.0, 0.0)
+    }
+
+    /// Checks what depends on the schedule's learning rate, too.
+    pub(crate) fn check_at(&self, lr: f64, max_grad_norm: f64) -> Result<()> {
+        check_muon([lr * self.lr_factor, self.momentum, self.weight_decay, max_grad_norm])
     }
 
     /// The values that kernels read in a step, given the schedule's learning rate `lr`.
-    pub(super) fn settings(&self, lr: f64, max_grad_norm: f64) -> MuonSettings {
-        let [lr, momentum, weight_decay, max_grad_norm] =
-            [lr * self.lr_factor, self.momentum, self.weight_decay, max_grad_norm].map(|x| x as f32);
-        MuonSettings { lr, momentum, weight_decay, max_grad_norm }
+    pub(super) fn values(&self, lr: f64, max_grad_norm: f64) -> Result<[f32; 4]> {
+        self.check_at(lr, max_grad_norm)?;
+        Ok([lr * self.lr_factor, self.momentum, self.weight_decay, max_grad_norm].map(|x| x as f32))
     }
 
     /// The settings that the plan of a step for matrices `[inputs, outputs]` is made with.

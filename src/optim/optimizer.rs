@@ -8,7 +8,6 @@ use crate::device::timeline::Timeline;
 use crate::device::{ExecOptions, Executable, Gpu, Tensor};
 use crate::error::{Error, Result};
 use crate::graph::Value;
-use crate::ops::adamw::AdamWSettings;
 use crate::plan::Plan;
 
 /// Updates all parameters on the GPU: global norm, clipping, then AdamW, or Muon for the matrices set apart for it.
@@ -70,6 +69,11 @@ impl Optimizer {
     }
 
     /// Records an update with learning rate `lr`. `step` counts from 0 and determines the bias correction.
+    ///
+    /// # Errors
+    ///
+    /// If the rate is negative, above 10 or no number, or so high that the weight decay would subtract more than the
+    /// whole weight. Nothing is recorded then.
     pub fn record(&self, encoder: &mut wgpu::CommandEncoder, lr: f64, step: u64) -> Result<()> {
         self.record_hyper(encoder, lr, step)?;
         self.exec.record(encoder);
@@ -101,15 +105,14 @@ impl Optimizer {
     }
 
     fn record_hyper(&self, encoder: &mut wgpu::CommandEncoder, lr: f64, step: u64) -> Result<()> {
-        let c = self.config;
+        let adamw = self.config.settings(lr)?.values(step.saturating_add(1));
         if let Some((muon, value)) = &self.muon {
-            self.exec.record_write(encoder, *value, &muon.settings(lr, c.max_grad_norm).values())?;
+            self.exec.record_write(encoder, *value, &muon.values(lr, self.config.max_grad_norm)?)?;
         }
-        let Some(value) = self.hyper else { return Ok(()) };
-        let [lr, beta1, beta2, eps, weight_decay, max_grad_norm] =
-            [lr, c.beta1, c.beta2, c.eps, c.weight_decay, c.max_grad_norm].map(|x| x as f32);
-        let hyper = AdamWSettings { lr, beta1, beta2, eps, weight_decay, max_grad_norm }.at_step(step + 1);
-        self.exec.record_write(encoder, value, &hyper)
+        match self.hyper {
+            Some(value) => self.exec.record_write(encoder, value, &adamw),
+            None => Ok(()),
+        }
     }
 
     /// The global norm of the gradient in the last step, before clipping: `[1]`.

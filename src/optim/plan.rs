@@ -78,12 +78,17 @@ impl Range {
 impl OptimizerPlan {
     /// Plans the update of parameters in arenas of this layout. If `muon` is set, Muon updates the parts that the
     /// layout sets apart for it. AdamW updates the others.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] names a setting with an impossible value: see [`AdamWConfig::validate`].
     pub fn new(
         config: AdamWConfig,
         muon: Option<MuonConfig>,
         layout: &Arc<ArenaLayout>,
         profile: &Profile,
     ) -> Result<Self> {
+        config.validate()?;
         if let Some(muon) = &muon {
             muon.validate()?;
             if !layout.parts.iter().any(|part| part.muon) {

@@ -21,8 +21,8 @@ pub struct TrainConfig {
     /// Number of tokens per sequence; the model's context if `None`.
     #[serde(default)]
     pub seq_len: Option<usize>,
-    /// Number of micro-batches per step. Their gradients are averaged, so this makes batches larger without more
-    /// memory.
+    /// Number of micro-batches per step: larger batches without more memory. Loss and gradients are those of one batch
+    /// of all of them, the mean over all targets that count.
     pub micro_batches: usize,
     /// Learning rate by step.
     pub schedule: Schedule,
@@ -62,7 +62,7 @@ impl TrainConfig {
 
     /// Number of tokens of one step.
     pub fn tokens_per_step(&self) -> usize {
-        self.batch * self.micro_batches * self.seq_len()
+        self.batch.saturating_mul(self.micro_batches).saturating_mul(self.seq_len())
     }
 
     /// Number of tokens per sequence.
@@ -70,18 +70,35 @@ impl TrainConfig {
         self.seq_len.unwrap_or(self.model.context)
     }
 
-    pub(super) fn validate(&self) -> Result<()> {
-        for (field, n) in [("batch", self.batch), ("micro_batches", self.micro_batches), ("seq_len", self.seq_len())] {
-            if n == 0 || n > 1 << 20 {
-                return Err(Error::config(field, format!("must be from 1 to 2^20, but is {n}")));
-            }
-        }
-        let peak = self.schedule.peak;
-        if !peak.is_finite() || peak < 0.0 {
-            return Err(Error::config("lr", format!("must be finite and not negative, but is {peak}")));
-        }
-        self.muon.map_or(Ok(()), |muon| muon.validate())
+    /// Checks all settings. The error names the first field with an impossible value. Plans and trainers call this
+    /// themselves, also with a configuration from a checkpoint.
+    ///
+    /// ```
+    /// use throughline::nn::TransformerConfig;
+    /// use throughline::optim::AdamWConfig;
+    /// use throughline::train::TrainConfig;
+    /// let model = TransformerConfig::gpt2(65, 64, 4, 128, 4);
+    /// let adamw = AdamWConfig { eps: 1e-60, ..Default::default() }; // zero as f32
+    /// let error = TrainConfig { adamw, ..TrainConfig::new(model, 12) }.validate().unwrap_err();
+    /// assert!(error.to_string().contains("`eps`"));
+    /// ```
+    pub fn validate(&self) -> Result<()> {
+        self.model.validate()?;
+        check_count("batch", self.batch)?;
+        check_count("micro_batches", self.micro_batches)?;
+        check_count("seq_len", self.seq_len())?;
+        self.schedule.validate()?;
+        self.adamw.check_at(self.schedule.peak)?;
+        self.muon.map_or(Ok(()), |muon| {
+            muon.validate()?;
+            muon.check_at(self.schedule.peak, self.adamw.max_grad_norm)
+        })
     }
+}
+
+/// Checks a number of sequences, tokens or batches.
+pub(super) fn check_count(field: &'static str, n: usize) -> Result<()> {
+    Error::unless((1..=1 << 20).contains(&n), field, "from 1 to 2^20", n)
 }
 
 /// Options of a [`Trainer`](super::Trainer) that are not part of the run's configuration: blocks of your own, probes,
@@ -102,7 +119,8 @@ pub struct TrainOptions<'a> {
     /// Whether to include the [standard probes](crate::probe::standard).
     pub standard_probes: bool,
     /// Further probes. With several micro-batches they report on the last one, whose loss counts as its part of the
-    /// mean. Gradients of parameters, however, are those of the whole step, before clipping.
+    /// mean: its share of the targets that count. Gradients of parameters, however, are those of the whole step, before
+    /// clipping.
     pub probes: Vec<Probe>,
     /// Changes to the model, in training and evaluation alike. [`Trainer::write_patch`](super::Trainer::write_patch)
     /// writes their inputs.

@@ -1,6 +1,10 @@
 //! From text to tokens to batches.
 
+use std::fmt::Display;
+
+use super::config::check_count;
 use crate::error::{Error, Result};
+use crate::nn::check_ids;
 use crate::rng::Rng;
 
 /// A vocabulary of characters, in code point order: the simplest tokenizer, for small models trained from scratch.
@@ -66,54 +70,116 @@ pub struct Dataset {
     pub val: Vec<u32>,
 }
 
+/// The target of a position that does not count in the loss, such as padding or a prompt. PyTorch's `ignore_index` is
+/// the same for -100.
+pub const IGNORE_INDEX: u32 = u32::MAX;
+
 /// Inputs and targets of `batch` sequences of `time` tokens, row by row. The target of a token is the token that
 /// follows it.
 ///
-/// [`Dataset::batch`] makes one; fill in the fields yourself for data of another kind. Targets that are not in the
-/// vocabulary, such as `u32::MAX`, do not count in the loss.
+/// [`Dataset::batch`] makes one; fill in the fields yourself for data of another kind. Positions whose target is
+/// [`IGNORE_INDEX`] do not count in the loss. All other ids must be in the vocabulary, those of padding too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
     /// Token ids, `[batch, time]`.
     pub tokens: Vec<u32>,
-    /// Ids of the tokens to predict, `[batch, time]`.
+    /// Ids of the tokens to predict, `[batch, time]`, or [`IGNORE_INDEX`].
     pub targets: Vec<u32>,
 }
 
+impl Batch {
+    /// Number of targets that count in the loss.
+    ///
+    /// ```
+    /// use throughline::train::data::{Batch, IGNORE_INDEX};
+    /// let batch = Batch { tokens: vec![5, 2, 7, 0], targets: vec![IGNORE_INDEX, 7, 1, IGNORE_INDEX] };
+    /// assert_eq!(batch.counted(), 2);
+    /// ```
+    pub fn counted(&self) -> usize {
+        self.targets.iter().filter(|&&id| id != IGNORE_INDEX).count()
+    }
+
+    /// Checks the lengths and ids, found at `what`.
+    pub(crate) fn check(&self, what: impl Display, [batch, time]: [usize; 2], vocab_size: usize) -> Result<()> {
+        for (field, ids) in [("tokens", &self.tokens), ("targets", &self.targets)] {
+            if ids.len() != batch * time {
+                let expected = format!("{} ids, {batch} sequences of {time}", batch * time);
+                return Err(Error::data(format!("{what}.{field}"), expected, ids.len()));
+            }
+        }
+        check_ids(format!("{what}.tokens"), &self.tokens, vocab_size)?;
+        let stray = |&id: &u32| id as usize >= vocab_size && id != IGNORE_INDEX;
+        match self.targets.iter().position(stray) {
+            None => Ok(()),
+            Some(i) => {
+                let expected = format!("ids below {vocab_size}, the size of the vocabulary, or `IGNORE_INDEX`");
+                Err(Error::data(format!("{what}.targets"), expected, format!("{} at index {i}", self.targets[i])))
+            }
+        }
+    }
+}
+
+/// The number of targets that count in each of these batches, and in all of them: at least one.
+pub(crate) fn counted(batches: &[Batch]) -> Result<(Vec<usize>, usize)> {
+    let counts: Vec<usize> = batches.iter().map(Batch::counted).collect();
+    match counts.iter().sum() {
+        // Their mean would be 0 / 0.
+        0 => Err(Error::data("targets", "at least one that counts in the loss", "`IGNORE_INDEX` everywhere")),
+        total => Ok((counts, total)),
+    }
+}
+
 impl Dataset {
-    /// Splits off the last `val_fraction` of the text for validation. Both parts must hold at least a sequence of
-    /// `context` tokens and the token after it.
+    /// Splits off the last `val_fraction` of the text for validation, such as 0.1. Both parts must hold at least a
+    /// sequence of `context` tokens and the token after it.
+    ///
+    /// # Errors
+    ///
+    /// If `val_fraction` is not from 0 to 1, or one of the parts is too short.
     pub fn new(ids: Vec<u32>, val_fraction: f64, context: usize) -> Result<Self> {
+        Error::unless((0.0..=1.0).contains(&val_fraction), "val_fraction", "from 0 to 1", val_fraction)?;
+        check_count("context", context)?;
         if ids.is_empty() {
             return Err(Error::data("text", "some text", "an empty one"));
         }
         let split = ids.len() - (ids.len() as f64 * val_fraction) as usize;
         let (train, val) = (ids[..split].to_vec(), ids[split..].to_vec());
-        for (part, ids) in [("training", &train), ("validation", &val)] {
-            if ids.len() < context + 1 {
-                return Err(Error::data(
-                    format!("{part} text"),
-                    format!("at least {} tokens, one more than the context", context + 1),
-                    format!("{} tokens; use a longer text or a shorter context", ids.len()),
-                ));
-            }
-        }
+        expect_text(&train, "training", context)?;
+        expect_text(&val, "validation", context)?;
         Ok(Dataset { train, val })
     }
 
     /// The training batch of a step. Its sequences start at positions that depend on (seed, step) alone, so a resumed
     /// run sees the same batches as an uninterrupted one.
-    pub fn batch(&self, seed: u64, step: u64, batch: usize, time: usize) -> Batch {
+    ///
+    /// # Errors
+    ///
+    /// If `batch` or `time` is zero, or the training part has no `time` tokens and one more.
+    pub fn batch(&self, seed: u64, step: u64, batch: usize, time: usize) -> Result<Batch> {
+        check_count("batch", batch)?;
+        check_count("time", time)?;
+        expect_text(&self.train, "training", time)?;
         let mut rng = Rng::new(&[seed, step]);
-        Self::gather(&self.train, (0..batch).map(|_| rng.below((self.train.len() - time) as u64) as usize), time)
+        let starts = (0..batch).map(|_| rng.below((self.train.len() - time) as u64) as usize);
+        Ok(Self::gather(&self.train, starts, time))
     }
 
     /// `batches` validation batches, spread evenly over the text. They are the same at every call, so their losses
     /// compare.
-    pub fn val_batches(&self, batches: usize, batch: usize, time: usize) -> Vec<Batch> {
-        let last = self.val.len() - time - 1;
-        let total = (batches * batch).max(1);
-        let starts: Vec<usize> = (0..total).map(|i| last * i / (total - 1).max(1)).collect();
-        starts.chunks(batch).map(|s| Self::gather(&self.val, s.iter().copied(), time)).collect()
+    ///
+    /// # Errors
+    ///
+    /// If `batches`, `batch` or `time` is zero, or the validation part has no `time` tokens and one more.
+    pub fn val_batches(&self, batches: usize, batch: usize, time: usize) -> Result<Vec<Batch>> {
+        check_count("batches", batches)?;
+        check_count("batch", batch)?;
+        check_count("time", time)?;
+        expect_text(&self.val, "validation", time)?;
+        let last = (self.val.len() - time - 1) as u128;
+        let total = batches as u128 * batch as u128;
+        let start = |i: u128| (last * i / (total - 1).max(1)) as usize;
+        let one = |first: u128| Self::gather(&self.val, (first..first + batch as u128).map(start), time);
+        Ok((0..batches as u128).map(|i| one(i * batch as u128)).collect())
     }
 
     fn gather(ids: &[u32], starts: impl Iterator<Item = usize>, time: usize) -> Batch {
@@ -123,5 +189,17 @@ impl Dataset {
             targets.extend_from_slice(&ids[s + 1..s + time + 1]);
         }
         Batch { tokens, targets }
+    }
+}
+
+/// Checks that a part of a text has a sequence of `time` tokens with targets.
+fn expect_text(ids: &[u32], part: &str, time: usize) -> Result<()> {
+    match ids.len() > time {
+        true => Ok(()),
+        false => Err(Error::data(
+            format!("{part} text"),
+            format!("at least {} tokens, one more than a sequence", time + 1),
+            format!("{} tokens; use a longer text or shorter sequences", ids.len()),
+        )),
     }
 }

@@ -64,6 +64,8 @@ pub(super) struct StepPlan {
     pub grads: Vec<Value>,
     pub tokens: Value,
     pub targets: Value,
+    /// The micro-batch's share of the targets that count, if there are several.
+    pub weight: Option<Value>,
     pub dropout_seed: Option<Value>,
     pub loss: Value,
     pub loss_state: Option<Value>,
@@ -165,8 +167,11 @@ fn training_plan(
     let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
     let mut loss = g.cross_entropy("loss", gpt.logits, targets)?;
     let accumulate = config.micro_batches > 1;
+    let mut weight = None;
     if accumulate {
-        loss = g.scale("loss.mean", loss, 1.0 / config.micro_batches as f32)?;
+        let share = g.input("loss.weight", TensorType::f32([1]))?;
+        loss = g.mul("loss.mean", loss, share)?;
+        weight = Some(share);
     }
     let params: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
     let mut probes = options.probes.clone();
@@ -203,7 +208,7 @@ fn training_plan(
     let outputs = instruments.as_ref().map_or(vec![], Instruments::outputs);
     let plan = Arc::new(Plan::new(&g, &[&[loss], &outputs[..]].concat(), profile)?);
     let (tokens, dropout_seed) = (gpt.tokens, gpt.dropout_seed);
-    Ok(StepPlan { plan, params, grads, tokens, targets, dropout_seed, loss, loss_state, instruments })
+    Ok(StepPlan { plan, params, grads, tokens, targets, weight, dropout_seed, loss, loss_state, instruments })
 }
 
 /// Forward and loss alone, on the same parameters.
@@ -213,7 +218,7 @@ fn evaluation_plan(config: &TrainConfig, options: &TrainOptions<'_>, profile: &P
     let loss = g.cross_entropy("loss", gpt.logits, targets)?;
     let plan = Arc::new(Plan::new(&g, &[loss], profile)?);
     let params = gpt.params.iter().map(|p| p.value).collect();
-    let (dropout_seed, loss_state, instruments) = (None, None, None);
-    let tokens = gpt.tokens;
-    Ok(StepPlan { plan, params, grads: vec![], tokens, targets, dropout_seed, loss, loss_state, instruments })
+    let (weight, dropout_seed, loss_state, instruments) = (None, None, None, None);
+    let (tokens, grads) = (gpt.tokens, vec![]);
+    Ok(StepPlan { plan, params, grads, tokens, targets, weight, dropout_seed, loss, loss_state, instruments })
 }

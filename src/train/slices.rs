@@ -30,6 +30,8 @@ impl StepSlices {
 pub struct SlicedStep {
     slices: StepSlices,
     batches: Vec<Batch>,
+    /// The weight of each.
+    weights: Vec<f32>,
     /// The number of this step.
     step: u64,
     micro_batch: usize,
@@ -67,7 +69,7 @@ impl Trainer {
         Ok(StepSlices { passes: exec.slices_of(pass, budget)?, update })
     }
 
-    /// Starts a step in slices. Records nothing yet.
+    /// Starts a step in slices. Records nothing yet. Errors are those of [`step`](Self::step).
     ///
     /// ```no_run
     /// # use throughline::train::{Trainer, data::Batch};
@@ -90,10 +92,10 @@ impl Trainer {
     /// # }
     /// ```
     pub fn start_sliced(&self, slices: &StepSlices, batches: &[Batch]) -> Result<SlicedStep> {
-        self.check(batches)?;
+        let weights = self.check(batches)?;
         let (slices, batches) = (slices.clone(), batches.to_vec());
         let fates = vec![];
-        Ok(SlicedStep { slices, batches, step: self.step_count(), micro_batch: 0, next: 0, fates })
+        Ok(SlicedStep { slices, batches, weights, step: self.step_count(), micro_batch: 0, next: 0, fates })
     }
 
     /// Records the next slice of a step. The last slice completes the step and returns the loss, `[1]`, on its way to
@@ -128,7 +130,7 @@ impl Trainer {
             if step.micro_batch == 0 {
                 self.clear(encoder)?;
             }
-            self.load(encoder, &step.batches[step.micro_batch])?;
+            self.load(encoder, &step.batches[step.micro_batch], step.weights[step.micro_batch])?;
         }
         self.forward_backward.exec.record_slice(encoder, &step.slices.passes[step.next]);
         step.next += 1;

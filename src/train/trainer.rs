@@ -1,7 +1,7 @@
 //! A training step as one submit: forward, backward, clipping and AdamW, with nothing read back.
 
 use super::config::{TrainConfig, TrainOptions};
-use super::data::Batch;
+use super::data::{Batch, counted};
 use super::plan::{StepPlan, TrainPlan};
 use crate::device::timeline::Timeline;
 use crate::device::{ExecOptions, Executable, Gpu, Readback, Tally, Tensor, Uploads};
@@ -28,9 +28,9 @@ use crate::probe::{Instruments, ProbeReadback};
 /// let gpu = Gpu::headless_blocking()?;
 /// let mut trainer = gpu.run_blocking(Trainer::new(&gpu, config))?;
 /// for step in 0..1000 {
-///     trainer.step(&[data.batch(0, step, 8, 64)])?;
+///     trainer.step(&[data.batch(0, step, 8, 64)?])?;
 /// }
-/// println!("{}", trainer.evaluate_blocking(&data.val_batches(4, 8, 64))?);
+/// println!("{}", trainer.evaluate_blocking(&data.val_batches(4, 8, 64)?)?);
 /// # Ok(())
 /// # }
 /// ```
@@ -59,6 +59,7 @@ pub(super) struct StepGraph {
     pub(super) exec: Executable,
     tokens: Value,
     targets: Value,
+    weight: Option<Value>,
     dropout_seed: Option<Value>,
     loss: Value,
     loss_state: Option<Value>,
@@ -70,13 +71,16 @@ impl StepGraph {
         let bound = (step.params.iter().zip(&params.tensors)).chain(step.grads.iter().zip(&grads.tensors));
         let bindings = bound.map(|(&value, tensor)| (value, tensor.clone())).collect();
         let exec = Executable::new(gpu, step.plan.clone(), ExecOptions { bindings }).await?;
-        let StepPlan { tokens, targets, dropout_seed, loss, loss_state, .. } = *step;
+        let StepPlan { tokens, targets, weight, dropout_seed, loss, loss_state, .. } = *step;
         let instruments = step.instruments.clone();
-        Ok(StepGraph { exec, tokens, targets, dropout_seed, loss, loss_state, instruments })
+        Ok(StepGraph { exec, tokens, targets, weight, dropout_seed, loss, loss_state, instruments })
     }
 }
 
-/// The loss of a submitted step, to be read when convenient.
+/// The loss of a submitted step, to be read when convenient: the mean cross-entropy over all targets that count.
+///
+/// It is NaN or infinite if training has diverged, and stays so. Look at it now and then, stop, and continue from a
+/// checkpoint at a lower learning rate.
 #[derive(Debug)]
 pub struct StepLoss {
     /// The step that this is the loss of.
@@ -194,6 +198,11 @@ impl Trainer {
 
     /// Runs one step on [`micro_batches`](TrainConfig::micro_batches) batches, in one submit and without waiting. The
     /// loss can be read later, while the GPU is at work on the next steps.
+    ///
+    /// # Errors
+    ///
+    /// If a batch has not the size of the plan, an id is not in the vocabulary (the error names it and its place), or
+    /// all targets are [`IGNORE_INDEX`](super::data::IGNORE_INDEX). This is found before anything is recorded.
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepLoss> {
         let step = self.step_count();
         let mut encoder = self.gpu.encoder("training step");
@@ -250,14 +259,15 @@ impl Trainer {
     }
 
     /// Records one step into your encoder. Several steps may follow each other in one encoder. Returns the loss, `[1]`,
-    /// on its way to the host. From the second step on, nothing is allocated on the GPU.
+    /// on its way to the host. From the second step on, nothing is allocated on the GPU. Errors are those of
+    /// [`step`](Self::step).
     ///
     /// Submit the encoder, or drop it: then the step does not count, and its loss and probes are an `Err`.
     pub fn record(&mut self, encoder: &mut wgpu::CommandEncoder, batches: &[Batch]) -> Result<Readback> {
-        self.check(batches)?;
+        let weights = self.check(batches)?;
         self.clear(encoder)?;
-        for batch in batches {
-            self.load(encoder, batch)?;
+        for (batch, weight) in batches.iter().zip(weights) {
+            self.load(encoder, batch, weight)?;
             self.forward_backward.exec.record(encoder);
         }
         self.update(encoder)
@@ -292,14 +302,14 @@ impl Trainer {
         batches: &[Batch],
         profile: impl AsyncFn(&Executable) -> Result<Timeline>,
     ) -> Result<Timeline> {
-        self.check(batches)?;
+        let weights = self.check(batches)?;
         let mut timelines = vec![];
-        for (i, batch) in batches.iter().enumerate() {
+        for (i, (batch, weight)) in batches.iter().zip(weights).enumerate() {
             let mut encoder = self.gpu.encoder("profiled training step");
             if i == 0 {
                 self.clear(&mut encoder)?;
             }
-            self.load(&mut encoder, batch)?;
+            self.load(&mut encoder, batch, weight)?;
             self.gpu.submit(encoder)?;
             timelines.push(profile(&self.forward_backward.exec).await?);
         }
@@ -322,8 +332,11 @@ impl Trainer {
     }
 
     /// Records the copy of a micro-batch into the inputs.
-    pub(super) fn load(&self, encoder: &mut wgpu::CommandEncoder, batch: &Batch) -> Result<()> {
+    pub(super) fn load(&self, encoder: &mut wgpu::CommandEncoder, batch: &Batch, weight: f32) -> Result<()> {
         let s = &self.forward_backward;
+        if let Some(value) = s.weight {
+            s.exec.record_write(encoder, value, &[weight])?;
+        }
         if let Some(seed) = s.dropout_seed {
             s.exec.record_write(encoder, seed, &[self.config.seed as u32, self.step_count() as u32])?;
         }
@@ -331,27 +344,23 @@ impl Trainer {
         s.exec.record_write(encoder, s.targets, &batch.targets)
     }
 
-    /// Checks that these are the batches of a step.
-    pub(super) fn check(&self, batches: &[Batch]) -> Result<()> {
+    /// Checks that these are the batches of a step. Returns the weight of each: its share of the targets that count.
+    pub(super) fn check(&self, batches: &[Batch]) -> Result<Vec<f32>> {
         let n = self.config.micro_batches;
         if batches.len() != n {
             return Err(Error::data("batches", format!("{n}, one for each micro-batch"), batches.len()));
         }
-        self.check_lengths(batches)
+        let (counts, total) = self.counted(batches)?;
+        Ok(counts.into_iter().map(|count| (count as f64 / total as f64) as f32).collect())
     }
 
-    /// Checks that batches have the size that the plan was made for.
-    fn check_lengths(&self, batches: &[Batch]) -> Result<()> {
-        let (batch, time) = (self.config.batch, self.config.seq_len());
-        for (i, b) in batches.iter().enumerate() {
-            for (field, ids) in [("tokens", &b.tokens), ("targets", &b.targets)] {
-                if ids.len() != batch * time {
-                    let expected = format!("{} ids, {batch} sequences of {time}", batch * time);
-                    return Err(Error::data(format!("batches[{i}].{field}"), expected, ids.len()));
-                }
-            }
+    /// Checks sizes and ids of batches, and counts the targets of each and of all.
+    fn counted(&self, batches: &[Batch]) -> Result<(Vec<usize>, usize)> {
+        let shape = [self.config.batch, self.config.seq_len()];
+        for (i, batch) in batches.iter().enumerate() {
+            batch.check(format_args!("batches[{i}]"), shape, self.config.model.vocab_size)?;
         }
-        Ok(())
+        counted(batches)
     }
 
     /// The loss of the last step, on the GPU: `[1]`.
@@ -360,28 +369,32 @@ impl Trainer {
         s.exec.tensor(s.loss_state.unwrap_or(s.loss))
     }
 
-    /// Mean loss in nats per token over one or more batches, without dropout.
+    /// Mean loss in nats per token over all targets that count of one or more batches, without dropout.
     /// Resolves once the device has been polled; outside of frames, use [`evaluate_blocking`](Self::evaluate_blocking).
+    ///
+    /// # Errors
+    ///
+    /// As for [`step`](Self::step), with any number of batches but none.
     pub async fn evaluate(&self, batches: &[Batch]) -> Result<f32> {
         if batches.is_empty() {
             return Err(Error::data("batches", "at least one", "none"));
         }
-        self.check_lengths(batches)?;
+        let (counts, total) = self.counted(batches)?;
         let s = &self.evaluation;
         let mut losses = vec![];
-        for batch in batches {
+        for (batch, count) in batches.iter().zip(counts).filter(|(_, count)| *count > 0) {
             let mut encoder = self.gpu.encoder("evaluation");
             s.exec.record_write(&mut encoder, s.tokens, &batch.tokens)?;
             s.exec.record_write(&mut encoder, s.targets, &batch.targets)?;
             s.exec.record(&mut encoder);
-            losses.push(s.exec.tensor(s.loss)?.record_read(&self.gpu, &mut encoder));
+            losses.push((s.exec.tensor(s.loss)?.record_read(&self.gpu, &mut encoder), count));
             self.gpu.submit(encoder)?;
         }
         let mut sum = 0.0;
-        for loss in losses {
-            sum += f64::from(loss.take::<f32>().await?[0]);
+        for (loss, count) in losses {
+            sum += f64::from(loss.take::<f32>().await?[0]) * count as f64;
         }
-        Ok((sum / batches.len() as f64) as f32)
+        Ok((sum / total as f64) as f32)
     }
 
     /// [`evaluate`](Self::evaluate), waiting for the GPU.
