@@ -2,7 +2,8 @@
 // exp((x - largest) / temperature).
 //
 // Logits are compared as integers in the order of their values, so that nothing depends on what an adapter
-// makes of NaN, infinities or denormals. Equal logits are in the order of their ids.
+// makes of NaN, infinities or denormals. Equal logits are in the order of their ids. For the same reason, a
+// sum that includes NaN is ODD until the end, which writes the bits of NaN.
 //
 // `chunks` and `pick` are for software adapters. A row is cut into about sqrt(n) chunks; for each chunk an
 // invocation finds the first element, in order, and the chunk's share of the sum. Then, K times, one
@@ -42,7 +43,7 @@ struct Params {
 @group(0) @binding(5) var<storage, read> sums: array<f32>; // [rows, groups]
 @group(0) @binding(6) var<storage, read_write> values: array<u32>; // [rows, K], the bits of floats
 @group(0) @binding(7) var<storage, read_write> ids: array<u32>; // [rows, K]
-@group(0) @binding(8) var<storage, read_write> lse: array<f32>; // [rows]
+@group(0) @binding(8) var<storage, read_write> lse: array<u32>; // [rows], the bits of floats
 
 // sorted
 @group(0) @binding(1) var<storage, read> from_values: array<u32>; // [rows, n], the bits of floats
@@ -50,20 +51,30 @@ struct Params {
 @group(0) @binding(4) var<storage, read> from_sums: array<f32>; // [rows, n / K], if not FIRST
 @group(0) @binding(5) var<storage, read_write> to_values: array<u32>; // [rows, groups, K], the bits of floats
 @group(0) @binding(6) var<storage, read_write> to_ids: array<u32>; // [rows, groups, K]
-@group(0) @binding(7) var<storage, read_write> to_sums: array<f32>; // [rows, groups]
+@group(0) @binding(7) var<storage, read_write> to_sums: array<u32>; // [rows, groups], the bits of floats
 
 const SIGN: u32 = 0x80000000u;
 const INFINITY: u32 = 0x7f800000u;
+const NAN: u32 = 0x7fc00000u;
 const NOTHING: u32 = 0u; // below the key of every logit
 const MINUS_INFINITY: u32 = 0x007fffffu; // its key
+const ODD: f32 = -1e30; // a sum that includes NaN: it stays negative whatever is added
 const LOW: u32 = 0x01698966u; // keys of -1e38 and 1e38
 const HIGH: u32 = 0xfe967699u;
 
 // The key of a logit: keys are integers in the order of the logits. NaN counts as -infinity.
 fn key_of(bits: vec4<u32>) -> vec4<u32> {
-    let odd = (bits & vec4<u32>(~SIGN)) > vec4<u32>(INFINITY);
     let key = select(bits | vec4<u32>(SIGN), ~bits, (bits & vec4<u32>(SIGN)) != vec4<u32>());
-    return select(key, vec4<u32>(MINUS_INFINITY), odd);
+    return select(key, vec4<u32>(MINUS_INFINITY), is_nan(bits));
+}
+
+fn is_nan(bits: vec4<u32>) -> vec4<bool> {
+    return (bits & vec4<u32>(~SIGN)) > vec4<u32>(INFINITY);
+}
+
+// The bits of a sum's logarithm, or of NaN.
+fn log_bits(sum: f32) -> u32 {
+    return select(bitcast<u32>(log(abs(sum))), NAN, sum < 0.0);
 }
 
 fn bits_of(key: vec4<u32>) -> vec4<u32> {
@@ -92,7 +103,7 @@ fn weights(keys: vec4<u32>, top: u32, by: f32) -> vec4<f32> {
 struct Chunk {
     key: u32, // of the first element that may be taken
     place: u32, // its index among all logits
-    sum: f32, // of exp((x - largest) / temperature) over all elements
+    sum: f32, // of exp((x - largest) / temperature) over all elements, or ODD
 }
 
 fn largest(v: vec4<u32>) -> u32 {
@@ -108,12 +119,15 @@ fn places_of(quad: u32) -> vec4<u32> {
     return quad * 4u + vec4<u32>(0u, 1u, 2u, 3u);
 }
 
+fn logits_of(quad: u32) -> vec4<u32> {
+    return logits[min(quad, (p.rows * p.n - 1u) / 4u)];
+}
+
 // The keys of a quad of the row. At the row's ends a quad may hold elements of other rows, or padding: for
 // those it is NOTHING.
-fn keys_of(row: u32, quad: u32) -> vec4<u32> {
-    let last = (p.rows * p.n - 1u) / 4u;
+fn keys_of(bits: vec4<u32>, row: u32, quad: u32) -> vec4<u32> {
     let mine = (places_of(quad) - row * p.n) < vec4<u32>(p.n);
-    return select(vec4<u32>(NOTHING), key_of(logits[min(quad, last)]), mine);
+    return select(vec4<u32>(NOTHING), key_of(bits), mine);
 }
 
 // Those of the keys that come after (key, place) in order; NOTHING for the others.
@@ -129,8 +143,11 @@ fn look(row: u32, chunk: u32, key: u32, place: u32, by: f32) -> Chunk {
     var found = Chunk(NOTHING, 0u, 0.0);
     var top = NOTHING;
     var at = start;
+    var odd = vec4<bool>();
     for (var quad = start; quad < start + p.span; quad++) {
-        let keys = keys_of(row, quad);
+        let bits = logits_of(quad);
+        let keys = keys_of(bits, row, quad);
+        odd = odd | (is_nan(bits) & (keys != vec4<u32>(NOTHING)));
         let new_top = max(top, largest(keys));
         let more = select(weights(keys, new_top, by), vec4<f32>(), keys == vec4<u32>(NOTHING));
         found.sum = found.sum * weights(vec4<u32>(top), new_top, by).x + dot(more, vec4<f32>(1.0));
@@ -139,7 +156,8 @@ fn look(row: u32, chunk: u32, key: u32, place: u32, by: f32) -> Chunk {
         at = select(at, quad, first > found.key);
         found.key = max(first, found.key);
     }
-    found.place = at * 4u + index_of(found.key, after(keys_of(row, at), at, key, place));
+    found.sum = select(found.sum, ODD, any(odd));
+    found.place = at * 4u + index_of(found.key, after(keys_of(logits_of(at), row, at), at, key, place));
     return found;
 }
 
@@ -189,11 +207,13 @@ fn pick(
         let place = first_places[chunk];
         if (i == 0u) {
             var sum = 0.0;
+            var odd = false;
             for (var c = row * p.groups; c < (row + 1u) * p.groups; c += 4u) {
                 let shares = vec4<f32>(sums[c], sums[c + 1u], sums[c + 2u], sums[c + 3u]);
                 sum += dot(shares, weights(first_keys[c / 4u], key, by));
+                odd = odd || any(shares < vec4<f32>());
             }
-            lse[row] = log(sum);
+            lse[row] = log_bits(select(sum, ODD, odd));
         }
         values[row * K + i] = bits_of(vec4<u32>(key)).x;
         ids[row * K + i] = place - row * p.n;
@@ -246,10 +266,13 @@ fn sorted(
     let start = group % p.groups * p.span;
     let count = min(p.span, p.n - start);
     let base = group / p.groups * p.n + start;
+    var odd = false;
     for (var i = lid; i < SIZE; i += GROUP) {
         var entry = vec2<u32>(MINUS_INFINITY, NOBODY);
         if (i < count) {
-            entry = vec2<u32>(key_of(vec4<u32>(from_values[base + i])).x, start + i);
+            let bits = vec4<u32>(from_values[base + i]);
+            odd = odd || is_nan(bits).x;
+            entry = vec2<u32>(key_of(bits).x, start + i);
             if (!FIRST) {
                 entry.y = from_ids[base + i];
             }
@@ -270,9 +293,10 @@ fn sorted(
         for (var part = base / K + lid; part < (base + count) / K; part += GROUP) {
             let key = key_of(vec4<u32>(from_values[part * K]));
             sum += from_sums[part] * weights(key, top, by).x;
+            odd = odd || from_sums[part] < 0.0;
         }
     }
-    partial[lid] = sum;
+    partial[lid] = select(sum, ODD, odd);
     workgroupBarrier();
     for (var step = GROUP / 2u; step > 0u; step /= 2u) {
         if (lid < step) {
@@ -281,7 +305,8 @@ fn sorted(
         workgroupBarrier();
     }
     if (lid == 0u) {
-        to_sums[group] = select(partial[0], log(partial[0]), LAST);
+        let all = select(partial[0], ODD, partial[0] < 0.0);
+        to_sums[group] = select(bitcast<u32>(all), log_bits(all), LAST);
     }
     for (var i = lid; i < K; i += GROUP) {
         to_values[group * K + i] = bits_of(vec4<u32>(entries[i].x)).x;

@@ -7,6 +7,8 @@ use futures_util::StreamExt;
 use throughline::decode::sample::Sampling;
 use throughline::decode::{Decoder, Event, Finish, FrameDecoder, GenerationOptions};
 use throughline::model::Model;
+use throughline::nn::TransformerConfig;
+use throughline::train::{TrainConfig, Trainer};
 
 fn decoder(batch: usize, capacity: usize) -> Decoder {
     gpu().run_blocking(Decoder::with_batch(gpu(), &Model::open(&hf_folder("llama")).unwrap(), batch, capacity)).unwrap()
@@ -97,6 +99,84 @@ fn a_text_goes_on_where_the_cache_is_full_from_its_last_tokens() {
 
     let error = one.generate(&prompt, GenerationOptions { keep: 16, ..kept }).unwrap_err().to_string();
     assert!(error.contains("`keep`") && error.contains("16"), "{error}");
+}
+
+/// A model that breaks where it reads token 7: its row is NaN or, with finite weights, activations overflow.
+fn broken(batch: usize, nan: bool) -> (Trainer, Decoder) {
+    let model = TransformerConfig::llama(50, 32, 1, 16, 2);
+    let trainer = Trainer::new_blocking(gpu(), TrainConfig::new(model.clone(), 1)).unwrap();
+    let change = |name: &str, f: &dyn Fn(&mut [f32])| {
+        let i = trainer.params.layout.tensors.iter().position(|(n, _)| n == name).unwrap();
+        let mut values = trainer.params.read_blocking(gpu()).unwrap().swap_remove(i);
+        f(&mut values);
+        trainer.params.write_tensor(gpu(), i, &values).unwrap();
+    };
+    // Normalised, the first of 16 elements is 4 in this row, and at most 3 in others.
+    let row = [if nan { f32::NAN } else { 1.0 }, 0.0, 0.0, 0.0];
+    change("embed.weight", &|table| {
+        table[7 * 16..8 * 16].copy_from_slice(&[row, [0.0; 4], [0.0; 4], [0.0; 4]].concat())
+    });
+    change("norm_f.weight", &|gain| gain[0] = if nan { 1.0 } else { 1e38 });
+    let decoder = gpu().run_blocking(Decoder::on_params(gpu(), &model, &trainer.params, batch, 32)).unwrap();
+    (trainer, decoder)
+}
+
+#[test]
+fn logits_that_are_no_numbers_end_a_text_with_an_error() {
+    for (nan, temperature) in [(true, 0.0), (true, 1.0), (false, 0.0), (false, 1.0)] {
+        let (_trainer, mut one) = broken(1, nan);
+        let sampling = Sampling { temperature, ..Default::default() };
+        let options = GenerationOptions { sampling, max_tokens: 4, ..Default::default() };
+        assert!(one.feed_blocking(&[7]).unwrap().iter().all(|x| if nan { x.is_nan() } else { x.is_infinite() }));
+        one.clear();
+        let mut generation = one.generate(&[3, 7], options.clone()).unwrap();
+        let texts: Vec<_> = generation.blocking().collect();
+        assert_eq!(texts.len(), 1, "{texts:?}");
+        let error = texts[0].as_ref().unwrap_err().to_string();
+        let got = if nan { "got NaN" } else { "got inf as the largest" };
+        assert!(error.contains("`logits`") && error.contains(got), "{error}");
+        // The same again, until somebody clears the cache.
+        assert!(generation.next_blocking().is_err() && generation.finish().is_none());
+        assert_eq!(one.lengths(), [0]);
+        let stream = one.generate(&[7], options.clone()).unwrap().stream();
+        let items = gpu().run_blocking(async { Ok(stream.collect::<Vec<_>>().await) }).unwrap();
+        assert!(items.len() == 1 && items[0].is_err(), "{items:?}");
+        assert_eq!(text(&mut one, &[3], options.clone()).len(), 4);
+
+        let (_trainer, mut two) = broken(2, nan);
+        let error = two.generate_batch_blocking(&[&[3], &[7]], &options).unwrap_err().to_string();
+        assert!(error.contains("`logits of sequence 1`"), "{error}");
+    }
+}
+
+/// One that breaks says so once, and the others speak on.
+#[test]
+fn logits_that_are_no_numbers_silence_only_their_sequence_in_frames() {
+    let greedy = GenerationOptions { sampling: Sampling { temperature: 0.0, ..Default::default() }, ..options(4, 0) };
+    let (_trainer, mut one) = broken(1, true);
+    let want = text(&mut one, &[3, 4], greedy.clone());
+    assert!(!want.contains(&7), "{want:?} breaks, too");
+    let (_trainer, three) = broken(3, true);
+    let mut frames = FrameDecoder::new_blocking(three).unwrap();
+    for (sequence, prompt) in [[7, 7], [3, 4], [3, 7]].iter().enumerate() {
+        frames.say(sequence, prompt, greedy.clone()).unwrap();
+    }
+    let (mut events, mut errors) = (vec![], vec![]);
+    while !frames.is_silent() {
+        match frames.poll() {
+            Ok(more) => events.extend(more),
+            Err(e) => errors.push(e.to_string()),
+        }
+        let mut encoder = gpu().device().create_command_encoder(&Default::default());
+        frames.record(&mut encoder, std::time::Duration::from_millis(1)).unwrap();
+        gpu().submit(encoder).unwrap();
+    }
+    let all = want.iter().map(|&id| Event::Token(id)).chain([Event::Finished(Finish::MaxTokens)]);
+    assert_eq!(events, all.map(|event| (1, event)).collect::<Vec<_>>());
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert!(errors[0].contains("`logits of sequence 0, 2`"), "{errors:?}");
+    frames.say(0, &[3, 4], greedy).unwrap();
+    assert!(frames.speaks(0) && !frames.speaks(2));
 }
 
 #[test]

@@ -48,9 +48,12 @@ fn candidates_are_exact_for_odd_floats_too() {
     // Rows of little else than what masks leave, and rows without any number.
     logits[N..2 * N].iter_mut().for_each(|x| *x = if *x == 1.0 { -0.0 } else { f32::NEG_INFINITY });
     logits[2 * N..].iter_mut().for_each(|x| *x = if *x == 1.0 { f32::NAN } else { f32::NEG_INFINITY });
+    // One NaN far behind, and none.
+    logits.extend((0..2 * N).map(|i| if i == N - 1 { f32::NAN } else { (i % 97) as f32 - 150.0 }));
     for profile in profiles() {
         for k in [1, 33, 64] {
-            let (values, ids, _) = top_k(&profile, &logits, N, 0.7, k);
+            let (values, ids, lse) = top_k(&profile, &logits, N, 0.7, k);
+            assert_eq!(lse.iter().map(|x| x.is_nan()).collect::<Vec<_>>(), [true, false, true, true, false], "k {k}");
             for (r, row) in logits.chunks(N).enumerate() {
                 let row: Vec<f32> = row.iter().map(|x| if x.is_nan() { f32::NEG_INFINITY } else { *x }).collect();
                 let mut order: Vec<usize> = (0..N).collect();
@@ -93,8 +96,8 @@ fn draws_from_candidates_are_draws_from_all_logits() {
                 }
                 for sampling in samplings(temperature) {
                     for n in 0..4 {
-                        let few = sampling.draw_from(&candidates, n);
-                        let all = sampling.draw(row, n);
+                        let few = sampling.draw_from(&candidates, n).unwrap();
+                        let all = sampling.draw(row, n).unwrap();
                         assert!(few.is_none_or(|id| id == all), "{few:?}, not {all}: row {r}, {n}, {sampling:?}");
                         let always = temperature == 0.0 || (1..=64).contains(&sampling.top_k);
                         assert!(few.is_some() || !always, "row {r}, {n}, {sampling:?}");

@@ -13,9 +13,10 @@ use std::time::Duration;
 
 use super::decoder::{Decoder, Step};
 use super::generation::{Finish, GenerationOptions, Likeliest, Text};
+use super::sample::of_sequence;
 use crate::device::timeline::Timeline;
 use crate::device::{Readback, now};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, joined};
 
 /// What happened to a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -406,15 +407,25 @@ impl FrameDecoder {
 
     /// Returns what has happened since the last call, in order for each sequence. Polls the device but does not wait.
     ///
-    /// After an error, the draws that it cost are repeated, with the same tokens.
+    /// After an error, the draws that it cost are repeated, with the same tokens. There is one exception: if logits are
+    /// no numbers to choose by, as where activations overflow f32, the error names their sequences, which fall silent.
     pub fn poll(&mut self) -> Result<Vec<(usize, Event)>> {
         let polled = self.decoder.gpu.device().poll(wgpu::PollType::Poll);
         polled.map_err(|e| self.decoder.gpu.error(format!("polling the GPU: {e}")))?;
         for kind in [SINGLE, CHUNK] {
             let Some(mut flight) = self.flights[kind].take() else { continue };
+            let mut failed = vec![];
             match flight.scores.arrived() {
                 Some(Ok(arrived)) => {
-                    flight.members.retain(|m| !self.draw(m, &arrived));
+                    flight.members.retain(|m| match self.draw(m, &arrived) {
+                        Ok(drew) => !drew,
+                        Err(e) => {
+                            let s = &mut self.sequences[m.sequence];
+                            (s.speaks, s.waits) = (false, false);
+                            failed.push((m.sequence, e));
+                            false
+                        }
+                    });
                     flight.scores = Scores::Wanted;
                 }
                 Some(Err(e)) => {
@@ -426,20 +437,24 @@ impl FrameDecoder {
             if !flight.members.is_empty() {
                 self.flights[kind] = Some(flight);
             }
+            let names = joined(failed.iter().map(|(sequence, _)| sequence), ", ");
+            if let Some((_, e)) = failed.pop() {
+                return Err(of_sequence(e, format!("logits of sequence {names}")));
+            }
         }
         Ok(std::mem::take(&mut self.events))
     }
 
     /// Draws the next token of a sequence. Returns `false` if these logits do not decide it.
-    fn draw(&mut self, member: &Member, scores: &Arrived) -> bool {
+    fn draw(&mut self, member: &Member, scores: &Arrived) -> Result<bool> {
         let i = member.sequence;
         let Text { options: GenerationOptions { sampling, .. }, drawn, .. } = &self.sequences[i].text;
         let vocab = self.decoder.config.vocab_size;
         let id = match scores {
-            Arrived::Likeliest(likeliest) => sampling.draw_from(&likeliest.of(i), *drawn as u64),
-            Arrived::All(logits) => Some(sampling.draw(&logits[i * vocab..(i + 1) * vocab], *drawn as u64)),
+            Arrived::Likeliest(likeliest) => sampling.draw_from(&likeliest.of(i), *drawn as u64)?,
+            Arrived::All(logits) => Some(sampling.draw(&logits[i * vocab..(i + 1) * vocab], *drawn as u64)?),
         };
-        let Some(id) = id else { return false };
+        let Some(id) = id else { return Ok(false) };
         self.count(member);
         let s = &mut self.sequences[i];
         (s.fed, s.waits) = (0, false);
@@ -447,7 +462,7 @@ impl FrameDecoder {
             self.events.push((i, Event::Token(id)));
         }
         self.end_if_finished(i);
-        true
+        Ok(true)
     }
 
     fn end_if_finished(&mut self, sequence: usize) {

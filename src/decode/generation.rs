@@ -3,7 +3,7 @@
 use futures_util::stream::{Stream, unfold};
 
 use super::decoder::{Decoder, Step, Submitted};
-use super::sample::{Candidates, Sampling};
+use super::sample::{Candidates, Sampling, of_sequence};
 use crate::error::{Error, Result};
 
 /// How to continue a prompt.
@@ -211,13 +211,15 @@ impl Decoder {
                 continue;
             };
             let sampling = Sampling { seed, ..sampling };
-            let mut id = sampling.draw_from(&likeliest.of(i), n);
+            let named = |e| of_sequence(e, self.name_of("logits", i));
+            let mut id = sampling.draw_from(&likeliest.of(i), n).map_err(named)?;
             if id.is_none() {
                 if all.is_none() {
                     all = Some(step.read(step.values.logits)?.take().await?);
                 }
                 let vocab = self.config.vocab_size;
-                id = all.as_ref().map(|logits| sampling.draw(&logits[i * vocab..(i + 1) * vocab], n));
+                let row = all.as_ref().map(|logits| &logits[i * vocab..(i + 1) * vocab]);
+                id = row.map(|logits| sampling.draw(logits, n)).transpose().map_err(named)?;
             }
             drawn.push(id);
         }
@@ -231,6 +233,11 @@ impl<'a> Generation<'a> {
     /// that renders does anyway.
     ///
     /// Dropping the future loses nothing. After an error the same token is drawn again.
+    ///
+    /// # Errors
+    ///
+    /// If the logits are no numbers to choose by, as where activations overflow f32: see
+    /// [`Sampling::draw`](super::sample::Sampling::draw).
     pub async fn next(&mut self) -> Result<Option<u32>> {
         let Text { options: GenerationOptions { sampling, .. }, feed, drawn, finish, .. } = &self.text;
         if finish.is_some() {

@@ -1,7 +1,7 @@
 //! The likeliest tokens of each row of logits, so that sampling reads back a few words and not a whole vocabulary.
 //!
 //! Logits are ordered by [`f32::total_cmp`], so -0 comes after 0; equal ones are ordered by id. NaN counts as negative
-//! infinity.
+//! infinity in this order, and makes the sum of its row NaN.
 
 use super::cases::{Case, InputFill, Row};
 use super::checks::expect_f32;
@@ -72,7 +72,7 @@ fn by_row(rows: usize, n: usize, k: usize, temperatures: &'static [f64]) -> Case
 /// `values` and `ids` are the `k` largest logits of each row in descending order, the lower id first among equals.
 /// `lse` is `ln(sum(exp((x - values[0]) / temperature)))` over all `n` elements of the row, so the probability of a
 /// token is `exp((value - values[0]) / temperature - lse)`. At a temperature of 0 it is the log of the number of tokens
-/// that share first place. `lse` is accurate to about 1e-6 for logits within 1e38.
+/// that share first place. `lse` is accurate to about 1e-6 for logits within 1e38, and NaN if the row has a NaN.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TopK {
     /// How many tokens to find: at most [`MAX_K`] and at most `n`.
@@ -202,6 +202,7 @@ impl Op for TopK {
         let temperatures = &inputs[1].data;
         for (i, row) in inputs[0].rows().enumerate() {
             let divisor = temperatures[i % temperatures.len()].clamp(1e-30, 1e30);
+            let odd = row.iter().any(|x| x.is_nan());
             let row: Vec<f64> = row.iter().map(|&x| if x.is_nan() { f64::NEG_INFINITY } else { x }).collect();
             let mut order: Vec<usize> = (0..row.len()).collect();
             order.sort_by(|&a, &b| row[b].total_cmp(&row[a]).then(a.cmp(&b)));
@@ -209,7 +210,7 @@ impl Op for TopK {
             ids.extend(order[..self.k].iter().map(|&i| i as f64));
             let bounded = |x: f64| x.clamp(-1e38, 1e38);
             let weight = |&x: &f64| ((bounded(x) - bounded(row[order[0]])) / divisor).exp();
-            lse.push(row.iter().map(weight).sum::<f64>().ln());
+            lse.push(if odd { f64::NAN } else { row.iter().map(weight).sum::<f64>().ln() });
         }
         let arrays = outputs.iter().zip([values, ids, lse]);
         arrays.map(|(ty, data)| Array::new(ty.shape.clone(), data)).collect()
