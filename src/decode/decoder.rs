@@ -176,8 +176,8 @@ impl Decoder {
         }
     }
 
-    /// Appends tokens to the only sequence and returns the logits of the next token, `[vocab_size]`. They are as the model
-    /// computes them: NaN or infinite if its activations overflow f32, of which [`Sampling::draw`](super::sample::Sampling::draw) makes an error.
+    /// Appends tokens to the only sequence and returns the logits of the next token, `[vocab_size]`. They are what the
+    /// model computes, NaN or infinite where its activations overflow f32; to draw from such logits is an error.
     /// Resolves once the device has been polled; outside of frames, use [`feed_blocking`](Self::feed_blocking).
     ///
     /// # Errors
