@@ -23,8 +23,8 @@ impl ModelTokenizer {
     /// `tokenizer.json`, `tokenizer_config.json` and `generation_config.json` with what a GGUF file of this metadata says:
     /// a folder with them tokenizes, chats and stops as the file does, in `transformers`, too.
     pub(crate) fn files(&self, metadata: &Metadata) -> Result<Vec<(&'static str, Value)>> {
-        let bad = |e: &dyn Display| Error::format(&self.path, format!("tokenizer: {e}"));
-        let text = self.tokenizer.to_string(false).map_err(|e| bad(&e))?;
+        let bad = |e: &dyn Display| Error::format(&self.codec.path, format!("tokenizer: {e}"));
+        let text = self.codec.tokenizer.to_string(false).map_err(|e| bad(&e))?;
         let mut tokenizer: Value = serde_json::from_str(&text).map_err(|e| bad(&e))?;
         if !(self.before.is_empty() && self.after.is_empty()) {
             tokenizer["post_processor"] = self.around();
@@ -36,7 +36,7 @@ impl ModelTokenizer {
         let mut generation = Map::new();
         for (name, key) in NAMED {
             let id = metadata.usize(key).ok().and_then(|id| u32::try_from(id).ok());
-            if let Some(token) = id.and_then(|id| self.tokenizer.id_to_token(id)) {
+            if let Some(token) = id.and_then(|id| self.codec.token(id, false)) {
                 config.insert((*name).into(), json!(token));
                 if ["bos_token", "pad_token"].contains(name) {
                     generation.insert(format!("{name}_id"), json!(id));
@@ -67,7 +67,7 @@ impl ModelTokenizer {
 
     /// The post-processor of a `tokenizer.json` that puts the same tokens around a text as this one does.
     fn around(&self) -> Value {
-        let token = |id: &u32| self.tokenizer.id_to_token(*id).unwrap_or_default();
+        let token = |id: &u32| self.codec.token(*id, false).unwrap_or_default();
         let special = |id: &u32| json!({ "SpecialToken": { "id": token(id), "type_id": 0 } });
         let text = |name: &str, kind: u32| json!({ "Sequence": { "id": name, "type_id": kind } });
         let put = |texts: Vec<Value>| -> Value {
