@@ -36,7 +36,7 @@ impl ModelTokenizer {
         let mut generation = Map::new();
         for (name, key) in NAMED {
             let id = metadata.usize(key).ok().and_then(|id| u32::try_from(id).ok());
-            if let Some(token) = id.and_then(|id| self.codec.tokenizer.id_to_token(id)) {
+            if let Some(token) = id.and_then(|id| self.codec.token(id, false)) {
                 config.insert((*name).into(), json!(token));
                 if ["bos_token", "pad_token"].contains(name) {
                     generation.insert(format!("{name}_id"), json!(id));
@@ -67,7 +67,7 @@ impl ModelTokenizer {
 
     /// The post-processor of a `tokenizer.json` that puts the same tokens around a text as this one does.
     fn around(&self) -> Value {
-        let token = |id: &u32| self.codec.tokenizer.id_to_token(*id).unwrap_or_default();
+        let token = |id: &u32| self.codec.token(*id, false).unwrap_or_default();
         let special = |id: &u32| json!({ "SpecialToken": { "id": token(id), "type_id": 0 } });
         let text = |name: &str, kind: u32| json!({ "Sequence": { "id": name, "type_id": kind } });
         let put = |texts: Vec<Value>| -> Value {

@@ -100,8 +100,9 @@ fn common_bytes(a: &str, b: &str) -> usize {
 /// Turns tokens into text one by one, to show a text while it is generated. A character made of several tokens comes
 /// with the last of them.
 ///
-/// What the stream returns, put together, is what [`decode`](super::ModelTokenizer::decode) makes of all tokens at once. Bytes that
-/// are not UTF-8 become `�`, at the latest three tokens later.
+/// What the stream returns, put together, is what [`decode`](super::ModelTokenizer::decode) makes of all tokens at once,
+/// unless the file's decoder changes earlier text because of later tokens, which no known model's does. Bytes that are
+/// not UTF-8 become `�`, at the latest three tokens later.
 ///
 /// ```
 /// use throughline::tokenize::ModelTokenizer;
