@@ -26,8 +26,8 @@ use crate::tensor::Shape;
 /// without all values in host memory, see [`save_arena`] and [`save_with`]; for a model that was loaded,
 /// [`Model::save`], which keeps its tokenizer.
 ///
-/// Files are put in place atomically, and only once all of them are on the disk. If two threads save to one folder, each
-/// file is whole, and one of theirs.
+/// Files are put in place atomically, and only once all of them are on the disk. If two threads save to one folder,
+/// each file is whole, and one of theirs.
 ///
 /// # Errors
 ///
@@ -102,7 +102,8 @@ pub fn save_arena_blocking(dir: &Path, config: &TransformerConfig, gpu: &Gpu, pa
 }
 
 impl Model {
-    /// Saves this model with other parameters, those of a trainer that it was loaded into: the last step of fine-tuning.
+    /// Saves this model with other parameters, those of a trainer that it was loaded into: the last step of
+    /// fine-tuning.
     ///
     /// The folder has all that the original has besides its weights: of a folder, the whole configuration, the files of
     /// its tokenizer, chat templates and settings for generating; of a GGUF file, the same made from its metadata. So
@@ -110,13 +111,14 @@ impl Model {
     /// own folder. Weights are f32, in `model.safetensors`.
     ///
     /// Parameters go to the file piece by piece. Resolves once the device has been polled, several times for a large
-    /// model; until then, submit nothing that changes them. Outside of frames, use [`save_blocking`](Self::save_blocking).
+    /// model; until then, submit nothing that changes them. Outside of frames, use
+    /// [`save_blocking`](Self::save_blocking).
     ///
     /// # Errors
     ///
     /// If the arena has other tensors than the model; if `dir` has a tokenizer or a template that the model would lack,
-    /// left by another one; or if a file cannot be written. The tokenizer of a GGUF file needs the feature `tokenizers`:
-    /// without it, [`save_arena`] saves all but that.
+    /// left by another one; or if a file cannot be written. The tokenizer of a GGUF file needs the feature
+    /// `tokenizers`: without it, [`save_arena`] saves all but that.
     ///
     /// ```
     /// use throughline::model::Model;

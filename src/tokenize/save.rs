@@ -20,8 +20,8 @@ const NAMED: &[(&str, &str)] = &[
 ];
 
 impl ModelTokenizer {
-    /// `tokenizer.json`, `tokenizer_config.json` and `generation_config.json` with what a GGUF file of this metadata says:
-    /// a folder with them tokenizes, chats and stops as the file does, in `transformers`, too.
+    /// `tokenizer.json`, `tokenizer_config.json` and `generation_config.json` with what a GGUF file of this metadata
+    /// says: a folder with them tokenizes, chats and stops as the file does, in `transformers`, too.
     pub(crate) fn files(&self, metadata: &Metadata) -> Result<Vec<(&'static str, Value)>> {
         let bad = |e: &dyn Display| Error::format(&self.codec.path, format!("tokenizer: {e}"));
         let text = self.codec.tokenizer.to_string(false).map_err(|e| bad(&e))?;

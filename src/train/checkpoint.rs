@@ -92,7 +92,8 @@ pub fn text_hash(text: &str) -> u64 {
 /// A checkpoint: a file, or the same in host memory.
 ///
 /// Save a run with [`save_trainer`](Self::save_trainer), open the file with [`load`](Self::load), and continue from it
-/// with [`restore`](Self::restore). None of these holds a copy of the model: tensors are read and written piece by piece.
+/// with [`restore`](Self::restore). None of these holds a copy of the model: tensors are read and written piece by
+/// piece.
 ///
 /// ```
 /// use throughline::nn::TransformerConfig;
@@ -121,8 +122,8 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens and checks a file. Tensors are read when they are needed: keep the file as it is until then. (To replace it
-    /// by saving another checkpoint changes nothing.)
+    /// Opens and checks a file. Tensors are read when they are needed: keep the file as it is until then. (To replace
+    /// it by saving another checkpoint changes nothing.)
     ///
     /// # Errors
     ///
@@ -243,8 +244,8 @@ impl Checkpoint {
         weights.map(|tensor| (tensor.name(), tensor.shape()))
     }
 
-    /// The values of a tensor, read now: for [`model::save_with`](crate::model::save_with). The error for an unknown name
-    /// includes it and the file.
+    /// The values of a tensor, read now: for [`model::save_with`](crate::model::save_with). The error for an unknown
+    /// name includes it and the file.
     pub fn values(&self, name: &str) -> Result<Vec<f32>> {
         self.tensors.get(name)?.values()
     }
@@ -316,8 +317,8 @@ impl Checkpoint {
     }
 }
 
-/// A tensor of the file: one of an arena's, or a table that is in parts there. Files do not contain parts, which another
-/// device may not need.
+/// A tensor of the file: one of an arena's, or a table that is in parts there. Files do not contain parts, which
+/// another device may not need.
 struct Table<'a> {
     name: String,
     dims: Vec<usize>,

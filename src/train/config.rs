@@ -112,8 +112,8 @@ pub(super) fn check_count(field: &'static str, n: usize) -> Result<()> {
 pub struct TrainOptions<'a> {
     /// The layers of the model.
     pub block: &'a dyn Block,
-    /// Whether to draw initial parameters; true by default. Set it to false if a [model](crate::model::Model::load) or a
-    /// [checkpoint](super::checkpoint::Checkpoint::restore) is loaded next, which overwrites them: it saves the time.
+    /// Whether to draw initial parameters; true by default. Set it to false if a [model](crate::model::Model::load) or
+    /// a [checkpoint](super::checkpoint::Checkpoint::restore) is loaded next, which overwrites them: it saves the time.
     /// All parameters are zero until then.
     pub init: bool,
     /// Whether to include the [standard probes](crate::probe::standard).
