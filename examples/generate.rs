@@ -168,7 +168,7 @@ fn write_text(flags: &Flags) -> anyhow::Result<()> {
     let gpu = Gpu::headless_blocking()?;
     let layout = ArenaLayout::of_model(config, gpu.profile().max_tensor_bytes())?;
     let params = Arena::zeros(&gpu, "parameters", &Arc::new(layout))?;
-    checkpoint.restore_weights(&gpu, &params)?;
+    checkpoint.restore_weights_blocking(&gpu, &params)?;
     let mut decoder = gpu.run_blocking(Decoder::on_params(&gpu, config, &params, 1, config.context))?;
 
     // Both the prompt and the text may be longer than the context.

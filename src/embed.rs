@@ -105,7 +105,7 @@ impl SentenceEncoder {
             let message = "expected an encoder, such as a BERT; this model predicts the next token";
             return Err(Error::config("bidirectional", message));
         }
-        let weights = model.upload(gpu, &model.placed(gpu.profile().max_tensor_bytes())?)?;
+        let weights = model.upload_unpaced(gpu, &model.placed(gpu.profile().max_tensor_bytes())?)?;
         Ok(SentenceEncoder { gpu: gpu.clone(), config, pooling, weights, steps: HashMap::new() })
     }
 

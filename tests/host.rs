@@ -273,7 +273,7 @@ fn a_lost_device_is_an_error_and_training_goes_on_from_the_checkpoint_on_another
     is_loss(Checkpoint::of_blocking(&lost, "", 0).unwrap_err());
 
     let mut second = trainer(&open());
-    saved.restore(&mut second).unwrap();
+    saved.restore_blocking(&mut second).unwrap();
     (3..6).for_each(|step| drop(second.step(&batches(step)).unwrap()));
     assert!(checkpoint(&second).same_bits(&want));
 }

@@ -138,7 +138,7 @@ fn trainer(gpu: &Gpu, model: &Model, seq_len: usize) -> Trainer {
         ..TrainConfig::new(model.config().clone(), 2)
     };
     let trainer = Trainer::new_blocking(gpu, config).unwrap();
-    model.load(gpu, &trainer.params).unwrap();
+    model.load_blocking(gpu, &trainer.params).unwrap();
     trainer
 }
 
@@ -251,9 +251,9 @@ fn tables_larger_than_a_binding_are_in_parts() {
         assert!(worst(&a, &b) < 1e-4, "{name}: {a:?} {b:?}");
         // A checkpoint does not know of parts: it goes on where there are none.
         let saved = Checkpoint::of_blocking(&parts, "", 0).unwrap();
-        saved.restore(&mut whole).unwrap();
+        saved.restore_blocking(&mut whole).unwrap();
         assert!(Checkpoint::of_blocking(&whole, "", 0).unwrap().same_bits(&saved), "{name}");
-        saved.restore(&mut parts).unwrap();
+        saved.restore_blocking(&mut parts).unwrap();
     }
 }
 

@@ -160,7 +160,7 @@ fn fine_tuning_lowers_the_loss() {
         ..TrainConfig::new(model.config().clone(), 1)
     };
     let mut trainer = Trainer::new_blocking(gpu(), config).unwrap();
-    model.load(gpu(), &trainer.params).unwrap();
+    model.load_blocking(gpu(), &trainer.params).unwrap();
     let tokenizer = ModelTokenizer::of(model.weights()).unwrap();
     let text = "Gonzalo: Had I plantation of this isle, my lord, and were the king on it, what would I do? I would with \
         such perfection govern, sir, to excel the golden age.";

@@ -10,7 +10,7 @@ use throughline::optim::{AdamWConfig, Arena, Decay, MuonConfig, Schedule};
 use throughline::plan::Slot;
 use throughline::train::checkpoint::Checkpoint;
 use throughline::train::data::{Batch, Dataset};
-use throughline::train::{TrainConfig, Trainer};
+use throughline::train::{TrainConfig, TrainOptions, Trainer};
 use throughline::{AdapterClass, ExecOptions, Executable, Graph, Plan, Profile, Value};
 
 fn tiny(model: TransformerConfig) -> TrainConfig {
@@ -140,12 +140,16 @@ fn resumes_bit_for_bit(config: TrainConfig) {
     let path = dir.path().join("checkpoint.safetensors");
     let mut first = Trainer::new_blocking(gpu(), config.clone()).unwrap();
     train(&mut first, 3);
-    Checkpoint::of_blocking(&first, "abc", 5).unwrap().save(&path).unwrap();
+    Checkpoint::save_trainer_blocking(&first, "abc", 5, &path).unwrap();
+    assert!(Checkpoint::of_blocking(&first, "abc", 5).unwrap().same_bits(&Checkpoint::load(&path).unwrap()));
     drop(first);
     let loaded = Checkpoint::load(&path).unwrap();
     assert_eq!((loaded.state.step, loaded.state.alphabet.as_str(), loaded.state.text_hash), (3, "abc", 5));
-    let mut second = Trainer::new_blocking(gpu(), loaded.state.config.clone()).unwrap();
-    loaded.restore(&mut second).unwrap();
+    let options = TrainOptions { init: false, ..TrainOptions::default() };
+    let second = Trainer::with_options(gpu(), loaded.state.config.clone(), &options);
+    let mut second = gpu().run_blocking(second).unwrap();
+    assert!(weights_and_moments(&second).concat().iter().all(|&x| x == 0.0), "parameters were drawn");
+    loaded.restore_blocking(&mut second).unwrap();
     assert_eq!(bits(&[train(&mut second, 8)]), bits(&[losses[3..].to_vec()]));
 
     assert_eq!(bits(&weights_and_moments(&whole)), bits(&weights_and_moments(&second)));
@@ -214,7 +218,7 @@ fn arenas_of_several_parts_train_like_whole_ones() {
     let losses = train(&mut a, 6);
     let [mut c, mut d] = [&whole, &split].map(|gpu| Trainer::new_blocking(gpu, config.clone()).unwrap());
     for (trainer, checkpoint) in [(&mut c, &from_b), (&mut d, &from_a)] {
-        checkpoint.restore(trainer).unwrap();
+        checkpoint.restore_blocking(trainer).unwrap();
         assert_eq!(bits(&[train(trainer, 6)]), bits(std::slice::from_ref(&losses)));
         assert_eq!(bits(&weights_and_moments(trainer)), bits(&weights_and_moments(&a)));
     }
@@ -248,14 +252,14 @@ fn muon_over_several_parts_is_muon() {
     assert!(from_a.same_bits(&from_b));
     let losses = train(&mut a, 6);
     let mut c = Trainer::new_blocking(&split, config.clone()).unwrap();
-    from_a.restore(&mut c).unwrap();
+    from_a.restore_blocking(&mut c).unwrap();
     assert_eq!(bits(&[train(&mut c, 6)]), bits(&[losses]));
 
     // AdamW's first moments do for momenta; Muon's checkpoint has not all that AdamW needs.
     let mut adamw = Trainer::new_blocking(&whole, TrainConfig { muon: None, ..config }).unwrap();
-    let err = from_a.restore(&mut adamw).unwrap_err().to_string();
+    let err = from_a.restore_blocking(&mut adamw).unwrap_err().to_string();
     assert!(err.contains("optimizer.v.h.0.attn.q.weight"), "{err}");
-    Checkpoint::of_blocking(&adamw, "", 0).unwrap().restore(&mut c).unwrap();
+    Checkpoint::of_blocking(&adamw, "", 0).unwrap().restore_blocking(&mut c).unwrap();
 }
 
 /// The norm that gradients are clipped by is that of all parts. It is added up in another order than
@@ -313,4 +317,120 @@ fn every_arrangement_learns() {
         let val = trainer.evaluate_blocking(&data.val_batches(2, 2, 16)).unwrap();
         assert!(val.is_finite() && val < first, "{val}");
     }
+}
+
+// Checkpoints: files that others may have written, and that several write.
+
+/// A small trainer, and its checkpoint as a file in memory.
+fn saved() -> (Trainer, Vec<u8>) {
+    let mut trainer = Trainer::new_blocking(gpu(), tiny(TransformerConfig::llama(31, 16, 1, 32, 4))).unwrap();
+    train(&mut trainer, 1);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("checkpoint");
+    Checkpoint::save_trainer_blocking(&trainer, "", 0, &path).unwrap();
+    (trainer, std::fs::read(path).unwrap())
+}
+
+/// The file with another header.
+fn with_header(file: &[u8], edit: impl FnOnce(&mut serde_json::Value)) -> Vec<u8> {
+    let (len, rest) = file.split_first_chunk::<8>().unwrap();
+    let (header, data) = rest.split_at(u64::from_le_bytes(*len) as usize);
+    let mut header: serde_json::Value = serde_json::from_slice(header).unwrap();
+    edit(&mut header);
+    let header = header.to_string();
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), data].concat()
+}
+
+/// The file with another state.
+fn with_state(file: &[u8], edit: impl FnOnce(&mut serde_json::Value)) -> Vec<u8> {
+    with_header(file, |header| {
+        let state = &mut header["__metadata__"]["throughline"];
+        let mut inner = serde_json::from_str(state.as_str().unwrap()).unwrap();
+        edit(&mut inner);
+        *state = inner.to_string().into();
+    })
+}
+
+#[test]
+fn checkpoints_that_cannot_be_are_errors_that_say_why() {
+    use serde_json::{Value, json};
+    let (_, file) = saved();
+    assert!(Checkpoint::from_bytes("good", with_state(&file, |_| ())).is_ok());
+    let refused = |file: Vec<u8>, parts: &[&str]| {
+        let error = Checkpoint::from_bytes("some.file", file).unwrap_err().to_string();
+        assert!(error.starts_with("some.file: ") && parts.iter().all(|p| error.contains(p)), "{parts:?}: {error}");
+    };
+    let state = |key: &str, value: Value, parts: &[&str]| {
+        let at = |state: &mut Value| *key.split('.').fold(state, |at, key| &mut at[key]) = value;
+        refused(with_state(&file, at), parts);
+    };
+    state("version", json!(2), &["version 2", "reads 1"]);
+    state("step", json!(u64::MAX), &["step", "18446744073709551615"]);
+    state("step", json!(-1), &["throughline", "-1"]);
+    state("config.model.n_layers", json!(1_000_000), &["1000000 blocks"]);
+    state("config.model.n_heads", json!(0), &["n_heads"]);
+    state("config.batch", json!(0), &["batch"]);
+    state("config.model", json!(null), &["throughline", "null"]);
+    refused(with_header(&file, |h| h["__metadata__"] = json!({})), &["no `throughline` metadata"]);
+    refused(with_header(&file, |h| h["norm_f.weight"]["dtype"] = json!("I32")), &["`norm_f.weight`", "F32", "I32"]);
+    refused(with_header(&file, |h| h["norm_f.weight"]["shape"] = json!([33])), &["`norm_f.weight`", "[33]"]);
+    for len in [0, 7, 8, 100, file.len() - 1] {
+        refused(file[..len].to_vec(), &[]);
+    }
+}
+
+#[test]
+fn a_checkpoint_of_another_model_leaves_the_trainer_as_it_was() {
+    let (mut trainer, file) = saved();
+    let before = Checkpoint::of_blocking(&trainer, "", 0).unwrap();
+    let mut rename = |from: &str, to: &str| {
+        let renamed = with_header(&file, |header| {
+            let info = header.as_object_mut().unwrap().remove(from).unwrap();
+            header[to] = info;
+        });
+        Checkpoint::from_bytes("some.file", renamed).unwrap().restore_blocking(&mut trainer).unwrap_err().to_string()
+    };
+    let error = rename("head.weight", "tail.weight");
+    assert!(error.contains("some.file") && error.contains("`head.weight` is missing"), "{error}");
+    // The moments of a parameter that the trainer does not have are nobody's.
+    let error = rename("optimizer.v.norm_f.weight", "extra.weight");
+    assert!(error.contains("`optimizer.v.norm_f.weight` is missing"), "{error}");
+    let gpt2 = Trainer::new_blocking(gpu(), tiny(TransformerConfig::gpt2(31, 16, 1, 32, 4))).unwrap();
+    let gpt2 = Checkpoint::of_blocking(&gpt2, "", 0).unwrap();
+    let error = gpt2.restore_blocking(&mut trainer).unwrap_err().to_string();
+    assert!(error.contains("is missing") || error.contains("shape"), "{error}");
+    // One that has all that is needed, and more.
+    let wide = with_header(&file, |header| {
+        let at = header.as_object().unwrap().values().filter_map(|t| t["data_offsets"][1].as_u64()).max();
+        header["extra.weight"] =
+            serde_json::json!({"dtype": "F32", "shape": [1], "data_offsets": [at, at.unwrap() + 4]});
+    });
+    let wide = Checkpoint::from_bytes("some.file", [wide, vec![0; 4]].concat()).unwrap();
+    let error = wide.restore_blocking(&mut trainer).unwrap_err().to_string();
+    assert!(error.contains("`extra.weight` is not one of the trainer's"), "{error}");
+    assert!(Checkpoint::of_blocking(&trainer, "", 0).unwrap().same_bits(&before));
+}
+
+#[test]
+fn threads_that_save_to_one_path_leave_a_whole_checkpoint() {
+    let (trainer, file) = saved();
+    let checkpoint = Checkpoint::from_bytes("checkpoint", file.clone()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("checkpoint.safetensors");
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| checkpoint.save(&path).unwrap());
+            scope.spawn(|| Checkpoint::save_trainer_blocking(&trainer, "", 0, &path).unwrap());
+        }
+    });
+    assert_eq!(std::fs::read(&path).unwrap(), file);
+    // Into the file that it comes from, which others have open.
+    let loaded = Checkpoint::load(&path).unwrap();
+    Checkpoint::load(&path).unwrap().save_weights(&path).unwrap();
+    assert!(loaded.same_bits(&checkpoint));
+    let weights = Checkpoint::load(&path).unwrap();
+    assert!(weights.weights().eq(checkpoint.weights()) && !weights.same_bits(&checkpoint));
+    loaded.save(&path).unwrap();
+    assert_eq!(std::fs::read(&path).unwrap(), file);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "a temporary file is left");
 }

@@ -74,7 +74,7 @@ pub fn load(gpu: &Gpu, path: &Path, characters: usize) -> Result<(Decoder, Words
     let config = &checkpoint.state.config.model;
     let layout = ArenaLayout::of_model(config, gpu.profile().max_tensor_bytes())?;
     let params = Arena::zeros(gpu, "parameters", &Arc::new(layout))?;
-    checkpoint.restore_weights(gpu, &params)?;
+    checkpoint.restore_weights_blocking(gpu, &params)?;
     let words = Words::Characters(CharTokenizer::of(&checkpoint.state.alphabet));
     Ok((gpu.run_blocking(Decoder::on_params(gpu, config, &params, characters, room(config.context)))?, words))
 }

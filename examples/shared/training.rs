@@ -310,7 +310,7 @@ pub fn run(flags: &TrainFlags) -> Result<Outcome> {
     let tokens_per_s = timed as f64 / after_first.elapsed().as_secs_f64().max(1e-9);
     let interrupted = run.trainer.step_count() < steps;
     let point = run.evaluate()?;
-    let checkpoint = run.save()?;
+    run.save()?;
     run.bar.finish_and_clear();
     let sample = run.sample(1000)?;
     let summary = Summary {
@@ -323,7 +323,8 @@ pub fn run(flags: &TrainFlags) -> Result<Outcome> {
         first_step_s,
         peak_buffer_bytes: run.trainer.buffer_bytes(),
     };
-    let Run { history, losses, trainer, .. } = run;
+    let Run { history, losses, trainer, out, .. } = run;
+    let checkpoint = Checkpoint::load(&checkpoint_path(&out))?;
     Ok(Outcome { summary, history, losses, sample, interrupted, trainer, checkpoint })
 }
 
@@ -364,9 +365,10 @@ impl Run {
             let choices = Tuner::open(path)?.tune_blocking(&gpu, plan.plans())?;
             gpu = gpu.with_choices(choices);
         }
-        let mut trainer = Trainer::new_blocking(&gpu, config.clone())?;
+        let options = TrainOptions { init: resumed.is_none(), ..TrainOptions::default() };
+        let mut trainer = gpu.run_blocking(Trainer::with_options(&gpu, config.clone(), &options))?;
         if let Some(checkpoint) = &resumed {
-            checkpoint.restore(&mut trainer)?;
+            checkpoint.restore_blocking(&mut trainer)?;
         }
         let decoder =
             gpu.run_blocking(Decoder::on_params(&gpu, &config.model, &trainer.params, 1, config.model.context))?;
@@ -441,10 +443,9 @@ impl Run {
         Ok(point)
     }
 
-    fn save(&self) -> Result<Checkpoint> {
-        let checkpoint = Checkpoint::of_blocking(&self.trainer, &self.tokenizer.alphabet(), self.text_hash)?;
-        checkpoint.save(&checkpoint_path(&self.out))?;
-        Ok(checkpoint)
+    fn save(&self) -> Result<()> {
+        let (alphabet, path) = (self.tokenizer.alphabet(), checkpoint_path(&self.out));
+        Ok(Checkpoint::save_trainer_blocking(&self.trainer, &alphabet, self.text_hash, &path)?)
     }
 
     fn show_sample(&mut self) -> Result<()> {

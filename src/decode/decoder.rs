@@ -61,7 +61,8 @@ pub(super) struct Submitted<'a> {
 }
 
 impl Decoder {
-    /// Reads a model into GPU memory, with room for `capacity` tokens of one sequence: the usual way to start.
+    /// Reads a model into GPU memory, with room for `capacity` tokens of one sequence: the usual way to start. The file
+    /// is read piece by piece. Resolves once the device has been polled, several times for a large model.
     ///
     /// # Errors
     ///
@@ -80,14 +81,14 @@ impl Decoder {
     pub async fn with_batch(gpu: &Gpu, model: &Model, batch: usize, capacity: usize) -> Result<Self> {
         let placed = model.placed(gpu.profile().max_tensor_bytes())?;
         let plan = DecodePlan::on(model.config(), &placed, batch, capacity, gpu.profile())?;
-        Self::build(gpu, &plan, model.upload(gpu, &placed)?).await
+        Self::build(gpu, &plan, model.upload(gpu, &placed).await?).await
     }
 
     /// A decoder from a plan of this model. Plan first if your application requests its device for this, or wants to
     /// know the bytes before it allocates them. An error names a limit of the device that is too low for the plan.
     pub async fn from_plan(gpu: &Gpu, model: &Model, plan: &DecodePlan) -> Result<Self> {
         plan.check(gpu, model)?;
-        Self::build(gpu, plan, model.upload(gpu, &plan.placed)?).await
+        Self::build(gpu, plan, model.upload(gpu, &plan.placed).await?).await
     }
 
     /// A decoder on parameters that are in GPU memory already, such as those of a [`Trainer`](crate::train::Trainer):

@@ -12,21 +12,27 @@ pub(super) fn is_table_of_tokens(name: &str) -> bool {
     ["embed.weight", "head.weight"].contains(&name)
 }
 
-/// The transpose of a matrix with `cols` columns, in tiles that stay in the cache.
+/// The transpose of a matrix with `cols` columns.
 pub(super) fn transpose(x: &[f32], cols: usize) -> Vec<f32> {
-    const TILE: usize = 32;
-    let rows = x.len() / cols;
     let mut out = vec![0.0; x.len()];
-    for r0 in (0..rows).step_by(TILE) {
+    transpose_into(x, cols, &mut out, x.len() / cols, 0);
+    out
+}
+
+/// Writes some rows of a matrix with `cols` columns and `rows` rows, from row `first` on, into its transpose. In tiles
+/// that stay in the cache.
+pub(super) fn transpose_into(x: &[f32], cols: usize, out: &mut [f32], rows: usize, first: usize) {
+    const TILE: usize = 32;
+    let here = x.len() / cols;
+    for r0 in (0..here).step_by(TILE) {
         for c0 in (0..cols).step_by(TILE) {
             for c in c0..(c0 + TILE).min(cols) {
-                for r in r0..(r0 + TILE).min(rows) {
-                    out[c * rows + r] = x[r * cols + c];
+                for r in r0..(r0 + TILE).min(here) {
+                    out[c * rows + first + r] = x[r * cols + c];
                 }
             }
         }
     }
-    out
 }
 
 /// The matrices `a` and `b` side by side, given the number of columns of each.

@@ -5,13 +5,13 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::config;
-use super::layout::{is_linear, is_table_of_tokens, transpose};
+use super::layout::{is_linear, is_table_of_tokens, transpose_into};
 use super::names::{Names, Place};
-use crate::device::Gpu;
+use crate::device::{Gpu, PIECE_BYTES, Tensor, Uploads, pieces};
 use crate::error::{Error, Result};
 use crate::format::{Packed, Stored, StoredTensor, Weights, quant};
 use crate::graph::Graph;
-use crate::nn::{Param, Transformer, TransformerConfig, TransformerEncoder, part_of, table_of_part};
+use crate::nn::{Param, Transformer, TransformerConfig, TransformerEncoder, rows_of_part, table_of_part};
 use crate::optim::Arena;
 use crate::tensor::Shape;
 
@@ -105,30 +105,81 @@ impl Model {
     /// [`Error::Format`](crate::Error::Format) if the file is damaged or an element is NaN or infinite.
     pub fn values(&self, name: &str) -> Result<Vec<f32>> {
         let shape = self.shape(name)?;
-        let (stored, place) = self.find(name, shape)?;
-        let values = quant::dequantize(stored.stored(), &stored.finite_bytes()?)?;
-        let part = place.third.unwrap_or(0);
-        Ok(match *shape.dims() {
-            [d_in, d_out] if is_linear(name) && !self.names.input_major => {
-                transpose(&values[part * d_in * d_out..][..d_in * d_out], d_in)
+        let mut values = Vec::with_capacity(shape.len());
+        for piece in self.pieces(name, 0..shape.rows())? {
+            let piece = piece?;
+            match piece.len() == shape.len() {
+                true => values = piece,
+                false => values.extend(piece),
             }
-            [_, d_out] if place.third.is_some() => {
-                values.chunks_exact(3 * d_out).flat_map(|row| &row[part * d_out..][..d_out]).copied().collect()
-            }
-            _ => values[part * shape.len()..][..shape.len()].to_vec(),
-        })
+        }
+        Ok(values)
     }
 
-    /// Writes all parameters into an arena, one after another: the first step of fine-tuning.
-    pub fn load(&self, gpu: &Gpu, params: &Arena) -> Result<()> {
-        for (i, (name, shape)) in params.layout.tensors.iter().enumerate() {
+    /// Some rows of a parameter, as [`values`](Self::values), in pieces of whole rows that fill a transfer each. What
+    /// has to be transposed is one piece, and always whole.
+    pub(super) fn pieces(
+        &self,
+        name: &str,
+        rows: Range<usize>,
+    ) -> Result<impl Iterator<Item = Result<Vec<f32>>> + use<'_>> {
+        let shape = self.shape(name)?;
+        let (stored, place) = self.find(name, shape)?;
+        let third = place.third.unwrap_or(0);
+        let transposed = shape.rank() == 2 && is_linear(name) && !self.names.input_major;
+        let len = if transposed { usize::MAX } else { rows_of_a_piece(4 * stored.shape().cols()) };
+        Ok(pieces(rows, len).map(move |rows| match transposed {
+            true => transposed_rows(&stored, shape.cols() * third, shape.cols()),
+            false => {
+                let mut values = decoded_rows(&stored, rows)?;
+                let (width, cols) = (stored.shape().cols(), shape.cols());
+                if width > cols {
+                    let part = values.chunks_exact(width).flat_map(|row| &row[third * cols..][..cols]);
+                    values = part.copied().collect();
+                }
+                Ok(values)
+            }
+        }))
+    }
+
+    /// Writes all parameters into an arena, one after another: the first step of fine-tuning. Of a trainer's, say
+    /// [`TrainOptions::init`](crate::train::TrainOptions::init) that it need not draw parameters before.
+    ///
+    /// The file is read piece by piece, and no more than a few pieces are in host memory at a time. Resolves once the
+    /// device has been polled, several times for a large model; outside of frames, use
+    /// [`load_blocking`](Self::load_blocking).
+    pub async fn load(&self, gpu: &Gpu, params: &Arena) -> Result<()> {
+        let mut uploads = Uploads::new(gpu);
+        for ((name, shape), tensor) in params.layout.tensors.iter().zip(&params.tensors) {
             let (whole, _) = table_of_part(name);
-            let (values, dims) = (self.values(whole)?, self.shape(whole)?);
-            let part = part_of(name, shape, dims.dims(), &values)
+            let dims = self.shape(whole)?;
+            let rows = rows_of_part(name, shape, dims)
                 .ok_or_else(|| Error::data(name, format!("{dims}, or some rows of it"), shape))?;
-            params.write_tensor(gpu, i, part)?;
+            self.write_rows(&mut uploads, tensor, whole, rows).await?;
+        }
+        uploads.finish()
+    }
+
+    /// Writes some rows of a parameter into a tensor of their own.
+    pub(super) async fn write_rows(
+        &self,
+        uploads: &mut Uploads,
+        tensor: &Tensor,
+        name: &str,
+        rows: Range<usize>,
+    ) -> Result<()> {
+        let mut at = 0;
+        for piece in self.pieces(name, rows)? {
+            let piece = piece?;
+            uploads.write(tensor, at, bytemuck::cast_slice(&piece)).await?;
+            at += 4 * piece.len();
         }
         Ok(())
+    }
+
+    /// [`load`](Self::load), waiting for the GPU.
+    pub fn load_blocking(&self, gpu: &Gpu, params: &Arena) -> Result<()> {
+        gpu.run_blocking(self.load(gpu, params))
     }
 
     /// The parameter as rows of the file, if the kernels can read it as it is stored: matrices in f16, bf16 or
@@ -160,6 +211,29 @@ impl Model {
         }
         Ok(Some((Packed { stored: stored.stored(), n, k }, stored, place)))
     }
+}
+
+/// Rows of so many bytes that fit a transfer: a multiple of four, so that they end at a whole word.
+pub(super) fn rows_of_a_piece(row_bytes: usize) -> usize {
+    (PIECE_BYTES / row_bytes.max(1) / 4 * 4).max(4)
+}
+
+/// Some rows of a tensor, decoded. An `Err` if an element is NaN or infinite.
+fn decoded_rows(stored: &StoredTensor<'_>, rows: Range<usize>) -> Result<Vec<f32>> {
+    let row_bytes = stored.byte_len() / stored.shape().rows();
+    let part = rows.start * row_bytes..rows.end * row_bytes;
+    quant::dequantize(stored.stored(), &stored.finite_part(part)?)
+}
+
+/// The transpose of `count` rows of a tensor, from row `first` on.
+fn transposed_rows(stored: &StoredTensor<'_>, first: usize, count: usize) -> Result<Vec<f32>> {
+    let cols = stored.shape().cols();
+    let mut out = vec![0.0; count * cols];
+    for rows in pieces(0..count, rows_of_a_piece(4 * cols)) {
+        let values = decoded_rows(stored, first + rows.start..first + rows.end)?;
+        transpose_into(&values, cols, &mut out, count, rows.start);
+    }
+    Ok(out)
 }
 
 fn third_of(len: usize, third: Option<usize>) -> Range<usize> {

@@ -1,10 +1,11 @@
 //! A model's parameters in GPU memory: the tensors that they become on a device, planned first, then created.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 
 use super::layout::is_table_of_tokens;
-use super::loaded::Model;
-use crate::device::{Gpu, Tensor};
+use super::loaded::{Model, rows_of_a_piece};
+use crate::device::{Gpu, Tensor, Uploads, now, pieces};
 use crate::error::{Error, Result};
 use crate::format::Packed;
 use crate::graph::{Graph, Value};
@@ -100,50 +101,51 @@ impl Model {
         Ok(PlacedParam { name: name.into(), matrix, parts })
     }
 
-    /// Uploads all parameters as planned in `placed`, which was made from this model. Decoders and encoders bind the
-    /// result.
-    pub(crate) fn upload(&self, gpu: &Gpu, placed: &Placed) -> Result<Uploaded> {
+    /// Uploads all parameters as planned in `placed`, which was made from this model. Decoders bind the result. Reads
+    /// the file piece by piece, and waits for the device where it does not keep up.
+    pub(crate) async fn upload(&self, gpu: &Gpu, placed: &Placed) -> Result<Uploaded> {
+        self.upload_by(Uploads::new(gpu), gpu, placed).await
+    }
+
+    /// [`upload`](Self::upload) for functions that cannot wait: what the device has not taken yet stays in host memory.
+    pub(crate) fn upload_unpaced(&self, gpu: &Gpu, placed: &Placed) -> Result<Uploaded> {
+        let waits = || Error::Device("an upload without waits has to wait".into());
+        now(self.upload_by(Uploads::unpaced(gpu), gpu, placed)).unwrap_or_else(|| Err(waits()))
+    }
+
+    async fn upload_by(&self, mut uploads: Uploads, gpu: &Gpu, placed: &Placed) -> Result<Uploaded> {
         let mut tensors = HashMap::new();
         for PlacedParam { name, matrix, parts } in &placed.params {
-            match matrix {
-                Some(matrix) => {
-                    let missing = || Error::Graph(format!("`{name}` cannot stay as the file stores it"));
-                    let (_, bytes) = self.packed(name)?.ok_or_else(missing)?;
-                    let mut rest = &bytes[..];
-                    for (name, _, n) in parts {
-                        let part = Packed { n: *n, ..*matrix };
-                        let bytes;
-                        (bytes, rest) = rest.split_at(part.bytes());
-                        tensors.insert(name.clone(), upload_packed(gpu, name, bytes, part)?);
-                    }
+            let mut first = 0;
+            for (part, ty, n) in parts {
+                let tensor = Tensor::zeros(gpu, part, ty.clone())?;
+                match matrix {
+                    Some(_) => self.write_packed(&mut uploads, &tensor, name, first..first + n).await?,
+                    None => self.write_rows(&mut uploads, &tensor, name, first..first + n).await?,
                 }
-                None => {
-                    let values = self.values(name)?;
-                    let mut rest = &values[..];
-                    for (name, ty, _) in parts {
-                        let part;
-                        (part, rest) = rest.split_at(ty.len());
-                        let tensor = Tensor::zeros(gpu, name, ty.clone())?;
-                        tensor.write(gpu, part)?;
-                        tensors.insert(name.clone(), tensor);
-                    }
-                }
+                tensors.insert(part.clone(), tensor);
+                first += n;
             }
-            gpu.flush()?;
         }
+        uploads.finish()?;
         Ok(Uploaded { tensors, packed: placed.packed() })
     }
-}
 
-/// The file's bytes, unchanged.
-fn upload_packed(gpu: &Gpu, name: &str, bytes: &[u8], matrix: Packed) -> Result<Tensor> {
-    let tensor = Tensor::zeros(gpu, name, matrix.ty())?;
-    let (whole, rest) = bytes.split_at(bytes.len() / 4 * 4);
-    gpu.write(tensor.buffer(), 0, whole)?;
-    if !rest.is_empty() {
-        let mut word = [0; 4];
-        word[..rest.len()].copy_from_slice(rest);
-        gpu.write(tensor.buffer(), whole.len() as u64, &word)?;
+    /// Writes some rows of a matrix into a tensor of their own: the file's bytes, unchanged.
+    async fn write_packed(&self, uploads: &mut Uploads, tensor: &Tensor, name: &str, rows: Range<usize>) -> Result<()> {
+        let missing = || Error::Graph(format!("`{name}` cannot stay as the file stores it"));
+        let (matrix, stored, place) = self.find_packed(name)?.ok_or_else(missing)?;
+        let row_bytes = matrix.bytes() / matrix.n;
+        let start = place.third.unwrap_or(0) * matrix.bytes();
+        for piece in pieces(rows.clone(), rows_of_a_piece(row_bytes)) {
+            let mut bytes = stored.finite_part(start + piece.start * row_bytes..start + piece.end * row_bytes)?;
+            let words = bytes.len().div_ceil(4);
+            if bytes.len() < 4 * words {
+                // The last piece of all.
+                bytes.to_mut().resize(4 * words, 0);
+            }
+            uploads.write(tensor, (piece.start - rows.start) * row_bytes, &bytes).await?;
+        }
+        Ok(())
     }
-    Ok(tensor)
 }

@@ -1,6 +1,7 @@
 //! The parts of a transformer: nodes of a graph, with the parameters that they need.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::config::{Init, Mlp, Norm, NormPlacement, Positions, TransformerConfig};
 use crate::error::{Error, Result};
@@ -113,16 +114,15 @@ pub fn is_hidden_matrix(name: &str, shape: &Shape) -> bool {
     shape.rank() == 2 && name.starts_with("h.") && name.ends_with(".weight")
 }
 
-/// The values of the parameter of this name and shape, taken from the values of the whole tensor of shape `dims`.
-/// `None` if the two do not fit together.
-pub(crate) fn part_of<'a>(name: &str, shape: &Shape, dims: &[usize], values: &'a [f32]) -> Option<&'a [f32]> {
+/// The rows that the parameter of this name and shape has of a whole tensor. `None` if the two do not fit together.
+pub(crate) fn rows_of_part(name: &str, shape: &Shape, whole: &Shape) -> Option<Range<usize>> {
     let (table, first) = table_of_part(name);
-    if table == name {
-        return (dims == shape.dims()).then_some(values);
-    }
-    let start = first * shape.cols();
-    let fits = dims.len() == 2 && dims[1] == shape.cols();
-    values.get(start..start + shape.len()).filter(|_| fits)
+    let end = first.checked_add(shape.rows())?;
+    let fits = match table == name {
+        true => whole == shape,
+        false => whole.rank() == 2 && whole.cols() == shape.cols() && end <= whole.rows(),
+    };
+    fits.then_some(first..end)
 }
 
 /// Adds the parts of a transformer to a graph: what a [`Block`](super::Block) is made of.

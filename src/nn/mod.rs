@@ -14,6 +14,6 @@ mod transformer;
 
 pub use block::{Block, StandardBlock};
 pub use builder::{Builder, Param, ParamInit, is_hidden_matrix};
-pub(crate) use builder::{part_name, part_of, table_of_part};
+pub(crate) use builder::{part_name, rows_of_part, table_of_part};
 pub use config::{Biases, Init, Mlp, Norm, NormPlacement, Positions, TransformerConfig};
 pub use transformer::{DecodeRows, DecodeShape, Transformer, TransformerDecoder, TransformerEncoder};

@@ -95,6 +95,10 @@ impl TrainConfig {
 pub struct TrainOptions<'a> {
     /// The layers of the model.
     pub block: &'a dyn Block,
+    /// Whether to draw initial parameters; true by default. Set it to false if a [model](crate::model::Model::load) or
+    /// a [checkpoint](super::checkpoint::Checkpoint::restore) is loaded next, which overwrites them: it saves the time.
+    /// All parameters are zero until then.
+    pub init: bool,
     /// Whether to include the [standard probes](crate::probe::standard).
     pub standard_probes: bool,
     /// Further probes. With several micro-batches they report on the last one, whose loss counts as its part of the
@@ -110,7 +114,8 @@ pub struct TrainOptions<'a> {
 
 impl Default for TrainOptions<'_> {
     fn default() -> Self {
-        TrainOptions { block: &StandardBlock, standard_probes: false, probes: vec![], patches: vec![], max_bytes: None }
+        let (probes, patches) = (vec![], vec![]);
+        TrainOptions { block: &StandardBlock, init: true, standard_probes: false, probes, patches, max_bytes: None }
     }
 }
 

@@ -46,7 +46,7 @@ pub struct TrainPlan {
     pub(super) config: TrainConfig,
     /// Layout of the parameters, the gradients and the first moments.
     pub(super) layout: Arc<ArenaLayout>,
-    /// Initialisation of each parameter, in the layout's order.
+    /// Initialisation of each parameter, in the layout's order; empty if they stay zero.
     pub(super) inits: Vec<ParamInit>,
     pub(super) forward_backward: StepPlan,
     pub(super) evaluation: StepPlan,
@@ -86,7 +86,7 @@ impl TrainPlan {
         let layout = Arc::new(ArenaLayout::for_training(&graph, &params, profile, config.muon.is_some())?);
         let plan = TrainPlan {
             config: config.clone(),
-            inits: gpt.params.iter().map(|p| p.init).collect(),
+            inits: gpt.params.iter().map(|p| p.init).filter(|_| options.init).collect(),
             forward_backward: training_plan(graph, &gpt, (config, options), profile)?,
             evaluation: evaluation_plan(config, options, profile)?,
             optimizer: OptimizerPlan::new(config.adamw, config.muon, &layout, profile)?,

@@ -4,7 +4,7 @@ use super::config::{TrainConfig, TrainOptions};
 use super::data::Batch;
 use super::plan::{StepPlan, TrainPlan};
 use crate::device::timeline::Timeline;
-use crate::device::{ExecOptions, Executable, Gpu, Readback, Tensor};
+use crate::device::{ExecOptions, Executable, Gpu, Readback, Tensor, Uploads};
 use crate::error::{Error, Result};
 use crate::graph::Value;
 use crate::optim::{Arena, Optimizer};
@@ -99,7 +99,8 @@ impl StepLoss {
 }
 
 impl Trainer {
-    /// A fresh model, initialised as the configuration says: the usual way to start.
+    /// A fresh model, initialised as the configuration says: the usual way to start. Resolves once the device has been
+    /// polled, several times for a large model.
     pub async fn new(gpu: &Gpu, config: TrainConfig) -> Result<Self> {
         Self::with_options(gpu, config, &TrainOptions::default()).await
     }
@@ -136,9 +137,12 @@ impl Trainer {
         let (layout, config) = (&plan.layout, plan.config.clone());
         let params = gpu.scoped(|| Arena::zeros(gpu, "parameters", layout)).await?;
         let grads = gpu.scoped(|| Arena::zeros(gpu, "gradients", layout)).await?;
-        for (i, ((name, shape), init)) in layout.tensors.iter().zip(&plan.inits).enumerate() {
-            params.write_tensor(gpu, i, &init.values(shape.len(), config.seed, name))?;
+        let mut uploads = Uploads::new(gpu);
+        for (((name, shape), tensor), init) in layout.tensors.iter().zip(&params.tensors).zip(&plan.inits) {
+            let values = init.values(shape.len(), config.seed, name);
+            uploads.write(tensor, 0, bytemuck::cast_slice(&values)).await?;
         }
+        uploads.finish()?;
         Ok(Trainer {
             gpu: gpu.clone(),
             forward_backward: StepGraph::new(gpu, &plan.forward_backward, &params, &grads).await?,
