@@ -30,7 +30,7 @@ struct Flags {
 fn main() -> anyhow::Result<()> {
     let flags = Flags::parse();
     let checkpoint = Checkpoint::load(&training::checkpoint_path(&flags.model))?;
-    model::save(&flags.out, &checkpoint.state.config.model, &checkpoint.weights())?;
+    model::save_with(&flags.out, &checkpoint.state.config.model, |name| checkpoint.values(name))?;
 
     let model = Model::open(&flags.out)?;
     let (context, vocab) = (model.config().context, model.config().vocab_size);

@@ -1,18 +1,18 @@
 //! Fine-tunes a pretrained model on your own text. All parameters are trained, in f32. Writes a folder that PyTorch and
-//! the `generate` example can load.
+//! the `generate` example can load, with the tokenizer and the chat template of the original.
 //!
 //! `cargo run --release --example finetune -- --model FILE.gguf --text FILE --steps 20 --out FOLDER`
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Parser;
 use throughline::Gpu;
-use throughline::model::{self, Model};
+use throughline::model::Model;
 use throughline::optim::{AdamWConfig, Decay, Schedule};
 use throughline::tokenize::ModelTokenizer;
 use throughline::train::data::Dataset;
-use throughline::train::{TrainConfig, Trainer};
+use throughline::train::{TrainConfig, TrainOptions, Trainer};
 
 #[derive(Parser)]
 #[command(about = "Fine-tune a pretrained model on a text")]
@@ -66,8 +66,9 @@ fn main() -> anyhow::Result<()> {
         ..TrainConfig::new(model.config().clone(), flags.batch)
     };
     let gpu = Gpu::headless_blocking()?;
-    let mut trainer = Trainer::new_blocking(&gpu, config)?;
-    model.load(&gpu, &trainer.params)?;
+    let options = TrainOptions { init: false, ..TrainOptions::default() };
+    let mut trainer = gpu.run_blocking(Trainer::with_options(&gpu, config, &options))?;
+    model.load_blocking(&gpu, &trainer.params)?;
 
     let validation = data.val_batches(4, flags.batch, flags.seq_len);
     let before = trainer.evaluate_blocking(&validation)?;
@@ -80,23 +81,9 @@ fn main() -> anyhow::Result<()> {
     let after = trainer.evaluate_blocking(&validation)?;
     println!("validation loss {after:.4}, {:+.4}", after - before);
 
-    let names = trainer.params.layout.tensors.iter().map(|(name, _)| name.clone());
-    let params: Vec<_> = names.zip(trainer.params.read_blocking(&gpu)?).collect();
-    model::save(&flags.out, model.config(), &params)?;
-    copy_tokenizer(&flags.model, &flags.out)?;
+    model.save_blocking(&flags.out, &gpu, &trainer.params)?;
     if flags.json {
         println!("{}", serde_json::json!({ "before": before, "after": after, "adapter": gpu.describe() }));
-    }
-    Ok(())
-}
-
-/// Copies the tokenizer files of a model folder. The tokenizer of a GGUF file is not copied: pass `generate` ids.
-fn copy_tokenizer(from: &Path, to: &Path) -> anyhow::Result<()> {
-    for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"] {
-        let file = from.join(name);
-        if file.exists() {
-            std::fs::copy(&file, to.join(name)).with_context(|| format!("copying {}", file.display()))?;
-        }
     }
     Ok(())
 }

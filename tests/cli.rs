@@ -19,6 +19,7 @@ fn example(name: &str) -> PathBuf {
             "sentence_embedding",
             "perplexity",
             "export",
+            "finetune",
             "depth",
             "architectures",
             "residual_stream",
@@ -548,4 +549,33 @@ fn a_trained_model_is_exported() {
     let mixed = dir.path().join("mixed").to_str().unwrap().to_string();
     ok("train", &[&["--text", &text, "--out", &mixed][..], &TINY].concat());
     assert!(refused("export", &["--model", &mixed, "--out", &out]).contains("setting `norm`"));
+}
+
+/// What is fine-tuned chats as the original does, wherever that has its template and its end tokens.
+#[test]
+fn a_fine_tuned_model_chats_as_the_original() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = text(dir.path());
+    let [model, out] = ["model", "out"].map(|d| dir.path().join(d));
+    let config = throughline::nn::TransformerConfig::gpt2(300, 32, 1, 16, 2);
+    let layout = throughline::optim::ArenaLayout::of_model(&config, u64::MAX).unwrap();
+    let params: Vec<_> = layout.tensors.into_iter().map(|(name, shape)| (name, vec![0.5; shape.len()])).collect();
+    throughline::model::save(&model, &config, &params).unwrap();
+    let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny_chat/tokenizer.json");
+    std::fs::copy(tokenizer, model.join("tokenizer.json")).unwrap();
+    // Where transformers 5 writes it.
+    std::fs::write(model.join("chat_template.jinja"), "{% for m in messages %}{{ m['content'] }}\n{% endfor %}")
+        .unwrap();
+    std::fs::write(model.join("generation_config.json"), r#"{"eos_token_id": [0, 2]}"#).unwrap();
+    let [model, out] = [model, out].map(|d| d.to_str().unwrap().to_string());
+    let flags = ["--text", &text, "--steps", "2", "--seq-len", "8", "--out", &out];
+    ok("finetune", &[&["--model", &model], &flags[..]].concat());
+    let chat = |model: &str| {
+        let flags = ["--chat", "--prompt", "the tide", "--tokens", "4", "--greedy", "--json"];
+        last_json(&ok("generate", &[&["--model", model], &flags[..]].concat()))["prompt_ids"].clone()
+    };
+    assert_eq!(chat(&out), chat(&model));
+    let ends =
+        |model: &str| throughline::tokenize::ModelTokenizer::open(model.as_ref()).unwrap().stop_tokens().to_vec();
+    assert_eq!((ends(&out), ends(&model)), (vec![0, 2], vec![0, 2]));
 }

@@ -5,13 +5,17 @@ mod common;
 #[path = "common/gguf.rs"]
 mod gguf;
 
+use std::path::Path;
+
 use common::{gpu, hf_expected, hf_folder, worst};
 use gguf::{GgufTensor, gguf_file};
 use throughline::decode::Decoder;
-use throughline::format::{MetaValue, Stored, Weights, quant};
+use throughline::format::{MetaArray, MetaValue, Stored, Weights, quant};
 use throughline::model::Model;
 use throughline::nn::{Positions, TransformerConfig};
 use throughline::ops::rope::Scaling;
+use throughline::optim::{Arena, ArenaLayout};
+use throughline::tokenize::{Message, ModelTokenizer};
 
 /// What GGUF calls a parameter of ours.
 fn gguf_name(ours: &str) -> String {
@@ -206,4 +210,101 @@ fn what_a_file_cannot_be_is_an_error_that_names_the_key() {
     refused("llama.rope.dimension_count", number(4), &["llama.rope.dimension_count", "4"]);
     refused("llama.rope.freq_base", Some(MetaValue::F32(0.0)), &["theta"]);
     refused("llama.rope.scaling.type", text("longrope"), &["longrope"]);
+}
+
+/// A tokenizer of bytes and a few merges, as tests/data/tiny_chat has it, in a file that asks for a beginning.
+fn byte_level() -> Vec<(String, MetaValue)> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny_chat/tokenizer.json");
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let vocab = json["model"]["vocab"].as_object().unwrap();
+    let mut tokens = vec![String::new(); vocab.len()];
+    vocab.iter().for_each(|(token, id)| tokens[id.as_u64().unwrap() as usize] = token.clone());
+    let merges = json["model"]["merges"].as_array().unwrap().iter();
+    let merges = merges.map(|pair| format!("{} {}", pair[0].as_str().unwrap(), pair[1].as_str().unwrap()));
+    let types = (0..tokens.len()).map(|id| if id < 3 { 3 } else { 1 }).collect();
+    entries_of(&[
+        ("model", MetaValue::String("gpt2".into())),
+        ("pre", MetaValue::String("gpt-2".into())),
+        ("tokens", MetaValue::Array(MetaArray::String(tokens))),
+        ("merges", MetaValue::Array(MetaArray::String(merges.collect()))),
+        ("token_type", MetaValue::Array(MetaArray::I32(types))),
+        ("bos_token_id", MetaValue::U32(0)),
+        ("eos_token_id", MetaValue::U32(2)),
+        ("padding_token_id", MetaValue::U32(0)),
+        ("add_bos_token", MetaValue::Bool(true)),
+    ])
+}
+
+/// SentencePiece's, with the ids of its beginning and end by default.
+fn sentence_piece() -> Vec<(String, MetaValue)> {
+    let special = ["<unk>", "<s>", "</s>", "▁"].map(String::from);
+    let letters = ('a'..='z').map(String::from);
+    let words = ["th", "the", "▁the", "ti", "de", "tide", "▁tide"].map(String::from);
+    let tokens: Vec<String> = special.into_iter().chain(letters).chain(words).collect();
+    let types = (0..tokens.len()).map(|id| [2, 3, 3].get(id).copied().unwrap_or(1)).collect();
+    let scores = (0..tokens.len()).map(|id| -(id as f32)).collect();
+    entries_of(&[
+        ("model", MetaValue::String("llama".into())),
+        ("tokens", MetaValue::Array(MetaArray::String(tokens))),
+        ("scores", MetaValue::Array(MetaArray::F32(scores))),
+        ("token_type", MetaValue::Array(MetaArray::I32(types))),
+    ])
+}
+
+fn entries_of(entries: &[(&str, MetaValue)]) -> Vec<(String, MetaValue)> {
+    entries.iter().map(|(key, value)| (format!("tokenizer.ggml.{key}"), value.clone())).collect()
+}
+
+/// What was loaded from a GGUF file is saved as a folder, with all that the file says besides weights.
+#[test]
+fn a_saved_gguf_means_what_the_file_does() {
+    let chat = "{{ bos_token }}{% for m in messages %}{{ m['content'] + eos_token }}\n{% endfor %}";
+    for (name, arch, tokenizer, with_chat) in [
+        ("llama_linear", "llama", byte_level(), true),
+        ("llama_yarn", "llama", sentence_piece(), true),
+        ("llama", "llama", sentence_piece(), false),
+        ("gpt2", "gpt2", byte_level(), false),
+        ("qwen3", "qwen3", vec![], false),
+    ] {
+        let hf = Model::open(&hf_folder(name)).unwrap();
+        let mut entries = [entries(hf.config(), arch), tokenizer].concat();
+        if with_chat {
+            entries.push(("tokenizer.chat_template".into(), MetaValue::String(chat.into())));
+        }
+        let file = gguf_file(&entries, &tensors(&hf, arch, Stored::F32));
+        let model = Model::new(Weights::from_bytes("model.gguf", file).unwrap()).unwrap();
+        let layout = ArenaLayout::of_model(model.config(), gpu().profile().max_tensor_bytes()).unwrap();
+        let params = Arena::zeros(gpu(), "parameters", &layout.into()).unwrap();
+        model.load_blocking(gpu(), &params).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        model.save_blocking(dir.path(), gpu(), &params).unwrap();
+
+        let saved = Model::open(dir.path()).unwrap();
+        assert_eq!(saved.config(), &TransformerConfig { head_dim: saved.config().head_dim, ..hf.config().clone() });
+        assert_eq!(saved.config().head_dim(), model.config().head_dim());
+        for (param, _) in hf.params() {
+            assert_eq!(saved.values(param).unwrap(), hf.values(param).unwrap(), "{name}: {param}");
+        }
+        if !entries.iter().any(|(key, _)| key == "tokenizer.ggml.model") {
+            assert!(!dir.path().join("tokenizer.json").exists());
+            continue;
+        }
+        let [a, b] = [&model, &saved].map(|model| ModelTokenizer::of(model.weights()).unwrap());
+        assert!(a.is_stop(2) && a.stop_tokens() == b.stop_tokens(), "{name}: {a:?} {b:?}");
+        for text in ["the tide", "  the  tides\n", "", "<|im_end|></s>the"] {
+            for special in [false, true] {
+                let ids = a.encode(text, special).unwrap();
+                assert_eq!(b.encode(text, special).unwrap(), ids, "{name}: {text:?}");
+                assert_eq!(b.decode(&ids, special).unwrap(), a.decode(&ids, special).unwrap());
+            }
+        }
+        assert_eq!((a.has_chat(), b.has_chat()), (with_chat, with_chat), "{name}");
+        let chat = |t: &ModelTokenizer| t.chat_ids(&[Message::new("user", "the tide")], true).ok();
+        assert_eq!(chat(&a), chat(&b), "{name}");
+        // As `transformers` reads them: one id, or several.
+        let config: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(dir.path().join("config.json")).unwrap()).unwrap();
+        let ends = config["eos_token_id"].as_array().cloned().unwrap_or_else(|| vec![config["eos_token_id"].clone()]);
+        assert_eq!(ends, a.stop_tokens(), "{name}");
+    }
 }

@@ -10,12 +10,15 @@ use std::sync::Arc;
 use common::hf_expected as expected;
 use common::hf_folder as folder;
 use common::{gpu, whole_and_split, worst};
+use proptest::prelude::*;
 use safetensors::SafeTensors;
 use throughline::decode::Decoder;
 use throughline::embed::{Pooling, SentenceEncoder};
 use throughline::model::{self, Model};
-use throughline::nn::TransformerEncoder;
-use throughline::optim::Schedule;
+use throughline::nn::{Biases, Mlp, Positions, TransformerConfig, TransformerEncoder};
+use throughline::ops::rope::Scaling;
+use throughline::optim::{Arena, ArenaLayout, Schedule};
+use throughline::tokenize::{Message, ModelTokenizer};
 use throughline::train::checkpoint::Checkpoint;
 use throughline::train::data::Batch;
 use throughline::train::{TrainConfig, Trainer};
@@ -322,4 +325,236 @@ fn weights_that_are_no_numbers_are_found() {
     let model = Model::open(&scratch.0).unwrap();
     let error = Decoder::new_blocking(gpu(), &model, 8).unwrap_err().to_string();
     assert!(error.contains("NaN") && error.contains("model.safetensors"), "{error}");
+}
+
+// Saving a model that was loaded: everything that it had is still there.
+
+/// The parameters of a model on the device.
+fn loaded(model: &Model) -> Arena {
+    let layout = ArenaLayout::of_model(model.config(), gpu().profile().max_tensor_bytes()).unwrap();
+    let params = Arena::zeros(gpu(), "parameters", &layout.into()).unwrap();
+    model.load_blocking(gpu(), &params).unwrap();
+    params
+}
+
+fn json(path: &Path) -> serde_json::Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// Fails unless both hold the same model: configuration, names and elements of tensors.
+fn assert_same_model(a: &Model, b: &Model) {
+    assert_eq!(a.config(), b.config());
+    assert_eq!(a.weights().len(), b.weights().len(), "{} and {}", a.weights().path(), b.weights().path());
+    for tensor in a.weights().iter() {
+        let same = b.weights().get(tensor.name()).unwrap();
+        assert!(same.shape() == tensor.shape() && same.values().unwrap() == tensor.values().unwrap(), "{tensor:?}");
+    }
+}
+
+/// A chat template of `tests/data/tiny_chat` elsewhere than in its configuration, or the folder as it is.
+fn tiny_chat(dir: &Path, template: &str) {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny_chat");
+    for name in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
+        std::fs::copy(from.join(name), dir.join(name)).unwrap();
+    }
+    if !template.is_empty() {
+        let mut config = json(&dir.join("tokenizer_config.json"));
+        config.as_object_mut().unwrap().remove("chat_template");
+        std::fs::write(dir.join("tokenizer_config.json"), config.to_string()).unwrap();
+        let path = dir.join(template);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "{% for m in messages %}{{ m['content'] }}\n{% endfor %}").unwrap();
+    }
+}
+
+#[test]
+fn a_saved_model_has_the_files_of_the_original() {
+    let config = TransformerConfig { tied_head: true, ..TransformerConfig::llama(320, 32, 1, 16, 2) };
+    let layout = ArenaLayout::of_model(&config, u64::MAX).unwrap();
+    let params: Vec<_> = layout
+        .tensors
+        .iter()
+        .map(|(n, shape)| (n.clone(), (0..shape.len()).map(|i| (i as f32).sin()).collect()))
+        .collect();
+    for template in ["", "chat_template.jinja", "chat_template.json", "additional_chat_templates/default.jinja"] {
+        let [from, to] = ["from", "to"].map(|name| Scratch::new(&format!("companions-{name}")));
+        model::save(&from.0, &config, &params).unwrap();
+        tiny_chat(&from.0, template);
+        for name in ["vocab.json", "merges.txt", "tokenizer.model", "1_Pooling/config.json", "README.md"] {
+            std::fs::create_dir_all(from.0.join(name).parent().unwrap()).unwrap();
+            std::fs::write(from.0.join(name), name).unwrap();
+        }
+        // What this crate does not read stays in the configuration.
+        let mut written = json(&from.0.join("config.json"));
+        written["eos_token_id"] = serde_json::json!([2, 0]);
+        written["initializer_range"] = serde_json::json!(0.125);
+        written["dtype"] = serde_json::json!("bfloat16");
+        std::fs::write(from.0.join("config.json"), written.to_string()).unwrap();
+
+        let model = Model::open(&from.0).unwrap();
+        model.save_blocking(&to.0, gpu(), &loaded(&model)).unwrap();
+        let saved = Model::open(&to.0).unwrap();
+        assert_same_model(&model, &saved);
+        written["dtype"] = serde_json::json!("float32");
+        written.as_object_mut().unwrap().remove("torch_dtype");
+        assert_eq!(json(&to.0.join("config.json")), written);
+        let names = ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "vocab.json", "merges.txt"];
+        let others = ["tokenizer.model", "1_Pooling/config.json", template];
+        for name in names.into_iter().chain(others).filter(|name| !name.is_empty()) {
+            assert_eq!(std::fs::read(to.0.join(name)).unwrap(), std::fs::read(from.0.join(name)).unwrap(), "{name}");
+        }
+        assert!(!to.0.join("README.md").exists());
+        let [a, b] = [&model, &saved].map(|model| ModelTokenizer::of(model.weights()).unwrap());
+        assert_eq!(a.stop_tokens(), [0, 2]);
+        assert_eq!(a.stop_tokens(), b.stop_tokens());
+        let chat =
+            |t: &ModelTokenizer| t.has_chat().then(|| t.chat(&[Message::new("user", "the tide")], true).unwrap());
+        assert_eq!(chat(&a), chat(&b), "{template}");
+        assert!(chat(&a).is_some() || template.contains("json") || template.contains('/'));
+    }
+}
+
+#[test]
+fn a_model_is_saved_into_its_own_folder_or_an_empty_one() {
+    let [own, other] = ["own-folder", "other-folder"].map(Scratch::new);
+    for entry in std::fs::read_dir(folder("qwen2_sharded")).unwrap().map(Result::unwrap) {
+        std::fs::copy(entry.path(), own.0.join(entry.file_name())).unwrap();
+    }
+    let model = Model::open(&own.0).unwrap();
+    let (gpu, params) = (gpu(), loaded(&model));
+    let mut values = params.tensors[0].read_blocking::<f32>(gpu).unwrap();
+    values[0] = 7.0;
+    params.write_tensor(gpu, 0, &values).unwrap();
+    // By several threads at once, while it is being read.
+    std::thread::scope(|scope| {
+        for dir in [&own.0, &own.0, &other.0] {
+            let (model, params) = (&model, &params);
+            scope.spawn(move || model.save_blocking(dir, gpu, params).unwrap());
+        }
+    });
+    let name = &params.layout.tensors[0].0;
+    assert_ne!(model.values(name).unwrap(), values, "the open files are the old ones");
+    for dir in [&own.0, &other.0] {
+        let saved = Model::open(dir).unwrap();
+        assert_eq!(saved.values(name).unwrap(), values);
+        assert_eq!(saved.config(), model.config());
+        let names = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        assert!(names.into_iter().all(|name| !name.ends_with(".tmp")), "a temporary file is left");
+    }
+    // A template that the model does not have would be taken for its own.
+    std::fs::write(other.0.join("chat_template.jinja"), "hello").unwrap();
+    let before = std::fs::read(other.0.join("model.safetensors")).unwrap();
+    let error = model.save_blocking(&other.0, gpu, &params).unwrap_err().to_string();
+    assert!(error.contains("chat_template.jinja") && error.contains("another"), "{error}");
+    assert_eq!(std::fs::read(other.0.join("model.safetensors")).unwrap(), before);
+    // Parameters of another model.
+    let llama = Model::open(&folder("llama")).unwrap();
+    let error = llama.save_blocking(&own.0, gpu, &params).unwrap_err().to_string();
+    assert!(error.contains("tensor `") && error.contains("rows"), "{error}");
+}
+
+#[test]
+fn models_of_parts_and_of_encoders_are_saved_whole() {
+    // A table in parts on the device is one tensor in the file.
+    let [_, split] = whole_and_split(11 << 10);
+    let model = Model::open(&folder("gpt2")).unwrap();
+    let trainer = trainer(&split, &model, 12);
+    assert!(trainer.params.layout.tensors.iter().any(|(name, _)| name == "embed.weight@64"));
+    let scratch = Scratch::new("parts-saved");
+    model.save_blocking(&scratch.0, &split, &trainer.params).unwrap();
+    assert_same_model(&model, &Model::open(&scratch.0).unwrap());
+    let scratch = Scratch::new("parts-saved-without-the-original");
+    model::save_arena_blocking(&scratch.0, model.config(), &split, &trainer.params).unwrap();
+    assert_same_model(&model, &Model::open(&scratch.0).unwrap());
+
+    let bert = Model::open(&folder("bert")).unwrap();
+    let layout = ArenaLayout::new(bert.params().to_vec(), u64::MAX).unwrap();
+    let params = Arena::zeros(gpu(), "parameters", &layout.into()).unwrap();
+    bert.load_blocking(gpu(), &params).unwrap();
+    let scratch = Scratch::new("bert-saved");
+    bert.save_blocking(&scratch.0, gpu(), &params).unwrap();
+    let saved = Model::open(&scratch.0).unwrap();
+    assert_eq!(saved.config(), bert.config());
+    assert!(bert.params().iter().all(|(name, _)| saved.values(name).unwrap() == bert.values(name).unwrap()));
+}
+
+/// Models of the architectures that can be saved, with settings drawn at random.
+fn any_config() -> impl Strategy<Value = TransformerConfig> {
+    let scaling = prop_oneof![
+        Just(Scaling::None),
+        (1.0f32..64.0).prop_map(|factor| Scaling::Linear { factor }),
+        (1.0f32..64.0, 1usize..5000).prop_map(|(factor, original_context)| Scaling::Llama3 {
+            factor,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.5,
+            original_context,
+        }),
+        (1.0f32..64.0, 1usize..5000, any::<bool>(), prop::option::of(0.5f32..2.0)).prop_map(
+            |(factor, original_context, truncate, attention_factor)| Scaling::Yarn {
+                factor,
+                original_context,
+                beta_fast: 30.5,
+                beta_slow: 1.25,
+                truncate,
+                attention_factor,
+            }
+        ),
+    ];
+    let sizes = (1usize..40, 1usize..20, 1usize..3, 1usize..3, prop::sample::select(vec![4usize, 8]), 1usize..30);
+    let settings = (any::<[bool; 3]>(), 0usize..5, 1e-8f32..1e-2, 2.0f32..1e7);
+    (sizes, settings, scaling).prop_map(
+        |((vocab, context, layers, kv, dh, d_ff), (flags, kind, eps, theta), scaling)| {
+            let [tied_head, gelu, grouped] = flags;
+            let (n_kv_heads, n_heads) = (kv, if grouped { 2 * kv } else { kv });
+            let base = match kind {
+                0 => {
+                    let mlp = if gelu { Mlp::GeluErf } else { Mlp::GeluTanh };
+                    let gpt2 = TransformerConfig::gpt2(vocab, context, layers, n_heads * dh, n_heads);
+                    return TransformerConfig { d_ff, norm_eps: eps, mlp, tied_head, ..gpt2 };
+                }
+                _ => TransformerConfig::llama(vocab, context, layers, n_heads * dh, n_heads),
+            };
+            let (biases, head_dim, qk_norm) = match kind {
+                1 => (Biases::NONE, grouped.then_some(2 * dh), false),
+                2 => (Biases { qkv: true, out: true, mlp: gelu }, None, false),
+                3 => (Biases::QKV, None, false),
+                _ => (Biases::NONE, Some(dh), true),
+            };
+            let positions = Positions::Rope { theta, interleaved: false, scaling };
+            TransformerConfig {
+                d_ff,
+                norm_eps: eps,
+                n_kv_heads,
+                positions,
+                biases,
+                head_dim,
+                qk_norm,
+                tied_head,
+                ..base
+            }
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_model_that_is_saved_loaded_and_saved_again_is_the_same(config in any_config()) {
+        let layout = ArenaLayout::of_model(&config, u64::MAX).unwrap();
+        let value = |name: &str, i: usize| ((name.len() + i) as f32).sin();
+        let values = |name: &str| {
+            let (_, shape) = layout.tensors.iter().find(|(n, _)| n == name).unwrap();
+            Ok((0..shape.len()).map(|i| value(name, i)).collect::<Vec<f32>>())
+        };
+        let [once, twice] = ["once", "twice"].map(|name| Scratch::new(&format!("saved-{name}")));
+        model::save_with(&once.0, &config, values).unwrap();
+        let first = Model::open(&once.0).unwrap();
+        prop_assert_eq!(first.config(), &config);
+        for (name, _) in first.params() {
+            prop_assert_eq!(first.values(name).unwrap(), values(name).unwrap());
+        }
+        first.save_blocking(&twice.0, gpu(), &loaded(&first)).unwrap();
+        assert_same_model(&first, &Model::open(&twice.0).unwrap());
+    }
 }

@@ -10,11 +10,11 @@ use safetensors::SafeTensors;
 use throughline::Error;
 use throughline::decode::sample::Sampling;
 use throughline::decode::{Decoder, Finish, GenerationOptions};
-use throughline::model::{self, Model};
+use throughline::model::Model;
 use throughline::optim::Schedule;
-use throughline::tokenize::ModelTokenizer;
+use throughline::tokenize::{Message, ModelTokenizer};
 use throughline::train::data::Batch;
-use throughline::train::{TrainConfig, Trainer};
+use throughline::train::{TrainConfig, TrainOptions, Trainer};
 
 fn file() -> PathBuf {
     let path =
@@ -159,7 +159,8 @@ fn fine_tuning_lowers_the_loss() {
         schedule: Schedule::constant(2e-5),
         ..TrainConfig::new(model.config().clone(), 1)
     };
-    let mut trainer = Trainer::new_blocking(gpu(), config).unwrap();
+    let options = TrainOptions { init: false, ..TrainOptions::default() };
+    let mut trainer = gpu().run_blocking(Trainer::with_options(gpu(), config, &options)).unwrap();
     model.load_blocking(gpu(), &trainer.params).unwrap();
     let tokenizer = ModelTokenizer::of(model.weights()).unwrap();
     let text = "Gonzalo: Had I plantation of this isle, my lord, and were the king on it, what would I do? I would with \
@@ -170,14 +171,21 @@ fn fine_tuning_lowers_the_loss() {
     println!("{losses:?}");
     assert!((2.0..6.0).contains(&losses[0]) && losses[3] < losses[0] - 0.3, "{losses:?}");
     // What was trained is saved in Hugging Face's form, with the rotation of halves, and gives the same scores.
-    let params = trainer.params.layout.tensors.iter().map(|(name, _)| name.clone());
-    let params: Vec<(String, Vec<f32>)> = params.zip(trainer.params.read_blocking(gpu()).unwrap()).collect();
-    drop(trainer);
     let dir = tempfile::tempdir().unwrap();
-    model::save(dir.path(), model.config(), &params).unwrap();
+    model.save_blocking(dir.path(), gpu(), &trainer.params).unwrap();
+    drop(trainer);
     let saved = Model::open(dir.path()).unwrap();
     let mut decoder = Decoder::new_blocking(gpu(), &saved, 32).unwrap();
     let logits = decoder.feed_all_blocking(&ids[..32]).unwrap();
     let loss = cross_entropy(&logits, &ids[1..33]);
     assert!(loss < f64::from(losses[3]), "{loss} after saving, {losses:?}");
+    // The same text, the same chats, the same ends.
+    let of_saved = ModelTokenizer::of(saved.weights()).unwrap();
+    assert_eq!(of_saved.stop_tokens(), tokenizer.stop_tokens());
+    let messages = [Message::new("user", "What is a tide?"), Message::new("assistant", "Water that\n  rises.")];
+    for special in [false, true] {
+        assert_eq!(of_saved.chat_ids(&messages, special).unwrap(), tokenizer.chat_ids(&messages, special).unwrap());
+        assert_eq!(of_saved.encode(text, special).unwrap(), tokenizer.encode(text, special).unwrap());
+    }
+    assert_eq!(of_saved.decode(&ids, true).unwrap(), tokenizer.decode(&ids, true).unwrap());
 }

@@ -40,12 +40,17 @@ pub(super) fn beside(a: &[f32], a_cols: usize, b: &[f32], b_cols: usize) -> Vec<
     a.chunks_exact(a_cols).zip(b.chunks_exact(b_cols)).flat_map(|(a, b)| a.iter().chain(b)).copied().collect()
 }
 
+/// Whether a parameter belongs to what a model that rotates neighbours rotates.
+pub(super) fn is_rotated(config: &TransformerConfig, name: &str) -> bool {
+    let parts = ["attn.q.", "attn.k.", "attn.q_norm.", "attn.k_norm."];
+    matches!(config.positions, Positions::Rope { interleaved: true, .. })
+        && parts.iter().any(|part| name.contains(part))
+}
+
 /// Converts a parameter of a model that rotates neighbours to RoPE by halves of a head: columns `2 j` and `2 j + 1` of
 /// each head of q and k become columns `j` and `j + dh / 2`.
 pub(super) fn halves(config: &TransformerConfig, name: &str, values: Vec<f32>) -> Vec<f32> {
-    let rotated = ["attn.q.", "attn.k.", "attn.q_norm.", "attn.k_norm."].iter().any(|part| name.contains(part));
-    let Positions::Rope { interleaved: true, .. } = config.positions else { return values };
-    if !rotated {
+    if !is_rotated(config, name) {
         return values;
     }
     let dh = config.head_dim();

@@ -32,9 +32,9 @@ use crate::tensor::Shape;
 pub struct Model {
     weights: Weights,
     config: TransformerConfig,
-    names: &'static Names,
+    pub(super) names: &'static Names,
     /// Whether the file holds the model without its head, and names without their prefix.
-    bare: bool,
+    pub(super) bare: bool,
     pub(super) params: Vec<(String, Shape)>,
 }
 

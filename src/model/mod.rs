@@ -10,7 +10,8 @@
 //!
 //! All of them become one [`TransformerConfig`](crate::nn::TransformerConfig). A model from a file decodes
 //! ([`crate::decode`]), embeds sentences ([`crate::embed`]), or trains further: [`Model::load`] fills the parameters of
-//! a [`Trainer`](crate::train::Trainer). [`save`] writes a folder that PyTorch loads.
+//! a [`Trainer`](crate::train::Trainer), and [`Model::save`] writes a folder that PyTorch loads, with tokenizer and
+//! chat template. [`save`] does so for models that were trained from scratch.
 
 mod config;
 mod layout;
@@ -20,5 +21,5 @@ mod save;
 mod upload;
 
 pub use loaded::Model;
-pub use save::save;
+pub use save::{save, save_arena, save_arena_blocking, save_with};
 pub(crate) use upload::{Placed, Uploaded};

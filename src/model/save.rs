@@ -1,19 +1,33 @@
 //! Saving a model as a folder that PyTorch loads.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use serde_json::{Value as Json, json};
 
 use super::config;
-use super::layout::{beside, halves, is_linear, transpose};
-use super::loaded::parameters;
+use super::layout::{beside, halves, is_linear, is_rotated, transpose};
+use super::loaded::{Model, parameters};
+use super::names::Names;
+use crate::device::{Gpu, PIECE, Tensor, pieces, read_part};
 use crate::error::{Error, Result};
-use crate::format::{SaveTensor, Stored, save_safetensors};
-use crate::nn::{TransformerConfig, table_of_part};
+use crate::files::NewFile;
+use crate::format::safetensors_start;
+use crate::nn::{TransformerConfig, rows_of_part, table_of_part};
+use crate::optim::Arena;
+use crate::tensor::Shape;
 
 /// Saves a model in Hugging Face's layout, as `config.json` and `model.safetensors` in f32. PyTorch's `transformers`
 /// and [`Model::open`](super::Model::open) both load the folder.
 ///
-/// Use it to publish or evaluate what was trained here. `params` are names and values as in a trainer's arena.
+/// Use it to publish or evaluate what was trained here. `params` are names and values as in a trainer's arena. To save
+/// without all values in host memory, see [`save_arena`] and [`save_with`]; for a model that was loaded,
+/// [`Model::save`], which keeps its tokenizer.
+///
+/// Files are put in place atomically, and only once all of them are on the disk. If two threads save to one folder,
+/// each file is whole, and one of theirs.
 ///
 /// # Errors
 ///
@@ -36,38 +50,424 @@ use crate::nn::{TransformerConfig, table_of_part};
 /// # Ok::<(), throughline::Error>(())
 /// ```
 pub fn save(dir: &Path, config: &TransformerConfig, params: &[(String, Vec<f32>)]) -> Result<()> {
+    save_with(dir, config, |name| {
+        let parts = params.iter().filter(|(part, _)| table_of_part(part).0 == name);
+        Ok(parts.flat_map(|(_, values)| values).copied().collect())
+    })
+}
+
+/// [`save`], asking for the values of one parameter after another: for those of a
+/// [`Checkpoint`](crate::train::checkpoint::Checkpoint::values), say. Only one at a time is in host memory.
+pub fn save_with(
+    dir: &Path,
+    config: &TransformerConfig,
+    mut values: impl FnMut(&str) -> Result<Vec<f32>>,
+) -> Result<()> {
     let (json, names) = config::to_hugging_face(config)?;
-    let shapes = parameters(config)?;
-    let mut tensors: Vec<(String, Vec<usize>, Vec<f32>)> = vec![];
-    for (name, shape) in &shapes {
-        let parts = params.iter().filter(|(n, _)| table_of_part(n).0 == name);
-        let values: Vec<f32> = parts.flat_map(|(_, values)| values).copied().collect();
-        if values.len() != shape.len() {
-            let expected = format!("{} values for {shape}", shape.len());
-            return Err(Error::data(name, expected, values.len()));
-        }
-        let values = halves(config, name, values);
-        // The names cover all parts here: `to_hugging_face` has already rejected other models.
-        let Some(place) = names.place(name, false) else { continue };
-        let (dims, values) = match *shape.dims() {
-            [d_in, d_out] if is_linear(name) && !names.input_major => (vec![d_out, d_in], transpose(&values, d_out)),
-            _ => (shape.dims().to_vec(), values),
-        };
-        // The second and third thirds go next to what is already there.
-        match tensors.iter_mut().find(|(tensor, ..)| *tensor == place.tensor) {
-            Some((_, shape, fused)) => {
-                let (cols, width) = (shape[shape.len() - 1], dims[dims.len() - 1]);
-                *fused = beside(fused, cols, &values, width);
-                shape.pop();
-                shape.push(cols + width);
+    let tensors = layout(config, names, false)?;
+    let mut folder = Folder::new(dir);
+    let mut weights = folder.start_weights(&tensors)?;
+    for tensor in &tensors {
+        let values = tensor.params.iter().map(|(name, shape)| {
+            let values = values(name)?;
+            match values.len() == shape.len() {
+                true => Ok(values),
+                false => Err(Error::data(name, format!("{} values for {shape}", shape.len()), values.len())),
             }
-            None => tensors.push((place.tensor, dims, values)),
+        });
+        weights.write(bytemuck::cast_slice(&tensor.assemble(config, values.collect::<Result<_>>()?)))?;
+    }
+    folder.files.push(weights);
+    folder.add_json("config.json", &json)?;
+    folder.commit()
+}
+
+/// [`save`] for parameters on the device, such as those of a [`Trainer`](crate::train::Trainer). They go to the file
+/// piece by piece.
+///
+/// Resolves once the device has been polled, several times for a large model. Until then, submit nothing that changes
+/// the parameters. Outside of frames, use [`save_arena_blocking`].
+pub async fn save_arena(dir: &Path, config: &TransformerConfig, gpu: &Gpu, params: &Arena) -> Result<()> {
+    let (json, names) = config::to_hugging_face(config)?;
+    let tensors = layout(config, names, false)?;
+    let mut folder = Folder::new(dir);
+    folder.add_weights(config, &tensors, gpu, params).await?;
+    folder.add_json("config.json", &json)?;
+    folder.commit()
+}
+
+/// [`save_arena`], waiting for the GPU.
+pub fn save_arena_blocking(dir: &Path, config: &TransformerConfig, gpu: &Gpu, params: &Arena) -> Result<()> {
+    gpu.run_blocking(save_arena(dir, config, gpu, params))
+}
+
+impl Model {
+    /// Saves this model with other parameters, those of a trainer that it was loaded into: the last step of
+    /// fine-tuning.
+    ///
+    /// The folder has all that the original has besides its weights: of a folder, the whole configuration, the files of
+    /// its tokenizer, chat templates and settings for generating; of a GGUF file, the same made from its metadata. So
+    /// the result ends its turns and chats as the original does, here and in `transformers`. It may be the original's
+    /// own folder. Weights are f32, in `model.safetensors`.
+    ///
+    /// Parameters go to the file piece by piece. Resolves once the device has been polled, several times for a large
+    /// model; until then, submit nothing that changes them. Outside of frames, use
+    /// [`save_blocking`](Self::save_blocking).
+    ///
+    /// # Errors
+    ///
+    /// If the arena has other tensors than the model; if `dir` has a tokenizer or a template that the model would lack,
+    /// left by another one; or if a file cannot be written. The tokenizer of a GGUF file needs the feature
+    /// `tokenizers`: without it, [`save_arena`] saves all but that.
+    ///
+    /// ```
+    /// use throughline::model::Model;
+    /// use throughline::train::{TrainConfig, TrainOptions, Trainer};
+    /// use throughline::Gpu;
+    ///
+    /// # mod doctest { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/doctest.rs")); }
+    /// # let (folder, out) = (doctest::qwen3(), tempfile::tempdir().unwrap());
+    /// let model = Model::open(folder.path())?;
+    /// let gpu = Gpu::headless_blocking()?;
+    /// let config = TrainConfig { seq_len: Some(8), ..TrainConfig::new(model.config().clone(), 1) };
+    /// let options = TrainOptions { init: false, ..TrainOptions::default() };
+    /// let trainer = gpu.run_blocking(Trainer::with_options(&gpu, config, &options))?;
+    /// model.load_blocking(&gpu, &trainer.params)?;
+    /// // Some steps later:
+    /// model.save_blocking(out.path(), &gpu, &trainer.params)?;
+    /// assert_eq!(Model::open(out.path())?.config(), model.config());
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub async fn save(&self, dir: &Path, gpu: &Gpu, params: &Arena) -> Result<()> {
+        let config = self.config();
+        let (json, names, bare) = match self.weights().config() {
+            Some(json) => (in_f32(json, config), self.names, self.bare),
+            None => {
+                let (json, names) = config::to_hugging_face(config)?;
+                (json, names, false)
+            }
+        };
+        let tensors = layout(config, names, bare)?;
+        let companions = self.companions()?;
+        let mut folder = Folder::new(dir);
+        folder.check_strangers(&self.folder(), &companions)?;
+        folder.add_weights(config, &tensors, gpu, params).await?;
+        folder.add_json("config.json", &with_ends(json, &companions))?;
+        folder.add_companions(&companions)?;
+        folder.commit()
+    }
+
+    /// [`save`](Self::save), waiting for the GPU.
+    pub fn save_blocking(&self, dir: &Path, gpu: &Gpu, params: &Arena) -> Result<()> {
+        gpu.run_blocking(self.save(dir, gpu, params))
+    }
+
+    /// The folder that it comes from.
+    fn folder(&self) -> PathBuf {
+        let path = Path::new(self.weights().path());
+        let file = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if path.is_dir() { path.into() } else { file.into() }
+    }
+
+    /// What comes with the weights.
+    fn companions(&self) -> Result<Companions> {
+        if self.weights().config().is_some() {
+            let folder = self.folder();
+            return Ok(Companions::Files { names: companions_in(&folder)?, folder });
+        }
+        match self.weights().metadata().contains("tokenizer.ggml.model") {
+            true => made_from(self),
+            false => Ok(Companions::Made(vec![])),
         }
     }
-    std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
-    let views: Vec<SaveTensor<'_>> =
-        (tensors.iter()).map(|(name, shape, values)| SaveTensor { name, shape, values, stored: Stored::F32 }).collect();
-    save_safetensors(&dir.join("model.safetensors"), &views, &BTreeMap::new())?;
-    let path = dir.join("config.json");
-    std::fs::write(&path, format!("{json:#}\n")).map_err(Error::io(&path))
+}
+
+#[cfg(feature = "tokenizers")]
+fn made_from(model: &Model) -> Result<Companions> {
+    let tokenizer = crate::tokenize::ModelTokenizer::of(model.weights())?;
+    Ok(Companions::Made(tokenizer.files(model.weights().metadata())?))
+}
+
+#[cfg(not(feature = "tokenizers"))]
+fn made_from(model: &Model) -> Result<Companions> {
+    let message = "saving its tokenizer needs the feature `tokenizers`; `model::save_arena` saves a model without one";
+    Err(Error::format(model.weights().path(), message))
+}
+
+/// A tensor of a file, and the parameters in it.
+struct Saved {
+    name: String,
+    dims: Vec<usize>,
+    /// One, or the three thirds from left to right.
+    params: Vec<(String, Shape)>,
+    transposed: bool,
+}
+
+impl Saved {
+    /// Its elements, from those of its parameters.
+    fn assemble(&self, config: &TransformerConfig, values: Vec<Vec<f32>>) -> Vec<f32> {
+        let params = self.params.iter().zip(values);
+        let params = params.map(|((name, shape), values)| (shape.cols(), halves(config, name, values)));
+        let (cols, whole) = params
+            .reduce(|(a_cols, a), (b_cols, b)| (a_cols + b_cols, beside(&a, a_cols, &b, b_cols)))
+            .unwrap_or((1, vec![]));
+        if self.transposed { transpose(&whole, cols) } else { whole }
+    }
+
+    /// Whether it has the elements of its only parameter as they are.
+    fn is_plain(&self, config: &TransformerConfig) -> bool {
+        let rotated = self.params.iter().any(|(name, _)| is_rotated(config, name));
+        self.params.len() == 1 && !self.transposed && !rotated
+    }
+}
+
+/// The tensors of a model's file.
+fn layout(config: &TransformerConfig, names: &Names, bare: bool) -> Result<Vec<Saved>> {
+    let mut tensors: Vec<Saved> = vec![];
+    for (name, shape) in parameters(config)? {
+        let place = names.place(&name, bare);
+        let place = place.ok_or_else(|| Error::data(&name, "a parameter that such files have", "another one"))?;
+        let transposed = shape.rank() == 2 && is_linear(&name) && !names.input_major;
+        match tensors.iter_mut().find(|tensor| tensor.name == place.tensor) {
+            // The second and third thirds go next to what is already there: q, k and v come in this order.
+            Some(tensor) => {
+                let last = tensor.dims.len() - 1;
+                tensor.dims[last] += shape.cols();
+                tensor.params.push((name, shape));
+            }
+            None => {
+                let dims = if transposed { vec![shape.cols(), shape.rows()] } else { shape.dims().to_vec() };
+                tensors.push(Saved { name: place.tensor, dims, params: vec![(name, shape)], transposed });
+            }
+        }
+    }
+    Ok(tensors)
+}
+
+/// A model's folder in the making.
+struct Folder {
+    dir: PathBuf,
+    files: Vec<NewFile>,
+}
+
+impl Folder {
+    fn new(dir: &Path) -> Self {
+        Folder { dir: dir.into(), files: vec![] }
+    }
+
+    fn add(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        let mut file = NewFile::create(&self.dir.join(name))?;
+        file.write(bytes)?;
+        self.files.push(file);
+        Ok(())
+    }
+
+    fn add_json(&mut self, name: &str, json: &Json) -> Result<()> {
+        self.add(name, format!("{json:#}\n").as_bytes())
+    }
+
+    /// The file of these tensors, up to their data: the first one of the folder, which is made for it.
+    fn start_weights(&self, tensors: &[Saved]) -> Result<NewFile> {
+        fs::create_dir_all(&self.dir).map_err(Error::io(&self.dir))?;
+        let path = self.dir.join("model.safetensors");
+        let described = tensors.iter().map(|tensor| (tensor.name.clone(), Dtype::F32, tensor.dims.clone()));
+        let metadata = HashMap::from([("format".into(), "pt".into())]);
+        let start = safetensors_start(described, metadata).map_err(|e| Error::format(&path, e))?;
+        let mut file = NewFile::create(&path)?;
+        file.write(&start)?;
+        Ok(file)
+    }
+
+    async fn add_weights(
+        &mut self,
+        config: &TransformerConfig,
+        tensors: &[Saved],
+        gpu: &Gpu,
+        params: &Arena,
+    ) -> Result<()> {
+        let found = tensors.iter().flat_map(|tensor| &tensor.params).map(|(name, shape)| find(params, name, shape));
+        let mut found = found.collect::<Result<Vec<_>>>()?.into_iter();
+        let mut weights = self.start_weights(tensors)?;
+        for tensor in tensors {
+            let plain = tensor.is_plain(config);
+            let mut values = vec![];
+            for parts in found.by_ref().take(tensor.params.len()) {
+                let mut all = vec![];
+                for part in parts {
+                    for piece in pieces(0..part.ty().len(), PIECE) {
+                        let piece = read_part(gpu, part, piece).await?;
+                        match plain {
+                            true => weights.write(bytemuck::cast_slice(&piece))?,
+                            false => all.extend(piece),
+                        }
+                    }
+                }
+                values.push(all);
+            }
+            if !plain {
+                weights.write(bytemuck::cast_slice(&tensor.assemble(config, values)))?;
+            }
+        }
+        self.files.push(weights);
+        Ok(())
+    }
+
+    fn add_companions(&mut self, companions: &Companions) -> Result<()> {
+        match companions {
+            Companions::Made(files) => files.iter().try_for_each(|(name, json)| self.add_json(name, json)),
+            Companions::Files { folder, .. } if is_same(folder, &self.dir) => Ok(()),
+            Companions::Files { folder, names } => {
+                for name in names {
+                    let (from, to) = (folder.join(name), self.dir.join(name));
+                    let parent = to.parent().unwrap_or(&self.dir);
+                    fs::create_dir_all(parent).map_err(Error::io(parent))?;
+                    let mut file = NewFile::create(&to)?;
+                    file.write_all_of(&from, &mut File::open(&from).map_err(Error::io(&from))?)?;
+                    self.files.push(file);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Returns an error if the folder has a file that would be taken for one of the model's, which comes from `origin`.
+    fn check_strangers(&self, origin: &Path, companions: &Companions) -> Result<()> {
+        if !self.dir.is_dir() || is_same(origin, &self.dir) {
+            return Ok(());
+        }
+        let stranger = companions_in(&self.dir)?.into_iter().find(|name| !companions.contains(name));
+        stranger.map_or(Ok(()), |name| {
+            let message = "is of another model, which has none of this name: remove it, or save to another folder";
+            Err(Error::format(self.dir.join(name), message))
+        })
+    }
+
+    /// Puts all files in their places, once the disk has them.
+    fn commit(mut self) -> Result<()> {
+        self.files.iter_mut().try_for_each(NewFile::sync)?;
+        self.files.into_iter().try_for_each(NewFile::commit)
+    }
+}
+
+/// What a model's folder has besides weights and configuration.
+enum Companions {
+    /// Files of another folder, by their paths within it.
+    Files { folder: PathBuf, names: Vec<String> },
+    /// Files that are made from a GGUF file's metadata.
+    Made(Vec<(&'static str, Json)>),
+}
+
+impl Companions {
+    fn contains(&self, name: &str) -> bool {
+        match self {
+            Companions::Files { names, .. } => names.iter().any(|n| n == name),
+            Companions::Made(files) => files.iter().any(|(n, _)| *n == name),
+        }
+    }
+}
+
+/// Files of tokenizers, chats and sentence models besides those that begin with `tokenizer`.
+const COMPANIONS: &[&str] = &[
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config_sentence_transformers.json",
+    "generation_config.json",
+    "merges.txt",
+    "modules.json",
+    "sentence_bert_config.json",
+    "sentencepiece.bpe.model",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tekken.json",
+    "vocab.json",
+    "vocab.txt",
+];
+
+/// The files in a folder that belong to a model besides its weights and its configuration, in a fixed order.
+fn companions_in(folder: &Path) -> Result<Vec<String>> {
+    let mut names = vec![];
+    for (name, is_folder) in entries(folder)? {
+        // Further chat templates, and the modules of a sentence model: `1_Pooling`.
+        let number = name.split_once('_').map_or("", |(number, _)| number);
+        let is_module = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+        if is_folder && (name == "additional_chat_templates" || is_module) {
+            let files = entries(&folder.join(&name))?.into_iter().filter(|(_, is_folder)| !is_folder);
+            names.extend(files.map(|(file, _)| format!("{name}/{file}")));
+        } else if !is_folder
+            && (COMPANIONS.contains(&name.as_str()) || name.starts_with("tokenizer") || name.ends_with(".tiktoken"))
+        {
+            names.push(name);
+        }
+    }
+    // A file that is being written by somebody else.
+    names.retain(|name| !name.ends_with(".tmp"));
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Names of files and folders in a folder, and which are folders. What is neither, or has a name that is not UTF-8, is
+/// left out.
+fn entries(folder: &Path) -> Result<Vec<(String, bool)>> {
+    let mut found = vec![];
+    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
+        let entry = entry.map_err(Error::io(folder))?;
+        let (Ok(name), Ok(metadata)) = (entry.file_name().into_string(), fs::metadata(entry.path())) else { continue };
+        if metadata.is_dir() || metadata.is_file() {
+            found.push((name, metadata.is_dir()));
+        }
+    }
+    Ok(found)
+}
+
+fn is_same(a: &Path, b: &Path) -> bool {
+    matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
+}
+
+/// The tensors of a parameter in an arena: itself, or the parts of a table from its first row on.
+fn find<'a>(params: &'a Arena, name: &str, shape: &Shape) -> Result<Vec<&'a Tensor>> {
+    let (mut parts, mut row) = (vec![], 0);
+    for ((part, ty), tensor) in params.layout.tensors.iter().zip(&params.tensors) {
+        if table_of_part(part).0 != name {
+            continue;
+        }
+        let rows = rows_of_part(part, ty, shape).filter(|rows| rows.start == row);
+        row = rows.ok_or_else(|| Error::data(part, format!("{shape}, or rows of it from {row} on"), ty))?.end;
+        parts.push(tensor);
+    }
+    match row == shape.rows() {
+        true => Ok(parts),
+        false => Err(Error::data(name, format!("{} rows in the arena", shape.rows()), row)),
+    }
+}
+
+/// A configuration as it was, but for what it says of the type of the weights, and of a head that some leave to the
+/// reader to find.
+fn in_f32(json: &Json, config: &TransformerConfig) -> Json {
+    let mut json = json.clone();
+    if let Some(fields) = json.as_object_mut() {
+        fields.remove("quantization_config");
+        if !config.bidirectional {
+            fields.insert("tie_word_embeddings".into(), config.tied_head.into());
+        }
+        let key = if fields.contains_key("dtype") { "dtype" } else { "torch_dtype" };
+        fields.insert(key.into(), json!("float32"));
+        if key == "dtype" {
+            fields.remove("torch_dtype");
+        }
+    }
+    json
+}
+
+/// The configuration of a GGUF file's model, with the tokens that begin and end its texts.
+fn with_ends(mut config: Json, companions: &Companions) -> Json {
+    let Companions::Made(files) = companions else { return config };
+    for (_, generation) in files.iter().filter(|(name, _)| *name == "generation_config.json") {
+        for key in ["bos_token_id", "eos_token_id", "pad_token_id"] {
+            if let Some(id) = generation.get(key) {
+                config[key] = id.clone();
+            }
+        }
+    }
+    config
 }

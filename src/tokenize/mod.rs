@@ -24,6 +24,7 @@ use crate::format::Weights;
 mod chat;
 mod gguf;
 mod hub;
+mod save;
 
 pub use chat::Message;
 
