@@ -486,7 +486,7 @@ fn bad_input_is_refused_with_a_reason() {
         |stderr: String, words: &[&str]| words.iter().for_each(|w| assert!(stderr.contains(w), "{w}: {stderr}"));
     expect(train(&["--text", &path("empty.txt")]), &["empty.txt", "empty"]);
     expect(train(&["--text", &path("none.txt")]), &["none.txt", "No such file"]);
-    expect(train(&["--text", &path("short.txt")]), &["short.txt", "context"]);
+    expect(train(&["--text", &path("short.txt")]), &["short.txt", "65 tokens", "shorter sequences"]);
     expect(train(&["--text", &text, "--norm", "middle"]), &["middle", "pre", "post"]);
     expect(train(&["--text", &text, "--layers", "many"]), &["many", "--layers"]);
     expect(train(&["--text", &text, "--dim", "30", "--heads", "4"]), &["n_heads", "30", "4"]);

@@ -109,7 +109,8 @@ pub fn tokenizer_folder(file: &[u8]) {
     let known = files.iter().copied().filter(|(name, _)| TOKENIZER_FILES.contains(name));
     let Ok(tokenizer) = ModelTokenizer::from_files("fuzz", known) else { return };
     let text = files.iter().find(|(name, _)| *name == "text").map_or(&b""[..], |(_, text)| text);
-    round_trip(&tokenizer, &String::from_utf8_lossy(text));
+    // Steps of a decoder that make no sense have no text that a stream could begin with.
+    let _ = round_trip(&tokenizer, &String::from_utf8_lossy(text));
 }
 
 const TOKENIZER_FILES: [&str; 10] = [
@@ -129,22 +130,23 @@ const TOKENIZER_FILES: [&str; 10] = [
 pub fn gguf_tokenizer(file: &[u8]) {
     let Ok(weights) = Weights::from_bytes("fuzz", file.to_vec()) else { return };
     let Ok(tokenizer) = ModelTokenizer::of(&weights) else { return };
-    round_trip(&tokenizer, "the tide, a caf\u{e9} and 12 boats\n<s>");
+    for (streamed, whole) in round_trip(&tokenizer, "the tide, a caf\u{e9} and 12 boats\n<s>") {
+        assert_eq!(streamed, whole);
+    }
 }
 
-/// A text becomes ids that stream as they decode, and so do a few ids that may be no tokens.
-fn round_trip(tokenizer: &ModelTokenizer, text: &str) {
+/// The ids of a text, and a few ids that may be no tokens, as they stream and as they decode at once.
+fn round_trip(tokenizer: &ModelTokenizer, text: &str) -> Vec<(String, String)> {
     let ids = tokenizer.encode(text, true).unwrap_or_default();
     let others = [&ids[..ids.len().min(3)], &[0, 3, 1, u32::MAX, 2]].concat();
-    for ids in [ids, others] {
+    let both = |ids: Vec<u32>| {
         let mut stream = tokenizer.stream(false);
         let streamed: Result<String> = ids.iter().map(|&id| stream.push(id)).collect();
-        let streamed = streamed.and_then(|text| Ok(text + &stream.finish()?));
-        if let (Ok(whole), Ok(streamed)) = (tokenizer.decode(&ids, false), streamed) {
-            assert_eq!(streamed, whole, "{ids:?}");
-        }
-    }
+        Some((streamed.ok()? + &stream.finish().ok()?, tokenizer.decode(&ids, false).ok()?))
+    };
+    let texts = [ids, others].into_iter().filter_map(both).collect();
     let _ = tokenizer.chat_ids(&[Message::new("user", text)], true);
+    texts
 }
 
 /// A chat template, and a chat.
@@ -165,21 +167,22 @@ pub fn chat_template(file: &[u8]) {
 
 /// A checkpoint: an `Err`, or one that is read back with the same bits.
 pub fn checkpoint(file: &[u8]) {
-    in_folder([("run.safetensors", file)], |dir| {
-        let Ok(first) = Checkpoint::load(&dir.join("run.safetensors")) else { return };
-        let again = dir.join("again.safetensors");
-        first.save(&again).expect("what was read can be saved");
-        assert!(Checkpoint::load(&again).expect("what was saved is read").same_bits(&first));
+    let Ok(first) = Checkpoint::from_bytes("fuzz", file.to_vec()) else { return };
+    for (name, shape) in first.weights() {
+        assert_eq!(first.values(name).expect("its place was checked").len(), shape.len());
+    }
+    in_folder([], |dir| {
+        let path = dir.join("again.safetensors");
+        first.save(&path).expect("what was read can be saved");
+        assert!(Checkpoint::load(&path).expect("what was saved is read").same_bits(&first));
     });
 }
 
 /// The file of a tuner.
 pub fn tuner(file: &[u8]) {
-    in_folder([("tuned.json", file)], |dir| {
-        if let Ok(tuner) = Tuner::open(dir.join("tuned.json")) {
-            assert_eq!(tuner.measured(), 0);
-        }
-    });
+    if let Ok(tuner) = Tuner::from_bytes(file) {
+        assert_eq!(tuner.measured(), 0);
+    }
 }
 
 /// The weights of GPT-2, of the Llamas and of BERT in one file, each with one block: `d_model` 4, 2 heads with one key

@@ -14,8 +14,6 @@ use crate::error::Result;
 
 /// A thread that waits for another one sleeps this long before it looks again, unless it is woken.
 const PAUSE: Duration = Duration::from_millis(1);
-/// Longest wait for the queue before looking whether another thread's poll has brought what is waited for.
-const SLICE: Duration = Duration::from_millis(10);
 /// A thread gives up after so many looks in vain, for so long. On a busy machine, other threads may get no turn for a
 /// second, and then nor does this one: so time alone does not decide.
 const LOOKS: u32 = 200;
@@ -93,7 +91,9 @@ impl Gpu {
                 return output;
             }
             if !idle {
-                self.poll(wgpu::PollType::Wait { submission_index: None, timeout: Some(SLICE) })?;
+                // Without a limit: where a wait with one ends early, wgpu 30 panics if another thread's poll then
+                // finds the queue empty ("the current submission index should be at least ...").
+                self.poll(wgpu::PollType::wait_indefinitely())?;
                 vain = Vain::new();
                 continue;
             }
