@@ -35,7 +35,7 @@ fn main() -> std::process::ExitCode {
 
 fn run(flags: Flags) -> anyhow::Result<()> {
     let gpu = Gpu::headless_blocking()?;
-    let mut encoder = TextEncoder::open(&gpu, &flags.model)?;
+    let mut encoder = TextEncoder::open_blocking(&gpu, &flags.model)?;
     if flags.prompt.is_some() {
         encoder.set_prompt(flags.prompt.as_deref())?;
     }

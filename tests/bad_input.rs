@@ -345,7 +345,7 @@ fn ids_past_the_vocabulary_are_errors_in_decoders_and_encoders() {
     expect(one.generate(&[96], GenerationOptions::default()), &["`tokens`", "96 at index 0"]);
 
     let bert = Model::open(&hf_folder("bert")).unwrap();
-    let mut encoder = SentenceEncoder::new(gpu(), &bert, Pooling::Mean).unwrap();
+    let mut encoder = SentenceEncoder::new_blocking(gpu(), &bert, Pooling::Mean).unwrap();
     let vocab = bert.config().vocab_size as u32;
     expect(encoder.embed_blocking(&[vec![1], vec![2, vocab]]), &["ids below", &format!("{vocab} at index 1")]);
 }

@@ -386,7 +386,7 @@ fn an_original_bert_embeds_as_the_same_with_new_names_does() {
         false => name.to_string(),
     };
     let scratch = Scratch::renamed("bert", "original", gamma);
-    let mut encoder = SentenceEncoder::new(gpu(), &Model::open(&scratch.0).unwrap(), Pooling::Mean).unwrap();
+    let mut encoder = SentenceEncoder::new_blocking(gpu(), &Model::open(&scratch.0).unwrap(), Pooling::Mean).unwrap();
     let ids: Vec<u32> = expected("bert", "ids");
     let got = encoder.embed_blocking(&[ids[..12].to_vec()]).unwrap().concat();
     assert!(worst(&got, &expected("bert", "mean_pooled")[..32]) < 1e-5);
@@ -536,7 +536,7 @@ fn an_encoder_embeds_as_pytorch_does() {
     let length = |i: usize| mask[i * 12..(i + 1) * 12].iter().sum::<u32>() as usize;
     let sentences: Vec<Vec<u32>> = (0..2).map(|i| ids[i * 12..i * 12 + length(i)].to_vec()).collect();
     assert_eq!(sentences[1].len(), 7);
-    let mut encoder = SentenceEncoder::new(gpu(), &model, Pooling::Mean).unwrap();
+    let mut encoder = SentenceEncoder::new_blocking(gpu(), &model, Pooling::Mean).unwrap();
     let got = encoder.embed_blocking(&sentences).unwrap().concat();
     assert!(worst(&got, &want) < 1e-5, "{}", worst(&got, &want));
 }
@@ -662,7 +662,7 @@ fn configurations_that_cannot_be_are_errors_that_name_file_and_key() {
     let error = Decoder::new_blocking(gpu(), &Model::open(&folder("bert")).unwrap(), 8).unwrap_err().to_string();
     assert!(error.contains("encoder"), "{error}");
     let llama = Model::open(&folder("llama")).unwrap();
-    let error = SentenceEncoder::new(gpu(), &llama, Pooling::Mean).unwrap_err().to_string();
+    let error = SentenceEncoder::new_blocking(gpu(), &llama, Pooling::Mean).unwrap_err().to_string();
     assert!(error.contains("encoder"), "{error}");
 }
 

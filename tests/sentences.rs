@@ -5,6 +5,9 @@
 mod common;
 
 use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use common::{gpu, hf_expected, hf_folder, worst};
 use safetensors::SafeTensors;
@@ -15,7 +18,7 @@ use throughline::format::{SaveTensor, Stored, save_safetensors};
 use throughline::model::Model;
 use throughline::nn::TransformerEncoder;
 use throughline::tokenize::ModelTokenizer;
-use throughline::{ExecOptions, Executable, Graph, Plan};
+use throughline::{ExecOptions, Executable, Graph, Plan, wgpu};
 
 const D_MODEL: usize = 32;
 
@@ -75,7 +78,7 @@ impl Folder {
     }
 
     fn open(&self) -> throughline::Result<SentenceEncoder> {
-        SentenceEncoder::open(gpu(), self.path())
+        SentenceEncoder::open_blocking(gpu(), self.path())
     }
 
     fn embed(&self, ids: &[u32]) -> Vec<f32> {
@@ -212,7 +215,8 @@ fn every_pooling_has_the_values_of_pytorch() {
             assert!(worst(&folder.embed(&ids), want) < 1e-5, "{name}");
             // The two steps give the same, at length 1.
             let model = Model::open(folder.path()).unwrap();
-            let mut encoder = SentenceEncoder::new(gpu(), &model, Pooling::of_folder(folder.path()).unwrap()).unwrap();
+            let mut encoder =
+                SentenceEncoder::new_blocking(gpu(), &model, Pooling::of_folder(folder.path()).unwrap()).unwrap();
             let got = encoder.embed_blocking(std::slice::from_ref(&ids)).unwrap().remove(0);
             let length = want.iter().map(|x| x * x).sum::<f32>().sqrt();
             let want: Vec<f32> = want.iter().map(|x| x / length).collect();
@@ -331,7 +335,7 @@ fn settings_that_would_change_the_vectors_are_refused_by_name() {
         folder.write("config_sentence_transformers.json", &config);
         folder.refused(&["config_sentence_transformers.json", key]);
     }
-    let error = SentenceEncoder::open(gpu(), &hf_folder("llama")).unwrap_err().to_string();
+    let error = SentenceEncoder::open_blocking(gpu(), &hf_folder("llama")).unwrap_err().to_string();
     assert!(error.contains("encoder"), "{error}");
 }
 
@@ -421,12 +425,30 @@ fn with_tokenizer(folder: &Folder) {
     folder.write("tokenizer.json", &tokenizer);
 }
 
+/// In a game loop, say: a frame polls device and future once.
+#[test]
+fn an_encoder_opens_while_an_app_draws_frames() {
+    fn sendable<F: Future + Send>(f: F) -> F {
+        f
+    }
+    let folder = Folder::new(&[mean()]);
+    let mut opening = pin!(sendable(SentenceEncoder::open(gpu(), folder.path())));
+    let mut encoder = loop {
+        gpu().device().poll(wgpu::PollType::Poll).unwrap();
+        match opening.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(encoder) => break encoder.unwrap(),
+            Poll::Pending => std::thread::sleep(Duration::from_millis(1)),
+        }
+    };
+    assert_eq!(encoder.embed_blocking(&[vec![1, 2]]).unwrap(), [folder.embed(&[1, 2])]);
+}
+
 #[test]
 fn texts_are_cut_between_their_special_tokens() {
     let folder = Folder::new(&[mean()]);
     with_tokenizer(&folder);
     folder.write("sentence_bert_config.json", &json!({ "max_seq_length": 6 }));
-    let mut encoder = TextEncoder::open(gpu(), folder.path()).unwrap();
+    let mut encoder = TextEncoder::open_blocking(gpu(), folder.path()).unwrap();
     assert_eq!(encoder.ids("").unwrap(), [2, 3]);
     assert_eq!(encoder.ids("a b c").unwrap(), [2, 4, 5, 6, 3]);
     assert_eq!(encoder.ids("a b c d e f").unwrap(), [2, 4, 5, 6, 7, 3]);
@@ -441,10 +463,10 @@ fn texts_are_cut_between_their_special_tokens() {
 
     folder.write("tokenizer_config.json", &json!({ "truncation_side": "left" }));
     folder.write("sentence_bert_config.json", &json!({ "max_seq_length": 4, "do_lower_case": true }));
-    let encoder = TextEncoder::open(gpu(), folder.path()).unwrap();
+    let encoder = TextEncoder::open_blocking(gpu(), folder.path()).unwrap();
     assert_eq!(encoder.ids("A B C D").unwrap(), [2, 6, 7, 3]);
     folder.write("tokenizer_config.json", &json!({ "truncation_side": "both" }));
-    let error = TextEncoder::open(gpu(), folder.path()).unwrap_err().to_string();
+    let error = TextEncoder::open_blocking(gpu(), folder.path()).unwrap_err().to_string();
     assert!(error.contains("tokenizer_config.json") && error.contains("truncation_side"), "{error}");
 }
 
@@ -454,7 +476,7 @@ fn prompts_come_before_texts() {
     with_tokenizer(&folder);
     let config = json!({ "prompts": { "query": "q: ", "s2s": "s " }, "default_prompt_name": "s2s" });
     folder.write("config_sentence_transformers.json", &config);
-    let mut encoder = TextEncoder::open(gpu(), folder.path()).unwrap();
+    let mut encoder = TextEncoder::open_blocking(gpu(), folder.path()).unwrap();
     assert_eq!(encoder.ids("a").unwrap(), [2, 22, 4, 3]);
     encoder.set_prompt(Some("query")).unwrap();
     assert_eq!(encoder.ids("a").unwrap(), [2, 20, 1, 4, 3]);
@@ -488,7 +510,7 @@ fn a_pooling_without_the_prompt_leaves_out_its_tokens() {
     let config = json!({ "prompts": { "s2s": "s" }, "default_prompt_name": "s2s" });
     folder.write("config_sentence_transformers.json", &config);
     assert!(Pooling::of_folder(folder.path()).is_err());
-    let mut encoder = TextEncoder::open(gpu(), folder.path()).unwrap();
+    let mut encoder = TextEncoder::open_blocking(gpu(), folder.path()).unwrap();
     let ids = encoder.ids(" a b").unwrap();
     assert_eq!(ids, [2, 22, 4, 5, 3]);
     let rows = hidden(&ids);
@@ -534,9 +556,9 @@ fn sentences_become_the_vectors_of_pytorch() {
     // Neither cut nor filled up to 128, as the file would have it.
     assert_eq!(ids[0], [101, 1037, 2158, 2003, 5983, 2833, 1012, 102]);
     let pooling = Pooling::of_folder(&minilm()).unwrap();
-    let mut encoder = SentenceEncoder::new(gpu(), &model, pooling).unwrap();
+    let mut encoder = SentenceEncoder::new_blocking(gpu(), &model, pooling).unwrap();
     let by_ids = encoder.embed_blocking(&ids).unwrap();
-    let by_text = TextEncoder::open(gpu(), &minilm()).unwrap().embed_blocking(&SENTENCES).unwrap();
+    let by_text = TextEncoder::open_blocking(gpu(), &minilm()).unwrap().embed_blocking(&SENTENCES).unwrap();
     for got in [by_ids, by_text] {
         for (got, want) in got.iter().zip(want.chunks(384)) {
             let cosine = cosine(got, want);
@@ -554,7 +576,7 @@ fn sentences_become_the_vectors_of_pytorch() {
 fn long_texts_are_cut_as_sentence_transformers_cuts_them() {
     let play = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data/shakespeare.txt"));
     let play = play.unwrap();
-    let mut encoder = TextEncoder::open(gpu(), &minilm()).unwrap();
+    let mut encoder = TextEncoder::open_blocking(gpu(), &minilm()).unwrap();
     assert_eq!(encoder.encoder().max_tokens(), 256);
     let long = encoder.tokenizer().encode(&play[..2000], true).unwrap();
     assert_eq!(long.len(), 490);

@@ -23,7 +23,7 @@ pub(crate) fn pieces(range: Range<usize>, len: usize) -> impl Iterator<Item = Ra
     range.step_by(len).map(move |start| start..end.min(start.saturating_add(len)))
 }
 
-/// Writes to tensors, submitted as they come. Of what was written, no more than two pieces are in host memory.
+/// Writes to tensors, submitted as they come; each waits for those before the last one. Of what was written, no more than two pieces are in host memory.
 #[derive(Debug)]
 pub(crate) struct Uploads {
     gpu: Gpu,
@@ -31,19 +31,11 @@ pub(crate) struct Uploads {
     queued: usize,
     /// The submits that the GPU may still be at work on.
     submitted: VecDeque<OneshotReceiver<()>>,
-    waits: bool,
 }
 
 impl Uploads {
-    /// Writes that wait for those before the last one.
     pub fn new(gpu: &Gpu) -> Self {
-        Uploads { gpu: gpu.clone(), queued: 0, submitted: VecDeque::new(), waits: true }
-    }
-
-    /// Writes that wait for nothing, for functions that cannot. A GPU that takes less than the host sends keeps more of
-    /// it in host memory.
-    pub fn unpaced(gpu: &Gpu) -> Self {
-        Uploads { waits: false, ..Self::new(gpu) }
+        Uploads { gpu: gpu.clone(), queued: 0, submitted: VecDeque::new() }
     }
 
     /// Writes whole words into a tensor, from this byte of it on.
@@ -60,7 +52,7 @@ impl Uploads {
             self.gpu.write(tensor.buffer(), offset, &bytes[part])?;
             if self.queued >= PIECE_BYTES {
                 self.submit()?;
-                while self.submitted.len() > 1 && self.waits {
+                while self.submitted.len() > 1 {
                     self.wait().await;
                 }
             }
@@ -76,11 +68,9 @@ impl Uploads {
     fn submit(&mut self) -> Result<()> {
         self.queued = 0;
         self.gpu.flush()?;
-        if self.waits {
-            let (sender, done) = oneshot_channel();
-            self.gpu.queue().on_submitted_work_done(move || drop(sender.send(())));
-            self.submitted.push_back(done);
-        }
+        let (sender, done) = oneshot_channel();
+        self.gpu.queue().on_submitted_work_done(move || drop(sender.send(())));
+        self.submitted.push_back(done);
         Ok(())
     }
 

@@ -23,7 +23,7 @@ use crate::nn::{TransformerConfig, TransformerEncoder};
 /// let gpu = Gpu::headless_blocking()?;
 /// # mod doctest { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/doctest.rs")); }
 /// # let folder = doctest::sentence_bert();
-/// let mut encoder = SentenceEncoder::open(&gpu, folder.path())?; // of sentence-transformers, with a Normalize
+/// let mut encoder = SentenceEncoder::open_blocking(&gpu, folder.path())?; // of sentence-transformers, with a Normalize
 /// let vectors = encoder.embed_blocking(&[vec![1, 17, 4, 2], vec![1, 40, 2]])?;
 /// let cosine: f32 = vectors[0].iter().zip(&vectors[1]).map(|(a, b)| a * b).sum();
 /// assert!((-1.0..1.0).contains(&cosine));
@@ -62,21 +62,34 @@ impl SentenceEncoder {
     /// Opens a folder with everything that it says: the transformer, the pooling, the modules after it, and the longest
     /// sentence. The [module's documentation](super) lists what is supported.
     ///
+    /// The transformer is read into GPU memory piece by piece. Resolves once the device has been polled, several times
+    /// for a large model; outside of frames, use [`open_blocking`](Self::open_blocking).
+    ///
     /// # Errors
     ///
     /// [`Error::Io`] and [`Error::Format`] name the file, and the module or key that is not supported.
-    pub fn open(gpu: &Gpu, path: &Path) -> Result<Self> {
+    pub async fn open(gpu: &Gpu, path: &Path) -> Result<Self> {
         let modules = Modules::of_folder(path)?;
         let model = Model::open(&modules.transformer)?;
-        Self::with_modules(gpu, &model, modules)
+        Self::with_modules(gpu, &model, modules).await
     }
 
-    /// Uploads a model to GPU memory. Its sentence vectors are pooled as you say and have length 1, whatever its folder
-    /// says.
+    /// [`open`](Self::open), waiting for the GPU.
+    pub fn open_blocking(gpu: &Gpu, path: &Path) -> Result<Self> {
+        gpu.run_blocking(Self::open(gpu, path))
+    }
+
+    /// Reads a model into GPU memory, piece by piece as [`open`](Self::open) does. Its sentence vectors are pooled as
+    /// you say and have length 1, whatever its folder says.
     ///
-    /// Use it for a plain BERT. [`open`](Self::open) does what the folder of a sentence model asks for.
-    pub fn new(gpu: &Gpu, model: &Model, pooling: Pooling) -> Result<Self> {
-        Self::with_modules(gpu, model, Modules::of_pooling(pooling))
+    /// Use it for a plain BERT; `open` does what the folder of a sentence model asks for.
+    pub async fn new(gpu: &Gpu, model: &Model, pooling: Pooling) -> Result<Self> {
+        Self::with_modules(gpu, model, Modules::of_pooling(pooling)).await
+    }
+
+    /// [`new`](Self::new), waiting for the GPU.
+    pub fn new_blocking(gpu: &Gpu, model: &Model, pooling: Pooling) -> Result<Self> {
+        gpu.run_blocking(Self::new(gpu, model, pooling))
     }
 
     #[cfg(feature = "tokenizers")]
@@ -84,7 +97,7 @@ impl SentenceEncoder {
         &self.gpu
     }
 
-    pub(super) fn with_modules(gpu: &Gpu, model: &Model, modules: Modules) -> Result<Self> {
+    pub(super) async fn with_modules(gpu: &Gpu, model: &Model, modules: Modules) -> Result<Self> {
         let config = model.config().clone();
         if !config.bidirectional {
             let message = "expected an encoder, such as a BERT; this model predicts the next token";
@@ -92,7 +105,7 @@ impl SentenceEncoder {
         }
         let dim = modules.dim(config.d_model)?;
         let max_tokens = modules.settings.max_tokens.unwrap_or(config.context).min(config.context);
-        let weights = model.upload_unpaced(gpu, &model.placed(gpu.profile().max_tensor_bytes())?)?;
+        let weights = model.upload(gpu, &model.placed(gpu.profile().max_tensor_bytes())?).await?;
         Ok(SentenceEncoder { gpu: gpu.clone(), config, modules, dim, max_tokens, weights, steps: HashMap::new() })
     }
 

@@ -20,7 +20,7 @@ use crate::tokenize::ModelTokenizer;
 /// use throughline::embed::TextEncoder;
 ///
 /// let gpu = Gpu::headless_blocking()?;
-/// let mut encoder = TextEncoder::open(&gpu, "all-MiniLM-L6-v2".as_ref())?;
+/// let mut encoder = TextEncoder::open_blocking(&gpu, "all-MiniLM-L6-v2".as_ref())?;
 /// let vectors = encoder.embed_blocking(&["A man is eating food.", "A man is eating a piece of bread."])?;
 /// assert_eq!(vectors[0].len(), 384);
 /// # Ok::<(), throughline::Error>(())
@@ -37,18 +37,26 @@ impl TextEncoder {
     /// Opens a folder with everything that it says, its tokenizer included. Texts get the default prompt, if
     /// `config_sentence_transformers.json` names one: see [`set_prompt`](Self::set_prompt).
     ///
+    /// Resolves once the device has been polled, several times for a large model. Outside of frames, use
+    /// [`open_blocking`](Self::open_blocking).
+    ///
     /// # Errors
     ///
     /// [`Error::Io`] and [`Error::Format`] name the file, and the module or key that is not supported.
-    pub fn open(gpu: &Gpu, path: &Path) -> Result<Self> {
+    pub async fn open(gpu: &Gpu, path: &Path) -> Result<Self> {
         let modules = Modules::of_folder(path)?;
         let model = Model::open(&modules.transformer)?;
         let tokenizer = ModelTokenizer::of(model.weights())?;
         let default = modules.settings.text.default_prompt.clone();
-        let encoder = SentenceEncoder::with_modules(gpu, &model, modules)?;
+        let encoder = SentenceEncoder::with_modules(gpu, &model, modules).await?;
         let mut encoder = TextEncoder { encoder, tokenizer, prompt: String::new() };
         encoder.set_prompt(default.as_deref())?;
         Ok(encoder)
+    }
+
+    /// [`open`](Self::open), waiting for the GPU.
+    pub fn open_blocking(gpu: &Gpu, path: &Path) -> Result<Self> {
+        gpu.run_blocking(Self::open(gpu, path))
     }
 
     /// The encoder of token ids.

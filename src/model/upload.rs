@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::layout::is_table_of_tokens;
 use super::loaded::{Model, rows_of_a_piece};
-use crate::device::{Gpu, Tensor, Uploads, now, pieces};
+use crate::device::{Gpu, Tensor, Uploads, pieces};
 use crate::error::{Error, Result};
 use crate::format::Packed;
 use crate::graph::{Graph, Value};
@@ -101,19 +101,10 @@ impl Model {
         Ok(PlacedParam { name: name.into(), matrix, parts })
     }
 
-    /// Uploads all parameters as planned in `placed`, which was made from this model. Decoders bind the result. Reads
-    /// the file piece by piece, and waits for the device where it does not keep up.
+    /// Uploads all parameters as planned in `placed`, which was made from this model. Decoders and encoders bind the
+    /// result. Reads the file piece by piece, and waits for the device where it does not keep up.
     pub(crate) async fn upload(&self, gpu: &Gpu, placed: &Placed) -> Result<Uploaded> {
-        self.upload_by(Uploads::new(gpu), gpu, placed).await
-    }
-
-    /// [`upload`](Self::upload) for functions that cannot wait: what the device has not taken yet stays in host memory.
-    pub(crate) fn upload_unpaced(&self, gpu: &Gpu, placed: &Placed) -> Result<Uploaded> {
-        let waits = || Error::Device("an upload without waits has to wait".into());
-        now(self.upload_by(Uploads::unpaced(gpu), gpu, placed)).unwrap_or_else(|| Err(waits()))
-    }
-
-    async fn upload_by(&self, mut uploads: Uploads, gpu: &Gpu, placed: &Placed) -> Result<Uploaded> {
+        let mut uploads = Uploads::new(gpu);
         let mut tensors = HashMap::new();
         for PlacedParam { name, matrix, parts } in &placed.params {
             let mut first = 0;

@@ -1,4 +1,9 @@
-//! Python's methods of strings, lists and dictionaries, where `minijinja_contrib` lacks them or they do less.
+//! Python's methods of strings, lists and dictionaries, where `minijinja_contrib::pycompat` lacks them or they do
+//! something else. It has the rest: `upper`, `replace`, `items` and the like.
+//!
+//! Of those that it has, its `split` and `splitlines` take no arguments by name and end lines at fewer characters; its
+//! `find`, `count`, `startswith` and `endswith` take no range; its `strip` and `isspace` know fewer spaces; its `join`
+//! writes values that are no strings, which is an error in Python; and its `title` takes an apostrophe for a letter.
 
 use std::array;
 

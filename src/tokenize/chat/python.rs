@@ -1,4 +1,8 @@
-//! Values as Python writes them: `str(value)` and `json.dumps(value)`.
+//! Values as Python writes them: `str(value)`, `repr(value)` and `json.dumps(value)`.
+//!
+//! Templates write numbers, lists and descriptions of tools into prompts. `minijinja` writes numbers without exponents
+//! and strings with fewer escapes, and its JSON has no separators, sorted keys or escapes of what is not ASCII.
+//! Nor does it bound how long or deep a value may be that is written.
 
 use std::fmt::Write;
 

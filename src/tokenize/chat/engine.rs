@@ -1,5 +1,9 @@
 //! `minijinja` with what templates find in `transformers`: filters, tests and functions of Jinja 2, and Python's methods.
 //!
+//! Functions such as `raise_exception` and `strftime_now` come from `transformers`. Filters of `minijinja` are replaced
+//! where Jinja 2's have other arguments or other results: `tojson` does not escape HTML, `int` and `float` have
+//! defaults, `indent` takes a text.
+//!
 //! tests/data/chat_templates.json has what agrees. Known to differ:
 //!
 //! - An error here, text there: the filters `filesizeformat`, `forceescape`, `pprint`, `random`, `striptags`, `truncate`,
@@ -12,16 +16,16 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, ValueOrKwargs, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 
-use super::jinja_syntax::PERCENT;
+use super::methods::{self, bind, charge};
 use super::printf::printf;
 use super::python::{Json, bad, text};
-use super::python_methods::{self as methods, bind, charge};
+use super::syntax::PERCENT;
 
 /// Steps that a template may take on one chat. A step writes at most 64 bytes, and a long template takes a few hundred
 /// steps per message.
 pub(super) const FUEL: u64 = 2_000_000;
 
-/// The environment of templates, whose source has been through [`translate`](super::jinja_syntax::translate).
+/// The environment of templates, whose source has been through [`translate`](super::syntax::translate).
 pub(super) fn environment() -> Environment<'static> {
     let mut environment = Environment::new();
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();

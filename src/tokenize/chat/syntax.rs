@@ -1,4 +1,6 @@
 //! Templates as Jinja 2 reads them, in words that `minijinja` reads the same way.
+//!
+//! Its parser cannot be extended, so what it lacks or reads otherwise is rewritten before it sees a template.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,7 @@
-//! Python's `text % values`.
+//! Python's `text % values`, which is also the filter `format`.
+//!
+//! `minijinja` has no `%` of strings. Its filter `format` lacks `%r`, `%u` and widths given as `*`, and ignores values
+//! that are left over, an error in Python. Only its digits of floats are used here.
 
 use std::vec;
 
@@ -6,8 +9,8 @@ use minijinja::formatting::{FormatStyle, format};
 use minijinja::value::ValueKind;
 use minijinja::{Error, State, Value};
 
+use super::methods::charge;
 use super::python::{bad, repr, text};
-use super::python_methods::charge;
 
 /// Most digits after the point, and of an integer.
 const MAX_PRECISION: usize = 1000;
