@@ -367,7 +367,7 @@ fn sentences_that_cannot_be_are_errors_that_name_them() {
     let mut encoder = folder.open().unwrap();
     assert_eq!(encoder.embed_blocking(&[]).unwrap(), Vec::<Vec<f32>>::new());
     for (ids, parts) in
-        [(vec![], ["1 to 8", "0"]), (vec![1; 9], ["1 to 8", "9"]), (vec![1, 96], ["below 96", "96 at 1"])]
+        [(vec![], ["1 to 8", "0"]), (vec![1; 9], ["1 to 8", "9"]), (vec![1, 96], ["below 96", "96 at index 1"])]
     {
         let error = encoder.embed_blocking(&[vec![1], ids]).unwrap_err().to_string();
         assert!(error.contains("sentence 1") && parts.iter().all(|part| error.contains(part)), "{error}");

@@ -10,7 +10,7 @@ use crate::device::{ExecOptions, Executable, Gpu, Readback};
 use crate::error::{Error, Result};
 use crate::graph::Value;
 use crate::model::{Model, Uploaded};
-use crate::nn::{TransformerConfig, TransformerEncoder};
+use crate::nn::{TransformerConfig, TransformerEncoder, check_ids};
 
 /// An encoder that embeds sentences given as token ids.
 ///
@@ -181,14 +181,11 @@ impl SentenceEncoder {
     }
 
     fn check(&self, i: usize, ids: &[u32], before: usize) -> Result<()> {
-        let bad = |expected: String, got: String| Err(Error::data(format!("sentence {i}"), expected, got));
+        let what = format!("sentence {i}");
         if ids.len() <= before || ids.len() > self.max_tokens {
-            return bad(format!("from {} to {} tokens", before + 1, self.max_tokens), ids.len().to_string());
+            return Err(Error::data(what, format!("from {} to {} tokens", before + 1, self.max_tokens), ids.len()));
         }
-        match ids.iter().position(|&id| id as usize >= self.config.vocab_size) {
-            Some(at) => bad(format!("ids below {}", self.config.vocab_size), format!("{} at {at}", ids[at])),
-            None => Ok(()),
-        }
+        check_ids(what, ids, self.config.vocab_size)
     }
 
     async fn submit(&mut self, ids: &[u32], before: usize) -> Result<Readback> {
