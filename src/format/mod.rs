@@ -39,6 +39,7 @@ mod metadata;
 mod packed;
 pub mod quant;
 mod safetensors;
+mod settings;
 mod weights;
 
 pub use gguf::gguf_header;
@@ -52,4 +53,5 @@ pub use quant::Stored;
 pub(crate) use safetensors::{Entries, read_file};
 pub(crate) use safetensors::{MAX_CONFIG_BYTES, read_json, safetensors_start};
 pub use safetensors::{SaveTensor, safetensors_header, safetensors_index, save_safetensors};
+pub(crate) use settings::Settings;
 pub use weights::{StoredTensor, Weights, is_gguf};
