@@ -33,6 +33,8 @@ struct Params {
     accumulate: u32, // add to what the output holds
     last: u32, // index of the last word of w
     first: u32, // id of the first row
+    since: u32, // the rows of w that `backward` takes
+    until: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -319,7 +321,8 @@ fn backward(
     let at = (group % p.groups_n) * GROUP + lid;
     let u = min(at, p.units - 1u);
     var acc: array<Unit, ROWS>;
-    for (var col = 0u; col < p.n; col++) {
+    let until = p.until;
+    for (var col = p.since; col < until; col++) {
         let ws = unit(col * p.units + u);
         for (var r = 0u; r < ROWS; r++) {
             let d = dy[min(row0 + r, p.m - 1u) * p.n + col];

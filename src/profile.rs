@@ -124,7 +124,7 @@ impl Profile {
             max_workgroup_bytes: 16 << 10,
             subgroups: None,
             cooperative: None,
-            quirks: Quirks::default(),
+            quirks: Quirks { loops_end_early: class == AdapterClass::Cpu, ..Quirks::default() },
             choices: Choices::default(),
         }
     }

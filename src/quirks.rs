@@ -39,8 +39,28 @@ pub const SLOW_STRIDES: Quirk = Quirk {
     retest: "cargo bench --bench ops matmul",
 };
 
-/// How many iterations of loops an invocation may run on a software adapter: the quirk `loops-end-early`.
+/// How many iterations of loops an invocation may run on a software adapter: [`LOOPS_END_EARLY`].
 pub(crate) const LOOP_ITERATIONS: usize = 65_535;
+
+/// Wrong results of long loops; see [`QUIRKS`].
+pub const LOOPS_END_EARLY: Quirk = Quirk {
+    name: "loops-end-early",
+    driver: "Mesa lavapipe",
+    versions: "Mesa 22.3.6 has it, 26.2 does not; taken to end with 26",
+    effect: "after 65,535 iterations of all loops together an invocation leaves its loops, and what it then stores is \
+             wrong",
+    workaround: "an invocation gets less to do: of wide heads, of long rows, of lists of equal tokens, of packed \
+                 vocabularies; where that is not so, a size that takes more is an error when it is planned",
+    places: &[
+        "shaders/attention/wide.wgsl",
+        "src/ops/attention.rs",
+        "src/ops/rowwise.rs",
+        "src/ops/embedding.rs",
+        "src/ops/packed.rs",
+        "src/ops/rope.rs",
+    ],
+    retest: "cargo test --test ops attention",
+};
 
 /// All quirks that the code works around.
 pub const QUIRKS: &[Quirk] = &[
@@ -73,16 +93,7 @@ pub const QUIRKS: &[Quirk] = &[
         places: &["src/ops/attention.rs"],
         retest: "cargo bench --bench ops attention",
     },
-    Quirk {
-        name: "loops-end-early",
-        driver: "Mesa lavapipe",
-        versions: "Mesa 22.3.6 has it, 26.2 does not",
-        effect: "after 65,535 iterations of all loops together an invocation leaves its loops, and what it then stores \
-                 is wrong",
-        workaround: "an invocation gets less to do: of wide heads, of long rows, of lists of equal tokens",
-        places: &["shaders/attention/wide.wgsl", "src/ops/attention.rs", "src/ops/rowwise.rs", "src/ops/embedding.rs"],
-        retest: "cargo test --test ops attention",
-    },
+    LOOPS_END_EARLY,
     Quirk {
         name: "no-enable-subgroups",
         driver: "naga",
@@ -109,12 +120,40 @@ pub const QUIRKS: &[Quirk] = &[
 pub struct Quirks {
     /// [`SLOW_STRIDES`].
     pub slow_strides: bool,
+    /// [`LOOPS_END_EARLY`].
+    pub loops_end_early: bool,
 }
 
 impl Quirks {
     /// Those of an adapter, by the name and version of its driver.
     pub fn of(info: &wgpu::AdapterInfo) -> Self {
-        Quirks { slow_strides: info.driver == "llvmpipe" && mesa(&info.driver_info).is_some_and(|major| major < 25) }
+        if info.driver != "llvmpipe" {
+            return Quirks::default();
+        }
+        let major = mesa(&info.driver_info);
+        Quirks {
+            slow_strides: major.is_some_and(|major| major < 25),
+            // Results are at stake, so a version that we cannot read counts as an old one.
+            loops_end_early: major.is_none_or(|major| major < 26),
+        }
+    }
+
+    /// Whether an invocation gets to the end of its loops with so many iterations: not always with [`LOOPS_END_EARLY`].
+    pub(crate) fn ends_loops(self, iterations: usize) -> bool {
+        !self.loops_end_early || iterations < LOOP_ITERATIONS
+    }
+
+    /// Checks that it does, with as many `iterations` as it takes because `what` is `size`.
+    pub(crate) fn check_loops(self, what: &str, size: usize, iterations: usize) -> Result<(), String> {
+        if self.ends_loops(iterations) {
+            return Ok(());
+        }
+        let most = size as u64 * LOOP_ITERATIONS as u64 / iterations as u64;
+        Err(format!(
+            "{what} is {size}, too much for Mesa's lavapipe before version 26, which ends a kernel's loops after \
+             {LOOP_ITERATIONS} iterations and would get wrong results: about {most} is the most. Make it smaller, for \
+             example with a smaller batch, or update Mesa"
+        ))
     }
 }
 

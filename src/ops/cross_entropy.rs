@@ -105,13 +105,15 @@ impl Op for CrossEntropy {
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let (rows, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
-        let (kernel, layout) = kernel::<Self>(cx, "forward");
+        let (kernel, layout) = kernel::<Self>(cx, "forward")?;
         let mut program = Program::default();
         let losses = program.scratch(TensorType::f32([rows, 2]));
         let words = [rows, cols, layout.groups].map(|w| w as u32);
         let binds = [Bind::In(0), Bind::In(1), Bind::Out(1), Bind::Scratch(losses)];
         program.dispatch(kernel, &binds, &words, cx.profile.grid(layout.groups));
-        let finish = RowLayout::whole(cx).kernel::<Self>("cross_entropy", SOURCE, "finish");
+        let whole = RowLayout::whole(cx);
+        cx.profile.quirks.check_loops("the number of rows", rows, rows / whole.lanes + 64)?;
+        let finish = whole.kernel::<Self>("cross_entropy", SOURCE, "finish");
         let binds = [Bind::ScratchIn(losses), Bind::Out(0), Bind::Out(2)];
         program.dispatch(finish, &binds, &words, [1, 1, 1]);
         Ok(program)
@@ -158,7 +160,7 @@ impl Op for CrossEntropyBackward {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        let (kernel, layout) = kernel::<Self>(cx, "backward");
+        let (kernel, layout) = kernel::<Self>(cx, "backward")?;
         let binds = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::In(3), Bind::In(4), Bind::Out(0)];
         let words = [cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols(), layout.groups].map(|w| w as u32);
         Ok(Program::one(kernel, &binds, &words, cx.profile.grid(layout.groups)))
@@ -183,11 +185,12 @@ impl Op for CrossEntropyBackward {
 
 /// A quad then holds columns of at most two rows. With fewer than three columns it could hold more, so those use single
 /// elements.
-fn kernel<O: Op>(cx: &Launch<'_>, entry: &'static str) -> (Kernel, RowLayout) {
+fn kernel<O: Op>(cx: &Launch<'_>, entry: &'static str) -> Result<(Kernel, RowLayout), String> {
     let (rows, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
     let (width, offsets) = if cols < 3 { (1, "0.0") } else { (4, "vec4<f32>(0.0, 1.0, 2.0, 3.0)") };
     let mut layout = RowLayout::independent(cx, rows, cols.next_multiple_of(width), 1);
     layout.width = width;
+    layout.check(cx, cols, 1)?;
     let kernel = layout.kernel::<O>("cross_entropy", SOURCE, entry).knob("OFFSETS", offsets);
-    (kernel.knob("RAGGED", !cols.is_multiple_of(width)), layout)
+    Ok((kernel.knob("RAGGED", !cols.is_multiple_of(width)), layout))
 }

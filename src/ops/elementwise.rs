@@ -15,7 +15,7 @@ pub(super) fn spread(profile: &Profile, n: usize, kernel: Kernel) -> (Kernel, [u
 /// The same, but no invocation computes more than `most` elements.
 pub(super) fn spread_thinly(profile: &Profile, n: usize, most: usize, kernel: Kernel) -> (Kernel, [u32; 3]) {
     let (invocations, each) = match profile.class {
-        AdapterClass::Cpu => (8, most.min(64)),
+        AdapterClass::Cpu => (8, most.clamp(1, 64)),
         AdapterClass::Gpu => (64, 1),
     };
     let kernel = kernel.knob("INVOCATIONS", invocations as u32).knob("EACH", each as u32);

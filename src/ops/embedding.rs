@@ -196,17 +196,29 @@ impl Op for Embedding {
 
 impl EmbeddingBackward {
     /// The dispatch that links the tokens of each id into a list.
-    fn chain(&self, program: &mut Program, cx: &Launch<'_>, words: &[u32], [head, next]: [usize; 2]) {
+    fn chain(
+        &self,
+        program: &mut Program,
+        cx: &Launch<'_>,
+        words: &[u32],
+        [head, next]: [usize; 2],
+    ) -> Result<(), String> {
         // On GPUs many invocations, because each waits for its loads. On software adapters just enough for a few
         // threads, because each invocation walks over all tokens.
         let (group, ways) = match cx.profile.class {
             AdapterClass::Cpu => (8, 16),
             AdapterClass::Gpu => (64, self.vocab.next_power_of_two().clamp(64, 4096)),
         };
+        let rows = self.vocab.div_ceil(ways) + 1;
+        cx.profile.quirks.check_loops("the number of rows of the table", self.vocab, rows)?;
+        let tokens = cx.inputs[1].len();
+        // Mesa does not unroll the loop over the tokens of a quad.
+        cx.profile.quirks.check_loops("the number of tokens", tokens, 5 * tokens.div_ceil(4) + rows)?;
         let kernel =
             table_kernel::<Self>("embedding", SOURCE, "chain").knob("GROUP", group as u32).knob("WAYS", ways as u32);
         let binds = [Bind::In(1), Bind::Scratch(head), Bind::Scratch(next)];
         program.dispatch(kernel, &binds, words, [(ways / group) as u32, 1, 1]);
+        Ok(())
     }
 }
 
@@ -254,11 +266,12 @@ impl Op for EmbeddingBackward {
         let mut program = Program::default();
         let head = program.scratch(TensorType::u32([self.vocab]));
         let next = program.scratch(TensorType::u32([tokens]));
-        self.chain(&mut program, cx, &words, [head, next]);
+        self.chain(&mut program, cx, &words, [head, next])?;
         let kernel = kernel.knob("BY_TOKEN", by_token).knob("ACCUMULATE", self.accumulate);
         let binds = [Bind::In(0), Bind::In(1), Bind::ScratchIn(head), Bind::ScratchIn(next), Bind::Out(0)];
         // Any number of the tokens may have the same id: the quirk `loops-end-early`.
-        let each = (LOOP_ITERATIONS / (tokens + 2)).max(1);
+        cx.profile.quirks.check_loops("the number of tokens", tokens, tokens + 2)?;
+        let each = LOOP_ITERATIONS / (tokens + 2);
         let (kernel, groups) = elementwise::spread_thinly(cx.profile, len, each, kernel);
         program.dispatch(kernel, &binds, &words, groups);
         Ok(program)

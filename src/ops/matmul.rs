@@ -67,6 +67,16 @@ impl Tile {
         }
     }
 
+    /// The most iterations of loops that an invocation on a software adapter takes: along k, and to store its sums.
+    fn iterations(self, d: &Dims) -> usize {
+        let stores = |rows: usize, quads: usize| rows * (1 + 4 * quads) + 2;
+        match self {
+            Tile::Lanes { rows, quads, .. } => d.k.div_ceil(4) + stores(rows, quads),
+            Tile::Few { slices, quads, .. } => d.k.div_ceil(4 * slices) + stores(d.m, quads),
+            Tile::Tiled { .. } | Tile::Cooperative { .. } => 0, // for GPUs
+        }
+    }
+
     /// Rows and columns of y that a workgroup computes.
     fn size(self, d: &Dims, lanes: usize) -> (usize, usize) {
         match self {
@@ -262,6 +272,10 @@ impl Matmul {
             }
         };
         tiles.retain(|tile| tile.workgroup_bytes(d) <= profile.max_workgroup_bytes as usize);
+        let in_time = |tile: &Tile| profile.quirks.ends_loops(tile.iterations(d));
+        if tiles.iter().any(in_time) {
+            tiles.retain(in_time);
+        }
         tiles
     }
 
@@ -476,6 +490,7 @@ impl Op for Matmul {
         let d = self.dims(&cx.inputs[0].shape, &cx.inputs[1].shape)?;
         let tiles = self.tiles(&d, cx.profile);
         let tile = *tiles.get(cx.variant).ok_or_else(|| format!("no variant {} of {}", cx.variant, tiles.len()))?;
+        cx.profile.quirks.check_loops("the inner dimension", d.k, tile.iterations(&d))?;
         let (tile_m, tile_n) = tile.size(&d, cx.profile.vector_lanes().0);
         let groups_n = d.n.div_ceil(tile_n);
         let groups = groups_n * d.m.div_ceil(tile_m);

@@ -108,7 +108,7 @@ impl Op for Norm {
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let (rows, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
-        let (layout, each) = layout(cx, rows, cols, 1);
+        let (layout, each) = layout(cx, rows, cols, 1)?;
         let kernel =
             layout.kernel::<Self>("norm", SOURCE, "forward").knob("CENTERED", self.centered).knob("ROWS", each as u32);
         let beta = if self.centered { Bind::In(2) } else { Bind::Null };
@@ -176,10 +176,10 @@ impl Op for NormBackward {
         let (entry, layout, each, knob) = match held(cx).filter(|_| cx.variant == 0) {
             Some(held) => {
                 let each = rows.div_ceil(32).min(64);
-                ("backward_held", RowLayout::new(cx, rows, cols, each), each, ("HELD", held))
+                ("backward_held", RowLayout::new(cx, rows, cols, each, 1), each, ("HELD", held))
             }
             None => {
-                let (layout, each) = layout(cx, rows, cols, 4);
+                let (layout, each) = layout(cx, rows, cols, 4)?;
                 ("backward", layout, each, ("ROWS", each))
             }
         };
@@ -237,10 +237,12 @@ impl Op for NormBackward {
 
 /// The layout, and how many rows are processed at a time: at most `on_gpus` on GPUs, and at most four on software
 /// adapters, where loads are expensive.
-fn layout(cx: &Launch<'_>, rows: usize, cols: usize, on_gpus: usize) -> (RowLayout, usize) {
+fn layout(cx: &Launch<'_>, rows: usize, cols: usize, on_gpus: usize) -> Result<(RowLayout, usize), String> {
     let most = if cx.profile.class == AdapterClass::Cpu { 4 } else { on_gpus };
     let each = rows.next_power_of_two().min(most);
-    (RowLayout::new(cx, rows, cols, each), each)
+    let layout = RowLayout::new(cx, rows, cols, each, 2);
+    layout.check(cx, cols, 2)?;
+    Ok((layout, each))
 }
 
 fn words(layout: &RowLayout, rows: usize, cols: usize, eps: f32, chunk: usize) -> [u32; 6] {

@@ -21,6 +21,7 @@ use crate::format::{Packed, Stored, UNIT};
 use crate::graph::{Graph, Op, Value, Vjp};
 use crate::kernel::{Bind, Kernel, Launch, Program};
 use crate::profile::AdapterClass;
+use crate::quirks::LOOP_ITERATIONS;
 use crate::tensor::{DType, TensorType};
 
 const SOURCE: LaneSource = lane_source!("packed.wgsl");
@@ -52,6 +53,8 @@ fn cases() -> Vec<Case> {
         let rows = PackedRows { matrix, first: if stored.is_quantized() { 2 } else { 0 } };
         cases.push(Case::new(format!("rows {stored} {k}"), rows, &[]).packed(matrix).ids(&[3, 5], 11));
     }
+    // The gradient takes two dispatches.
+    cases.push(linear(1, Packed { stored: Stored::F16, n: 65_600, k: 32 }, false));
     let plain = Packed { stored: Stored::Q4_1, n: 37, k: 96 };
     cases.extend([linear(1, plain, false), linear(17, Packed { n: 8, ..plain }, false)]);
     let wide = Packed { stored: Stored::Q4_1, n: 70, k: 1120 };
@@ -75,11 +78,11 @@ impl Packed {
             .knob("GROUP", group as u32)
     }
 
-    /// `m, n, units, groups_n, groups, has_bias, accumulate, last, first`.
-    fn words(&self, m: usize, groups: [usize; 2], [bias, accumulate]: [bool; 2], first: usize) -> [u32; 9] {
-        let last = self.bytes().div_ceil(4) - 1;
-        [m, self.n, self.k / UNIT, groups[0], groups[1], usize::from(bias), usize::from(accumulate), last, first]
-            .map(|x| x as u32)
+    /// `m, n, units, groups_n, groups, has_bias, accumulate, last, first, since, until`.
+    fn words(&self, m: usize, groups: [usize; 2], [bias, accumulate]: [bool; 2], first: usize) -> [u32; 11] {
+        let (last, n) = (self.bytes().div_ceil(4) - 1, self.n);
+        let [bias, accumulate] = [bias, accumulate].map(usize::from);
+        [m, n, self.k / UNIT, groups[0], groups[1], bias, accumulate, last, first, 0, n].map(|x| x as u32)
     }
 }
 
@@ -218,6 +221,8 @@ impl Op for PackedLinear {
             .knob("SLICES", tile.slices as u32)
             .knob("ROWS", tile.rows as u32)
             .knob("COLS", tile.cols as u32);
+        let units = self.matrix.k / UNIT;
+        cx.profile.quirks.check_loops("the inner dimension", self.matrix.k, units / tile.slices + 12)?;
         let bias = if self.bias { Bind::In(2) } else { Bind::Null };
         let binds = [Bind::In(1), Bind::In(0), bias, Bind::Out(0)];
         let words = self.matrix.words(m, [groups_n, groups], [self.bias, self.accumulate], 0);
@@ -285,8 +290,15 @@ impl Op for PackedLinearBackward {
         let groups = groups_k * m.div_ceil(rows);
         let kernel = self.matrix.kernel::<Self>(false, "backward", group).knob("ROWS", rows as u32);
         let binds = [Bind::In(1), Bind::In(0), Bind::Out(0)];
-        let words = self.matrix.words(m, [groups_k, groups], [false, self.accumulate], 0);
-        Ok(Program::one(kernel, &binds, &words, cx.profile.grid(groups)))
+        // A vocabulary may have more rows than a dispatch can sum over: the quirk `loops-end-early`.
+        let most = LOOP_ITERATIONS - 1;
+        let mut program = Program::default();
+        for since in (0..self.matrix.n).step_by(most) {
+            let mut words = self.matrix.words(m, [groups_k, groups], [false, self.accumulate || since > 0], 0);
+            words[9..].copy_from_slice(&[since, self.matrix.n.min(since + most)].map(|x| x as u32));
+            program.dispatch(kernel.clone(), &binds, &words, cx.profile.grid(groups));
+        }
+        Ok(program)
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {

@@ -20,6 +20,7 @@ use crate::error::Result;
 use crate::graph::{Graph, Op, Value, Vjp};
 use crate::kernel::{Bind, Launch, Program};
 use crate::profile::AdapterClass;
+use crate::quirks::LOOP_ITERATIONS;
 use crate::tensor::{DType, Shape, TensorType};
 
 const SOURCE: &str = include_str!("../../shaders/rope.wgsl");
@@ -332,12 +333,17 @@ impl Op for Rope {
             .knob("UNITS", units as u32)
             .knob("HAS_START", self.has_start);
         let sign = if self.inverse { -1.0f32 } else { 1.0 };
-        // These follow the first word, which is the number of elements. The table starts at a quad.
-        let mut words = vec![time as u32, self.heads as u32, group as u32, groups as u32, sign.to_bits(), 0, 0];
+        // An invocation makes one unit of a group's heads at a time: the quirk `loops-end-early`.
+        cx.profile.quirks.check_loops("the number of heads", self.heads, group + 2)?;
+        let len = rows * groups * units;
+        let (kernel, grid) = elementwise::spread_thinly(cx.profile, len, LOOP_ITERATIONS / (group + 2), kernel);
+        // The table starts at a quad.
+        let mut words =
+            vec![len as u32, time as u32, self.heads as u32, group as u32, groups as u32, sign.to_bits(), 0, 0];
         words.extend(self.table(head, width));
         let start = if self.has_start { Bind::In(1) } else { Bind::Null };
         let binds = [Bind::In(0), start, Bind::Out(0)];
-        Ok(elementwise::elements(cx, rows * groups * units, kernel, &binds, &words))
+        Ok(Program::one(kernel, &binds, &words, grid))
     }
 
     fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {

@@ -12,7 +12,7 @@ pub(super) struct RowLayout {
     /// Invocations of a workgroup.
     group: usize,
     /// Invocations that share a row, or several rows.
-    lanes: usize,
+    pub lanes: usize,
     /// Neighbouring lanes between which subgroup operations move values: 1 without subgroup operations.
     reach: usize,
     /// Elements per load: 4, or 1 where the row length is not a multiple of 4.
@@ -25,15 +25,16 @@ pub(super) struct RowLayout {
 const GPU_GROUP: usize = 256;
 
 impl RowLayout {
-    /// Lanes for rows of `cols` elements; the lanes work on `each` rows at a time.
-    pub fn new(cx: &Launch<'_>, rows: usize, cols: usize, each: usize) -> Self {
+    /// Lanes for rows of `cols` elements; the lanes work on `each` rows at a time, in so many passes over each.
+    pub fn new(cx: &Launch<'_>, rows: usize, cols: usize, each: usize, passes: usize) -> Self {
         let width = if cols.is_multiple_of(4) { 4 } else { 1 };
         let reach = reach(cx);
         let (group, lanes) = match cx.profile.class {
             // One vector, if its lanes can reduce among themselves. Otherwise one lane per row, since a barrier costs a
-            // context switch.
+            // context switch; but one lane alone would meet the quirk `loops-end-early` in a very long row.
             AdapterClass::Cpu if reach > 1 => (reach, reach),
-            AdapterClass::Cpu => (8, 1),
+            AdapterClass::Cpu if passes * (cols / width + 1) < LOOP_ITERATIONS => (8, 1),
+            AdapterClass::Cpu => (8, 8),
             // A subgroup, or up to the whole workgroup where lanes would need more than 8 loads.
             AdapterClass::Gpu if reach > 1 => {
                 (GPU_GROUP, (cols / width).div_ceil(8).next_power_of_two().clamp(reach, GPU_GROUP))
@@ -47,12 +48,19 @@ impl RowLayout {
     /// one lane per row, if there are enough rows: no reduction, and no idle lanes in short rows. In so many passes over
     /// very long rows it would meet the quirk `loops-end-early`.
     pub fn independent(cx: &Launch<'_>, rows: usize, cols: usize, passes: usize) -> Self {
-        let layout = Self::new(cx, rows, cols, 1);
+        let layout = Self::new(cx, rows, cols, 1, passes);
         let short = passes * (cols / layout.width + 1) < LOOP_ITERATIONS;
         if cx.profile.class == AdapterClass::Cpu && rows >= 8 * layout.group && short {
             return RowLayout { lanes: 1, groups: rows.div_ceil(layout.group), ..layout };
         }
         layout
+    }
+
+    /// Checks that no row is too long for so many passes: the quirk `loops-end-early`.
+    pub fn check(&self, cx: &Launch<'_>, cols: usize, passes: usize) -> Result<(), String> {
+        // Lanes without subgroups loop when they reduce, too: for up to four rows, two values of each.
+        let iterations = passes * (cols / self.width / self.lanes + 64);
+        cx.profile.quirks.check_loops("the length of a row", cols, iterations)
     }
 
     /// One row, split over a single workgroup.

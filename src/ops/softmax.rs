@@ -45,13 +45,14 @@ impl Graph {
 }
 
 /// Both directions are one kernel over rows, which binds `inputs` and then the output.
-fn launch<O: Op>(cx: &Launch<'_>, entry: &'static str) -> Program {
+fn launch<O: Op>(cx: &Launch<'_>, entry: &'static str) -> Result<Program, String> {
     let (rows, cols) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
     let layout = RowLayout::independent(cx, rows, cols, 2);
+    layout.check(cx, cols, 2)?;
     let binds: Vec<Bind> = (0..cx.inputs.len()).map(Bind::In).chain([Bind::Out(0)]).collect();
     let words = [rows as u32, (cols / layout.width) as u32, layout.groups as u32];
     let kernel = layout.kernel::<O>("softmax", SOURCE, entry);
-    Program::one(kernel, &binds, &words, cx.profile.grid(layout.groups))
+    Ok(Program::one(kernel, &binds, &words, cx.profile.grid(layout.groups)))
 }
 
 impl Op for Softmax {
@@ -72,7 +73,7 @@ impl Op for Softmax {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        Ok(launch::<Self>(cx, "forward"))
+        launch::<Self>(cx, "forward")
     }
 
     fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
@@ -106,7 +107,7 @@ impl Op for SoftmaxBackward {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        Ok(launch::<Self>(cx, "backward"))
+        launch::<Self>(cx, "backward")
     }
 
     fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {

@@ -92,7 +92,9 @@ impl Op for Stats {
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let len = cx.inputs[0].len();
         let groups = Self::rows(len);
-        let kernel = RowLayout::whole(cx).kernel::<Self>("stats", SOURCE, "forward").knob("PAIR", self.pair);
+        let layout = RowLayout::whole(cx);
+        cx.profile.quirks.check_loops("the number of elements", len, Self::chunk(len) / 4 / layout.lanes + 64)?;
+        let kernel = layout.kernel::<Self>("stats", SOURCE, "forward").knob("PAIR", self.pair);
         let b = if self.pair { Bind::In(1) } else { Bind::Null };
         let words = [len, Self::chunk(len) / 4, groups, self.row].map(|w| w as u32);
         Ok(Program::one(kernel, &[Bind::In(0), b, Bind::Out(0)], &words, cx.profile.grid(groups)))

@@ -113,10 +113,12 @@ impl TopK {
     }
 
     /// About sqrt(n) chunks of about sqrt(n) elements, so that finding the best chunk costs as much as searching it.
-    fn launch_chunks(&self, cx: &Launch<'_>, rows: usize, n: usize) -> Program {
+    fn launch_chunks(&self, cx: &Launch<'_>, rows: usize, n: usize) -> Result<Program, String> {
         let chunks = n.isqrt().next_multiple_of(4);
         // Rows need not start at a quad.
         let span = ((n + 6) / 4).div_ceil(chunks);
+        // To pick an element takes a pass over the chunks, and one over the elements of its chunk.
+        cx.profile.quirks.check_loops("the length of a row", n, self.k * (chunks / 4 + span + 3) + chunks / 4)?;
         let words = [rows, n, chunks, span].map(|w| w as u32);
         let mut program = Program::default();
         let [keys, places] = [0, 1].map(|_| program.scratch(TensorType::u32([rows * chunks])));
@@ -129,7 +131,7 @@ impl TopK {
         let outs = [Bind::ScratchIn(sums), Bind::Out(0), Bind::Out(1), Bind::Out(2)];
         let binds = [&[Bind::In(0), Bind::In(1)], &found[..], &outs].concat();
         program.dispatch(kernel("pick"), &binds, &words, cx.profile.grid(rows.div_ceil(group)));
-        program
+        Ok(program)
     }
 
     /// Levels of workgroups that each keep `k` elements, until there is one workgroup per row.
@@ -191,10 +193,10 @@ impl Op for TopK {
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let (rows, n) = (cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols());
-        Ok(match cx.profile.class {
+        match cx.profile.class {
             AdapterClass::Cpu => self.launch_chunks(cx, rows, n),
-            AdapterClass::Gpu => self.launch_sorted(cx, rows, n),
-        })
+            AdapterClass::Gpu => Ok(self.launch_sorted(cx, rows, n)),
+        }
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {

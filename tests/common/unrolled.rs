@@ -15,15 +15,17 @@ pub struct Unrolled {
     pub size: usize,
     /// Iterations of the longest loop of constant length.
     pub longest: u32,
+    /// Whether there are loops of no constant length.
+    pub open: bool,
 }
 
 impl Unrolled {
     pub fn of(kernel: &Kernel) -> Self {
         let module = wgsl::parse_str(&kernel.wgsl().unwrap()).unwrap();
         let entry = module.entry_points.iter().find(|e| e.name == kernel.entry).unwrap();
-        let mut longest = 0;
-        let size = Walk::new(&module, &entry.function).size(&entry.function.body, &mut longest);
-        Unrolled { size, longest }
+        let mut found = Unrolled::default();
+        let size = Walk::new(&module, &entry.function).size(&entry.function.body, &mut found);
+        Unrolled { size, ..found }
     }
 }
 
@@ -44,25 +46,26 @@ impl<'a> Walk<'a> {
         walk
     }
 
-    fn size(&mut self, block: &Block, longest: &mut u32) -> usize {
-        block.iter().map(|statement| self.size_of(statement, longest)).sum()
+    fn size(&mut self, block: &Block, found: &mut Unrolled) -> usize {
+        block.iter().map(|statement| self.size_of(statement, found)).sum()
     }
 
-    fn size_of(&mut self, statement: &Statement, longest: &mut u32) -> usize {
+    fn size_of(&mut self, statement: &Statement, found: &mut Unrolled) -> usize {
         match statement {
             Statement::Emit(range) => range.clone().count(),
-            Statement::Block(block) => self.size(block, longest),
-            Statement::If { accept, reject, .. } => 1 + self.size(accept, longest) + self.size(reject, longest),
-            Statement::Switch { cases, .. } => cases.iter().map(|case| self.size(&case.body, longest)).sum(),
+            Statement::Block(block) => self.size(block, found),
+            Statement::If { accept, reject, .. } => 1 + self.size(accept, found) + self.size(reject, found),
+            Statement::Switch { cases, .. } => cases.iter().map(|case| self.size(&case.body, found)).sum(),
             Statement::Loop { body, continuing, .. } => {
                 let iterations = self.iterations(body, continuing);
-                *longest = iterations.unwrap_or(0).max(*longest);
-                let size = self.size(body, longest) + self.size(continuing, longest);
+                found.longest = iterations.unwrap_or(0).max(found.longest);
+                found.open |= iterations.is_none();
+                let size = self.size(body, found) + self.size(continuing, found);
                 iterations.unwrap_or(1) as usize * size
             }
             Statement::Call { function, .. } => {
                 let function = &self.module.functions[*function];
-                1 + Walk::new(self.module, function).size(&function.body, longest)
+                1 + Walk::new(self.module, function).size(&function.body, found)
             }
             Statement::Store { pointer, value } => {
                 if let Expression::LocalVariable(variable) = self.function.expressions[*pointer] {
