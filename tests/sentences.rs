@@ -318,7 +318,10 @@ fn settings_that_would_change_the_vectors_are_refused_by_name() {
     let folder = Folder::new(&[mean()]);
     for (config, key) in [
         (json!({ "transformer_task": "fill-mask" }), "transformer_task"),
-        (json!({ "modality_config": { "text": { "method_output_name": "logits" } } }), "modality_config.text.method_output_name"),
+        (
+            json!({ "modality_config": { "text": { "method_output_name": "logits" } } }),
+            "modality_config.text.method_output_name",
+        ),
         (json!({ "processing_kwargs": { "text": { "padding": true } } }), "processing_kwargs.text"),
         (json!({ "query_expansion": [1] }), "query_expansion: expected an object"),
         (json!({ "config_args": { "hidden_act": "relu" } }), "config_args.hidden_act"),

@@ -203,8 +203,11 @@ fn one_layer() -> &'static [u8] {
     })
 }
 
+/// Names and dimensions of tensors.
+type Tensors = &'static [(&'static str, &'static [usize])];
+
 #[rustfmt::skip]
-const ONE_LAYER: [(&str, &[(&str, &[usize])]); 6] = [
+const ONE_LAYER: [(&str, Tensors); 6] = [
     ("transformer.", &[
         ("wte.weight", &[8, 4]), ("wpe.weight", &[8, 4]), ("ln_f.weight", &[4]), ("ln_f.bias", &[4]),
     ]),

@@ -162,8 +162,7 @@ impl PoolingModule {
     }
 
     fn of_folder(dir: &Path) -> Result<PoolingModule> {
-        let path = dir.join("config.json");
-        let config = Settings::read(&path)?;
+        let config = Settings::read(&dir.join("config.json"))?;
         let modes = pooling::of_config(&config)?;
         let include_prompt = config.bool("include_prompt")?.unwrap_or(true);
         if !include_prompt && modes.contains(&Pooling::First) {
@@ -175,7 +174,7 @@ impl PoolingModule {
             Some(d_model) => Some(d_model),
             None => config.usize("word_embedding_dimension")?,
         };
-        Ok(PoolingModule { path, modes, d_model, include_prompt })
+        Ok(PoolingModule { path: config.path().into(), modes, d_model, include_prompt })
     }
 }
 

@@ -44,7 +44,9 @@ mod weights;
 
 pub use gguf::gguf_header;
 pub use header::{Header, TensorInfo};
-pub(crate) use json::{float, parse as parse_json};
+pub(crate) use json::float;
+#[cfg(feature = "tokenizers")]
+pub(crate) use json::parse as parse_json;
 pub use metadata::{MetaArray, MetaValue, Metadata};
 pub use packed::Packed;
 pub(crate) use packed::UNIT;
