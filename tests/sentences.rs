@@ -283,6 +283,7 @@ fn modules_that_are_not_supported_are_refused_by_name() {
         (json!({ "pooling_mode": "median" }), ["pooling_mode", "median"]),
         (json!({ "pooling_mode": [] }), ["pooling_mode", "empty"]),
         (json!({ "pooling_mode": 3 }), ["pooling_mode", "3"]),
+        (json!({ "pooling_mode": ["cls", 3] }), ["pooling_mode", "a list of strings"]),
         (json!({ "pooling_mode_attention": true }), ["1_Pooling", "pooling_mode_attention"]),
         (json!({ "pooling_mode_mean_tokens": "yes" }), ["pooling_mode_mean_tokens", "yes"]),
         (json!({ "word_embedding_dimension": 384 }), ["expected 32", "384"]),
@@ -297,6 +298,7 @@ fn modules_that_are_not_supported_are_refused_by_name() {
         (json!({ "module_input_name": "token_embeddings" }), ["module_input_name", "token_embeddings"]),
         (json!({ "in_features": 16 }), ["linear.weight", "[1, 16]"]),
         (json!({ "out_features": 0 }), ["out_features", "0"]),
+        (json!({ "out_features": null }), ["out_features", "is missing"]),
         (json!({ "bias": false }), ["bias", "linear.bias"]),
     ] {
         Folder::dense(&[1.0], more).refused(&[&["2_Dense"][..], &parts].concat());
@@ -316,7 +318,12 @@ fn settings_that_would_change_the_vectors_are_refused_by_name() {
     let folder = Folder::new(&[mean()]);
     for (config, key) in [
         (json!({ "transformer_task": "fill-mask" }), "transformer_task"),
-        (json!({ "modality_config": { "text": { "method_output_name": "logits" } } }), "method_output_name"),
+        (
+            json!({ "modality_config": { "text": { "method_output_name": "logits" } } }),
+            "modality_config.text.method_output_name",
+        ),
+        (json!({ "processing_kwargs": { "text": { "padding": true } } }), "processing_kwargs.text"),
+        (json!({ "query_expansion": [1] }), "query_expansion: expected an object"),
         (json!({ "config_args": { "hidden_act": "relu" } }), "config_args.hidden_act"),
         (json!({ "tokenizer_args": { "do_lower_case": true } }), "tokenizer_args.do_lower_case"),
         (json!({ "max_seq_length": 0 }), "max_seq_length"),
@@ -352,6 +359,7 @@ fn the_longest_sentence_is_that_of_sentence_transformers() {
         ("sentence_roberta_config.json", json!({ "max_seq_length": 20 }), json!({}), 20),
         ("sentence_xlm-roberta_config.json", json!({ "max_seq_length": 20 }), json!({}), 20),
         ("sentence_bert_config.json", json!({ "tokenizer_args": { "model_max_length": 10 } }), json!({}), 10),
+        ("sentence_bert_config.json", json!({ "processor_kwargs": { "image": { "size": {} } } }), json!({}), 64),
     ] {
         let folder = Folder::new(&[mean()]);
         folder.write(file, &sentence);

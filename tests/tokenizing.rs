@@ -298,7 +298,7 @@ fn broken_folders_are_errors() {
         ("tokenizer_config.json", r#"{"model_max_length": 0}"#.into(), &["model_max_length", "at least 1"]),
         ("generation_config.json", r#"{"eos_token_id": {"a": 1}}"#.into(), &["eos_token_id", "the id of a token"]),
         ("generation_config.json", r#"{"eos_token_id": "</s>"}"#.into(), &["eos_token_id", "`\"</s>\"`"]),
-        ("config.json", "[]".into(), &["config.json", "expected a map"]),
+        ("config.json", "[]".into(), &["config.json", "expected a JSON object"]),
     ];
     for (name, text, parts) in cases {
         refused(ModelTokenizer::open(folder(&[(name, &text)]).path()), parts);

@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde_json::Value as Json;
 
-use super::json::{metadata, optional_metadata, read_object};
 use super::layers::Layer;
 use super::pooling::{self, Pooling};
 use crate::error::{Error, Result, quoted};
-use crate::format::{MAX_CONFIG_BYTES, MetaValue, Metadata, read_json};
+use crate::format::{MAX_CONFIG_BYTES, Settings, read_json};
 
 /// The modules of a model, in order, and the settings that go with them.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub(super) struct Modules {
     pub pooling: PoolingModule,
     /// The modules after the pooling.
     pub layers: Vec<Layer>,
-    pub settings: Settings,
+    pub settings: ModelSettings,
 }
 
 /// A Pooling module. The results of several poolings are concatenated.
@@ -37,8 +37,8 @@ pub(super) struct PoolingModule {
 
 /// What the folder says about texts and vectors.
 #[derive(Debug, Default)]
-pub(super) struct Settings {
-    /// The longest sentence in tokens.
+pub(super) struct ModelSettings {
+    /// The longest sentence in tokens; `usize::MAX` for no limit.
     pub max_tokens: Option<usize>,
     /// How many numbers of each vector to keep.
     pub truncate_dim: Option<usize>,
@@ -70,7 +70,7 @@ impl Modules {
             transformer: PathBuf::new(),
             pooling: PoolingModule::of_mode(pooling),
             layers: vec![Layer::normalize(Path::new(""))],
-            settings: Settings::default(),
+            settings: ModelSettings::default(),
         }
     }
 
@@ -84,7 +84,7 @@ impl Modules {
                 true => PoolingModule::of_folder(&usual)?,
                 false => PoolingModule::of_mode(Pooling::Mean),
             };
-            let settings = Settings::of_folder(dir, dir)?;
+            let settings = ModelSettings::of_folder(dir, dir)?;
             return Ok(Modules { transformer: dir.into(), pooling, layers: vec![], settings });
         }
         let entries: Vec<Entry> = read_json(&list, MAX_CONFIG_BYTES)?;
@@ -115,7 +115,7 @@ impl Modules {
             let message = format!("expected a Transformer and a Pooling, got {} modules", entries.len());
             return Err(Error::format(list, message));
         };
-        let settings = Settings::of_folder(dir, &transformer)?;
+        let settings = ModelSettings::of_folder(dir, &transformer)?;
         Ok(Modules { transformer, pooling, layers, settings })
     }
 
@@ -162,20 +162,19 @@ impl PoolingModule {
     }
 
     fn of_folder(dir: &Path) -> Result<PoolingModule> {
-        let path = dir.join("config.json");
-        let config = metadata(&path, &read_object(&path)?)?;
-        let modes = pooling::of_config(&path, &config)?;
-        let include_prompt = config.optional("include_prompt", Metadata::bool)?.unwrap_or(true);
+        let config = Settings::read(&dir.join("config.json"))?;
+        let modes = pooling::of_config(&config)?;
+        let include_prompt = config.bool("include_prompt")?.unwrap_or(true);
         if !include_prompt && modes.contains(&Pooling::First) {
             // Some versions take the first token after the prompt, others that before it.
-            let message = "include_prompt: expected true, since `cls` takes the token before the prompt";
-            return Err(Error::format(path, message));
+            let message = "expected true, since `cls` takes the token before the prompt";
+            return Err(config.bad("include_prompt", message));
         }
-        let d_model = match config.optional("embedding_dimension", Metadata::usize)? {
+        let d_model = match config.usize("embedding_dimension")? {
             Some(d_model) => Some(d_model),
-            None => config.optional("word_embedding_dimension", Metadata::usize)?,
+            None => config.usize("word_embedding_dimension")?,
         };
-        Ok(PoolingModule { path, modes, d_model, include_prompt })
+        Ok(PoolingModule { path: config.path().into(), modes, d_model, include_prompt })
     }
 }
 
@@ -190,109 +189,84 @@ const TRANSFORMER_CONFIGS: [&str; 7] = [
     "sentence_xlnet_config.json",
 ];
 
-/// Settings of these, and the values that they may have: another one would change the vectors.
-const ONLY: [(&str, &str); 4] = [
-    ("transformer_task", "feature-extraction"),
-    ("module_output_name", "token_embeddings"),
-    ("modality_config.text.method", "forward"),
-    ("modality_config.text.method_output_name", "last_hidden_state"),
-];
-
 /// Arguments for the tokenizer and the configuration that change nothing here.
 const HARMLESS: [&str; 5] = ["trust_remote_code", "revision", "use_fast", "padding_side", "local_files_only"];
 
-impl Settings {
-    fn of_folder(root: &Path, transformer: &Path) -> Result<Settings> {
+/// Arguments for the tokenizer, under the key of newer and of older versions.
+const TOKENIZER_ARGS: [&str; 2] = ["processor_kwargs", "tokenizer_args"];
+
+impl ModelSettings {
+    fn of_folder(root: &Path, transformer: &Path) -> Result<ModelSettings> {
         let path = TRANSFORMER_CONFIGS.iter().map(|name| transformer.join(name)).find(|path| path.exists());
-        let path = path.unwrap_or_else(|| transformer.join(TRANSFORMER_CONFIGS[0]));
-        let config = optional_metadata(&path)?;
-        check_transformer(&path, &config)?;
-        let tokenizer_path = transformer.join("tokenizer_config.json");
-        let tokenizer = optional_metadata(&tokenizer_path)?;
+        let config = Settings::read_if_any(&path.unwrap_or_else(|| transformer.join(TRANSFORMER_CONFIGS[0])))?;
+        check_transformer(&config)?;
         // As in sentence-transformers, what is closer to the sentence model takes precedence.
-        let mut max_tokens = None;
-        for (path, config, key) in [
-            (&path, &config, "processor_kwargs.model_max_length"),
-            (&path, &config, "tokenizer_args.model_max_length"),
-            (&path, &config, "max_seq_length"),
-            (&tokenizer_path, &tokenizer, "model_max_length"),
-        ] {
-            if max_tokens.is_none() && config.contains(key) {
-                max_tokens = Some(limit(path, config, key)?);
+        let mut limits = vec![];
+        for group in TOKENIZER_ARGS {
+            if let Some(group) = config.object(group)? {
+                limits.push(group.limit("model_max_length")?);
             }
         }
-        let lower_case = config.optional("do_lower_case", Metadata::bool)?.unwrap_or(false);
+        limits.push(config.limit("max_seq_length")?);
+        limits.push(Settings::read_if_any(&transformer.join("tokenizer_config.json"))?.limit("model_max_length")?);
+        let max_tokens = limits.into_iter().flatten().next();
+        let lower_case = config.bool("do_lower_case")?.unwrap_or(false);
 
-        let path = root.join("config_sentence_transformers.json");
-        let config = optional_metadata(&path)?;
-        if let Some(other) = config.optional("model_type", Metadata::str)?.filter(|&ty| ty != "SentenceTransformer") {
-            let message = format!("model_type: expected SentenceTransformer, got {}", quoted(other));
-            return Err(Error::format(path, message));
-        }
-        let truncate_dim = config.optional("truncate_dim", Metadata::usize)?;
+        let config = Settings::read_if_any(&root.join("config_sentence_transformers.json"))?;
+        config.only_str("model_type", "SentenceTransformer")?;
+        let truncate_dim = config.usize("truncate_dim")?;
         if truncate_dim == Some(0) {
-            return Err(Error::format(path, "truncate_dim: expected at least 1, got 0"));
+            return Err(config.bad("truncate_dim", "expected at least 1, got 0"));
         }
-        let (prompts, default_prompt) = prompts(&path, &config)?;
+        let (prompts, default_prompt) = prompts(&config)?;
         let text = TextSettings { lower_case, prompts, default_prompt };
-        Ok(Settings { max_tokens: max_tokens.flatten(), truncate_dim, text })
+        Ok(ModelSettings { max_tokens, truncate_dim, text })
     }
 }
 
 /// Returns an error for settings of a Transformer module that would change its vectors in a way not done here.
-fn check_transformer(path: &Path, config: &Metadata) -> Result<()> {
-    for (key, expected) in ONLY {
-        if let Some(got) = config.optional(key, Metadata::str)?.filter(|&got| got != expected) {
-            return Err(Error::format(path, format!("{key}: expected `{expected}`, got {}", quoted(got))));
-        }
+fn check_transformer(config: &Settings) -> Result<()> {
+    config.only_str("transformer_task", "feature-extraction")?;
+    config.only_str("module_output_name", "token_embeddings")?;
+    if let Some(modalities) = config.object("modality_config")?
+        && let Some(text) = modalities.object("text")?
+    {
+        text.only_str("method", "forward")?;
+        text.only_str("method_output_name", "last_hidden_state")?;
     }
-    for (key, value) in config.iter() {
-        let Some((group, setting)) = key.split_once('.') else { continue };
-        let known = match group {
-            "processor_kwargs" | "tokenizer_args" => setting == "model_max_length" || HARMLESS.contains(&setting),
-            "config_kwargs" | "config_args" => HARMLESS.contains(&setting),
+    for name in
+        ["processor_kwargs", "tokenizer_args", "config_kwargs", "config_args", "processing_kwargs", "query_expansion"]
+    {
+        let Some(group) = config.object(name)? else { continue };
+        let known = |key: &str| match name {
             "processing_kwargs" | "query_expansion" => false,
-            _ => true,
+            _ => HARMLESS.contains(&key) || TOKENIZER_ARGS.contains(&name) && key == "model_max_length",
         };
-        if !known {
-            let message = format!("{}: is not supported, got {}", quoted(key), value.summary());
-            return Err(Error::format(path, message));
+        if let Some((key, value)) = group.iter().find(|(key, value)| !known(key) && !says_nothing(value)) {
+            return Err(group.bad(key, format!("is not supported, got {}", quoted(&value.to_string()))));
         }
     }
     Ok(())
 }
 
-/// Numbers from here on mean "no limit": `transformers` writes 1e30.
-const NO_LIMIT: f32 = 1e9;
-
-/// A number of tokens; `None` for no limit.
-fn limit(path: &Path, config: &Metadata, key: &str) -> Result<Option<usize>> {
-    match config.f32(key)? {
-        n if n >= NO_LIMIT => Ok(None),
-        n if n >= 1.0 => Ok(Some(n as usize)),
-        n => Err(Error::format(path, format!("{key}: expected at least 1, got {n}"))),
-    }
+/// Whether there are only empty objects in it, which some versions write for each kind of input.
+fn says_nothing(value: &Json) -> bool {
+    value.is_null() || value.as_object().is_some_and(|object| object.values().all(says_nothing))
 }
 
 /// The prompts by name, and the default one's name.
-fn prompts(path: &Path, config: &Metadata) -> Result<(BTreeMap<String, String>, Option<String>)> {
-    if let Some(other) = config.get("prompts") {
-        return Err(Error::format(path, format!("prompts: expected an object, got {}", other.summary())));
-    }
+fn prompts(config: &Settings) -> Result<(BTreeMap<String, String>, Option<String>)> {
     // These two names are always there.
     let mut prompts = BTreeMap::from(["query", "document"].map(|name| (name.to_string(), String::new())));
-    for (key, value) in config.iter() {
-        let Some(name) = key.strip_prefix("prompts.") else { continue };
-        let MetaValue::String(prompt) = value else {
-            let message = format!("{}: expected a text, got {}", quoted(key), value.summary());
-            return Err(Error::format(path, message));
-        };
-        prompts.insert(name.into(), prompt.clone());
+    if let Some(named) = config.object("prompts")? {
+        for (name, _) in named.iter() {
+            prompts.extend(named.str(name)?.map(|prompt| (name.to_string(), prompt.to_string())));
+        }
     }
-    let default = config.optional("default_prompt_name", Metadata::str)?;
+    let default = config.str("default_prompt_name")?;
     if let Some(name) = default.filter(|name| !prompts.contains_key(*name)) {
-        let message = format!("default_prompt_name: expected the name of a prompt, got {}", quoted(name));
-        return Err(Error::format(path, message));
+        let message = format!("expected the name of a prompt, got {}", quoted(name));
+        return Err(config.bad("default_prompt_name", message));
     }
     Ok((prompts, default.map(String::from)))
 }

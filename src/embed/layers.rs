@@ -2,11 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value as Json;
-
-use super::json::{metadata, read_object};
 use crate::error::{Error, Result, joined, quoted};
-use crate::format::{Metadata, Weights};
+use crate::format::{Settings, Weights};
 
 /// One of these modules, and the folder that it is from.
 #[derive(Debug)]
@@ -87,45 +84,33 @@ impl Layer {
 
     /// Reads a Dense module's folder.
     pub fn dense(dir: &Path) -> Result<Layer> {
-        let path = dir.join("config.json");
-        let json = read_object(&path)?;
-        let config = metadata(&path, &json)?;
-        let [d_in, d_out] = [features(&path, &config, "in_features")?, features(&path, &config, "out_features")?];
-        for key in ["module_input_name", "module_output_name"] {
-            match config.optional(key, Metadata::str)? {
-                None | Some("sentence_embedding") => {}
-                Some(other) => {
-                    let message = format!("{key}: expected `sentence_embedding`, got {}", quoted(other));
-                    return Err(Error::format(path, message));
-                }
-            }
-        }
-        let flag = |key, default| Ok::<bool, Error>(config.optional(key, Metadata::bool)?.unwrap_or(default));
+        let config = Settings::read(&dir.join("config.json"))?;
+        let [d_in, d_out] = [features(&config, "in_features")?, features(&config, "out_features")?];
+        config.only_str("module_input_name", "sentence_embedding")?;
+        config.only_str("module_output_name", "sentence_embedding")?;
         let weights = weights_of(dir)?;
         let matrix = |name| Ok::<Matrix, Error>(Matrix { values: values(&weights, name, &[d_out, d_in])?, d_in });
-        let bias = match flag("bias", true)? {
+        let bias = match config.bool("bias")?.unwrap_or(true) {
             true => Some(values(&weights, "linear.bias", &[d_out])?),
             false if weights.contains("linear.bias") => {
-                let message = format!("bias: expected true, since {} has `linear.bias`", weights.path());
-                return Err(Error::format(path, message));
+                let message = format!("expected true, since {} has `linear.bias`", weights.path());
+                return Err(config.bad("bias", message));
             }
             false => None,
         };
-        let residual = match flag("use_residual", false)? {
+        let residual = match config.bool("use_residual")?.unwrap_or(false) {
             false => Residual::None,
             true if d_in == d_out => Residual::Identity,
             true => Residual::Projected(matrix("residual.weight")?),
         };
-        let activation = activation(&path, json.get("activation_function"))?;
+        let activation = activation(&config)?;
         let kind = Kind::Dense { weight: matrix("linear.weight")?, bias, activation, residual };
         Ok(Layer { path: dir.into(), kind })
     }
 
     /// Reads a LayerNorm module's folder.
     pub fn layer_norm(dir: &Path) -> Result<Layer> {
-        let path = dir.join("config.json");
-        let config = metadata(&path, &read_object(&path)?)?;
-        let d = features(&path, &config, "dimension")?;
+        let d = features(&Settings::read(&dir.join("config.json"))?, "dimension")?;
         let weights = weights_of(dir)?;
         let [weight, bias] = [values(&weights, "norm.weight", &[d])?, values(&weights, "norm.bias", &[d])?];
         Ok(Layer { path: dir.into(), kind: Kind::LayerNorm { weight, bias } })
@@ -183,26 +168,27 @@ impl Layer {
     }
 }
 
-fn features(path: &Path, config: &Metadata, key: &str) -> Result<usize> {
-    match config.usize(key)? {
+fn features(config: &Settings, key: &str) -> Result<usize> {
+    match config.usize(key)?.ok_or_else(|| config.missing(key))? {
         n if (1..=MAX_FEATURES).contains(&n) => Ok(n),
-        n => Err(Error::format(path, format!("{key}: expected from 1 to {MAX_FEATURES}, got {n}"))),
+        n => Err(config.bad(key, format!("expected from 1 to {MAX_FEATURES}, got {n}"))),
     }
 }
 
 /// PyTorch's name of the activation, such as `torch.nn.modules.activation.Tanh`, which is also the default. `null` is
 /// none.
-fn activation(path: &Path, name: Option<&Json>) -> Result<Activation> {
-    let (name, class) = match name {
-        None => (String::new(), Some("Tanh")),
-        Some(Json::Null) => (String::new(), Some("Identity")),
-        Some(Json::String(name)) => (name.clone(), name.strip_prefix("torch.nn.").and_then(|n| n.rsplit('.').next())),
-        Some(other) => (other.to_string(), None),
+fn activation(config: &Settings) -> Result<Activation> {
+    const KEY: &str = "activation_function";
+    let name = config.str(KEY)?;
+    let class = match name {
+        None if config.is_null(KEY) => Some("Identity"),
+        None => Some("Tanh"),
+        Some(name) => name.strip_prefix("torch.nn.").and_then(|rest| rest.rsplit('.').next()),
     };
     let found = ACTIVATIONS.iter().find(|(known, _)| Some(*known) == class);
     found.map(|&(_, activation)| activation).ok_or_else(|| {
         let known = joined(ACTIVATIONS.map(|(name, _)| name), ", ");
-        Error::format(path, format!("activation_function: expected one of torch.nn's {known}, got {}", quoted(&name)))
+        config.bad(KEY, format!("expected one of torch.nn's {known}, got {}", quoted(name.unwrap_or_default())))
     })
 }
 

@@ -20,7 +20,6 @@
 
 mod encoder;
 mod folder;
-mod json;
 mod layers;
 mod pooling;
 #[cfg(feature = "tokenizers")]

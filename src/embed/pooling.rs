@@ -1,9 +1,9 @@
 //! From one vector per token to one per sentence.
 
-use std::path::Path;
+use serde_json::Value as Json;
 
 use crate::error::{Error, Result, joined, quoted};
-use crate::format::{MetaValue, Metadata};
+use crate::format::Settings;
 use crate::graph::{Graph, Value};
 use crate::tensor::TensorType;
 
@@ -77,34 +77,26 @@ pub(super) fn position_weights(n: usize, before: usize) -> Vec<f32> {
 }
 
 /// Reads the configuration of a Pooling module: `pooling_mode`, a name or several, or a flag for each.
-pub(super) fn of_config(path: &Path, config: &Metadata) -> Result<Vec<Pooling>> {
-    let by_name = |name: &str| {
-        let found = NAMES.iter().find(|(_, known, _)| name.eq_ignore_ascii_case(known));
-        found.map(|&(pooling, ..)| pooling).ok_or_else(|| {
-            let known = joined(NAMES.map(|(_, name, _)| name), ", ");
-            Error::format(path, format!("pooling_mode: expected one of {known}, got {}", quoted(name)))
-        })
+pub(super) fn of_config(config: &Settings) -> Result<Vec<Pooling>> {
+    const KEY: &str = "pooling_mode";
+    let names = match config.get(KEY) {
+        Some(Json::String(name)) => Some(vec![name.as_str()]),
+        _ => config.strs(KEY)?,
     };
-    match config.get("pooling_mode") {
-        Some(MetaValue::String(name)) => return Ok(vec![by_name(name)?]),
-        Some(_) => {
-            let names = config.strs("pooling_mode")?;
-            return match names.is_empty() {
-                true => Err(Error::format(path, "pooling_mode: expected a name, got an empty list")),
-                false => names.iter().map(|name| by_name(name)).collect(),
-            };
-        }
-        None => {}
+    if let Some(names) = names {
+        return match names.is_empty() {
+            true => Err(config.bad(KEY, "expected a name, got an empty list")),
+            false => names.into_iter().map(|name| by_name(config, name)).collect(),
+        };
     }
-    for (key, value) in config.iter().filter(|(key, _)| key.starts_with("pooling_mode")) {
-        if !NAMES.iter().any(|(.., flag)| *flag == key) && !matches!(value, MetaValue::Bool(false)) {
-            let known = joined(NAMES.map(|(.., flag)| flag), ", ");
-            return Err(Error::format(path, format!("expected one of {known}, got {}", quoted(key))));
+    for (key, value) in config.iter().filter(|(key, _)| key.starts_with(KEY)) {
+        if !NAMES.iter().any(|(.., flag)| *flag == key) && *value != false {
+            return Err(config.bad(key, format!("expected one of {}", joined(NAMES.map(|(.., flag)| flag), ", "))));
         }
     }
     let mut poolings = vec![];
     for (pooling, _, flag) in NAMES {
-        if config.optional(flag, Metadata::bool)?.unwrap_or(false) {
+        if config.bool(flag)?.unwrap_or(false) {
             poolings.push(pooling);
         }
     }
@@ -112,4 +104,12 @@ pub(super) fn of_config(path: &Path, config: &Metadata) -> Result<Vec<Pooling>> 
         poolings.push(Pooling::Mean);
     }
     Ok(poolings)
+}
+
+fn by_name(config: &Settings, name: &str) -> Result<Pooling> {
+    let found = NAMES.iter().find(|(_, known, _)| name.eq_ignore_ascii_case(known));
+    found.map(|&(pooling, ..)| pooling).ok_or_else(|| {
+        let known = joined(NAMES.map(|(_, name, _)| name), ", ");
+        config.bad("pooling_mode", format!("expected one of {known}, got {}", quoted(name)))
+    })
 }

@@ -126,37 +126,6 @@ impl Metadata {
         Metadata { path: path.into(), ..Default::default() }
     }
 
-    /// The entries of a JSON object. Entries of nested objects are named `outer.inner`; nulls, and arrays of anything
-    /// but strings, are left out.
-    pub(crate) fn of_json(path: &str, object: &serde_json::Value) -> Result<Self> {
-        let mut meta = Metadata::new(path);
-        meta.insert_json("", object)?;
-        Ok(meta)
-    }
-
-    fn insert_json(&mut self, key: &str, value: &serde_json::Value) -> Result<()> {
-        use serde_json::Value as Json;
-        let value = match value {
-            Json::Object(entries) => {
-                let inner = |name: &str| if key.is_empty() { name.to_string() } else { format!("{key}.{name}") };
-                return entries.iter().try_for_each(|(name, v)| self.insert_json(&inner(name), v));
-            }
-            Json::Bool(v) => MetaValue::Bool(*v),
-            Json::String(v) => MetaValue::String(v.clone()),
-            Json::Number(v) => match (v.as_i64(), v.as_f64()) {
-                (Some(v), _) => MetaValue::I64(v),
-                (None, Some(v)) => MetaValue::F64(v),
-                _ => return Ok(()),
-            },
-            Json::Array(v) => match v.iter().map(|v| v.as_str().map(String::from)).collect() {
-                Some(strings) => MetaValue::Array(MetaArray::String(strings)),
-                None => return Ok(()),
-            },
-            Json::Null => return Ok(()),
-        };
-        self.insert(key.to_string(), value)
-    }
-
     /// Adds an entry. Returns an error if the key is taken.
     pub(super) fn insert(&mut self, key: String, value: MetaValue) -> Result<()> {
         match self.by_key.entry(key.clone()) {

@@ -39,11 +39,14 @@ mod metadata;
 mod packed;
 pub mod quant;
 mod safetensors;
+mod settings;
 mod weights;
 
 pub use gguf::gguf_header;
 pub use header::{Header, TensorInfo};
-pub(crate) use json::{float, parse as parse_json};
+pub(crate) use json::float;
+#[cfg(feature = "tokenizers")]
+pub(crate) use json::parse as parse_json;
 pub use metadata::{MetaArray, MetaValue, Metadata};
 pub use packed::Packed;
 pub(crate) use packed::UNIT;
@@ -52,4 +55,5 @@ pub use quant::Stored;
 pub(crate) use safetensors::{Entries, read_file};
 pub(crate) use safetensors::{MAX_CONFIG_BYTES, read_json, safetensors_start};
 pub use safetensors::{SaveTensor, safetensors_header, safetensors_index, save_safetensors};
+pub(crate) use settings::Settings;
 pub use weights::{StoredTensor, Weights, is_gguf};

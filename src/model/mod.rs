@@ -23,9 +23,11 @@ mod layout;
 mod loaded;
 mod names;
 mod save;
+mod to_hugging_face;
 mod upload;
 
-pub use hugging_face::{config_from_json, config_to_json};
+pub use hugging_face::config_from_json;
 pub use loaded::Model;
 pub use save::{save, save_arena, save_arena_blocking, save_with};
+pub use to_hugging_face::config_to_json;
 pub(crate) use upload::{Placed, Uploaded};

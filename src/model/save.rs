@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use serde_json::{Value as Json, json};
 
-use super::hugging_face;
 use super::layout::{beside, halves, is_linear, is_rotated, transpose};
 use super::loaded::{Model, parameters};
 use super::names::Names;
+use super::to_hugging_face;
 use crate::device::{Gpu, PIECE, Tensor, pieces, read_part};
 use crate::error::{Error, Result};
 use crate::files::NewFile;
@@ -63,7 +63,7 @@ pub fn save_with(
     config: &TransformerConfig,
     mut values: impl FnMut(&str) -> Result<Vec<f32>>,
 ) -> Result<()> {
-    let (json, names) = hugging_face::write(config)?;
+    let (json, names) = to_hugging_face::write(config)?;
     let tensors = layout(config, names)?;
     let mut folder = Folder::new(dir);
     let mut weights = folder.start_weights(&tensors)?;
@@ -88,7 +88,7 @@ pub fn save_with(
 /// Resolves once the device has been polled, several times for a large model. Until then, submit nothing that changes
 /// the parameters. Outside of frames, use [`save_arena_blocking`].
 pub async fn save_arena(dir: &Path, config: &TransformerConfig, gpu: &Gpu, params: &Arena) -> Result<()> {
-    let (json, names) = hugging_face::write(config)?;
+    let (json, names) = to_hugging_face::write(config)?;
     let tensors = layout(config, names)?;
     let mut folder = Folder::new(dir);
     folder.add_weights(config, &tensors, gpu, params).await?;
@@ -142,7 +142,7 @@ impl Model {
         let config = self.config();
         let (json, names) = match self.weights().config() {
             Some(json) => (in_f32(json, config), self.names),
-            None => hugging_face::write(config)?,
+            None => to_hugging_face::write(config)?,
         };
         let tensors = layout(config, names)?;
         let companions = self.companions()?;

@@ -5,9 +5,11 @@ use std::collections::{HashMap, HashSet};
 use serde::Deserialize;
 use tokenizers::{AddedToken, Model, Tokenizer};
 
-use super::files::{Config, Files};
+use super::files::Files;
 use super::guard::guarded;
+use super::tokens;
 use crate::error::{Error, Result, quoted};
+use crate::format::Settings;
 
 /// Settings that name a special token.
 const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
@@ -50,19 +52,19 @@ pub(super) struct Special {
 impl Special {
     /// As `transformers` reads these files: if `tokenizer_config.json` has `added_tokens_decoder`, it has all; otherwise
     /// the other two files count more. `defaults` are the names of tokens that no file names.
-    pub fn read(files: &Files<'_>, config: &Config, defaults: &[(&str, &str)]) -> Result<Special> {
-        let map = Config::read(files, "special_tokens_map.json")?;
-        let placed = config.tokens_by_id("added_tokens_decoder")?;
+    pub fn read(files: &Files<'_>, config: &Settings, defaults: &[(&str, &str)]) -> Result<Special> {
+        let map = files.settings("special_tokens_map.json")?;
+        let placed = tokens::tokens_by_id(config, "added_tokens_decoder")?;
         let sources = if placed.is_some() { [config, &map] } else { [&map, config] };
         let mut named = vec![];
         for key in NAMED {
             let default = defaults.iter().find(|(name, _)| *name == key).map(|(_, text)| AddedToken::from(*text, true));
-            let token = sources[0].token(key)?.or(sources[1].token(key)?).or(default);
+            let token = tokens::token(sources[0], key)?.or(tokens::token(sources[1], key)?).or(default);
             named.extend(token.map(|token| (key, token)));
         }
         let mut listed = vec![];
         for (source, key) in sources.iter().flat_map(|source| LISTS.map(|key| (source, key))) {
-            listed.extend(source.tokens(key)?);
+            listed.extend(tokens::tokens(source, key)?);
         }
         let texts: HashSet<&str> = named.iter().map(|(_, token)| token).chain(&listed).map(content).collect();
         let (path, placed) = match placed {
@@ -71,9 +73,9 @@ impl Special {
                 (format!("{}: added_tokens_decoder", config.path()), placed)
             }
             None => {
-                let legacy = Config::read(files, "added_tokens.json")?;
+                let legacy = files.settings("added_tokens.json")?;
                 let token = |(id, text)| (id, AddedToken::from(text, texts.contains(text)));
-                let placed = legacy.ids_by_token()?.into_iter().map(token).collect();
+                let placed = tokens::ids_by_token(&legacy)?.into_iter().map(token).collect();
                 (legacy.path().into(), placed)
             }
         };

@@ -9,14 +9,15 @@ use tokenizers::TruncationDirection;
 use super::ModelTokenizer;
 use super::added::{Base, Special, complete};
 use super::chat::ChatTemplate;
-use super::files::{Config, Files};
+use super::files::Files;
 use super::json::TokenizerJson;
+use super::tokens;
 use super::vocab::VocabFile;
 use crate::error::{Error, Result};
-use crate::format::MAX_CONFIG_BYTES;
+use crate::format::{MAX_CONFIG_BYTES, Settings};
 
 pub(super) fn open(files: &Files<'_>) -> Result<ModelTokenizer> {
-    let config = Config::read(files, "tokenizer_config.json")?;
+    let config = files.settings("tokenizer_config.json")?;
     let mut tokenizer = match TokenizerJson::read(files)? {
         Some(json) => {
             let special = Special::read(files, &config, &[])?;
@@ -31,10 +32,10 @@ pub(super) fn open(files: &Files<'_>) -> Result<ModelTokenizer> {
         }
     };
     // As in `transformers`, which writes both.
-    tokenizer.cut_start = match config.get("truncation_side").map(|side| side.as_str()) {
+    tokenizer.cut_start = match config.str("truncation_side")? {
         None => tokenizer.codec.tokenizer.get_truncation().is_some_and(|t| t.direction == TruncationDirection::Left),
-        Some(Some("right")) => false,
-        Some(Some("left")) => true,
+        Some("right") => false,
+        Some("left") => true,
         Some(_) => return Err(config.bad("truncation_side", "expected `left` or `right`")),
     };
     // Truncation and padding are for training and batches. Here a text keeps exactly its own tokens.
@@ -44,19 +45,20 @@ pub(super) fn open(files: &Files<'_>) -> Result<ModelTokenizer> {
 }
 
 /// A vocabulary, and what the other files say about it.
-fn around(files: &Files<'_>, config: &Config, base: &dyn Base, special: &Special) -> Result<ModelTokenizer> {
+fn around(files: &Files<'_>, config: &Settings, base: &dyn Base, special: &Special) -> Result<ModelTokenizer> {
     let tokenizer = complete(base, special)?;
     let is_token = |id| tokenizer.id_to_token(id).is_some();
-    let mut stop = Config::read(files, "generation_config.json")?.ids("eos_token_id", is_token)?;
+    let mut stop = tokens::ids(&files.settings("generation_config.json")?, "eos_token_id", is_token)?;
     if stop.is_empty() {
-        stop = Config::read(files, "config.json")?.ids("eos_token_id", is_token)?;
+        stop = tokens::ids(&files.settings("config.json")?, "eos_token_id", is_token)?;
     }
     stop.extend(special.text("eos_token").and_then(|token| tokenizer.token_to_id(token)));
-    let sentences = Config::read(files, "sentence_bert_config.json")?;
+    let sentences = files.settings("sentence_bert_config.json")?;
     let max_tokens = match sentences.limit("max_seq_length")? {
         Some(limit) => Some(limit),
         None => config.limit("model_max_length")?,
     };
+    let max_tokens = max_tokens.filter(|&limit| limit < usize::MAX);
     let text = |key| special.text(key).map(String::from);
     let chat = chat_template(files, config, text("bos_token"), text("eos_token"))?;
     let lower_case = sentences.bool("do_lower_case")?.unwrap_or(false);
@@ -69,7 +71,7 @@ fn around(files: &Files<'_>, config: &Config, base: &dyn Base, special: &Special
 /// is used.
 fn chat_template(
     files: &Files<'_>,
-    config: &Config,
+    config: &Settings,
     bos: Option<String>,
     eos: Option<String>,
 ) -> Result<Option<ChatTemplate>> {

@@ -32,6 +32,7 @@ mod hub;
 mod json;
 mod save;
 mod text;
+mod tokens;
 mod vocab;
 
 pub use chat::Message;

@@ -13,10 +13,11 @@ use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
 use super::added::{Base, Special};
-use super::files::{Config, Files};
+use super::files::Files;
 use super::gguf::pre_tokenizer;
 use super::json::{MAX_TOKENIZER_BYTES, Merge, Vocabulary};
 use crate::error::{Error, Result, quoted};
+use crate::format::Settings;
 
 /// The tokenizers that these files are read for.
 #[derive(Clone, Copy, PartialEq)]
@@ -42,7 +43,7 @@ const BERT_NAMES: &[(&str, &str)] = &[
 pub(super) struct VocabFile<'a> {
     path: String,
     class: Class,
-    config: &'a Config,
+    config: &'a Settings,
     pub special: Special,
     tokens: Tokens,
 }
@@ -55,7 +56,7 @@ enum Tokens {
 }
 
 impl<'a> VocabFile<'a> {
-    pub fn read(files: &Files<'_>, config: &'a Config) -> Result<VocabFile<'a>> {
+    pub fn read(files: &Files<'_>, config: &'a Settings) -> Result<VocabFile<'a>> {
         let class = class(files, config)?;
         let names = match class {
             Class::Gpt2 => GPT_2_NAMES,
@@ -150,9 +151,10 @@ impl Base for VocabFile<'_> {
 }
 
 /// What the files are for: the class of tokenizer that a configuration names, or else the model's.
-fn class(files: &Files<'_>, config: &Config) -> Result<Class> {
-    let model = Config::read(files, "config.json")?;
-    let name = config.name("tokenizer_class").or(model.name("tokenizer_class")).or(model.name("model_type"));
+fn class(files: &Files<'_>, config: &Settings) -> Result<Class> {
+    let model = files.settings("config.json")?;
+    let own = config.str("tokenizer_class")?;
+    let name = own.or(model.str("tokenizer_class")?).or(model.str("model_type")?);
     let (pairs, words) = (files.has("vocab.json") && files.has("merges.txt"), files.has("vocab.txt"));
     let found = match name.map(|name| name.trim_end_matches("Fast")) {
         Some("GPT2Tokenizer" | "CodeGenTokenizer" | "gpt2") => Some(Class::Gpt2),
