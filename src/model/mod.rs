@@ -16,6 +16,7 @@
 //! a [`Trainer`](crate::train::Trainer), and [`Model::save`] writes a folder that PyTorch loads, with tokenizer and
 //! chat template. [`save`] does so for models that were trained from scratch.
 
+mod companions;
 mod config;
 mod gguf;
 mod hugging_face;

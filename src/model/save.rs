@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use serde_json::{Value as Json, json};
 
+use super::companions::{Companions, is_same};
 use super::layout::{beside, halves, is_linear, is_rotated, transpose};
 use super::loaded::{Model, parameters};
 use super::names::Names;
@@ -145,11 +146,11 @@ impl Model {
             None => to_hugging_face::write(config)?,
         };
         let tensors = layout(config, names)?;
-        let companions = self.companions()?;
+        let companions = Companions::of(self)?;
+        companions.check_strangers(self, dir)?;
         let mut folder = Folder::new(dir);
-        folder.check_strangers(&self.folder(), &companions)?;
         folder.add_weights(config, &tensors, gpu, params).await?;
-        folder.add_json("config.json", &with_ends(json, &companions))?;
+        folder.add_json("config.json", &companions.with_ends(json))?;
         folder.add_companions(&companions)?;
         folder.commit()
     }
@@ -158,37 +159,6 @@ impl Model {
     pub fn save_blocking(&self, dir: &Path, gpu: &Gpu, params: &Arena) -> Result<()> {
         gpu.run_blocking(self.save(dir, gpu, params))
     }
-
-    /// The folder that it comes from.
-    fn folder(&self) -> PathBuf {
-        let path = Path::new(self.weights().path());
-        let file = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        if path.is_dir() { path.into() } else { file.into() }
-    }
-
-    /// What comes with the weights.
-    fn companions(&self) -> Result<Companions> {
-        if self.weights().config().is_some() {
-            let folder = self.folder();
-            return Ok(Companions::Files { names: companions_in(&folder)?, folder });
-        }
-        match self.weights().metadata().contains("tokenizer.ggml.model") {
-            true => made_from(self),
-            false => Ok(Companions::Made(vec![])),
-        }
-    }
-}
-
-#[cfg(feature = "tokenizers")]
-fn made_from(model: &Model) -> Result<Companions> {
-    let tokenizer = crate::tokenize::ModelTokenizer::of(model.weights())?;
-    Ok(Companions::Made(tokenizer.files(model.weights().metadata())?))
-}
-
-#[cfg(not(feature = "tokenizers"))]
-fn made_from(model: &Model) -> Result<Companions> {
-    let message = "saving its tokenizer needs the feature `tokenizers`; `model::save_arena` saves a model without one";
-    Err(Error::format(model.weights().path(), message))
 }
 
 /// A tensor of a file, and the parameters in it.
@@ -327,98 +297,11 @@ impl Folder {
         }
     }
 
-    /// Returns an error if the folder has a file that would be taken for one of the model's, which comes from `origin`.
-    fn check_strangers(&self, origin: &Path, companions: &Companions) -> Result<()> {
-        if !self.dir.is_dir() || is_same(origin, &self.dir) {
-            return Ok(());
-        }
-        let stranger = companions_in(&self.dir)?.into_iter().find(|name| !companions.contains(name));
-        stranger.map_or(Ok(()), |name| {
-            let message = "is of another model, which has none of this name: remove it, or save to another folder";
-            Err(Error::format(self.dir.join(name), message))
-        })
-    }
-
     /// Puts all files in their places, once the disk has them.
     fn commit(mut self) -> Result<()> {
         self.files.iter_mut().try_for_each(NewFile::sync)?;
         self.files.into_iter().try_for_each(NewFile::commit)
     }
-}
-
-/// What a model's folder has besides weights and configuration.
-enum Companions {
-    /// Files of another folder, by their paths within it.
-    Files { folder: PathBuf, names: Vec<String> },
-    /// Files that are made from a GGUF file's metadata.
-    Made(Vec<(&'static str, Json)>),
-}
-
-impl Companions {
-    fn contains(&self, name: &str) -> bool {
-        match self {
-            Companions::Files { names, .. } => names.iter().any(|n| n == name),
-            Companions::Made(files) => files.iter().any(|(n, _)| *n == name),
-        }
-    }
-}
-
-/// Files of tokenizers, chats and sentence models besides those that begin with `tokenizer`.
-const COMPANIONS: &[&str] = &[
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "config_sentence_transformers.json",
-    "generation_config.json",
-    "merges.txt",
-    "modules.json",
-    "sentence_bert_config.json",
-    "sentencepiece.bpe.model",
-    "special_tokens_map.json",
-    "spiece.model",
-    "tekken.json",
-    "vocab.json",
-    "vocab.txt",
-];
-
-/// The files in a folder that belong to a model besides its weights and its configuration, in a fixed order.
-fn companions_in(folder: &Path) -> Result<Vec<String>> {
-    let mut names = vec![];
-    for (name, is_folder) in entries(folder)? {
-        // Further chat templates, and the modules of a sentence model: `1_Pooling`.
-        let number = name.split_once('_').map_or("", |(number, _)| number);
-        let is_module = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
-        if is_folder && (name == "additional_chat_templates" || is_module) {
-            let files = entries(&folder.join(&name))?.into_iter().filter(|(_, is_folder)| !is_folder);
-            names.extend(files.map(|(file, _)| format!("{name}/{file}")));
-        } else if !is_folder
-            && (COMPANIONS.contains(&name.as_str()) || name.starts_with("tokenizer") || name.ends_with(".tiktoken"))
-        {
-            names.push(name);
-        }
-    }
-    // A file that is being written by somebody else.
-    names.retain(|name| !name.ends_with(".tmp"));
-    names.sort_unstable();
-    Ok(names)
-}
-
-/// Names of files and folders in a folder, and which are folders. What is neither, or has a name that is not UTF-8, is
-/// left out.
-fn entries(folder: &Path) -> Result<Vec<(String, bool)>> {
-    let mut found = vec![];
-    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
-        let entry = entry.map_err(Error::io(folder))?;
-        let (Ok(name), Ok(metadata)) = (entry.file_name().into_string(), fs::metadata(entry.path())) else { continue };
-        if metadata.is_dir() || metadata.is_file() {
-            found.push((name, metadata.is_dir()));
-        }
-    }
-    Ok(found)
-}
-
-fn is_same(a: &Path, b: &Path) -> bool {
-    matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
 }
 
 /// The tensors of a parameter in an arena: itself, or the parts of a table from its first row on.
@@ -454,17 +337,4 @@ fn in_f32(json: &Json, config: &TransformerConfig) -> Json {
         }
     }
     json
-}
-
-/// The configuration of a GGUF file's model, with the tokens that begin and end its texts.
-fn with_ends(mut config: Json, companions: &Companions) -> Json {
-    let Companions::Made(files) = companions else { return config };
-    for (_, generation) in files.iter().filter(|(name, _)| *name == "generation_config.json") {
-        for key in ["bos_token_id", "eos_token_id", "pad_token_id"] {
-            if let Some(id) = generation.get(key) {
-                config[key] = id.clone();
-            }
-        }
-    }
-    config
 }
