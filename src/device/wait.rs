@@ -91,8 +91,8 @@ impl Gpu {
                 return output;
             }
             if !idle {
-                // Without a limit: where a wait with one ends early, wgpu 30 panics if another thread's poll then
-                // finds the queue empty ("the current submission index should be at least ...").
+                // Without a limit: where a wait ends before the work does, wgpu 30 panics if another thread's poll then
+                // finds the queue empty (gfx-rs/wgpu#9958).
                 self.poll(wgpu::PollType::wait_indefinitely())?;
                 vain = Vain::new();
                 continue;
