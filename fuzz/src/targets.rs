@@ -159,7 +159,7 @@ pub fn chat_template(file: &[u8]) {
         .map(|(role, text)| Message::new(*role, String::from_utf8_lossy(text)))
         .collect();
     let files = [("tokenizer.json", tokenizer.as_slice()), ("chat_template.jinja", template)];
-    let tokenizer = ModelTokenizer::from_files("fuzz", files).expect("a whole tokenizer");
+    let Ok(tokenizer) = ModelTokenizer::from_files("fuzz", files) else { return }; // as if it is not UTF-8
     if let Ok(text) = tokenizer.chat(&messages, true) {
         assert!(text.len() < 1 << 28);
     }
