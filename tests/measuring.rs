@@ -310,6 +310,19 @@ fn long_frame(pace: &mut Pace, exec: &Executable) -> wgpu::CommandEncoder {
     encoder
 }
 
+/// Waits until a pace has measured so many frames. Another test's thread may be about to report what its poll found.
+fn until_measured(pace: &mut Pace, frames: usize) {
+    gpu().wait_blocking().unwrap();
+    for _ in 0..10_000 {
+        pace.begin(&mut gpu().device().create_command_encoder(&Default::default())).unwrap();
+        if pace.frames() >= frames {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(pace.frames(), frames);
+}
+
 fn dawdler() -> Executable {
     let (g, _, z) = dawdle(10);
     let plan = Arc::new(Plan::new(&g, &[z], gpu().profile()).unwrap());
@@ -323,7 +336,8 @@ fn a_pace_measures_frames_by_itself() {
         gpu().submit(long_frame(&mut pace, &exec)).unwrap();
         gpu().wait_blocking().unwrap();
     }
-    assert!(pace.factor() > 8.0 && pace.frames() == 7, "{} of {}", pace.factor(), pace.frames());
+    until_measured(&mut pace, 8);
+    assert!(pace.factor() > 8.0, "{}", pace.factor());
 }
 
 #[test]
@@ -352,9 +366,7 @@ fn a_pace_survives_frames_that_come_to_nothing() {
         pace.end(&mut encoder, us(1)).unwrap();
         gpu().submit(encoder).unwrap();
     }
-    gpu().wait_blocking().unwrap();
-    pace.begin(&mut encoder()).unwrap();
-    assert_eq!(pace.frames(), 10);
+    until_measured(&mut pace, 10);
     assert!(pace.factor() > 8.0, "{}", pace.factor());
     drop(kept);
     pace.begin(&mut encoder()).unwrap();

@@ -126,13 +126,16 @@ impl Pace {
             if frame.begun.is_dropped() || frame.ended.is_dropped() {
                 continue;
             }
+            // What was not begun on the GPU has the times of another frame. Polls report that after the data.
+            if !frame.begun.is_done() {
+                self.pending.push_back(frame);
+                continue;
+            }
             match frame.ticks.try_take::<u32>() {
                 Ok(Some(words)) => {
                     let ticks = ticks::from_words(&words);
                     let period = self.gpu.queue().get_timestamp_period();
-                    // What was not begun on the GPU has the times of another frame.
-                    let time = ticks::between(ticks[0], ticks[2], period).filter(|_| frame.begun.is_done());
-                    self.took(frame.estimate, time.unwrap_or_default());
+                    self.took(frame.estimate, ticks::between(ticks[0], ticks[2], period).unwrap_or_default());
                 }
                 Ok(None) => self.pending.push_back(frame),
                 Err(e @ Error::DeviceLost(_)) => return Err(e),
