@@ -343,8 +343,10 @@ fn what_an_app_holds_may_go_to_other_threads() {
 #[test]
 fn a_step_in_slices_gives_the_same_bits_and_readers_see_whole_steps() {
     let (mut whole, mut sliced) = (trainer(gpu()), trainer(gpu()));
-    let profile = sliced.profile_blocking(&batches(0)).unwrap();
+    let mut profile = sliced.profile_blocking(&batches(0)).unwrap();
     whole.step(&batches(0)).unwrap();
+    // On a busy machine, one dispatch may take as long as all others.
+    profile.nodes.iter_mut().flat_map(|node| &mut node.spans).for_each(|span| span.ns = 1000);
     for (budget, at_least) in [(Duration::ZERO, 100), (profile_time(&profile) / 8, 6), (Duration::from_secs(9), 3)] {
         let slices = sliced.slices(&profile, budget).unwrap();
         let seen = sliced.evaluate_blocking(&batches(99)).unwrap();
