@@ -553,10 +553,8 @@ fn an_encoder_has_the_hidden_states_of_pytorch() {
             exec.write(p, &model.values(g.name(p)).unwrap()).unwrap();
         }
         exec.write(encoder.tokens, &expected::<u32>("bert", "ids")).unwrap();
-        if with_types {
-            exec.write(encoder.token_types.unwrap(), &expected::<u32>("bert", "token_types")).unwrap();
-        }
-        exec.write(encoder.token_types.unwrap(), &vec![0u32; g.ty(encoder.tokens).len()]).unwrap();
+        let types = if with_types { expected("bert", "token_types") } else { vec![0u32; g.ty(encoder.tokens).len()] };
+        exec.write(encoder.token_types.unwrap(), &types).unwrap();
         exec.submit().unwrap();
         let got: Vec<f32> = exec.read_blocking(encoder.hidden).unwrap();
         let worst = worst(&got, &expected("bert", expected_name));
