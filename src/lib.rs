@@ -17,8 +17,8 @@
 //!   [`plan`].
 //! * **Run** it. [`Gpu`] is your application's device or a headless one, and an [`Executable`] is a plan with memory
 //!   and pipelines on it. A [`Tensor`] is a range of a buffer, yours if you like, and a [`Readback`] brings one to the
-//!   host without waiting. [`device`] also [writes tensors into textures](device::texture), keeps frames within a
-//!   budget ([`Pace`]) and finds the fastest kernels ([`Tuner`]).
+//!   host without waiting. [`device`] also reads and writes [textures](device::texture), keeps frames within a budget
+//!   ([`Pace`]) and finds the fastest kernels ([`Tuner`]).
 //! * **Train** with [`train::Trainer`], which runs a step in one submit, or in slices over several frames. [`optim`]
 //!   has AdamW, Muon and learning rate schedules, [`train::data`] batches, [`train::checkpoint`] files to resume from.
 //!   All randomness comes from [`rng`], as a function of seed and step.
