@@ -70,7 +70,7 @@ impl Transformer {
 
 /// The values of an encoder in a graph: a transformer without an output projection.
 ///
-/// For sentence vectors use [`SentenceEncoder`](crate::embed::SentenceEncoder), which runs one of these.
+/// For sentence vectors use [`SentenceEncoder`](crate::sentence::SentenceEncoder), which runs one of these.
 #[derive(Clone, Debug)]
 pub struct TransformerEncoder {
     /// Input: token ids, u32 `[batch, time]`.
