@@ -73,8 +73,8 @@ impl Transformer {
 /// The values of an encoder in a graph: a transformer without an output projection.
 ///
 /// Use it for classifiers and other models that read text but write none, with layers of your own on
-/// [`hidden`](Self::hidden).
-/// For sentence vectors use [`SentenceEncoder`](crate::embed::SentenceEncoder), which runs one of these.
+/// [`hidden`](Self::hidden). For sentence vectors use a [`SentenceEncoder`](crate::sentence::SentenceEncoder), which
+/// runs one of these.
 #[derive(Clone, Debug)]
 pub struct TransformerEncoder {
     /// Input: token ids, u32 `[batch, time]`.
