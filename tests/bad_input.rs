@@ -481,7 +481,7 @@ fn settings_of_optimisers_are_checked() {
         f(&mut adamw, x);
         let config = TrainConfig { adamw, ..good.clone() };
         expect(TrainPlan::new(&config, &TrainOptions::default(), &profile), words);
-        expect(OptimizerPlan::new(adamw, None, &layout, &profile), words);
+        expect(OptimizerPlan::new(adamw, &layout, &profile), words);
         let AdamWConfig { beta1, beta2, eps, weight_decay, max_grad_norm } = adamw;
         let [beta1, beta2, eps, weight_decay, max_grad_norm] =
             [beta1, beta2, eps, weight_decay, max_grad_norm].map(|x| x as f32);

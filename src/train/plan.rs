@@ -7,7 +7,7 @@ use super::config::{TrainConfig, TrainOptions};
 use crate::device::Gpu;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
-use crate::nn::{ParamInit, Transformer};
+use crate::nn::{ParamInit, Transformer, is_hidden_matrix};
 use crate::optim::{ArenaLayout, OptimizerPlan};
 use crate::plan::Plan;
 use crate::plan::requirements::Requirements;
@@ -85,13 +85,15 @@ impl TrainPlan {
         config.validate()?;
         let (graph, gpt) = options.build(profile, config, true)?;
         let params: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
-        let layout = Arc::new(ArenaLayout::for_training(&graph, &params, profile, config.muon.is_some())?);
+        let optimizer = config.optimizer();
+        let layout = ArenaLayout::for_training(&graph, &params, profile, &optimizer, is_hidden_matrix)?;
+        let layout = Arc::new(layout);
         let plan = TrainPlan {
             config: config.clone(),
             inits: gpt.params.iter().map(|p| p.init).filter(|_| options.init).collect(),
             forward_backward: training_plan(graph, &gpt, (config, options), profile)?,
             evaluation: evaluation_plan(config, options, profile)?,
-            optimizer: OptimizerPlan::new(config.adamw, config.muon, &layout, profile)?,
+            optimizer: OptimizerPlan::new(optimizer, &layout, profile)?,
             layout,
             lanes: profile.lanes(),
         };
@@ -148,7 +150,7 @@ impl TrainPlan {
     }
 
     fn arena_bytes(&self) -> usize {
-        4 * (3 * self.layout.total_len() + self.optimizer.second_len())
+        4 * (2 * self.layout.total_len() + self.optimizer.moments_len())
     }
 
     /// Returns an error if this plan does not suit the device.
