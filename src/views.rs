@@ -67,7 +67,7 @@ impl<'a> Subject<'a> {
             })?;
             bindings.insert(v, self.params.tensors[*i].clone());
         }
-        Executable::new(self.gpu, plan, ExecOptions { bindings }).await
+        Executable::new(self.gpu, plan, ExecOptions::bound(bindings)).await
     }
 }
 
@@ -162,7 +162,7 @@ impl LogitLens {
         self.exec.write(self.targets, &batch.targets)?;
         let gpu = self.exec.gpu();
         let mut encoder = gpu.encoder("logit lens");
-        self.exec.record(&mut encoder);
+        self.exec.record(&mut encoder)?;
         let mut read = |v: Value| Ok::<_, Error>(self.exec.tensor(v)?.record_read(gpu, &mut encoder));
         let mut pending = vec![];
         for (layer, (node, loss, kl)) in self.layers.iter().enumerate() {
@@ -270,7 +270,7 @@ impl DropLayer {
                 }
             }
             let mut encoder = gpu.encoder("ablation");
-            self.exec.record(&mut encoder);
+            self.exec.record(&mut encoder)?;
             pending.push((dropped, self.exec.tensor(self.loss)?.record_read(gpu, &mut encoder)));
             gpu.submit(encoder)?;
         }
@@ -354,7 +354,7 @@ impl AttentionMap {
         self.exec.write(self.tokens, tokens)?;
         let gpu = self.exec.gpu();
         let mut encoder = gpu.encoder("attention map");
-        self.exec.record(&mut encoder);
+        self.exec.record(&mut encoder)?;
         let map = self.exec.tensor(self.map)?;
         let readback = map.record_read(gpu, &mut encoder);
         gpu.submit(encoder)?;

@@ -101,7 +101,7 @@ fn run_between_sentinels(plan: Plan, to: Value) {
     let all = Tensor::zeros(gpu(), "all", TensorType::u32([sentinels.len()])).unwrap();
     all.write(gpu(), &sentinels).unwrap();
     let middle = Tensor::from_buffer(all.buffer().clone(), 4096, TensorType::f32([LEN])).unwrap();
-    let options = ExecOptions { bindings: HashMap::from([(to, middle)]) };
+    let options = ExecOptions::bound(HashMap::from([(to, middle)]));
     let exec = Executable::new_blocking(gpu(), Arc::new(plan), options).unwrap();
     exec.submit().unwrap();
     let after = all.read_blocking::<u32>(gpu()).unwrap();

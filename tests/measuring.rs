@@ -305,7 +305,7 @@ fn a_pace_corrects_estimates_by_what_frames_took() {
 fn long_frame(pace: &mut Pace, exec: &Executable) -> wgpu::CommandEncoder {
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
     pace.begin(&mut encoder).unwrap();
-    exec.record(&mut encoder);
+    exec.record(&mut encoder).unwrap();
     pace.end(&mut encoder, Duration::from_micros(1)).unwrap();
     encoder
 }

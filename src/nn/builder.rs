@@ -6,44 +6,10 @@ use std::ops::Range;
 use super::config::{Init, Mlp, Norm, NormPlacement, Positions, TransformerConfig};
 use crate::error::{Error, Result};
 use crate::format::Packed;
-use crate::graph::{Graph, Value};
+use crate::graph::{Graph, ParamInit, Value};
 use crate::ops::attention::Attention;
 use crate::ops::rope::Rope;
-use crate::rng::Rng;
 use crate::tensor::{Shape, TensorType, split_rows};
-
-/// How a parameter is initialised.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum ParamInit {
-    /// Normal with this standard deviation.
-    Normal(f32),
-    /// The same value everywhere.
-    Constant(f32),
-}
-
-impl ParamInit {
-    /// `n` initial values. They depend only on the seed and the parameter's name, so they do not change if a model is
-    /// built in another order.
-    pub fn values(self, n: usize, seed: u64, name: &str) -> Vec<f32> {
-        match self {
-            ParamInit::Constant(c) => vec![c; n],
-            ParamInit::Normal(std) => {
-                let key: Vec<u64> = [seed].into_iter().chain(name.bytes().map(u64::from)).collect();
-                let mut rng = Rng::new(&key);
-                (0..n).map(|_| (f64::from(std) * rng.normal()) as f32).collect()
-            }
-        }
-    }
-}
-
-/// A parameter of a model: its value in the graph and its initialisation.
-#[derive(Clone, Copy, Debug)]
-pub struct Param {
-    /// The value. The graph knows its name and shape.
-    pub value: Value,
-    /// The initialisation.
-    pub init: ParamInit,
-}
 
 /// Caches of keys and values, collected while blocks are added.
 #[derive(Debug)]
@@ -142,7 +108,7 @@ pub struct Builder<'a> {
     dropout_sites: u32,
     /// Values that earlier layers left for later ones.
     kept: BTreeMap<String, Value>,
-    pub(super) params: Vec<Param>,
+    pub(super) params: Vec<Value>,
 }
 
 impl<'a> Builder<'a> {
@@ -166,7 +132,7 @@ impl<'a> Builder<'a> {
     pub(super) fn training(mut self) -> Result<Self> {
         self.dropout = self.config.dropout;
         if self.dropout > 0.0 {
-            self.dropout_seed = Some(self.g.input("dropout_seed", TensorType::u32([2]))?);
+            self.dropout_seed = Some(self.g.step_seed()?);
         }
         Ok(self)
     }
@@ -205,8 +171,8 @@ impl<'a> Builder<'a> {
 
     /// Adds a trained tensor of your own to the model.
     pub fn param(&mut self, name: &str, shape: &[usize], init: ParamInit) -> Result<Value> {
-        let value = self.g.param(name, shape)?;
-        self.params.push(Param { value, init });
+        let value = self.g.param_with(name, shape, init)?;
+        self.params.push(value);
         Ok(value)
     }
 
@@ -251,7 +217,7 @@ impl<'a> Builder<'a> {
     /// A packed matrix as an input. It is frozen, so it is not a parameter to train.
     fn packed_input(&mut self, name: &str, matrix: Packed) -> Result<Value> {
         let value = self.g.input(name, matrix.ty())?;
-        self.params.push(Param { value, init: ParamInit::Constant(0.0) });
+        self.params.push(value);
         Ok(value)
     }
 
@@ -261,7 +227,7 @@ impl<'a> Builder<'a> {
         let scale = 1.0 / (2.0 * self.config.n_layers as f32).sqrt();
         match self.config.init {
             Init::Gpt2 { std } if into_stream => ParamInit::Normal(std * scale),
-            Init::ZeroResidual { .. } if into_stream => ParamInit::Constant(0.0),
+            Init::ZeroResidual { .. } if into_stream => ParamInit::ZEROS,
             Init::Plain { std } | Init::Gpt2 { std } | Init::ZeroResidual { std } => ParamInit::Normal(std),
         }
     }
@@ -374,7 +340,7 @@ impl<'a> Builder<'a> {
             let whole = self.g.ty(x).shape.clone();
             let by_head = [self.g.ty(x).shape.rows() * heads, c.head_dim()];
             let split = self.g.reshape(&format!("{name}.heads"), x, by_head)?;
-            let gamma = self.param(&format!("{name}_norm.weight"), &[c.head_dim()], ParamInit::Constant(1.0))?;
+            let gamma = self.param(&format!("{name}_norm.weight"), &[c.head_dim()], ParamInit::ONES)?;
             let normed = self.g.rmsnorm(&format!("{name}_norm"), split, gamma, c.norm_eps)?;
             x = self.g.reshape(&format!("{name}.joined"), normed, whole)?;
         }
@@ -426,7 +392,7 @@ impl<'a> Builder<'a> {
             None => self.param(&weight, &[d_in, d_out], init)?,
         };
         let bias = match bias {
-            true => Some(self.param(&format!("{name}.bias"), &[d_out], ParamInit::Constant(0.0))?),
+            true => Some(self.param(&format!("{name}.bias"), &[d_out], ParamInit::ZEROS)?),
             false => None,
         };
         match packed {
@@ -438,11 +404,11 @@ impl<'a> Builder<'a> {
     /// The model's kind of norm over the last dimension, with its trained parameters.
     pub fn norm(&mut self, name: &str, x: Value) -> Result<Value> {
         let (d, eps) = (self.g.type_of(name, x)?.shape.cols(), self.config.norm_eps);
-        let gamma = self.param(&format!("{name}.weight"), &[d], ParamInit::Constant(1.0))?;
+        let gamma = self.param(&format!("{name}.weight"), &[d], ParamInit::ONES)?;
         match self.config.norm {
             Norm::RmsNorm => self.g.rmsnorm(name, x, gamma, eps),
             Norm::LayerNorm => {
-                let beta = self.param(&format!("{name}.bias"), &[d], ParamInit::Constant(0.0))?;
+                let beta = self.param(&format!("{name}.bias"), &[d], ParamInit::ZEROS)?;
                 self.g.layernorm(name, x, gamma, beta, eps)
             }
         }

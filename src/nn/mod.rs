@@ -12,8 +12,9 @@ mod builder;
 mod config;
 mod transformer;
 
+pub use crate::graph::ParamInit;
 pub use block::{Block, StandardBlock};
-pub use builder::{Builder, Param, ParamInit, is_hidden_matrix};
+pub use builder::{Builder, is_hidden_matrix};
 pub(crate) use builder::{part_name, rows_of_part, table_of_part};
 pub(crate) use config::check_ids;
 pub use config::{Biases, Init, Mlp, Norm, NormPlacement, Positions, TransformerConfig};

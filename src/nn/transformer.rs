@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::block::{Block, StandardBlock};
-use super::builder::{Builder, Caches, Param, Table};
+use super::builder::{Builder, Caches, Table};
 use super::config::{NormPlacement, Positions, TransformerConfig};
 use crate::error::{Error, Result};
 use crate::format::Packed;
@@ -18,7 +18,7 @@ use crate::tensor::TensorType;
 pub struct Transformer {
     /// Input: token ids, u32 `[batch, time]`.
     pub tokens: Value,
-    /// Input, if the model has token types: the type of each token, u32 `[batch, time]`. Zero unless written.
+    /// Input, if the model has token types: the type of each token, u32 `[batch, time]`. Usually zeros.
     pub token_types: Option<Value>,
     /// Input, if the graph has dropout: seed and step, u32 `[2]`.
     pub dropout_seed: Option<Value>,
@@ -29,7 +29,7 @@ pub struct Transformer {
     /// Logits of the next token, `[batch, time, vocab_size]`.
     pub logits: Value,
     /// All parameters, in the order of the forward pass.
-    pub params: Vec<Param>,
+    pub params: Vec<Value>,
 }
 
 impl Transformer {
@@ -75,14 +75,14 @@ impl Transformer {
 pub struct TransformerEncoder {
     /// Input: token ids, u32 `[batch, time]`.
     pub tokens: Value,
-    /// Input, if the model has token types: the type of each token, u32 `[batch, time]`. Zero unless written.
+    /// Input, if the model has token types: the type of each token, u32 `[batch, time]`. Usually zeros.
     pub token_types: Option<Value>,
     /// The residual stream `[batch, time, d_model]`: after the embedding, then after each block.
     pub stream: Vec<Value>,
     /// The output: one vector per token, `[batch, time, d_model]`.
     pub hidden: Value,
     /// All parameters, in the order of the forward pass.
-    pub params: Vec<Param>,
+    pub params: Vec<Value>,
 }
 
 impl TransformerEncoder {
@@ -240,7 +240,7 @@ impl TransformerDecoder {
         }
         let x = final_norm(&mut b, x)?;
         let logits = b.head(table, x)?;
-        let params = b.params.iter().map(|p| p.value).collect();
+        let params = b.params;
         let caches = b.caches.map_or(vec![], |caches| caches.states);
         Ok(TransformerDecoder { tokens, start, positions, last, logits, params, caches })
     }

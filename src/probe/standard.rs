@@ -34,8 +34,8 @@ pub fn standard(graph: &Graph, model: &Transformer, gradients: bool) -> Vec<Prob
             add(format!("{name}_ratio"), forward(value), Measure::Ratio(forward(base)));
         }
     }
-    for p in model.params.iter().filter(|_| gradients) {
-        let name = graph.name(p.value);
+    for &p in model.params.iter().filter(|_| gradients) {
+        let name = graph.name(p);
         let probe = Probe::new("weight_grad_rms", Tap::gradient(name), Measure::Rms);
         probes.push(Probe { layer: layer_of(name), ..probe });
     }

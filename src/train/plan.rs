@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::config::{TrainConfig, TrainOptions};
 use crate::device::Gpu;
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Value};
-use crate::nn::{ParamInit, Transformer, is_hidden_matrix};
+use crate::graph::{Graph, ParamInit, Value};
+use crate::nn::{Transformer, is_hidden_matrix};
 use crate::optim::{ArenaLayout, OptimizerPlan};
 use crate::plan::Plan;
 use crate::plan::requirements::Requirements;
@@ -84,13 +84,12 @@ impl TrainPlan {
     pub(super) fn as_is(config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Result<Self> {
         config.validate()?;
         let (graph, gpt) = options.build(profile, config, true)?;
-        let params: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
         let optimizer = config.optimizer();
-        let layout = ArenaLayout::for_training(&graph, &params, profile, &optimizer, is_hidden_matrix)?;
+        let layout = ArenaLayout::for_training(&graph, &gpt.params, profile, &optimizer, is_hidden_matrix)?;
         let layout = Arc::new(layout);
         let plan = TrainPlan {
             config: config.clone(),
-            inits: gpt.params.iter().map(|p| p.init).filter(|_| options.init).collect(),
+            inits: gpt.params.iter().filter_map(|&p| graph.init(p)).filter(|_| options.init).collect(),
             forward_backward: training_plan(graph, &gpt, (config, options), profile)?,
             evaluation: evaluation_plan(config, options, profile)?,
             optimizer: OptimizerPlan::new(optimizer, &layout, profile)?,
@@ -175,7 +174,7 @@ fn training_plan(
         loss = g.mul("loss.mean", loss, share)?;
         weight = Some(share);
     }
-    let params: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
+    let params = gpt.params.clone();
     let mut probes = options.probes.clone();
     if options.standard_probes {
         probes.extend(probe::standard(&g, gpt, true));
@@ -219,7 +218,7 @@ fn evaluation_plan(config: &TrainConfig, options: &TrainOptions<'_>, profile: &P
     let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
     let loss = g.cross_entropy("loss", gpt.logits, targets)?;
     let plan = Arc::new(Plan::new(&g, &[loss], profile)?);
-    let params = gpt.params.iter().map(|p| p.value).collect();
+    let params = gpt.params;
     let (weight, dropout_seed, loss_state, instruments) = (None, None, None, None);
     let (tokens, grads) = (gpt.tokens, vec![]);
     Ok(StepPlan { plan, params, grads, tokens, targets, weight, dropout_seed, loss, loss_state, instruments })
