@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crate::device::{ExecOptions, Executable, Gpu, Readback};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Source, Value};
-use crate::nn::{Block, StandardBlock, Transformer, TransformerConfig, check_ids};
+use crate::nn::{Block, StandardBlock, TOKEN_TYPES, Transformer, TransformerConfig, check_ids};
 use crate::ops::attention::Attention;
 use crate::ops::matmul::Matmul;
 use crate::optim::Arena;
@@ -67,7 +67,11 @@ impl<'a> Subject<'a> {
             })?;
             bindings.insert(v, self.params.tensors[*i].clone());
         }
-        Executable::new(self.gpu, plan, ExecOptions::bound(bindings)).await
+        let exec = Executable::new(self.gpu, plan, ExecOptions::bound(bindings)).await?;
+        if let Some(types) = g.find(TOKEN_TYPES).filter(|&types| exec.plan().slot(types).is_some()) {
+            exec.write(types, &vec![0u32; g.ty(types).len()])?;
+        }
+        Ok(exec)
     }
 }
 

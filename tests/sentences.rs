@@ -13,10 +13,10 @@ use common::{gpu, hf_expected, hf_folder, worst};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use throughline::embed::{Pooling, SentenceEncoder, TextEncoder};
 use throughline::format::{SaveTensor, Stored, save_safetensors};
 use throughline::model::Model;
 use throughline::nn::TransformerEncoder;
+use throughline::sentence::{Pooling, SentenceEncoder, TextEncoder};
 use throughline::tokenize::ModelTokenizer;
 use throughline::{ExecOptions, Executable, Graph, Plan, wgpu};
 

@@ -315,6 +315,10 @@ impl Step {
         let bytes = plan.bytes();
         let StepPlan { plan, values, shape, top } = plan;
         let exec = Executable::new(gpu, plan, ExecOptions::bound(bindings)).await?;
+        if let Some(top) = &top {
+            // A prompt that nothing is sampled after needs no temperature.
+            exec.write(top.temperature, &vec![1.0f32; shape.batch])?;
+        }
         Ok(Step { exec, values, shape, top, bytes })
     }
 

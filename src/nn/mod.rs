@@ -18,4 +18,5 @@ pub use builder::{Builder, is_hidden_matrix};
 pub(crate) use builder::{part_name, rows_of_part, table_of_part};
 pub(crate) use config::check_ids;
 pub use config::{Biases, Init, Mlp, Norm, NormPlacement, Positions, TransformerConfig};
+pub(crate) use transformer::TOKEN_TYPES;
 pub use transformer::{DecodeRows, DecodeShape, Transformer, TransformerDecoder, TransformerEncoder};

@@ -70,7 +70,7 @@ impl Transformer {
 
 /// The values of an encoder in a graph: a transformer without an output projection.
 ///
-/// For sentence vectors use [`SentenceEncoder`](crate::embed::SentenceEncoder), which runs one of these.
+/// For sentence vectors use [`SentenceEncoder`](crate::sentence::SentenceEncoder), which runs one of these.
 #[derive(Clone, Debug)]
 pub struct TransformerEncoder {
     /// Input: token ids, u32 `[batch, time]`.
@@ -116,6 +116,9 @@ impl TransformerEncoder {
     }
 }
 
+/// Name of the input with the type of each token.
+pub(crate) const TOKEN_TYPES: &str = "token_types";
+
 /// Values that the host writes before a pass.
 struct Inputs {
     tokens: Value,
@@ -132,7 +135,7 @@ fn forward(b: &mut Builder<'_>, block: &dyn Block, batch: usize, time: usize) ->
     let tokens = b.g.input("tokens", TensorType::u32([batch, time]))?;
     let token_types = match config.token_types {
         0 => None,
-        _ => Some(b.g.input("token_types", TensorType::u32([batch, time]))?),
+        _ => Some(b.g.input(TOKEN_TYPES, TensorType::u32([batch, time]))?),
     };
     let (table, x) = b.embed(tokens, token_types, None)?;
     let stream = blocks(b, block, x)?;

@@ -66,6 +66,8 @@ pub(super) struct StepPlan {
     pub targets: Value,
     /// The micro-batch's share of the targets that count, if there are several.
     pub weight: Option<Value>,
+    /// Zeros, if the model has token types.
+    pub token_types: Option<Value>,
     pub dropout_seed: Option<Value>,
     pub loss: Value,
     pub loss_state: Option<Value>,
@@ -208,8 +210,20 @@ fn training_plan(
     };
     let outputs = instruments.as_ref().map_or(vec![], Instruments::outputs);
     let plan = Arc::new(Plan::new(&g, &[&[loss], &outputs[..]].concat(), profile)?);
-    let (tokens, dropout_seed) = (gpt.tokens, gpt.dropout_seed);
-    Ok(StepPlan { plan, params, grads, tokens, targets, weight, dropout_seed, loss, loss_state, instruments })
+    let Transformer { tokens, token_types, dropout_seed, .. } = *gpt;
+    Ok(StepPlan {
+        plan,
+        params,
+        grads,
+        tokens,
+        targets,
+        weight,
+        token_types,
+        dropout_seed,
+        loss,
+        loss_state,
+        instruments,
+    })
 }
 
 /// Forward and loss alone, on the same parameters.
@@ -220,6 +234,18 @@ fn evaluation_plan(config: &TrainConfig, options: &TrainOptions<'_>, profile: &P
     let plan = Arc::new(Plan::new(&g, &[loss], profile)?);
     let params = gpt.params;
     let (weight, dropout_seed, loss_state, instruments) = (None, None, None, None);
-    let (tokens, grads) = (gpt.tokens, vec![]);
-    Ok(StepPlan { plan, params, grads, tokens, targets, weight, dropout_seed, loss, loss_state, instruments })
+    let (tokens, token_types, grads) = (gpt.tokens, gpt.token_types, vec![]);
+    Ok(StepPlan {
+        plan,
+        params,
+        grads,
+        tokens,
+        targets,
+        weight,
+        token_types,
+        dropout_seed,
+        loss,
+        loss_state,
+        instruments,
+    })
 }

@@ -71,6 +71,10 @@ impl StepGraph {
         let bound = (step.params.iter().zip(&params.tensors)).chain(step.grads.iter().zip(&grads.tensors));
         let bindings = bound.map(|(&value, tensor)| (value, tensor.clone())).collect();
         let exec = Executable::new(gpu, step.plan.clone(), ExecOptions::bound(bindings)).await?;
+        if let Some(types) = step.token_types {
+            let len = exec.plan().find(types)?.1.len();
+            exec.write(types, &vec![0u32; len])?;
+        }
         let StepPlan { tokens, targets, weight, dropout_seed, loss, loss_state, .. } = *step;
         let instruments = step.instruments.clone();
         Ok(StepGraph { exec, tokens, targets, weight, dropout_seed, loss, loss_state, instruments })

@@ -18,7 +18,7 @@ use crate::nn::{TransformerConfig, TransformerEncoder, check_ids};
 ///
 /// ```
 /// use throughline::Gpu;
-/// use throughline::embed::SentenceEncoder;
+/// use throughline::sentence::SentenceEncoder;
 ///
 /// let gpu = Gpu::headless_blocking()?;
 /// # mod doctest { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/doctest.rs")); }
