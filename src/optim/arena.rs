@@ -109,7 +109,7 @@ impl ArenaLayout {
     }
 
     /// The layout of no tensors.
-    pub(super) fn empty(&self) -> Self {
+    pub(crate) fn empty(&self) -> Self {
         ArenaLayout { tensors: vec![], places: vec![], parts: vec![], max_bytes: self.max_bytes }
     }
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::config::TrainConfig;
+use super::config::{MAX_STEPS, TrainConfig};
 use super::trainer::Trainer;
 use crate::device::{Gpu, PIECE_BYTES, pieces};
 use crate::error::{Error, Result, quoted};
@@ -24,9 +24,6 @@ use crate::tensor::Shape;
 
 /// Key of the metadata entry with the [`RunState`].
 const KEY: &str = "throughline";
-
-/// More steps than any run takes: at one per microsecond, 9000 years.
-const MAX_STEPS: u64 = 1 << 58;
 
 /// Settings and position of a run, stored next to the tensors.
 ///
@@ -266,6 +263,6 @@ impl Checkpoint {
 }
 
 fn arenas(trainer: &Trainer) -> [Named<'_>; 3] {
-    let optimizer = &trainer.optimizer;
-    [("", &trainer.params), ("optimizer.m.", &optimizer.m), ("optimizer.v.", &optimizer.v)]
+    let optimizer = trainer.optimizer();
+    [("", trainer.params()), ("optimizer.m.", &optimizer.m), ("optimizer.v.", &optimizer.v)]
 }

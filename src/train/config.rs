@@ -100,6 +100,9 @@ impl TrainConfig {
     }
 }
 
+/// More steps than any run takes: at one per microsecond, 9000 years.
+pub(super) const MAX_STEPS: u64 = 1 << 58;
+
 /// Checks a number of sequences, tokens or batches.
 pub(super) fn check_count(field: &'static str, n: usize) -> Result<()> {
     Error::unless((1..=1 << 20).contains(&n), field, "from 1 to 2^20", n)
