@@ -149,7 +149,7 @@ const OPEN_LOOPS: [(&str, &str); 4] = [
         "an invocation computes a fixed number of elements",
         "adamw.forward add.forward cache.read_rows cache.write_rows concat.forward dropout.forward embedding.forward \
          fill.forward gather.forward gelu.backward gelu.forward l2_norm.backward mul.forward muon.shift muon.update \
-         residual_add.forward scale.forward slice.forward slice.pad sum.broadcast swiglu.backward swiglu.forward \
+         residual_add.forward scale.forward sgd.momentum sgd.plain slice.forward slice.pad sum.broadcast swiglu.backward swiglu.forward \
          transpose.forward transpose.quads",
     ),
     (

@@ -33,6 +33,7 @@ pub mod reshape;
 pub mod residual_add;
 pub mod rope;
 pub mod scale;
+pub mod sgd;
 pub mod slice;
 pub mod softmax;
 pub mod stats;

@@ -3,7 +3,7 @@
 use super::cases::Row;
 use super::{
     adamw, add, attention, cache, concat, cross_entropy, dropout, embedding, fill, gather, gelu, l2_norm, matmul, mul,
-    muon, norm, packed, reduce, residual_add, rope, scale, slice, softmax, stats, sum, swiglu, top_k, transpose,
+    muon, norm, packed, reduce, residual_add, rope, scale, sgd, slice, softmax, stats, sum, swiglu, top_k, transpose,
 };
 
 /// Every op that has a kernel. See [`Row`].
@@ -32,6 +32,7 @@ pub const TABLE: &[Row] = &[
     residual_add::ROW,
     rope::ROW,
     scale::ROW,
+    sgd::ROW,
     slice::ROW,
     softmax::ROW,
     stats::ROW,
