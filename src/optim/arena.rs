@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::config::OptimizerConfig;
 use crate::device::{Gpu, Tensor};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
@@ -142,19 +141,18 @@ impl ArenaLayout {
         Self::new(named(graph, params)?, max_bytes)
     }
 
-    /// The same for training with this optimiser on devices of this profile. `takes` selects matrices for Muon, if that
-    /// is the optimiser.
+    /// The same for training on devices of this profile, where an update binds so many storage buffers. `takes` selects
+    /// matrices for Muon.
     pub(crate) fn for_training(
         graph: &Graph,
         params: &[Value],
         profile: &Profile,
-        optimizer: &OptimizerConfig,
+        buffers: usize,
         takes: impl Fn(&str, &Shape) -> bool,
     ) -> Result<Self> {
         // Where an update binds too many buffers, its settings lie in one binding with a gradient.
-        let merged = (profile.max_storage_buffers as usize) < optimizer.buffers();
+        let merged = (profile.max_storage_buffers as usize) < buffers;
         let room = profile.max_tensor_bytes().saturating_sub(if merged { SETTINGS_BYTES } else { 0 });
-        let takes = |name: &str, shape: &Shape| optimizer.muon().is_some() && takes(name, shape);
         let layout = Self::with_muon(named(graph, params)?, room, takes)?;
         // Tables are in parts as the graph's.
         Ok(ArenaLayout { max_bytes: profile.max_tensor_bytes(), ..layout })

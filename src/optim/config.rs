@@ -73,7 +73,7 @@ impl OptimizerConfig {
     }
 
     /// Storage buffers that the update of a part binds. (Muon's own kernels bind no more than AdamW.)
-    pub(super) fn buffers(&self) -> usize {
+    pub(crate) fn buffers(&self) -> usize {
         match self {
             OptimizerConfig::AdamW(_) | OptimizerConfig::Muon { .. } => AdamW::BUFFERS,
             OptimizerConfig::Sgd(_) => Sgd::BUFFERS,

@@ -63,7 +63,7 @@ impl Value {
 
 impl Feed<'_> {
     /// Records the copy into the input.
-    pub(in crate::train) fn record(&self, exec: &Executable, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+    pub(crate) fn record(&self, exec: &Executable, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
         match &self.data {
             Data::F32(data) => exec.record_write(encoder, self.value, data),
             Data::U32(data) => exec.record_write(encoder, self.value, data),

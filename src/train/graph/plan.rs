@@ -93,8 +93,9 @@ impl GraphTrainPlan {
         let params = trained(&graph, loss, options)?;
         let owned = options.frozen.iter().copied().filter(|v| !options.bindings.contains_key(v));
         let frozen: Vec<Value> = owned.collect();
-        let takes = muon_takes(&graph, options)?;
-        let layout = Arc::new(ArenaLayout::for_training(&graph, &params, profile, &config.optimizer, takes)?);
+        let (by_muon, optimizer) = (muon_takes(&graph, options)?, &config.optimizer);
+        let takes = |name: &str, shape: &Shape| optimizer.muon().is_some() && by_muon(name, shape);
+        let layout = Arc::new(ArenaLayout::for_training(&graph, &params, profile, optimizer.buffers(), takes)?);
         let frozen_layout = match frozen[..] {
             [] => layout.empty(),
             _ => ArenaLayout::of(&graph, &frozen, profile.max_tensor_bytes())?,
@@ -117,7 +118,7 @@ impl GraphTrainPlan {
     }
 
     /// Returns an error if training takes more bytes than it may.
-    pub(in crate::train) fn check_memory(&self, bytes: usize, max_bytes: Option<u64>) -> Result<()> {
+    pub(crate) fn check_memory(&self, bytes: usize, max_bytes: Option<u64>) -> Result<()> {
         let Some(max) = max_bytes.filter(|&max| bytes as u64 > max) else { return Ok(()) };
         let arenas = 4 * (2 * self.layout.total_len() + self.optimizer.moments_len());
         let arenas = format!("{arenas} of them for {} parameters with gradients and moments", self.parameter_count());

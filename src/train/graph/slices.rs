@@ -13,11 +13,23 @@ use crate::error::{Error, Result};
 pub struct StepSlices {
     /// Slices of forward and backward of a micro-batch.
     passes: Vec<Slice>,
+    /// Number of micro-batches of a step.
+    micro_batches: usize,
     /// Time of the update, which is always one slice.
     update: Duration,
 }
 
 impl StepSlices {
+    /// The number of slices of a step.
+    pub fn count(&self) -> usize {
+        self.micro_batches * self.passes.len() + 1
+    }
+
+    /// The estimated time of a whole step.
+    pub fn total(&self) -> Duration {
+        self.update + self.passes.iter().map(|s| s.estimate).sum::<Duration>() * self.micro_batches as u32
+    }
+
     /// The estimated time of the longest slice. It exceeds the budget if a single kernel, or the update, does.
     pub fn longest(&self) -> Duration {
         self.passes.iter().map(|s| s.estimate).chain([self.update]).max().unwrap_or_default()
@@ -61,12 +73,13 @@ impl GraphTrainer {
     pub fn slices(&self, profile: &Timeline, budget: Duration) -> Result<StepSlices> {
         let exec = self.exec();
         let times = profile.command_ns()?;
-        let passes = self.config().micro_batches * exec.command_count();
+        let micro_batches = self.config().micro_batches;
+        let passes = micro_batches * exec.command_count();
         let (Some(pass), Some(update)) = (times.get(..exec.command_count()), times.get(passes..)) else {
             return Err(Error::data("profile", format!("times of at least {passes} commands"), times.len()));
         };
         let update = Duration::from_nanos(update.iter().sum());
-        Ok(StepSlices { passes: exec.slices_of(pass, budget)?, update })
+        Ok(StepSlices { passes: exec.slices_of(pass, budget)?, micro_batches, update })
     }
 
     /// Starts a step in slices, with a copy of the data. Records nothing yet. Errors are those of [`step`](Self::step).

@@ -173,7 +173,7 @@ impl GraphTrainer {
     }
 
     /// Forward and backward.
-    pub(in crate::train) fn exec(&self) -> &Executable {
+    pub(crate) fn exec(&self) -> &Executable {
         &self.exec
     }
 
