@@ -26,8 +26,9 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Everything that a check found, never empty as an error. Printed, it is a line for each.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Everything that a check found, never empty as an error. Printed, also by an `unwrap`, it is a line for each; what
+/// several targets have in common is in one line.
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Failures(pub(super) Vec<Failure>);
 
 impl Failures {
@@ -47,8 +48,27 @@ impl Failures {
 
 impl fmt::Display for Failures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lines: Vec<String> = self.0.iter().map(Failure::to_string).collect();
+        let alike = |a: &Failure, b: &Failure| a.case == b.case && a.message == b.message;
+        let mut lines = vec![];
+        for (at, failure) in self.0.iter().enumerate() {
+            if self.0[..at].iter().any(|earlier| alike(earlier, failure)) {
+                continue;
+            }
+            let mut line = failure.clone();
+            let more = self.0[at + 1..].iter().filter(|later| alike(failure, later)).count();
+            if more > 0 && !line.target.is_empty() {
+                line.target += &format!(", and {more} more");
+            }
+            lines.push(line.to_string());
+        }
         f.write_str(&lines.join("\n"))
+    }
+}
+
+impl fmt::Debug for Failures {
+    /// Like `Display`, from a new line on: what a test that unwraps the result shows.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\n{self}")
     }
 }
 
