@@ -26,7 +26,7 @@ impl Block for Parallel {
     fn build(&self, b: &mut Builder<'_>, _: usize, x: Value) -> Result<Value> {
         b.residual("both", x, |b, x| {
             let attention = b.scoped("attn", |b| b.attention(x))?;
-            let mlp = b.scoped("mlp", |b| b.mlp(x))?;
+            let mlp = b.scoped("mlp", |b| b.feed_forward(x))?;
             b.g.add("sum", attention, mlp)
         })
     }
@@ -122,7 +122,7 @@ fn many_probes(s: &Setup) -> Vec<Probe> {
     let name = |v: Value| s.graph.name(v).to_string();
     let (first, last) = (name(s.gpt.stream[0]), name(s.gpt.stream[3]));
     let weight = name(s.gpt.params[4]);
-    let mut probes = probe::standard(&s.graph, &s.gpt, true);
+    let mut probes = probe::standard(&s.graph, &s.gpt.stream, true);
     probes.extend([
         Probe::new("top", Tap::forward(&last), Measure::MaxAbs),
         Probe::new("mean", Tap::forward("head"), Measure::Mean),
@@ -187,7 +187,7 @@ fn probes_tell_what_the_reference_says() {
 #[test]
 fn standard_probes_are_those_of_the_table() {
     let s = setup(&gpt2(), &StandardBlock);
-    let probes = probe::standard(&s.graph, &s.gpt, true);
+    let probes = probe::standard(&s.graph, &s.gpt.stream, true);
     let layers = |name: &str| probes.iter().filter(|p| p.name == name).map(|p| p.layer.unwrap()).collect::<Vec<_>>();
     for name in ["stream_rms", "stream_grad_rms"] {
         assert_eq!(layers(name), [0, 1, 2, 3], "{name}");
@@ -198,7 +198,7 @@ fn standard_probes_are_those_of_the_table() {
     let weights = probes.iter().filter(|p| p.name == "weight_grad_rms").count();
     assert_eq!(weights, s.gpt.params.len());
     let s = setup(&gpt2(), &Parallel);
-    let probes = probe::standard(&s.graph, &s.gpt, false);
+    let probes = probe::standard(&s.graph, &s.gpt.stream, false);
     assert_eq!(probes.iter().filter(|p| p.name == "both_ratio").count(), 3);
     assert!(probes.iter().all(|p| matches!(p.tap, Tap::Forward(_))));
 }
@@ -243,7 +243,7 @@ fn a_plan_with_probes_of_the_stream_is_the_plan_with_a_few_dispatches_more() {
             let mut outputs: Vec<Value> = gradients[..s.gpt.params.len()].to_vec();
             outputs.push(s.loss);
             if let Some(keep) = keep {
-                let mut probes = probe::standard(&s.graph, &s.gpt, true);
+                let mut probes = probe::standard(&s.graph, &s.gpt.stream, true);
                 probes.retain(keep);
                 let by_value = wrt.into_iter().zip(gradients).collect();
                 outputs.extend(Instruments::new(&mut s.graph, &probes, &by_value).unwrap().outputs());
@@ -343,7 +343,7 @@ impl Block for Edited {
                 other => panic!("{other:?}"),
             }
         })?;
-        b.residual("mlp", x, Builder::mlp)
+        b.residual("mlp", x, Builder::feed_forward)
     }
 }
 
@@ -505,7 +505,7 @@ impl Block for Silent {
             b.g.scale("silent", y, factor)
         })?;
         b.residual("mlp", x, |b, x| {
-            let y = b.mlp(x)?;
+            let y = b.feed_forward(x)?;
             b.g.scale("silent", y, factor)
         })
     }

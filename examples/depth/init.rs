@@ -89,7 +89,7 @@ fn measure(gpu: &Gpu, settings: &Settings, layers: usize, placement: NormPlaceme
     let model = Transformer::build(&mut g, &config, BATCH, TIME, false)?;
     let targets = g.input("targets", g.ty(model.tokens).clone())?;
     let loss = g.cross_entropy("loss", model.logits, targets)?;
-    let mut probes = standard(&g, &model, true);
+    let mut probes = standard(&g, &model.stream, true);
     let wanted = |node: &str| node.ends_with("mlp.down.weight");
     probes.retain(|p| p.name == "stream_rms" || p.name == "stream_grad_rms" || wanted(p.tap.node()));
     let instruments = Instruments::with_gradients(&mut g, loss, &probes)?;

@@ -177,7 +177,7 @@ fn training_plan(
     let params = gpt.params.clone();
     let mut probes = options.probes.clone();
     if options.standard_probes {
-        probes.extend(probe::standard(&g, gpt, true));
+        probes.extend(probe::standard(&g, &gpt.stream, true));
     }
     let tapped = [&params[..], &probe::gradient_taps(&g, &probes)?].concat();
     let gradients = g.gradients(loss, &tapped)?;
