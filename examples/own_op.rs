@@ -8,9 +8,8 @@
 mod cli;
 
 use plotters::prelude::*;
-use throughline::check::{self, Case};
-use throughline::ops::{Bind, Custom, Elements, Launch};
-use throughline::{ExecOptions, Executable, Gpu, TensorType, graph::ParamInit, reference::Array};
+use throughline::ops::{Bind, Case, Custom, Elements, Launch};
+use throughline::{ExecOptions, Executable, Gpu, TensorType, check, graph::ParamInit, reference::Array};
 
 const K: f32 = 300.0;
 
@@ -38,8 +37,8 @@ fn crowding() -> Custom {
 
 fn backward() -> Custom {
     let add = "s -= 2.0 * k * (dy[i] + dy[j]) * e * d;";
-    let write = "dp[2 * i] = s.x; dp[2 * i + 1] = s.y;";
-    let body = format!("var s = vec2(0.0); for (var j = 0u; j < n; j++) {{ {PAIR} {add} }} {write}");
+    let sum = format!("var s = vec2(0.0); for (var j = 0u; j < n; j++) {{ {PAIR} {add} }}");
+    let body = sum + "dp[2 * i] = s.x; dp[2 * i + 1] = s.y;";
     let launch = move |cx: &Launch| {
         let points = Elements::new("crowding_backward", cx.inputs[1].len(), &body).word("k", K);
         points.bind("p", Bind::In(0)).bind("dy", Bind::In(1)).bind("dp", Bind::Out(0)).program(cx)
@@ -52,19 +51,11 @@ fn backward() -> Custom {
     Custom::new("crowding_backward", |[p, _]| Ok([p.clone()]), launch, reference)
 }
 
-#[derive(clap::Parser)]
-#[command(about = "Check an op of one's own, and spread points evenly with it")]
-struct Flags {
-    /// SVG file for the picture
-    #[arg(long, default_value = "points.svg")]
-    out: std::path::PathBuf,
-}
-
 fn main() -> std::process::ExitCode {
     cli::main(run)
 }
 
-fn run(Flags { out }: Flags) -> anyhow::Result<()> {
+fn run(cli::Picture { out }: cli::Picture) -> anyhow::Result<()> {
     cli::check_output(Some(&out))?;
     let gpu = Gpu::headless_blocking()?;
     check::op(&gpu, &[1, 37, 300].map(|n| Case::new(format!("{n} points"), crowding(), &[&[n, 2]])))?;
