@@ -255,6 +255,36 @@ fn what_a_plan_does_not_have_is_neither_bound_nor_read() {
     assert_eq!(bound.read_blocking::<f32>(gpu()).unwrap(), [2.0; 4]);
 }
 
+#[test]
+fn slices_and_profiles_of_another_step_are_errors() {
+    let exec = |outputs: fn([Value; 4]) -> Vec<Value>| {
+        let (mut g, [x, kept, y, loss]) = doubling();
+        let more = g.scale("more", loss, 3.0).unwrap();
+        let plan = Arc::new(gpu().plan(&g, &outputs([x, y, loss, more])).unwrap());
+        let exec = Executable::new_blocking(gpu(), plan, ExecOptions::default()).unwrap();
+        exec.write(x, &[1.0f32; 4]).unwrap();
+        (exec, kept)
+    };
+    let [(long, _), (short, kept)] = [exec(|values| values.to_vec()), exec(|[x, ..]| vec![x])];
+    let profile = long.profile_blocking().unwrap();
+    let slices = long.slices(&profile, std::time::Duration::ZERO).unwrap();
+    let last = slices.last().unwrap();
+    let mut encoder = gpu().device().create_command_encoder(&Default::default());
+    long.record_slice(&mut encoder, last).unwrap();
+    expect(
+        short.record_slice(&mut encoder, last),
+        &["`slice`", "a part of the 1 commands of this executable", "another"],
+    );
+    expect(short.slices(&profile, std::time::Duration::ZERO), &["`profile`", "one of this executable", "1 commands"]);
+    // Two states in one buffer, one of which a step writes.
+    let buffer = Tensor::zeros(gpu(), "t", TensorType::f32([128])).unwrap();
+    let halves = [0, 256].map(|at| Tensor::from_buffer(buffer.buffer().clone(), at, TensorType::f32([4])).unwrap());
+    let [a, b] = halves;
+    let x = short.plan().externals()[0].value;
+    let words = ["`y` would read and write one buffer, that of `x` and `kept`", "buffers of their own"];
+    expect(short.with_bindings(&[(x, a), (kept, b)].into()), &words);
+}
+
 /// wgpu counts buffers and devices from the start in each instance, so that these look like ours.
 #[test]
 fn a_tensor_of_another_device_is_an_error() {
@@ -733,7 +763,7 @@ fn what_an_op_says_of_itself_is_checked() {
     expect(reference::run(&g, &given, &[y]), &["node `h.0.y` (broken)", "`reference` gave 0 outputs, but `infer` 1"]);
     let cases = [Case::new("8", Broken(Fault::NoReference), &[&[8]]).forward_only()];
     let failures = check::op(gpu(), &cases).unwrap_err().to_string();
-    assert!(failures.starts_with("case `8`: node `y` (broken): `reference` gave 0 outputs"), "{failures}");
+    assert!(failures.starts_with("broken, case `8`: node `y` (broken): `reference` gave 0 outputs"), "{failures}");
 
     let plan = |fault| node(fault).and_then(|(g, _, y)| gpu().plan(&g, &[y]));
     expect(plan(Fault::NoWorkgroups), &["`h.0.y` dispatches [1, 0, 1] workgroups", "at least 1"]);

@@ -121,7 +121,7 @@ fn failures_are_shown_in_a_line_each_and_once() {
     let wgsl = lines(Fault::Wgsl);
     assert_eq!(wgsl.matches("no definition in scope").count(), 1, "{wgsl}");
     let imprecise = lines(Fault::Imprecise);
-    assert!(imprecise.starts_with("\ncase `1 elements` (kernels for Cpu adapters"), "{imprecise}");
+    assert!(imprecise.starts_with("\ntwice, case `1 elements` (kernels for Cpu adapters"), "{imprecise}");
     assert!(imprecise.contains(" more): `y` has an NMSE of") && imprecise.lines().count() < 8, "{imprecise}");
 }
 

@@ -36,7 +36,7 @@
 //! ```
 //!
 //! This op has no gradient; [`Custom`](crate::ops::Custom) has an example with one. Its test is the same without
-//! [`forward_only`](Case::forward_only). In a test function, `check::op(..).unwrap()` prints what is wrong: the case,
+//! [`forward_only`](Case::forward_only). In a test function, `check::op(..).unwrap()` prints what is wrong: op, case,
 //! the kind of adapter and variant, the tensor, the element, what was expected and what came.
 //!
 //! The parts of [`op`] are functions too ([`kernels`], [`gradients`], [`shaders`]), as are the tools under them: a
@@ -249,7 +249,7 @@ fn case_gradients(case: &Case, failures: &mut Failures) -> Result<()> {
                 failures.push(
                     case,
                     "",
-                    format_args!("the gradient of input {index} at [{at}] is {exact:e}, by differences {numeric:e}"),
+                    format_args!("the gradient of input {index} at [{at}] is {exact:e}, by central differences of the reference {numeric:e}"),
                 );
             }
         }

@@ -411,11 +411,16 @@ impl Executable {
         Ok(slices)
     }
 
-    /// Records a slice of a step of this executable. Does nothing if the slice belongs to a longer step. Errors are
-    /// those of [`record`](Self::record).
+    /// Records a slice of a step of this executable. Errors are those of [`record`](Self::record), and that of a slice
+    /// of a longer step than this one.
     pub fn record_slice(&self, encoder: &mut wgpu::CommandEncoder, slice: &Slice) -> Result<()> {
         self.check_set()?;
-        self.record_range(encoder, slice.commands.clone());
+        let (commands, count) = (&slice.commands, self.commands.len());
+        if commands.end > count {
+            let got = format!("commands {} to {} of another", commands.start, commands.end - 1);
+            return Err(Error::data("slice", format!("a part of the {count} commands of this executable"), got));
+        }
+        self.record_range(encoder, commands.clone());
         Ok(())
     }
 
