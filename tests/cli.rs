@@ -129,8 +129,12 @@ fn demo_writes_its_four_files() {
 
 #[test]
 fn an_own_op_is_checked_and_trained_with() {
-    let stdout = ok("own_op", &[]);
-    assert!(stdout.contains("snake is right on 3 cases") && stdout.contains("learns a wave"), "{stdout}");
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("points.svg");
+    let stdout = ok("own_op", &["--out", out.to_str().unwrap()]);
+    assert!(stdout.contains("right on 3 cases") && stdout.contains("after 1000 steps"), "{stdout}");
+    // On both halves of the picture.
+    assert_eq!(std::fs::read_to_string(out).unwrap().matches("<circle").count(), 2 * 400);
 }
 
 #[test]
