@@ -343,7 +343,11 @@ impl Step {
         let bindings = bound.map(|e| Ok((e.value, shared.tensor(&e.name)?))).collect::<Result<_>>()?;
         let bytes = plan.bytes();
         let StepPlan { plan, values, shape, top } = plan;
-        let exec = Executable::new(gpu, plan, ExecOptions { bindings }).await?;
+        let exec = Executable::new(gpu, plan, ExecOptions::bound(bindings)).await?;
+        if let Some(top) = &top {
+            // A prompt that nothing is sampled after needs no temperature.
+            exec.write(top.temperature, &vec![1.0f32; shape.batch])?;
+        }
         Ok(Step { exec, values, shape, top, bytes })
     }
 
@@ -375,7 +379,7 @@ impl Step {
         let gpu = self.exec.gpu();
         let mut encoder = gpu.encoder("decoding");
         self.record_inputs(&mut encoder, parts, starts.iter().copied())?;
-        self.exec.record(&mut encoder);
+        self.exec.record(&mut encoder)?;
         let readbacks = self.record_read(&mut encoder, read)?;
         gpu.submit(encoder)?;
         Ok(readbacks)
