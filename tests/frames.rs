@@ -297,8 +297,11 @@ fn frames_that_are_dropped_lose_nothing() {
         assert_eq!(said, want, "{budget:?}");
         assert!(told > 0, "{budget:?}");
         // Where it went on meanwhile, it goes on from what is there.
-        let lengths = [60 + 2, 41 + 3];
-        assert_eq!(frames.decoder().lengths(), lengths);
+        assert_eq!(frames.decoder().lengths(), [60 + 2, 41 + 3]);
+        for (i, (prompt, _)) in texts.iter().enumerate() {
+            let (_last, fed) = said[i].0.split_last().unwrap();
+            assert_eq!(frames.decoder().tokens(i), [prompt, fed].concat(), "{budget:?}");
+        }
     }
 }
 
