@@ -28,6 +28,8 @@ pub mod muon;
 pub mod norm;
 pub mod packed;
 pub mod parts;
+pub mod patches;
+pub mod pool;
 pub mod reduce;
 pub mod reshape;
 pub mod residual_add;
@@ -41,6 +43,7 @@ pub mod sum;
 pub mod swiglu;
 pub mod top_k;
 pub mod transpose;
+pub mod windows;
 
 mod axis;
 mod cases;

@@ -3,7 +3,8 @@
 use super::cases::Row;
 use super::{
     adamw, add, attention, cache, concat, cross_entropy, dropout, embedding, fill, gather, gelu, l2_norm, matmul, mul,
-    muon, norm, packed, reduce, residual_add, rope, scale, sgd, slice, softmax, stats, sum, swiglu, top_k, transpose,
+    muon, norm, packed, patches, pool, reduce, residual_add, rope, scale, sgd, slice, softmax, stats, sum, swiglu,
+    top_k, transpose,
 };
 
 /// Every op that has a kernel. See [`Row`].
@@ -28,6 +29,8 @@ pub const TABLE: &[Row] = &[
     norm::LAYERNORM,
     norm::RMSNORM,
     packed::ROW,
+    patches::ROW,
+    pool::ROW,
     reduce::ROW,
     residual_add::ROW,
     rope::ROW,
