@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Source, Value, Vjp};
 use crate::ops::fill::Fill;
 use crate::ops::residual_add::ResidualAdd;
+use crate::tensor::{DType, TensorType};
 
 impl Graph {
     /// Adds the nodes that compute the gradient of `loss` with respect to each of `wrt`, and returns those gradients.
@@ -32,9 +33,9 @@ impl Graph {
     pub fn gradients(&mut self, loss: Value, wrt: &[Value]) -> Result<Vec<Value>> {
         self.check_values(&[loss], |_| "gradients: the loss".into())?;
         self.check_values(wrt, |i| format!("gradients: wrt[{i}]"))?;
-        if self.ty(loss) != &crate::TensorType::f32([1]) {
+        if self.ty(loss) != &TensorType::f32([1]) {
             return Err(Error::Graph(format!(
-                "gradients: the loss `{}` must be f32[1], but is {}",
+                "gradients: the loss `{}` must be f32[1], but is {}: `Graph::sum` makes one number of it",
                 self.name(loss),
                 self.ty(loss)
             )));
@@ -91,11 +92,34 @@ impl Graph {
             op: op.name(),
             needs,
             cotangents: vec![None; n],
+            no_input: None,
         };
         op.vjp(&mut cx)?;
-        let cotangents = std::mem::take(&mut cx.cotangents);
-        for (&input, cotangent) in node.inputs.iter().zip(cotangents) {
-            let (Some(new), true) = (cotangent, path.contains(&input.node())) else { continue };
+        let (cotangents, no_input) = (std::mem::take(&mut cx.cotangents), cx.no_input);
+        let wrong = |graph: &Graph, message| {
+            let types: Vec<&TensorType> = node.inputs.iter().map(|&v| graph.ty(v)).collect();
+            Error::node(&node.name, op.name(), message, types)
+        };
+        if let Some(i) = no_input {
+            let message = format!("`vjp` set the gradient of input {i}, but there are only {n}, numbered from 0");
+            return Err(wrong(self, message));
+        }
+        for (i, (&input, cotangent)) in node.inputs.iter().zip(cotangents).enumerate() {
+            if !path.contains(&input.node()) {
+                continue;
+            }
+            let Some(new) = cotangent else {
+                // Integers have no gradient; whoever asks for it is told so at the end.
+                if self.ty(input).dtype != DType::F32 {
+                    continue;
+                }
+                let name = self.name(input);
+                let message = format!(
+                    "`vjp` did not set the gradient of input {i}, `{name}`, which is needed: call `Vjp::set`, or return \
+                     `Vjp::no_gradient`"
+                );
+                return Err(wrong(self, message));
+            };
             self.check_values(&[new], |_| format!("`{}`: the gradient that op {} gave", node.name, op.name()))?;
             if self.ty(new) != self.ty(input) {
                 return Err(Error::Graph(format!(

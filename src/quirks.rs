@@ -56,8 +56,11 @@ pub const LOOPS_END_EARLY: Quirk = Quirk {
         "src/ops/attention.rs",
         "src/ops/rowwise.rs",
         "src/ops/embedding.rs",
+        "src/ops/gather.rs",
         "src/ops/packed.rs",
+        "src/ops/reduce.rs",
         "src/ops/rope.rs",
+        "src/ops/windows.rs",
     ],
     retest: "cargo test --test ops attention",
 };

@@ -193,15 +193,15 @@ fn trainer(model: &TransformerConfig, block: &dyn Block) -> Trainer {
 }
 
 fn decoder(trainer: &Trainer, options: DecodeOptions<'_>) -> Result<Decoder> {
-    gpu().run_blocking(Decoder::on_params(gpu(), &trainer.config().model, &trainer.params, options))
+    gpu().run_blocking(Decoder::on_params(gpu(), &trainer.config().model, trainer.params(), options))
 }
 
 /// The logits of all tokens at once, from a trainer's parameters.
 fn forward(trainer: &Trainer, block: &dyn Block, ids: &[u32]) -> Vec<f32> {
     let mut g = gpu().graph();
     let model = Transformer::build_with(&mut g, &trainer.config().model, block, 1, ids.len(), false).unwrap();
-    let names = trainer.params.layout.tensors.iter().map(|(name, _)| g.find(name).unwrap());
-    let bindings = names.zip(trainer.params.tensors.iter().cloned()).collect();
+    let names = trainer.params().layout.tensors.iter().map(|(name, _)| g.find(name).unwrap());
+    let bindings = names.zip(trainer.params().tensors.iter().cloned()).collect();
     let plan = Arc::new(gpu().plan(&g, &[model.logits]).unwrap());
     let exec = Executable::new_blocking(gpu(), plan, ExecOptions::bound(bindings)).unwrap();
     exec.write(model.tokens, ids).unwrap();

@@ -324,9 +324,11 @@ fn until_measured(pace: &mut Pace, frames: usize) {
 }
 
 fn dawdler() -> Executable {
-    let (g, _, z) = dawdle(10);
+    let (g, x, z) = dawdle(10);
     let plan = Arc::new(Plan::new(&g, &[z], gpu().profile()).unwrap());
-    Executable::new_blocking(gpu(), plan, ExecOptions::default()).unwrap()
+    let exec = Executable::new_blocking(gpu(), plan, ExecOptions::default()).unwrap();
+    exec.write(x, &vec![1.0f32; g.ty(x).len()]).unwrap();
+    exec
 }
 
 #[test]

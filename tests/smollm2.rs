@@ -9,7 +9,7 @@ use common::{gpu, whole_and_split, worst};
 use safetensors::SafeTensors;
 use throughline::Error;
 use throughline::decode::sample::Sampling;
-use throughline::decode::{Decoder, Finish, GenerationOptions};
+use throughline::decode::{Chat, Decoder, Finish, GenerationOptions};
 use throughline::model::Model;
 use throughline::optim::Schedule;
 use throughline::tokenize::{Message, ModelTokenizer};
@@ -97,6 +97,29 @@ fn text_becomes_the_tokens_that_hugging_face_gives() {
 }
 
 #[test]
+fn the_second_turn_of_a_chat_feeds_only_what_is_new() {
+    let mut chat = Chat::open_blocking(gpu(), &file(), 128).unwrap();
+    chat.set_system("Answer in one word.");
+    // The stop token is the model's.
+    *chat.options_mut() = GenerationOptions { max_tokens: 12, sampling: GREEDY, ..Default::default() };
+    let mut reply = chat.say("What is the capital of France?").unwrap();
+    let text = reply.text_blocking().unwrap();
+    assert!(text.contains("Paris"), "{text}");
+    assert_eq!(reply.finish(), Some(Finish::Stop));
+    let before = chat.decoder().tokens(0).to_vec();
+    drop(chat.say("And of Italy?").unwrap());
+    assert_eq!(chat.decoder().tokens(0), before); // none is fed again
+    let text = chat.reply().unwrap().text_blocking().unwrap();
+    let (mut decoder, messages) = chat.into_parts();
+    decoder.clear();
+    let tokenizer = ModelTokenizer::open(&file()).unwrap();
+    let options = GenerationOptions { max_tokens: 12, sampling: GREEDY, ..GenerationOptions::of(&tokenizer) };
+    let prompt = tokenizer.chat_ids(&messages[..4], true).unwrap();
+    let ids: Vec<u32> = decoder.generate(&prompt, options).unwrap().blocking().map(Result::unwrap).collect();
+    assert_eq!(text, tokenizer.decode(&ids, true).unwrap());
+}
+
+#[test]
 fn what_does_not_fit_is_an_error_and_leaves_the_sequence() {
     let mut decoder = decoder();
     let refused = |decoder: &mut Decoder, ids: &[u32], parts: &[&str]| {
@@ -161,7 +184,7 @@ fn fine_tuning_lowers_the_loss() {
     };
     let options = TrainOptions { init: false, ..TrainOptions::default() };
     let mut trainer = gpu().run_blocking(Trainer::with_options(gpu(), config, &options)).unwrap();
-    model.load_blocking(gpu(), &trainer.params).unwrap();
+    model.load_blocking(gpu(), trainer.params()).unwrap();
     let tokenizer = ModelTokenizer::of(model.weights()).unwrap();
     let text = "Gonzalo: Had I plantation of this isle, my lord, and were the king on it, what would I do? I would with \
         such perfection govern, sir, to excel the golden age.";
@@ -172,7 +195,7 @@ fn fine_tuning_lowers_the_loss() {
     assert!((2.0..6.0).contains(&losses[0]) && losses[3] < losses[0] - 0.3, "{losses:?}");
     // What was trained is saved in Hugging Face's form, with the rotation of halves, and gives the same scores.
     let dir = tempfile::tempdir().unwrap();
-    model.save_blocking(dir.path(), gpu(), &trainer.params).unwrap();
+    model.save_blocking(dir.path(), gpu(), trainer.params()).unwrap();
     drop(trainer);
     let saved = Model::open(dir.path()).unwrap();
     let mut decoder = Decoder::new_blocking(gpu(), &saved, 32).unwrap();

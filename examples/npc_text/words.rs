@@ -104,6 +104,6 @@ pub fn train(gpu: &Gpu, steps: u64, characters: usize) -> Result<(Decoder, Words
         }
     }
     let options = DecodeOptions { batch: characters, ..DecodeOptions::new(CAPACITY) };
-    let decoder = gpu.run_blocking(Decoder::on_params(gpu, &trainer.config().model, &trainer.params, options))?;
+    let decoder = gpu.run_blocking(Decoder::on_params(gpu, &trainer.config().model, trainer.params(), options))?;
     Ok((decoder, Words::Characters(tokenizer)))
 }

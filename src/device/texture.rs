@@ -38,7 +38,7 @@
 //! // Each frame, between the pass that draws into `frame` and the pass that samples `graded`:
 //! let mut encoder = gpu.device().create_command_encoder(&Default::default());
 //! input.record(&mut encoder);
-//! exec.record(&mut encoder);
+//! exec.record(&mut encoder)?;
 //! output.record(&mut encoder);
 //! gpu.submit(encoder)?;
 //! # Ok::<(), throughline::Error>(())
@@ -127,8 +127,8 @@ struct Pass {
 
 impl TextureInput {
     /// A pass from a texture to an f32 tensor of its size, `[height, width, channels]`, `[1, height, width, channels]`
-    /// or `[height * width, channels]`. The tensor takes as many of the texture's channels, red first, as it has itself:
-    /// 1 to 4, but no more than the format.
+    /// or `[height * width, channels]`. The tensor takes as many of the texture's channels, red first, as it has: 1 to
+    /// 4, but no more than the format.
     ///
     /// The texture has one sample per pixel, the usage `TEXTURE_BINDING`, and any format that shaders read as f32:
     /// unorm, snorm, float, compressed or depth. Values are what `textureLoad` returns. So sRGB formats are decoded to

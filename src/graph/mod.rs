@@ -17,6 +17,7 @@ mod op;
 mod value;
 
 pub use init::ParamInit;
+pub(crate) use op::check_outputs;
 pub use op::{Op, Vjp};
 use value::Lineage;
 pub(crate) use value::Names;
@@ -233,6 +234,7 @@ impl Graph {
         if let Some(problem) = outputs.iter().find_map(|t| t.shape.problem()) {
             return Err(err(problem));
         }
+        check_outputs(op.as_ref(), &types, &outputs).map_err(err)?;
         outputs.iter().try_for_each(|t| t.shape.check_len(&name))?;
         let n = outputs.len();
         let name = self.free_name(name);
@@ -268,7 +270,10 @@ impl Graph {
         self.check_values(&[value, state], |i| ["store: the value", "store: the state"][i].into())?;
         let target = self.node(state.node());
         if !matches!(target.source, Source::State | Source::Param(_)) {
-            return Err(Error::Graph(format!("store: `{}` is not a state or parameter", target.name)));
+            return Err(Error::Graph(format!(
+                "store: `{}` is not a state or parameter: make one with `Graph::state`",
+                target.name
+            )));
         }
         if self.ty(value) != self.ty(state) {
             return Err(Error::Graph(format!(
@@ -280,7 +285,10 @@ impl Graph {
             )));
         }
         if self.stores.iter().any(|&(_, s)| s == state) {
-            return Err(Error::Graph(format!("store: `{}` is stored twice", target.name)));
+            return Err(Error::Graph(format!(
+                "store: something is stored in `{}` already: a step can leave one value in it",
+                target.name
+            )));
         }
         self.stores.push((value, state));
         Ok(())

@@ -2,8 +2,9 @@
 
 use super::cases::Row;
 use super::{
-    adamw, add, attention, cache, concat, cross_entropy, dropout, embedding, fill, gelu, l2_norm, matmul, mul, muon,
-    norm, packed, residual_add, rope, scale, slice, softmax, stats, sum, swiglu, top_k, transpose,
+    adamw, add, attention, cache, concat, cross_entropy, dropout, embedding, fill, gather, gelu, l2_norm, matmul, mul,
+    muon, norm, packed, patches, pool, reduce, residual_add, rope, scale, sgd, slice, softmax, stats, sum, swiglu,
+    top_k, transpose,
 };
 
 /// Every op that has a kernel. See [`Row`].
@@ -19,6 +20,7 @@ pub const TABLE: &[Row] = &[
     dropout::ROW,
     embedding::ROW,
     fill::ROW,
+    gather::ROW,
     gelu::ROW,
     l2_norm::ROW,
     matmul::ROW,
@@ -27,9 +29,13 @@ pub const TABLE: &[Row] = &[
     norm::LAYERNORM,
     norm::RMSNORM,
     packed::ROW,
+    patches::ROW,
+    pool::ROW,
+    reduce::ROW,
     residual_add::ROW,
     rope::ROW,
     scale::ROW,
+    sgd::ROW,
     slice::ROW,
     softmax::ROW,
     stats::ROW,
