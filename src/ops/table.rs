@@ -2,8 +2,8 @@
 
 use super::cases::Row;
 use super::{
-    adamw, add, attention, cache, concat, cross_entropy, dropout, embedding, fill, gelu, l2_norm, matmul, mul, muon,
-    norm, packed, residual_add, rope, scale, slice, softmax, stats, sum, swiglu, top_k, transpose,
+    adamw, attention, cache, concat, cross_entropy, dropout, embedding, fill, gelu, l2_norm, map, matmul, muon, norm,
+    packed, residual_add, rope, scale, slice, softmax, stats, sum, swiglu, top_k, transpose,
 };
 
 /// Every op that has a kernel. See [`Row`].
@@ -11,7 +11,6 @@ use super::{
 /// Iterate over it to test, benchmark or document all ops.
 pub const TABLE: &[Row] = &[
     adamw::ROW,
-    add::ROW,
     attention::ROW,
     cache::ROW,
     concat::ROW,
@@ -21,8 +20,8 @@ pub const TABLE: &[Row] = &[
     fill::ROW,
     gelu::ROW,
     l2_norm::ROW,
+    map::ROW,
     matmul::ROW,
-    mul::ROW,
     muon::ROW,
     norm::LAYERNORM,
     norm::RMSNORM,
