@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use throughline::Gpu;
-use throughline::embed::TextEncoder;
+use throughline::sentence::TextEncoder;
 
 #[derive(Parser)]
 #[command(about = "Embed texts and print their cosine similarities")]

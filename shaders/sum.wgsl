@@ -1,23 +1,26 @@
 // `columns`: y[c] = sum_r x[r, c] over one chunk of rows; a launch repeats it until one row is left.
-// `broadcast`: y[r, c] = x[c].
+// `broadcast`: y[plane, r, c] = scale * x[plane, c].
 
 // knobs
 const INVOCATIONS: u32 = 64u; // of a workgroup
 const EACH: u32 = 1u; // broadcast: units of E that an invocation makes, INVOCATIONS apart
 alias E = vec4<f32>; // f32 where the columns are no multiple of 4
+alias X = f32; // broadcast: unit of x; E, or f32 where x has one column, each element of which fills units of E
 const ACCUMULATE: bool = false; // columns: add to what y holds, at the last level
 
 struct Params {
     len: u32, // broadcast: elements E of the output
-    rows: u32,
+    rows: u32, // broadcast: of a plane
     cols: u32, // in units of E
     chunk: u32, // rows an invocation sums
     across: u32, // workgroups along the columns
+    scale: f32, // broadcast: a factor
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> x: array<E>; // [rows, cols]; broadcast: [cols]
-@group(0) @binding(2) var<storage, read_write> y: array<E>; // [chunks, cols]; broadcast: [rows, cols]
+@group(0) @binding(1) var<storage, read> x: array<E>; // [rows, cols]
+@group(0) @binding(1) var<storage, read> small: array<X>; // [planes, cols], of broadcast
+@group(0) @binding(2) var<storage, read_write> y: array<E>; // [chunks, cols]; broadcast: [planes, rows, cols]
 
 @compute @workgroup_size(INVOCATIONS)
 fn columns(
@@ -57,13 +60,23 @@ fn broadcast(
 ) {
     let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
     let end = min(first + INVOCATIONS * EACH, p.len);
-    // The index in x. It counts along with i, since divisions are expensive.
+    // Column, row and plane count along with i, since divisions are expensive; so are loads in a loop, even of
+    // uniforms.
     let cols = p.cols;
-    let step = INVOCATIONS % cols;
-    var at = first % cols;
+    let plane = p.rows * cols;
+    let scale = p.scale;
+    var col = first % cols;
+    var in_plane = first % plane;
+    var base = first / plane * cols;
     for (var i = first; i < end; i += INVOCATIONS) {
-        y[i] = x[at];
-        at += step;
-        at -= select(0u, cols, at >= cols);
+        y[i] = scale * E(small[base + col]);
+        col += INVOCATIONS % cols;
+        col -= select(0u, cols, col >= cols);
+        base += INVOCATIONS / plane * cols;
+        in_plane += INVOCATIONS % plane;
+        if (in_plane >= plane) {
+            in_plane -= plane;
+            base += cols;
+        }
     }
 }

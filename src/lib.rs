@@ -17,14 +17,14 @@
 //!   [`plan`].
 //! * **Run** it. [`Gpu`] is your application's device or a headless one, and an [`Executable`] is a plan with memory
 //!   and pipelines on it. A [`Tensor`] is a range of a buffer, yours if you like, and a [`Readback`] brings one to the
-//!   host without waiting. [`device`] also [writes tensors into textures](device::texture), keeps frames within a
-//!   budget ([`Pace`]) and finds the fastest kernels ([`Tuner`]).
+//!   host without waiting. [`device`] also reads and writes [textures](device::texture), keeps frames within a budget
+//!   ([`Pace`]) and finds the fastest kernels ([`Tuner`]).
 //! * **Train** with [`train::Trainer`], which runs a step in one submit, or in slices over several frames. [`optim`]
 //!   has AdamW, Muon and learning rate schedules, [`train::data`] batches, [`train::checkpoint`] files to resume from.
 //!   All randomness comes from [`rng`], as a function of seed and step.
 //! * **Decode.** [`model::Model`] opens GGUF files and Hugging Face folders ([`mod@format`] has their raw tensors).
 //!   [`decode::Decoder`] generates text, and [`decode::FrameDecoder`] does so in the frames of an application.
-//!   [`embed::SentenceEncoder`] turns sentences into vectors, and [`tokenize`] text into tokens.
+//!   [`sentence::SentenceEncoder`] turns sentences into vectors, and [`tokenize`] text into tokens.
 //! * **Look inside.** [`probe`] reads and changes values of a running model, [`views`] has a logit lens, ablations and
 //!   attention maps, a [`Timeline`] shows where the time goes, and [`mod@reference`] computes what is right, in f64.
 //!
@@ -60,7 +60,7 @@
 //! ```
 //!
 //! [`train::Trainer`] and [`decode::Decoder`] open with examples of training and of generating text. The repository
-//! has complete programs, and `examples/embed_in_app` puts a network into the frames of an application.
+//! has complete programs, and `examples/in_your_app` puts a network into the frames of an application.
 //!
 //! # Should I use this crate?
 //!
@@ -102,7 +102,6 @@ mod autodiff;
 pub mod check;
 pub mod decode;
 pub mod device;
-pub mod embed;
 pub mod error;
 mod files;
 pub mod format;
@@ -119,6 +118,7 @@ mod profile;
 pub mod quirks;
 pub mod reference;
 pub mod rng;
+pub mod sentence;
 pub mod tensor;
 #[cfg(feature = "tokenizers")]
 pub mod tokenize;
@@ -147,8 +147,8 @@ pub use wgpu;
 struct Readme;
 
 #[cfg(doctest)]
-#[doc = include_str!("../docs/embedding.md")]
-struct Embedding;
+#[doc = include_str!("../docs/in_your_app.md")]
+struct InYourApp;
 
 #[cfg(all(doctest, feature = "tokenizers"))]
 #[doc = include_str!("../docs/models.md")]

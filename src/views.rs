@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crate::device::{ExecOptions, Executable, Gpu, Readback};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Source, Value};
-use crate::nn::{Block, StandardBlock, Transformer, TransformerConfig, check_ids};
+use crate::nn::{Block, StandardBlock, TOKEN_TYPES, Transformer, TransformerConfig, check_ids};
 use crate::ops::attention::Attention;
 use crate::ops::matmul::Matmul;
 use crate::optim::Arena;
@@ -67,7 +67,11 @@ impl<'a> Subject<'a> {
             })?;
             bindings.insert(v, self.params.tensors[*i].clone());
         }
-        Executable::new(self.gpu, plan, ExecOptions { bindings }).await
+        let exec = Executable::new(self.gpu, plan, ExecOptions::bound(bindings)).await?;
+        if let Some(types) = g.find(TOKEN_TYPES).filter(|&types| exec.plan().slot(types).is_some()) {
+            exec.write(types, &vec![0u32; g.ty(types).len()])?;
+        }
+        Ok(exec)
     }
 }
 
@@ -162,7 +166,7 @@ impl LogitLens {
         self.exec.write(self.targets, &batch.targets)?;
         let gpu = self.exec.gpu();
         let mut encoder = gpu.encoder("logit lens");
-        self.exec.record(&mut encoder);
+        self.exec.record(&mut encoder)?;
         let mut read = |v: Value| Ok::<_, Error>(self.exec.tensor(v)?.record_read(gpu, &mut encoder));
         let mut pending = vec![];
         for (layer, (node, loss, kl)) in self.layers.iter().enumerate() {
@@ -270,7 +274,7 @@ impl DropLayer {
                 }
             }
             let mut encoder = gpu.encoder("ablation");
-            self.exec.record(&mut encoder);
+            self.exec.record(&mut encoder)?;
             pending.push((dropped, self.exec.tensor(self.loss)?.record_read(gpu, &mut encoder)));
             gpu.submit(encoder)?;
         }
@@ -354,7 +358,7 @@ impl AttentionMap {
         self.exec.write(self.tokens, tokens)?;
         let gpu = self.exec.gpu();
         let mut encoder = gpu.encoder("attention map");
-        self.exec.record(&mut encoder);
+        self.exec.record(&mut encoder)?;
         let map = self.exec.tensor(self.map)?;
         let readback = map.record_read(gpu, &mut encoder);
         gpu.submit(encoder)?;

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use common::{gpu, hf_folder, profiles};
 use throughline::decode::sample::Sampling;
 use throughline::decode::{Decoder, FrameDecoder, GenerationOptions};
-use throughline::embed::{Pooling, SentenceEncoder};
 use throughline::graph::{Op, Vjp};
 use throughline::kernel::{Bind, Kernel, Launch, Program};
 use throughline::model::Model;
@@ -20,6 +19,7 @@ use throughline::ops::rope::Scaling;
 use throughline::optim::{AdamWConfig, Arena, ArenaLayout, Decay, MuonConfig, OptimizerPlan, Schedule};
 use throughline::probe::{Edit, Instruments, Measure, Patch, Probe, Tap};
 use throughline::reference::{self, Array};
+use throughline::sentence::{Pooling, SentenceEncoder};
 use throughline::train::data::{Batch, CharTokenizer, Dataset, IGNORE_INDEX};
 use throughline::train::{TrainConfig, TrainOptions, TrainPlan, Trainer};
 use throughline::views::{AttentionMap, DropLayer, LogitLens, Subject};
@@ -96,7 +96,7 @@ fn host_data_must_fit() {
     expect(exec.write(x, &[1.0f32; 4]), &["`tokens`", "u32", "f32"]);
     expect(exec.read_blocking::<u32>(y), &["f32", "u32"]);
     let other = Tensor::zeros(gpu(), "small", TensorType::f32([3])).unwrap();
-    let options = ExecOptions { bindings: [(table, other)].into() };
+    let options = ExecOptions::bound([(table, other)].into());
     let plan = Arc::new(Plan::new(&g, &[y], gpu().profile()).unwrap());
     expect(Executable::new_blocking(gpu(), plan, options), &["`table`", "[5, 8]", "[3]"]);
     // Ids out of range read nothing they should not.
@@ -182,7 +182,7 @@ fn a_value_of_another_graph_is_an_error_that_names_both() {
     expect(exec.read_blocking::<f32>(foreign), &both);
     let bindings = || [(foreign, Tensor::zeros(gpu(), "t", TensorType::f32([4])).unwrap())].into();
     expect(exec.with_bindings(&bindings()), &both);
-    let options = ExecOptions { bindings: bindings() };
+    let options = ExecOptions::bound(bindings());
     expect(Executable::new_blocking(gpu(), plan, options), &both);
 
     // What cannot return an `Err` panics, as it says.
@@ -223,7 +223,7 @@ fn what_a_plan_does_not_have_is_neither_bound_nor_read() {
     for (value, name) in [(y, "`y`"), (loss, "`loss`"), (unused, "`unused`")] {
         let words = [name, "cannot be bound", "An output is bound through `Graph::state` and `Graph::store`"];
         expect(exec.with_bindings(&[(value, zeros())].into()), &words);
-        let options = ExecOptions { bindings: [(x, zeros()), (value, zeros())].into() };
+        let options = ExecOptions::bound([(x, zeros()), (value, zeros())].into());
         expect(Executable::new_blocking(gpu(), plan.clone(), options), &words);
     }
     for (value, name) in [(loss, "`loss`"), (unused, "`unused`")] {

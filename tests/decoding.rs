@@ -41,7 +41,7 @@ impl Step {
         // Writing a row does not move the cache.
         assert!(plan.final_copies().is_empty() && plan.steps().iter().all(|s| s.copies().is_empty()), "{plan}");
         let bindings = states.into_iter().zip(caches.iter().cloned()).collect();
-        let options = ExecOptions { bindings };
+        let options = ExecOptions::bound(bindings);
         Step { exec: Executable::new_blocking(gpu(), Arc::new(plan), options).unwrap(), qkv, starts, o }
     }
 

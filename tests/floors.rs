@@ -18,7 +18,7 @@ const FLOORS: &[&[&str]] = &[
     &["device"],
     &["check", "nn", "optim", "probe", "tokenize"],
     &["model", "train"],
-    &["decode", "embed", "views"],
+    &["decode", "sentence", "views"],
     &["lib"],
 ];
 

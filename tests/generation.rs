@@ -1,13 +1,14 @@
-//! Streams, iterators and batches generate the same tokens, and end when they should.
+//! Streams, iterators, batches and chats generate the same tokens, and end when they should.
 
 mod common;
 
 use common::{gpu, hf_folder};
 use futures_util::StreamExt;
 use throughline::decode::sample::Sampling;
-use throughline::decode::{Decoder, Event, Finish, FrameDecoder, GenerationOptions};
+use throughline::decode::{Chat, Decoder, Event, Finish, FrameDecoder, GenerationOptions};
 use throughline::model::Model;
 use throughline::nn::TransformerConfig;
+use throughline::tokenize::{Message, ModelTokenizer};
 use throughline::train::{TrainConfig, Trainer};
 
 fn decoder(batch: usize, capacity: usize) -> Decoder {
@@ -222,4 +223,158 @@ fn a_batch_gives_each_sequence_what_it_gets_alone() {
     assert_eq!(texts.iter().map(Vec::len).collect::<Vec<_>>(), [20, 20, 15]);
     let error = together.feed_batch_blocking(&prompts[..2]).unwrap_err().to_string();
     assert!(error.contains("3 sequences"), "{error}");
+}
+
+#[test]
+fn what_prompts_have_in_common_is_fed_once() {
+    let mut decoder = decoder(1, 64);
+    decoder.feed_blocking(&[9, 8, 7, 6, 5]).unwrap();
+    let prompt = [9, 8, 7, 50, 51];
+    assert_eq!(decoder.reuse(0, &prompt), [50, 51]);
+    assert_eq!(decoder.tokens(0), [9, 8, 7]);
+    let got = decoder.feed_blocking(&[50, 51]).unwrap();
+    assert_eq!(decoder.tokens(0), prompt);
+    // The logits of the last token are wanted in any case.
+    assert_eq!(decoder.reuse(0, &prompt), [51]);
+    assert_eq!(decoder.reuse(0, &prompt[..2]), [8]);
+    assert_eq!(decoder.reuse(0, &[1, 2]), [1, 2]);
+    assert!(decoder.reuse(0, &[]).is_empty() && decoder.tokens(0).is_empty());
+    let want = decoder.feed_blocking(&prompt).unwrap();
+    assert!(common::worst(&got, &want) < 1e-5);
+    assert!(decoder.tokens(1).is_empty());
+}
+
+/// A model that knows no language, and reads and writes it nevertheless.
+struct Speaker {
+    trainer: Trainer,
+    capacity: usize,
+}
+
+impl Speaker {
+    fn new(capacity: usize) -> Self {
+        let model = TransformerConfig::llama(tokenizer().vocab_len(), 512, 1, 32, 2);
+        Speaker { trainer: Trainer::new_blocking(gpu(), TrainConfig::new(model, 1)).unwrap(), capacity }
+    }
+
+    fn decoder(&self, batch: usize) -> Decoder {
+        let (model, params) = (&self.trainer.config().model, &self.trainer.params);
+        gpu().run_blocking(Decoder::on_params(gpu(), model, params, batch, self.capacity)).unwrap()
+    }
+
+    fn chat(&self, max_tokens: usize) -> Chat {
+        let mut chat = Chat::new(self.decoder(1), tokenizer()).unwrap();
+        let sampling = Sampling { temperature: 1.0, seed: 5, ..Default::default() };
+        *chat.options_mut() = GenerationOptions { max_tokens, sampling, ..Default::default() };
+        chat.set_system("Speak of the harbour.");
+        chat
+    }
+
+    /// What a decoder that has read nothing else replies to these messages, of which `forgotten` are left out.
+    fn reply(&self, chat: &Chat, messages: &[Message], forgotten: usize) -> String {
+        let read = [&messages[..1], &messages[1 + forgotten..]].concat();
+        let mut options = GenerationOptions { stop: tokenizer().stop_tokens().to_vec(), ..chat.options().clone() };
+        options.sampling.seed += messages.len() as u64;
+        let ids = text(&mut self.decoder(1), &tokenizer().chat_ids(&read, true).unwrap(), options);
+        tokenizer().decode(&ids, true).unwrap()
+    }
+}
+
+fn tokenizer() -> ModelTokenizer {
+    ModelTokenizer::open("tests/data/tiny_chat".as_ref()).unwrap()
+}
+
+#[test]
+fn a_chat_feeds_only_what_is_new() {
+    let speaker = Speaker::new(256);
+    let mut chat = speaker.chat(12);
+    let first = chat.say("How deep is it?").unwrap().text_blocking().unwrap();
+    let prompt = tokenizer().chat_ids(&chat.messages()[..2], true).unwrap();
+    let before = chat.decoder().tokens(0).to_vec();
+    assert!(before.starts_with(&prompt));
+    drop(chat.say("And the wall?").unwrap()); // has not fed anything yet
+    let second = tokenizer().chat_ids(chat.messages(), true).unwrap();
+    let common = before.iter().zip(&second).take_while(|(a, b)| a == b).count();
+    assert!(common >= prompt.len() && common < second.len(), "{common}");
+    assert_eq!(chat.decoder().tokens(0), &second[..common]);
+    let reply = chat.reply().unwrap().text_blocking().unwrap();
+    // As if it had read all of it at once.
+    let messages = chat.messages();
+    let roles: Vec<&str> = messages.iter().map(|m| m.role.as_str()).collect();
+    assert_eq!(roles, ["system", "user", "assistant", "user", "assistant"]);
+    assert_eq!([&messages[2].content, &messages[4].content], [&first, &reply]);
+    assert!(!first.is_empty() && first != reply, "{first}");
+    assert_eq!(first, speaker.reply(&chat, &messages[..2], 0));
+    assert_eq!(reply, speaker.reply(&chat, &messages[..4], 0));
+    // And from a history that was changed.
+    chat.set_system("Speak of the wall.");
+    *chat.messages_mut() = chat.messages()[..2].to_vec();
+    let other = chat.reply().unwrap().text_blocking().unwrap();
+    assert_eq!(other, speaker.reply(&chat, &chat.messages()[..2], 0));
+    assert_ne!(other, first);
+}
+
+#[test]
+fn replies_are_the_same_in_pieces_and_streams() {
+    let speaker = Speaker::new(256);
+    let mut chat = speaker.chat(20);
+    let want = chat.say("How deep is it?").unwrap().text_blocking().unwrap();
+    chat.messages_mut().pop();
+    let mut reply = chat.reply().unwrap();
+    let pieces: Vec<String> = reply.blocking().map(Result::unwrap).collect();
+    assert!(reply.finish().is_some() && reply.next_blocking().unwrap().is_none());
+    assert!(pieces.len() > 1 && pieces.iter().all(|piece| !piece.is_empty()));
+    assert_eq!(pieces.concat(), want);
+    chat.messages_mut().pop();
+    let stream = chat.reply().unwrap().stream();
+    let got = gpu().run_blocking(async { Ok(stream.map(Result::unwrap).collect::<Vec<_>>().await) }).unwrap();
+    assert_eq!(got, pieces);
+    // What has come of a reply that nobody reads to its end.
+    chat.messages_mut().pop();
+    let start = chat.reply().unwrap().next_blocking().unwrap().unwrap();
+    assert_eq!(start, pieces[0]);
+    assert_eq!(chat.messages().last(), Some(&Message::new("assistant", start)));
+}
+
+#[test]
+fn a_chat_that_is_too_long_forgets_its_oldest_turns() {
+    let speaker = Speaker::new(160);
+    let mut chat = speaker.chat(8);
+    let mut forgotten = vec![];
+    for turn in 0..8 {
+        let reply = chat.say(format!("How deep is it at {turn}?")).unwrap().text_blocking().unwrap();
+        forgotten.push(chat.forgotten());
+        assert_eq!(chat.messages().len(), 1 + 2 * (turn + 1));
+        let before = &chat.messages()[..2 * (turn + 1)];
+        assert_eq!(reply, speaker.reply(&chat, before, chat.forgotten()), "turn {turn}, {forgotten:?}");
+    }
+    // Not a turn each time, but several now and then.
+    let steps: Vec<usize> = forgotten.windows(2).map(|pair| pair[1] - pair[0]).filter(|step| *step > 0).collect();
+    assert!(forgotten[0] == 0 && !steps.is_empty() && steps.len() < 6, "{forgotten:?}");
+    assert!(steps.iter().all(|step| step % 2 == 0), "{forgotten:?}");
+}
+
+#[test]
+fn chats_that_cannot_be_say_why() {
+    let speaker = Speaker::new(128);
+    let mut chat = speaker.chat(1000);
+    let error = |result: Result<(), throughline::Error>, words: &[&str]| {
+        let error = result.unwrap_err().to_string();
+        assert!(words.iter().all(|w| error.contains(w)), "{words:?}: {error}");
+    };
+    chat.messages_mut().clear();
+    error(chat.reply().map(drop), &["`messages`", "none"]);
+    let long = "tide ".repeat(60);
+    error(chat.say(&*long).map(drop), &["at most 65", "leave 64 of 128", "max_tokens", "capacity"]);
+    assert_eq!(chat.messages(), []);
+    chat.options_mut().sampling.temperature = -1.0;
+    error(chat.say("Hi").map(drop), &["temperature"]);
+    assert_eq!(chat.messages(), []);
+    chat.options_mut().sampling.temperature = 0.0;
+    assert!(chat.say("Hi").unwrap().next_blocking().unwrap().is_some());
+    error(chat.reply().map(drop), &["`messages`", "the assistant's"]);
+
+    error(Chat::new(speaker.decoder(2), tokenizer()).map(drop), &["`batch`", "2"]);
+    let json = std::fs::read("tests/data/tiny_chat/tokenizer.json").unwrap();
+    let plain = ModelTokenizer::from_files("plain", [("tokenizer.json", json.as_slice())]).unwrap();
+    error(Chat::new(speaker.decoder(1), plain).map(drop), &["plain", "chat template"]);
 }

@@ -22,7 +22,9 @@ use throughline::ops::residual_add::ResidualAdd;
 use throughline::ops::swiglu::SwiGlu;
 use throughline::ops::{Op, TABLE, Vjp};
 use throughline::reference::Array;
-use throughline::{AdapterClass, Error, ExecOptions, Executable, Graph, Plan, Profile, Tensor, TensorType, Value};
+use throughline::{
+    AdapterClass, DType, Error, ExecOptions, Executable, Graph, Plan, Profile, Tensor, TensorType, Value,
+};
 
 /// An app's op of two inputs and an output of one shape, with someone else's program.
 #[derive(Clone, Debug)]
@@ -103,8 +105,15 @@ fn run_between_sentinels(plan: Plan, to: Value) {
     let all = Tensor::zeros(gpu(), "all", TensorType::u32([sentinels.len()])).unwrap();
     all.write(gpu(), &sentinels).unwrap();
     let middle = Tensor::from_buffer(all.buffer().clone(), 4096, TensorType::f32([LEN])).unwrap();
-    let options = ExecOptions { bindings: HashMap::from([(to, middle)]) };
+    let options = ExecOptions::bound(HashMap::from([(to, middle)]));
     let exec = Executable::new_blocking(gpu(), Arc::new(plan), options).unwrap();
+    for external in exec.plan().externals().iter().filter(|e| e.value != to) {
+        let words = external.ty.len();
+        match external.ty.dtype {
+            DType::F32 => exec.write(external.value, &vec![1.0f32; words]).unwrap(),
+            _ => exec.write(external.value, &vec![0u32; words]).unwrap(),
+        }
+    }
     exec.submit().unwrap();
     let after = all.read_blocking::<u32>(gpu()).unwrap();
     let outside = |i: &usize| !(1024..1024 + LEN).contains(i);
@@ -329,6 +338,7 @@ fn lists_of_tokens_that_are_garbage_lead_nowhere() {
     let plan = Arc::new(gpu().plan(&g, &[y]).unwrap());
     let exec = Executable::new_blocking(gpu(), plan, ExecOptions::default()).unwrap();
     exec.write(dy, &(0..8 * TOKENS).map(|i| (i / 4) as f32 + 1.0).collect::<Vec<_>>()).unwrap();
+    exec.write(ids, &[0u32; TOKENS]).unwrap();
     // Tokens count from 1. A list that starts past the last, one that goes back, and one that leads past the last.
     exec.write(head, &[6u32, 3, 2]).unwrap();
     exec.write(next, &[0u32, 7, 1, 0, 0, 0, 0, 0]).unwrap();

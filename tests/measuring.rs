@@ -305,7 +305,7 @@ fn a_pace_corrects_estimates_by_what_frames_took() {
 fn long_frame(pace: &mut Pace, exec: &Executable) -> wgpu::CommandEncoder {
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
     pace.begin(&mut encoder).unwrap();
-    exec.record(&mut encoder);
+    exec.record(&mut encoder).unwrap();
     pace.end(&mut encoder, Duration::from_micros(1)).unwrap();
     encoder
 }
@@ -324,9 +324,11 @@ fn until_measured(pace: &mut Pace, frames: usize) {
 }
 
 fn dawdler() -> Executable {
-    let (g, _, z) = dawdle(10);
+    let (g, x, z) = dawdle(10);
     let plan = Arc::new(Plan::new(&g, &[z], gpu().profile()).unwrap());
-    Executable::new_blocking(gpu(), plan, ExecOptions::default()).unwrap()
+    let exec = Executable::new_blocking(gpu(), plan, ExecOptions::default()).unwrap();
+    exec.write(x, &vec![1.0f32; g.ty(x).len()]).unwrap();
+    exec
 }
 
 #[test]

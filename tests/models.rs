@@ -14,12 +14,12 @@ use proptest::prelude::*;
 use safetensors::SafeTensors;
 use serde_json::{Map, Value as Json, json};
 use throughline::decode::Decoder;
-use throughline::embed::{Pooling, SentenceEncoder};
 use throughline::format::Weights;
 use throughline::model::{self, Model};
 use throughline::nn::{Biases, Mlp, Positions, TransformerConfig, TransformerEncoder};
 use throughline::ops::rope::Scaling;
 use throughline::optim::{Arena, ArenaLayout, Schedule};
+use throughline::sentence::{Pooling, SentenceEncoder};
 use throughline::tokenize::{Message, ModelTokenizer};
 use throughline::train::checkpoint::Checkpoint;
 use throughline::train::data::Batch;
@@ -549,13 +549,12 @@ fn an_encoder_has_the_hidden_states_of_pytorch() {
         let encoder = TransformerEncoder::build(&mut g, model.config(), 2, 12).unwrap();
         let plan = Plan::new(&g, &[encoder.hidden], gpu().profile()).unwrap();
         let exec = Executable::new_blocking(gpu(), Arc::new(plan), ExecOptions::default()).unwrap();
-        for p in &encoder.params {
-            exec.write(p.value, &model.values(g.name(p.value)).unwrap()).unwrap();
+        for &p in &encoder.params {
+            exec.write(p, &model.values(g.name(p)).unwrap()).unwrap();
         }
         exec.write(encoder.tokens, &expected::<u32>("bert", "ids")).unwrap();
-        if with_types {
-            exec.write(encoder.token_types.unwrap(), &expected::<u32>("bert", "token_types")).unwrap();
-        }
+        let types = if with_types { expected("bert", "token_types") } else { vec![0u32; g.ty(encoder.tokens).len()] };
+        exec.write(encoder.token_types.unwrap(), &types).unwrap();
         exec.submit().unwrap();
         let got: Vec<f32> = exec.read_blocking(encoder.hidden).unwrap();
         let worst = worst(&got, &expected("bert", expected_name));

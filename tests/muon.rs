@@ -307,10 +307,8 @@ fn hidden_matrices_are_those_of_linear_layers() {
     for model in [TransformerConfig::gpt2(300, 16, 2, 32, 4), TransformerConfig::llama(300, 16, 2, 32, 4)] {
         let mut g = Graph::with_max_tensor_bytes(20 << 10); // so that tables are in parts
         let gpt = Transformer::build(&mut g, &model, 1, 16, true).unwrap();
-        let hidden = gpt.params.iter().map(|p| g.name(p.value)).filter(|name| {
-            let value = gpt.params.iter().find(|p| g.name(p.value) == *name).unwrap().value;
-            is_hidden_matrix(name, &g.ty(value).shape)
-        });
+        let is_hidden = |&p: &Value| is_hidden_matrix(g.name(p), &g.ty(p).shape);
+        let hidden = gpt.params.iter().copied().filter(is_hidden).map(|p| g.name(p));
         let mut last: Vec<String> = hidden.map(|name| name[4..].to_string()).collect();
         last.sort();
         last.dedup();

@@ -11,9 +11,11 @@ use throughline::ops::cache::CacheWrite;
 use throughline::ops::concat::Concat;
 use throughline::ops::cross_entropy::CrossEntropy;
 use throughline::ops::embedding::Embedding;
+use throughline::ops::gather::Gather;
 use throughline::ops::l2_norm::L2Norm;
 use throughline::ops::matmul::Matmul;
 use throughline::ops::norm::Norm;
+use throughline::ops::reduce::{Reduce, Reduction};
 use throughline::ops::rope::Rope;
 use throughline::ops::slice::Slice;
 use throughline::ops::softmax::Softmax;
@@ -97,7 +99,7 @@ fn kernels_of_wide_heads_stay_short() {
 #[test]
 fn kernels_of_long_rows_stay_short() {
     type OfSize = fn(usize) -> Case;
-    let ops: [([usize; 2], OfSize); 16] = [
+    let ops: [([usize; 2], OfSize); 19] = [
         ([64, 1024], |n| Case::new("rope", Rope { heads: 1, ..Rope::default() }, &[&[1, 3, n]])),
         ([768, 8192], |n| Case::new("norm", Norm { centered: true, eps: 1e-5 }, &[&[3, n], &[n], &[n]])),
         ([256, 1 << 16], |n| Case::new("softmax", Softmax, &[&[2, n]])),
@@ -110,6 +112,9 @@ fn kernels_of_long_rows_stay_short() {
         ([256, 8192], |n| Case::new("concat", Concat { axis: 1 }, &[&[3, n], &[3, n]])),
         ([256, 8192], |n| Case::new("transpose", Transpose { a: 0, b: 1 }, &[&[8, n]])),
         ([256, 8192], |n| Case::new("sum", Sum::to([n]), &[&[9, n]])),
+        ([256, 1 << 18], |n| Case::new("rows", Reduce { axis: 1, by: Reduction::Max }, &[&[3, n]])),
+        ([256, 1 << 18], |n| Case::new("columns", Reduce { axis: 1, by: Reduction::Sum }, &[&[3, n, 4]])),
+        ([256, 1 << 16], |n| Case::new("gather", Gather { axis: 1 }, &[&[3, n]]).ids(&[3, 5], n as u32)),
         ([256, 1 << 18], |n| Case::new("l2_norm", L2Norm, &[&[n]])),
         ([256, 8192], |n| Case::new("swiglu", SwiGlu, &[&[3, n], &[3, n]])),
         ([256, 8192], |n| Case::new("matmul", Matmul::default(), &[&[64, n], &[n, 32]])),
@@ -142,10 +147,10 @@ fn lanes_share_rows_that_are_too_long_for_one() {
 const OPEN_LOOPS: [(&str, &str); 4] = [
     (
         "an invocation computes a fixed number of elements",
-        "adamw.forward cache.read_rows cache.write_rows concat.forward dropout.forward \
-         embedding.forward fill.forward gelu.backward gelu.forward l2_norm.backward map.forward muon.shift \
-         muon.update residual_add.forward scale.forward slice.forward slice.pad sum.broadcast swiglu.backward \
-         swiglu.forward transpose.forward transpose.quads",
+        "adamw.forward cache.read_rows cache.write_rows concat.forward dropout.forward embedding.forward \
+         fill.forward gather.forward gelu.backward gelu.forward l2_norm.backward map.forward muon.shift muon.update \
+         residual_add.forward scale.forward slice.forward slice.pad sum.broadcast swiglu.backward swiglu.forward \
+         transpose.forward transpose.quads",
     ),
     (
         "the work is split into chunks, which are short for all tensors that fit a binding",
@@ -153,15 +158,15 @@ const OPEN_LOOPS: [(&str, &str); 4] = [
     ),
     (
         "the work is split into several dispatches, or variants that split it replace the kernel",
-        "attention.backward_kv attention.backward_q attention.decode attention.forward \
-         attention.wide_backward_kv attention.wide_backward_q attention.wide_forward packed.backward",
+        "attention.backward_kv attention.backward_q attention.decode attention.forward attention.wide_backward_kv \
+         attention.wide_backward_q attention.wide_forward packed.backward",
     ),
     (
         "planning is an error where it is too much: `Quirks::check_loops`",
         "cross_entropy.backward cross_entropy.finish cross_entropy.forward embedding.backward embedding.chain \
-         matmul.forward_few matmul.forward_lanes matmul.forward_lanes_quads norm.backward norm.forward \
-         packed.forward rope.halves rope.interleaved softmax.backward softmax.forward stats.forward \
-         top_k.chunks top_k.pick",
+         gather.backward matmul.forward_few matmul.forward_lanes matmul.forward_lanes_quads norm.backward \
+         norm.forward packed.forward reduce.extreme reduce.sum rope.halves rope.interleaved softmax.backward \
+         softmax.forward stats.forward top_k.chunks top_k.pick",
     ),
 ];
 
@@ -196,7 +201,7 @@ fn what_would_end_loops_early_is_an_error() {
         Profile { max_binding_bytes: 1 << 32, max_buffer_bytes: 1 << 32, ..Profile::portable(AdapterClass::Cpu) };
     let sound = Profile { quirks: Quirks::default(), ..large.clone() };
     type OfSize = fn(usize) -> Case;
-    let ops: [([usize; 2], &str, OfSize); 11] = [
+    let ops: [([usize; 2], &str, OfSize); 13] = [
         ([261_000, 263_000], "the inner dimension", |n| Case::new("", Matmul::default(), &[&[64, n], &[n, 32]])),
         // The gradient of the weight sums over rows.
         ([261_000, 263_000], "the inner dimension", |n| Case::new("", Matmul::default(), &[&[n, 8], &[8, 8]])),
@@ -212,6 +217,12 @@ fn what_would_end_loops_early_is_an_error() {
             Case::new("", Embedding::default(), &[&[n, 8]]).ids(&[9], n as u32)
         }),
         ([1 << 20, 1 << 23], "the length of a row", |n| Case::new("", TopK { k: 64 }, &[&[1, n], &[1]]).forward_only()),
+        ([16_000_000, 17_000_000], "the length of the axis", |n| {
+            Case::new("", Reduce { axis: 1, by: Reduction::Max }, &[&[2, n, 1, 3]])
+        }),
+        ([60_000, 70_000], "the number of ids by row", |n| {
+            Case::new("", Gather { axis: 1 }, &[&[2, 3]]).ids(&[2, n], 3)
+        }),
         ([60_000, 70_000], "the number of heads", |n| {
             Case::new("", Rope { heads: n, ..Rope::default() }, &[&[1, 3, 2 * n]])
         }),

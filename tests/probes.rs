@@ -26,7 +26,7 @@ impl Block for Parallel {
     fn build(&self, b: &mut Builder<'_>, _: usize, x: Value) -> Result<Value> {
         b.residual("both", x, |b, x| {
             let attention = b.scoped("attn", |b| b.attention(x))?;
-            let mlp = b.scoped("mlp", |b| b.mlp(x))?;
+            let mlp = b.scoped("mlp", |b| b.feed_forward(x))?;
             b.g.add("sum", attention, mlp)
         })
     }
@@ -76,10 +76,9 @@ fn finish(mut graph: Graph, gpt: Transformer) -> Setup {
     let ids = |ids: Vec<u32>| Array::new([BATCH, TIME], ids.into_iter().map(f64::from).collect());
     let Batch { tokens, targets: wanted } = batch(0);
     let mut given = HashMap::from([(gpt.tokens, ids(tokens)), (targets, ids(wanted))]);
-    for p in &gpt.params {
-        let ty = graph.ty(p.value);
-        let values = p.init.values(ty.len(), 3, graph.name(p.value));
-        given.insert(p.value, Array::new(ty.shape.clone(), values.into_iter().map(f64::from).collect()));
+    for &p in &gpt.params {
+        let values = graph.initial_values(p, 3).unwrap();
+        given.insert(p, Array::new(graph.ty(p).shape.clone(), values.into_iter().map(f64::from).collect()));
     }
     Setup { graph, gpt, loss, given }
 }
@@ -122,8 +121,8 @@ fn expected(measure: &Measure, a: &Array, b: Option<&Array>) -> f64 {
 fn many_probes(s: &Setup) -> Vec<Probe> {
     let name = |v: Value| s.graph.name(v).to_string();
     let (first, last) = (name(s.gpt.stream[0]), name(s.gpt.stream[3]));
-    let weight = name(s.gpt.params[4].value);
-    let mut probes = probe::standard(&s.graph, &s.gpt, true);
+    let weight = name(s.gpt.params[4]);
+    let mut probes = probe::standard(&s.graph, &s.gpt.stream, true);
     probes.extend([
         Probe::new("top", Tap::forward(&last), Measure::MaxAbs),
         Probe::new("mean", Tap::forward("head"), Measure::Mean),
@@ -169,7 +168,7 @@ fn probes_tell_what_the_reference_says() {
             let profile = Profile { class, ..gpu().profile().clone() };
             let exec = s.executable(&instruments.outputs(), &profile);
             let mut encoder = gpu().device().create_command_encoder(&Default::default());
-            exec.record(&mut encoder);
+            exec.record(&mut encoder).unwrap();
             let readback = instruments.record_read(&exec, &mut encoder, 5).unwrap();
             gpu().queue().submit([encoder.finish()]);
             let readings = readback.wait_blocking().unwrap();
@@ -188,7 +187,7 @@ fn probes_tell_what_the_reference_says() {
 #[test]
 fn standard_probes_are_those_of_the_table() {
     let s = setup(&gpt2(), &StandardBlock);
-    let probes = probe::standard(&s.graph, &s.gpt, true);
+    let probes = probe::standard(&s.graph, &s.gpt.stream, true);
     let layers = |name: &str| probes.iter().filter(|p| p.name == name).map(|p| p.layer.unwrap()).collect::<Vec<_>>();
     for name in ["stream_rms", "stream_grad_rms"] {
         assert_eq!(layers(name), [0, 1, 2, 3], "{name}");
@@ -199,7 +198,7 @@ fn standard_probes_are_those_of_the_table() {
     let weights = probes.iter().filter(|p| p.name == "weight_grad_rms").count();
     assert_eq!(weights, s.gpt.params.len());
     let s = setup(&gpt2(), &Parallel);
-    let probes = probe::standard(&s.graph, &s.gpt, false);
+    let probes = probe::standard(&s.graph, &s.gpt.stream, false);
     assert_eq!(probes.iter().filter(|p| p.name == "both_ratio").count(), 3);
     assert!(probes.iter().all(|p| matches!(p.tap, Tap::Forward(_))));
 }
@@ -220,7 +219,7 @@ fn whole_tensors_come_as_they_were_before_they_were_overwritten() {
     let want = reference::run(&differentiated, &s.given, &[first, gradient]).unwrap();
     let exec = s.executable(&instruments.outputs(), gpu().profile());
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
-    exec.record(&mut encoder);
+    exec.record(&mut encoder).unwrap();
     let readback = instruments.record_read(&exec, &mut encoder, 0).unwrap();
     gpu().queue().submit([encoder.finish()]);
     let readings = gpu().run_blocking(readback.take()).unwrap();
@@ -239,12 +238,12 @@ fn a_plan_with_probes_of_the_stream_is_the_plan_with_a_few_dispatches_more() {
     for class in [AdapterClass::Cpu, AdapterClass::Gpu] {
         let plan = |keep: Option<&dyn Fn(&Probe) -> bool>| {
             let mut s = setup(&gpt2(), &StandardBlock);
-            let wrt: Vec<Value> = s.gpt.params.iter().map(|p| p.value).chain(s.gpt.stream.clone()).collect();
+            let wrt: Vec<Value> = [&s.gpt.params[..], &s.gpt.stream].concat();
             let gradients = s.graph.gradients(s.loss, &wrt).unwrap();
             let mut outputs: Vec<Value> = gradients[..s.gpt.params.len()].to_vec();
             outputs.push(s.loss);
             if let Some(keep) = keep {
-                let mut probes = probe::standard(&s.graph, &s.gpt, true);
+                let mut probes = probe::standard(&s.graph, &s.gpt.stream, true);
                 probes.retain(keep);
                 let by_value = wrt.into_iter().zip(gradients).collect();
                 outputs.extend(Instruments::new(&mut s.graph, &probes, &by_value).unwrap().outputs());
@@ -344,7 +343,7 @@ impl Block for Edited {
                 other => panic!("{other:?}"),
             }
         })?;
-        b.residual("mlp", x, Builder::mlp)
+        b.residual("mlp", x, Builder::feed_forward)
     }
 }
 
@@ -355,7 +354,7 @@ fn loss_and_gradients(mut s: Setup, input: Option<Value>) -> (Vec<Vec<f32>>, Vec
         s.given.insert(v, throughline::ops::random_array(&shape, 9));
     }
     // Not those that a replacement leaves unused.
-    let wrt: Vec<Value> = s.gpt.params.iter().map(|p| p.value).collect();
+    let wrt = s.gpt.params.clone();
     let used: Vec<Value> = wrt.into_iter().filter(|&v| s.graph.clone().gradients(s.loss, &[v]).is_ok()).collect();
     let mut outputs = s.graph.gradients(s.loss, &used).unwrap();
     outputs.push(s.loss);
@@ -451,7 +450,7 @@ fn the_logit_lens_ends_in_the_loss_and_agrees_with_the_reference() {
         let mut s = setup(&model, block);
         let params = trainer.params.read_blocking(gpu()).unwrap();
         for (p, data) in s.gpt.params.iter().zip(&params) {
-            s.given.get_mut(&p.value).unwrap().data = data.iter().map(|&x| f64::from(x)).collect();
+            s.given.get_mut(p).unwrap().data = data.iter().map(|&x| f64::from(x)).collect();
         }
         let log_probabilities = |x: Array| {
             let mut g = Graph::new();
@@ -506,7 +505,7 @@ impl Block for Silent {
             b.g.scale("silent", y, factor)
         })?;
         b.residual("mlp", x, |b, x| {
-            let y = b.mlp(x)?;
+            let y = b.feed_forward(x)?;
             b.g.scale("silent", y, factor)
         })
     }
@@ -541,7 +540,7 @@ fn a_dropped_layer_is_one_that_is_not_there() {
                 _ => setup(&model, &Without(layer, block)),
             };
             for (p, data) in s.gpt.params.iter().zip(&params) {
-                s.given.get_mut(&p.value).unwrap().data = data.iter().map(|&x| f64::from(x)).collect();
+                s.given.get_mut(p).unwrap().data = data.iter().map(|&x| f64::from(x)).collect();
             }
             let want = reference::run(&s.graph, &s.given, &[s.loss]).unwrap()[0].data[0];
             let got = &losses[1 + layer];
@@ -565,8 +564,8 @@ fn attention_maps_are_the_softmax_of_the_scores() {
         assert_eq!((&got.shape[..], got.layer), (&[BATCH, TIME, TIME][..], Some(layer)));
         let mut s = setup(&model, block);
         for p in &s.gpt.params {
-            let values = p.init.values(s.graph.ty(p.value).len(), 7, s.graph.name(p.value));
-            s.given.get_mut(&p.value).unwrap().data = values.into_iter().map(f64::from).collect();
+            let values = s.graph.initial_values(*p, 7).unwrap();
+            s.given.get_mut(p).unwrap().data = values.into_iter().map(f64::from).collect();
         }
         let attention = s.graph.find(&got.node).unwrap();
         let inputs = &s.graph.nodes()[attention.node()].inputs;

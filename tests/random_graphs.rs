@@ -104,7 +104,7 @@ fn a_copy_within_one_buffer_is_an_error_and_not_a_crash() {
     let bindings = [(x, 0), (s, 256)]
         .map(|(value, offset)| (value, Tensor::from_buffer(arena.clone(), offset, ty.clone()).unwrap()))
         .into();
-    let options = ExecOptions { bindings };
+    let options = ExecOptions::bound(bindings);
     let error = Executable::new_blocking(gpu(), plan, options).unwrap_err().to_string();
     assert!(error.contains("`x`") && error.contains("`s`"), "{error}");
 }

@@ -212,7 +212,7 @@ fn writes_happen_where_they_are_recorded() {
     let mut totals = vec![];
     for i in 1..=3 {
         exec.record_write(&mut encoder, x, &[i as f32; 64]).unwrap();
-        exec.record(&mut encoder);
+        exec.record(&mut encoder).unwrap();
         totals.push(exec.tensor(total).unwrap().record_read(gpu(), &mut encoder));
     }
     let error = exec.record_write(&mut encoder, x, &[1.0f32; 63]).unwrap_err().to_string();
@@ -247,7 +247,7 @@ fn an_executable_takes_other_tensors() {
     let others = rings.clone().map(|t| exec.with_bindings(&HashMap::from([(total, t)])).unwrap());
     let mut encoder = encoder(gpu());
     for exec in [&others[0], &others[1], &exec, &others[1]] {
-        exec.record(&mut encoder);
+        exec.record(&mut encoder).unwrap();
     }
     gpu().submit(encoder).unwrap();
     assert_eq!(exec.read_blocking::<f32>(total).unwrap(), [1.0; 64]);
@@ -378,7 +378,7 @@ fn what_the_device_refuses_is_an_error_and_does_not_reach_the_apps_handler() {
     // A buffer of another device.
     let (plan, _, total) = accumulator();
     let foreign = Tensor::zeros(&other, "foreign", TensorType::f32([64])).unwrap();
-    let options = ExecOptions { bindings: HashMap::from([(total, foreign)]) };
+    let options = ExecOptions::bound(HashMap::from([(total, foreign)]));
     assert!(matches!(Executable::new_blocking(&gpu, plan, options).unwrap_err(), Error::Device(_)));
     assert_eq!(tensor.read_blocking::<f32>(&gpu).unwrap(), [0.0; 4]);
 }

@@ -145,8 +145,8 @@ fn logits_match_pytorch() {
         let weights = load(&format!("{}.safetensors", model.name));
         let plan = Plan::new(&g, &[gpt.logits], gpu().profile()).unwrap();
         let exec = Executable::new_blocking(gpu(), Arc::new(plan), ExecOptions::default()).unwrap();
-        for p in &gpt.params {
-            exec.write(p.value, &(model.find)(&weights, g.name(p.value)).unwrap()).unwrap();
+        for &p in &gpt.params {
+            exec.write(p, &(model.find)(&weights, g.name(p)).unwrap()).unwrap();
         }
         exec.write(gpt.tokens, &batches(&file)[0].tokens).unwrap();
         exec.submit().unwrap();

@@ -60,7 +60,7 @@ impl Net {
         let model = Transformer::build(&mut g, config, BATCH, config.context, false).unwrap();
         let targets = g.input("targets", g.ty(model.tokens).clone()).unwrap();
         let loss = g.cross_entropy("loss", model.logits, targets).unwrap();
-        let params = model.params.iter().map(|p| p.value);
+        let params = model.params.iter().copied();
         let wrt: Vec<Value> = model.stream.iter().copied().chain(params).collect();
         let gradients = g.gradients(loss, &wrt).unwrap();
         let plan = gpu().plan(&g, &[model.stream.clone(), gradients.clone()].concat()).unwrap();
@@ -70,8 +70,8 @@ impl Net {
 
     fn pass(&self, seed: u64) -> Pass {
         let Net { graph: g, model, exec, .. } = self;
-        for p in &model.params {
-            exec.write(p.value, &p.init.values(g.ty(p.value).len(), seed, g.name(p.value))).unwrap();
+        for &p in &model.params {
+            exec.write(p, &g.initial_values(p, seed).unwrap()).unwrap();
         }
         let data = batch(seed, g.ty(model.tokens).shape.cols());
         exec.write(model.tokens, &data.tokens).unwrap();
@@ -79,7 +79,7 @@ impl Net {
         exec.submit().unwrap();
         let read = |values: &[Value]| values.iter().map(|&v| exec.read_blocking(v).unwrap()).collect::<Vec<Vec<f32>>>();
         let (of_stream, of_params) = self.gradients.split_at(model.stream.len());
-        let names = model.params.iter().map(|p| g.name(p.value).to_string());
+        let names = model.params.iter().map(|p| g.name(*p).to_string());
         Pass {
             stream: read(&model.stream),
             stream_gradients: read(of_stream),

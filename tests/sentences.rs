@@ -13,10 +13,10 @@ use common::{gpu, hf_expected, hf_folder, worst};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use throughline::embed::{Pooling, SentenceEncoder, TextEncoder};
 use throughline::format::{SaveTensor, Stored, save_safetensors};
 use throughline::model::Model;
 use throughline::nn::TransformerEncoder;
+use throughline::sentence::{Pooling, SentenceEncoder, TextEncoder};
 use throughline::tokenize::ModelTokenizer;
 use throughline::{ExecOptions, Executable, Graph, Plan, wgpu};
 
@@ -501,10 +501,11 @@ fn hidden(ids: &[u32]) -> Vec<Vec<f32>> {
     let encoder = TransformerEncoder::build(&mut g, model.config(), 1, ids.len()).unwrap();
     let plan = Plan::new(&g, &[encoder.hidden], gpu().profile()).unwrap();
     let exec = Executable::new_blocking(gpu(), plan.into(), ExecOptions::default()).unwrap();
-    for p in &encoder.params {
-        exec.write(p.value, &model.values(g.name(p.value)).unwrap()).unwrap();
+    for &p in &encoder.params {
+        exec.write(p, &model.values(g.name(p)).unwrap()).unwrap();
     }
     exec.write(encoder.tokens, ids).unwrap();
+    exec.write(encoder.token_types.unwrap(), &vec![0u32; ids.len()]).unwrap();
     exec.submit().unwrap();
     let hidden: Vec<f32> = exec.read_blocking(encoder.hidden).unwrap();
     hidden.chunks(D_MODEL).map(|row| row.to_vec()).collect()

@@ -9,7 +9,7 @@ use common::{gpu, whole_and_split, worst};
 use safetensors::SafeTensors;
 use throughline::Error;
 use throughline::decode::sample::Sampling;
-use throughline::decode::{Decoder, Finish, GenerationOptions};
+use throughline::decode::{Chat, Decoder, Finish, GenerationOptions};
 use throughline::model::Model;
 use throughline::optim::Schedule;
 use throughline::tokenize::{Message, ModelTokenizer};
@@ -94,6 +94,29 @@ fn text_becomes_the_tokens_that_hugging_face_gives() {
     }
     let chat = tokenizer.encode("<|im_start|>user", false).unwrap();
     assert_eq!(chat[0], 1); // one control token, not its letters
+}
+
+#[test]
+fn the_second_turn_of_a_chat_feeds_only_what_is_new() {
+    let mut chat = Chat::open_blocking(gpu(), &file(), 128).unwrap();
+    chat.set_system("Answer in one word.");
+    // The stop token is the model's.
+    *chat.options_mut() = GenerationOptions { max_tokens: 12, sampling: GREEDY, ..Default::default() };
+    let mut reply = chat.say("What is the capital of France?").unwrap();
+    let text = reply.text_blocking().unwrap();
+    assert!(text.contains("Paris"), "{text}");
+    assert_eq!(reply.finish(), Some(Finish::Stop));
+    let before = chat.decoder().tokens(0).to_vec();
+    drop(chat.say("And of Italy?").unwrap());
+    assert_eq!(chat.decoder().tokens(0), before); // none is fed again
+    let text = chat.reply().unwrap().text_blocking().unwrap();
+    let (mut decoder, messages) = chat.into_parts();
+    decoder.clear();
+    let tokenizer = ModelTokenizer::open(&file()).unwrap();
+    let options = GenerationOptions { max_tokens: 12, sampling: GREEDY, ..GenerationOptions::of(&tokenizer) };
+    let prompt = tokenizer.chat_ids(&messages[..4], true).unwrap();
+    let ids: Vec<u32> = decoder.generate(&prompt, options).unwrap().blocking().map(Result::unwrap).collect();
+    assert_eq!(text, tokenizer.decode(&ids, true).unwrap());
 }
 
 #[test]

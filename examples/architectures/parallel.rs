@@ -15,8 +15,8 @@ impl Block for Parallel {
     fn build(&self, b: &mut Builder<'_>, _: usize, x: Value) -> Result<Value> {
         b.residual("both", x, |b, x| {
             let attention = b.scoped("attn", |b| b.attention(x))?;
-            let mlp = b.scoped("mlp", |b| b.mlp(x))?;
-            b.g.add("sum", attention, mlp)
+            let mlp = b.scoped("mlp", |b| b.feed_forward(x))?;
+            b.add("sum", attention, mlp)
         })
     }
 }

@@ -18,7 +18,7 @@ impl Block for Sandwich {
             b.norm("out_norm", y)
         })?;
         b.residual("mlp", x, |b, x| {
-            let y = b.mlp(x)?;
+            let y = b.feed_forward(x)?;
             b.norm("out_norm", y)
         })
     }

@@ -23,16 +23,15 @@ impl Block for ValueResiduals {
                 Some(first) => mix(b, own, first)?,
             };
             let y = b.attend([q, k, values])?;
-            let config = b.config();
-            b.linear("o", y, config.d_model, config.biases.out, true)
+            b.project(y)
         })?;
-        b.residual("mlp", x, Builder::mlp)
+        b.residual("mlp", x, Builder::feed_forward)
     }
 }
 
 fn mix(b: &mut Builder<'_>, own: Value, first: Value) -> Result<Value> {
     let half = ParamInit::Constant(0.5);
-    let (a, c) = (b.param("own_factor", &[1], half)?, b.param("first_factor", &[1], half)?);
+    let (a, c) = (b.param_with("own_factor", [1], half)?, b.param_with("first_factor", [1], half)?);
     let (own, first) = (b.scaled("own", own, a)?, b.scaled("first", first, c)?);
-    b.g.add("mixed", own, first)
+    b.add("mixed", own, first)
 }

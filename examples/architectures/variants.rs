@@ -47,5 +47,5 @@ pub fn variants(baseline: &TransformerConfig) -> Result<Vec<Variant>> {
 fn parameters(model: &TransformerConfig, block: &dyn Block) -> Result<usize> {
     let mut g = Graph::new();
     let transformer = Transformer::build_with(&mut g, model, block, 1, 1, true)?;
-    Ok(transformer.params.iter().map(|p| g.ty(p.value).len()).sum())
+    Ok(transformer.params.iter().map(|&p| g.ty(p).len()).sum())
 }

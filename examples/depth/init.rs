@@ -89,7 +89,7 @@ fn measure(gpu: &Gpu, settings: &Settings, layers: usize, placement: NormPlaceme
     let model = Transformer::build(&mut g, &config, BATCH, TIME, false)?;
     let targets = g.input("targets", g.ty(model.tokens).clone())?;
     let loss = g.cross_entropy("loss", model.logits, targets)?;
-    let mut probes = standard(&g, &model, true);
+    let mut probes = standard(&g, &model.stream, true);
     let wanted = |node: &str| node.ends_with("mlp.down.weight");
     probes.retain(|p| p.name == "stream_rms" || p.name == "stream_grad_rms" || wanted(p.tap.node()));
     let instruments = Instruments::with_gradients(&mut g, loss, &probes)?;
@@ -98,15 +98,15 @@ fn measure(gpu: &Gpu, settings: &Settings, layers: usize, placement: NormPlaceme
 
     let mut depth = Depth::zeros(layers);
     for seed in settings.seed..settings.seed + settings.seeds {
-        for p in &model.params {
-            exec.write(p.value, &p.init.values(g.ty(p.value).len(), seed, g.name(p.value)))?;
+        for &p in &model.params {
+            exec.write(p, &g.initial_values(p, seed).unwrap_or_default())?;
         }
         let mut rng = Rng::new(&[seed]);
         for input in [model.tokens, targets] {
             exec.write(input, &Vec::from_iter((0..BATCH * TIME).map(|_| rng.below(VOCAB as u64) as u32)))?;
         }
         let mut encoder = gpu.device().create_command_encoder(&Default::default());
-        exec.record(&mut encoder);
+        exec.record(&mut encoder)?;
         let readback = instruments.record_read(&exec, &mut encoder, 0)?;
         gpu.queue().submit([encoder.finish()]);
         let w2 = (config.d_model * config.d_ff) as f64;

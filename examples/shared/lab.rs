@@ -215,7 +215,7 @@ impl Lab {
 fn probes(model: &TransformerConfig, block: &dyn Block) -> Result<Vec<Probe>> {
     let mut g = Graph::new();
     let transformer = Transformer::build_with(&mut g, model, block, 1, 1, true)?;
-    let mut probes = probe::standard(&g, &transformer, true);
+    let mut probes = probe::standard(&g, &transformer.stream, true);
     probes.retain(|p| p.name.ends_with("_ratio") || p.name == "stream_rms" || p.name == "stream_grad_rms");
     Ok(probes)
 }

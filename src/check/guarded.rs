@@ -21,9 +21,9 @@ pub struct Guarded {
 }
 
 impl Guarded {
-    /// Sets up a plan. Its inputs, parameters and states are zeros until they are written.
+    /// Sets up a plan. Its inputs, and parameters without an initialisation, are to be written.
     pub fn new_blocking(gpu: &Gpu, plan: Arc<Plan>) -> Result<Guarded> {
-        let exec = pollster::block_on(Executable::with_guards(gpu, plan, ExecOptions::default(), GUARD))?;
+        let exec = gpu.run_blocking(Executable::with_guards(gpu, plan, ExecOptions::default(), GUARD))?;
         Ok(Guarded { exec })
     }
 

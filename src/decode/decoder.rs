@@ -38,8 +38,8 @@ pub struct Decoder {
     single: Step,
     /// Created when it is first needed.
     all: Option<Step>,
-    /// Number of tokens in the cache of each sequence.
-    pub(super) lengths: Vec<usize>,
+    /// The tokens in the cache of each sequence.
+    pub(super) cached: Vec<Vec<u32>>,
 }
 
 /// The executable for a fixed number of new tokens.
@@ -126,8 +126,8 @@ impl Decoder {
         let single = Step::new(gpu, plan.single.clone(), &mut shared).await?;
         let DecodePlan { batch, capacity, .. } = *plan;
         let (config, placed) = (plan.config.clone(), plan.placed.clone());
-        let (gpu, lengths) = (gpu.clone(), vec![0; batch]);
-        Ok(Decoder { gpu, config, shared, placed, batch, capacity, chunk, single, all: None, lengths })
+        let (gpu, cached) = (gpu.clone(), vec![vec![]; batch]);
+        Ok(Decoder { gpu, config, shared, placed, batch, capacity, chunk, single, all: None, cached })
     }
 
     /// The configuration of the model.
@@ -141,8 +141,13 @@ impl Decoder {
     }
 
     /// Number of tokens in the cache of each sequence.
-    pub fn lengths(&self) -> &[usize] {
-        &self.lengths
+    pub fn lengths(&self) -> Vec<usize> {
+        self.cached.iter().map(Vec::len).collect()
+    }
+
+    /// The tokens in the cache of a sequence. None, if there is no such sequence.
+    pub fn tokens(&self, sequence: usize) -> &[u32] {
+        self.cached.get(sequence).map_or(&[], Vec::as_slice)
     }
 
     /// Most tokens that the cache of a sequence can hold.
@@ -165,15 +170,38 @@ impl Decoder {
 
     /// Empties the caches of all sequences, to start over.
     pub fn clear(&mut self) {
-        self.lengths.fill(0);
+        self.cached.iter_mut().for_each(Vec::clear);
     }
 
     /// Forgets everything after the first `len` tokens of a sequence: to try another continuation, or to keep a common
     /// beginning. Does nothing to a shorter sequence.
     pub fn truncate(&mut self, sequence: usize, len: usize) {
-        if let Some(length) = self.lengths.get_mut(sequence) {
-            *length = (*length).min(len);
+        if let Some(cached) = self.cached.get_mut(sequence) {
+            cached.truncate(len);
         }
+    }
+
+    /// Forgets what a sequence does not have in common with the beginning of `ids`, and returns the rest of them: what
+    /// is left to feed or to generate from. That is at least the last token, whose logits are needed.
+    ///
+    /// Use it where prompts begin alike: with the same instructions, or with all that was said so far in a chat. What
+    /// is in the cache already then costs nothing. `Chat` does this by itself.
+    ///
+    /// ```no_run
+    /// # use throughline::decode::{Decoder, GenerationOptions};
+    /// # fn answer(decoder: &mut Decoder, prompt: &[u32]) -> throughline::Result<()> {
+    /// let new = decoder.reuse(0, prompt);
+    /// for id in decoder.generate(new, GenerationOptions::default())?.blocking() {
+    ///     println!("{}", id?);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn reuse<'a>(&mut self, sequence: usize, ids: &'a [u32]) -> &'a [u32] {
+        let common = self.tokens(sequence).iter().zip(ids).take_while(|(a, b)| a == b).count();
+        let kept = common.min(ids.len().saturating_sub(1));
+        self.truncate(sequence, kept);
+        &ids[kept..]
     }
 
     /// Appends tokens to the only sequence and returns the logits of the next token, `[vocab_size]`. They are what the
@@ -222,14 +250,14 @@ impl Decoder {
         }
         let Some(step) = &self.all else { return Ok(vec![]) };
         let mut all = vec![];
-        let mut start = self.lengths[0];
+        let mut start = self.cached[0].len();
         for part in ids.chunks(step.shape.time) {
             let logits = step.submit(&[part], &[start], &[step.values.logits])?.swap_remove(0);
             let logits: Vec<f32> = logits.take().await?;
             all.extend_from_slice(&logits[..part.len() * self.config.vocab_size]);
             start += part.len();
         }
-        self.lengths[0] = start;
+        self.cached[0].extend_from_slice(ids);
         Ok(all)
     }
 
@@ -246,7 +274,8 @@ impl Decoder {
         if new.iter().all(|ids| ids.is_empty()) {
             return err("at least one token".into(), "none".into());
         }
-        (new.iter().zip(&self.lengths).enumerate()).try_for_each(|(i, (ids, length))| self.check_more(i, ids, *length))
+        let fits = |(i, (ids, cached)): (usize, (&&[u32], &Vec<u32>))| self.check_more(i, ids, cached.len());
+        new.iter().zip(&self.cached).enumerate().try_for_each(fits)
     }
 
     /// Checks that these tokens can follow `length` earlier ones of a sequence.
@@ -290,7 +319,7 @@ impl Decoder {
         for pass in 0..passes {
             let left = passes - pass;
             let parts: Vec<&[u32]> = new.iter().map(|ids| &ids[fed(ids, left)..fed(ids, left - 1)]).collect();
-            let starts: Vec<usize> = new.iter().zip(&self.lengths).map(|(ids, n)| n + fed(ids, left)).collect();
+            let starts: Vec<usize> = new.iter().zip(&self.cached).map(|(ids, c)| c.len() + fed(ids, left)).collect();
             let wanted = if left == 1 { read(step) } else { vec![] };
             readbacks = step.submit(&parts, &starts, &wanted)?;
         }
@@ -298,7 +327,7 @@ impl Decoder {
     }
 
     pub(super) fn appended(&mut self, new: &[&[u32]]) {
-        self.lengths.iter_mut().zip(new).for_each(|(length, ids)| *length += ids.len());
+        self.cached.iter_mut().zip(new).for_each(|(cached, ids)| cached.extend_from_slice(ids));
     }
 }
 
@@ -314,7 +343,11 @@ impl Step {
         let bindings = bound.map(|e| Ok((e.value, shared.tensor(&e.name)?))).collect::<Result<_>>()?;
         let bytes = plan.bytes();
         let StepPlan { plan, values, shape, top } = plan;
-        let exec = Executable::new(gpu, plan, ExecOptions { bindings }).await?;
+        let exec = Executable::new(gpu, plan, ExecOptions::bound(bindings)).await?;
+        if let Some(top) = &top {
+            // A prompt that nothing is sampled after needs no temperature.
+            exec.write(top.temperature, &vec![1.0f32; shape.batch])?;
+        }
         Ok(Step { exec, values, shape, top, bytes })
     }
 
@@ -346,7 +379,7 @@ impl Step {
         let gpu = self.exec.gpu();
         let mut encoder = gpu.encoder("decoding");
         self.record_inputs(&mut encoder, parts, starts.iter().copied())?;
-        self.exec.record(&mut encoder);
+        self.exec.record(&mut encoder)?;
         let readbacks = self.record_read(&mut encoder, read)?;
         gpu.submit(encoder)?;
         Ok(readbacks)

@@ -227,7 +227,7 @@ impl FrameDecoder {
             let text = Text::new(&[], GenerationOptions::default());
             Sequence { text, fed: 0, speaks: false, waits: false }
         };
-        let sequences = decoder.lengths.iter().map(|_| silent()).collect();
+        let sequences = decoder.cached.iter().map(|_| silent()).collect();
         FrameDecoder {
             decoder,
             estimates,
@@ -266,7 +266,7 @@ impl FrameDecoder {
         let counted = self.recordings.iter().flat_map(|r| &r.counted).filter(|m| m.sequence == sequence);
         let unsure: usize = counted.map(|m| m.count).sum();
         let s = &self.sequences[sequence];
-        (self.decoder.lengths[sequence] - unsure, s.text.feed[s.fed - unsure..].to_vec())
+        (self.decoder.cached[sequence].len() - unsure, s.text.feed[s.fed - unsure..].to_vec())
     }
 
     fn expect(&self, sequence: usize) -> Result<()> {
@@ -424,7 +424,8 @@ impl FrameDecoder {
     fn uncount(&mut self, which: impl Fn(&Member) -> bool) {
         for m in self.recordings.iter_mut().flat_map(|r| r.counted.extract_if(.., |m| which(m))) {
             self.sequences[m.sequence].fed -= m.count;
-            self.decoder.lengths[m.sequence] -= m.count;
+            let cached = &mut self.decoder.cached[m.sequence];
+            cached.truncate(cached.len() - m.count);
         }
     }
 
@@ -452,8 +453,8 @@ impl FrameDecoder {
             parts[m.sequence] = &self.sequences[m.sequence].unfed()[..m.count];
         }
         // Unused rows go after the tokens that are in the cache but not counted yet.
-        let start = |(s, n): (&Sequence, &usize)| n + if s.waits { s.unfed().len() } else { 0 };
-        let starts = self.sequences.iter().zip(&self.decoder.lengths).map(start);
+        let start = |(s, c): (&Sequence, &Vec<u32>)| c.len() + if s.waits { s.unfed().len() } else { 0 };
+        let starts = self.sequences.iter().zip(&self.decoder.cached).map(start);
         let step = self.decoder.step(kind == CHUNK);
         step.record_inputs(encoder, &parts, starts)?;
         if let Some(top) = step.top {
@@ -481,8 +482,9 @@ impl FrameDecoder {
 
     /// Notes that tokens are in the cache.
     fn count(&mut self, member: &Member) {
-        self.sequences[member.sequence].fed += member.count;
-        self.decoder.lengths[member.sequence] += member.count;
+        let s = &mut self.sequences[member.sequence];
+        self.decoder.cached[member.sequence].extend_from_slice(&s.unfed()[..member.count]);
+        s.fed += member.count;
     }
 
     /// Returns what has happened since the last call, in order for each sequence. Polls the device but does not wait.
@@ -575,7 +577,7 @@ fn likeliest(step: &Step, encoder: &mut wgpu::CommandEncoder) -> Result<Arriving
 fn step_to_measure(decoder: &Decoder, kind: usize) -> Result<&Step> {
     let step = decoder.step(kind == CHUNK);
     let mut encoder = decoder.gpu.encoder("measured decoding");
-    let starts = decoder.lengths.iter().map(|_| decoder.capacity);
+    let starts = decoder.cached.iter().map(|_| decoder.capacity);
     step.record_inputs(&mut encoder, &vec![&[][..]; decoder.batch], starts)?;
     decoder.gpu.submit(encoder)?;
     Ok(step)

@@ -5,6 +5,8 @@ use futures_util::stream::{Stream, unfold};
 use super::decoder::{Decoder, Step, Submitted};
 use super::sample::{Candidates, Sampling, of_sequence};
 use crate::error::{Error, Result};
+#[cfg(feature = "tokenizers")]
+use crate::tokenize::ModelTokenizer;
 
 /// How to continue a prompt.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,7 +15,7 @@ pub struct GenerationOptions {
     pub max_tokens: usize,
     /// How to draw them.
     pub sampling: Sampling,
-    /// Tokens that end a text. They are not returned.
+    /// Tokens that end a text. They are not returned. `GenerationOptions::of` has those of a model.
     pub stop: Vec<u32>,
     /// What to do when the cache is full: continue from this many of the last tokens (of the prompt and the text),
     /// which are fed again. Half the capacity is a good choice. With 0 the text ends there.
@@ -28,6 +30,22 @@ impl Default for GenerationOptions {
 }
 
 impl GenerationOptions {
+    /// The default options, with a model's stop tokens, so that texts end where the model ends them. Without these it
+    /// goes on behind its answer.
+    ///
+    /// ```
+    /// use throughline::decode::GenerationOptions;
+    /// use throughline::tokenize::ModelTokenizer;
+    /// let tokenizer = ModelTokenizer::open("tests/data/tiny_chat".as_ref())?;
+    /// let options = GenerationOptions { max_tokens: 200, ..GenerationOptions::of(&tokenizer) };
+    /// assert_eq!(options.stop, tokenizer.stop_tokens());
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    #[cfg(feature = "tokenizers")]
+    pub fn of(tokenizer: &ModelTokenizer) -> Self {
+        GenerationOptions { stop: tokenizer.stop_tokens().to_vec(), ..Default::default() }
+    }
+
     /// Checks the settings for a cache of `capacity` tokens. The error names the first impossible one.
     pub(super) fn validate(&self, capacity: usize) -> Result<()> {
         if self.keep >= capacity {
@@ -174,7 +192,7 @@ impl Decoder {
 
     /// Accepts the token that a sequence has drawn. Empties its cache if that is full and the text continues.
     pub(super) fn drew(&mut self, sequence: usize, text: &mut Text, id: u32) -> Option<u32> {
-        let full = self.lengths[sequence] == self.capacity;
+        let full = self.cached[sequence].len() == self.capacity;
         let id = text.drew(id, full);
         if full && text.finish.is_none() {
             self.truncate(sequence, 0);

@@ -6,27 +6,39 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::gpu::{Gpu, binding_size};
 use super::readback::Readback;
+use super::stream::Uploads;
 use super::tensor::Tensor;
 use super::ticks;
 use super::timeline::{self, Clock, NodeTime, Span, Timeline};
-use crate::error::{Error, Result};
-use crate::graph::Value;
+use crate::error::{Error, Result, joined};
+use crate::graph::{ParamInit, Source, Value};
 use crate::kernel::Kernel;
 use crate::plan::requirements::Requirements;
 use crate::plan::{BoundSlot, BufferCopy, External, Plan, Slot, Step, uniform_stride};
 use crate::tensor::{Element, TensorType};
 
-/// Options of an [`Executable`]: your own tensors for inputs, parameters and states.
+/// Options of an [`Executable`]: your own tensors for inputs, parameters and states, and a seed.
 #[derive(Clone, Debug, Default)]
 pub struct ExecOptions {
     /// Tensors for inputs, parameters and states of the plan. Any other value is an error. Those that are not listed
-    /// are allocated and zeroed. To get an output in a tensor of your own, [`store`](crate::Graph::store) it in a state
-    /// and bind that.
+    /// are allocated: states are zero, parameters start from their [initialisation](crate::Graph::param_with), inputs
+    /// are to be written. To get an output in a tensor of your own, [`store`](crate::Graph::store) it in a state and
+    /// bind that.
     pub bindings: HashMap<Value, Tensor>,
+    /// Seed of the initial parameters.
+    pub seed: u64,
+}
+
+impl ExecOptions {
+    /// These tensors; seed 0.
+    pub fn bound(bindings: HashMap<Value, Tensor>) -> Self {
+        ExecOptions { bindings, ..ExecOptions::default() }
+    }
 }
 
 /// A planned graph with its memory and pipelines, ready to run any number of times.
@@ -40,6 +52,8 @@ pub struct Executable {
     buffers: Vec<wgpu::Buffer>,
     uniforms: wgpu::Buffer,
     externals: Vec<Tensor>,
+    /// Whether each external has contents that somebody gave it.
+    set: Vec<Arc<AtomicBool>>,
     commands: Vec<Command>,
     /// Bytes before and after every buffer of the plan, for `check::Guarded`; else 0.
     guard: usize,
@@ -96,19 +110,38 @@ impl Executable {
     /// [`new`](Self::new), with guards of this many bytes, a multiple of 256, before and after every buffer of the
     /// plan. Kernels may access the guards after a buffer.
     pub(crate) async fn with_guards(gpu: &Gpu, plan: Arc<Plan>, options: ExecOptions, guard: usize) -> Result<Self> {
+        let seed = options.seed;
         let built = gpu.scoped(|| Self::build(gpu.clone(), plan.clone(), options, guard)).await;
-        built.map_err(|e| match e {
+        let exec = built.map_err(|e| match e {
             // What the device refuses may be something that it was not opened for; that error is more helpful.
             Error::Device(_) | Error::Node { .. } => {
                 Requirements::of(&plan).check(&gpu.device().limits()).err().unwrap_or(e)
             }
             e => e,
-        })
+        })?;
+        exec.initialise(seed).await?;
+        Ok(exec)
+    }
+
+    /// Writes the initial values of parameters that have an initialisation and no values yet.
+    async fn initialise(&self, seed: u64) -> Result<()> {
+        let mut uploads = Uploads::new(&self.gpu);
+        for (i, external) in self.plan.externals.iter().enumerate() {
+            if let (Source::Param(Some(init)), false) = (&external.source, self.set[i].load(Ordering::Relaxed)) {
+                // What was just allocated is zero.
+                if *init != ParamInit::ZEROS {
+                    let values = init.values(external.ty.len(), seed, &external.name);
+                    uploads.write(&self.externals[i], 0, bytemuck::cast_slice(&values)).await?;
+                }
+                self.set[i].store(true, Ordering::Relaxed);
+            }
+        }
+        uploads.finish()
     }
 
     /// [`new`](Self::new), waiting.
     pub fn new_blocking(gpu: &Gpu, plan: Arc<Plan>, options: ExecOptions) -> Result<Self> {
-        pollster::block_on(Self::new(gpu, plan, options))
+        gpu.run_blocking(Self::new(gpu, plan, options))
     }
 
     fn build(gpu: Gpu, plan: Arc<Plan>, options: ExecOptions, guard: usize) -> Result<Self> {
@@ -124,8 +157,11 @@ impl Executable {
             None => Tensor::zeros(&gpu, &e.name, e.ty.clone()),
         };
         let externals = plan.externals.iter().map(external).collect::<Result<_>>()?;
+        let is_set = |e: &External| matches!(e.source, Source::State) || options.bindings.contains_key(&e.value);
+        let set = plan.externals.iter().map(|e| Arc::new(AtomicBool::new(is_set(e)))).collect();
         let uniforms = upload_uniforms(&gpu, &plan);
-        let mut exec = Executable { gpu, plan: plan.clone(), buffers, uniforms, externals, commands: vec![], guard };
+        let commands = vec![];
+        let mut exec = Executable { gpu, plan: plan.clone(), buffers, uniforms, externals, set, commands, guard };
         exec.build_commands(&plan)?;
         Ok(exec)
     }
@@ -162,14 +198,16 @@ impl Executable {
     /// ```
     pub fn with_bindings(&self, bindings: &HashMap<Value, Tensor>) -> Result<Executable> {
         check_bindings(&self.gpu, &self.plan, bindings)?;
-        let (plan, mut externals) = (self.plan.clone(), self.externals.clone());
-        for (external, tensor) in plan.externals.iter().zip(&mut externals) {
+        let (plan, mut externals, mut set) = (self.plan.clone(), self.externals.clone(), self.set.clone());
+        for (external, (tensor, set)) in plan.externals.iter().zip(externals.iter_mut().zip(&mut set)) {
             if let Some(other) = bindings.get(&external.value) {
                 *tensor = other.clone();
+                *set = Arc::new(AtomicBool::new(true));
             }
         }
         let (gpu, buffers, uniforms) = (self.gpu.clone(), self.buffers.clone(), self.uniforms.clone());
-        let mut exec = Executable { gpu, plan, buffers, uniforms, externals, commands: vec![], guard: self.guard };
+        let (commands, guard) = (vec![], self.guard);
+        let mut exec = Executable { gpu, plan, buffers, uniforms, externals, set, commands, guard };
         self.gpu.guarded(|| exec.build_commands(&self.plan))?;
         Ok(exec)
     }
@@ -288,8 +326,37 @@ impl Executable {
     }
 
     /// Records one step into your encoder. It allocates nothing on the GPU, submits nothing and does not wait.
-    pub fn record(&self, encoder: &mut wgpu::CommandEncoder) {
+    ///
+    /// # Errors
+    ///
+    /// If an input was never written, or a parameter has no values: the error names them all. Those in tensors of yours
+    /// are not checked; nor is what was asked for as a [`tensor`](Self::tensor), which your own passes may write.
+    pub fn record(&self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+        self.check_set()?;
         self.record_commands(encoder, &self.commands);
+        Ok(())
+    }
+
+    /// Returns an error that names the inputs and parameters that have no values yet.
+    fn check_set(&self) -> Result<()> {
+        if self.set.iter().all(|set| set.load(Ordering::Relaxed)) {
+            return Ok(());
+        }
+        let unset = self.plan.externals.iter().zip(&self.set).filter(|(_, set)| !set.load(Ordering::Relaxed));
+        let (params, inputs): (Vec<&External>, Vec<&External>) =
+            unset.map(|(external, _)| external).partition(|e| matches!(e.source, Source::Param(_)));
+        let names = |list: &[&External]| joined(list.iter().map(|e| format!("`{}`", e.name)), ", ");
+        let mut problems = vec![];
+        if !inputs.is_empty() {
+            problems.push(format!("never written: {}. Call `Executable::write`, or bind a tensor", names(&inputs)));
+        }
+        if !params.is_empty() {
+            problems.push(format!(
+                "parameters without values: {}. Initialise them with `Graph::param_with`, write them, or bind tensors",
+                names(&params)
+            ));
+        }
+        Err(Error::Graph(problems.join("; ")))
     }
 
     /// Divides the step into consecutive slices that take at most `budget` each, according to the times of a profile. A
@@ -309,7 +376,7 @@ impl Executable {
     /// for slice in &slices {
     ///     // Each frame, into the encoder that draws it:
     ///     # let mut encoder = exec.gpu().device().create_command_encoder(&Default::default());
-    ///     exec.record_slice(&mut encoder, slice);
+    ///     exec.record_slice(&mut encoder, slice)?;
     /// }
     /// # Ok(())
     /// # }
@@ -337,9 +404,12 @@ impl Executable {
         Ok(slices)
     }
 
-    /// Records a slice of a step of this executable. Does nothing if the slice belongs to a longer step.
-    pub fn record_slice(&self, encoder: &mut wgpu::CommandEncoder, slice: &Slice) {
+    /// Records a slice of a step of this executable. Does nothing if the slice belongs to a longer step. Errors are
+    /// those of [`record`](Self::record).
+    pub fn record_slice(&self, encoder: &mut wgpu::CommandEncoder, slice: &Slice) -> Result<()> {
+        self.check_set()?;
         self.record_range(encoder, slice.commands.clone());
+        Ok(())
     }
 
     /// Records some of the kernels and copies of a step, by index.
@@ -367,12 +437,12 @@ impl Executable {
     /// Records one step and submits it, without waiting.
     pub fn submit(&self) -> Result<wgpu::SubmissionIndex> {
         let mut encoder = self.gpu.encoder("step");
-        self.record(&mut encoder);
+        self.record(&mut encoder)?;
         self.gpu.submit(encoder)
     }
 
     /// Runs one step with a timestamp before and after every kernel, and returns where its time went. Resolves once the
-    /// device has been polled.
+    /// device has been polled. What inputs hold does not matter to it.
     ///
     /// Each kernel gets a compute pass of its own, so the step as a whole takes a little longer than usual.
     ///
@@ -492,6 +562,14 @@ impl Executable {
     /// The tensor of an input, parameter, state or planned output, for instance to bind its buffer in a shader of
     /// yours.
     pub fn tensor(&self, value: Value) -> Result<Tensor> {
+        if let Slot::External(i) = self.plan.find(value)?.0 {
+            self.set[i].store(true, Ordering::Relaxed);
+        }
+        self.place_of(value)
+    }
+
+    /// The tensor of a value, to read it.
+    fn place_of(&self, value: Value) -> Result<Tensor> {
         let (slot, ty) = self.plan.find(value)?;
         match slot {
             Slot::External(i) => Ok(self.externals[i].clone()),
@@ -505,18 +583,25 @@ impl Executable {
     ///
     /// If the value is none of these, or `data` has another length or type. An output is written by the step itself.
     pub fn write<T: Element>(&self, value: Value, data: &[T]) -> Result<()> {
-        self.writable(value)?.write(&self.gpu, data).map_err(|e| self.named(value, e))
+        let i = self.writable(value)?;
+        self.externals[i].write(&self.gpu, data).map_err(|e| self.named(i, e))?;
+        self.set[i].store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Records a write of an input, parameter or state; what is recorded after it sees the new data. See
     /// [`Tensor::record_write`].
     pub fn record_write<T: Element>(&self, encoder: &mut wgpu::CommandEncoder, value: Value, data: &[T]) -> Result<()> {
-        self.writable(value)?.record_write(&self.gpu, encoder, data).map_err(|e| self.named(value, e))
+        let i = self.writable(value)?;
+        self.externals[i].record_write(&self.gpu, encoder, data).map_err(|e| self.named(i, e))?;
+        self.set[i].store(true, Ordering::Relaxed);
+        Ok(())
     }
 
-    fn writable(&self, value: Value) -> Result<Tensor> {
+    /// Index of an input, parameter or state.
+    fn writable(&self, value: Value) -> Result<usize> {
         match self.plan.find(value)?.0 {
-            Slot::External(i) => Ok(self.externals[i].clone()),
+            Slot::External(i) => Ok(i),
             Slot::Buffer(_) => Err(Error::Graph(format!(
                 "`{}` cannot be written: it is not an input, parameter or state, but an output that a step computes",
                 self.plan.names.of(value).map_err(Error::Graph)?
@@ -524,19 +609,18 @@ impl Executable {
         }
     }
 
-    /// The error of a write, with the name of the tensor added.
-    fn named(&self, value: Value, e: Error) -> Error {
-        let external = self.plan.externals.iter().find(|e| e.value == value);
-        match (e, external) {
-            (Error::Data { expected, got, .. }, Some(e)) => Error::data(&e.name, expected, got),
-            (e, _) => e,
+    /// The error of a write to external `i`, with its name.
+    fn named(&self, i: usize, e: Error) -> Error {
+        match e {
+            Error::Data { expected, got, .. } => Error::data(&self.plan.externals[i].name, expected, got),
+            e => e,
         }
     }
 
     /// Reads an output, input, parameter or state as the last submit leaves it.
     /// Resolves once the device has been polled; outside of frames, use [`read_blocking`](Self::read_blocking).
     pub async fn read<T: Element>(&self, value: Value) -> Result<Vec<T>> {
-        self.tensor(value)?.read(&self.gpu).await
+        self.place_of(value)?.read(&self.gpu).await
     }
 
     /// [`read`](Self::read), waiting for the GPU.

@@ -5,7 +5,7 @@
 //! - [`Tensor`] is a range of a buffer; [`Readback`] brings one to the host.
 //! - [`Pace`] keeps recorded work within a frame's budget.
 //! - [`Timeline`] shows where a step spends its time, and a [`Tuner`] makes it faster.
-//! - [`texture`] writes tensors into textures.
+//! - [`texture`] reads textures into tensors, and writes tensors into textures.
 //!
 //! This is the only part of the crate that records commands or reads back.
 

@@ -12,9 +12,11 @@ use std::sync::Arc;
 use crate::error::{Error, Result};
 use crate::tensor::{Shape, TensorType};
 
+mod init;
 mod op;
 mod value;
 
+pub use init::ParamInit;
 pub use op::{Op, Vjp};
 use value::Lineage;
 pub(crate) use value::Names;
@@ -26,8 +28,8 @@ pub use value::Value;
 pub enum Source {
     /// Written by the host before a step.
     Input,
-    /// A trained tensor: read by the graph, owned by the caller.
-    Param,
+    /// A trained tensor, and how it is initialised, if the graph says so.
+    Param(Option<ParamInit>),
     /// A tensor that outlives the step and that [`Graph::store`] may write: gradients, moments.
     State,
     /// Computed by an op.
@@ -70,13 +72,15 @@ pub struct Graph {
     by_name: HashMap<String, usize>,
     scopes: Vec<String>,
     stores: Vec<(Value, Value)>,
+    step_seed: Option<Value>,
     max_tensor_bytes: Option<u64>,
 }
 
 impl Default for Graph {
     fn default() -> Self {
         let (nodes, by_name, scopes, stores) = Default::default();
-        Graph { lineage: Lineage::new(), nodes, by_name, scopes, stores, max_tensor_bytes: None }
+        let lineage = Lineage::new();
+        Graph { lineage, nodes, by_name, scopes, stores, step_seed: None, max_tensor_bytes: None }
     }
 }
 
@@ -89,6 +93,7 @@ impl Clone for Graph {
             by_name: self.by_name.clone(),
             scopes: self.scopes.clone(),
             stores: self.stores.clone(),
+            step_seed: self.step_seed,
             max_tensor_bytes: self.max_tensor_bytes,
         }
     }
@@ -116,14 +121,65 @@ impl Graph {
         self.max_tensor_bytes.unwrap_or(u64::MAX)
     }
 
-    /// Adds a tensor that the host writes before each step: data, token ids, settings.
+    /// Adds a tensor that the host writes before a step: data, token ids, settings. A step before the first write is an
+    /// error.
     pub fn input(&mut self, name: &str, ty: TensorType) -> Result<Value> {
         self.external(name, Source::Input, ty)
     }
 
-    /// Adds a trained f32 tensor. Differentiate with respect to it with [`gradients`](Self::gradients).
+    /// Adds a trained f32 tensor whose values come from elsewhere: a file, another executable, the host. A step before
+    /// they are set is an error. To start from random values, use [`param_with`](Self::param_with).
+    ///
+    /// Differentiate with respect to it with [`gradients`](Self::gradients).
     pub fn param(&mut self, name: &str, shape: impl Into<Shape>) -> Result<Value> {
-        self.external(name, Source::Param, TensorType::f32(shape))
+        self.external(name, Source::Param(None), TensorType::f32(shape))
+    }
+
+    /// Adds a trained f32 tensor that starts from these values, unless it is bound to a tensor that has some already.
+    ///
+    /// ```
+    /// use throughline::Graph;
+    /// use throughline::graph::ParamInit;
+    /// let mut g = Graph::new();
+    /// let w = g.param_with("w", [64, 3], ParamInit::fan_in(64))?;
+    /// let bias = g.param_with("bias", [3], ParamInit::ZEROS)?;
+    /// assert_eq!(g.init(bias), Some(ParamInit::ZEROS));
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub fn param_with(&mut self, name: &str, shape: impl Into<Shape>, init: ParamInit) -> Result<Value> {
+        init.check(&self.full_name(name))?;
+        self.external(name, Source::Param(Some(init)), TensorType::f32(shape))
+    }
+
+    /// The initialisation of a parameter. `None` if it has none, or is no parameter of this graph.
+    pub fn init(&self, param: Value) -> Option<ParamInit> {
+        match self.nodes.get(param.node()).filter(|_| self.contains(param))?.source {
+            Source::Param(init) => init,
+            _ => None,
+        }
+    }
+
+    /// The values that a parameter starts from, for this seed. `None` if [`init`](Self::init) is.
+    pub fn initial_values(&self, param: Value, seed: u64) -> Option<Vec<f32>> {
+        Some(self.init(param)?.values(self.ty(param).len(), seed, self.name(param)))
+    }
+
+    /// The input `step_seed`, u32 `[2]`: a seed and the number of the step, from which [`dropout`](Self::dropout) draws.
+    /// Added on the first call, outside of all scopes. Trainers write it before each step.
+    pub fn step_seed(&mut self) -> Result<Value> {
+        if let Some(seed) = self.step_seed {
+            return Ok(seed);
+        }
+        let scopes = std::mem::take(&mut self.scopes);
+        let seed = self.input("step_seed", TensorType::u32([2]));
+        self.scopes = scopes;
+        self.step_seed = Some(seed?);
+        self.step_seed()
+    }
+
+    /// What [`step_seed`](Self::step_seed) has added, if it was called.
+    pub fn find_step_seed(&self) -> Option<Value> {
+        self.step_seed
     }
 
     /// Adds a tensor that outlives a step and that [`store`](Self::store) may write: caches, moments, outputs in
@@ -212,7 +268,7 @@ impl Graph {
     pub fn store(&mut self, value: Value, state: Value) -> Result<()> {
         self.check_values(&[value, state], |i| ["store: the value", "store: the state"][i].into())?;
         let target = self.node(state.node());
-        if !matches!(target.source, Source::State | Source::Param) {
+        if !matches!(target.source, Source::State | Source::Param(_)) {
             return Err(Error::Graph(format!("store: `{}` is not a state or parameter", target.name)));
         }
         if self.ty(value) != self.ty(state) {
@@ -319,7 +375,7 @@ impl Graph {
 
     /// All parameters, in the order in which they were added.
     pub fn params(&self) -> Vec<Value> {
-        self.externals(|s| matches!(s, Source::Param))
+        self.externals(|s| matches!(s, Source::Param(_)))
     }
 
     pub(crate) fn externals(&self, keep: impl Fn(&Source) -> bool) -> Vec<Value> {
@@ -370,7 +426,7 @@ impl fmt::Display for Graph {
         for node in &self.nodes {
             let kind = match &node.source {
                 Source::Input => "input",
-                Source::Param => "param",
+                Source::Param(_) => "param",
                 Source::State => "state",
                 Source::Op(op) => op.name(),
             };

@@ -11,8 +11,8 @@ use super::names::{Names, Place, Spelling};
 use crate::device::{Gpu, PIECE_BYTES, Tensor, Uploads, pieces};
 use crate::error::{Error, Result, quoted};
 use crate::format::{Packed, Stored, StoredTensor, Weights, quant};
-use crate::graph::Graph;
-use crate::nn::{Param, Transformer, TransformerConfig, TransformerEncoder, rows_of_part, table_of_part};
+use crate::graph::{Graph, Value};
+use crate::nn::{Transformer, TransformerConfig, TransformerEncoder, rows_of_part, table_of_part};
 use crate::optim::Arena;
 use crate::tensor::Shape;
 
@@ -287,9 +287,9 @@ fn third_of(len: usize, third: Option<usize>) -> Range<usize> {
 /// Names and shapes of a model's parameters.
 pub(super) fn parameters(config: &TransformerConfig) -> Result<Vec<(String, Shape)>> {
     let mut g = Graph::new();
-    let params: Vec<Param> = match config.bidirectional {
+    let params: Vec<Value> = match config.bidirectional {
         true => TransformerEncoder::build(&mut g, config, 1, 1)?.params,
         false => Transformer::build(&mut g, config, 1, 1, false)?.params,
     };
-    Ok(params.iter().map(|p| (g.name(p.value).to_string(), g.ty(p.value).shape.clone())).collect())
+    Ok(params.iter().map(|&p| (g.name(p).to_string(), g.ty(p).shape.clone())).collect())
 }

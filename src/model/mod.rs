@@ -12,8 +12,8 @@
 //! model that this crate would compute otherwise is an error that names the key or the tensor.
 //!
 //! All of them become one [`TransformerConfig`](crate::nn::TransformerConfig). A model from a file decodes
-//! ([`crate::decode`]), embeds sentences ([`crate::embed`]), or trains further: [`Model::load`] fills the parameters of
-//! a [`Trainer`](crate::train::Trainer), and [`Model::save`] writes a folder that PyTorch loads, with tokenizer and
+//! ([`crate::decode`]), embeds sentences ([`crate::sentence`]), or trains further: [`Model::load`] fills the parameters
+//! of a [`Trainer`](crate::train::Trainer), and [`Model::save`] writes a folder that PyTorch loads, with tokenizer and
 //! chat template. [`save`] does so for models that were trained from scratch.
 
 mod companions;

@@ -23,8 +23,8 @@ use crate::graph::Value;
 ///     fn build(&self, b: &mut Builder<'_>, _layer: usize, x: Value) -> Result<Value> {
 ///         b.residual("both", x, |b, x| {
 ///             let attention = b.scoped("attn", |b| b.attention(x))?;
-///             let mlp = b.scoped("mlp", |b| b.mlp(x))?;
-///             b.g.add("sum", attention, mlp)
+///             let mlp = b.scoped("mlp", |b| b.feed_forward(x))?;
+///             b.add("sum", attention, mlp)
 ///         })
 ///     }
 /// }
@@ -50,6 +50,6 @@ pub struct StandardBlock;
 impl Block for StandardBlock {
     fn build(&self, b: &mut Builder<'_>, _: usize, x: Value) -> Result<Value> {
         let x = b.residual("attn", x, Builder::attention)?;
-        b.residual("mlp", x, Builder::mlp)
+        b.residual("mlp", x, Builder::feed_forward)
     }
 }

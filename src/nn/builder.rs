@@ -1,174 +1,153 @@
-//! The parts of a transformer: nodes of a graph, with the parameters that they need.
+//! Layers: nodes of a graph, with the parameters that they need.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::ops::{Deref, DerefMut};
 
-use super::config::{Init, Mlp, Norm, NormPlacement, Positions, TransformerConfig};
+use super::caches::Caches;
+use super::config::{Norm, TransformerConfig};
+use super::names::part_name;
+use super::table::Table;
 use crate::error::{Error, Result};
 use crate::format::Packed;
-use crate::graph::{Graph, Value};
-use crate::ops::attention::Attention;
-use crate::ops::rope::Rope;
-use crate::rng::Rng;
-use crate::tensor::{Shape, TensorType, split_rows};
+use crate::graph::{Graph, ParamInit, Source, Value};
+use crate::tensor::split_rows;
 
-/// How a parameter is initialised.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum ParamInit {
-    /// Normal with this standard deviation.
-    Normal(f32),
-    /// The same value everywhere.
-    Constant(f32),
-}
+/// Added to the variance or the mean square in norms, where no configuration says otherwise.
+const NORM_EPS: f32 = 1e-5;
 
-impl ParamInit {
-    /// `n` initial values. They depend only on the seed and the parameter's name, so they do not change if a model is
-    /// built in another order.
-    pub fn values(self, n: usize, seed: u64, name: &str) -> Vec<f32> {
-        match self {
-            ParamInit::Constant(c) => vec![c; n],
-            ParamInit::Normal(std) => {
-                let key: Vec<u64> = [seed].into_iter().chain(name.bytes().map(u64::from)).collect();
-                let mut rng = Rng::new(&key);
-                (0..n).map(|_| (f64::from(std) * rng.normal()) as f32).collect()
-            }
-        }
-    }
-}
-
-/// A parameter of a model: its value in the graph and its initialisation.
-#[derive(Clone, Copy, Debug)]
-pub struct Param {
-    /// The value. The graph knows its name and shape.
-    pub value: Value,
-    /// The initialisation.
-    pub init: ParamInit,
-}
-
-/// Caches of keys and values, collected while blocks are added.
-#[derive(Debug)]
-pub(super) struct Caches {
-    /// Number of earlier tokens of each sequence: u32 `[batch]`.
-    pub start: Value,
-    pub capacity: usize,
-    pub states: Vec<Value>,
-}
-
-impl Caches {
-    /// Adds a cache for `rows` and writes them to it.
-    fn write(&mut self, g: &mut Graph, name: &str, rows: Value) -> Result<Value> {
-        let shape = &g.type_of(name, rows)?.shape;
-        let (batch, width) = (shape.dims()[0], shape.cols());
-        let state = g.state(name, TensorType::f32([batch, self.capacity, width]))?;
-        let written = g.cache_write(&format!("{name}.write"), rows, self.start, state)?;
-        g.store(written, state)?;
-        self.states.push(state);
-        Ok(written)
-    }
-}
-
-/// A matrix `[rows, d_model]` with a row per token, split into parts if it is too large for one tensor.
-#[derive(Clone, Debug)]
-pub(super) enum Table {
-    Plain(Vec<Value>),
-    Packed(Vec<(Value, Packed)>),
-}
-
-impl Table {
-    /// Looks up rows by id.
-    fn rows(&self, g: &mut Graph, name: &str, ids: Value) -> Result<Value> {
-        match self {
-            Table::Plain(parts) => g.embedding_parts(name, parts, ids),
-            Table::Packed(parts) => g.packed_rows_parts(name, parts, ids),
-        }
-    }
-
-    /// The product of `x` with every row.
-    fn scores(&self, g: &mut Graph, name: &str, x: Value) -> Result<Value> {
-        match self {
-            Table::Plain(parts) => g.matmul_nt_parts(name, x, parts),
-            Table::Packed(parts) => g.packed_linear_parts(name, x, parts),
-        }
-    }
-}
-
-/// The name of the part that starts at row `first`: the table's own name if it has only one part.
-pub(crate) fn part_name(table: &str, first: usize, parts: usize) -> String {
-    if parts == 1 { table.to_string() } else { format!("{table}@{first}") }
-}
-
-/// The table that a parameter of this name belongs to, and its first row.
-pub(crate) fn table_of_part(name: &str) -> (&str, usize) {
-    let part = name.rsplit_once('@').and_then(|(table, first)| Some((table, first.parse().ok()?)));
-    part.unwrap_or((name, 0))
-}
-
-/// Whether a parameter is the weight of a linear layer inside a block. Those are the parameters that Muon updates, if
-/// it is used.
+/// Adds layers to a graph, with the parameters that they need.
 ///
-/// They are the matrices whose name begins with `h.` and ends with `.weight`. Tables (`embed.weight`,
-/// `token_type.weight`, `position.weight`, `head.weight`, and their parts such as `embed.weight@64`) are outside of
-/// blocks; norms, biases and gates have only one dimension. A [`Block`](super::Block) that contains a matrix of another
-/// kind, such as a table, keeps it from Muon by another last name: `h.0.values.table`.
-pub fn is_hidden_matrix(name: &str, shape: &Shape) -> bool {
-    shape.rank() == 2 && name.starts_with("h.") && name.ends_with(".weight")
-}
-
-/// The rows that the parameter of this name and shape has of a whole tensor. `None` if the two do not fit together.
-pub(crate) fn rows_of_part(name: &str, shape: &Shape, whole: &Shape) -> Option<Range<usize>> {
-    let (table, first) = table_of_part(name);
-    let end = first.checked_add(shape.rows())?;
-    let fits = match table == name {
-        true => whole == shape,
-        false => whole.rank() == 2 && whole.cols() == shape.cols() && end <= whole.rows(),
-    };
-    fits.then_some(first..end)
-}
-
-/// Adds the parts of a transformer to a graph: what a [`Block`](super::Block) is made of.
+/// With [`new`](Self::new) it is for networks of any kind: here are linear layers, norms, tables, convolutions and
+/// dropout. With [`with_config`](Self::with_config) it adds the parts of a transformer as well: what
+/// [`Block`](super::Block)s are made of, and whole [stacks](Self::stack) of them.
 ///
-/// Parameters are named after their part and the scopes around it: `h.0.attn.q.weight`.
+/// ```
+/// use throughline::nn::Builder;
+/// use throughline::{Graph, TensorType};
+///
+/// let mut g = Graph::new();
+/// let x = g.input("x", TensorType::f32([256, 2]))?;
+/// let mut b = Builder::new(&mut g);
+/// let h = b.linear("in", x, 64)?;
+/// let h = b.gelu("act", h)?; // a method of the graph
+/// let y = b.linear("out", h, 1)?;
+///
+/// assert_eq!(g.ty(y).shape.dims(), [256, 1]);
+/// let names: Vec<&str> = g.params().iter().map(|&p| g.name(p)).collect();
+/// assert_eq!(names, ["in.weight", "in.bias", "out.weight", "out.bias"]);
+/// # Ok::<(), throughline::Error>(())
+/// ```
+///
+/// # Graph and builder
+///
+/// A builder dereferences to its [`Graph`], so every op is a method here too. Where both have a method of one name, such
+/// as `linear`, this one also makes the parameters; `b.g.linear` is the graph's.
+///
+/// # Names
+///
+/// The parameters of a layer are called `{name}.weight` and `{name}.bias`, after the [scopes](Self::scoped) around it:
+/// `h.0.attn.q.weight`. Files, probes and other graphs on the same parameters find them by these names.
+///
+/// # Initial values
+///
+/// Parameters carry their initialisation in the graph ([`Graph::init`]). Without a configuration it is PyTorch's:
+/// weights and biases uniform within `1 / sqrt(d_in)`, tables normal. With one it is the configuration's
+/// [`init`](TransformerConfig::init), and biases are zero.
 #[derive(Debug)]
 pub struct Builder<'a> {
-    /// The graph, for ops that have no method here.
+    /// The graph.
     pub g: &'a mut Graph,
-    config: &'a TransformerConfig,
-    /// Matrices that stay packed, by name.
-    packed: Option<&'a BTreeMap<String, Packed>>,
-    pub(super) caches: Option<Caches>,
-    dropout: f32,
-    pub(super) dropout_seed: Option<Value>,
-    /// Number of dropout nodes so far. Each gets a random stream of its own.
-    dropout_sites: u32,
+    config: Option<&'a TransformerConfig>,
+    training: bool,
+    /// Number of nodes that were there before.
+    first: usize,
     /// Values that earlier layers left for later ones.
     kept: BTreeMap<String, Value>,
-    pub(super) params: Vec<Param>,
+    /// Matrices that stay packed, by name, and the inputs that they became.
+    packed: Option<&'a BTreeMap<String, Packed>>,
+    packed_inputs: Vec<Value>,
+    pub(super) caches: Option<Caches>,
+}
+
+impl Deref for Builder<'_> {
+    type Target = Graph;
+
+    fn deref(&self) -> &Graph {
+        self.g
+    }
+}
+
+impl DerefMut for Builder<'_> {
+    fn deref_mut(&mut self) -> &mut Graph {
+        self.g
+    }
+}
+
+/// What [`Builder::linear_with`] adds: start from the default, a layer with a bias.
+///
+/// ```
+/// use throughline::graph::ParamInit;
+/// use throughline::nn::Linear;
+/// let plain = Linear { bias: false, ..Linear::default() };
+/// let before_relu = Linear { init: Some(ParamInit::he(64)), ..Linear::default() };
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Linear {
+    /// Whether to add a trained bias. True by default.
+    pub bias: bool,
+    /// Whether the result is added to the residual stream: configurations may [initialise](super::Init) such weights in
+    /// another way. False by default.
+    pub into_stream: bool,
+    /// The initialisation of the weight. The builder's by default.
+    pub init: Option<ParamInit>,
+}
+
+impl Default for Linear {
+    fn default() -> Self {
+        Linear { bias: true, into_stream: false, init: None }
+    }
 }
 
 impl<'a> Builder<'a> {
-    pub(super) fn new(g: &'a mut Graph, config: &'a TransformerConfig) -> Result<Self> {
-        config.validate()?;
-        let (packed, caches, dropout_seed) = (None, None, None);
-        Ok(Builder {
-            g,
-            config,
-            packed,
-            caches,
-            dropout: 0.0,
-            dropout_seed,
-            dropout_sites: 0,
-            kept: BTreeMap::new(),
-            params: vec![],
-        })
+    /// A builder for networks of any kind. Parts of transformers need [`with_config`](Self::with_config).
+    pub fn new(g: &'a mut Graph) -> Self {
+        let first = g.nodes().len();
+        let (config, training, kept, packed, packed_inputs, caches) = Default::default();
+        Builder { g, config, training, first, kept, packed, packed_inputs, caches }
     }
 
-    /// With dropout, as in training.
-    pub(super) fn training(mut self) -> Result<Self> {
-        self.dropout = self.config.dropout;
-        if self.dropout > 0.0 {
-            self.dropout_seed = Some(self.g.input("dropout_seed", TensorType::u32([2]))?);
-        }
-        Ok(self)
+    /// A builder for parts of a transformer, such as a [`stack`](Self::stack), as well as for other layers.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] names the first field with an impossible value. A `vocab_size` of 0 is possible here.
+    ///
+    /// ```
+    /// use throughline::nn::{Builder, TransformerConfig};
+    /// use throughline::{Graph, TensorType};
+    ///
+    /// // The next value of a time series with 3 channels, by a transformer that looks back.
+    /// let config = TransformerConfig { bidirectional: false, ..TransformerConfig::stack(100, 2, 32, 4) };
+    /// let mut g = Graph::new();
+    /// let series = g.input("series", TensorType::f32([8, 100, 3]))?;
+    /// let mut b = Builder::with_config(&mut g, &config)?;
+    /// let x = b.linear("in", series, 32)?;
+    /// let hidden = b.stack(x)?.hidden;
+    /// let next = b.linear("out", hidden, 3)?;
+    /// assert_eq!(g.ty(next).shape.dims(), [8, 100, 3]);
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub fn with_config(g: &'a mut Graph, config: &'a TransformerConfig) -> Result<Self> {
+        config.validate_stack()?;
+        Ok(Builder { config: Some(config), ..Self::new(g) })
+    }
+
+    /// With dropout, as in training. Build another graph without this to evaluate.
+    ///
+    /// The graph then has the input [`Graph::step_seed`], which trainers write.
+    pub fn training(mut self) -> Self {
+        self.training = true;
+        self
     }
 
     /// With these matrices in their stored format.
@@ -177,9 +156,24 @@ impl<'a> Builder<'a> {
         self
     }
 
-    /// The model's configuration.
-    pub fn config(&self) -> &'a TransformerConfig {
-        self.config
+    /// The configuration.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Graph`] if there is none.
+    pub fn config(&self) -> Result<&'a TransformerConfig> {
+        self.configured("this part of a transformer")
+    }
+
+    /// The configuration, for a part of a transformer that needs one.
+    pub(super) fn configured(&self, part: &str) -> Result<&'a TransformerConfig> {
+        self.config.ok_or_else(|| {
+            let message = "needs a configuration: make the builder with `Builder::with_config`";
+            Error::Graph(match self.g.full_name("") {
+                scope if scope.is_empty() => format!("{part} {message}"),
+                scope => format!("`{}`: {part} {message}", scope.trim_end_matches('.')),
+            })
+        })
     }
 
     /// Runs `f` with `scope.` prepended to every name.
@@ -203,11 +197,141 @@ impl<'a> Builder<'a> {
         self.kept.get(name).copied()
     }
 
-    /// Adds a trained tensor of your own to the model.
-    pub fn param(&mut self, name: &str, shape: &[usize], init: ParamInit) -> Result<Value> {
-        let value = self.g.param(name, shape)?;
-        self.params.push(Param { value, init });
-        Ok(value)
+    /// The parameters that were added since this builder was made, also by methods of the graph, and packed matrices.
+    pub(super) fn added_params(&self) -> Vec<Value> {
+        let mut added = self.g.externals(|source| matches!(source, Source::Param(_)));
+        added.retain(|p| p.node() >= self.first);
+        added.extend(&self.packed_inputs);
+        added.sort_by_key(|p| p.node());
+        added
+    }
+
+    /// `x w + bias`: `[.., d_in] -> [.., d_out]`, with the weight `{name}.weight` and the bias `{name}.bias`.
+    pub fn linear(&mut self, name: &str, x: Value, d_out: usize) -> Result<Value> {
+        self.linear_with(name, x, d_out, Linear::default())
+    }
+
+    /// [`linear`](Self::linear) with a choice of bias and initialisation.
+    pub fn linear_with(&mut self, name: &str, x: Value, d_out: usize, how: Linear) -> Result<Value> {
+        let d_in = self.g.type_of(name, x)?.shape.cols();
+        let usual = || self.config.map_or(ParamInit::fan_in(d_in), |config| config.weight_init(how.into_stream));
+        let init = how.init.unwrap_or_else(usual);
+        let weight = format!("{name}.weight");
+        let packed = self.packed_matrix(&weight, d_out, d_in)?;
+        let w = match packed {
+            Some((w, _)) => w,
+            None => self.g.param_with(&weight, [d_in, d_out], init)?,
+        };
+        let bias = match how.bias {
+            true => Some(self.bias(name, d_out, d_in)?),
+            false => None,
+        };
+        match packed {
+            Some((_, matrix)) => self.g.packed_linear(name, x, w, matrix, bias),
+            None => self.g.linear(name, x, w, bias),
+        }
+    }
+
+    /// The bias of a layer that sums over `fan_in` inputs.
+    fn bias(&mut self, name: &str, n: usize, fan_in: usize) -> Result<Value> {
+        let init = if self.config.is_some() { ParamInit::ZEROS } else { ParamInit::fan_in(fan_in) };
+        self.g.param_with(&format!("{name}.bias"), [n], init)
+    }
+
+    /// A multi-layer perceptron: linear layers of these widths, with an activation between them. The layers are called
+    /// `{name}.0`, `{name}.1` and so on.
+    ///
+    /// ```
+    /// use throughline::nn::Builder;
+    /// use throughline::{Graph, TensorType};
+    /// let mut g = Graph::new();
+    /// let x = g.input("x", TensorType::f32([16, 2]))?;
+    /// let y = Builder::new(&mut g).mlp("net", x, &[64, 64, 3], |g, h| g.gelu("act", h))?;
+    /// assert_eq!(g.ty(y).shape.dims(), [16, 3]);
+    /// assert!(g.find("net.2.bias").is_some());
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub fn mlp(
+        &mut self,
+        name: &str,
+        x: Value,
+        widths: &[usize],
+        mut activation: impl FnMut(&mut Graph, Value) -> Result<Value>,
+    ) -> Result<Value> {
+        if widths.is_empty() {
+            return Err(Error::Graph(format!("`{}`: an mlp needs at least one width", self.g.full_name(name))));
+        }
+        self.scoped(name, |b| {
+            let mut x = x;
+            for (i, &width) in widths.iter().enumerate() {
+                if i > 0 {
+                    x = activation(b.g, x)?;
+                }
+                x = b.linear(&i.to_string(), x, width)?;
+            }
+            Ok(x)
+        })
+    }
+
+    /// Rows of a trained table `{name}.weight`, `[rows, width]`, by id: u32 `[..] -> [.., width]`. For tokens, and for
+    /// anything else that there are few kinds of.
+    pub fn embedding(&mut self, name: &str, ids: Value, rows: usize, width: usize) -> Result<Value> {
+        let init = self.config.map_or(ParamInit::Normal(1.0), |config| config.weight_init(false));
+        self.table(&format!("{name}.weight"), [rows, width], init)?.rows(self.g, name, ids)
+    }
+
+    /// LayerNorm over the last dimension, with the trained gain `{name}.weight` and shift `{name}.bias`.
+    pub fn layernorm(&mut self, name: &str, x: Value) -> Result<Value> {
+        let gamma = self.gain(name, x)?;
+        let width = self.g.ty(gamma).len();
+        let beta = self.g.param_with(&format!("{name}.bias"), [width], ParamInit::ZEROS)?;
+        let eps = self.norm_eps();
+        self.g.layernorm(name, x, gamma, beta, eps)
+    }
+
+    /// RMSNorm over the last dimension, with the trained gain `{name}.weight`.
+    pub fn rmsnorm(&mut self, name: &str, x: Value) -> Result<Value> {
+        let (gamma, eps) = (self.gain(name, x)?, self.norm_eps());
+        self.g.rmsnorm(name, x, gamma, eps)
+    }
+
+    /// The configuration's kind of norm over the last dimension, with its trained parameters.
+    pub fn norm(&mut self, name: &str, x: Value) -> Result<Value> {
+        match self.configured("a norm of the model's kind")?.norm {
+            Norm::RmsNorm => self.rmsnorm(name, x),
+            Norm::LayerNorm => self.layernorm(name, x),
+        }
+    }
+
+    /// The gain of a norm, one per element of a row.
+    fn gain(&mut self, name: &str, x: Value) -> Result<Value> {
+        let width = self.g.type_of(name, x)?.shape.cols();
+        self.g.param_with(&format!("{name}.weight"), [width], ParamInit::ONES)
+    }
+
+    fn norm_eps(&self) -> f32 {
+        self.config.map_or(NORM_EPS, |config| config.norm_eps)
+    }
+
+    /// `x` times `factor`, a tensor of shape `[1]` or of the last dimensions of `x`: trained gates and per-channel
+    /// scales.
+    pub fn scaled(&mut self, name: &str, x: Value, factor: Value) -> Result<Value> {
+        let shape = self.g.type_of(name, x)?.shape.clone();
+        let factor = self.g.broadcast(&format!("{name}.factor"), factor, shape)?;
+        self.g.mul(name, x, factor)
+    }
+
+    /// In [training](Self::training), `x` with elements dropped with probability `p`, and the others divided by `1 - p`.
+    /// Otherwise `x` itself.
+    pub fn dropout(&mut self, x: Value, p: f32) -> Result<Value> {
+        if !self.training || p == 0.0 {
+            return Ok(x);
+        }
+        let seed = self.g.step_seed()?;
+        // Each dropout of a graph draws from a random stream of its own.
+        let is_dropout = |source: &Source| matches!(source, Source::Op(op) if op.name() == "dropout");
+        let before = self.g.nodes().iter().filter(|node| is_dropout(&node.source)).count();
+        self.g.dropout("drop", x, seed, p, before as u32 + 1)
     }
 
     /// The matrix `[n, k]` of this name, if it stays packed.
@@ -218,11 +342,11 @@ impl<'a> Builder<'a> {
         Ok(Some((self.packed_input(name, matrix)?, matrix)))
     }
 
-    /// A table of `rows` rows, in as few parts as the device allows.
-    fn table(&mut self, name: &str, rows: usize) -> Result<Table> {
-        let (d, max) = (self.config.d_model, self.g.max_tensor_bytes());
+    /// A table in as few parts as the device allows.
+    pub(super) fn table(&mut self, name: &str, [rows, width]: [usize; 2], init: ParamInit) -> Result<Table> {
+        let max = self.g.max_tensor_bytes();
         if let Some(&matrix) = self.packed.and_then(|packed| packed.get(&self.g.full_name(name))) {
-            self.check_packed(name, matrix, rows, d)?;
+            self.check_packed(name, matrix, rows, width)?;
             let split = matrix.split(max)?;
             let mut parts = vec![];
             for part in &split {
@@ -231,10 +355,10 @@ impl<'a> Builder<'a> {
             }
             return Ok(Table::Packed(parts));
         }
-        let (split, init) = (split_rows(rows, 4 * d, max)?, self.weight_init(false));
+        let split = split_rows(rows, 4 * width, max)?;
         let (mut parts, mut first) = (vec![], 0);
         for &n in &split {
-            parts.push(self.param(&part_name(name, first, split.len()), &[n, d], init)?);
+            parts.push(self.g.param_with(&part_name(name, first, split.len()), [n, width], init)?);
             first += n;
         }
         Ok(Table::Plain(parts))
@@ -251,207 +375,7 @@ impl<'a> Builder<'a> {
     /// A packed matrix as an input. It is frozen, so it is not a parameter to train.
     fn packed_input(&mut self, name: &str, matrix: Packed) -> Result<Value> {
         let value = self.g.input(name, matrix.ty())?;
-        self.params.push(Param { value, init: ParamInit::Constant(0.0) });
+        self.packed_inputs.push(value);
         Ok(value)
-    }
-
-    /// The initialisation that the configuration asks for, for ordinary weights or for projections into the residual
-    /// stream.
-    pub fn weight_init(&self, into_stream: bool) -> ParamInit {
-        let scale = 1.0 / (2.0 * self.config.n_layers as f32).sqrt();
-        match self.config.init {
-            Init::Gpt2 { std } if into_stream => ParamInit::Normal(std * scale),
-            Init::ZeroResidual { .. } if into_stream => ParamInit::Constant(0.0),
-            Init::Plain { std } | Init::Gpt2 { std } | Init::ZeroResidual { std } => ParamInit::Normal(std),
-        }
-    }
-
-    /// The embedding of `tokens`, `[batch, time]`, with everything that the model adds to it: the start of the stream,
-    /// `[batch, time, d_model]`. `positions` are those of the tokens, u32 `[batch, time]`; without them they count from
-    /// 0.
-    pub(super) fn embed(
-        &mut self,
-        tokens: Value,
-        token_types: Option<Value>,
-        positions: Option<Value>,
-    ) -> Result<(Table, Value)> {
-        let c = self.config;
-        let init = self.weight_init(false);
-        let table = self.table("embed.weight", c.vocab_size)?;
-        let mut x = table.rows(self.g, "embed", tokens)?;
-        if let Some(types) = token_types {
-            let kinds = self.param("token_type.weight", &[c.token_types, c.d_model], init)?;
-            let rows = self.g.embedding("token_type", kinds, types)?;
-            x = self.g.add("token_type.add", x, rows)?;
-        }
-        if c.positions == Positions::Learned {
-            let all = self.param("position.weight", &[c.context, c.d_model], init)?;
-            let time = self.g.ty(tokens).shape.cols();
-            let used = match positions {
-                Some(ids) => self.g.embedding("position.used", all, ids)?,
-                None if time == c.context => all,
-                None => self.g.slice("position.used", all, 0, 0, time)?,
-            };
-            x = self.g.add("position", x, used)?;
-        }
-        if c.embed_norm {
-            x = self.norm("embed_norm", x)?;
-        }
-        Ok((table, self.dropout(x)?))
-    }
-
-    /// Adds a branch to the residual stream: `x + f(norm(x))`, or `norm(x + f(x))` in post-norm models.
-    ///
-    /// `branch` receives the input of the branch and returns what to add to the stream, both `[batch, time, d_model]`.
-    /// Dropout and the [residual gate](TransformerConfig::residual_gate) are applied here.
-    pub fn residual(
-        &mut self,
-        name: &str,
-        x: Value,
-        branch: impl FnOnce(&mut Self, Value) -> Result<Value>,
-    ) -> Result<Value> {
-        let norm = format!("{name}_norm");
-        let pre = self.config.norm_placement == NormPlacement::Pre;
-        let input = if pre { self.norm(&norm, x)? } else { x };
-        let mut y = self.scoped(name, |b| branch(b, input))?;
-        y = self.dropout(y)?;
-        if let Some(start) = self.config.residual_gate {
-            let gate = self.param(&format!("{name}_gate"), &[1], ParamInit::Constant(start))?;
-            y = self.scaled(&format!("{name}_gated"), y, gate)?;
-        }
-        let sum = self.g.residual_add(&format!("{name}_add"), x, y)?;
-        if pre { Ok(sum) } else { self.norm(&norm, sum) }
-    }
-
-    /// `x` times `factor`, a tensor of shape `[1]` or of the last dimensions of `x`: trained gates and per-channel
-    /// scales.
-    pub fn scaled(&mut self, name: &str, x: Value, factor: Value) -> Result<Value> {
-        let shape = self.g.type_of(name, x)?.shape.clone();
-        let factor = self.g.broadcast(&format!("{name}.factor"), factor, shape)?;
-        self.g.mul(name, x, factor)
-    }
-
-    /// Self-attention of `x`, `[batch, time, d_model] -> [batch, time, d_model]`, including the cache when decoding.
-    ///
-    /// It is [`qkv`](Self::qkv), [`attend`](Self::attend) and the output projection. Call those yourself to change what
-    /// happens between them.
-    pub fn attention(&mut self, x: Value) -> Result<Value> {
-        let qkv = self.qkv(x)?;
-        let y = self.attend(qkv)?;
-        self.linear("o", y, self.config.d_model, self.config.biases.out, true)
-    }
-
-    /// Queries, `[batch, time, n_heads * head_dim]`, and keys and values, `[batch, time, n_kv_heads * head_dim]`.
-    /// Queries and keys are normalised and rotated as the configuration says.
-    pub fn qkv(&mut self, x: Value) -> Result<[Value; 3]> {
-        let c = self.config;
-        let [q_width, kv_width] = [c.n_heads, c.n_kv_heads].map(|n| n * c.head_dim());
-        let q = self.linear("q", x, q_width, c.biases.qkv, false)?;
-        let k = self.linear("k", x, kv_width, c.biases.qkv, false)?;
-        let v = self.linear("v", x, kv_width, c.biases.qkv, false)?;
-        Ok([self.positioned("q", q, c.n_heads)?, self.positioned("k", k, c.n_kv_heads)?, v])
-    }
-
-    /// The outputs of all heads, concatenated: `[batch, time, n_heads * head_dim]`.
-    pub fn attend(&mut self, [q, k, v]: [Value; 3]) -> Result<Value> {
-        let c = self.config;
-        let (heads, kv_heads, causal) = (c.n_heads, c.n_kv_heads, !c.bidirectional);
-        let op = Attention { heads, kv_heads, causal, scale: Some(c.attention_scale()) };
-        match &mut self.caches {
-            Some(caches) => {
-                let written = [caches.write(self.g, "keys", k)?, caches.write(self.g, "values", v)?];
-                self.g.attention_cached("scores", q, written, caches.start, op)
-            }
-            None => self.g.attention("scores", q, k, v, op),
-        }
-    }
-
-    /// Queries or keys with the head norm and the rotation of the model applied.
-    fn positioned(&mut self, name: &str, x: Value, heads: usize) -> Result<Value> {
-        let c = self.config;
-        let mut x = x;
-        if c.qk_norm {
-            let whole = self.g.ty(x).shape.clone();
-            let by_head = [self.g.ty(x).shape.rows() * heads, c.head_dim()];
-            let split = self.g.reshape(&format!("{name}.heads"), x, by_head)?;
-            let gamma = self.param(&format!("{name}_norm.weight"), &[c.head_dim()], ParamInit::Constant(1.0))?;
-            let normed = self.g.rmsnorm(&format!("{name}_norm"), split, gamma, c.norm_eps)?;
-            x = self.g.reshape(&format!("{name}.joined"), normed, whole)?;
-        }
-        let Positions::Rope { theta, interleaved, scaling } = c.positions else { return Ok(x) };
-        let rope = Rope { heads, theta, interleaved, scaling, ..Rope::default() };
-        let name = format!("{name}_rope");
-        match &self.caches {
-            Some(caches) => self.g.rope_from(&name, x, caches.start, rope),
-            None => self.g.rope(&name, x, rope),
-        }
-    }
-
-    /// The feed-forward network of a block: `[batch, time, d_model] -> [batch, time, d_model]`.
-    pub fn mlp(&mut self, x: Value) -> Result<Value> {
-        let c = self.config;
-        let up = self.linear("up", x, c.d_ff, c.biases.mlp, false)?;
-        let hidden = match c.mlp {
-            Mlp::GeluTanh => self.g.gelu_tanh("gelu", up)?,
-            Mlp::GeluErf => self.g.gelu("gelu", up)?,
-            Mlp::SwiGlu => {
-                let gate = self.linear("gate", x, c.d_ff, c.biases.mlp, false)?;
-                self.g.swiglu("swiglu", gate, up)?
-            }
-        };
-        self.linear("down", hidden, c.d_model, c.biases.mlp, true)
-    }
-
-    /// The logits of all tokens, from the normalised end of the stream.
-    pub(super) fn head(&mut self, embedding: Table, x: Value) -> Result<Value> {
-        let table = match self.config.tied_head {
-            true => embedding,
-            false => self.table("head.weight", self.config.vocab_size)?,
-        };
-        table.scores(self.g, "head", x)
-    }
-
-    /// `x w + bias`: `[.., d_in] -> [.., d_out]`, with the weight `{name}.weight` and, if `bias` is true,
-    /// `{name}.bias`.
-    ///
-    /// Set `into_stream` if the result is added to the residual stream: such weights are initialised differently (see
-    /// [`Init`]).
-    pub fn linear(&mut self, name: &str, x: Value, d_out: usize, bias: bool, into_stream: bool) -> Result<Value> {
-        let d_in = self.g.type_of(name, x)?.shape.cols();
-        let init = self.weight_init(into_stream);
-        let weight = format!("{name}.weight");
-        let packed = self.packed_matrix(&weight, d_out, d_in)?;
-        let w = match packed {
-            Some((w, _)) => w,
-            None => self.param(&weight, &[d_in, d_out], init)?,
-        };
-        let bias = match bias {
-            true => Some(self.param(&format!("{name}.bias"), &[d_out], ParamInit::Constant(0.0))?),
-            false => None,
-        };
-        match packed {
-            Some((_, matrix)) => self.g.packed_linear(name, x, w, matrix, bias),
-            None => self.g.linear(name, x, w, bias),
-        }
-    }
-
-    /// The model's kind of norm over the last dimension, with its trained parameters.
-    pub fn norm(&mut self, name: &str, x: Value) -> Result<Value> {
-        let (d, eps) = (self.g.type_of(name, x)?.shape.cols(), self.config.norm_eps);
-        let gamma = self.param(&format!("{name}.weight"), &[d], ParamInit::Constant(1.0))?;
-        match self.config.norm {
-            Norm::RmsNorm => self.g.rmsnorm(name, x, gamma, eps),
-            Norm::LayerNorm => {
-                let beta = self.param(&format!("{name}.bias"), &[d], ParamInit::Constant(0.0))?;
-                self.g.layernorm(name, x, gamma, beta, eps)
-            }
-        }
-    }
-
-    /// `x` with elements dropped if the graph is for training and the model has dropout; otherwise `x` itself.
-    pub fn dropout(&mut self, x: Value) -> Result<Value> {
-        let Some(seed) = self.dropout_seed else { return Ok(x) };
-        self.dropout_sites += 1;
-        self.g.dropout("drop", x, seed, self.dropout, self.dropout_sites)
     }
 }

@@ -5,6 +5,7 @@ use std::fmt::Display;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::graph::ParamInit;
 use crate::ops::rope::Scaling;
 use crate::ops::{POSITIVE, is_positive};
 
@@ -130,8 +131,8 @@ pub enum Init {
 
 /// Shape and parts of a transformer.
 ///
-/// Start from [`gpt2`](Self::gpt2), [`llama`](Self::llama) or [`bert`](Self::bert) and change the fields that differ; a
-/// model from a file brings its own ([`Model::config`](crate::model::Model::config)).
+/// Start from [`gpt2`](Self::gpt2), [`llama`](Self::llama), [`bert`](Self::bert) or, for anything but text,
+/// [`stack`](Self::stack), and change the fields that differ; a model from a file brings its own ([`Model::config`](crate::model::Model::config)).
 ///
 /// ```
 /// use throughline::nn::{Init, TransformerConfig};
@@ -146,7 +147,7 @@ pub enum Init {
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TransformerConfig {
-    /// Number of tokens in the vocabulary.
+    /// Number of tokens in the vocabulary. 0 for a [stack](super::Builder::stack) on something else.
     pub vocab_size: usize,
     /// Longest sequence, in tokens.
     pub context: usize,
@@ -266,6 +267,18 @@ impl TransformerConfig {
         }
     }
 
+    /// Blocks for anything but text, as in vision transformers: pre-norm LayerNorm, learned positions, exact GELU of 4
+    /// times the width, biases. Every place sees all others: set `bidirectional` to false where the future is unknown.
+    ///
+    /// It has no vocabulary: [`Builder::stack`](super::Builder::stack) takes it, models of tokens do not.
+    pub fn stack(context: usize, n_layers: usize, d_model: usize, n_heads: usize) -> Self {
+        TransformerConfig {
+            mlp: Mlp::GeluErf,
+            bidirectional: true,
+            ..Self::gpt2(0, context, n_layers, d_model, n_heads)
+        }
+    }
+
     /// Width of one head.
     pub fn head_dim(&self) -> usize {
         self.head_dim.unwrap_or(self.d_model / self.n_heads.max(1))
@@ -280,16 +293,35 @@ impl TransformerConfig {
         rotated / (self.head_dim() as f32).sqrt()
     }
 
+    /// The initialisation of ordinary weights, or of projections into the residual stream: of parameters that you add
+    /// to a [`Block`](super::Block) yourself.
+    pub fn weight_init(&self, into_stream: bool) -> ParamInit {
+        let scale = 1.0 / (2.0 * self.n_layers as f32).sqrt();
+        match self.init {
+            Init::Gpt2 { std } if into_stream => ParamInit::Normal(std * scale),
+            Init::ZeroResidual { .. } if into_stream => ParamInit::ZEROS,
+            Init::Plain { std } | Init::Gpt2 { std } | Init::ZeroResidual { std } => ParamInit::Normal(std),
+        }
+    }
+
     /// Checks that the fields fit together. [`Transformer::build`](super::Transformer::build) and the others call it
     /// themselves.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`](crate::Error::Config) names the first field with an impossible value.
+    /// [`Error::Config`](crate::Error::Config) names the first field with an impossible value. A `vocab_size` of 0 is
+    /// one: only a [`Builder`](super::Builder) takes a configuration without a vocabulary.
     pub fn validate(&self) -> Result<()> {
+        Error::unless(self.vocab_size > 0, "vocab_size", "from 1 to 2^24", self.vocab_size)?;
+        self.validate_stack()
+    }
+
+    /// The same for a stack without tokens.
+    pub(super) fn validate_stack(&self) -> Result<()> {
         let err = |field, message: String| Err(Error::config(field, message));
+        let vocab_size = self.vocab_size.max(1);
         let counts = [
-            ("vocab_size", self.vocab_size),
+            ("vocab_size", vocab_size),
             ("context", self.context),
             ("n_layers", self.n_layers),
             ("d_model", self.d_model),

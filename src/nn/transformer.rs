@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::block::{Block, StandardBlock};
-use super::builder::{Builder, Caches, Param, Table};
-use super::config::{NormPlacement, Positions, TransformerConfig};
+use super::builder::Builder;
+use super::caches::Caches;
+use super::config::{Positions, TransformerConfig};
+use super::stack::Stack;
+use super::table::Table;
 use crate::error::{Error, Result};
 use crate::format::Packed;
 use crate::graph::{Graph, Value};
@@ -18,7 +21,7 @@ use crate::tensor::TensorType;
 pub struct Transformer {
     /// Input: token ids, u32 `[batch, time]`.
     pub tokens: Value,
-    /// Input, if the model has token types: the type of each token, u32 `[batch, time]`. Zero unless written.
+    /// Input, if the model has token types: the type of each token, u32 `[batch, time]`. Usually zeros.
     pub token_types: Option<Value>,
     /// Input, if the graph has dropout: seed and step, u32 `[2]`.
     pub dropout_seed: Option<Value>,
@@ -29,7 +32,7 @@ pub struct Transformer {
     /// Logits of the next token, `[batch, time, vocab_size]`.
     pub logits: Value,
     /// All parameters, in the order of the forward pass.
-    pub params: Vec<Param>,
+    pub params: Vec<Value>,
 }
 
 impl Transformer {
@@ -58,31 +61,33 @@ impl Transformer {
         time: usize,
         train: bool,
     ) -> Result<Self> {
-        let b = Builder::new(g, config)?;
-        let mut b = if train { b.training()? } else { b };
-        let (inputs, table, stream) = forward(&mut b, block, batch, time)?;
-        let hidden = final_norm(&mut b, stream[stream.len() - 1])?;
-        let logits = b.head(table, hidden)?;
-        let Inputs { tokens, token_types } = inputs;
-        Ok(Transformer { tokens, token_types, dropout_seed: b.dropout_seed, stream, hidden, logits, params: b.params })
+        let mut b = for_tokens(g, config, train)?;
+        let (encoder, table) = encode(&mut b, block, [batch, time])?;
+        let logits = head(&mut b, table, encoder.hidden)?;
+        let params = b.added_params();
+        let TransformerEncoder { tokens, token_types, dropout_seed, stream, hidden, .. } = encoder;
+        Ok(Transformer { tokens, token_types, dropout_seed, stream, hidden, logits, params })
     }
 }
 
 /// The values of an encoder in a graph: a transformer without an output projection.
 ///
-/// For sentence vectors use [`SentenceEncoder`](crate::embed::SentenceEncoder), which runs one of these.
+/// Use it for classifiers and other models that read text but write none, with layers of your own on
+/// [`hidden`](Self::hidden). For sentence vectors use [`SentenceEncoder`](crate::sentence::SentenceEncoder), which runs one of these.
 #[derive(Clone, Debug)]
 pub struct TransformerEncoder {
     /// Input: token ids, u32 `[batch, time]`.
     pub tokens: Value,
-    /// Input, if the model has token types: the type of each token, u32 `[batch, time]`. Zero unless written.
+    /// Input, if the model has token types: the type of each token, u32 `[batch, time]`. Usually zeros.
     pub token_types: Option<Value>,
+    /// Input, if the graph has dropout: seed and step, u32 `[2]`.
+    pub dropout_seed: Option<Value>,
     /// The residual stream `[batch, time, d_model]`: after the embedding, then after each block.
     pub stream: Vec<Value>,
     /// The output: one vector per token, `[batch, time, d_model]`.
     pub hidden: Value,
     /// All parameters, in the order of the forward pass.
-    pub params: Vec<Param>,
+    pub params: Vec<Value>,
 }
 
 impl TransformerEncoder {
@@ -98,10 +103,40 @@ impl TransformerEncoder {
     /// # Ok::<(), throughline::Error>(())
     /// ```
     pub fn build(g: &mut Graph, config: &TransformerConfig, batch: usize, time: usize) -> Result<Self> {
-        Self::build_packed(g, config, &BTreeMap::new(), batch, time)
+        Self::build_with(g, config, &StandardBlock, batch, time, false)
     }
 
-    /// The same, keeping the matrices that `packed` lists in their stored format.
+    /// The same with blocks of your own. `train` applies the configuration's dropout.
+    ///
+    /// ```
+    /// use throughline::nn::{Builder, StandardBlock, TransformerConfig, TransformerEncoder};
+    /// use throughline::{Graph, TensorType};
+    ///
+    /// // Is a text of 16 letters a palindrome? The answer is read from the first place.
+    /// let config = TransformerConfig { dropout: 0.1, ..TransformerConfig::bert(26, 16, 2, 32, 4) };
+    /// let config = TransformerConfig { token_types: 0, ..config };
+    /// let mut g = Graph::new();
+    /// let encoder = TransformerEncoder::build_with(&mut g, &config, &StandardBlock, 8, 16, true)?;
+    /// let first = g.slice("first", encoder.hidden, 1, 0, 1)?;
+    /// let logits = Builder::new(&mut g).linear("answer", first, 2)?;
+    /// let answers = g.input("answers", TensorType::u32([8, 1]))?;
+    /// let loss = g.cross_entropy("loss", logits, answers)?;
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub fn build_with(
+        g: &mut Graph,
+        config: &TransformerConfig,
+        block: &dyn Block,
+        batch: usize,
+        time: usize,
+        train: bool,
+    ) -> Result<Self> {
+        let mut b = for_tokens(g, config, train)?;
+        let (encoder, _) = encode(&mut b, block, [batch, time])?;
+        Ok(TransformerEncoder { params: b.added_params(), ..encoder })
+    }
+
+    /// [`build`](Self::build), keeping the matrices that `packed` lists in their stored format.
     pub fn build_packed(
         g: &mut Graph,
         config: &TransformerConfig,
@@ -109,52 +144,62 @@ impl TransformerEncoder {
         batch: usize,
         time: usize,
     ) -> Result<Self> {
-        let mut b = Builder::new(g, config)?.packed(packed);
-        let (Inputs { tokens, token_types }, _, stream) = forward(&mut b, &StandardBlock, batch, time)?;
-        let hidden = final_norm(&mut b, stream[stream.len() - 1])?;
-        Ok(TransformerEncoder { tokens, token_types, stream, hidden, params: b.params })
+        let mut b = for_tokens(g, config, false)?.packed(packed);
+        let (encoder, _) = encode(&mut b, &StandardBlock, [batch, time])?;
+        Ok(TransformerEncoder { params: b.added_params(), ..encoder })
     }
 }
 
-/// Values that the host writes before a pass.
-struct Inputs {
-    tokens: Value,
-    token_types: Option<Value>,
+/// Name of the input with the type of each token.
+pub(crate) const TOKEN_TYPES: &str = "token_types";
+
+/// A builder for a model with a vocabulary.
+fn for_tokens<'a>(g: &'a mut Graph, config: &'a TransformerConfig, train: bool) -> Result<Builder<'a>> {
+    config.validate()?;
+    let b = Builder::with_config(g, config)?;
+    Ok(if train { b.training() } else { b })
 }
 
-/// Embedding and blocks.
-fn forward(b: &mut Builder<'_>, block: &dyn Block, batch: usize, time: usize) -> Result<(Inputs, Table, Vec<Value>)> {
-    let config = b.config();
-    if time > config.context {
-        let message = format!("must be at least the sequence length {time}, but is {}", config.context);
+/// The embedding and the stack of every model that reads whole sequences. Returns the table of the embedding too. Its
+/// caller lists the parameters, once all are there.
+fn encode(b: &mut Builder<'_>, block: &dyn Block, [batch, time]: [usize; 2]) -> Result<(TransformerEncoder, Table)> {
+    let c = b.config()?;
+    if time > c.context {
+        let message = format!("must be at least the sequence length {time}, but is {}", c.context);
         return Err(Error::config("context", message));
     }
     let tokens = b.g.input("tokens", TensorType::u32([batch, time]))?;
-    let token_types = match config.token_types {
-        0 => None,
-        _ => Some(b.g.input("token_types", TensorType::u32([batch, time]))?),
+    let mut token_types = None;
+    if c.token_types > 0 {
+        token_types = Some(b.g.input(TOKEN_TYPES, TensorType::u32([batch, time]))?);
+    }
+    let (table, mut x) = embed(b, tokens)?;
+    if let Some(types) = token_types {
+        let kinds = b.g.param_with("token_type.weight", [c.token_types, c.d_model], c.weight_init(false))?;
+        let rows = b.g.embedding("token_type", kinds, types)?;
+        x = b.g.add("token_type.add", x, rows)?;
+    }
+    let Stack { stream, hidden } = b.stack_of(block, x)?;
+    let dropout_seed = b.g.find_step_seed();
+    Ok((TransformerEncoder { tokens, token_types, dropout_seed, stream, hidden, params: vec![] }, table))
+}
+
+/// The table of tokens, and its rows for these.
+fn embed(b: &mut Builder<'_>, tokens: Value) -> Result<(Table, Value)> {
+    let c = b.config()?;
+    let table = b.table("embed.weight", [c.vocab_size, c.d_model], c.weight_init(false))?;
+    let x = table.rows(b.g, "embed", tokens)?;
+    Ok((table, x))
+}
+
+/// The logits of all tokens, from the normalised end of the stream.
+fn head(b: &mut Builder<'_>, embedding: Table, hidden: Value) -> Result<Value> {
+    let c = b.config()?;
+    let table = match c.tied_head {
+        true => embedding,
+        false => b.table("head.weight", [c.vocab_size, c.d_model], c.weight_init(false))?,
     };
-    let (table, x) = b.embed(tokens, token_types, None)?;
-    let stream = blocks(b, block, x)?;
-    Ok((Inputs { tokens, token_types }, table, stream))
-}
-
-/// The stream from `x` on: before each block, and after the last.
-fn blocks(b: &mut Builder<'_>, block: &dyn Block, x: Value) -> Result<Vec<Value>> {
-    let mut stream = vec![x];
-    for layer in 0..b.config().n_layers {
-        let x = stream[layer];
-        stream.push(b.scoped(&format!("h.{layer}"), |b| block.build(b, layer, x))?);
-    }
-    Ok(stream)
-}
-
-/// The norm before the output projection. In post-norm models the last block has normalised already.
-fn final_norm(b: &mut Builder<'_>, x: Value) -> Result<Value> {
-    match b.config().norm_placement {
-        NormPlacement::Pre => b.norm("norm_f", x),
-        NormPlacement::Post => Ok(x),
-    }
+    table.scores(b.g, "head", hidden)
 }
 
 /// Which tokens a decoder computes logits for.
@@ -212,6 +257,17 @@ impl TransformerDecoder {
         packed: &BTreeMap<String, Packed>,
         shape: DecodeShape,
     ) -> Result<Self> {
+        Self::build_with(g, config, &StandardBlock, packed, shape)
+    }
+
+    /// The same with blocks of your own.
+    pub fn build_with(
+        g: &mut Graph,
+        config: &TransformerConfig,
+        block: &dyn Block,
+        packed: &BTreeMap<String, Packed>,
+        shape: DecodeShape,
+    ) -> Result<Self> {
         let DecodeShape { batch, time, capacity, rows } = shape;
         if config.bidirectional || config.token_types > 0 {
             return Err(Error::config("bidirectional", "an encoder sees all tokens at once; it does not decode"));
@@ -220,7 +276,7 @@ impl TransformerDecoder {
             let message = format!("a cache of {capacity} tokens must be from 1 to the context, {}", config.context);
             return Err(Error::config("context", message));
         }
-        let mut b = Builder::new(g, config)?.packed(packed);
+        let mut b = for_tokens(g, config, false)?.packed(packed);
         let tokens = b.g.input("tokens", TensorType::u32([batch, time]))?;
         let start = b.g.input("start", TensorType::u32([batch]))?;
         let positions = match config.positions {
@@ -228,8 +284,9 @@ impl TransformerDecoder {
             Positions::Rope { .. } => None,
         };
         b.caches = Some(Caches { start, capacity, states: vec![] });
-        let (table, x) = b.embed(tokens, None, positions)?;
-        let x = blocks(&mut b, &StandardBlock, x)?[config.n_layers];
+        let (table, x) = embed(&mut b, tokens)?;
+        let x = b.begin(x, positions)?;
+        let x = b.blocks(block, x)?[config.n_layers];
         let mut x = b.g.reshape("rows", x, [batch * time, config.d_model])?;
         let mut last = None;
         if rows == DecodeRows::Last {
@@ -238,9 +295,9 @@ impl TransformerDecoder {
             x = b.g.embedding("last_rows", x, ids)?;
             last = Some(ids);
         }
-        let x = final_norm(&mut b, x)?;
-        let logits = b.head(table, x)?;
-        let params = b.params.iter().map(|p| p.value).collect();
+        let x = b.final_norm(x)?;
+        let logits = head(&mut b, table, x)?;
+        let params = b.added_params();
         let caches = b.caches.map_or(vec![], |caches| caches.states);
         Ok(TransformerDecoder { tokens, start, positions, last, logits, params, caches })
     }

@@ -1,7 +1,7 @@
 //! Input checks that the ops of the table share.
 
 use crate::error::{Error, Result};
-use crate::tensor::{DType, TensorType};
+use crate::tensor::{DType, Shape, TensorType};
 
 /// Whether a setting that kernels divide by, or take the root of, keeps that finite. Denormal floats do not, since
 /// adapters may take them for zero.
@@ -58,4 +58,18 @@ pub(crate) fn expect_shape(what: &str, ty: &TensorType, dims: &[usize]) -> Resul
         true => Ok(()),
         false => Err(format!("{what} must have shape {dims:?}, got {}", ty.shape)),
     }
+}
+
+/// Checks that an input holds ids.
+pub(super) fn expect_ids(ids: &TensorType) -> Result<(), String> {
+    match ids.dtype {
+        DType::U32 => Ok(()),
+        dtype => Err(format!("ids must be u32, got {dtype}")),
+    }
+}
+
+/// The length of an axis, which must exist.
+pub(super) fn expect_axis(shape: &Shape, axis: usize) -> Result<usize, String> {
+    let length = shape.dims().get(axis).copied();
+    length.ok_or_else(|| format!("{shape} has no axis {axis}: they count from 0, and it has {}", shape.rank()))
 }

@@ -1,6 +1,7 @@
 //! Concatenation along one axis. The gradient of each input is a slice.
 
 use super::cases::{Case, Row};
+use super::checks::expect_axis;
 use super::elementwise;
 use super::slice::{Runs, range_indices, with_axis};
 use super::source::table_kernel;
@@ -61,10 +62,7 @@ impl Op for Concat {
         if rest.is_empty() {
             return Err("takes at least 2 inputs, got 1".into());
         }
-        if axis >= first.shape.rank() {
-            return Err(format!("axis {axis} of {}, which has {} axes", first.shape, first.shape.rank()));
-        }
-        let mut total = first.shape.dims()[axis];
+        let mut total = expect_axis(&first.shape, axis)?;
         for (i, x) in rest.iter().enumerate() {
             let agrees = x.dtype == first.dtype
                 && x.shape.rank() == first.shape.rank()

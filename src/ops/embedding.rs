@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::cases::{Case, Row};
-use super::checks::{expect_f32, expect_shape};
+use super::checks::{expect_f32, expect_ids, expect_shape};
 use super::elementwise;
 use super::source::table_kernel;
 use crate::array::Array;
@@ -16,7 +16,7 @@ use crate::graph::{Graph, Op, Value, Vjp};
 use crate::kernel::{Bind, Launch, Program};
 use crate::profile::AdapterClass;
 use crate::quirks::LOOP_ITERATIONS;
-use crate::tensor::{DType, TensorType};
+use crate::tensor::TensorType;
 
 const SOURCE: &str = include_str!("../../shaders/embedding.wgsl");
 
@@ -109,14 +109,6 @@ impl Graph {
     /// ```
     pub fn embedding(&mut self, name: &str, table: Value, ids: Value) -> Result<Value> {
         self.op1(name, Embedding::default(), &[table, ids])
-    }
-}
-
-/// Checks that an input holds ids.
-fn expect_ids(ids: &TensorType) -> Result<(), String> {
-    match ids.dtype {
-        DType::U32 => Ok(()),
-        dtype => Err(format!("ids must be u32, got {dtype}")),
     }
 }
 

@@ -12,7 +12,7 @@
 use std::sync::Arc;
 
 use super::cases::{Case, Row};
-use super::checks::expect_shape;
+use super::checks::{expect_ids, expect_shape};
 use super::embedding::{expect_rows, row_of};
 use super::source::{LaneSource, lane_source, table_kernel};
 use crate::array::Array;
@@ -338,9 +338,7 @@ impl Op for PackedRows {
         let [w, ids] = inputs else { return Err(format!("takes 2 inputs, got {}", inputs.len())) };
         self.matrix.check(w)?;
         expect_rows(self.first, self.matrix.n)?;
-        if ids.dtype != DType::U32 {
-            return Err(format!("ids must be u32, got {}", ids.dtype));
-        }
+        expect_ids(ids)?;
         Ok(vec![TensorType::f32([ids.shape.dims(), &[self.matrix.k]].concat())])
     }
 

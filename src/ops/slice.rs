@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::cases::{Case, Row};
-use super::checks::expect_f32;
+use super::checks::{expect_axis, expect_f32};
 use super::elementwise;
 use super::source::table_kernel;
 use crate::array::Array;
@@ -132,9 +132,7 @@ impl Op for Slice {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         let [x] = inputs else { return Err(format!("takes 1 input, got {}", inputs.len())) };
-        let Some(&n) = x.shape.dims().get(self.axis) else {
-            return Err(format!("axis {} of {}, which has {} axes", self.axis, x.shape, x.shape.rank()));
-        };
+        let n = expect_axis(&x.shape, self.axis)?;
         let inside = self.start.checked_add(self.len).is_some_and(|end| end <= n);
         if self.len == 0 || !inside {
             let (start, end) = (self.start, self.start.saturating_add(self.len));

@@ -1,7 +1,8 @@
 //! Sums over leading dimensions, and their dual, repetition over leading dimensions.
 //!
 //! `sum`: `y[c] = sum_r x[r, c]`; `broadcast`: `y[r, c] = x[c]`. Each is the other's gradient. The order of additions
-//! is fixed (chunks of rows, then chunks of those sums), so results do not vary between runs.
+//! is fixed (chunks of rows, then chunks of those sums), so results do not vary between runs. Sums along other axes are
+//! in [`reduce`](super::reduce).
 
 use std::sync::Arc;
 
@@ -126,13 +127,25 @@ pub(super) fn sum_rows<O: Op>(
             .knob("INVOCATIONS", invocations as u32)
             .knob("E", elem)
             .knob("ACCUMULATE", accumulate && last);
-        let words = [0, long, wide_cols / width, chunk, across].map(|w| w as u32);
+        let words = [0, long, wide_cols / width, chunk, across, 0].map(|w| w as u32);
         program.dispatch(kernel, &[from, out], &words, profile.grid(across * chunks));
         if last {
             return;
         }
         (from, rows) = (Bind::ScratchIn(scratch), chunks * fold);
     }
+}
+
+/// The program that makes `[planes, rows, cols]` from `[planes, cols]`: each plane repeated, times `scale`.
+pub(super) fn repeat<O: Op>(cx: &Launch<'_>, rows: usize, cols: usize, scale: f32) -> Program {
+    let (elem, from, [width, rows, cols]) = match (rows, cols) {
+        (_, 1) if rows % 4 == 0 => ("vec4<f32>", "f32", [4, rows / 4, 1]),
+        _ if cols % 4 == 0 => ("vec4<f32>", "vec4<f32>", [4, rows, cols / 4]),
+        _ => ("f32", "f32", [1, rows, cols]),
+    };
+    let kernel = table_kernel::<O>("sum", SOURCE, "broadcast").knob("E", elem).knob("X", from);
+    let words = [rows as u32, cols as u32, 0, 0, scale.to_bits()];
+    elementwise::elements(cx, cx.outputs[0].len() / width, kernel, &[Bind::In(0), Bind::Out(0)], &words)
 }
 
 impl Op for Sum {
@@ -213,12 +226,8 @@ impl Op for Broadcast {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        let (cols, n) = (cx.inputs[0].len(), cx.outputs[0].len());
-        let (elem, width) = if cols % 4 == 0 { ("vec4<f32>", 4) } else { ("f32", 1) };
-        let len = n / width;
-        let kernel = table_kernel::<Self>("sum", SOURCE, "broadcast").knob("E", elem);
-        let words = [n / cols, cols / width, 0, 0].map(|w| w as u32);
-        Ok(elementwise::elements(cx, len, kernel, &[Bind::In(0), Bind::Out(0)], &words))
+        let cols = cx.inputs[0].len();
+        Ok(repeat::<Self>(cx, cx.outputs[0].len() / cols, cols, 1.0))
     }
 
     fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {

@@ -2,8 +2,8 @@
 
 use super::cases::Row;
 use super::{
-    adamw, attention, cache, concat, cross_entropy, dropout, embedding, fill, gelu, l2_norm, map, matmul, muon, norm,
-    packed, residual_add, rope, scale, slice, softmax, stats, sum, swiglu, top_k, transpose,
+    adamw, attention, cache, concat, cross_entropy, dropout, embedding, fill, gather, gelu, l2_norm, map, matmul, muon,
+    norm, packed, reduce, residual_add, rope, scale, slice, softmax, stats, sum, swiglu, top_k, transpose,
 };
 
 /// Every op that has a kernel. See [`Row`].
@@ -18,6 +18,7 @@ pub const TABLE: &[Row] = &[
     dropout::ROW,
     embedding::ROW,
     fill::ROW,
+    gather::ROW,
     gelu::ROW,
     l2_norm::ROW,
     map::ROW,
@@ -26,6 +27,7 @@ pub const TABLE: &[Row] = &[
     norm::LAYERNORM,
     norm::RMSNORM,
     packed::ROW,
+    reduce::ROW,
     residual_add::ROW,
     rope::ROW,
     scale::ROW,

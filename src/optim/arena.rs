@@ -129,7 +129,7 @@ impl ArenaLayout {
     pub fn of_model(config: &TransformerConfig, max_bytes: u64) -> Result<Self> {
         let mut g = Graph::with_max_tensor_bytes(max_bytes);
         let gpt = Transformer::build(&mut g, config, 1, 1, false)?;
-        Self::of(&g, &gpt.params.iter().map(|p| p.value).collect::<Vec<_>>(), max_bytes)
+        Self::of(&g, &gpt.params, max_bytes)
     }
 
     /// The layout of a graph's parameters. See [`new`](Self::new) for `max_bytes`.

@@ -62,7 +62,7 @@ impl Optimizer {
         let v = gpu.scoped(|| Arena::zeros(gpu, "second moments", &plan.second)).await?;
         let arenas = [params, grads, &m, &v];
         let bindings = plan.bound.iter().map(|(value, range)| Ok((*value, range.of(arenas)?)));
-        let options = ExecOptions { bindings: bindings.collect::<Result<_>>()? };
+        let options = ExecOptions::bound(bindings.collect::<Result<_>>()?);
         let exec = Executable::new(gpu, plan.plan.clone(), options).await?;
         let OptimizerPlan { config, hyper, muon, norm, .. } = *plan;
         Ok(Optimizer { config, m, v, exec, hyper, muon, norm })
@@ -76,8 +76,7 @@ impl Optimizer {
     /// whole weight. Nothing is recorded then.
     pub fn record(&self, encoder: &mut wgpu::CommandEncoder, lr: f64, step: u64) -> Result<()> {
         self.record_hyper(encoder, lr, step)?;
-        self.exec.record(encoder);
-        Ok(())
+        self.exec.record(encoder)
     }
 
     /// Runs an update like [`record`](Self::record) and times it kernel by kernel. Resolves once the device has been

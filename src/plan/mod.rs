@@ -61,7 +61,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::graph::{Names, Op, Value};
+use crate::graph::{Names, Op, Source, Value};
 use crate::kernel::Kernel;
 use crate::profile::Lanes;
 use crate::tensor::TensorType;
@@ -91,6 +91,8 @@ pub struct External {
     pub value: Value,
     /// Its type.
     pub ty: TensorType,
+    /// Whether it is an input, a parameter or a state.
+    pub source: Source,
     /// Whether a step writes it.
     pub written: bool,
 }

@@ -318,6 +318,7 @@ impl<'a> Planner<'a> {
             name: node.name.clone(),
             value,
             ty: node.outputs[0].clone(),
+            source: node.source.clone(),
             written: self.stores.iter().any(|&(_, s)| s == value),
         });
         self.check_size(&node.name, &node.outputs[0])

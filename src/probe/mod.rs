@@ -33,7 +33,7 @@
 //! exec.write(x, &[3.0f32, -4.0])?;
 //! exec.write(w, &[3.0f32, -4.0])?;
 //! let mut encoder = gpu.device().create_command_encoder(&Default::default());
-//! exec.record(&mut encoder);
+//! exec.record(&mut encoder)?;
 //! let readback = instruments.record_read(&exec, &mut encoder, 0)?;
 //! gpu.submit(encoder)?;
 //! let values: Vec<f64> = readback.wait_blocking()?.values.iter().map(|r| r.value).collect();

@@ -26,8 +26,8 @@ pub enum Edit {
     Add(Vec<usize>),
 }
 
-/// A change to a node of a graph, seen by all that read the node. The host writes the inputs that it adds; they are
-/// zero until then.
+/// A change to a node of a graph, seen by all that read the node. The host writes the inputs that it adds,
+/// before the first step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Patch {
     /// Name of the node, or `name:1` for its second output, and so on.
@@ -89,7 +89,7 @@ impl Patched {
     pub fn transformer(&self, old: &Transformer) -> Transformer {
         let mut new = old.clone();
         let inputs = new.token_types.iter_mut().chain(&mut new.dropout_seed).chain([&mut new.tokens]);
-        for v in inputs.chain(new.params.iter_mut().map(|p| &mut p.value)) {
+        for v in inputs.chain(&mut new.params) {
             *v = self.unpatched(*v);
         }
         for v in new.stream.iter_mut().chain([&mut new.hidden, &mut new.logits]) {
@@ -133,8 +133,10 @@ impl Graph {
             let g = &mut patched.graph;
             let ty = || node.outputs[0].clone();
             let made = match &node.source {
+                Source::Input if self.find_step_seed() == Some(self.value(id, 0)) => vec![g.step_seed()?],
                 Source::Input => vec![g.input(&node.name, ty())?],
-                Source::Param => vec![g.param(&node.name, ty().shape)?],
+                Source::Param(None) => vec![g.param(&node.name, ty().shape)?],
+                Source::Param(Some(init)) => vec![g.param_with(&node.name, ty().shape, *init)?],
                 Source::State => vec![g.state(&node.name, ty())?],
                 Source::Op(op) => {
                     let inputs: Vec<Value> = node.inputs.iter().map(|v| patched.values[v].1).collect();

@@ -216,8 +216,16 @@ impl ModelTokenizer {
     /// # Ok::<(), throughline::Error>(())
     /// ```
     pub fn chat(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let chat = self.chat.as_ref().ok_or_else(|| Error::format(&self.codec.path, "has no chat template"))?;
-        chat.render(messages, add_generation_prompt)
+        self.template()?.render(messages, add_generation_prompt)
+    }
+
+    fn template(&self) -> Result<&ChatTemplate> {
+        self.chat.as_ref().ok_or_else(|| Error::format(&self.codec.path, "has no chat template"))
+    }
+
+    /// The error of [`chat`](Self::chat), if there is no template.
+    pub(crate) fn check_chat(&self) -> Result<()> {
+        self.template().map(drop)
     }
 
     /// Renders a chat and encodes it, ready for the model. No further tokens are added: templates write the token that

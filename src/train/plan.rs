@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::config::{TrainConfig, TrainOptions};
 use crate::device::Gpu;
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Value};
-use crate::nn::{ParamInit, Transformer};
+use crate::graph::{Graph, ParamInit, Value};
+use crate::nn::Transformer;
 use crate::optim::{ArenaLayout, OptimizerPlan};
 use crate::plan::Plan;
 use crate::plan::requirements::Requirements;
@@ -66,6 +66,8 @@ pub(super) struct StepPlan {
     pub targets: Value,
     /// The micro-batch's share of the targets that count, if there are several.
     pub weight: Option<Value>,
+    /// Zeros, if the model has token types.
+    pub token_types: Option<Value>,
     pub dropout_seed: Option<Value>,
     pub loss: Value,
     pub loss_state: Option<Value>,
@@ -84,11 +86,10 @@ impl TrainPlan {
     pub(super) fn as_is(config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Result<Self> {
         config.validate()?;
         let (graph, gpt) = options.build(profile, config, true)?;
-        let params: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
-        let layout = Arc::new(ArenaLayout::for_training(&graph, &params, profile, config.muon.is_some())?);
+        let layout = Arc::new(ArenaLayout::for_training(&graph, &gpt.params, profile, config.muon.is_some())?);
         let plan = TrainPlan {
             config: config.clone(),
-            inits: gpt.params.iter().map(|p| p.init).filter(|_| options.init).collect(),
+            inits: gpt.params.iter().filter_map(|&p| graph.init(p)).filter(|_| options.init).collect(),
             forward_backward: training_plan(graph, &gpt, (config, options), profile)?,
             evaluation: evaluation_plan(config, options, profile)?,
             optimizer: OptimizerPlan::new(config.adamw, config.muon, &layout, profile)?,
@@ -173,10 +174,10 @@ fn training_plan(
         loss = g.mul("loss.mean", loss, share)?;
         weight = Some(share);
     }
-    let params: Vec<Value> = gpt.params.iter().map(|p| p.value).collect();
+    let params = gpt.params.clone();
     let mut probes = options.probes.clone();
     if options.standard_probes {
-        probes.extend(probe::standard(&g, gpt, true));
+        probes.extend(probe::standard(&g, &gpt.stream, true));
     }
     let tapped = [&params[..], &probe::gradient_taps(&g, &probes)?].concat();
     let gradients = g.gradients(loss, &tapped)?;
@@ -207,8 +208,20 @@ fn training_plan(
     };
     let outputs = instruments.as_ref().map_or(vec![], Instruments::outputs);
     let plan = Arc::new(Plan::new(&g, &[&[loss], &outputs[..]].concat(), profile)?);
-    let (tokens, dropout_seed) = (gpt.tokens, gpt.dropout_seed);
-    Ok(StepPlan { plan, params, grads, tokens, targets, weight, dropout_seed, loss, loss_state, instruments })
+    let Transformer { tokens, token_types, dropout_seed, .. } = *gpt;
+    Ok(StepPlan {
+        plan,
+        params,
+        grads,
+        tokens,
+        targets,
+        weight,
+        token_types,
+        dropout_seed,
+        loss,
+        loss_state,
+        instruments,
+    })
 }
 
 /// Forward and loss alone, on the same parameters.
@@ -217,8 +230,20 @@ fn evaluation_plan(config: &TrainConfig, options: &TrainOptions<'_>, profile: &P
     let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
     let loss = g.cross_entropy("loss", gpt.logits, targets)?;
     let plan = Arc::new(Plan::new(&g, &[loss], profile)?);
-    let params = gpt.params.iter().map(|p| p.value).collect();
+    let params = gpt.params;
     let (weight, dropout_seed, loss_state, instruments) = (None, None, None, None);
-    let (tokens, grads) = (gpt.tokens, vec![]);
-    Ok(StepPlan { plan, params, grads, tokens, targets, weight, dropout_seed, loss, loss_state, instruments })
+    let (tokens, token_types, grads) = (gpt.tokens, gpt.token_types, vec![]);
+    Ok(StepPlan {
+        plan,
+        params,
+        grads,
+        tokens,
+        targets,
+        weight,
+        token_types,
+        dropout_seed,
+        loss,
+        loss_state,
+        instruments,
+    })
 }

@@ -132,7 +132,7 @@ impl Trainer {
             }
             self.load(encoder, &step.batches[step.micro_batch], step.weights[step.micro_batch])?;
         }
-        self.forward_backward.exec.record_slice(encoder, &step.slices.passes[step.next]);
+        self.forward_backward.exec.record_slice(encoder, &step.slices.passes[step.next])?;
         step.next += 1;
         if step.next == step.slices.passes.len() {
             step.micro_batch += 1;

@@ -70,7 +70,11 @@ impl StepGraph {
     async fn new(gpu: &Gpu, step: &StepPlan, params: &Arena, grads: &Arena) -> Result<Self> {
         let bound = (step.params.iter().zip(&params.tensors)).chain(step.grads.iter().zip(&grads.tensors));
         let bindings = bound.map(|(&value, tensor)| (value, tensor.clone())).collect();
-        let exec = Executable::new(gpu, step.plan.clone(), ExecOptions { bindings }).await?;
+        let exec = Executable::new(gpu, step.plan.clone(), ExecOptions::bound(bindings)).await?;
+        if let Some(types) = step.token_types {
+            let len = exec.plan().find(types)?.1.len();
+            exec.write(types, &vec![0u32; len])?;
+        }
         let StepPlan { tokens, targets, weight, dropout_seed, loss, loss_state, .. } = *step;
         let instruments = step.instruments.clone();
         Ok(StepGraph { exec, tokens, targets, weight, dropout_seed, loss, loss_state, instruments })
@@ -268,7 +272,7 @@ impl Trainer {
         self.clear(encoder)?;
         for (batch, weight) in batches.iter().zip(weights) {
             self.load(encoder, batch, weight)?;
-            self.forward_backward.exec.record(encoder);
+            self.forward_backward.exec.record(encoder)?;
         }
         self.update(encoder)
     }
@@ -386,7 +390,7 @@ impl Trainer {
             let mut encoder = self.gpu.encoder("evaluation");
             s.exec.record_write(&mut encoder, s.tokens, &batch.tokens)?;
             s.exec.record_write(&mut encoder, s.targets, &batch.targets)?;
-            s.exec.record(&mut encoder);
+            s.exec.record(&mut encoder)?;
             losses.push((s.exec.tensor(s.loss)?.record_read(&self.gpu, &mut encoder), count));
             self.gpu.submit(encoder)?;
         }

@@ -5,7 +5,7 @@ use std::f64::consts::TAU;
 use std::sync::Arc;
 use std::time::Duration;
 
-use throughline::nn::{Param, ParamInit};
+use throughline::graph::ParamInit;
 use throughline::optim::{AdamWConfig, Arena, ArenaLayout, Optimizer};
 use throughline::rng::Rng;
 use throughline::{ExecOptions, Executable, Gpu, Graph, Pace, Result, Slice, Tensor, TensorType, Value};
@@ -45,7 +45,8 @@ impl Learner {
         let n = target.ty().shape.dims()[0];
         let mut g = gpu.graph();
         let places = g.input("places", TensorType::f32([n, 2 * WAVES]))?;
-        let (rgb, params) = network(&mut g, places)?;
+        let rgb = network(&mut g, places)?;
+        let params = g.params();
 
         let wanted = g.input("target", target.ty().clone())?;
         let learnt = g.scale("minus_rgb", rgb, -1.0)?;
@@ -61,21 +62,21 @@ impl Learner {
         let last_loss = g.state("last_loss", TensorType::f32([1]))?;
         g.store(loss, last_loss)?;
 
-        let wrt: Vec<Value> = params.iter().map(|p| p.value).collect();
-        let layout = Arc::new(ArenaLayout::of(&g, &wrt, gpu.profile().max_tensor_bytes())?);
+        let layout = Arc::new(ArenaLayout::of(&g, &params, gpu.profile().max_tensor_bytes())?);
         let (weights, grads) = (Arena::zeros(gpu, "weights", &layout)?, Arena::zeros(gpu, "gradients", &layout)?);
-        for (i, p) in params.iter().enumerate() {
-            weights.write_tensor(gpu, i, &p.init.values(g.ty(p.value).len(), SEED, g.name(p.value)))?;
+        for (i, &p) in params.iter().enumerate() {
+            weights.write_tensor(gpu, i, &g.initial_values(p, SEED).unwrap_or_default())?;
         }
-        let mut bindings: HashMap<Value, Tensor> = wrt.iter().copied().zip(weights.tensors.iter().cloned()).collect();
+        let mut bindings: HashMap<Value, Tensor> =
+            params.iter().copied().zip(weights.tensors.iter().cloned()).collect();
         bindings.extend([(wanted, target.clone()), (picture, output.clone())]);
-        for ((gradient, &p), tensor) in g.gradients(loss, &wrt)?.into_iter().zip(&wrt).zip(&grads.tensors) {
+        for ((gradient, &p), tensor) in g.gradients(loss, &params)?.into_iter().zip(&params).zip(&grads.tensors) {
             let state = g.state(&format!("{}.gradient", g.name(p)), g.ty(p).clone())?;
             g.store(gradient, state)?;
             bindings.insert(state, tensor.clone());
         }
         let plan = Arc::new(gpu.plan(&g, &[])?);
-        let exec = Executable::new_blocking(gpu, plan, ExecOptions { bindings })?;
+        let exec = Executable::new_blocking(gpu, plan, ExecOptions::bound(bindings))?;
         exec.write(places, &features(width, n))?;
         let config = AdamWConfig { weight_decay: 0.0, ..AdamWConfig::default() };
         let optimizer = || pollster::block_on(Optimizer::new(gpu, config, &weights, &grads));
@@ -94,7 +95,7 @@ impl Learner {
             taken += self.estimate(self.next).max(Duration::from_nanos(1));
             match self.slices.get(self.next) {
                 Some(slice) => {
-                    self.exec.record_slice(encoder, slice);
+                    self.exec.record_slice(encoder, slice)?;
                     self.next += 1;
                 }
                 None => {
@@ -154,14 +155,12 @@ fn measure(exec: &Executable, optimizer: &Optimizer, budget: Duration) -> Result
 }
 
 /// A residual stream from the features of a position to its colour.
-fn network(g: &mut Graph, places: Value) -> Result<(Value, Vec<Param>)> {
-    let mut params = vec![];
-    let mut linear = |g: &mut Graph, name: &str, x: Value, d_out: usize, gain: f32, bias: f32| {
+fn network(g: &mut Graph, places: Value) -> Result<Value> {
+    let linear = |g: &mut Graph, name: &str, x: Value, d_out: usize, gain: f32, bias: f32| {
         let d_in = g.ty(x).shape.cols();
-        let weight = g.param(&format!("{name}.weight"), [d_in, d_out])?;
-        let shift = g.param(&format!("{name}.bias"), [d_out])?;
-        params.push(Param { value: weight, init: ParamInit::Normal(gain / (d_in as f32).sqrt()) });
-        params.push(Param { value: shift, init: ParamInit::Constant(bias) });
+        let init = ParamInit::Normal(gain / (d_in as f32).sqrt());
+        let weight = g.param_with(&format!("{name}.weight"), [d_in, d_out], init)?;
+        let shift = g.param_with(&format!("{name}.bias"), [d_out], ParamInit::Constant(bias))?;
         g.linear(name, x, weight, Some(shift))
     };
     let mut stream = linear(g, "first", places, WIDTH, 1.4, 0.0)?;
@@ -171,8 +170,7 @@ fn network(g: &mut Graph, places: Value) -> Result<(Value, Vec<Param>)> {
         let branch = linear(g, &format!("{i}.down"), active, WIDTH, 1.0, 0.0)?;
         stream = g.residual_add(&format!("{i}.stream"), stream, branch)?;
     }
-    let rgb = linear(g, "rgb", stream, 3, 0.1, 0.5)?;
-    Ok((rgb, params))
+    linear(g, "rgb", stream, 3, 0.1, 0.5)
 }
 
 /// Sines and cosines of random waves at every pixel. Without them such a network does not learn sharp edges.

@@ -1,7 +1,7 @@
 //! Draws a picture in a window while a network learns it, with one device and one submit per frame.
 //!
-//! `cargo run --release -p embed_in_app --features window`
-//! `cargo run --release -p embed_in_app -- --headless --frames 300 --out DIR`
+//! `cargo run --release -p in_your_app --features window`
+//! `cargo run --release -p in_your_app -- --headless --frames 300 --out DIR`
 
 #[macro_use]
 #[path = "../../shared/cli.rs"]
@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
-use embed_in_app::headless::{self, Headless};
-use embed_in_app::{Options, Picture};
+use in_your_app::headless::{self, Headless};
+use in_your_app::{Options, Picture};
 
 #[derive(Parser)]
 #[command(about = "Draw a picture while a network learns it: one device, one submit per frame, no readback")]
@@ -64,7 +64,7 @@ fn run(flags: Flags) -> Result<()> {
 
 #[cfg(feature = "window")]
 fn show(options: Options) -> Result<()> {
-    println!("{}", serde_json::to_string(&embed_in_app::window::run(options)?)?);
+    println!("{}", serde_json::to_string(&in_your_app::window::run(options)?)?);
     Ok(())
 }
 

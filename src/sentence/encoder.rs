@@ -18,7 +18,7 @@ use crate::nn::{TransformerConfig, TransformerEncoder, check_ids};
 ///
 /// ```
 /// use throughline::Gpu;
-/// use throughline::embed::SentenceEncoder;
+/// use throughline::sentence::SentenceEncoder;
 ///
 /// let gpu = Gpu::headless_blocking()?;
 /// # mod doctest { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/doctest.rs")); }
@@ -200,7 +200,7 @@ impl SentenceEncoder {
         let step = &self.steps[&rows];
         step.exec.write(step.tokens, ids)?;
         let mut encoder = self.gpu.encoder("embedding");
-        step.exec.record(&mut encoder);
+        step.exec.record(&mut encoder)?;
         let readback = step.exec.tensor(step.pooled)?.record_read(&self.gpu, &mut encoder);
         self.gpu.submit(encoder)?;
         Ok(readback)
@@ -221,9 +221,12 @@ impl SentenceEncoder {
             [pooled] => pooled,
             _ => g.concat("pooled", &parts, 0)?,
         };
-        let bindings = self.weights.bind(&g, encoder.params.iter().map(|p| p.value))?;
+        let bindings = self.weights.bind(&g, encoder.params.iter().copied())?;
         let plan = Arc::new(self.gpu.plan(&g, &[pooled])?);
-        let exec = Executable::new(&self.gpu, plan, ExecOptions { bindings }).await?;
+        let exec = Executable::new(&self.gpu, plan, ExecOptions::bound(bindings)).await?;
+        if let Some(types) = encoder.token_types {
+            exec.write(types, &vec![0u32; time])?;
+        }
         if let Some(weights) = weights {
             exec.write(weights, &position_weights(time - before, before))?;
         }

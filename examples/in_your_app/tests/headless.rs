@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use embed_in_app::headless::Screen;
-use embed_in_app::{Options, Picture};
+use in_your_app::headless::Screen;
+use in_your_app::{Options, Picture};
 
 const SIZE: usize = 64;
 
@@ -27,7 +27,7 @@ fn difference(frame: &Path) -> f64 {
 #[test]
 fn the_program_writes_frames_that_come_closer_to_the_picture_and_figures() {
     let out = tempfile::tempdir().unwrap();
-    let ran = Command::new(env!("CARGO_BIN_EXE_embed_in_app"))
+    let ran = Command::new(env!("CARGO_BIN_EXE_in_your_app"))
         .args(["--headless", "--frames", "81", "--every", "40", "--size", "64", "--budget-us", "1000000", "--out"])
         .arg(out.path())
         .output()

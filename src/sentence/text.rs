@@ -17,7 +17,7 @@ use crate::tokenize::ModelTokenizer;
 ///
 /// ```no_run
 /// use throughline::Gpu;
-/// use throughline::embed::TextEncoder;
+/// use throughline::sentence::TextEncoder;
 ///
 /// let gpu = Gpu::headless_blocking()?;
 /// let mut encoder = TextEncoder::open_blocking(&gpu, "all-MiniLM-L6-v2".as_ref())?;
