@@ -11,7 +11,6 @@
 //! ops exist, so an op of an application works exactly like the ones here.
 
 pub mod adamw;
-pub mod add;
 pub mod attention;
 pub mod cache;
 pub mod concat;
@@ -22,8 +21,8 @@ pub mod fill;
 pub mod gather;
 pub mod gelu;
 pub mod l2_norm;
+pub mod map;
 pub mod matmul;
-pub mod mul;
 pub mod muon;
 pub mod norm;
 pub mod packed;

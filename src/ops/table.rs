@@ -2,9 +2,9 @@
 
 use super::cases::Row;
 use super::{
-    adamw, add, attention, cache, concat, cross_entropy, dropout, embedding, fill, gather, gelu, l2_norm, matmul, mul,
-    muon, norm, packed, patches, pool, reduce, residual_add, rope, scale, sgd, slice, softmax, stats, sum, swiglu,
-    top_k, transpose,
+    adamw, attention, cache, concat, cross_entropy, dropout, embedding, fill, gather, gelu, l2_norm, map, matmul, muon,
+    norm, packed, patches, pool, reduce, residual_add, rope, scale, sgd, slice, softmax, stats, sum, swiglu, top_k,
+    transpose,
 };
 
 /// Every op that has a kernel. See [`Row`].
@@ -12,7 +12,6 @@ use super::{
 /// Iterate over it to test, benchmark or document all ops.
 pub const TABLE: &[Row] = &[
     adamw::ROW,
-    add::ROW,
     attention::ROW,
     cache::ROW,
     concat::ROW,
@@ -23,8 +22,8 @@ pub const TABLE: &[Row] = &[
     gather::ROW,
     gelu::ROW,
     l2_norm::ROW,
+    map::ROW,
     matmul::ROW,
-    mul::ROW,
     muon::ROW,
     norm::LAYERNORM,
     norm::RMSNORM,
