@@ -19,8 +19,9 @@
 //!   and pipelines on it. A [`Tensor`] is a range of a buffer, yours if you like, and a [`Readback`] brings one to the
 //!   host without waiting. [`device`] also reads and writes [textures](device::texture), keeps frames within a budget
 //!   ([`Pace`]) and finds the fastest kernels ([`Tuner`]).
-//! * **Train** with [`train::Trainer`], which runs a step in one submit, or in slices over several frames. [`optim`]
-//!   has AdamW, Muon and learning rate schedules, [`train::data`] batches, [`train::checkpoint`] files to resume from.
+//! * **Train** any graph with a [`train::GraphTrainer`], and language models with a [`train::Trainer`]: a step is one
+//!   submit, or slices over several frames. [`optim`] has AdamW, Muon, SGD and learning rate schedules,
+//!   [`train::data`] batches, [`train::checkpoint`] files to resume from.
 //!   All randomness comes from [`rng`], as a function of seed and step.
 //! * **Decode.** [`model::Model`] opens GGUF files and Hugging Face folders ([`mod@format`] has their raw tensors).
 //!   [`decode::Decoder`] generates text, `decode::Chat` holds a conversation, and [`decode::FrameDecoder`] speaks in the

@@ -47,11 +47,7 @@ fn net(rows: usize, width: usize, dropout: f32) -> Net {
     }
     let hidden = layer(&mut g, "hidden", hidden, width);
     let out = layer(&mut g, "out", hidden, 2);
-    let minus = g.scale("minus", out, -1.0).unwrap();
-    let error = g.add("error", y, minus).unwrap();
-    let squares = g.mul("squares", error, error).unwrap();
-    let sum = g.sum("sum", squares).unwrap();
-    let loss = g.scale("loss", sum, 1.0 / (2 * rows) as f32).unwrap();
+    let loss = g.mse("loss", out, y).unwrap();
     Net { g, x, y, out, loss }
 }
 
@@ -67,7 +63,7 @@ fn trainer(net: Net, config: GraphTrainConfig) -> (GraphTrainer, [Value; 3]) {
     let Net { g, x, y, out, loss } = net;
     let matrix = g.find("hidden.weight").unwrap();
     let options = GraphTrainOptions { outputs: vec![out], muon: Some(vec![matrix]), ..Default::default() };
-    let trainer = GraphTrainer::with_options(gpu(), g, loss, &config, &options);
+    let trainer = GraphTrainer::with_options(gpu(), g, loss, config, &options);
     (gpu().run_blocking(trainer).unwrap(), [x, y, out])
 }
 
@@ -375,7 +371,7 @@ fn frozen_parameters_stay_and_are_part_of_the_model() {
     };
     let initial = g.initial_values(frozen[0], 5).unwrap();
     let config = config(AdamWConfig::default().into());
-    let made = GraphTrainer::with_options(gpu(), g, loss, &config, &options);
+    let made = GraphTrainer::with_options(gpu(), g, loss, config, &options);
     let mut trainer = gpu().run_blocking(made).unwrap();
     let names =
         |arena: &throughline::optim::Arena| arena.layout.tensors.iter().map(|(n, _)| n.clone()).collect::<Vec<_>>();
@@ -418,7 +414,7 @@ fn tensors_of_the_app_are_read_and_written() {
     let bindings = HashMap::from([(y, target), (picture, output.clone())]);
     let options = GraphTrainOptions { outputs: vec![out], bindings, probes, ..GraphTrainOptions::default() };
     let config = config(AdamWConfig::default().into());
-    let made = GraphTrainer::with_options(gpu(), g, loss, &config, &options);
+    let made = GraphTrainer::with_options(gpu(), g, loss, config, &options);
     let mut trainer = gpu().run_blocking(made).unwrap();
     trainer.write(x, &xs).unwrap();
     let first = trainer.step(&[]).unwrap().wait_blocking().unwrap();

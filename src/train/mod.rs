@@ -14,12 +14,8 @@
 //! let mut g = gpu.graph();
 //! let x = g.input("x", TensorType::f32([256, 1]))?;
 //! let y = g.input("y", TensorType::f32([256, 1]))?;
-//! let out = Builder::new(&mut g).mlp("net", x, &[64, 64, 1], |g, h| g.gelu("gelu", h))?;
-//! let minus = g.scale("minus", y, -1.0)?;
-//! let error = g.add("error", out, minus)?;
-//! let squares = g.mul("squares", error, error)?;
-//! let sum = g.sum("sum", squares)?;
-//! let loss = g.scale("loss", sum, 1.0 / 256.0)?;
+//! let out = Builder::new(&mut g).mlp("net", x, &[64, 64, 1], |g, h| g.tanh("tanh", h))?;
+//! let loss = g.mse("loss", out, y)?;
 //!
 //! let mut trainer = GraphTrainer::new_blocking(&gpu, g, loss, GraphTrainConfig::adamw(0.01))?;
 //! let xs: Vec<f32> = (0..256).map(|i| i as f32 / 40.0 - 3.2).collect();

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::config::{GraphTrainConfig, GraphTrainOptions};
 use super::feed::{Feed, Feeds};
+use super::loss::StepLoss;
 use super::plan::{GraphTrainPlan, StepPlan};
 use crate::device::timeline::Timeline;
 use crate::device::{ExecOptions, Executable, Gpu, Readback, Tally, Tensor, Uploads};
@@ -59,32 +60,6 @@ pub struct GraphTrainer {
     probes: Option<ProbeReadback>,
 }
 
-/// The loss of a submitted step, to be read when convenient.
-///
-/// It is NaN or infinite if training has diverged, and stays so. Look at it now and then, stop, and continue from a
-/// checkpoint at a lower learning rate.
-#[derive(Debug)]
-pub struct StepLoss {
-    /// The step that this is the loss of.
-    pub step: u64,
-    readback: Readback,
-    submitted: wgpu::SubmissionIndex,
-}
-
-impl StepLoss {
-    /// The loss; a [`Trainer`](crate::train::Trainer)'s is in nats per token. Waits for this step, but not for later
-    /// ones.
-    pub fn wait_blocking(self) -> Result<f32> {
-        self.readback.gpu().wait_for_blocking(self.submitted.clone())?;
-        Ok(self.readback.wait_blocking::<f32>()?[0])
-    }
-
-    /// The loss. Resolves once the device has been polled after the step.
-    pub async fn take(self) -> Result<f32> {
-        Ok(self.readback.take::<f32>().await?[0])
-    }
-}
-
 impl GraphTrainer {
     /// A trainer of all parameters of `graph`, which start from their
     /// [initialisation](crate::Graph::param_with). `loss` is f32 `[1]`. Resolves once the device has been polled,
@@ -96,7 +71,7 @@ impl GraphTrainer {
     ///
     /// As for [`GraphTrainPlan::new`].
     pub async fn new(gpu: &Gpu, graph: Graph, loss: Value, config: GraphTrainConfig) -> Result<Self> {
-        Self::with_options(gpu, graph, loss, &config, &GraphTrainOptions::default()).await
+        Self::with_options(gpu, graph, loss, config, &GraphTrainOptions::default()).await
     }
 
     /// [`new`](Self::new), waiting.
@@ -109,10 +84,10 @@ impl GraphTrainer {
         gpu: &Gpu,
         graph: Graph,
         loss: Value,
-        config: &GraphTrainConfig,
+        config: GraphTrainConfig,
         options: &GraphTrainOptions,
     ) -> Result<Self> {
-        let plan = GraphTrainPlan::new(graph, loss, config, options, gpu.profile())?;
+        let plan = GraphTrainPlan::new(graph, loss, &config, options, gpu.profile())?;
         Self::from_plan(gpu, &plan, &options.bindings).await
     }
 
