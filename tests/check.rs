@@ -120,6 +120,12 @@ fn failures_are_shown_in_a_line_each_and_once() {
     let lines = |fault| format!("{:?}", check::op(gpu(), &cases(fault)).unwrap_err());
     let wgsl = lines(Fault::Wgsl);
     assert_eq!(wgsl.matches("no definition in scope").count(), 1, "{wgsl}");
+    assert_eq!(check::op(gpu(), &[]).unwrap_err().to_string(), "no op, case `none`: there are no cases to check");
+    let no_gradient =
+        check::op(gpu(), &[Case::new("8", tripled("y[i] = 3.0 * x[i];"), &[&[8]])]).unwrap_err().to_string();
+    let words = ["tripled, case `8`: node `y`", "no gradient", "`Custom::backward`", "`Case::forward_only`"];
+    words.iter().for_each(|word| assert!(no_gradient.contains(word), "no {word:?} in: {no_gradient}"));
+    assert_eq!(no_gradient.lines().count(), 1, "{no_gradient}");
     let imprecise = lines(Fault::Imprecise);
     assert!(imprecise.starts_with("\ntwice, case `1 elements` (kernels for Cpu adapters"), "{imprecise}");
     assert!(imprecise.contains(" more): `y` has an NMSE of") && imprecise.lines().count() < 8, "{imprecise}");
