@@ -211,8 +211,8 @@ fn an_op_of_closures_is_checked_as_any_other() {
     let key = throughline::plan::variants::key(&op, &[g.ty(x).clone(), g.ty(by).clone()]);
     profile.choices.set(key, "backwards".into());
     let tuned = Plan::new(&g, &[y], &profile).unwrap();
-    let texts = tuned.steps()[0].dispatches().iter().map(|d| d.kernel().wgsl().unwrap());
-    assert!(texts.last().unwrap().contains("cols - 1u - j"));
+    let mut texts = tuned.steps()[0].dispatches().iter().map(|d| d.kernel().wgsl().unwrap());
+    assert!(texts.next_back().unwrap().contains("cols - 1u - j"));
 }
 
 /// `y = 3 x` by this body.
