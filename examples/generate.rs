@@ -125,8 +125,8 @@ fn decode(flags: &Flags) -> anyhow::Result<()> {
     }
     let (mut text, mut ids, mut whole) = (tokenizer.as_ref().ok().map(|t| t.stream(false)), vec![], String::new());
     let (begin, mut first) = (Instant::now(), None);
-    let stop = tokenizer.as_ref().map_or(vec![], |t| t.stop_tokens().to_vec());
-    let options = GenerationOptions { max_tokens: flags.tokens, sampling: flags.sampling(), stop, keep: 0 };
+    let usual = tokenizer.as_ref().map_or_else(|_| GenerationOptions::default(), GenerationOptions::of);
+    let options = GenerationOptions { max_tokens: flags.tokens, sampling: flags.sampling(), ..usual };
     let mut out = std::io::stdout();
     for id in decoder.generate(&prompt, options)?.blocking() {
         let id = id?;

@@ -23,8 +23,9 @@
 //!   has AdamW, Muon and learning rate schedules, [`train::data`] batches, [`train::checkpoint`] files to resume from.
 //!   All randomness comes from [`rng`], as a function of seed and step.
 //! * **Decode.** [`model::Model`] opens GGUF files and Hugging Face folders ([`mod@format`] has their raw tensors).
-//!   [`decode::Decoder`] generates text, and [`decode::FrameDecoder`] does so in the frames of an application.
-//!   [`sentence::SentenceEncoder`] turns sentences into vectors, and [`tokenize`] text into tokens.
+//!   [`decode::Decoder`] generates text, `decode::Chat` holds a conversation, and [`decode::FrameDecoder`] speaks in the
+//!   frames of an application. [`sentence::SentenceEncoder`] turns sentences into vectors, and [`tokenize`] text into
+//!   tokens.
 //! * **Look inside.** [`probe`] reads and changes values of a running model, [`views`] has a logit lens, ablations and
 //!   attention maps, a [`Timeline`] shows where the time goes, and [`mod@reference`] computes what is right, in f64.
 //!

@@ -37,7 +37,7 @@ impl<'a> Subject<'a> {
     /// The model of a trainer, without its patches. If it trains blocks of your own, add
     /// [`with_block`](Self::with_block).
     pub fn of(trainer: &'a Trainer) -> Self {
-        let (config, params) = (&trainer.config().model, &trainer.params);
+        let (config, params) = (&trainer.config().model, trainer.params());
         Subject { gpu: trainer.gpu(), config, block: &StandardBlock, params }
     }
 

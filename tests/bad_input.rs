@@ -530,7 +530,7 @@ fn settings_of_optimisers_are_checked() {
         f(&mut adamw, x);
         let config = TrainConfig { adamw, ..good.clone() };
         expect(TrainPlan::new(&config, &TrainOptions::default(), &profile), words);
-        expect(OptimizerPlan::new(adamw, None, &layout, &profile), words);
+        expect(OptimizerPlan::new(adamw, &layout, &profile), words);
         let AdamWConfig { beta1, beta2, eps, weight_decay, max_grad_norm } = adamw;
         let [beta1, beta2, eps, weight_decay, max_grad_norm] =
             [beta1, beta2, eps, weight_decay, max_grad_norm].map(|x| x as f32);
@@ -604,9 +604,9 @@ fn learning_rates_and_schedules_are_checked() {
     let mut trainer = Trainer::new_blocking(gpu(), config).unwrap();
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
     for lr in [f64::NAN, -1.0, f64::INFINITY, 1e4] {
-        expect(trainer.optimizer.record(&mut encoder, lr, 0), &["`lr`", "from 0 to 10", &format!("is {lr}")]);
+        expect(trainer.optimizer().record(&mut encoder, lr, 0), &["`lr`", "from 0 to 10", &format!("is {lr}")]);
     }
-    expect(trainer.optimizer.record(&mut encoder, 5.0, 0), &["`weight_decay`", "at most 1 / 5", "is 1"]);
+    expect(trainer.optimizer().record(&mut encoder, 5.0, 0), &["`weight_decay`", "at most 1 / 5", "is 1"]);
     trainer.set_step_count(u64::MAX);
     let loss = trainer.step(&[Batch { tokens: vec![1; 16], targets: vec![2; 16] }]).unwrap();
     assert!(loss.wait_blocking().unwrap().is_finite());

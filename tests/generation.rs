@@ -107,10 +107,10 @@ fn broken(batch: usize, nan: bool) -> (Trainer, Decoder) {
     let model = TransformerConfig::llama(50, 32, 1, 16, 2);
     let trainer = Trainer::new_blocking(gpu(), TrainConfig::new(model.clone(), 1)).unwrap();
     let change = |name: &str, f: &dyn Fn(&mut [f32])| {
-        let i = trainer.params.layout.tensors.iter().position(|(n, _)| n == name).unwrap();
-        let mut values = trainer.params.read_blocking(gpu()).unwrap().swap_remove(i);
+        let i = trainer.params().layout.tensors.iter().position(|(n, _)| n == name).unwrap();
+        let mut values = trainer.params().read_blocking(gpu()).unwrap().swap_remove(i);
         f(&mut values);
-        trainer.params.write_tensor(gpu(), i, &values).unwrap();
+        trainer.params().write_tensor(gpu(), i, &values).unwrap();
     };
     // Normalised, the first of 16 elements is 4 in this row, and at most 3 in others.
     let row = [if nan { f32::NAN } else { 1.0 }, 0.0, 0.0, 0.0];
@@ -118,7 +118,7 @@ fn broken(batch: usize, nan: bool) -> (Trainer, Decoder) {
         table[7 * 16..8 * 16].copy_from_slice(&[row, [0.0; 4], [0.0; 4], [0.0; 4]].concat())
     });
     change("norm_f.weight", &|gain| gain[0] = if nan { 1.0 } else { 1e38 });
-    let decoder = gpu().run_blocking(Decoder::on_params(gpu(), &model, &trainer.params, batch, 32)).unwrap();
+    let decoder = gpu().run_blocking(Decoder::on_params(gpu(), &model, trainer.params(), batch, 32)).unwrap();
     (trainer, decoder)
 }
 
@@ -257,7 +257,7 @@ impl Speaker {
     }
 
     fn decoder(&self, batch: usize) -> Decoder {
-        let (model, params) = (&self.trainer.config().model, &self.trainer.params);
+        let (model, params) = (&self.trainer.config().model, self.trainer.params());
         gpu().run_blocking(Decoder::on_params(gpu(), model, params, batch, self.capacity)).unwrap()
     }
 

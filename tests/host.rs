@@ -174,7 +174,7 @@ fn downlevel_limits_will_do_for_training() {
             .each_ref()
             .map(|t| t.plan().steps().iter().flat_map(|s| s.dispatches()).any(|d| !d.ranges().is_empty()));
         assert_eq!(merged, [true, false]);
-        assert_eq!(trainers[0].params.parts.len() > 2, binding < DOWNLEVEL_BINDING);
+        assert_eq!(trainers[0].params().parts.len() > 2, binding < DOWNLEVEL_BINDING);
     }
 }
 
@@ -268,7 +268,7 @@ fn a_lost_device_is_an_error_and_training_goes_on_from_the_checkpoint_on_another
         is_loss(loss.wait_blocking().unwrap_err());
     }
     is_loss(lost.evaluate_blocking(&batches(0)).unwrap_err());
-    is_loss(lost.params.read_blocking(&first).unwrap_err());
+    is_loss(lost.params().read_blocking(&first).unwrap_err());
     is_loss(Checkpoint::of_blocking(&lost, "", 0).unwrap_err());
 
     let mut second = trainer(&open());

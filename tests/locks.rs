@@ -7,6 +7,7 @@
 
 mod common;
 
+use std::any::Any;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use throughline::check::Harness;
 use throughline::error::Result;
 use throughline::graph::Source;
 use throughline::kernel::{Bind, Kernel, Launch, Program};
+use throughline::ops::map::Map;
 use throughline::ops::matmul::Matmul;
 use throughline::ops::residual_add::ResidualAdd;
 use throughline::ops::swiglu::SwiGlu;
@@ -174,6 +176,59 @@ fn every_kernel_of_the_table_is_trusted_forward_and_backward() {
     assert!(seen.len() >= 20, "{seen:?}");
 }
 
+/// Only the table's own expressions run unchecked. An app's can be any text, and its gradients too.
+#[test]
+fn functions_of_an_app_are_checked() {
+    let mut g = Graph::new();
+    let [x, y] = ["x", "y"].map(|name| g.input(name, TensorType::f32([LEN])).unwrap());
+    let mine = Map::new("tanh", ["x", "z"], "x * z * z", |[x, z]| x * z * z)
+        .gradient("dy * z * z", |[_, z], _, dy| dy * z * z)
+        .gradient("2.0 * dy * x * z", |[x, z], _, dy| 2.0 * dy * x * z);
+    let own = g.map("own", &mine, &[x, y]).unwrap();
+    let table = g.tanh("table", own).unwrap();
+    let loss = g.sum("loss", table).unwrap();
+    let mut wanted = g.gradients(loss, &[x, y]).unwrap();
+    wanted.extend([own, table]);
+    let plan = gpu().plan(&g, &wanted).unwrap();
+    for step in plan.steps() {
+        for kernel in step.dispatches().iter().map(|d| d.kernel()) {
+            let own = step.name().starts_with("own");
+            assert_eq!(kernel.is_trusted(), !own, "{}: {}", step.name(), kernel.describe());
+        }
+    }
+    // It cannot name what the text around it declares.
+    let error = g.map("y", &Map::new("m", ["x"], "x + in_0[7u].x", |[x]| x), &[x]).unwrap_err().to_string();
+    assert!(error.contains("mentions `in_0`"), "{error}");
+}
+
+/// What a graph gives out of the table's functions can be added to, and is then as anybody's.
+#[test]
+fn functions_of_the_table_lose_their_trust_with_what_is_added() {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([LEN])).unwrap();
+    let y = g.tanh("y", x).unwrap();
+    let loss = g.sum("loss", y).unwrap();
+    let dx = g.gradients(loss, &[x]).unwrap()[0];
+    let map = |g: &Graph, v: Value| match &g.nodes()[v.node()].source {
+        Source::Op(op) => (op.as_ref() as &dyn Any).downcast_ref::<Map>().unwrap().clone(),
+        _ => panic!("not an op"),
+    };
+    let (tanh, backward) = (map(&g, y), map(&g, dx));
+    let kernel = |g: &mut Graph, map: Map, inputs: &[Value]| {
+        let y = g.map("z", &map, inputs).map_err(|e| e.to_string())?;
+        let plan = gpu().plan(g, &[y]).map_err(|e| e.to_string())?;
+        Ok::<_, String>(plan.steps().last().unwrap().dispatches()[0].kernel().is_trusted())
+    };
+    assert_eq!(kernel(&mut g, tanh.clone(), &[x]), Ok(true));
+    assert_eq!(kernel(&mut g, backward.clone(), &[x, x]), Ok(true));
+    assert_eq!(kernel(&mut g, tanh.clone().constant("k", 1.0), &[x]), Ok(false));
+    let error = kernel(&mut g, tanh.constant("k: f32) -> f32 { return in_0[9u].x; } fn g(k", 1.0), &[x]).unwrap_err();
+    assert!(error.contains("is no name"), "{error}");
+    // A gradient of the gradient, with any text.
+    let second = backward.gradient("dy + in_0[0x3fffffffu].x", |[_, _], _, dy| dy);
+    assert!(kernel(&mut g, second, &[x, x]).is_err());
+}
+
 #[test]
 fn kernels_for_other_subgroups_do_not_run() {
     let here = gpu().profile();
@@ -203,6 +258,7 @@ const FREE: &[(&str, usize)] = &[
     ("slice_pad", 0),
     ("cache_write", 0),
     ("cache_read", 0),
+    ("mul", 1), // a dimension of 1 repeats
 ];
 
 /// Anybody can give an op of the table other inputs, those that a gradient is made of too.

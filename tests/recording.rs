@@ -142,7 +142,7 @@ fn readbacks_come_in_any_executor() {
         let loss = trainer.step(&batches(&config, 0))?.take().await?;
         trainer.evaluate(&batches(&config, 1)).await?;
         Checkpoint::of(&trainer, "", 0).await?;
-        trainer.grads.read(gpu).await?;
+        trainer.grads().read(gpu).await?;
         if gpu.device().features().contains(wgpu::Features::TIMESTAMP_QUERY) {
             trainer.profile(&batches(&config, 1)).await?;
         }

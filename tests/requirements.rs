@@ -195,7 +195,7 @@ fn an_optimizer_is_bound_to_arenas_of_its_layout() {
         Arena::zeros(gpu(), "all", &layout).unwrap()
     };
     let (params, grads) = (arena(2), arena(1));
-    let plan = OptimizerPlan::new(AdamWConfig::default(), None, &params.layout, gpu().profile()).unwrap();
+    let plan = OptimizerPlan::new(AdamWConfig::default(), &params.layout, gpu().profile()).unwrap();
     let bound = |grads| pollster::block_on(Optimizer::from_plan(gpu(), &plan, &params, grads));
     expect(bound(&grads), &["gradients", "[128]", "[64]"]);
     bound(&params).unwrap_err(); // one buffer for both

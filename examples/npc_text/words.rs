@@ -105,6 +105,6 @@ pub fn train(gpu: &Gpu, steps: u64, characters: usize) -> Result<(Decoder, Words
         }
     }
     let decoder =
-        gpu.run_blocking(Decoder::on_params(gpu, &trainer.config().model, &trainer.params, characters, CAPACITY))?;
+        gpu.run_blocking(Decoder::on_params(gpu, &trainer.config().model, trainer.params(), characters, CAPACITY))?;
     Ok((decoder, Words::Characters(tokenizer)))
 }

@@ -102,7 +102,7 @@ impl Decoder {
     /// let gpu = Gpu::headless_blocking()?;
     /// let config = TransformerConfig::llama(65, 64, 1, 32, 2);
     /// let layout = ArenaLayout::of_model(&config, gpu.profile().max_tensor_bytes())?;
-    /// let params = Arena::zeros(&gpu, "parameters", &layout.into())?; // or `&trainer.params`
+    /// let params = Arena::zeros(&gpu, "parameters", &layout.into())?; // or `trainer.params()`
     /// let mut decoder = gpu.run_blocking(Decoder::on_params(&gpu, &config, &params, 1, 64))?;
     /// assert_eq!(decoder.feed_blocking(&[7, 3])?.len(), 65);
     /// # Ok::<(), throughline::Error>(())

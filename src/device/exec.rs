@@ -349,14 +349,25 @@ impl Executable {
         Ok(())
     }
 
+    /// The inputs and parameters that have no values yet.
+    pub(crate) fn unset(&self) -> impl Iterator<Item = &External> {
+        let unset = self.plan.externals.iter().zip(&self.set).filter(|(_, set)| !set.load(Ordering::Relaxed));
+        unset.map(|(external, _)| external)
+    }
+
+    /// The tensor of the parameter of this name.
+    pub(crate) fn param(&self, name: &str) -> Option<Tensor> {
+        let is_it = |e: &External| matches!(e.source, Source::Param(_)) && e.name == name;
+        self.plan.externals.iter().position(is_it).map(|i| self.externals[i].clone())
+    }
+
     /// Returns an error that names the inputs and parameters that have no values yet.
     fn check_set(&self) -> Result<()> {
         if self.set.iter().all(|set| set.load(Ordering::Relaxed)) {
             return Ok(());
         }
-        let unset = self.plan.externals.iter().zip(&self.set).filter(|(_, set)| !set.load(Ordering::Relaxed));
         let (params, inputs): (Vec<&External>, Vec<&External>) =
-            unset.map(|(external, _)| external).partition(|e| matches!(e.source, Source::Param(_)));
+            self.unset().partition(|e| matches!(e.source, Source::Param(_)));
         let names = |list: &[&External]| joined(list.iter().map(|e| format!("`{}`", e.name)), ", ");
         let mut problems = vec![];
         if !inputs.is_empty() {

@@ -212,7 +212,8 @@ impl Graph {
     /// Adds an op and returns its outputs.
     ///
     /// The methods named after ops, such as [`matmul`](Self::matmul), call this one. Use it for ops of your own and for
-    /// side outputs. The current scopes are prepended to the name, and a number is appended if the name is taken.
+    /// side outputs. The current scopes are prepended to the name, and a number is appended if the name is taken. An empty
+    /// name stands for that of the op.
     ///
     /// # Errors
     ///
@@ -223,7 +224,7 @@ impl Graph {
 
     /// [`op`](Self::op) for an op that is shared already.
     pub fn op_arc(&mut self, name: &str, op: Arc<dyn Op>, inputs: &[Value]) -> Result<Vec<Value>> {
-        let name = self.full_name(name);
+        let name = self.full_name(if name.is_empty() { op.name() } else { name });
         if let Some(message) = self.foreign(inputs, |i| format!("input {i}")) {
             let shown = inputs.iter().map(|&v| self.get(v).map_or("?".into(), |ty| ty.to_string()));
             return Err(Error::node(&name, op.name(), message, shown));

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::cases::Row;
+use super::map::{self, Entry, FUNCTIONS};
 
 /// The op table as Markdown: the contents of `docs/ops.md`.
 ///
@@ -21,7 +22,26 @@ pub fn markdown(table: &[Row]) -> String {
         // A write to a String cannot fail.
         let _ = writeln!(page, "| {} | {} | {kernels} | {} | {worst:.0e} |", row.name, row.summary, cases.len());
     }
+    if table.iter().any(|row| row.name == map::ROW.name) {
+        write_functions(&mut page);
+    }
     page
+}
+
+/// The functions of `map`, which the table of ops has in one row.
+fn write_functions(page: &mut String) {
+    page.push_str(
+        "\n## Functions of map\n\nExpressions are WGSL, and may call the functions in `shaders/map/helpers.wgsl`. Those \
+         of gradients may also mention the output `y` and its cotangent `dy`; no gradient flows to an operand that has \
+         none here.\n\n| function | y | gradients |\n|---|---|---|\n",
+    );
+    for Entry { name, operands, constants, wgsl, gradients, .. } in FUNCTIONS {
+        let code = |wgsl: &str| format!("`{}`", wgsl.replace('|', "\\|"));
+        let constants = if constants.is_empty() { String::new() } else { format!("; {}", constants.join(", ")) };
+        let gradients: Vec<String> = gradients.iter().map(|(of, wgsl, _)| format!("{of}: {}", code(wgsl))).collect();
+        let operands = operands.join(", ");
+        let _ = writeln!(page, "| {name}({operands}{constants}) | {} | {} |", code(wgsl), gradients.join(", "));
+    }
 }
 
 /// Names of the entry points: the functions marked `@compute`.

@@ -11,7 +11,6 @@
 //! ops exist, so an op of an application works exactly like the ones here.
 
 pub mod adamw;
-pub mod add;
 pub mod attention;
 pub mod cache;
 pub mod concat;
@@ -22,17 +21,20 @@ pub mod fill;
 pub mod gather;
 pub mod gelu;
 pub mod l2_norm;
+pub mod map;
 pub mod matmul;
-pub mod mul;
 pub mod muon;
 pub mod norm;
 pub mod packed;
 pub mod parts;
+pub mod patches;
+pub mod pool;
 pub mod reduce;
 pub mod reshape;
 pub mod residual_add;
 pub mod rope;
 pub mod scale;
+pub mod sgd;
 pub mod slice;
 pub mod softmax;
 pub mod stats;
@@ -40,6 +42,7 @@ pub mod sum;
 pub mod swiglu;
 pub mod top_k;
 pub mod transpose;
+pub mod windows;
 
 mod axis;
 mod cases;

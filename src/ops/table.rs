@@ -2,8 +2,9 @@
 
 use super::cases::Row;
 use super::{
-    adamw, add, attention, cache, concat, cross_entropy, dropout, embedding, fill, gather, gelu, l2_norm, matmul, mul,
-    muon, norm, packed, reduce, residual_add, rope, scale, slice, softmax, stats, sum, swiglu, top_k, transpose,
+    adamw, attention, cache, concat, cross_entropy, dropout, embedding, fill, gather, gelu, l2_norm, map, matmul, muon,
+    norm, packed, patches, pool, reduce, residual_add, rope, scale, sgd, slice, softmax, stats, sum, swiglu, top_k,
+    transpose,
 };
 
 /// Every op that has a kernel. See [`Row`].
@@ -11,7 +12,6 @@ use super::{
 /// Iterate over it to test, benchmark or document all ops.
 pub const TABLE: &[Row] = &[
     adamw::ROW,
-    add::ROW,
     attention::ROW,
     cache::ROW,
     concat::ROW,
@@ -22,16 +22,19 @@ pub const TABLE: &[Row] = &[
     gather::ROW,
     gelu::ROW,
     l2_norm::ROW,
+    map::ROW,
     matmul::ROW,
-    mul::ROW,
     muon::ROW,
     norm::LAYERNORM,
     norm::RMSNORM,
     packed::ROW,
+    patches::ROW,
+    pool::ROW,
     reduce::ROW,
     residual_add::ROW,
     rope::ROW,
     scale::ROW,
+    sgd::ROW,
     slice::ROW,
     softmax::ROW,
     stats::ROW,

@@ -9,13 +9,17 @@
 //! shape next to each other, so that they form one tensor for matmul.
 
 mod arena;
+mod config;
+mod file;
 mod muon;
 mod optimizer;
 mod plan;
 mod schedule;
 
 pub use arena::{Arena, ArenaLayout, ArenaPart, ArenaPlace};
+pub use config::{AdamWConfig, OptimizerConfig, SgdConfig};
+pub(crate) use file::{Named, OPTIMIZER, restore, restore_some, save, start_of, to_bytes};
 pub use muon::{MuonConfig, MuonScale};
 pub use optimizer::Optimizer;
 pub use plan::OptimizerPlan;
-pub use schedule::{AdamWConfig, Decay, Schedule};
+pub use schedule::{Decay, Schedule};

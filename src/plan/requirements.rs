@@ -1,5 +1,6 @@
 //! What a device must offer to run a plan, as plain data that is known before there is a device.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 use crate::error::{Error, Exceeded, Result};
@@ -177,9 +178,12 @@ impl Plan {
     /// Those that its kernels use.
     pub(crate) fn features(&self) -> wgpu::Features {
         let mut kernels: Vec<_> = self.steps.iter().flat_map(|s| &s.dispatches).map(|d| &d.kernel).collect();
-        // Many dispatches share one static text, which need not be searched again.
-        let mut seen = HashSet::new();
-        kernels.retain(|k| seen.insert(k.source.as_ptr()));
+        // Many dispatches share one text, which need not be searched again. A static one is known by its address.
+        let (mut places, mut texts) = (HashSet::new(), HashSet::new());
+        kernels.retain(|k| match &k.source {
+            Cow::Borrowed(text) => places.insert(text.as_ptr()),
+            Cow::Owned(text) => texts.insert(text.as_str()),
+        });
         kernels.into_iter().fold(wgpu::Features::empty(), |all, k| all | k.features())
     }
 }

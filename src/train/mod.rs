@@ -14,11 +14,14 @@ pub mod checkpoint;
 mod config;
 pub mod data;
 mod fit;
+mod graph;
 mod plan;
-mod slices;
 mod trainer;
 
 pub use config::{TrainConfig, TrainOptions};
+pub use graph::{
+    Feed, Feeds, GraphCheckpoint, GraphTrainConfig, GraphTrainOptions, GraphTrainPlan, GraphTrainer, SlicedStep,
+    StepLoss, StepSlices,
+};
 pub use plan::TrainPlan;
-pub use slices::{SlicedStep, StepSlices};
-pub use trainer::{StepLoss, Trainer};
+pub use trainer::Trainer;

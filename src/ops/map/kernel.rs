@@ -1,0 +1,212 @@
+//! The WGSL of elementwise functions, applied one after another.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use super::broadcast::{Access, Walk};
+use super::function::Function;
+use crate::kernel::{Bind, Kernel, Launch, Program};
+use crate::ops::elementwise;
+
+/// The text around them.
+const SKELETON: &str = include_str!("../../../shaders/map/kernel.wgsl");
+
+/// What expressions may call.
+const HELPERS: &str = include_str!("../../../shaders/map/helpers.wgsl");
+
+/// The texts as they are written.
+pub(super) const SOURCES: &[&str] = &[SKELETON, HELPERS];
+
+/// A function, and what it is applied to.
+#[derive(Clone, Debug)]
+pub(super) struct Link {
+    pub function: Arc<Function>,
+    /// Values of the function's constants.
+    pub constants: Vec<f32>,
+    /// Indices of inputs.
+    pub operands: Vec<usize>,
+}
+
+/// One dispatch that applies the links to the inputs, in order, and writes the results of some. `kernel` makes a kernel
+/// of its text and entry point.
+pub(super) fn launch(
+    cx: &Launch<'_>,
+    links: &[Link],
+    outputs: &[usize],
+    kernel: impl FnOnce(String, &'static str) -> Kernel,
+) -> Program {
+    let walk = Walk::new(cx.inputs, &cx.outputs[0].shape);
+    let mut text = Text { quads: walk.quads, ..Text::default() };
+    text.add_inputs(&walk);
+    text.add_links(links);
+    text.add_outputs(cx.inputs.len(), outputs);
+    let (source, words) = text.finish();
+    let binds: Vec<Bind> = (0..cx.inputs.len()).map(Bind::In).chain((0..outputs.len()).map(Bind::Out)).collect();
+    let len = cx.outputs[0].len().div_ceil(if walk.quads { 4 } else { 1 });
+    elementwise::elements(cx, len, kernel(source, "forward"), &binds, &words)
+}
+
+/// What replaces the lines of the skeleton, and the words that its uniform gets after the length.
+#[derive(Default)]
+struct Text {
+    quads: bool,
+    fields: String,
+    words: Vec<u32>,
+    bindings: String,
+    functions: String,
+    start: String,
+    body: String,
+    /// What comes after the stores.
+    advance: String,
+}
+
+/// Appends a line. A write to a String cannot fail.
+macro_rules! line {
+    ($to:expr, $($arg:tt)*) => {{
+        let _ = writeln!($to, $($arg)*);
+    }};
+}
+
+impl Text {
+    fn field(&mut self, name: &str, word: usize) {
+        line!(self.fields, "    {name}: u32,");
+        self.words.push(word as u32);
+    }
+
+    fn add_inputs(&mut self, walk: &Walk) {
+        let unit = if self.quads { 4 } else { 1 };
+        // The last size is not needed: the last coordinate is what is left.
+        if let Some((_, inner)) = walk.sizes.split_last() {
+            line!(self.body, "        var rest = i;");
+            for (b, size) in inner.iter().enumerate() {
+                self.field(&format!("size_{b}"), size / if b == 0 { unit } else { 1 });
+                line!(self.body, "        let c_{b} = rest % p.size_{b};");
+                line!(self.body, "        rest /= p.size_{b};");
+            }
+        }
+        for (i, access) in walk.accesses.iter().enumerate() {
+            self.add_input(i, access, walk.sizes.len(), unit);
+        }
+    }
+
+    /// Loads input `i` as `v_i`.
+    fn add_input(&mut self, i: usize, access: &Access, blocks: usize, unit: usize) {
+        let number = i + 1;
+        // One element is loaded where it counts for a whole quad.
+        let single = match access {
+            Access::Scalar => true,
+            Access::Strided(strides) => strides[0] == 0,
+            Access::Whole | Access::Period(_) => false,
+        };
+        let (ty, len) = (if single { "f32" } else { "E" }, if single { "elements" } else { "in units of E" });
+        line!(self.bindings, "@group(0) @binding({number}) var<storage, read> in_{i}: array<{ty}>; // [{len}]");
+        match access {
+            Access::Whole => line!(self.body, "        let v_{i} = in_{i}[i];"),
+            Access::Scalar => line!(self.start, "    let v_{i} = E(in_{i}[0]);"),
+            Access::Period(period) => {
+                // Counted along with i, since divisions are expensive.
+                self.field(&format!("period_{i}"), period / unit);
+                line!(self.start, "    let step_{i} = INVOCATIONS % p.period_{i};");
+                line!(self.start, "    var at_{i} = first % p.period_{i};");
+                line!(self.body, "        let v_{i} = in_{i}[at_{i}];");
+                line!(self.advance, "        at_{i} += step_{i};");
+                line!(self.advance, "        at_{i} -= select(0u, p.period_{i}, at_{i} >= p.period_{i});");
+            }
+            Access::Strided(strides) => {
+                let mut terms = vec![];
+                for (b, &stride) in strides.iter().enumerate().filter(|(_, stride)| **stride > 0) {
+                    let coordinate = if b + 1 == blocks { "rest".into() } else { format!("c_{b}") };
+                    if b == 0 {
+                        terms.push(coordinate);
+                        continue;
+                    }
+                    self.field(&format!("stride_{i}_{b}"), if single { stride } else { stride / unit });
+                    terms.push(format!("{coordinate} * p.stride_{i}_{b}"));
+                }
+                let at = terms.join(" + ");
+                match single {
+                    true => line!(self.body, "        let v_{i} = E(in_{i}[{at}]);"),
+                    false => line!(self.body, "        let v_{i} = in_{i}[{at}];"),
+                }
+            }
+        }
+    }
+
+    /// Computes the result of link `j` as `t_j`.
+    fn add_links(&mut self, links: &[Link]) {
+        let mut written: Vec<&Arc<Function>> = vec![];
+        for (j, link) in links.iter().enumerate() {
+            let same = |f: &&Arc<Function>| Arc::ptr_eq(f, &link.function);
+            let f = written.iter().position(same).unwrap_or_else(|| {
+                self.add_function(written.len(), &link.function);
+                written.push(&link.function);
+                written.len() - 1
+            });
+            let mut settings = String::new();
+            for (k, value) in link.constants.iter().enumerate() {
+                line!(self.fields, "    constant_{j}_{k}: f32,");
+                self.words.push(value.to_bits());
+                settings += &format!(", p.constant_{j}_{k}");
+            }
+            let call = |component: &str| {
+                let operands: Vec<String> = link.operands.iter().map(|i| format!("v_{i}{component}")).collect();
+                format!("f_{f}({}{settings})", operands.join(", "))
+            };
+            let value = match self.quads {
+                true => format!("E({})", [".x", ".y", ".z", ".w"].map(call).join(", ")),
+                false => call(""),
+            };
+            line!(self.body, "        let t_{j} = {value};");
+        }
+    }
+
+    fn add_function(&mut self, f: usize, function: &Function) {
+        let names = function.operands.iter().chain(&function.constants);
+        let parameters: Vec<String> = names.map(|name| format!("{name}: f32")).collect();
+        let (parameters, wgsl) = (parameters.join(", "), &function.wgsl);
+        line!(self.functions, "\nfn f_{f}({parameters}) -> f32 {{\n    return {wgsl};\n}}");
+    }
+
+    fn add_outputs(&mut self, inputs: usize, outputs: &[usize]) {
+        for (o, link) in outputs.iter().enumerate() {
+            let number = inputs + o + 1;
+            line!(
+                self.bindings,
+                "@group(0) @binding({number}) var<storage, read_write> out_{o}: array<E>; // [in units of E]"
+            );
+            line!(self.body, "        out_{o}[i] = t_{link};");
+        }
+    }
+
+    fn finish(self) -> (String, Vec<u32>) {
+        let functions = helpers(&self.functions) + &self.functions;
+        let mut text = SKELETON.to_string();
+        if !self.quads {
+            text = text.replace("alias E = vec4<f32>;", "alias E = f32;");
+        }
+        for (line, new) in [
+            ("    //: fields\n", &self.fields),
+            ("//: bindings\n", &self.bindings),
+            ("//: functions\n", &functions),
+            ("    //: start\n", &self.start),
+            ("        //: body\n", &(self.body + &self.advance)),
+        ] {
+            text = text.replacen(line, new, 1);
+        }
+        (text, self.words)
+    }
+}
+
+/// The helpers that a text calls.
+fn helpers(text: &str) -> String {
+    let mut found = String::new();
+    // From the end: each comes after those that it calls.
+    for helper in HELPERS.rsplit("\n\n").filter(|part| part.contains("fn ")) {
+        let name = helper.split_once("fn ").and_then(|(_, rest)| rest.split_once('(')).map_or("", |(name, _)| name);
+        let call = format!("{name}(");
+        if text.contains(&call) || found.contains(&call) {
+            found = format!("\n{}\n{found}", helper.trim_end());
+        }
+    }
+    found
+}
