@@ -878,7 +878,12 @@ fn broken_ops_are_errors_and_not_panics() {
         op.binds = vec![Bind::In(0), Bind::OutIn(0)];
     };
     expect_in_node(unwritten, &["no dispatch writes output 0"]);
-    // What only a compiler can find.
+    // What only a driver can find.
+    let more_words = |op: &mut TwicePlusOne| {
+        op.wgsl = WGSL.replace("n: u32", "all: vec4<u32>").replace("i < n", "i < all.x");
+    };
+    expect_in_node(more_words, &["kernel `twice_plus_one`", "size 4", "16"]);
+    expect_in_node(|op| op.wgsl = WGSL.replacen("array<f32>", "array<f32, 100>", 1), &["size 32", "400"]);
     expect_in_node(|op| op.wgsl = WGSL.replace("2.0", "two"), &["no definition in scope", "two"]);
     let knob = Kernel::new("k", WGSL, "main").knob("TILE", 4u32).wgsl();
     assert!(matches!(knob, Err(Error::Kernel { .. })));
