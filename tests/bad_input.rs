@@ -8,7 +8,7 @@ use std::sync::Arc;
 use common::{gpu, hf_folder, profiles};
 use throughline::check::{self, Case};
 use throughline::decode::sample::Sampling;
-use throughline::decode::{Decoder, FrameDecoder, GenerationOptions};
+use throughline::decode::{DecodeOptions, Decoder, FrameDecoder, GenerationOptions};
 use throughline::graph::{Op, ParamInit, Vjp};
 use throughline::kernel::{Bind, Kernel, Launch, Program};
 use throughline::model::Model;
@@ -380,7 +380,7 @@ fn ids_past_the_vocabulary_are_errors_that_say_where() {
 #[test]
 fn ids_past_the_vocabulary_are_errors_in_decoders_and_encoders() {
     let llama = Model::open(&hf_folder("llama")).unwrap();
-    let mut two = gpu().run_blocking(Decoder::with_batch(gpu(), &llama, 2, 8)).unwrap();
+    let mut two = Decoder::new_blocking(gpu(), &llama, DecodeOptions { batch: 2, ..DecodeOptions::new(8) }).unwrap();
     let words = ["`tokens of sequence 1`", "ids below 96, the size of the vocabulary", "96 at index 1"];
     let prompts: [&[u32]; 2] = [&[3], &[4, 96, 5]];
     expect(two.feed_batch_blocking(&prompts), &words);
