@@ -8,7 +8,7 @@ use std::sync::Arc;
 use common::{gpu, hf_folder, profiles};
 use throughline::check::{self, Case};
 use throughline::decode::sample::Sampling;
-use throughline::decode::{Decoder, FrameDecoder, GenerationOptions};
+use throughline::decode::{DecodeOptions, Decoder, FrameDecoder, GenerationOptions};
 use throughline::graph::{Op, ParamInit, Vjp};
 use throughline::kernel::{Bind, Kernel, Launch, Program};
 use throughline::model::Model;
@@ -380,7 +380,7 @@ fn ids_past_the_vocabulary_are_errors_that_say_where() {
 #[test]
 fn ids_past_the_vocabulary_are_errors_in_decoders_and_encoders() {
     let llama = Model::open(&hf_folder("llama")).unwrap();
-    let mut two = gpu().run_blocking(Decoder::with_batch(gpu(), &llama, 2, 8)).unwrap();
+    let mut two = Decoder::new_blocking(gpu(), &llama, DecodeOptions { batch: 2, ..DecodeOptions::new(8) }).unwrap();
     let words = ["`tokens of sequence 1`", "ids below 96, the size of the vocabulary", "96 at index 1"];
     let prompts: [&[u32]; 2] = [&[3], &[4, 96, 5]];
     expect(two.feed_batch_blocking(&prompts), &words);
@@ -878,7 +878,12 @@ fn broken_ops_are_errors_and_not_panics() {
         op.binds = vec![Bind::In(0), Bind::OutIn(0)];
     };
     expect_in_node(unwritten, &["no dispatch writes output 0"]);
-    // What only a compiler can find.
+    // What only a driver can find.
+    let more_words = |op: &mut TwicePlusOne| {
+        op.wgsl = WGSL.replace("n: u32", "all: vec4<u32>").replace("i < n", "i < all.x");
+    };
+    expect_in_node(more_words, &["kernel `twice_plus_one`", "size 4", "16"]);
+    expect_in_node(|op| op.wgsl = WGSL.replacen("array<f32>", "array<f32, 100>", 1), &["size 32", "400"]);
     expect_in_node(|op| op.wgsl = WGSL.replace("2.0", "two"), &["no definition in scope", "two"]);
     let knob = Kernel::new("k", WGSL, "main").knob("TILE", 4u32).wgsl();
     assert!(matches!(knob, Err(Error::Kernel { .. })));

@@ -67,7 +67,12 @@ pub use shaders::{kernel, shaders, texts, wgsl};
 
 /// Everything: [`shaders`], [`gradients`], and, if all shaders are valid, [`kernels`]. One call is the whole test of an
 /// op.
+///
+/// No cases are a failure too: nothing would have been checked.
 pub fn op(gpu: &Gpu, cases: &[Case]) -> Result<(), Failures> {
+    if cases.is_empty() {
+        return Err(Failures::no_cases());
+    }
     let mut results = vec![shaders(gpu, cases), gradients(cases)];
     if results[0].is_ok() {
         results.push(kernels(gpu, cases));
@@ -87,7 +92,7 @@ pub fn kernels(gpu: &Gpu, cases: &[Case]) -> Result<(), Failures> {
     let mut seen = Seen::default();
     for (index, case) in cases.iter().enumerate() {
         if let Err(e) = run_case(gpu, case, index, &mut seen, &mut failures) {
-            failures.push(case, "", e);
+            failures.push_error(case, e);
         }
     }
     failures.into_result()
@@ -219,7 +224,7 @@ pub fn gradients(cases: &[Case]) -> Result<(), Failures> {
     let mut failures = Failures::default();
     for case in cases {
         if let Err(e) = case_gradients(case, &mut failures) {
-            failures.push(case, "", e);
+            failures.push_error(case, e);
         }
     }
     failures.into_result()

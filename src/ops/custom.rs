@@ -154,7 +154,7 @@ impl Custom {
     }
 
     /// Offers several ways to split up the work, for a [`Tuner`](crate::Tuner) to choose from: see [`Op::variants`].
-    /// `launch` looks at [`Launch::variant`]. [Checks](crate::check) run all of them.
+    /// `launch` looks at [`Launch::variant`]. `throughline::check` runs all of them.
     pub fn variants<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
         self.variants = names.into_iter().map(Into::into).collect();
         self
