@@ -77,7 +77,7 @@ fn run(flags: Flags) -> anyhow::Result<()> {
     let gpu = Gpu::headless_blocking()?;
     let options = TrainOptions { init: false, ..TrainOptions::default() };
     let mut trainer = gpu.run_blocking(Trainer::with_options(&gpu, config, &options))?;
-    model.load_blocking(&gpu, &trainer.params)?;
+    model.load_blocking(&gpu, trainer.params())?;
 
     let validation = data.val_batches(4, flags.batch, flags.seq_len)?;
     let before = trainer.evaluate_blocking(&validation)?;
@@ -90,7 +90,7 @@ fn run(flags: Flags) -> anyhow::Result<()> {
     let after = trainer.evaluate_blocking(&validation)?;
     println!("validation loss {after:.4}, {:+.4}", after - before);
 
-    model.save_blocking(&flags.out, &gpu, &trainer.params)?;
+    model.save_blocking(&flags.out, &gpu, trainer.params())?;
     if flags.json {
         println!("{}", serde_json::json!({ "before": before, "after": after, "adapter": gpu.describe() }));
     }

@@ -125,8 +125,8 @@ fn decode(flags: &Flags) -> anyhow::Result<()> {
     }
     let (mut text, mut ids, mut whole) = (tokenizer.as_ref().ok().map(|t| t.stream(false)), vec![], String::new());
     let (begin, mut first) = (Instant::now(), None);
-    let stop = tokenizer.as_ref().map_or(vec![], |t| t.stop_tokens().to_vec());
-    let options = GenerationOptions { max_tokens: flags.tokens, sampling: flags.sampling(), stop, keep: 0 };
+    let usual = tokenizer.as_ref().map_or_else(|_| GenerationOptions::default(), GenerationOptions::of);
+    let options = GenerationOptions { max_tokens: flags.tokens, sampling: flags.sampling(), ..usual };
     let mut out = std::io::stdout();
     for id in decoder.generate(&prompt, options)?.blocking() {
         let id = id?;
@@ -186,7 +186,7 @@ fn write_text(flags: &Flags) -> anyhow::Result<()> {
     let layout = ArenaLayout::of_model(config, gpu.profile().max_tensor_bytes())?;
     let params = Arena::zeros(&gpu, "parameters", &Arc::new(layout))?;
     checkpoint.restore_weights_blocking(&gpu, &params)?;
-    let mut decoder = gpu.run_blocking(Decoder::on_params(&gpu, config, &params, 1, config.context))?;
+    let mut decoder = gpu.run_blocking(Decoder::on_params(&gpu, config, &params, config.context))?;
 
     // Both the prompt and the text may be longer than the context.
     let window = &ids[ids.len().saturating_sub(config.context)..];

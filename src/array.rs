@@ -16,6 +16,10 @@ pub struct Array {
 
 impl Array {
     /// An array with these elements.
+    ///
+    /// # Panics
+    ///
+    /// If there are more or fewer of them than the shape has.
     pub fn new(shape: impl Into<Shape>, data: Vec<f64>) -> Self {
         let shape = shape.into();
         assert_eq!(shape.len(), data.len(), "array of shape {shape} given {} elements", data.len());

@@ -4,9 +4,10 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Source, Value, Vjp};
+use crate::graph::{Graph, Node, Source, Value, Vjp};
 use crate::ops::fill::Fill;
 use crate::ops::residual_add::ResidualAdd;
+use crate::tensor::{DType, TensorType};
 
 impl Graph {
     /// Adds the nodes that compute the gradient of `loss` with respect to each of `wrt`, and returns those gradients.
@@ -32,9 +33,9 @@ impl Graph {
     pub fn gradients(&mut self, loss: Value, wrt: &[Value]) -> Result<Vec<Value>> {
         self.check_values(&[loss], |_| "gradients: the loss".into())?;
         self.check_values(wrt, |i| format!("gradients: wrt[{i}]"))?;
-        if self.ty(loss) != &crate::TensorType::f32([1]) {
+        if self.ty(loss) != &TensorType::f32([1]) {
             return Err(Error::Graph(format!(
-                "gradients: the loss `{}` must be f32[1], but is {}",
+                "gradients: the loss `{}` must be f32[1], but is {}: `Graph::sum` makes one number of it",
                 self.name(loss),
                 self.ty(loss)
             )));
@@ -91,11 +92,31 @@ impl Graph {
             op: op.name(),
             needs,
             cotangents: vec![None; n],
+            zeros: vec![],
+            no_input: None,
         };
         op.vjp(&mut cx)?;
-        let cotangents = std::mem::take(&mut cx.cotangents);
-        for (&input, cotangent) in node.inputs.iter().zip(cotangents) {
-            let (Some(new), true) = (cotangent, path.contains(&input.node())) else { continue };
+        let Vjp { cotangents, zeros, no_input, .. } = cx;
+        if let Some(i) = no_input {
+            let message = format!("`vjp` set the gradient of input {i}, but there are only {n}, numbered from 0");
+            return Err(self.wrong_vjp(&node, op.name(), message));
+        }
+        for (i, (&input, cotangent)) in node.inputs.iter().zip(cotangents).enumerate() {
+            if !path.contains(&input.node()) {
+                continue;
+            }
+            let Some(new) = cotangent else {
+                // Integers have no gradient; whoever asks for it is told so at the end.
+                if zeros.contains(&i) || self.ty(input).dtype != DType::F32 {
+                    continue;
+                }
+                let message = format!(
+                    "`vjp` did not set the gradient of input {i}, `{}`, which is needed: call `Vjp::set` or \
+                     `Vjp::set_zero`, or return `Vjp::no_gradient`",
+                    self.name(input)
+                );
+                return Err(self.wrong_vjp(&node, op.name(), message));
+            };
             self.check_values(&[new], |_| format!("`{}`: the gradient that op {} gave", node.name, op.name()))?;
             if self.ty(new) != self.ty(input) {
                 return Err(Error::Graph(format!(
@@ -117,5 +138,9 @@ impl Graph {
             grads.insert(input, total);
         }
         Ok(())
+    }
+
+    fn wrong_vjp(&self, node: &Node, op: &'static str, message: String) -> Error {
+        Error::node(&node.name, op, message, node.inputs.iter().map(|&v| self.ty(v)))
     }
 }

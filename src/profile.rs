@@ -186,6 +186,7 @@ impl Profile {
     /// Splits `n` workgroups over x and y so that neither exceeds the limit.
     ///
     /// Kernels compute `workgroup_id.x + workgroup_id.y * num_workgroups.x` as their index and return if it is `>= n`.
+    /// [`Elements`](crate::ops::Elements) writes kernels that do.
     pub fn grid(&self, n: usize) -> [u32; 3] {
         let max = self.max_workgroups.max(1) as usize;
         let y = n.div_ceil(max).max(1);

@@ -41,6 +41,11 @@ pub fn run(graph: &Graph, given: &HashMap<Value, Array>, wanted: &[Value]) -> Re
         };
         let inputs: Vec<&Array> = node.inputs.iter().map(|v| &values[v]).collect();
         let outputs = op.reference(&inputs, &node.outputs);
+        if outputs.len() != node.outputs.len() {
+            let message = format!("`reference` gave {} outputs, but `infer` {}", outputs.len(), node.outputs.len());
+            let types = node.inputs.iter().map(|&v| graph.ty(v));
+            return Err(Error::node(&node.name, op.name(), message, types));
+        }
         for (output, (array, ty)) in outputs.into_iter().zip(&node.outputs).enumerate() {
             check_type(&node.name, &array, ty)?;
             values.insert(graph.value(id, output), array);

@@ -37,7 +37,7 @@ impl<'a> Subject<'a> {
     /// The model of a trainer, without its patches. If it trains blocks of your own, add
     /// [`with_block`](Self::with_block).
     pub fn of(trainer: &'a Trainer) -> Self {
-        let (config, params) = (&trainer.config().model, &trainer.params);
+        let (config, params) = (&trainer.config().model, trainer.params());
         Subject { gpu: trainer.gpu(), config, block: &StandardBlock, params }
     }
 
@@ -123,6 +123,8 @@ pub struct LogitLens {
 
 impl LogitLens {
     /// A lens for batches of `batch` sequences of `time` tokens.
+    ///
+    /// Resolves like [`Executable::new`]; outside of frames, use [`Gpu::run_blocking`](crate::Gpu::run_blocking).
     pub async fn new(model: &Subject<'_>, [batch, time]: [usize; 2]) -> Result<Self> {
         let (mut g, gpt) = model.build(batch, time)?;
         let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
@@ -234,6 +236,8 @@ pub struct DropLayer {
 impl DropLayer {
     /// Ablations for batches of `batch` sequences of `time` tokens. An error names a layer that adds nothing to the
     /// stream with `residual_add`.
+    ///
+    /// Resolves like [`Executable::new`]; outside of frames, use [`Gpu::run_blocking`](crate::Gpu::run_blocking).
     pub async fn new(model: &Subject<'_>, [batch, time]: [usize; 2]) -> Result<Self> {
         let (g, gpt) = model.build(batch, time)?;
         let mut names: Vec<Vec<String>> = vec![];
@@ -320,6 +324,8 @@ const HIDDEN: f32 = -1e30;
 impl AttentionMap {
     /// The map of one query head of a layer, for batches of `batch` sequences of `time` tokens. There must be such a
     /// layer and head, and the layer must have attention.
+    ///
+    /// Resolves like [`Executable::new`]; outside of frames, use [`Gpu::run_blocking`](crate::Gpu::run_blocking).
     pub async fn new(model: &Subject<'_>, [batch, time]: [usize; 2], layer: usize, head: usize) -> Result<Self> {
         let (mut g, gpt) = model.build(batch, time)?;
         let (node, op, [q, k]) = attention_of(&g, layer)?;

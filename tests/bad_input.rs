@@ -6,12 +6,14 @@ mod common;
 use std::sync::Arc;
 
 use common::{gpu, hf_folder, profiles};
+use throughline::check::{self, Case};
 use throughline::decode::sample::Sampling;
-use throughline::decode::{Decoder, FrameDecoder, GenerationOptions};
-use throughline::graph::{Op, Vjp};
+use throughline::decode::{DecodeOptions, Decoder, FrameDecoder, GenerationOptions};
+use throughline::graph::{Op, ParamInit, Vjp};
 use throughline::kernel::{Bind, Kernel, Launch, Program};
 use throughline::model::Model;
 use throughline::nn::{Init, Positions, Transformer, TransformerConfig};
+use throughline::ops::Elements;
 use throughline::ops::adamw::AdamWSettings;
 use throughline::ops::attention::Attention;
 use throughline::ops::muon::{MuonSettings, MuonStep};
@@ -49,6 +51,10 @@ fn wrong_shapes_name_the_node_and_what_came() {
     expect(g.mul("mul", a, ids), &["`mul`", "f32"]);
     expect(g.reshape("view", a, [7]), &["`view`", "6", "[7]"]);
     expect(g.input("a", TensorType::f32([1])), &["two", "`a`", "`Graph::scoped`"]);
+    let tiny = TransformerConfig::gpt2(31, 16, 1, 32, 4);
+    Transformer::build(&mut g, &tiny, 1, 16, false).unwrap();
+    expect(Transformer::build(&mut g, &tiny, 1, 16, false), &["named `tokens`", "`Graph::scoped`"]);
+    g.scoped("second", |g| Transformer::build(g, &tiny, 1, 16, false)).unwrap();
     expect(g.slice("part", b, 1, 4, 6), &["`part`", "4..10 is out of range", "axis 1 has length 5"]);
     expect(g.slice("none", b, 1, 4, 0), &["`none`", "4..4 is empty"]);
     let wide = g.input("wide", TensorType::f32([1, 3, 2050])).unwrap();
@@ -94,7 +100,7 @@ fn host_data_must_fit() {
     .unwrap();
     expect(exec.write(x, &[1u32, 2]), &["`tokens`", "4", "2"]);
     expect(exec.write(x, &[1.0f32; 4]), &["`tokens`", "u32", "f32"]);
-    expect(exec.read_blocking::<u32>(y), &["f32", "u32"]);
+    expect(exec.read_blocking::<u32>(y), &["`y`", "f32", "u32"]);
     let other = Tensor::zeros(gpu(), "small", TensorType::f32([3])).unwrap();
     let options = ExecOptions::bound([(table, other)].into());
     let plan = Arc::new(Plan::new(&g, &[y], gpu().profile()).unwrap());
@@ -210,6 +216,19 @@ fn a_clone_of_a_graph_takes_the_values_from_before_it() {
     let both = ["`sum`", "input 1", &format!("{ours:?}"), &format!("this is graph {}", clone.id())].map(String::from);
     expect(clone.add("sum", x, ours), &both.each_ref().map(|s| s.as_str()));
     assert!(clone.clone().contains(theirs) && clone.clone().contains(x));
+    // So do plans and executables of the one and the other.
+    clone.state("more", TensorType::f32([1])).unwrap();
+    gpu().plan(&clone, &[x, theirs]).unwrap();
+    expect(gpu().plan(&clone, &[x, ours]), &["output 1 of the plan", &format!("{ours:?}"), "`x` to `more`"]);
+    let exec = |g: &Graph, output| {
+        let plan = Arc::new(gpu().plan(g, &[output]).unwrap());
+        Executable::new_blocking(gpu(), plan, ExecOptions::default()).unwrap()
+    };
+    let [ours_exec, theirs_exec] = [exec(&g, ours), exec(&clone, theirs)];
+    theirs_exec.write(x, &[1.0f32; 4]).unwrap();
+    let of = format!("which is of graph {}: use the values of that graph", clone.id());
+    expect(theirs_exec.read_blocking::<f32>(ours), &[&format!("{ours:?} is not a value of this plan"), &of]);
+    expect(ours_exec.tensor(theirs), &["not a value of this plan"]);
     assert_eq!(size_of::<Value>(), 12);
 }
 
@@ -234,6 +253,36 @@ fn what_a_plan_does_not_have_is_neither_bound_nor_read() {
     exec.write(x, &[1.0f32; 4]).unwrap();
     exec.submit().unwrap();
     assert_eq!(bound.read_blocking::<f32>(gpu()).unwrap(), [2.0; 4]);
+}
+
+#[test]
+fn slices_and_profiles_of_another_step_are_errors() {
+    let exec = |outputs: fn([Value; 4]) -> Vec<Value>| {
+        let (mut g, [x, kept, y, loss]) = doubling();
+        let more = g.scale("more", loss, 3.0).unwrap();
+        let plan = Arc::new(gpu().plan(&g, &outputs([x, y, loss, more])).unwrap());
+        let exec = Executable::new_blocking(gpu(), plan, ExecOptions::default()).unwrap();
+        exec.write(x, &[1.0f32; 4]).unwrap();
+        (exec, kept)
+    };
+    let [(long, _), (short, kept)] = [exec(|values| values.to_vec()), exec(|[x, ..]| vec![x])];
+    let profile = long.profile_blocking().unwrap();
+    let slices = long.slices(&profile, std::time::Duration::ZERO).unwrap();
+    let last = slices.last().unwrap();
+    let mut encoder = gpu().device().create_command_encoder(&Default::default());
+    long.record_slice(&mut encoder, last).unwrap();
+    expect(
+        short.record_slice(&mut encoder, last),
+        &["`slice`", "a part of the 1 commands of this executable", "another"],
+    );
+    expect(short.slices(&profile, std::time::Duration::ZERO), &["`profile`", "one of this executable", "1 commands"]);
+    // Two states in one buffer, one of which a step writes.
+    let buffer = Tensor::zeros(gpu(), "t", TensorType::f32([128])).unwrap();
+    let halves = [0, 256].map(|at| Tensor::from_buffer(buffer.buffer().clone(), at, TensorType::f32([4])).unwrap());
+    let [a, b] = halves;
+    let x = short.plan().externals()[0].value;
+    let words = ["`y` would read and write one buffer, that of `x` and `kept`", "buffers of their own"];
+    expect(short.with_bindings(&[(x, a), (kept, b)].into()), &words);
 }
 
 /// wgpu counts buffers and devices from the start in each instance, so that these look like ours.
@@ -331,7 +380,7 @@ fn ids_past_the_vocabulary_are_errors_that_say_where() {
 #[test]
 fn ids_past_the_vocabulary_are_errors_in_decoders_and_encoders() {
     let llama = Model::open(&hf_folder("llama")).unwrap();
-    let mut two = gpu().run_blocking(Decoder::with_batch(gpu(), &llama, 2, 8)).unwrap();
+    let mut two = Decoder::new_blocking(gpu(), &llama, DecodeOptions { batch: 2, ..DecodeOptions::new(8) }).unwrap();
     let words = ["`tokens of sequence 1`", "ids below 96, the size of the vocabulary", "96 at index 1"];
     let prompts: [&[u32]; 2] = [&[3], &[4, 96, 5]];
     expect(two.feed_batch_blocking(&prompts), &words);
@@ -481,7 +530,7 @@ fn settings_of_optimisers_are_checked() {
         f(&mut adamw, x);
         let config = TrainConfig { adamw, ..good.clone() };
         expect(TrainPlan::new(&config, &TrainOptions::default(), &profile), words);
-        expect(OptimizerPlan::new(adamw, None, &layout, &profile), words);
+        expect(OptimizerPlan::new(adamw, &layout, &profile), words);
         let AdamWConfig { beta1, beta2, eps, weight_decay, max_grad_norm } = adamw;
         let [beta1, beta2, eps, weight_decay, max_grad_norm] =
             [beta1, beta2, eps, weight_decay, max_grad_norm].map(|x| x as f32);
@@ -555,9 +604,9 @@ fn learning_rates_and_schedules_are_checked() {
     let mut trainer = Trainer::new_blocking(gpu(), config).unwrap();
     let mut encoder = gpu().device().create_command_encoder(&Default::default());
     for lr in [f64::NAN, -1.0, f64::INFINITY, 1e4] {
-        expect(trainer.optimizer.record(&mut encoder, lr, 0), &["`lr`", "from 0 to 10", &format!("is {lr}")]);
+        expect(trainer.optimizer().record(&mut encoder, lr, 0), &["`lr`", "from 0 to 10", &format!("is {lr}")]);
     }
-    expect(trainer.optimizer.record(&mut encoder, 5.0, 0), &["`weight_decay`", "at most 1 / 5", "is 1"]);
+    expect(trainer.optimizer().record(&mut encoder, 5.0, 0), &["`weight_decay`", "at most 1 / 5", "is 1"]);
     trainer.set_step_count(u64::MAX);
     let loss = trainer.step(&[Batch { tokens: vec![1; 16], targets: vec![2; 16] }]).unwrap();
     assert!(loss.wait_blocking().unwrap().is_finite());
@@ -586,6 +635,159 @@ fn settings_of_ops_are_checked() {
     for (i, rate) in [f64::NAN, -1.0, 1e39].into_iter().enumerate() {
         expect(muon(&format!("rate{i}"), 1, rate), &["rate", "finite and not negative"]);
     }
+}
+
+/// What is never given has no value: it is not zero.
+#[test]
+fn a_step_without_its_inputs_or_parameters_is_an_error_that_names_them() {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([2, 3])).unwrap();
+    let [w, b] = [("w", vec![3, 4]), ("b", vec![4])].map(|(name, shape)| g.param(name, shape).unwrap());
+    let scale = g.param_with("scale", [4], ParamInit::ONES).unwrap();
+    let y = g.linear("y", x, w, Some(b)).unwrap();
+    let rows = g.broadcast("rows", scale, [2, 4]).unwrap();
+    let scaled = g.mul("scaled", y, rows).unwrap();
+    let plan = Arc::new(gpu().plan(&g, &[scaled]).unwrap());
+    let exec = Executable::new_blocking(gpu(), plan.clone(), ExecOptions::default()).unwrap();
+    let both = ["never written: `x`", "`Executable::write`", "without values: `w`, `b`", "`Graph::param_with`"];
+    let mut encoder = gpu().device().create_command_encoder(&Default::default());
+    expect(exec.submit(), &both);
+    expect(exec.record(&mut encoder), &both);
+    exec.write(x, &[1.0f32; 6]).unwrap();
+    let message = exec.submit().unwrap_err().to_string();
+    assert!(!message.contains("`x`") && !message.contains("`scale`"), "{message}");
+    exec.write(w, &[1.0f32; 12]).unwrap();
+    expect(exec.submit(), &["without values: `b`"]);
+    exec.record_write(&mut encoder, b, &[0.5f32; 4]).unwrap();
+    exec.record(&mut encoder).unwrap();
+    gpu().submit(encoder).unwrap();
+    assert_eq!(exec.read_blocking::<f32>(scaled).unwrap(), [3.5; 8]);
+
+    // Tensors that somebody binds hold what he put there; reading one that nobody has written gives nobody a value.
+    let zeros = |ty: &[usize]| Tensor::zeros(gpu(), "t", TensorType::f32(ty)).unwrap();
+    let bound = ExecOptions::bound([(w, zeros(&[3, 4])), (b, zeros(&[4]))].into());
+    let exec = Executable::new_blocking(gpu(), plan, bound).unwrap();
+    exec.read_blocking::<f32>(x).unwrap();
+    expect(exec.submit(), &["never written: `x`"]);
+    exec.with_bindings(&[(x, zeros(&[2, 3]))].into()).unwrap().submit().unwrap();
+}
+
+/// An op that is wrong in one way, and otherwise `y = x`.
+#[derive(Clone, Copy, Debug)]
+struct Broken(Fault);
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    NoOutputs,
+    NarrowView,
+    StartsAsNothing,
+    StartsAsAnother,
+    GradientOfNothing,
+    NoGradientSet,
+    ZeroGradient,
+    NoReference,
+    NoWorkgroups,
+    TooManyWorkgroups,
+    BoundTwice,
+}
+
+impl Op for Broken {
+    fn name(&self) -> &'static str {
+        "broken"
+    }
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        Ok(match self.0 {
+            Fault::NoOutputs => vec![],
+            Fault::NarrowView | Fault::StartsAsAnother => vec![TensorType::f32([3])],
+            _ => inputs[..1].to_vec(),
+        })
+    }
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        let dy = cx.dy0()?;
+        assert!(cx.needs(0) && !cx.needs(7));
+        if self.0 == Fault::GradientOfNothing {
+            cx.set(7, dy);
+        }
+        if self.0 == Fault::ZeroGradient {
+            cx.set_zero(0);
+        }
+        Ok(())
+    }
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let y = ["y[i] = x[i];", "y[i] = y[i] + x[i];"][usize::from(self.0 == Fault::BoundTwice)];
+        let all = Elements::new("broken", cx.outputs[0].len(), y).bind("x", Bind::In(0)).bind("y", Bind::Out(0));
+        let mut program = all.program(cx)?;
+        match self.0 {
+            Fault::NoWorkgroups => program.dispatches[0].workgroups = [1, 0, 1],
+            Fault::TooManyWorkgroups => program.dispatches[0].workgroups = [1 << 20, 1, 1],
+            _ => {}
+        }
+        Ok(program)
+    }
+    fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
+        if self.0 == Fault::NoReference { vec![] } else { vec![inputs[0].clone()] }
+    }
+    fn is_view(&self) -> bool {
+        self.0 == Fault::NarrowView
+    }
+    fn starts_as(&self, _: usize) -> Option<usize> {
+        match self.0 {
+            Fault::StartsAsNothing => Some(1),
+            Fault::StartsAsAnother | Fault::BoundTwice => Some(0),
+            _ => None,
+        }
+    }
+}
+
+#[test]
+fn what_an_op_says_of_itself_is_checked() {
+    let node = |fault| {
+        let mut g = Graph::new();
+        let x = g.param("x", [8]).unwrap();
+        let y = g.scoped("h.0", |g| g.op1("y", Broken(fault), &[x]));
+        y.map(|y| (g, x, y))
+    };
+    let refused = |fault, words: &[&str]| expect(node(fault), &[&["node `h.0.y` (broken)", "f32[8]"], words].concat());
+    refused(Fault::NoOutputs, &["no outputs", "`infer`"]);
+    refused(Fault::NarrowView, &["is a view", "as many elements as its first input"]);
+    refused(Fault::StartsAsNothing, &["output 0 starts as input 1", "only 1"]);
+    refused(Fault::StartsAsAnother, &["output 0, f32[3], cannot start as input 0, f32[8]"]);
+
+    let gradients = |fault| {
+        let (mut g, x, y) = node(fault)?;
+        let loss = g.sum("loss", y)?;
+        g.gradients(loss, &[x])
+    };
+    let words = ["node `h.0.y` (broken)", "f32[8]", "`vjp`"];
+    expect(gradients(Fault::GradientOfNothing), &[&words[..], &["gradient of input 7", "only 1"]].concat());
+    expect(gradients(Fault::NoGradientSet), &[&words[..], &["input 0, `x`", "`Vjp::no_gradient`"]].concat());
+
+    // Where it is zero, the loss depends on something else or on nothing.
+    expect(gradients(Fault::ZeroGradient), &["`loss` does not depend on `x`"]);
+    let mut g = Graph::new();
+    let x = g.param("x", [8]).unwrap();
+    let sign = g.sign("sign", x).unwrap();
+    let gated = g.mul("gated", sign, x).unwrap();
+    let loss = g.sum("loss", gated).unwrap();
+    g.gradients(loss, &[x]).unwrap();
+
+    let (g, x, y) = node(Fault::NoReference).unwrap();
+    let given = [(x, Array::zeros([8]))].into();
+    expect(reference::run(&g, &given, &[y]), &["node `h.0.y` (broken)", "`reference` gave 0 outputs, but `infer` 1"]);
+    let cases = [Case::new("8", Broken(Fault::NoReference), &[&[8]]).forward_only()];
+    let failures = check::op(gpu(), &cases).unwrap_err().to_string();
+    assert!(failures.starts_with("broken, case `8`: node `y` (broken): `reference` gave 0 outputs"), "{failures}");
+
+    let plan = |fault| node(fault).and_then(|(g, _, y)| gpu().plan(&g, &[y]));
+    expect(plan(Fault::NoWorkgroups), &["`h.0.y` dispatches [1, 0, 1] workgroups", "at least 1"]);
+    expect(plan(Fault::TooManyWorkgroups), &["workgroups of `h.0.y`", "1048576 needed", "`Profile::grid`"]);
+    let twice = |g: &mut Graph| {
+        let x = g.input("x", TensorType::f32([8]))?;
+        let doubled = g.scale("doubled", x, 2.0)?;
+        let y = g.op1("y", Broken(Fault::BoundTwice), &[doubled])?;
+        gpu().plan(g, &[y])
+    };
+    expect(twice(&mut Graph::new()), &["`y` reads and writes `doubled` or `y` through two bindings", "bind it once"]);
 }
 
 /// An app's own op: y = 2x + 1, with its own WGSL.
@@ -689,7 +891,12 @@ fn broken_ops_are_errors_and_not_panics() {
         op.binds = vec![Bind::In(0), Bind::OutIn(0)];
     };
     expect_in_node(unwritten, &["no dispatch writes output 0"]);
-    // What only a compiler can find.
+    // What only a driver can find.
+    let more_words = |op: &mut TwicePlusOne| {
+        op.wgsl = WGSL.replace("n: u32", "all: vec4<u32>").replace("i < n", "i < all.x");
+    };
+    expect_in_node(more_words, &["kernel `twice_plus_one`", "size 4", "16"]);
+    expect_in_node(|op| op.wgsl = WGSL.replacen("array<f32>", "array<f32, 100>", 1), &["size 32", "400"]);
     expect_in_node(|op| op.wgsl = WGSL.replace("2.0", "two"), &["no definition in scope", "two"]);
     let knob = Kernel::new("k", WGSL, "main").knob("TILE", 4u32).wgsl();
     assert!(matches!(knob, Err(Error::Kernel { .. })));

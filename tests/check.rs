@@ -2,13 +2,15 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::gpu;
 use throughline::check::{self, Case, Failures};
 use throughline::graph::Vjp;
 use throughline::kernel::Kernel;
-use throughline::ops::{Bind, Launch, Op, Program};
-use throughline::reference::Array;
-use throughline::{Result, TensorType};
+use throughline::ops::{Bind, Custom, Elements, Launch, Op, Program};
+use throughline::reference::{self, Array};
+use throughline::{AdapterClass, ExecOptions, Executable, Graph, Plan, Profile, Result, TensorType};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {
@@ -112,10 +114,181 @@ fn each_fault_is_found_by_the_check_for_it() {
     expect(check::op(gpu(), &cases(Fault::Gradient)), &["gradient of input 0"]);
 }
 
+/// As it is shown where a test unwraps the result.
+#[test]
+fn failures_are_shown_in_a_line_each_and_once() {
+    let lines = |fault| format!("{:?}", check::op(gpu(), &cases(fault)).unwrap_err());
+    let wgsl = lines(Fault::Wgsl);
+    assert_eq!(wgsl.matches("no definition in scope").count(), 1, "{wgsl}");
+    assert_eq!(check::op(gpu(), &[]).unwrap_err().to_string(), "no op, case `none`: there are no cases to check");
+    let no_gradient =
+        check::op(gpu(), &[Case::new("8", tripled("y[i] = 3.0 * x[i];"), &[&[8]])]).unwrap_err().to_string();
+    let words = ["tripled, case `8`: node `y`", "no gradient", "`Custom::backward`", "`Case::forward_only`"];
+    words.iter().for_each(|word| assert!(no_gradient.contains(word), "no {word:?} in: {no_gradient}"));
+    assert_eq!(no_gradient.lines().count(), 1, "{no_gradient}");
+    let imprecise = lines(Fault::Imprecise);
+    assert!(imprecise.starts_with("\ntwice, case `1 elements` (kernels for Cpu adapters"), "{imprecise}");
+    assert!(imprecise.contains(" more): `y` has an NMSE of") && imprecise.lines().count() < 8, "{imprecise}");
+}
+
 #[test]
 fn texts_are_those_of_all_kernels() {
     let texts = check::texts(gpu(), &cases(Fault::None)).unwrap();
     assert!(texts["twice.main"].wgsl().unwrap().contains("2.0 * x[i]"));
     assert!(texts.keys().any(|name| name.starts_with("scale.forward")), "the gradient's kernel");
     assert!(check::wgsl("fn main() { this is not WGSL }").is_err());
+}
+
+/// Rows of `x` shifted by as many columns as `by` says, and what they sum to: two outputs, an integer input, scratch
+/// between two kernels, two variants and a gradient that is another `Custom`.
+fn shift_and_sum(back: bool) -> Custom {
+    let cols = |x: &Array| x.shape.cols();
+    Custom::new(
+        "shift_and_sum",
+        |[x, by]| match by.shape.dims() {
+            [rows] if *rows == x.shape.rows() => Ok([x.clone(), TensorType::f32([*rows])]),
+            _ => Err(format!("`by` must have one number for each of the {} rows", x.shape.rows())),
+        },
+        move |cx| {
+            let (rows, cols) = (cx.outputs[0].shape.rows(), cx.outputs[0].shape.cols());
+            let mut program = Program::default();
+            let copy = Bind::Scratch(program.scratch(cx.outputs[0].clone()));
+            let body = "let row = i / cols;
+                let col = i % cols + select(by[row], cols - by[row] % cols, back != 0);
+                y[i] = scale * x[row * cols + col % cols];
+                copy[i] = y[i];";
+            let shift = Elements::new("shift", rows * cols, body);
+            let shift = shift.bind("x", Bind::In(0)).bind("by", Bind::In(1)).bind("y", Bind::Out(0)).bind("copy", copy);
+            shift.word("cols", cols).word("back", i32::from(back)).word("scale", 1.0).dispatch(cx, &mut program)?;
+            let order = ["j", "cols - 1u - j"][cx.variant];
+            let body = format!(
+                "var s = 0.0; for (var j = 0u; j < cols; j++) {{ s += copy[i * cols + {order}]; }} sum[i] = s;"
+            );
+            let sum = Elements::new("sum", rows, &body).bind("copy", Bind::ScratchIn(0)).bind("sum", Bind::Out(1));
+            sum.word("cols", cols).dispatch(cx, &mut program)?;
+            Ok(program)
+        },
+        move |[x, by]| {
+            let from = |i: usize| {
+                let (row, col, n) = (i / cols(x), i % cols(x), by.data[i / cols(x)] as usize);
+                row * cols(x) + (if back { col + cols(x) - n % cols(x) } else { col + n }) % cols(x)
+            };
+            let y = Array::new(x.shape.clone(), (0..x.data.len()).map(|i| x.data[from(i)]).collect());
+            let sums = y.rows().map(|row| row.iter().sum()).collect();
+            [y, Array::new([x.shape.rows()], sums)]
+        },
+    )
+    .vjp(move |cx| {
+        let dx = cx.graph.op(&cx.name, shift_and_sum(!back), &[cx.dy0()?, cx.inputs[1]])?[0];
+        cx.set(0, dx);
+        Ok(())
+    })
+    .variants(["forwards", "backwards"])
+    .settings(back)
+    .flops(|inputs, _| inputs[0].len() as u64)
+}
+
+#[test]
+fn an_op_of_closures_is_checked_as_any_other() {
+    let case = |[rows, cols]: [usize; 2]| {
+        Case::new(format!("{rows} x {cols}"), shift_and_sum(false), &[&[rows, cols]]).ids(&[rows], 9)
+    };
+    let cases = [[1, 1], [3, 7], [251, 13], [2, 1757]].map(case);
+    check::op(gpu(), &cases).unwrap();
+
+    let op = shift_and_sum(true);
+    assert_eq!([format!("{op:?}"), op.key()], [(); 2].map(|()| "Custom(shift_and_sum, true)".to_string()));
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([2, 64])).unwrap();
+    let by = g.input("by", TensorType::u32([2])).unwrap();
+    let y = g.op1("y", op.clone(), &[x, by]).unwrap();
+    let plan = Plan::new(&g, &[y], gpu().profile()).unwrap();
+    assert_eq!(plan.flops(), 128);
+    let kernels = || plan.steps().iter().flat_map(|s| s.dispatches()).map(|d| d.kernel());
+    assert!(kernels().count() == 2 && kernels().all(|k| !k.is_trusted()));
+    // A choice among the variants, as a tuner makes it.
+    let mut profile = gpu().profile().clone();
+    let key = throughline::plan::variants::key(&op, &[g.ty(x).clone(), g.ty(by).clone()]);
+    profile.choices.set(key, "backwards".into());
+    let tuned = Plan::new(&g, &[y], &profile).unwrap();
+    let mut texts = tuned.steps()[0].dispatches().iter().map(|d| d.kernel().wgsl().unwrap());
+    assert!(texts.next_back().unwrap().contains("cols - 1u - j"));
+}
+
+/// `y = 3 x` by this body.
+fn tripled(body: &'static str) -> Custom {
+    Custom::new(
+        "tripled",
+        |[x]| Ok([x.clone()]),
+        move |cx| {
+            let all =
+                Elements::new("tripled", cx.outputs[0].len(), body).bind("x", Bind::In(0)).bind("y", Bind::Out(0));
+            all.program(cx)
+        },
+        |[x]| [x.map(|x| 3.0 * x)],
+    )
+}
+
+/// A row of workgroups computes 4,194,240 elements of 64 each.
+#[test]
+fn more_elements_than_a_row_of_workgroups_has() {
+    const N: usize = 5_000_000;
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([N])).unwrap();
+    let y = g.op1("y", tripled("y[i] = 3.0 * x[i];"), &[x]).unwrap();
+    let profile = Profile { class: AdapterClass::Gpu, ..gpu().profile().clone() };
+    let plan = Arc::new(Plan::new(&g, &[y], &profile).unwrap());
+    let [columns, rows, _] = plan.steps()[0].dispatches()[0].workgroups();
+    assert!(rows > 1 && columns * rows >= N.div_ceil(64) as u32, "{columns} x {rows}");
+    let exec = Executable::new_blocking(gpu(), plan, ExecOptions::default()).unwrap();
+    let data: Vec<f32> = (0..N).map(|i| i as f32).collect();
+    exec.write(x, &data).unwrap();
+    exec.submit().unwrap();
+    let got: Vec<f32> = exec.read_blocking(y).unwrap();
+    assert_eq!(got.iter().zip(&data).position(|(y, x)| *y != 3.0 * x), None);
+}
+
+#[test]
+fn what_is_wrong_with_an_op_of_closures_is_told() {
+    let error = |op: Custom, inputs: usize| -> String {
+        let mut g = Graph::new();
+        let x = g.input("x", TensorType::f32([8])).unwrap();
+        let build = |g: &mut Graph| {
+            let y = g.scoped("h.0", |g| g.op1("y", op, &vec![x; inputs]))?;
+            let plan = Plan::new(g, &[y], gpu().profile())?;
+            Executable::new_blocking(gpu(), Arc::new(plan), ExecOptions::default())
+        };
+        build(&mut g).expect_err("accepted").to_string()
+    };
+    let expect = |error: String, words: &[&str]| {
+        let words = [&["node `h.0.y` (tripled)", "f32[8]"], words].concat();
+        words.iter().for_each(|word| assert!(error.contains(word), "no {word:?} in: {error}"));
+    };
+    expect(error(tripled("y[i] = x[i];"), 2), &["takes 1 input, got 2"]);
+    expect(error(tripled("y[i] = 1.0;"), 1), &["`tripled`", "does not mention `x`", "In(0)"]);
+    expect(error(tripled("y[i] = x[i] * tree;"), 1), &["no definition in scope", "tree"]);
+    expect(error(tripled("y[i] = x[i]"), 1), &["expected", ";"]);
+    let launched = |launch: fn(Elements<'static>) -> Elements<'static>| {
+        let all = move |cx: &Launch<'_>| launch(Elements::new("all", 8, "y[i] = x[i];")).program(cx);
+        Custom::new("tripled", |[x]| Ok([x.clone()]), all, |[x]| [x.clone()])
+    };
+    expect(error(launched(|e| e.bind("x", Bind::In(1)).bind("y", Bind::Out(0))), 1), &["binds input 1", "only 1"]);
+    expect(error(launched(|e| e.bind("x", Bind::In(0)).bind("y", Bind::In(0))), 1), &["no dispatch writes output 0"]);
+    expect(error(launched(|e| e.bind("x", Bind::In(0)).bind("x", Bind::Out(0))), 1), &["`x` is taken"]);
+    expect(error(launched(|e| e.bind("x y", Bind::In(0))), 1), &["`x y` is no name"]);
+    let n = |e: Elements<'static>| e.bind("x", Bind::In(0)).bind("y", Bind::Out(0)).word("n", 1u32);
+    expect(error(launched(n), 1), &["`n` is taken"]);
+    let large = |e: Elements<'static>| e.bind("x", Bind::In(0)).bind("y", Bind::Out(0)).word("stride", 1usize << 32);
+    expect(error(launched(large), 1), &["`stride` is 4294967296", "u32"]);
+
+    // It has no gradient unless it is given one.
+    let mut g = Graph::new();
+    let x = g.param("x", [8]).unwrap();
+    let y = g.op1("y", tripled("y[i] = 3.0 * x[i];"), &[x]).unwrap();
+    let loss = g.sum("loss", y).unwrap();
+    let none = g.gradients(loss, &[x]).unwrap_err().to_string();
+    assert!(none.contains("node `y`") && none.contains("`tripled` has no gradient (`Custom::backward`"), "{none}");
+    // Without a device.
+    let data = Array::new([8], vec![1.0; 8]);
+    assert_eq!(reference::run(&g, &[(x, data)].into(), &[loss]).unwrap()[0].data, [24.0]);
 }

@@ -1,7 +1,8 @@
 //! Runs the examples as programs: they work, resume, and refuse bad input with a message and a non-zero exit code.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
 /// Path of a built example. `cargo test --test cli` alone does not build examples, so this does.
@@ -11,6 +12,7 @@ fn example(name: &str) -> PathBuf {
         let names = [
             "train",
             "generate",
+            "chat",
             "demo",
             "profile",
             "roofline",
@@ -129,8 +131,12 @@ fn demo_writes_its_four_files() {
 
 #[test]
 fn an_own_op_is_checked_and_trained_with() {
-    let stdout = ok("own_op", &[]);
-    assert!(stdout.contains("snake is right on 3 cases") && stdout.contains("learns a wave"), "{stdout}");
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("points.svg");
+    let stdout = ok("own_op", &["--out", out.to_str().unwrap()]);
+    assert!(stdout.contains("right on 3 cases") && stdout.contains("after 1000 steps"), "{stdout}");
+    // On both halves of the picture.
+    assert_eq!(std::fs::read_to_string(out).unwrap().matches("<circle").count(), 2 * 400);
 }
 
 #[test]
@@ -718,6 +724,14 @@ fn a_gguf_chats_and_is_measured() {
     assert!((0.2..2.0).contains(&nats) && figures["tokens"] == 39, "{figures}");
     assert!(refused("perplexity", &["--model", &model, "--text", "no such file"]).contains("no such file"));
     assert!(refused("generate", &["--model", &model, "--ids", "49152"]).contains("49152"));
+
+    let flags = ["--model", &model, "--system", "Answer in one word.", "--temperature", "0", "--tokens", "8"];
+    let mut chat = command("chat").args(flags).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    chat.stdin.take().unwrap().write_all(b"What is the capital of France?\nAnd of Italy?\n").unwrap();
+    let out = chat.wait_with_output().unwrap();
+    let replies = String::from_utf8(out.stdout).unwrap();
+    assert!(out.status.success() && replies.lines().count() == 2 && replies.contains("Paris"), "{replies}");
+    assert!(refused("chat", &["--model", "tests/data/hf/llama"]).contains("tokenizer"));
 }
 
 #[test]

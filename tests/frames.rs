@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::{gpu, hf_folder};
 use throughline::decode::sample::Sampling;
-use throughline::decode::{Decoder, Event, Finish, FrameDecoder, GenerationOptions};
+use throughline::decode::{DecodeOptions, Decoder, Event, Finish, FrameDecoder, GenerationOptions};
 use throughline::model::Model;
 use throughline::nn::TransformerConfig;
 use throughline::optim::Schedule;
@@ -17,7 +17,8 @@ use throughline::{Error, Gpu};
 const BUDGETS: [Duration; 3] = [Duration::ZERO, Duration::from_micros(300), Duration::from_secs(9)];
 
 fn decoder(gpu: &Gpu, batch: usize, capacity: usize) -> Decoder {
-    gpu.run_blocking(Decoder::with_batch(gpu, &Model::open(&hf_folder("llama")).unwrap(), batch, capacity)).unwrap()
+    let options = DecodeOptions { batch, ..DecodeOptions::new(capacity) };
+    Decoder::new_blocking(gpu, &Model::open(&hf_folder("llama")).unwrap(), options).unwrap()
 }
 
 fn frames(batch: usize, capacity: usize) -> FrameDecoder {
@@ -297,8 +298,11 @@ fn frames_that_are_dropped_lose_nothing() {
         assert_eq!(said, want, "{budget:?}");
         assert!(told > 0, "{budget:?}");
         // Where it went on meanwhile, it goes on from what is there.
-        let lengths = [60 + 2, 41 + 3];
-        assert_eq!(frames.decoder().lengths(), lengths);
+        assert_eq!(frames.decoder().lengths(), [60 + 2, 41 + 3]);
+        for (i, (prompt, _)) in texts.iter().enumerate() {
+            let (_last, fed) = said[i].0.split_last().unwrap();
+            assert_eq!(frames.decoder().tokens(i), [prompt, fed].concat(), "{budget:?}");
+        }
     }
 }
 
@@ -343,7 +347,7 @@ fn a_model_in_training_speaks_from_the_trainers_own_parameters() {
     let model = TransformerConfig::llama(31, 16, 2, 32, 4);
     let config = TrainConfig { schedule: Schedule::constant(1e-2), seed: 1, ..TrainConfig::new(model.clone(), 2) };
     let mut trainer = Trainer::new_blocking(gpu(), config).unwrap();
-    let mut decoder = gpu().run_blocking(Decoder::on_params(gpu(), &model, &trainer.params, 1, 16)).unwrap();
+    let mut decoder = gpu().run_blocking(Decoder::on_params(gpu(), &model, trainer.params(), 16)).unwrap();
     let ids: Vec<u32> = (0..32).map(|i| i * 5 % 31).collect();
     let batch = throughline::train::data::Batch { tokens: ids.clone(), targets: ids };
     let batch = std::slice::from_ref(&batch);
@@ -366,6 +370,6 @@ fn a_model_in_training_speaks_from_the_trainers_own_parameters() {
         trainer.step(batch).unwrap().wait_blocking().unwrap();
     }
     let other = TransformerConfig { n_layers: 3, ..model };
-    let error = gpu().run_blocking(Decoder::on_params(gpu(), &other, &trainer.params, 1, 16)).unwrap_err().to_string();
+    let error = gpu().run_blocking(Decoder::on_params(gpu(), &other, trainer.params(), 16)).unwrap_err().to_string();
     assert!(error.contains("h.2."), "{error}");
 }

@@ -5,14 +5,15 @@ mod common;
 use common::{gpu, hf_folder};
 use futures_util::StreamExt;
 use throughline::decode::sample::Sampling;
-use throughline::decode::{Chat, Decoder, Event, Finish, FrameDecoder, GenerationOptions};
+use throughline::decode::{Chat, DecodeOptions, Decoder, Event, Finish, FrameDecoder, GenerationOptions};
 use throughline::model::Model;
 use throughline::nn::TransformerConfig;
 use throughline::tokenize::{Message, ModelTokenizer};
 use throughline::train::{TrainConfig, Trainer};
 
 fn decoder(batch: usize, capacity: usize) -> Decoder {
-    gpu().run_blocking(Decoder::with_batch(gpu(), &Model::open(&hf_folder("llama")).unwrap(), batch, capacity)).unwrap()
+    let options = DecodeOptions { batch, ..DecodeOptions::new(capacity) };
+    Decoder::new_blocking(gpu(), &Model::open(&hf_folder("llama")).unwrap(), options).unwrap()
 }
 
 fn options(max_tokens: usize, seed: u64) -> GenerationOptions {
@@ -107,10 +108,10 @@ fn broken(batch: usize, nan: bool) -> (Trainer, Decoder) {
     let model = TransformerConfig::llama(50, 32, 1, 16, 2);
     let trainer = Trainer::new_blocking(gpu(), TrainConfig::new(model.clone(), 1)).unwrap();
     let change = |name: &str, f: &dyn Fn(&mut [f32])| {
-        let i = trainer.params.layout.tensors.iter().position(|(n, _)| n == name).unwrap();
-        let mut values = trainer.params.read_blocking(gpu()).unwrap().swap_remove(i);
+        let i = trainer.params().layout.tensors.iter().position(|(n, _)| n == name).unwrap();
+        let mut values = trainer.params().read_blocking(gpu()).unwrap().swap_remove(i);
         f(&mut values);
-        trainer.params.write_tensor(gpu(), i, &values).unwrap();
+        trainer.params().write_tensor(gpu(), i, &values).unwrap();
     };
     // Normalised, the first of 16 elements is 4 in this row, and at most 3 in others.
     let row = [if nan { f32::NAN } else { 1.0 }, 0.0, 0.0, 0.0];
@@ -118,7 +119,8 @@ fn broken(batch: usize, nan: bool) -> (Trainer, Decoder) {
         table[7 * 16..8 * 16].copy_from_slice(&[row, [0.0; 4], [0.0; 4], [0.0; 4]].concat())
     });
     change("norm_f.weight", &|gain| gain[0] = if nan { 1.0 } else { 1e38 });
-    let decoder = gpu().run_blocking(Decoder::on_params(gpu(), &model, &trainer.params, batch, 32)).unwrap();
+    let options = DecodeOptions { batch, ..DecodeOptions::new(32) };
+    let decoder = gpu().run_blocking(Decoder::on_params(gpu(), &model, trainer.params(), options)).unwrap();
     (trainer, decoder)
 }
 
@@ -257,8 +259,9 @@ impl Speaker {
     }
 
     fn decoder(&self, batch: usize) -> Decoder {
-        let (model, params) = (&self.trainer.config().model, &self.trainer.params);
-        gpu().run_blocking(Decoder::on_params(gpu(), model, params, batch, self.capacity)).unwrap()
+        let (model, params) = (&self.trainer.config().model, self.trainer.params());
+        let options = DecodeOptions { batch, ..DecodeOptions::new(self.capacity) };
+        gpu().run_blocking(Decoder::on_params(gpu(), model, params, options)).unwrap()
     }
 
     fn chat(&self, max_tokens: usize) -> Chat {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::gpu;
 use throughline::decode::sample::Sampling;
-use throughline::decode::{Decoder, FrameDecoder, GenerationOptions};
+use throughline::decode::{DecodeOptions, Decoder, FrameDecoder, GenerationOptions};
 use throughline::model::Model;
 use throughline::nn::{Transformer, TransformerConfig};
 use throughline::optim::{MuonConfig, Schedule};
@@ -174,7 +174,7 @@ fn downlevel_limits_will_do_for_training() {
             .each_ref()
             .map(|t| t.plan().steps().iter().flat_map(|s| s.dispatches()).any(|d| !d.ranges().is_empty()));
         assert_eq!(merged, [true, false]);
-        assert_eq!(trainers[0].params.parts.len() > 2, binding < DOWNLEVEL_BINDING);
+        assert_eq!(trainers[0].params().parts.len() > 2, binding < DOWNLEVEL_BINDING);
     }
 }
 
@@ -184,7 +184,8 @@ fn downlevel_limits_will_do_for_decoding() {
     let model = Model::open(&common::hf_folder("llama")).unwrap();
     let prompt = [5, 17, 80, 3];
     let [got, want] = [&few, gpu()].map(|gpu| {
-        let mut decoder = gpu.run_blocking(Decoder::with_batch(gpu, &model, 2, 32)).unwrap();
+        let mut decoder =
+            Decoder::new_blocking(gpu, &model, DecodeOptions { batch: 2, ..DecodeOptions::new(32) }).unwrap();
         let logits = decoder.feed_batch_blocking(&[&prompt, &prompt[..2]]).unwrap().concat();
         decoder.clear();
         let options = GenerationOptions {
@@ -268,7 +269,7 @@ fn a_lost_device_is_an_error_and_training_goes_on_from_the_checkpoint_on_another
         is_loss(loss.wait_blocking().unwrap_err());
     }
     is_loss(lost.evaluate_blocking(&batches(0)).unwrap_err());
-    is_loss(lost.params.read_blocking(&first).unwrap_err());
+    is_loss(lost.params().read_blocking(&first).unwrap_err());
     is_loss(Checkpoint::of_blocking(&lost, "", 0).unwrap_err());
 
     let mut second = trainer(&open());

@@ -70,8 +70,8 @@ fn no_copy_of_a_model_is_in_host_memory() {
     let config = TrainConfig::new(config.clone(), 1);
     let trainer = || gpu().run_blocking(Trainer::with_options(gpu(), config.clone(), &options)).unwrap();
     let mut trainer = within_the_limit("a trainer", trainer);
-    within_the_limit("loading a model", || model.load_blocking(gpu(), &trainer.params).unwrap());
-    within_the_limit("saving a model", || model.save_blocking(&saved, gpu(), &trainer.params).unwrap());
+    within_the_limit("loading a model", || model.load_blocking(gpu(), trainer.params()).unwrap());
+    within_the_limit("saving a model", || model.save_blocking(&saved, gpu(), trainer.params()).unwrap());
     within_the_limit("saving a checkpoint", || Checkpoint::save_trainer_blocking(&trainer, "", 0, &path).unwrap());
     let checkpoint = within_the_limit("opening a checkpoint", || Checkpoint::load(&path).unwrap());
     within_the_limit("resuming", || checkpoint.restore_blocking(&mut trainer).unwrap());

@@ -467,7 +467,7 @@ fn trainer(gpu: &Gpu, model: &Model, seq_len: usize) -> Trainer {
         ..TrainConfig::new(model.config().clone(), 2)
     };
     let trainer = Trainer::new_blocking(gpu, config).unwrap();
-    model.load_blocking(gpu, &trainer.params).unwrap();
+    model.load_blocking(gpu, trainer.params()).unwrap();
     trainer
 }
 
@@ -493,7 +493,9 @@ fn loaded_models_have_the_loss_and_the_gradients_of_pytorch() {
             file.iter().filter_map(|(n, view)| Some((n.strip_prefix("grad/")?, view))).collect();
         safetensors::serialize_to_file(&gradients, None, &scratch.0.join("model.safetensors")).unwrap();
         let gradients = Model::open(&scratch.0).unwrap();
-        for ((param, _), got) in trainer.grads.layout.tensors.iter().zip(trainer.grads.read_blocking(gpu()).unwrap()) {
+        for ((param, _), got) in
+            trainer.grads().layout.tensors.iter().zip(trainer.grads().read_blocking(gpu()).unwrap())
+        {
             let want = gradients.values(param).unwrap();
             let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
             let error = norm(&mut got.iter().zip(&want).map(|(a, b)| a - b));
@@ -571,7 +573,11 @@ fn tables_larger_than_a_binding_are_in_parts() {
         let ids = expected(name, "ids");
         assert!(worst(&decoded_on(&split, &model, &ids), &expected(name, "logits")) < 1e-4, "{name}");
         let (mut whole, mut parts) = (trainer(gpu(), &model, 12), trainer(&split, &model, 12));
-        assert!(parts.params.layout.tensors.iter().any(|(name, _)| name == table), "{:?}", parts.params.layout.tensors);
+        assert!(
+            parts.params().layout.tensors.iter().any(|(name, _)| name == table),
+            "{:?}",
+            parts.params().layout.tensors
+        );
         let losses = |trainer: &mut Trainer| {
             [0, 1, 2].map(|_| trainer.step(&[batch(&ids, 12)]).unwrap().wait_blocking().unwrap())
         };
@@ -918,12 +924,12 @@ fn models_of_parts_and_of_encoders_are_saved_whole() {
     let [_, split] = whole_and_split(11 << 10);
     let model = Model::open(&folder("gpt2")).unwrap();
     let trainer = trainer(&split, &model, 12);
-    assert!(trainer.params.layout.tensors.iter().any(|(name, _)| name == "embed.weight@64"));
+    assert!(trainer.params().layout.tensors.iter().any(|(name, _)| name == "embed.weight@64"));
     let scratch = Scratch::new("parts-saved");
-    model.save_blocking(&scratch.0, &split, &trainer.params).unwrap();
+    model.save_blocking(&scratch.0, &split, trainer.params()).unwrap();
     assert_same_model(&model, &Model::open(&scratch.0).unwrap());
     let scratch = Scratch::new("parts-saved-without-the-original");
-    model::save_arena_blocking(&scratch.0, model.config(), &split, &trainer.params).unwrap();
+    model::save_arena_blocking(&scratch.0, model.config(), &split, trainer.params()).unwrap();
     assert_same_model(&model, &Model::open(&scratch.0).unwrap());
 
     let bert = Model::open(&folder("bert")).unwrap();

@@ -12,7 +12,9 @@ use safetensors::SafeTensors;
 use throughline::nn::{Transformer, TransformerConfig, is_hidden_matrix};
 use throughline::ops::muon::MuonStep;
 use throughline::ops::random_array;
-use throughline::optim::{AdamWConfig, Arena, ArenaLayout, MuonConfig, MuonScale, Optimizer, Schedule};
+use throughline::optim::{
+    AdamWConfig, Arena, ArenaLayout, MuonConfig, MuonScale, Optimizer, OptimizerConfig, Schedule,
+};
 use throughline::reference::{self, Array, nmse};
 use throughline::train::{TrainConfig, Trainer};
 use throughline::{ExecOptions, Executable, Graph, Plan, TensorType, Value};
@@ -235,8 +237,8 @@ fn steps_match_pytorch() {
         let [params, grads] = ["params", "grads"].map(|label| Arena::zeros(gpu(), label, &layout).unwrap());
         params.write(gpu(), &names.map(|name| values(&format!("start/{name}")))).unwrap();
         let adamw = AdamWConfig { weight_decay: 0.0, max_grad_norm, ..AdamWConfig::default() };
-        let optimizer = Optimizer::with_muon(gpu(), adamw, muon, &params, &grads);
-        let optimizer = pollster::block_on(optimizer).unwrap();
+        let config = OptimizerConfig::Muon { muon, adamw };
+        let optimizer = Optimizer::new_blocking(gpu(), config, &params, &grads).unwrap();
         for step in 0..4 {
             grads.write(gpu(), &names.map(|name| values(&format!("grad/{step}/{name}")))).unwrap();
             let mut encoder = gpu().device().create_command_encoder(&Default::default());
@@ -276,8 +278,8 @@ fn bad_settings_are_named() {
     // A layout that knows of no matrices for it.
     let layout = Arc::new(ArenaLayout::new(vec![("w".into(), [8, 8].into())], u64::MAX).unwrap());
     let arena = Arena::zeros(gpu(), "all", &layout).unwrap();
-    let optimizer = Optimizer::with_muon(gpu(), AdamWConfig::default(), base, &arena, &arena);
-    let err = pollster::block_on(optimizer).unwrap_err().to_string();
+    let muon = OptimizerConfig::Muon { muon: base, adamw: AdamWConfig::default() };
+    let err = Optimizer::new_blocking(gpu(), muon, &arena, &arena).unwrap_err().to_string();
     assert!(err.contains("muon") && err.contains("with_muon"), "{err}");
     // Shapes that are no matrices, and a batch that lies across quads.
     for (shape, what) in [(&[8][..], "matrix"), (&[2, 3, 5], "multiple of 4")] {

@@ -15,6 +15,8 @@ use throughline::ops::gather::Gather;
 use throughline::ops::l2_norm::L2Norm;
 use throughline::ops::matmul::Matmul;
 use throughline::ops::norm::Norm;
+use throughline::ops::patches::Patches;
+use throughline::ops::pool::{PoolBy, Pooling};
 use throughline::ops::reduce::{Reduce, Reduction};
 use throughline::ops::rope::Rope;
 use throughline::ops::slice::Slice;
@@ -23,6 +25,7 @@ use throughline::ops::sum::Sum;
 use throughline::ops::swiglu::SwiGlu;
 use throughline::ops::top_k::TopK;
 use throughline::ops::transpose::Transpose;
+use throughline::ops::windows::Window;
 use throughline::ops::{Case, TABLE, markdown};
 use throughline::quirks::Quirks;
 use throughline::{AdapterClass, Plan, Profile, Result, Value};
@@ -99,7 +102,7 @@ fn kernels_of_wide_heads_stay_short() {
 #[test]
 fn kernels_of_long_rows_stay_short() {
     type OfSize = fn(usize) -> Case;
-    let ops: [([usize; 2], OfSize); 19] = [
+    let ops: [([usize; 2], OfSize); 21] = [
         ([64, 1024], |n| Case::new("rope", Rope { heads: 1, ..Rope::default() }, &[&[1, 3, n]])),
         ([768, 8192], |n| Case::new("norm", Norm { centered: true, eps: 1e-5 }, &[&[3, n], &[n], &[n]])),
         ([256, 1 << 16], |n| Case::new("softmax", Softmax, &[&[2, n]])),
@@ -115,6 +118,14 @@ fn kernels_of_long_rows_stay_short() {
         ([256, 1 << 18], |n| Case::new("rows", Reduce { axis: 1, by: Reduction::Max }, &[&[3, n]])),
         ([256, 1 << 18], |n| Case::new("columns", Reduce { axis: 1, by: Reduction::Sum }, &[&[3, n, 4]])),
         ([256, 1 << 16], |n| Case::new("gather", Gather { axis: 1 }, &[&[3, n]]).ids(&[3, 5], n as u32)),
+        ([64, 4096], |n| {
+            let window = Window { after: [2, 0], ..Window::new([3, 3], [1, 2]) };
+            Case::new("patches", Patches { window }, &[&[1, 5, 5, n]])
+        }),
+        ([64, 4096], |n| {
+            let window = Window::new([n / 32, 2], [2, 2]);
+            Case::new("pool", Pooling { by: PoolBy::Max, window }, &[&[1, n, 5, 8]])
+        }),
         ([256, 1 << 18], |n| Case::new("l2_norm", L2Norm, &[&[n]])),
         ([256, 8192], |n| Case::new("swiglu", SwiGlu, &[&[3, n], &[3, n]])),
         ([256, 8192], |n| Case::new("matmul", Matmul::default(), &[&[64, n], &[n, 32]])),
@@ -149,7 +160,7 @@ const OPEN_LOOPS: [(&str, &str); 4] = [
         "an invocation computes a fixed number of elements",
         "adamw.forward cache.read_rows cache.write_rows concat.forward dropout.forward embedding.forward \
          fill.forward gather.forward gelu.backward gelu.forward l2_norm.backward map.forward muon.shift muon.update \
-         residual_add.forward scale.forward slice.forward slice.pad sum.broadcast swiglu.backward swiglu.forward \
+         residual_add.forward scale.forward sgd.momentum sgd.plain slice.forward slice.pad sum.broadcast swiglu.backward swiglu.forward \
          transpose.forward transpose.quads",
     ),
     (
@@ -165,8 +176,9 @@ const OPEN_LOOPS: [(&str, &str); 4] = [
         "planning is an error where it is too much: `Quirks::check_loops`",
         "cross_entropy.backward cross_entropy.finish cross_entropy.forward embedding.backward embedding.chain \
          gather.backward matmul.forward_few matmul.forward_lanes matmul.forward_lanes_quads norm.backward \
-         norm.forward packed.forward reduce.extreme reduce.sum rope.halves rope.interleaved softmax.backward \
-         softmax.forward stats.forward top_k.chunks top_k.pick",
+         norm.forward packed.forward patches.backward patches.forward pool.backward pool.largest pool.sum \
+         reduce.extreme reduce.sum rope.halves rope.interleaved softmax.backward softmax.forward stats.forward \
+         top_k.chunks top_k.pick",
     ),
 ];
 
@@ -201,7 +213,7 @@ fn what_would_end_loops_early_is_an_error() {
         Profile { max_binding_bytes: 1 << 32, max_buffer_bytes: 1 << 32, ..Profile::portable(AdapterClass::Cpu) };
     let sound = Profile { quirks: Quirks::default(), ..large.clone() };
     type OfSize = fn(usize) -> Case;
-    let ops: [([usize; 2], &str, OfSize); 13] = [
+    let ops: [([usize; 2], &str, OfSize); 14] = [
         ([261_000, 263_000], "the inner dimension", |n| Case::new("", Matmul::default(), &[&[64, n], &[n, 32]])),
         // The gradient of the weight sums over rows.
         ([261_000, 263_000], "the inner dimension", |n| Case::new("", Matmul::default(), &[&[n, 8], &[8, 8]])),
@@ -222,6 +234,9 @@ fn what_would_end_loops_early_is_an_error() {
         }),
         ([60_000, 70_000], "the number of ids by row", |n| {
             Case::new("", Gather { axis: 1 }, &[&[2, 3]]).ids(&[2, n], 3)
+        }),
+        ([32_000_000, 36_000_000], "the number of elements of a pixel or window", |n| {
+            Case::new("", Patches { window: Window::new([2, 2], [1, 1]) }, &[&[1, 2, 2, n / 4]])
         }),
         ([60_000, 70_000], "the number of heads", |n| {
             Case::new("", Rope { heads: n, ..Rope::default() }, &[&[1, 3, 2 * n]])

@@ -293,7 +293,7 @@ fn a_trainer_tells_a_step_late_what_each_step_was_like() {
             if let Some((probes, gradients)) = late.take() {
                 let readings = probes.wait_blocking().unwrap();
                 assert_eq!(readings.step, step - 1);
-                let names = trainer.grads.layout.tensors.iter().map(|(name, _)| name);
+                let names = trainer.grads().layout.tensors.iter().map(|(name, _)| name);
                 for (name, data) in names.zip(gradients) {
                     let of = |r: &&Reading| r.name == "weight_grad_rms" && &r.node == name;
                     let got = readings.values.iter().find(of).unwrap().value;
@@ -305,7 +305,7 @@ fn a_trainer_tells_a_step_late_what_each_step_was_like() {
             }
             let loss = loss.wait_blocking().unwrap();
             assert!((loss - want).abs() < 1e-4 * want, "{loss} but {want}");
-            late = Some((probes, trainer.grads.read_blocking(gpu()).unwrap()));
+            late = Some((probes, trainer.grads().read_blocking(gpu()).unwrap()));
         }
         if patched {
             trainer.write_patch("h.1.mlp.down.factor", &[0.0]).unwrap();
@@ -448,7 +448,7 @@ fn the_logit_lens_ends_in_the_loss_and_agrees_with_the_reference() {
         assert!((get("lens_cross_entropy", 3) - loss).abs() < 1e-5 && get("lens_kl", 3).abs() < 1e-5);
         // In f64: the stream from the reference, the rest by hand.
         let mut s = setup(&model, block);
-        let params = trainer.params.read_blocking(gpu()).unwrap();
+        let params = trainer.params().read_blocking(gpu()).unwrap();
         for (p, data) in s.gpt.params.iter().zip(&params) {
             s.given.get_mut(p).unwrap().data = data.iter().map(|&x| f64::from(x)).collect();
         }
@@ -532,7 +532,7 @@ fn a_dropped_layer_is_one_that_is_not_there() {
         let losses = drop.run_blocking(&batch(0)).unwrap();
         let whole = f64::from(trainer.evaluate_blocking(&[batch(0)]).unwrap());
         assert!((losses[0].value - whole).abs() < 1e-5 && losses[0].layer.is_none() && losses.len() == 4);
-        let params = trainer.params.read_blocking(gpu()).unwrap();
+        let params = trainer.params().read_blocking(gpu()).unwrap();
         for layer in 0..3 {
             // The norms of a post-norm layer stay.
             let mut s = match model.norm_placement {

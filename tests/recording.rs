@@ -142,7 +142,7 @@ fn readbacks_come_in_any_executor() {
         let loss = trainer.step(&batches(&config, 0))?.take().await?;
         trainer.evaluate(&batches(&config, 1)).await?;
         Checkpoint::of(&trainer, "", 0).await?;
-        trainer.grads.read(gpu).await?;
+        trainer.grads().read(gpu).await?;
         if gpu.device().features().contains(wgpu::Features::TIMESTAMP_QUERY) {
             trainer.profile(&batches(&config, 1)).await?;
         }
@@ -282,13 +282,26 @@ fn a_readback_of_what_was_not_submitted_is_an_error() {
 fn waiting_for_what_is_never_submitted_ends_a_second_after_the_last_submit() {
     let gpu = own_gpu();
     let tensor = Tensor::zeros(&gpu, "t", TensorType::f32([1 << 20])).unwrap();
-    let start = Instant::now();
-    let mut kept = encoder(&gpu);
-    let readback = tensor.record_read(&gpu, &mut kept);
-    let error = readback.wait_blocking::<f32>().unwrap_err().to_string();
-    assert!(error.contains("idle") && error.contains("submitted?"), "{error}");
-    // A machine under load takes its time.
-    assert!((1.0..30.0).contains(&start.elapsed().as_secs_f64()), "{:?}", start.elapsed());
+    // Whether the machine is idle or has other things to do. The rest of the time is for what else runs on it.
+    for busy in [0, std::thread::available_parallelism().unwrap().get()] {
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..busy {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        std::hint::spin_loop();
+                    }
+                });
+            }
+            let start = Instant::now();
+            let mut kept = encoder(&gpu);
+            let readback = tensor.record_read(&gpu, &mut kept);
+            let error = readback.wait_blocking::<f32>().unwrap_err().to_string();
+            done.store(true, Ordering::Relaxed);
+            assert!(error.contains("idle") && error.contains("submitted?"), "{error}");
+            assert!((1.0..10.0).contains(&start.elapsed().as_secs_f64()), "{:?}", start.elapsed());
+        });
+    }
 
     let mut late = encoder(&gpu);
     let readback = tensor.record_read(&gpu, &mut late);

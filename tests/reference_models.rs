@@ -122,7 +122,7 @@ fn write_params(model: &Model, params: &Arena) {
 fn trainer(model: &Model) -> Trainer {
     let config = TrainConfig { schedule: Schedule::constant(1e-3), ..TrainConfig::new(model.config.clone(), 3) };
     let trainer = Trainer::new_blocking(gpu(), config).unwrap();
-    write_params(model, &trainer.params);
+    write_params(model, trainer.params());
     trainer
 }
 
@@ -166,8 +166,8 @@ fn loss_and_every_gradient_match_pytorch() {
         let want = numbers(&model)["loss"].as_f64().unwrap();
         assert!((f64::from(loss) - want).abs() < 1e-5, "{}: loss {loss}, PyTorch {want}", model.name);
         let file = load(&format!("{}_grads.safetensors", model.name));
-        let grads = trainer.grads.read_blocking(gpu()).unwrap();
-        for ((name, _), got) in trainer.grads.layout.tensors.iter().zip(grads) {
+        let grads = trainer.grads().read_blocking(gpu()).unwrap();
+        for ((name, _), got) in trainer.grads().layout.tensors.iter().zip(grads) {
             let want = (model.find)(&file, name).unwrap();
             let error = norm(got.iter().zip(&want).map(|(g, w)| g - w));
             match is_noise(&model, name) {
@@ -210,7 +210,7 @@ fn compare_final_weights(model: &Model, trainer: &Trainer) {
         .filter_map(|(name, t)| Some((name.strip_prefix("final/")?.to_string(), t)))
         .collect();
     let mut compared = 0;
-    for ((name, _), got) in trainer.params.layout.tensors.iter().zip(trainer.params.read_blocking(gpu()).unwrap()) {
+    for ((name, _), got) in trainer.params().layout.tensors.iter().zip(trainer.params().read_blocking(gpu()).unwrap()) {
         // The file holds some of the weights only.
         let Some(want) = (model.find)(&file, name) else { continue };
         if !is_noise(model, name) {

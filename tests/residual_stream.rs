@@ -157,16 +157,16 @@ fn trainer(model: TransformerConfig, lr: f64) -> Trainer {
 fn with_a_zero_head_the_layers_of_weights_wake_up_one_step_after_the_other() {
     for config in [llama(2), TransformerConfig { tied_head: false, ..gpt2(2) }] {
         let mut trainer = trainer(config, 1e-2);
-        let layout = trainer.params.layout.clone();
+        let layout = trainer.params().layout.clone();
         let head = layout.tensors.iter().position(|(name, _)| name == "head.weight").unwrap();
-        trainer.params.tensors[head].write(gpu(), &vec![0.0f32; layout.tensors[head].1.len()]).unwrap();
+        trainer.params().tensors[head].write(gpu(), &vec![0.0f32; layout.tensors[head].1.len()]).unwrap();
         for step in 0..3 {
             let loss = trainer.step(&[batch(step, TIME)]).unwrap().wait_blocking().unwrap();
             if step == 0 {
                 let uniform = (VOCAB as f32).ln();
                 assert!((loss - uniform).abs() <= 2.0 * f32::EPSILON * uniform, "{loss}, ln V is {uniform}");
             }
-            for ((name, _), gradient) in layout.tensors.iter().zip(trainer.grads.read_blocking(gpu()).unwrap()) {
+            for ((name, _), gradient) in layout.tensors.iter().zip(trainer.grads().read_blocking(gpu()).unwrap()) {
                 let awake = match step {
                     0 => name == "head.weight",
                     1 => !inside_branch(name),

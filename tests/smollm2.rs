@@ -184,7 +184,7 @@ fn fine_tuning_lowers_the_loss() {
     };
     let options = TrainOptions { init: false, ..TrainOptions::default() };
     let mut trainer = gpu().run_blocking(Trainer::with_options(gpu(), config, &options)).unwrap();
-    model.load_blocking(gpu(), &trainer.params).unwrap();
+    model.load_blocking(gpu(), trainer.params()).unwrap();
     let tokenizer = ModelTokenizer::of(model.weights()).unwrap();
     let text = "Gonzalo: Had I plantation of this isle, my lord, and were the king on it, what would I do? I would with \
         such perfection govern, sir, to excel the golden age.";
@@ -195,7 +195,7 @@ fn fine_tuning_lowers_the_loss() {
     assert!((2.0..6.0).contains(&losses[0]) && losses[3] < losses[0] - 0.3, "{losses:?}");
     // What was trained is saved in Hugging Face's form, with the rotation of halves, and gives the same scores.
     let dir = tempfile::tempdir().unwrap();
-    model.save_blocking(dir.path(), gpu(), &trainer.params).unwrap();
+    model.save_blocking(dir.path(), gpu(), trainer.params()).unwrap();
     drop(trainer);
     let saved = Model::open(dir.path()).unwrap();
     let mut decoder = Decoder::new_blocking(gpu(), &saved, 32).unwrap();

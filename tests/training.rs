@@ -173,8 +173,8 @@ fn halves(batch: &Batch) -> [Batch; 2] {
 fn expect_equal_steps([a, b]: &[Trainer; 2]) {
     let [loss_a, loss_b] = [a, b].map(|t| t.loss().unwrap().read_blocking::<f32>(gpu()).unwrap()[0]);
     assert!((loss_a - loss_b).abs() < 1e-5, "{loss_a} {loss_b}");
-    let (ga, gb) = (a.grads.read_blocking(gpu()).unwrap(), b.grads.read_blocking(gpu()).unwrap());
-    for (((name, _), x), y) in a.grads.layout.tensors.iter().zip(ga).zip(gb) {
+    let (ga, gb) = (a.grads().read_blocking(gpu()).unwrap(), b.grads().read_blocking(gpu()).unwrap());
+    for (((name, _), x), y) in a.grads().layout.tensors.iter().zip(ga).zip(gb) {
         let scale = x.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
         let worst = common::worst(&x, &y);
         assert!(worst < 2e-4 * scale.max(1e-3), "{name}: {worst} of {scale}");
@@ -231,7 +231,7 @@ fn every_target_weighs_the_same_in_whichever_micro_batch() {
 
 /// All that a run leaves behind.
 fn weights_and_moments(trainer: &Trainer) -> Vec<Vec<f32>> {
-    let arenas = [&trainer.params, &trainer.optimizer.m, &trainer.optimizer.v];
+    let arenas = [trainer.params(), &trainer.optimizer().m, &trainer.optimizer().v];
     arenas.into_iter().flat_map(|arena| arena.read_blocking(trainer.gpu()).unwrap()).collect()
 }
 
@@ -247,14 +247,14 @@ fn arenas_of_several_parts_train_like_whole_ones() {
     let mut config = TrainConfig { micro_batches: 2, ..tiny(TransformerConfig::gpt2(31, 16, 2, 32, 4)) };
     config.adamw.max_grad_norm = 0.0;
     let [mut a, mut b] = [&whole, &split].map(|gpu| Trainer::new_blocking(gpu, config.clone()).unwrap());
-    let parts = b.params.layout.parts.len();
-    assert_eq!((a.params.layout.parts.len(), parts), (1, 6));
-    assert!(b.params.layout.parts.iter().all(|p| 4 * p.len <= 20 << 10));
-    assert!(b.params.layout.parts.iter().any(|p| p.decay_len > 0 && p.decay_len < p.len), "no part has both kinds");
-    assert_eq!(a.optimizer.plan().dispatches(), count(a.optimizer.plan(), "adamw") + 2); // a norm of two levels
-    assert_eq!([1, parts], [&a, &b].map(|t| count(t.optimizer.plan(), "adamw")));
-    assert_eq!([1, parts + 1], [&a, &b].map(|t| count(t.optimizer.plan(), "l2_norm")));
-    assert!(b.optimizer.plan().final_copies().is_empty(), "{}", b.optimizer.plan());
+    let parts = b.params().layout.parts.len();
+    assert_eq!((a.params().layout.parts.len(), parts), (1, 6));
+    assert!(b.params().layout.parts.iter().all(|p| 4 * p.len <= 20 << 10));
+    assert!(b.params().layout.parts.iter().any(|p| p.decay_len > 0 && p.decay_len < p.len), "no part has both kinds");
+    assert_eq!(a.optimizer().plan().dispatches(), count(a.optimizer().plan(), "adamw") + 2); // a norm of two levels
+    assert_eq!([1, parts], [&a, &b].map(|t| count(t.optimizer().plan(), "adamw")));
+    assert_eq!([1, parts + 1], [&a, &b].map(|t| count(t.optimizer().plan(), "l2_norm")));
+    assert!(b.optimizer().plan().final_copies().is_empty(), "{}", b.optimizer().plan());
 
     train(&mut a, 3);
     train(&mut b, 3);
@@ -280,18 +280,18 @@ fn muon_over_several_parts_is_muon() {
     let mut config = TrainConfig { micro_batches: 2, muon, ..tiny(TransformerConfig::gpt2(31, 16, 2, 32, 4)) };
     config.adamw.max_grad_norm = 0.0;
     let [mut a, mut b] = [&whole, &split].map(|gpu| Trainer::new_blocking(gpu, config.clone()).unwrap());
-    assert_eq!([2, 7], [&a, &b].map(|t| t.params.layout.parts.len()));
+    assert_eq!([2, 7], [&a, &b].map(|t| t.params().layout.parts.len()));
     // Attention's square matrices, and those in and out of the feed-forward half. A small part holds five of the
     // first or one of the others.
-    assert_eq!([3, 6], [&a, &b].map(|t| count(t.optimizer.plan(), "muon_update")));
-    assert_eq!([3, 6], [&a, &b].map(|t| count(t.optimizer.plan(), "matmul") / 15));
-    assert_eq!([1, 1], [&a, &b].map(|t| count(t.optimizer.plan(), "adamw")));
-    assert!(b.optimizer.plan().final_copies().is_empty(), "{}", b.optimizer.plan());
-    assert!(b.optimizer.plan().steps().iter().all(|s| s.copies().is_empty()), "{}", b.optimizer.plan());
+    assert_eq!([3, 6], [&a, &b].map(|t| count(t.optimizer().plan(), "muon_update")));
+    assert_eq!([3, 6], [&a, &b].map(|t| count(t.optimizer().plan(), "matmul") / 15));
+    assert_eq!([1, 1], [&a, &b].map(|t| count(t.optimizer().plan(), "adamw")));
+    assert!(b.optimizer().plan().final_copies().is_empty(), "{}", b.optimizer().plan());
+    assert!(b.optimizer().plan().steps().iter().all(|s| s.copies().is_empty()), "{}", b.optimizer().plan());
     // One moment for what is Muon's.
     let len = |arena: &Arena| arena.layout.total_len();
     let matrices = 2 * (4 * 32 * 32 + 2 * 32 * 128);
-    assert_eq!(len(&a.optimizer.m) - len(&a.optimizer.v), matrices);
+    assert_eq!(len(&a.optimizer().m) - len(&a.optimizer().v), matrices);
 
     train(&mut a, 3);
     train(&mut b, 3);
@@ -322,12 +322,12 @@ fn clipping_is_by_the_norm_of_all_parts() {
         let [a, b] = trainers.each_mut().map(|t| train(t, step)[0]);
         assert!((a - b).abs() <= 1e-6 * a.abs(), "loss of step {step}: {a} {b}");
         let [a, b] = trainers.each_ref().map(|t| {
-            let norm: Vec<f32> = t.optimizer.grad_norm().unwrap().read_blocking(t.gpu()).unwrap();
+            let norm: Vec<f32> = t.optimizer().grad_norm().unwrap().read_blocking(t.gpu()).unwrap();
             norm[0]
         });
         assert!(a > 0.05 && (a - b).abs() <= 2e-6 * a, "norm of step {step}: {a} {b}");
     }
-    let [a, b] = trainers.each_ref().map(|t| t.params.read_blocking(t.gpu()).unwrap().concat());
+    let [a, b] = trainers.each_ref().map(|t| t.params().read_blocking(t.gpu()).unwrap().concat());
     let worst = a.iter().zip(&b).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
     println!("weights differ by {worst:.1e} at most");
     assert!(worst < 1e-6, "{worst}");

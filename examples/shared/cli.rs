@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
@@ -31,6 +31,15 @@ pub fn stop_printing(error: &std::io::Error) -> ! {
     }
     eprintln!("error: writing to the standard output: {error}");
     std::process::exit(1)
+}
+
+/// The flags of an example whose result is a picture.
+#[derive(Parser)]
+#[command(about = "Draw what the example is about")]
+pub struct Picture {
+    /// SVG file to draw to
+    #[arg(long, default_value = "picture.svg")]
+    pub out: PathBuf,
 }
 
 /// Reads the flags and runs the program. If either fails, one line says why, and the exit code is 1.

@@ -7,20 +7,40 @@
 //!
 //! ```
 //! use throughline::check::{self, Case};
-//! use throughline::Gpu;
-//! use throughline::ops::swiglu::SwiGlu;
+//! use throughline::ops::{Bind, Custom, Elements};
+//! use throughline::reference::Array;
+//! use throughline::{Gpu, TensorType};
 //!
-//! let gpu = Gpu::headless_blocking()?;
+//! /// `[rows, cols]` to the product of each row.
+//! fn row_product() -> Custom {
+//!     Custom::new(
+//!         "row_product",
+//!         |[x]| Ok([TensorType::f32([x.shape.rows()])]),
+//!         |cx| {
+//!             let body = "var p = 1.0;
+//!                 for (var j = 0u; j < cols; j++) { p *= x[i * cols + j]; }
+//!                 y[i] = p;";
+//!             let rows = Elements::new("row_product", cx.outputs[0].len(), body);
+//!             rows.bind("x", Bind::In(0)).bind("y", Bind::Out(0)).word("cols", cx.inputs[0].shape.cols()).program(cx)
+//!         },
+//!         |[x]| [Array::new([x.shape.rows()], x.rows().map(|row| row.iter().product()).collect())],
+//!     )
+//! }
+//!
 //! // Take odd sizes, tall and wide ones, and one element: the last workgroup is where kernels go wrong.
-//! let case = |shape: [usize; 2]| Case::new(format!("{shape:?}"), SwiGlu, &[&shape, &shape]);
-//! let cases = [[1, 1], [127, 1], [3, 1757]].map(case);
-//! check::op(&gpu, &cases)?;
+//! let cases = [[1, 1], [1757, 3], [37, 13]];
+//! let cases = cases.map(|shape| Case::new(format!("{shape:?}"), row_product(), &[&shape]).forward_only());
+//!
+//! check::op(&Gpu::headless_blocking()?, &cases)?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! `examples/own_op.rs` is a whole op with its test. The parts of [`op`] are functions too ([`kernels`], [`gradients`],
-//! [`shaders`]), as are the tools under them: a [`Harness`] is a case as a graph with a loss, [`Guarded`] runs any plan
-//! with guards around its buffers.
+//! This op has no gradient; [`Custom`](crate::ops::Custom) has an example with one. Its test is the same without
+//! [`forward_only`](Case::forward_only). In a test function, `check::op(..).unwrap()` prints what is wrong: op, case,
+//! the kind of adapter and variant, the tensor, the element, what was expected and what came.
+//!
+//! The parts of [`op`] are functions too ([`kernels`], [`gradients`], [`shaders`]), as are the tools under them: a
+//! [`Harness`] is a case as a graph with a loss, [`Guarded`] runs any plan with guards around its buffers.
 
 mod failures;
 mod guarded;
@@ -45,9 +65,18 @@ pub use guarded::Guarded;
 pub use harness::{Harness, Target, profiles, read_blocking, write};
 pub use shaders::{kernel, shaders, texts, wgsl};
 
-/// Everything: [`shaders`], [`gradients`] and [`kernels`]. One call is the whole test of an op.
+/// Everything: [`shaders`], [`gradients`], and, if all shaders are valid, [`kernels`]. One call is the whole test of an
+/// op.
+///
+/// No cases are a failure too: nothing would have been checked.
 pub fn op(gpu: &Gpu, cases: &[Case]) -> Result<(), Failures> {
-    let results = [shaders(gpu, cases), gradients(cases), kernels(gpu, cases)];
+    if cases.is_empty() {
+        return Err(Failures::no_cases());
+    }
+    let mut results = vec![shaders(gpu, cases), gradients(cases)];
+    if results[0].is_ok() {
+        results.push(kernels(gpu, cases));
+    }
     Failures(results.into_iter().filter_map(Result::err).flat_map(|f| f.0).collect()).into_result()
 }
 
@@ -64,7 +93,7 @@ pub fn kernels(gpu: &Gpu, cases: &[Case]) -> Result<(), Failures> {
     let mut seen = Seen::default();
     for (index, case) in cases.iter().enumerate() {
         if let Err(e) = run_case(gpu, case, index, &mut seen, &mut failures) {
-            failures.push(case, "", e);
+            failures.push_error(case, e);
         }
     }
     failures.into_result()
@@ -199,7 +228,7 @@ pub fn gradients(cases: &[Case]) -> Result<(), Failures> {
     let mut failures = Failures::default();
     for case in cases {
         if let Err(e) = case_gradients(case, &mut failures) {
-            failures.push(case, "", e);
+            failures.push_error(case, e);
         }
     }
     failures.into_result()
@@ -229,7 +258,7 @@ fn case_gradients(case: &Case, failures: &mut Failures) -> Result<()> {
                 failures.push(
                     case,
                     "",
-                    format_args!("the gradient of input {index} at [{at}] is {exact:e}, by differences {numeric:e}"),
+                    format_args!("the gradient of input {index} at [{at}] is {exact:e}, by central differences of the reference {numeric:e}"),
                 );
             }
         }

@@ -33,7 +33,7 @@ pub enum Event {
 ///
 /// ```
 /// use std::time::Duration;
-/// use throughline::decode::{Decoder, Event, FrameDecoder, GenerationOptions};
+/// use throughline::decode::{DecodeOptions, Decoder, Event, FrameDecoder, GenerationOptions};
 /// use throughline::Gpu;
 /// use throughline::model::Model;
 ///
@@ -41,7 +41,8 @@ pub enum Event {
 /// # mod doctest { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/doctest.rs")); }
 /// # let folder = doctest::qwen3();
 /// let model = Model::open(folder.path())?;
-/// let decoder = gpu.run_blocking(Decoder::with_batch(&gpu, &model, 3, 64))?; // three characters
+/// let options = DecodeOptions { batch: 3, ..DecodeOptions::new(64) }; // three characters
+/// let decoder = Decoder::new_blocking(&gpu, &model, options)?;
 /// let mut characters = FrameDecoder::new_blocking(decoder)?;
 ///
 /// characters.say(1, &[5, 17, 29], GenerationOptions { max_tokens: 4, ..Default::default() })?;

@@ -4,6 +4,7 @@
 //! the caller's or one of its own, and one submit. Nothing is read back unless requested.
 
 use std::collections::HashMap;
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -102,7 +103,8 @@ pub(crate) const SENTINEL: u32 = 0x7fc0_dead;
 
 impl Executable {
     /// Allocates buffers, compiles pipelines and makes bind groups. Compiling is the slow part. An [`Error::Limit`]
-    /// where the plan was made for a device that offers more.
+    /// where the plan was made for a device that offers more. Resolves at once, or, if there are many parameters to
+    /// initialise, when the device has been polled; outside of frames, use [`new_blocking`](Self::new_blocking).
     pub async fn new(gpu: &Gpu, plan: Arc<Plan>, options: ExecOptions) -> Result<Self> {
         Self::with_guards(gpu, plan, options, 0).await
     }
@@ -222,14 +224,22 @@ impl Executable {
             for d in &step.dispatches {
                 self.check_aliases(step, &d.binds)?;
                 let pipeline = self.gpu.pipeline(&d.kernel).map_err(|e| in_step(step, e))?;
+                let trusted = d.kernel.is_trusted();
                 let mut uniform = |words: &[u32]| {
-                    let size = binding_size(words.len() * 4);
+                    let bytes = words.len() * 4;
+                    // Of an app's kernel exactly what it is given, so that it can't read what is not there.
+                    let size = if trusted { binding_size(bytes) } else { NonZeroU64::new(bytes as u64) };
                     let binding = wgpu::BufferBinding { buffer: &uniforms, offset, size };
                     offset += uniform_stride(words.len());
                     size.is_some().then_some(binding)
                 };
-                let bind_group =
-                    self.bind_group(&pipeline, &d.kernel, [uniform(&d.words), uniform(&d.ranges)], &d.binds);
+                let bound = [uniform(&d.words), uniform(&d.ranges)];
+                let group = || self.bind_group(&pipeline, &d.kernel, bound, &d.binds);
+                // What else does not fit in an app's kernel is for the driver to find: the sizes of uniforms and arrays.
+                let bind_group = match trusted {
+                    true => group(),
+                    false => self.gpu.guarded(|| Ok(group())).map_err(|e| in_step(step, of_kernel(&d.kernel, e)))?,
+                };
                 let name = format!("{}.{}", d.kernel.label, d.kernel.entry);
                 let work = Work::Dispatch { name, pipeline, bind_group, workgroups: d.workgroups };
                 d.copies_in.iter().try_for_each(|c| self.push_copy(i, c))?;
@@ -246,13 +256,14 @@ impl Executable {
     /// Two externals may be ranges of one buffer (an arena): then no dispatch may write one and
     /// read the other.
     fn check_aliases(&self, step: &Step, binds: &[Option<BoundSlot>]) -> Result<()> {
-        let bound: Vec<_> = binds.iter().flatten().map(|b| (self.place(b.slot), b.writes)).collect();
-        for (i, (a, a_writes)) in bound.iter().enumerate() {
-            for (b, b_writes) in &bound[i + 1..] {
-                if a.buffer == b.buffer && (*a_writes || *b_writes) {
+        let bound: Vec<_> = binds.iter().flatten().map(|b| (self.place(b.slot), b)).collect();
+        for (i, (a, first)) in bound.iter().enumerate() {
+            for (b, second) in &bound[i + 1..] {
+                if a.buffer == b.buffer && (first.writes || second.writes) {
+                    let [first, second] = [first, second].map(|b| self.plan.slot_values(b.slot));
                     return Err(Error::Graph(format!(
-                        "`{}` would read and write one buffer: bind tensors that a step writes to buffers of their \
-                         own, on the executable's device",
+                        "`{}` would read and write one buffer, that of {first} and {second}: bind tensors that a step \
+                         writes to buffers of their own, on the executable's device",
                         step.name
                     )));
                 }
@@ -316,9 +327,10 @@ impl Executable {
         to.offset += copy.to_offset as u64;
         if from.buffer == to.buffer {
             return Err(Error::Graph(format!(
-                "a step copies `{}` to `{}`, which are bound to one buffer; WebGPU copies only between two",
-                self.plan.slot_name(copy.from),
-                self.plan.slot_name(copy.to)
+                "a step copies {} to {}, which are bound to one buffer: bind one of them to another, as WebGPU copies \
+                 only between two",
+                self.plan.slot_values(copy.from),
+                self.plan.slot_values(copy.to)
             )));
         }
         self.commands.push(Command { step, work: Work::Copy { from, to, bytes: copy.bytes as u64 } });
@@ -337,14 +349,25 @@ impl Executable {
         Ok(())
     }
 
+    /// The inputs and parameters that have no values yet.
+    pub(crate) fn unset(&self) -> impl Iterator<Item = &External> {
+        let unset = self.plan.externals.iter().zip(&self.set).filter(|(_, set)| !set.load(Ordering::Relaxed));
+        unset.map(|(external, _)| external)
+    }
+
+    /// The tensor of the parameter of this name.
+    pub(crate) fn param(&self, name: &str) -> Option<Tensor> {
+        let is_it = |e: &External| matches!(e.source, Source::Param(_)) && e.name == name;
+        self.plan.externals.iter().position(is_it).map(|i| self.externals[i].clone())
+    }
+
     /// Returns an error that names the inputs and parameters that have no values yet.
     fn check_set(&self) -> Result<()> {
         if self.set.iter().all(|set| set.load(Ordering::Relaxed)) {
             return Ok(());
         }
-        let unset = self.plan.externals.iter().zip(&self.set).filter(|(_, set)| !set.load(Ordering::Relaxed));
         let (params, inputs): (Vec<&External>, Vec<&External>) =
-            unset.map(|(external, _)| external).partition(|e| matches!(e.source, Source::Param(_)));
+            self.unset().partition(|e| matches!(e.source, Source::Param(_)));
         let names = |list: &[&External]| joined(list.iter().map(|e| format!("`{}`", e.name)), ", ");
         let mut problems = vec![];
         if !inputs.is_empty() {
@@ -388,7 +411,11 @@ impl Executable {
     /// The same, given the nanoseconds of each command.
     pub(crate) fn slices_of(&self, times: &[u64], budget: Duration) -> Result<Vec<Slice>> {
         if times.len() != self.commands.len() {
-            return Err(Error::data("profile", format!("times of {} commands", self.commands.len()), times.len()));
+            return Err(Error::data(
+                "profile",
+                format!("one of this executable, with times of {} commands", self.commands.len()),
+                format!("{} times", times.len()),
+            ));
         }
         let mut slices: Vec<Slice> = vec![];
         for (i, &ns) in times.iter().enumerate() {
@@ -404,11 +431,16 @@ impl Executable {
         Ok(slices)
     }
 
-    /// Records a slice of a step of this executable. Does nothing if the slice belongs to a longer step. Errors are
-    /// those of [`record`](Self::record).
+    /// Records a slice of a step of this executable. Errors are those of [`record`](Self::record), and that of a slice
+    /// of a longer step than this one.
     pub fn record_slice(&self, encoder: &mut wgpu::CommandEncoder, slice: &Slice) -> Result<()> {
         self.check_set()?;
-        self.record_range(encoder, slice.commands.clone());
+        let (commands, count) = (&slice.commands, self.commands.len());
+        if commands.end > count {
+            let got = format!("commands {} to {} of another", commands.start, commands.end - 1);
+            return Err(Error::data("slice", format!("a part of the {count} commands of this executable"), got));
+        }
+        self.record_range(encoder, commands.clone());
         Ok(())
     }
 
@@ -491,7 +523,9 @@ impl Executable {
     fn submit_timed(&self) -> Result<Vec<Readback>> {
         let device = self.gpu.device();
         if !device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
-            return Err(Error::Device("profiling needs a device opened with TIMESTAMP_QUERY".into()));
+            return Err(Error::Device(
+                "profiling needs a device opened with TIMESTAMP_QUERY; `profile_blocking` does without".into(),
+            ));
         }
         self.gpu.guarded(|| {
             let mut encoder = self.gpu.encoder("profiled step");
@@ -621,7 +655,11 @@ impl Executable {
     /// Reads an output, input, parameter or state as the last submit leaves it.
     /// Resolves once the device has been polled; outside of frames, use [`read_blocking`](Self::read_blocking).
     pub async fn read<T: Element>(&self, value: Value) -> Result<Vec<T>> {
-        self.place_of(value)?.read(&self.gpu).await
+        let tensor = self.place_of(value)?;
+        if tensor.ty().dtype != T::DTYPE {
+            return Err(Error::data(self.plan.names.of(value).map_err(Error::Graph)?, tensor.ty().dtype, T::DTYPE));
+        }
+        tensor.read(&self.gpu).await
     }
 
     /// [`read`](Self::read), waiting for the GPU.
@@ -699,6 +737,14 @@ impl Work {
                 drop(encoder.begin_compute_pass(&desc(Some(at + 1), None)));
             }
         }
+    }
+}
+
+/// What the device says of a kernel.
+fn of_kernel(kernel: &Kernel, e: Error) -> Error {
+    match e {
+        Error::Device(message) => kernel.error(message),
+        e => e,
     }
 }
 

@@ -7,6 +7,10 @@
 //! - [`Timeline`] shows where a step spends its time, and a [`Tuner`] makes it faster.
 //! - [`texture`] reads textures into tensors, and writes tensors into textures.
 //!
+//! What is `async` here resolves when the device has been polled, which every submit does: in an app that renders, there
+//! is nothing to do. An executor such as `pollster` polls the future alone and would wait for ever. Outside of frames,
+//! use the function's `_blocking` form, or [`Gpu::run_blocking`] for any of them.
+//!
 //! This is the only part of the crate that records commands or reads back.
 
 mod exec;

@@ -123,7 +123,7 @@ impl Readback {
     fn expect<T: Element>(&self) -> Result<()> {
         match T::DTYPE == self.ty.dtype {
             true => Ok(()),
-            false => Err(Error::data("readback", self.ty.dtype, T::DTYPE)),
+            false => Err(Error::data(format_args!("readback of {}", self.ty), self.ty.dtype, T::DTYPE)),
         }
     }
 

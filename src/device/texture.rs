@@ -38,7 +38,7 @@
 //! // Each frame, between the pass that draws into `frame` and the pass that samples `graded`:
 //! let mut encoder = gpu.device().create_command_encoder(&Default::default());
 //! input.record(&mut encoder);
-//! exec.record(&mut encoder);
+//! exec.record(&mut encoder)?;
 //! output.record(&mut encoder);
 //! gpu.submit(encoder)?;
 //! # Ok::<(), throughline::Error>(())

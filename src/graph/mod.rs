@@ -17,6 +17,7 @@ mod op;
 mod value;
 
 pub use init::ParamInit;
+pub(crate) use op::check_outputs;
 pub use op::{Op, Vjp};
 use value::Lineage;
 pub(crate) use value::Names;
@@ -234,6 +235,7 @@ impl Graph {
         if let Some(problem) = outputs.iter().find_map(|t| t.shape.problem()) {
             return Err(err(problem));
         }
+        check_outputs(op.as_ref(), &types, &outputs).map_err(err)?;
         outputs.iter().try_for_each(|t| t.shape.check_len(&name))?;
         let n = outputs.len();
         let name = self.free_name(name);
@@ -261,6 +263,25 @@ impl Graph {
     /// Makes each step leave `value` in `state`, a state or parameter of the same type. In place where possible: a step
     /// then costs no copy.
     ///
+    /// States are for what the next step needs, such as caches, and for outputs in buffers of your own. To store to a
+    /// parameter is a training step in the graph itself: for updates of your own, or a network with a few parameters.
+    ///
+    /// ```
+    /// use throughline::graph::ParamInit;
+    /// use throughline::{Graph, TensorType};
+    /// let mut g = Graph::new();
+    /// let x = g.input("x", TensorType::f32([16, 4]))?;
+    /// let w = g.param_with("w", [4, 1], ParamInit::fan_in(4))?;
+    /// let y = g.matmul("y", x, w)?;
+    /// let loss = g.sum("loss", y)?;
+    ///
+    /// let gradient = g.gradients(loss, &[w])?[0];
+    /// let step = g.scale("step", gradient, -0.1)?; // gradient descent
+    /// let moved = g.add("moved", w, step)?;
+    /// g.store(moved, w)?;
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Error::Graph`] if the types differ, `state` is neither a state nor a parameter, or something is stored there
@@ -269,7 +290,10 @@ impl Graph {
         self.check_values(&[value, state], |i| ["store: the value", "store: the state"][i].into())?;
         let target = self.node(state.node());
         if !matches!(target.source, Source::State | Source::Param(_)) {
-            return Err(Error::Graph(format!("store: `{}` is not a state or parameter", target.name)));
+            return Err(Error::Graph(format!(
+                "store: `{}` is not a state or parameter: make one with `Graph::state`",
+                target.name
+            )));
         }
         if self.ty(value) != self.ty(state) {
             return Err(Error::Graph(format!(
@@ -281,7 +305,10 @@ impl Graph {
             )));
         }
         if self.stores.iter().any(|&(_, s)| s == state) {
-            return Err(Error::Graph(format!("store: `{}` is stored twice", target.name)));
+            return Err(Error::Graph(format!(
+                "store: something is stored in `{}` already: a step can leave one value in it",
+                target.name
+            )));
         }
         self.stores.push((value, state));
         Ok(())

@@ -12,14 +12,17 @@ use crate::tensor::TensorType;
 
 /// A differentiable operation on tensors: shapes, gradient, kernels, and a definition in f64.
 ///
-/// Implement it to add an op of your own, and add that to a graph with [`Graph::op`]. It is then planned, fused, tuned
-/// and differentiated like the ops of this crate. Only [`name`](Self::name), [`infer`](Self::infer),
-/// [`vjp`](Self::vjp), [`launch`](Self::launch) and [`reference`](Self::reference) are required.
+/// For an op of your own, start with [`Custom`](crate::ops::Custom), which is an op made of closures: with its gradient
+/// and its test it takes some forty lines. Implement this trait for what `Custom` lacks: a number of inputs that varies,
+/// outputs that [start as](Self::starts_as) an input, additions folded into the op. Only [`name`](Self::name),
+/// [`infer`](Self::infer), [`vjp`](Self::vjp), [`launch`](Self::launch) and [`reference`](Self::reference) are required.
 ///
-/// If the launch and the WGSL disagree, planning fails with the name of the node. What planning cannot see (values,
-/// gradients, stray writes and more) is tested by `throughline::check`, behind the feature `check`.
-/// `examples/own_op.rs` in the repository is a complete op with a backward kernel, its test, and a network that trains
-/// with it.
+/// Either is added to a graph by [`Graph::op`], and then planned, fused, tuned and differentiated like the ops of this
+/// crate. If the launch and the WGSL disagree, planning fails with the name of the node. What planning cannot see
+/// (values, gradients, stray writes and more) is tested by `throughline::check`, behind the feature `check`.
+/// `examples/own_op.rs` in the repository is a complete op with a backward kernel, its test, and what it is good for.
+///
+/// This one has its whole kernel in WGSL. [`Elements`](crate::ops::Elements) would write all but one line of it.
 ///
 /// ```
 /// use throughline::kernel::Kernel;
@@ -181,12 +184,17 @@ pub struct Vjp<'a> {
     pub(crate) op: &'static str,
     pub(crate) needs: Vec<bool>,
     pub(crate) cotangents: Vec<Option<Value>>,
+    /// Inputs given to `set_zero`.
+    pub(crate) zeros: Vec<usize>,
+    /// The first input that `set` was given and that the node does not have.
+    pub(crate) no_input: Option<usize>,
 }
 
 impl Vjp<'_> {
-    /// Whether the gradient of this input is needed. Skip work for those that are not.
+    /// Whether the gradient of this input is needed. Skip work for those that are not. An input that the node does not
+    /// have needs none.
     pub fn needs(&self, input: usize) -> bool {
-        self.needs[input]
+        self.needs.get(input) == Some(&true)
     }
 
     /// The cotangent of output 0: the one that ops with a single main output need.
@@ -195,7 +203,7 @@ impl Vjp<'_> {
     ///
     /// [`Error::Graph`] if the loss depends only on side outputs.
     pub fn dy0(&self) -> Result<Value> {
-        self.dy[0].ok_or_else(|| {
+        self.dy.first().copied().flatten().ok_or_else(|| {
             Error::Graph(format!("`{}`: the loss depends only on a side output, which has no gradient", self.name))
         })
     }
@@ -205,8 +213,45 @@ impl Vjp<'_> {
         Error::NoGradient { node: self.name.strip_suffix(".grad").unwrap_or(&self.name).into(), op: self.op, reason }
     }
 
-    /// Sets the gradient of an input.
+    /// Sets the gradient of an input. Those that are not needed may be set too, and are ignored.
+    ///
+    /// [`Graph::gradients`] fails if there is no such input, if the gradient is of another type than the input, or if
+    /// one that is needed is never set. Where it is zero, say so by [`set_zero`](Self::set_zero).
     pub fn set(&mut self, input: usize, cotangent: Value) {
-        self.cotangents[input] = Some(cotangent);
+        match self.cotangents.get_mut(input) {
+            Some(set) => *set = Some(cotangent),
+            None => self.no_input = self.no_input.or(Some(input)),
+        }
     }
+
+    /// Says that the gradient of an input is zero everywhere, as that of a comparison's operands. No node is added.
+    pub fn set_zero(&mut self, input: usize) {
+        match input < self.cotangents.len() {
+            true => self.zeros.push(input),
+            false => self.no_input = self.no_input.or(Some(input)),
+        }
+    }
+}
+
+/// Whether an op with these inputs and outputs is one that can be planned: it has outputs, and what it says of their
+/// storage is possible.
+pub(crate) fn check_outputs(op: &dyn Op, inputs: &[TensorType], outputs: &[TensorType]) -> Result<(), String> {
+    if outputs.is_empty() {
+        return Err("has no outputs: `infer` must give the type of at least one".into());
+    }
+    if op.is_view() {
+        return match (inputs, outputs) {
+            ([x, ..], [y]) if x.bytes() == y.bytes() => Ok(()),
+            _ => Err("is a view, and so must have one output of as many elements as its first input".into()),
+        };
+    }
+    for (o, output) in outputs.iter().enumerate() {
+        let Some(i) = op.starts_as(o) else { continue };
+        match inputs.get(i) {
+            Some(input) if input.bytes() == output.bytes() => {}
+            Some(input) => return Err(format!("output {o}, {output}, cannot start as input {i}, {input}")),
+            None => return Err(format!("output {o} starts as input {i}, but the inputs are only {}", inputs.len())),
+        }
+    }
+    Ok(())
 }

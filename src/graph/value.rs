@@ -119,7 +119,10 @@ impl Names {
     pub fn of(&self, value: Value) -> Result<&str, String> {
         match self.nodes.get(value.node()) {
             Some(name) if self.lineage.made(value) => Ok(name),
-            _ => Err(format!("{value:?} is not a value of this plan, which is of graph {}", self.lineage.id())),
+            _ => Err(format!(
+                "{value:?} is not a value of this plan, which is of graph {}: use the values of that graph",
+                self.lineage.id()
+            )),
         }
     }
 }

@@ -133,9 +133,9 @@ impl Model {
     /// let config = TrainConfig { seq_len: Some(8), ..TrainConfig::new(model.config().clone(), 1) };
     /// let options = TrainOptions { init: false, ..TrainOptions::default() };
     /// let trainer = gpu.run_blocking(Trainer::with_options(&gpu, config, &options))?;
-    /// model.load_blocking(&gpu, &trainer.params)?;
+    /// model.load_blocking(&gpu, trainer.params())?;
     /// // Some steps later:
-    /// model.save_blocking(out.path(), &gpu, &trainer.params)?;
+    /// model.save_blocking(out.path(), &gpu, trainer.params())?;
     /// assert_eq!(Model::open(out.path())?.config(), model.config());
     /// # Ok::<(), throughline::Error>(())
     /// ```

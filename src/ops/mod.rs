@@ -3,7 +3,7 @@
 //! Most programs never name anything in here: they call the methods that each op adds to [`Graph`](crate::Graph), such
 //! as [`matmul`](crate::Graph::matmul) or [`softmax`](crate::Graph::softmax). Come here for the exact formula, shapes
 //! and gradient of an op; for settings that have no method of their own, which [`Graph::op`](crate::Graph::op) takes as
-//! a struct; or to write an op yourself.
+//! a struct; or to write an op yourself, which [`Custom`] is for.
 //!
 //! An op is a Rust file and a WGSL file with the same stem, `src/ops/<op>.rs` and `shaders/<op>.wgsl` (or a folder
 //! `shaders/<op>/`), and one row in [`TABLE`]. Tests, benchmarks, shader validation and the generated op table iterate
@@ -27,11 +27,14 @@ pub mod muon;
 pub mod norm;
 pub mod packed;
 pub mod parts;
+pub mod patches;
+pub mod pool;
 pub mod reduce;
 pub mod reshape;
 pub mod residual_add;
 pub mod rope;
 pub mod scale;
+pub mod sgd;
 pub mod slice;
 pub mod softmax;
 pub mod stats;
@@ -39,11 +42,14 @@ pub mod sum;
 pub mod swiglu;
 pub mod top_k;
 pub mod transpose;
+pub mod windows;
 
 mod axis;
 mod cases;
 mod checks;
+mod custom;
 mod doc;
+mod elements;
 mod elementwise;
 mod rowwise;
 mod source;
@@ -53,5 +59,7 @@ pub use crate::graph::{Op, Vjp};
 pub use crate::kernel::{Bind, Dispatch, Launch, Program};
 pub use cases::{Case, InputFill, InputSpec, Row, random_array};
 pub(crate) use checks::{NOT_NEGATIVE, POSITIVE, check_lr, is_not_negative, is_positive};
+pub use custom::Custom;
 pub use doc::markdown;
+pub use elements::{Elements, Word};
 pub use table::TABLE;

@@ -60,7 +60,7 @@ pub struct Slice {
 }
 
 /// `(x [, base]) -> zeros, or base, with x added at [start ..] of
-/// axis`. The result has length `total` along `axis`. The gradient of [`Slice`].
+/// axis`. The result has length `total` along `axis`. The gradient of [`Slice`]; added by [`Graph::pad`], too.
 #[derive(Clone, Copy, Debug)]
 pub struct SlicePad {
     axis: usize,
@@ -75,6 +75,15 @@ impl Graph {
     /// This copies. Use it to split a fused projection into its parts, or to keep only the last token of a sequence.
     pub fn slice(&mut self, name: &str, x: Value, axis: usize, start: usize, len: usize) -> Result<Value> {
         self.op1(name, Slice { axis, start, len }, &[x])
+    }
+
+    /// `x` with zeros around it along `axis`: `[.., n, ..] -> [.., before + n + after, ..]`.
+    ///
+    /// Convolutions and pools have padding of their own.
+    pub fn pad(&mut self, name: &str, x: Value, axis: usize, before: usize, after: usize) -> Result<Value> {
+        let n = self.type_of(name, x)?.shape.dims().get(axis).copied().unwrap_or(0);
+        let total = before.saturating_add(n).saturating_add(after);
+        self.op1(name, SlicePad { axis, start: before, total, accumulate: false }, &[x])
     }
 }
 
@@ -182,8 +191,8 @@ impl Op for SlicePad {
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         expect_f32(inputs, 1 + usize::from(self.accumulate))?;
         let x = &inputs[0].shape;
-        let fits = x.dims().get(self.axis).and_then(|&n| self.start.checked_add(n)).is_some_and(|n| n <= self.total);
-        if !fits {
+        let n = expect_axis(x, self.axis)?;
+        if self.start.checked_add(n).is_none_or(|end| end > self.total) {
             let SlicePad { axis, start, total, .. } = self;
             return Err(format!("{x} from {start} does not fit into length {total} of axis {axis}"));
         }

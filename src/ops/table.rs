@@ -3,7 +3,8 @@
 use super::cases::Row;
 use super::{
     adamw, attention, cache, concat, cross_entropy, dropout, embedding, fill, gather, gelu, l2_norm, map, matmul, muon,
-    norm, packed, reduce, residual_add, rope, scale, slice, softmax, stats, sum, swiglu, top_k, transpose,
+    norm, packed, patches, pool, reduce, residual_add, rope, scale, sgd, slice, softmax, stats, sum, swiglu, top_k,
+    transpose,
 };
 
 /// Every op that has a kernel. See [`Row`].
@@ -27,10 +28,13 @@ pub const TABLE: &[Row] = &[
     norm::LAYERNORM,
     norm::RMSNORM,
     packed::ROW,
+    patches::ROW,
+    pool::ROW,
     reduce::ROW,
     residual_add::ROW,
     rope::ROW,
     scale::ROW,
+    sgd::ROW,
     slice::ROW,
     softmax::ROW,
     stats::ROW,

@@ -6,12 +6,11 @@ use std::sync::Arc;
 use crate::device::{Gpu, Tensor};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
-use crate::nn::{Transformer, TransformerConfig, is_hidden_matrix};
-use crate::ops::adamw::AdamW;
+use crate::nn::{Transformer, TransformerConfig};
 use crate::profile::Profile;
 use crate::tensor::{Shape, TensorType};
 
-/// At least what AdamW's settings take, alignment included.
+/// At least what an optimiser's settings take, alignment included.
 const SETTINGS_BYTES: u64 = 1024;
 
 /// The place of each tensor in an arena. Pure data, known before there is a device.
@@ -108,9 +107,14 @@ impl ArenaLayout {
         Ok(ArenaLayout { tensors, places, parts, max_bytes })
     }
 
+    /// The layout of no tensors.
+    pub(crate) fn empty(&self) -> Self {
+        ArenaLayout { tensors: vec![], places: vec![], parts: vec![], max_bytes: self.max_bytes }
+    }
+
     /// All tensors but Muon's, in the same order.
     pub(super) fn without_muon(&self) -> Self {
-        let mut layout = ArenaLayout { tensors: vec![], places: vec![], parts: vec![], max_bytes: self.max_bytes };
+        let mut layout = self.empty();
         let mut moved = HashMap::new();
         for (i, &part) in self.parts.iter().enumerate().filter(|(_, part)| !part.muon) {
             moved.insert(i, layout.parts.len());
@@ -137,12 +141,19 @@ impl ArenaLayout {
         Self::new(named(graph, params)?, max_bytes)
     }
 
-    /// The same for training on devices of this profile, with Muon if that is chosen.
-    pub(crate) fn for_training(graph: &Graph, params: &[Value], profile: &Profile, muon: bool) -> Result<Self> {
-        // Where AdamW binds too many buffers, its settings lie in one binding with a gradient.
-        let merged = (profile.max_storage_buffers as usize) < AdamW::BUFFERS;
+    /// The same for training on devices of this profile, where an update binds so many storage buffers. `takes` selects
+    /// matrices for Muon.
+    pub(crate) fn for_training(
+        graph: &Graph,
+        params: &[Value],
+        profile: &Profile,
+        buffers: usize,
+        takes: impl Fn(&str, &Shape) -> bool,
+    ) -> Result<Self> {
+        // Where an update binds too many buffers, its settings lie in one binding with a gradient.
+        let merged = (profile.max_storage_buffers as usize) < buffers;
         let room = profile.max_tensor_bytes().saturating_sub(if merged { SETTINGS_BYTES } else { 0 });
-        let layout = Self::with_muon(named(graph, params)?, room, |name, shape| muon && is_hidden_matrix(name, shape))?;
+        let layout = Self::with_muon(named(graph, params)?, room, takes)?;
         // Tables are in parts as the graph's.
         Ok(ArenaLayout { max_bytes: profile.max_tensor_bytes(), ..layout })
     }

@@ -1,51 +1,42 @@
 //! The update of all parameters, on the GPU.
 
 use super::arena::{Arena, ArenaLayout};
-use super::muon::MuonConfig;
+use super::config::OptimizerConfig;
 use super::plan::OptimizerPlan;
-use super::schedule::AdamWConfig;
 use crate::device::timeline::Timeline;
 use crate::device::{ExecOptions, Executable, Gpu, Tensor};
 use crate::error::{Error, Result};
 use crate::graph::Value;
 use crate::plan::Plan;
 
-/// Updates all parameters on the GPU: global norm, clipping, then AdamW, or Muon for the matrices set apart for it.
+/// Updates all parameters on the GPU: global norm, clipping, then the update of each.
 ///
-/// A [`Trainer`](crate::train::Trainer) has one. Create one yourself to train a graph of your own, and call
+/// A [`GraphTrainer`](crate::train::GraphTrainer) has one. Create one yourself for a training loop of your own, and call
 /// [`record`](Self::record) after the backward pass, in the same encoder.
 #[derive(Debug)]
 pub struct Optimizer {
-    config: AdamWConfig,
-    /// First moments: those of AdamW, and Muon's momentum.
+    config: OptimizerConfig,
+    /// First moments: those of AdamW, Muon's momentum, the velocity of SGD. Empty for SGD without momentum.
     pub m: Arena,
     /// Second moments of everything that AdamW updates.
     pub v: Arena,
     exec: Executable,
-    /// `None` if AdamW updates nothing.
     hyper: Option<Value>,
-    muon: Option<(MuonConfig, Value)>,
+    muon_hyper: Option<Value>,
     norm: Value,
 }
 
 impl Optimizer {
-    /// Moments for `params`, zeroed, and the dispatches of a step: AdamW for all of them.
-    pub async fn new(gpu: &Gpu, config: AdamWConfig, params: &Arena, grads: &Arena) -> Result<Self> {
-        let plan = OptimizerPlan::new(config, None, &params.layout, gpu.profile())?;
+    /// Moments for `params`, zeroed, and the dispatches of a step. Muon updates the matrices that the arenas' layout
+    /// has for it ([`ArenaLayout::with_muon`]), at least one.
+    pub async fn new(gpu: &Gpu, config: impl Into<OptimizerConfig>, params: &Arena, grads: &Arena) -> Result<Self> {
+        let plan = OptimizerPlan::new(config, &params.layout, gpu.profile())?;
         Self::from_plan(gpu, &plan, params, grads).await
     }
 
-    /// The same with Muon for the matrices that the arenas' layout has for it
-    /// ([`ArenaLayout::with_muon`]), at least one.
-    pub async fn with_muon(
-        gpu: &Gpu,
-        config: AdamWConfig,
-        muon: MuonConfig,
-        params: &Arena,
-        grads: &Arena,
-    ) -> Result<Self> {
-        let plan = OptimizerPlan::new(config, Some(muon), &params.layout, gpu.profile())?;
-        Self::from_plan(gpu, &plan, params, grads).await
+    /// [`new`](Self::new), waiting.
+    pub fn new_blocking(gpu: &Gpu, config: impl Into<OptimizerConfig>, params: &Arena, grads: &Arena) -> Result<Self> {
+        gpu.run_blocking(Self::new(gpu, config, params, grads))
     }
 
     /// What a plan says, on arenas of its layout.
@@ -58,14 +49,14 @@ impl Optimizer {
                 return Err(Error::data(tensor, expected, got));
             }
         }
-        let m = gpu.scoped(|| Arena::zeros(gpu, "first moments", &plan.layout)).await?;
+        let m = gpu.scoped(|| Arena::zeros(gpu, "first moments", &plan.first)).await?;
         let v = gpu.scoped(|| Arena::zeros(gpu, "second moments", &plan.second)).await?;
         let arenas = [params, grads, &m, &v];
         let bindings = plan.bound.iter().map(|(value, range)| Ok((*value, range.of(arenas)?)));
         let options = ExecOptions::bound(bindings.collect::<Result<_>>()?);
         let exec = Executable::new(gpu, plan.plan.clone(), options).await?;
-        let OptimizerPlan { config, hyper, muon, norm, .. } = *plan;
-        Ok(Optimizer { config, m, v, exec, hyper, muon, norm })
+        let OptimizerPlan { config, hyper, muon_hyper, norm, .. } = *plan;
+        Ok(Optimizer { config, m, v, exec, hyper, muon_hyper, norm })
     }
 
     /// Records an update with learning rate `lr`. `step` counts from 0 and determines the bias correction.
@@ -103,15 +94,26 @@ impl Optimizer {
         profile(&self.exec).await
     }
 
+    /// Records what the kernels read: the settings at this rate and step.
     fn record_hyper(&self, encoder: &mut wgpu::CommandEncoder, lr: f64, step: u64) -> Result<()> {
-        let adamw = self.config.settings(lr)?.values(step.saturating_add(1));
-        if let Some((muon, value)) = &self.muon {
-            self.exec.record_write(encoder, *value, &muon.values(lr, self.config.max_grad_norm)?)?;
-        }
-        match self.hyper {
-            Some(value) => self.exec.record_write(encoder, value, &adamw),
+        let mut write = |value: Option<Value>, data: &[f32]| match value {
+            Some(value) => self.exec.record_write(encoder, value, data),
             None => Ok(()),
+        };
+        match &self.config {
+            OptimizerConfig::AdamW(adamw) => write(self.hyper, &adamw.at(lr, step)?),
+            OptimizerConfig::Muon { muon, adamw } => {
+                let hyper = adamw.at(lr, step)?;
+                write(self.muon_hyper, &muon.values(lr, adamw.max_grad_norm)?)?;
+                write(self.hyper, &hyper)
+            }
+            OptimizerConfig::Sgd(sgd) => write(self.hyper, &sgd.values(lr)?),
         }
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &OptimizerConfig {
+        &self.config
     }
 
     /// The global norm of the gradient in the last step, before clipping: `[1]`.

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use super::arena::{Arena, ArenaLayout, numbered};
+use super::config::{OptimizerConfig, SgdConfig};
 use super::muon::{Batch, MuonConfig};
-use super::schedule::AdamWConfig;
 use crate::device::Tensor;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
+use crate::ops::sgd::Sgd;
 use crate::plan::Plan;
 use crate::plan::requirements::Requirements;
 use crate::profile::Profile;
@@ -22,22 +23,26 @@ use crate::tensor::TensorType;
 ///
 /// let profile = Profile::portable(AdapterClass::Gpu);
 /// let layout = ArenaLayout::new(vec![("w".into(), [64, 64].into())], profile.max_tensor_bytes())?;
-/// let plan = OptimizerPlan::new(AdamWConfig::default(), None, &Arc::new(layout), &profile)?;
+/// let plan = OptimizerPlan::new(AdamWConfig::default(), &Arc::new(layout), &profile)?;
 /// assert!(plan.bytes() >= 2 * 4 * 64 * 64); // two moments
 /// assert_eq!(plan.requirements().binding_bytes, 4 * 64 * 64);
 /// # Ok::<(), throughline::Error>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct OptimizerPlan {
-    pub(super) config: AdamWConfig,
-    /// Layout of the parameters, the gradients and the first moments.
+    pub(super) config: OptimizerConfig,
+    /// Layout of the parameters and the gradients.
     pub(super) layout: Arc<ArenaLayout>,
+    /// Layout of the first moments.
+    pub(super) first: Arc<ArenaLayout>,
     /// Layout of the second moments.
     pub(super) second: Arc<ArenaLayout>,
     pub(super) plan: Arc<Plan>,
     pub(super) bound: Vec<(Value, Range)>,
+    /// The input for the settings of AdamW or SGD; `None` if Muon updates everything.
     pub(super) hyper: Option<Value>,
-    pub(super) muon: Option<(MuonConfig, Value)>,
+    /// The input for those of Muon, if it is used.
+    pub(super) muon_hyper: Option<Value>,
     pub(super) norm: Value,
 }
 
@@ -76,42 +81,40 @@ impl Range {
 }
 
 impl OptimizerPlan {
-    /// Plans the update of parameters in arenas of this layout. If `muon` is set, Muon updates the parts that the
-    /// layout sets apart for it. AdamW updates the others.
+    /// Plans the update of parameters in arenas of this layout. Muon updates the parts that the layout sets apart for
+    /// it.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] names a setting with an impossible value: see [`AdamWConfig::validate`].
-    pub fn new(
-        config: AdamWConfig,
-        muon: Option<MuonConfig>,
-        layout: &Arc<ArenaLayout>,
-        profile: &Profile,
-    ) -> Result<Self> {
+    /// [`Error::Config`] names a setting with an impossible value: see [`OptimizerConfig::validate`].
+    pub fn new(config: impl Into<OptimizerConfig>, layout: &Arc<ArenaLayout>, profile: &Profile) -> Result<Self> {
+        let config = config.into();
         config.validate()?;
-        if let Some(muon) = &muon {
-            muon.validate()?;
-            if !layout.parts.iter().any(|part| part.muon) {
-                return Err(Error::config(
-                    "muon",
-                    "the layout has no matrices for it: are there any, and does `ArenaLayout::with_muon` know?",
-                ));
-            }
+        if config.muon().is_some() && !layout.parts.iter().any(|part| part.muon) {
+            return Err(Error::config(
+                "muon",
+                "the layout has no matrices for it: name them in `ArenaLayout::with_muon` or `GraphTrainOptions::muon`",
+            ));
         }
-        let second = if muon.is_some() { Arc::new(layout.without_muon()) } else { layout.clone() };
+        let (first, second) = match &config {
+            OptimizerConfig::AdamW(_) => (layout.clone(), layout.clone()),
+            OptimizerConfig::Muon { .. } => (layout.clone(), Arc::new(layout.without_muon())),
+            OptimizerConfig::Sgd(sgd) if sgd.momentum > 0.0 => (layout.clone(), Arc::new(layout.empty())),
+            OptimizerConfig::Sgd(_) => (Arc::new(layout.empty()), Arc::new(layout.empty())),
+        };
         let mut step = StepBuilder { g: Graph::new(), bound: vec![], layout };
         let grads = (0..layout.parts.len()).map(|i| step.part("grads", Which::Grads, i));
         let grads = grads.collect::<Result<Vec<_>>>()?;
         let norm = global_norm(&mut step.g, &grads)?;
-        let parts = (0..layout.parts.len()).filter(|&i| muon.is_none() || !layout.parts[i].muon);
-        let hyper = step.adamw(norm, parts.collect(), &grads)?;
-        let muon = match muon {
-            Some(muon) => Some((muon, step.muon(&muon, norm)?)),
-            None => None,
+        let parts = (0..layout.parts.len()).filter(|&i| config.muon().is_none() || !layout.parts[i].muon);
+        let hyper = match &config {
+            OptimizerConfig::Sgd(sgd) => Some(step.sgd(sgd, norm, &grads)?),
+            _ => step.adamw(norm, parts.collect(), &grads)?,
         };
+        let muon_hyper = config.muon().map(|muon| step.muon(muon, norm)).transpose()?;
         let plan = Arc::new(Plan::new(&step.g, &[norm], profile)?);
         let (layout, bound) = (layout.clone(), step.bound);
-        Ok(OptimizerPlan { config, layout, second, plan, bound, hyper, muon, norm })
+        Ok(OptimizerPlan { config, layout, first, second, plan, bound, hyper, muon_hyper, norm })
     }
 
     /// The plan of an update.
@@ -125,15 +128,15 @@ impl OptimizerPlan {
         Requirements::of(&self.plan).and(Requirements::of_buffer(largest))
     }
 
-    /// Number of elements of the second moments.
-    pub(crate) fn second_len(&self) -> usize {
-        self.second.total_len()
+    /// Number of elements of all moments.
+    pub(crate) fn moments_len(&self) -> usize {
+        self.first.total_len() + self.second.total_len()
     }
 
     /// Bytes of GPU memory for the moments, and for an update while it runs.
     pub fn bytes(&self) -> usize {
         let is_bound = |v| self.bound.iter().any(|(bound, _)| *bound == v);
-        4 * (self.layout.total_len() + self.second.total_len()) + self.plan.allocated_bytes(is_bound)
+        4 * self.moments_len() + self.plan.allocated_bytes(is_bound)
     }
 }
 
@@ -181,6 +184,24 @@ impl StepBuilder<'_> {
             }
         }
         Ok(Some(hyper))
+    }
+
+    /// Adds gradient descent for all parts. Returns the input for its settings.
+    fn sgd(&mut self, config: &SgdConfig, norm: Value, grads: &[Value]) -> Result<Value> {
+        let hyper = self.g.input("hyper", TensorType::f32([4]))?;
+        for (part, &grad) in grads.iter().enumerate() {
+            let mut updated = vec![self.part("params", Which::Params, part)?];
+            if config.momentum > 0.0 {
+                updated.push(self.part("velocity", Which::M, part)?);
+            }
+            let op = Sgd { decay_len: self.layout.parts[part].decay_len, nesterov: config.nesterov };
+            let inputs = [&[updated[0], grad], &updated[1..], &[hyper, norm]].concat();
+            let new = self.g.op(&numbered("sgd", part), op, &inputs)?;
+            for (value, state) in new.into_iter().zip(updated) {
+                self.g.store(value, state)?;
+            }
+        }
+        Ok(hyper)
     }
 
     /// Adds Muon for its parts of the parameters, gradients and momenta. Returns the input for its settings.

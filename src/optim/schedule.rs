@@ -1,11 +1,10 @@
-//! Learning rates by step, and the settings of AdamW.
+//! Learning rates by step.
 
 use std::f64::consts::PI;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::ops::adamw::{AdamWSettings, check_adamw};
 use crate::ops::check_lr;
 
 /// How the learning rate decays after the warm-up.
@@ -79,57 +78,5 @@ impl Schedule {
         let wanted = format!("at least the {} steps of warm-up", self.warmup);
         let decays = self.decay == Decay::Constant || self.steps >= self.warmup;
         Error::unless(decays, "schedule.steps", &wanted, self.steps)
-    }
-}
-
-/// Settings of AdamW and of gradient clipping.
-///
-/// The default is a good start for transformers; change `weight_decay` and the [`Schedule`] first.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct AdamWConfig {
-    /// Decay rate of the first moment, in `[0, 1)`.
-    pub beta1: f64,
-    /// Decay rate of the second moment, in `[0, 1)`.
-    pub beta2: f64,
-    /// Added to the root of the second moment for numerical stability; positive, also as f32.
-    pub eps: f64,
-    /// Decoupled weight decay, applied to tensors of two or more dimensions. Each step subtracts it times the learning
-    /// rate times the weight, which must be no more than the whole weight.
-    pub weight_decay: f64,
-    /// Largest global norm of the gradient; 0 turns clipping off.
-    pub max_grad_norm: f64,
-}
-
-impl AdamWConfig {
-    /// Checks the settings, as PyTorch does and a little stricter: what would make weights that are no numbers, such as
-    /// an `eps` that is zero as f32, is an error too. It names the first field with an impossible value. Plans,
-    /// optimisers and trainers call this themselves.
-    ///
-    /// ```
-    /// use throughline::optim::AdamWConfig;
-    /// let error = AdamWConfig { beta2: 1.0, ..Default::default() }.validate().unwrap_err();
-    /// assert_eq!(error.to_string(), "setting `beta2`: must be at least 0 and below 1, as f32 too, but is 1");
-    /// ```
-    pub fn validate(&self) -> Result<()> {
-        self.check_at(0.0)
-    }
-
-    /// The same at the highest learning rate of a run.
-    pub(crate) fn check_at(&self, lr: f64) -> Result<()> {
-        check_adamw([lr, self.beta1, self.beta2, self.eps, self.weight_decay, self.max_grad_norm])
-    }
-
-    /// The values that kernels read in a step.
-    pub(super) fn settings(&self, lr: f64) -> Result<AdamWSettings> {
-        self.check_at(lr)?;
-        let [lr, beta1, beta2, eps, weight_decay, max_grad_norm] =
-            [lr, self.beta1, self.beta2, self.eps, self.weight_decay, self.max_grad_norm].map(|x| x as f32);
-        Ok(AdamWSettings { lr, beta1, beta2, eps, weight_decay, max_grad_norm })
-    }
-}
-
-impl Default for AdamWConfig {
-    fn default() -> Self {
-        AdamWConfig { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, max_grad_norm: 1.0 }
     }
 }

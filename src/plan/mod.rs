@@ -61,7 +61,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, joined};
 use crate::graph::{Names, Op, Source, Value};
 use crate::kernel::Kernel;
 use crate::ops::map::{Chain, Part};
@@ -349,6 +349,15 @@ impl Plan {
         match slot {
             Slot::Buffer(i) => format!("b{i}"),
             Slot::External(i) => self.externals[i].name.clone(),
+        }
+    }
+
+    /// The values in a slot, for messages: `` `x` ``, or `` `x` or `y` `` where several share a buffer over time.
+    pub(crate) fn slot_values(&self, slot: Slot) -> String {
+        let name = |name: &String| format!("`{name}`");
+        match slot {
+            Slot::Buffer(i) => joined(self.buffers[i].values.iter().map(name), " or "),
+            Slot::External(i) => name(&self.externals[i].name),
         }
     }
 

@@ -12,7 +12,7 @@ use super::{
     BoundSlot, BufferCopy, BufferSpec, External, Plan, PlannedDispatch, Slot, Step, chains, declared, fuse, variants,
 };
 use crate::error::{Error, Result, joined};
-use crate::graph::{Graph, Node, Op, Source, Value};
+use crate::graph::{Graph, Node, Op, Source, Value, check_outputs};
 use crate::kernel::{Bind, Bound, Launch, Program};
 use crate::ops::map::Chain;
 use crate::profile::Profile;
@@ -472,17 +472,24 @@ impl<'a> Planner<'a> {
         let (max, most) = (self.profile.max_workgroups, groups.into_iter().max().unwrap_or(0));
         if most > max {
             let what = format!("workgroups of `{}` along one dimension", node.name);
-            return Err(Error::limit(what, most.into(), max.into()));
+            let advice =
+                "`Profile::grid` and `Elements` spread the workgroups of an op of your own over two dimensions";
+            return Err(Error::limit(what, most.into(), max.into()).advise(advice));
         }
         if groups.contains(&0) {
-            return Err(Error::Graph(format!("`{}` dispatches {groups:?} workgroups: none", node.name)));
+            return Err(Error::Graph(format!(
+                "`{}` dispatches {groups:?} workgroups, which is none: there must be at least 1 in each dimension",
+                node.name
+            )));
         }
         for (i, a) in binds.iter().enumerate() {
             for b in binds[i + 1..].iter().flatten() {
                 if a.is_some_and(|a| a.slot == b.slot && (a.writes || b.writes)) {
                     return Err(Error::Graph(format!(
-                        "`{}` reads and writes {:?} through two bindings",
-                        node.name, b.slot
+                        "`{}` reads and writes {} through two bindings: bind it once, an input that an output starts as \
+                         through that output",
+                        node.name,
+                        self.plan.slot_values(b.slot)
                     )));
                 }
             }
@@ -538,7 +545,7 @@ impl<'a> Planner<'a> {
 fn check_types(op: &dyn Op, inputs: &[TensorType], outputs: &[TensorType]) -> Result<(), String> {
     let inferred = op.infer(inputs)?;
     match inferred == outputs {
-        true => Ok(()),
+        true => check_outputs(op, inputs, outputs),
         false => {
             let [ours, theirs] = [outputs, &inferred].map(|types| joined(types, ", "));
             Err(format!("the graph has {ours} as its outputs, the op {theirs}"))

@@ -122,7 +122,12 @@ fn tap_value(graph: &Graph, probe: &Probe, tap: &Tap, gradients: &HashMap<Value,
     let who = format!("probe `{}`", probe.name);
     let mut value = find(graph, &who, tap.node())?;
     if matches!(tap, Tap::Gradient(_)) {
-        let missing = || Error::Graph(format!("{who}: the gradient of `{}` was not asked for", tap.node()));
+        let missing = || {
+            Error::Graph(format!(
+                "{who}: there is no gradient of `{}`: `Instruments::with_gradients` adds it",
+                tap.node()
+            ))
+        };
         value = gradients.get(&value).copied().ok_or_else(missing)?;
         graph.check_values(&[value], |_| format!("{who}: the gradient of `{}`", tap.node()))?;
     }

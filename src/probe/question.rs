@@ -109,5 +109,5 @@ pub(super) fn find(graph: &Graph, who: &str, name: &str) -> Result<Value> {
         graph.contains(value).then_some(value)
     };
     let found = graph.find(name).or_else(|| name.rsplit_once(':').and_then(output));
-    found.ok_or_else(|| Error::Graph(format!("{who}: the graph has no node `{name}`")))
+    found.ok_or_else(|| Error::Graph(format!("{who}: the graph has no node `{name}`: printed, it lists them all")))
 }

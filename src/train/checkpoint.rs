@@ -7,31 +7,23 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 
-use super::config::TrainConfig;
+use super::config::{MAX_STEPS, TrainConfig};
 use super::trainer::Trainer;
-use crate::device::{Gpu, PIECE, PIECE_BYTES, Tensor, Uploads, pieces, read_part};
+use crate::device::{Gpu, PIECE_BYTES, pieces};
 use crate::error::{Error, Result, quoted};
 use crate::files::NewFile;
 pub use crate::files::write_atomically;
-use crate::format::{Stored, StoredTensor, Weights, safetensors_start};
+use crate::format::{Stored, StoredTensor, Weights};
 use crate::hash::fnv1a;
-use crate::nn::{rows_of_part, table_of_part};
-use crate::optim::Arena;
+use crate::optim::{self, Arena, Named, OPTIMIZER};
 use crate::tensor::Shape;
 
 /// Key of the metadata entry with the [`RunState`].
 const KEY: &str = "throughline";
-
-/// What the names of the optimiser's tensors begin with.
-const OPTIMIZER: &str = "optimizer.";
-
-/// More steps than any run takes: at one per microsecond, 9000 years.
-const MAX_STEPS: u64 = 1 << 58;
 
 /// Settings and position of a run, stored next to the tensors.
 ///
@@ -64,6 +56,12 @@ impl RunState {
             alphabet: alphabet.to_string(),
             text_hash,
         }
+    }
+
+    /// The entry of a file's metadata.
+    fn metadata(&self, path: impl Into<PathBuf>) -> Result<HashMap<String, String>> {
+        let state = serde_json::to_string(self).map_err(|e| Error::format(path, e))?;
+        Ok(HashMap::from([(KEY.to_string(), state)]))
     }
 
     /// What is wrong with the state of a file with so many tensors.
@@ -155,16 +153,8 @@ impl Checkpoint {
     /// The state of a trainer after everything submitted so far, in host memory: to compare it, or to keep it without a
     /// file. Resolves once the device has been polled; outside of frames, use [`of_blocking`](Self::of_blocking).
     pub async fn of(trainer: &Trainer, alphabet: &str, text_hash: u64) -> Result<Self> {
-        let state = RunState::of(trainer, alphabet, text_hash);
-        let tensors = tables(&arenas(trainer));
-        let mut file =
-            start(&state, &tensors).map_err(|e| Error::data("checkpoint", "a state that can be saved", e))?;
-        for table in &tensors {
-            for (tensor, piece) in table.pieces() {
-                file.extend_from_slice(bytemuck::cast_slice(&read_part(trainer.gpu(), tensor, piece).await?));
-            }
-        }
-        Self::from_bytes("checkpoint", file)
+        let state = RunState::of(trainer, alphabet, text_hash).metadata("checkpoint")?;
+        Self::from_bytes("checkpoint", optim::to_bytes(trainer.gpu(), "checkpoint", state, &arenas(trainer)).await?)
     }
 
     /// [`of`](Self::of), waiting for the GPU.
@@ -178,17 +168,8 @@ impl Checkpoint {
     /// Resolves once the device has been polled, several times for a large model. Until then, submit nothing that
     /// changes the trainer. Outside of frames, use [`save_trainer_blocking`](Self::save_trainer_blocking).
     pub async fn save_trainer(trainer: &Trainer, alphabet: &str, text_hash: u64, path: &Path) -> Result<()> {
-        let tensors = tables(&arenas(trainer));
-        let state = RunState::of(trainer, alphabet, text_hash);
-        let start = start(&state, &tensors).map_err(|e| Error::format(path, e))?;
-        let mut file = NewFile::create(path)?;
-        file.write(&start)?;
-        for table in &tensors {
-            for (tensor, piece) in table.pieces() {
-                file.write(bytemuck::cast_slice(&read_part(trainer.gpu(), tensor, piece).await?))?;
-            }
-        }
-        file.commit()
+        let state = RunState::of(trainer, alphabet, text_hash).metadata(path)?;
+        optim::save(trainer.gpu(), path, state, &arenas(trainer)).await
     }
 
     /// [`save_trainer`](Self::save_trainer), waiting for the GPU.
@@ -221,14 +202,7 @@ impl Checkpoint {
     /// If a tensor is missing, has another shape, or is not one of the trainer's: then the trainer is as it was. If the
     /// file cannot be read to its end, restore another one, since some of the tensors have been written.
     pub async fn restore(&self, trainer: &mut Trainer) -> Result<()> {
-        let arenas = arenas(trainer);
-        let found = arenas.map(|(prefix, arena)| self.find(prefix, arena)).into_iter().collect::<Result<Vec<_>>>()?;
-        self.check_all_used(&trainer.params)?;
-        let mut uploads = Uploads::new(trainer.gpu());
-        for (arena, parts) in arenas.iter().map(|(_, arena)| *arena).zip(found) {
-            write(&mut uploads, arena, &parts).await?;
-        }
-        uploads.finish()?;
+        optim::restore(trainer.gpu(), &self.tensors, &arenas(trainer), "trainer's").await?;
         trainer.set_step_count(self.state.step);
         Ok(())
     }
@@ -253,41 +227,12 @@ impl Checkpoint {
     /// Puts the weights into an arena, for inference. Resolves like [`restore`](Self::restore); outside of frames, use
     /// [`restore_weights_blocking`](Self::restore_weights_blocking).
     pub async fn restore_weights(&self, gpu: &Gpu, params: &Arena) -> Result<()> {
-        let found = self.find("", params)?;
-        let mut uploads = Uploads::new(gpu);
-        write(&mut uploads, params, &found).await?;
-        uploads.finish()
+        optim::restore_some(gpu, &self.tensors, params).await
     }
 
     /// [`restore_weights`](Self::restore_weights), waiting for the GPU.
     pub fn restore_weights_blocking(&self, gpu: &Gpu, params: &Arena) -> Result<()> {
         gpu.run_blocking(self.restore_weights(gpu, params))
-    }
-
-    /// The stored tensor of each tensor of an arena, its shape checked, and the first byte in it.
-    fn find(&self, prefix: &str, arena: &Arena) -> Result<Vec<(StoredTensor<'_>, usize)>> {
-        let find = |(name, shape): &(String, Shape)| {
-            let stored = self.tensors.get(&format!("{prefix}{}", table_of_part(name).0))?;
-            let rows = rows_of_part(name, shape, stored.shape()).ok_or_else(|| {
-                let message =
-                    format!("tensor {} has shape {}, expected {shape}", quoted(stored.name()), stored.shape());
-                Error::format(self.tensors.path(), message)
-            })?;
-            Ok((stored, 4 * rows.start * shape.cols()))
-        };
-        arena.layout.tensors.iter().map(find).collect()
-    }
-
-    /// Returns an error if there are weights that these parameters lack: the file is of another model.
-    fn check_all_used(&self, params: &Arena) -> Result<()> {
-        let known: Vec<&str> = params.layout.tensors.iter().map(|(name, _)| table_of_part(name).0).collect();
-        match self.weights().find(|(name, _)| !known.contains(name)) {
-            None => Ok(()),
-            Some((name, _)) => {
-                let message = format!("tensor {} is not one of the trainer's", quoted(name));
-                Err(Error::format(self.tensors.path(), message))
-            }
-        }
     }
 
     /// Writes the file atomically: a temporary file first, which then takes its place. Whatever happens, the path holds
@@ -305,7 +250,7 @@ impl Checkpoint {
     fn write(&self, path: &Path, keep: impl Fn(&str) -> bool) -> Result<()> {
         let tensors: Vec<StoredTensor<'_>> = self.tensors.iter().filter(|tensor| keep(tensor.name())).collect();
         let described = tensors.iter().map(|tensor| (tensor.name().to_string(), tensor.shape().dims().to_vec()));
-        let start = start_of(&self.state, described).map_err(|e| Error::format(path, e))?;
+        let start = optim::start_of(self.state.metadata(path)?, described).map_err(|e| Error::format(path, e))?;
         let mut file = NewFile::create(path)?;
         file.write(&start)?;
         for tensor in tensors {
@@ -317,63 +262,7 @@ impl Checkpoint {
     }
 }
 
-/// A tensor of the file: one of an arena's, or a table that is in parts there. Files do not contain parts, which
-/// another device may not need.
-struct Table<'a> {
-    name: String,
-    dims: Vec<usize>,
-    parts: Vec<&'a Tensor>,
-}
-
-impl<'a> Table<'a> {
-    /// Its elements, in order: ranges of tensors.
-    fn pieces(&self) -> impl Iterator<Item = (&'a Tensor, Range<usize>)> + use<'a, '_> {
-        self.parts.iter().flat_map(|&part| pieces(0..part.ty().len(), PIECE).map(move |piece| (part, piece)))
-    }
-}
-
-/// What is in the arenas of a trainer, under the names that it has in a file.
-fn tables<'a>(arenas: &[(&'static str, &'a Arena); 3]) -> Vec<Table<'a>> {
-    let mut tables: Vec<Table<'a>> = vec![];
-    for (prefix, arena) in arenas {
-        for ((name, shape), tensor) in arena.layout.tensors.iter().zip(&arena.tensors) {
-            let (table, first) = table_of_part(name);
-            let name = format!("{prefix}{table}");
-            // The parts of a table follow each other.
-            match tables.last_mut().filter(|whole| first > 0 && whole.name == name) {
-                Some(whole) => {
-                    whole.dims[0] += shape.rows();
-                    whole.parts.push(tensor);
-                }
-                None => tables.push(Table { name, dims: shape.dims().to_vec(), parts: vec![tensor] }),
-            }
-        }
-    }
-    tables
-}
-
-/// The file up to its data.
-fn start(state: &RunState, tables: &[Table<'_>]) -> Result<Vec<u8>, String> {
-    start_of(state, tables.iter().map(|table| (table.name.clone(), table.dims.clone())))
-}
-
-fn start_of(state: &RunState, tensors: impl Iterator<Item = (String, Vec<usize>)>) -> Result<Vec<u8>, String> {
-    let state = serde_json::to_string(state).map_err(|e| e.to_string())?;
-    safetensors_start(tensors.map(|(name, dims)| (name, Dtype::F32, dims)), HashMap::from([(KEY.to_string(), state)]))
-}
-
-/// Writes what [`Checkpoint::find`] has found for an arena.
-async fn write(uploads: &mut Uploads, arena: &Arena, found: &[(StoredTensor<'_>, usize)]) -> Result<()> {
-    for (tensor, (stored, start)) in arena.tensors.iter().zip(found) {
-        for piece in pieces(0..4 * tensor.ty().len(), PIECE_BYTES) {
-            let bytes = stored.part(start + piece.start..start + piece.end)?;
-            uploads.write(tensor, piece.start, &bytes).await?;
-        }
-    }
-    Ok(())
-}
-
-fn arenas(trainer: &Trainer) -> [(&'static str, &Arena); 3] {
-    let optimizer = &trainer.optimizer;
-    [("", &trainer.params), ("optimizer.m.", &optimizer.m), ("optimizer.v.", &optimizer.v)]
+fn arenas(trainer: &Trainer) -> [Named<'_>; 3] {
+    let optimizer = trainer.optimizer();
+    [("", trainer.params()), ("optimizer.m.", &optimizer.m), ("optimizer.v.", &optimizer.v)]
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::nn::{Block, StandardBlock, Transformer, TransformerConfig};
-use crate::optim::{AdamWConfig, MuonConfig, Schedule};
+use crate::optim::{AdamWConfig, MuonConfig, OptimizerConfig, Schedule};
 use crate::probe::{Patch, Probe};
 use crate::profile::Profile;
 
@@ -70,6 +70,14 @@ impl TrainConfig {
         self.seq_len.unwrap_or(self.model.context)
     }
 
+    /// The optimiser that [`adamw`](Self::adamw) and [`muon`](Self::muon) describe.
+    pub fn optimizer(&self) -> OptimizerConfig {
+        match self.muon {
+            Some(muon) => OptimizerConfig::Muon { muon, adamw: self.adamw },
+            None => self.adamw.into(),
+        }
+    }
+
     /// Checks all settings. The error names the first field with an impossible value. Plans and trainers call this
     /// themselves, also with a configuration from a checkpoint.
     ///
@@ -88,13 +96,12 @@ impl TrainConfig {
         check_count("micro_batches", self.micro_batches)?;
         check_count("seq_len", self.seq_len())?;
         self.schedule.validate()?;
-        self.adamw.check_at(self.schedule.peak)?;
-        self.muon.map_or(Ok(()), |muon| {
-            muon.validate()?;
-            muon.check_at(self.schedule.peak, self.adamw.max_grad_norm)
-        })
+        self.optimizer().check_at(self.schedule.peak)
     }
 }
+
+/// More steps than any run takes: at one per microsecond, 9000 years.
+pub(super) const MAX_STEPS: u64 = 1 << 58;
 
 /// Checks a number of sequences, tokens or batches.
 pub(super) fn check_count(field: &'static str, n: usize) -> Result<()> {

@@ -1,19 +1,18 @@
-//! A trainer, planned before there is a device: its three plans, and which of their values are in arenas.
+//! A trainer of a language model, planned before there is a device: its step, and evaluation on the same parameters.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::config::{TrainConfig, TrainOptions};
-use crate::device::Gpu;
-use crate::error::{Error, Result};
-use crate::graph::{Graph, ParamInit, Value};
+use super::data::Batch;
+use super::graph::{Feed, GraphTrainConfig, GraphTrainOptions, GraphTrainPlan};
+use crate::error::Result;
+use crate::graph::{Graph, Source, Value};
 use crate::nn::Transformer;
-use crate::optim::{ArenaLayout, OptimizerPlan};
+use crate::optim::ArenaLayout;
 use crate::plan::Plan;
 use crate::plan::requirements::Requirements;
-use crate::probe::{self, Instruments};
-use crate::profile::{Lanes, Profile};
-use crate::tensor::TensorType;
+use crate::probe;
+use crate::profile::Profile;
 
 /// The plan of a [`Trainer`](super::Trainer): what it needs of a device and how much memory it takes, before there is
 /// one.
@@ -44,40 +43,33 @@ use crate::tensor::TensorType;
 #[derive(Clone, Debug)]
 pub struct TrainPlan {
     pub(super) config: TrainConfig,
-    /// Layout of the parameters, the gradients and the first moments.
-    pub(super) layout: Arc<ArenaLayout>,
-    /// Initialisation of each parameter, in the layout's order; empty if they stay zero.
-    pub(super) inits: Vec<ParamInit>,
-    pub(super) forward_backward: StepPlan,
-    pub(super) evaluation: StepPlan,
-    pub(super) optimizer: OptimizerPlan,
-    lanes: Lanes,
+    pub(super) training: GraphTrainPlan,
+    /// Inputs of the training step.
+    pub(super) inputs: Inputs,
+    pub(super) evaluation: EvaluationPlan,
 }
 
-/// A planned graph with the values that a step writes and reads, and those that are bound to arenas.
-#[derive(Clone, Debug)]
-pub(super) struct StepPlan {
-    pub plan: Arc<Plan>,
-    /// Bound to the parameters, in the layout's order.
-    pub params: Vec<Value>,
-    /// Bound to the gradients, if they are computed.
-    pub grads: Vec<Value>,
-    pub tokens: Value,
-    pub targets: Value,
-    /// The micro-batch's share of the targets that count, if there are several.
-    pub weight: Option<Value>,
+/// What a graph with a model and a loss reads.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Inputs {
+    tokens: Value,
+    targets: Value,
     /// Zeros, if the model has token types.
     pub token_types: Option<Value>,
-    pub dropout_seed: Option<Value>,
-    pub loss: Value,
-    pub loss_state: Option<Value>,
-    pub instruments: Option<Instruments>,
 }
 
-impl StepPlan {
-    /// Bytes of this step, not counting the arenas.
-    fn bytes(&self) -> usize {
-        self.plan.allocated_bytes(|v| self.params.contains(&v) || self.grads.contains(&v))
+/// Forward and loss alone, on the same parameters.
+#[derive(Clone, Debug)]
+pub(super) struct EvaluationPlan {
+    pub plan: Arc<Plan>,
+    pub inputs: Inputs,
+    pub loss: Value,
+}
+
+impl Inputs {
+    /// The data of a batch.
+    pub fn feeds<'a>(&self, batch: &'a Batch) -> [Feed<'a>; 2] {
+        [self.tokens.with(&batch.tokens), self.targets.with(&batch.targets)]
     }
 }
 
@@ -85,35 +77,21 @@ impl TrainPlan {
     /// Like [`new`](Self::new), without advice on what would fit.
     pub(super) fn as_is(config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Result<Self> {
         config.validate()?;
-        let (graph, gpt) = options.build(profile, config, true)?;
-        let layout = Arc::new(ArenaLayout::for_training(&graph, &gpt.params, profile, config.muon.is_some())?);
-        let plan = TrainPlan {
-            config: config.clone(),
-            inits: gpt.params.iter().filter_map(|&p| graph.init(p)).filter(|_| options.init).collect(),
-            forward_backward: training_plan(graph, &gpt, (config, options), profile)?,
-            evaluation: evaluation_plan(config, options, profile)?,
-            optimizer: OptimizerPlan::new(config.adamw, config.muon, &layout, profile)?,
-            layout,
-            lanes: profile.lanes(),
-        };
-        plan.check_memory(options.max_bytes)?;
-        Ok(plan)
-    }
-
-    fn check_memory(&self, max_bytes: Option<u64>) -> Result<()> {
-        let bytes = self.bytes();
-        match max_bytes.filter(|&max| bytes as u64 > max) {
-            None => Ok(()),
-            Some(max) => {
-                let (parameters, arenas) = (self.parameter_count(), self.arena_bytes());
-                let arenas = format!("{arenas} of them for {parameters} parameters with gradients and moments");
-                Err(Error::limit(
-                    format!("bytes of GPU memory for training by `max_bytes` ({arenas})"),
-                    bytes as u64,
-                    max,
-                ))
-            }
+        let (mut graph, gpt) = options.build(profile, config, true)?;
+        let (inputs, loss) = add_loss(&mut graph, &gpt)?;
+        let mut probes = options.probes.clone();
+        if options.standard_probes {
+            probes.extend(probe::standard(&graph, &gpt.stream, true));
         }
+        let of_graph = GraphTrainOptions { probes, init: options.init, ..GraphTrainOptions::default() };
+        let plan = TrainPlan {
+            training: GraphTrainPlan::new(graph, loss, &config.of_graph(), &of_graph, profile)?,
+            evaluation: EvaluationPlan::new(config, options, profile)?,
+            config: config.clone(),
+            inputs,
+        };
+        plan.training.check_memory(plan.bytes(), options.max_bytes)?;
+        Ok(plan)
     }
 
     /// The configuration that was planned.
@@ -123,127 +101,61 @@ impl TrainPlan {
 
     /// The plans of forward and backward, of evaluation, and of the update. A [`Tuner`](crate::Tuner) takes them.
     pub fn plans(&self) -> [&Plan; 3] {
-        [&self.forward_backward.plan, &self.evaluation.plan, self.optimizer.plan()]
+        let [step, update] = self.training.plans();
+        [step, &self.evaluation.plan, update]
     }
 
-    /// The layout of the parameters' arena, shared by gradients and first moments.
+    /// The layout of the parameters' arena, which is that of the gradients, too.
     pub fn layout(&self) -> &ArenaLayout {
-        &self.layout
+        self.training.layout()
     }
 
     /// What a device must offer.
     pub fn requirements(&self) -> Requirements {
-        let [forward_backward, evaluation, _] = self.plans().map(Requirements::of);
-        forward_backward.and(evaluation).and(self.optimizer.requirements())
+        self.training.requirements().and(Requirements::of(&self.evaluation.plan))
     }
 
     /// Number of trained values.
     pub fn parameter_count(&self) -> usize {
-        self.layout.tensors.iter().map(|(_, shape)| shape.len()).sum()
+        self.training.parameter_count()
     }
 
     /// Bytes of GPU memory: parameters, gradients, moments, activations, evaluation, inputs.
     pub fn bytes(&self) -> usize {
-        let steps = self.forward_backward.bytes() + self.evaluation.bytes();
-        2 * 4 * self.layout.total_len() + self.optimizer.bytes() + steps
-    }
-
-    fn arena_bytes(&self) -> usize {
-        4 * (3 * self.layout.total_len() + self.optimizer.second_len())
-    }
-
-    /// Returns an error if this plan does not suit the device.
-    pub(super) fn check(&self, gpu: &Gpu) -> Result<()> {
-        gpu.check(&self.requirements(), self.lanes)
+        self.training.bytes() + self.evaluation.bytes()
     }
 }
 
-/// Forward, loss and gradients, with the gradients stored in states.
-fn training_plan(
-    mut g: Graph,
-    gpt: &Transformer,
-    (config, options): (&TrainConfig, &TrainOptions<'_>),
-    profile: &Profile,
-) -> Result<StepPlan> {
-    let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
-    let mut loss = g.cross_entropy("loss", gpt.logits, targets)?;
-    let accumulate = config.micro_batches > 1;
-    let mut weight = None;
-    if accumulate {
-        let share = g.input("loss.weight", TensorType::f32([1]))?;
-        loss = g.mul("loss.mean", loss, share)?;
-        weight = Some(share);
+impl TrainConfig {
+    /// What a [`GraphTrainer`](super::GraphTrainer) knows of these settings.
+    fn of_graph(&self) -> GraphTrainConfig {
+        let TrainConfig { schedule, micro_batches, seed, .. } = *self;
+        GraphTrainConfig { optimizer: self.optimizer(), schedule, micro_batches, seed }
     }
-    let params = gpt.params.clone();
-    let mut probes = options.probes.clone();
-    if options.standard_probes {
-        probes.extend(probe::standard(&g, &gpt.stream, true));
-    }
-    let tapped = [&params[..], &probe::gradient_taps(&g, &probes)?].concat();
-    let gradients = g.gradients(loss, &tapped)?;
-    let mut by_value: HashMap<Value, Value> = tapped.into_iter().zip(gradients.iter().copied()).collect();
-    let mut grads = vec![];
-    // Where gradients accumulate, the addition to the state is a node. Fusion then folds it into the op that computes
-    // the gradient.
-    for (&param, &gradient) in params.iter().zip(&gradients) {
-        let state = g.state(&format!("{}.grad_state", g.name(param)), g.ty(param).clone())?;
-        let value = match accumulate {
-            true => g.residual_add(&format!("{}.grad_sum", g.name(param)), state, gradient)?,
-            false => gradient,
-        };
-        g.store(value, state)?;
-        by_value.insert(param, value);
-        grads.push(state);
-    }
-    let mut loss_state = None;
-    if accumulate {
-        let state = g.state("loss_state", TensorType::f32([1]))?;
-        let sum = g.residual_add("loss_sum", state, loss)?;
-        g.store(sum, state)?;
-        loss_state = Some(state);
-    }
-    let instruments = match probes.is_empty() {
-        true => None,
-        false => Some(Instruments::new(&mut g, &probes, &by_value)?),
-    };
-    let outputs = instruments.as_ref().map_or(vec![], Instruments::outputs);
-    let plan = Arc::new(Plan::new(&g, &[&[loss], &outputs[..]].concat(), profile)?);
-    let Transformer { tokens, token_types, dropout_seed, .. } = *gpt;
-    Ok(StepPlan {
-        plan,
-        params,
-        grads,
-        tokens,
-        targets,
-        weight,
-        token_types,
-        dropout_seed,
-        loss,
-        loss_state,
-        instruments,
-    })
 }
 
-/// Forward and loss alone, on the same parameters.
-fn evaluation_plan(config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Result<StepPlan> {
-    let (mut g, gpt) = options.build(profile, config, false)?;
+impl EvaluationPlan {
+    fn new(config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Result<Self> {
+        let (mut graph, gpt) = options.build(profile, config, false)?;
+        let (inputs, loss) = add_loss(&mut graph, &gpt)?;
+        Ok(EvaluationPlan { plan: Arc::new(Plan::new(&graph, &[loss], profile)?), inputs, loss })
+    }
+
+    /// Values and names of its parameters.
+    pub fn params(&self) -> impl Iterator<Item = (Value, &str)> {
+        let params = self.plan.externals.iter().filter(|external| matches!(external.source, Source::Param(_)));
+        params.map(|external| (external.value, &external.name[..]))
+    }
+
+    /// Bytes, not counting the parameters.
+    fn bytes(&self) -> usize {
+        self.plan.allocated_bytes(|value| self.params().any(|(param, _)| param == value))
+    }
+}
+
+/// Adds the loss of a model's logits.
+fn add_loss(g: &mut Graph, gpt: &Transformer) -> Result<(Inputs, Value)> {
     let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
     let loss = g.cross_entropy("loss", gpt.logits, targets)?;
-    let plan = Arc::new(Plan::new(&g, &[loss], profile)?);
-    let params = gpt.params;
-    let (weight, dropout_seed, loss_state, instruments) = (None, None, None, None);
-    let (tokens, token_types, grads) = (gpt.tokens, gpt.token_types, vec![]);
-    Ok(StepPlan {
-        plan,
-        params,
-        grads,
-        tokens,
-        targets,
-        weight,
-        token_types,
-        dropout_seed,
-        loss,
-        loss_state,
-        instruments,
-    })
+    Ok((Inputs { tokens: gpt.tokens, targets, token_types: gpt.token_types }, loss))
 }

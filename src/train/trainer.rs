@@ -1,15 +1,19 @@
-//! A training step as one submit: forward, backward, clipping and AdamW, with nothing read back.
+//! A language model in training: batches, the weights of micro-batches, and evaluation.
+
+use std::collections::HashMap;
+use std::time::Duration;
 
 use super::config::{TrainConfig, TrainOptions};
 use super::data::{Batch, counted};
-use super::plan::{StepPlan, TrainPlan};
+use super::graph::{Feeds, GraphTrainer, SlicedStep, StepLoss, StepSlices};
+use super::plan::{EvaluationPlan, Inputs, TrainPlan};
 use crate::device::timeline::Timeline;
-use crate::device::{ExecOptions, Executable, Gpu, Readback, Tally, Tensor, Uploads};
+use crate::device::{ExecOptions, Executable, Gpu, Readback, Tensor};
 use crate::error::{Error, Result};
 use crate::graph::Value;
 use crate::optim::{Arena, Optimizer};
 use crate::plan::Plan;
-use crate::probe::{Instruments, ProbeReadback};
+use crate::probe::ProbeReadback;
 
 /// A model in training: parameters and moments on the GPU, and the step that updates them.
 ///
@@ -36,74 +40,51 @@ use crate::probe::{Instruments, ProbeReadback};
 /// ```
 #[derive(Debug)]
 pub struct Trainer {
-    gpu: Gpu,
-    pub(super) config: TrainConfig,
-    /// Parameters. Their names and shapes are in the layout.
-    pub params: Arena,
-    /// Gradients of the last step.
-    pub grads: Arena,
-    /// Moments, and the update.
-    pub optimizer: Optimizer,
-    pub(super) forward_backward: StepGraph,
-    evaluation: StepGraph,
+    config: TrainConfig,
+    training: GraphTrainer,
+    inputs: Inputs,
+    evaluation: Evaluation,
     /// Bytes of GPU memory.
     bytes: usize,
-    steps: Tally,
-    /// Probes of the last step, until they are taken.
-    probes: Option<ProbeReadback>,
 }
 
-/// An executable with the values that a step writes and reads.
+/// Forward and loss alone, on the same parameters.
 #[derive(Debug)]
-pub(super) struct StepGraph {
-    pub(super) exec: Executable,
-    tokens: Value,
-    targets: Value,
-    weight: Option<Value>,
-    dropout_seed: Option<Value>,
+struct Evaluation {
+    exec: Executable,
+    inputs: Inputs,
     loss: Value,
-    loss_state: Option<Value>,
-    instruments: Option<Instruments>,
 }
 
-impl StepGraph {
-    async fn new(gpu: &Gpu, step: &StepPlan, params: &Arena, grads: &Arena) -> Result<Self> {
-        let bound = (step.params.iter().zip(&params.tensors)).chain(step.grads.iter().zip(&grads.tensors));
-        let bindings = bound.map(|(&value, tensor)| (value, tensor.clone())).collect();
-        let exec = Executable::new(gpu, step.plan.clone(), ExecOptions::bound(bindings)).await?;
-        if let Some(types) = step.token_types {
-            let len = exec.plan().find(types)?.1.len();
-            exec.write(types, &vec![0u32; len])?;
+impl Evaluation {
+    async fn new(plan: &EvaluationPlan, training: &GraphTrainer) -> Result<Self> {
+        let bound = plan.params().filter_map(|(value, name)| Some((value, training.param(name)?)));
+        let options = ExecOptions::bound(bound.collect());
+        let exec = Executable::new(training.gpu(), plan.plan.clone(), options).await?;
+        let evaluation = Evaluation { exec, inputs: plan.inputs, loss: plan.loss };
+        if let Some(types) = plan.inputs.token_types {
+            evaluation.exec.write(types, &zeros(&plan.plan, types)?)?;
         }
-        let StepPlan { tokens, targets, weight, dropout_seed, loss, loss_state, .. } = *step;
-        let instruments = step.instruments.clone();
-        Ok(StepGraph { exec, tokens, targets, weight, dropout_seed, loss, loss_state, instruments })
+        Ok(evaluation)
+    }
+
+    /// Submits a pass over a batch. Returns the loss on its way to the host.
+    fn submit(&self, batch: &Batch) -> Result<Readback> {
+        let gpu = self.exec.gpu();
+        let mut encoder = gpu.encoder("evaluation");
+        for feed in self.inputs.feeds(batch) {
+            feed.record(&self.exec, &mut encoder)?;
+        }
+        self.exec.record(&mut encoder)?;
+        let loss = self.exec.tensor(self.loss)?.record_read(gpu, &mut encoder);
+        gpu.submit(encoder)?;
+        Ok(loss)
     }
 }
 
-/// The loss of a submitted step, to be read when convenient: the mean cross-entropy over all targets that count.
-///
-/// It is NaN or infinite if training has diverged, and stays so. Look at it now and then, stop, and continue from a
-/// checkpoint at a lower learning rate.
-#[derive(Debug)]
-pub struct StepLoss {
-    /// The step that this is the loss of.
-    pub step: u64,
-    readback: Readback,
-    submitted: wgpu::SubmissionIndex,
-}
-
-impl StepLoss {
-    /// The mean cross-entropy in nats per token. Waits for this step, but not for later ones.
-    pub fn wait_blocking(self) -> Result<f32> {
-        self.readback.gpu().wait_for_blocking(self.submitted.clone())?;
-        Ok(self.readback.wait_blocking::<f32>()?[0])
-    }
-
-    /// The mean cross-entropy in nats per token. Resolves once the device has been polled after the step.
-    pub async fn take(self) -> Result<f32> {
-        Ok(self.readback.take::<f32>().await?[0])
-    }
+/// Zeros for an input of ids.
+fn zeros(plan: &Plan, input: Value) -> Result<Vec<u32>> {
+    Ok(vec![0; plan.find(input)?.1.len()])
 }
 
 impl Trainer {
@@ -141,27 +122,16 @@ impl Trainer {
     /// # }
     /// ```
     pub async fn from_plan(gpu: &Gpu, plan: &TrainPlan) -> Result<Self> {
-        plan.check(gpu)?;
-        let (layout, config) = (&plan.layout, plan.config.clone());
-        let params = gpu.scoped(|| Arena::zeros(gpu, "parameters", layout)).await?;
-        let grads = gpu.scoped(|| Arena::zeros(gpu, "gradients", layout)).await?;
-        let mut uploads = Uploads::new(gpu);
-        for (((name, shape), tensor), init) in layout.tensors.iter().zip(&params.tensors).zip(&plan.inits) {
-            let values = init.values(shape.len(), config.seed, name);
-            uploads.write(tensor, 0, bytemuck::cast_slice(&values)).await?;
+        let training = GraphTrainer::from_plan(gpu, &plan.training, &HashMap::new()).await?;
+        if let Some(types) = plan.inputs.token_types {
+            training.write(types, &zeros(training.plan(), types)?)?;
         }
-        uploads.finish()?;
         Ok(Trainer {
-            gpu: gpu.clone(),
-            forward_backward: StepGraph::new(gpu, &plan.forward_backward, &params, &grads).await?,
-            evaluation: StepGraph::new(gpu, &plan.evaluation, &params, &grads).await?,
-            optimizer: Optimizer::from_plan(gpu, &plan.optimizer, &params, &grads).await?,
+            evaluation: Evaluation::new(&plan.evaluation, &training).await?,
+            config: plan.config.clone(),
+            inputs: plan.inputs,
             bytes: plan.bytes(),
-            config,
-            params,
-            grads,
-            steps: Tally::default(),
-            probes: None,
+            training,
         })
     }
 
@@ -170,29 +140,50 @@ impl Trainer {
         &self.config
     }
 
+    /// The trainer of the model's graph, which this one feeds with batches: for its files, and for other graphs on the
+    /// same parameters.
+    pub fn graph_trainer(&self) -> &GraphTrainer {
+        &self.training
+    }
+
     /// Number of completed steps. One that was recorded counts as completed, unless its encoder was dropped.
     pub fn step_count(&self) -> u64 {
-        self.steps.count()
+        self.training.step_count()
     }
 
     /// Sets the number of completed steps. The learning rate schedule and the bias correction follow it.
     pub fn set_step_count(&mut self, step: u64) {
-        self.steps.set(step);
+        self.training.set_step_count(step);
     }
 
     /// The device that this trains on.
     pub fn gpu(&self) -> &Gpu {
-        &self.gpu
+        self.training.gpu()
     }
 
     /// The plan of forward and backward.
     pub fn plan(&self) -> &Plan {
-        self.forward_backward.exec.plan()
+        self.training.plan()
+    }
+
+    /// Parameters. Their names and shapes are in the layout.
+    pub fn params(&self) -> &Arena {
+        self.training.params()
+    }
+
+    /// Gradients of the last step.
+    pub fn grads(&self) -> &Arena {
+        self.training.grads()
+    }
+
+    /// Moments, and the update.
+    pub fn optimizer(&self) -> &Optimizer {
+        self.training.optimizer()
     }
 
     /// Number of trained values.
     pub fn parameter_count(&self) -> usize {
-        self.params.layout.tensors.iter().map(|(_, shape)| shape.len()).sum()
+        self.training.parameter_count()
     }
 
     /// Bytes of GPU memory, as planned in [`TrainPlan::bytes`].
@@ -208,17 +199,7 @@ impl Trainer {
     /// If a batch has not the size of the plan, an id is not in the vocabulary (the error names it and its place), or
     /// all targets are [`IGNORE_INDEX`](super::data::IGNORE_INDEX). This is found before anything is recorded.
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepLoss> {
-        let step = self.step_count();
-        let mut encoder = self.gpu.encoder("training step");
-        let readback = self.record(&mut encoder, batches)?;
-        let submitted = self.gpu.submit(encoder).inspect_err(|_| {
-            self.steps.set(step);
-            self.probes = None;
-        })?;
-        if let Some(probes) = &mut self.probes {
-            probes.submitted = Some(submitted.clone());
-        }
-        Ok(StepLoss { step, readback, submitted })
+        self.training.step(self.feeds(batches)?)
     }
 
     /// The answers of the probes in the last step, on their way to the host. Take them right after the step, and read
@@ -243,14 +224,14 @@ impl Trainer {
     /// # }
     /// ```
     pub fn take_probes(&mut self) -> Option<ProbeReadback> {
-        self.probes.take()
+        self.training.take_probes()
     }
 
     /// Queues a write of an input that a patch added, such as `h.3.attn.o.factor`. It affects training and evaluation
     /// alike.
     pub fn write_patch(&self, input: &str, data: &[f32]) -> Result<()> {
         let mut found = false;
-        for exec in [&self.forward_backward.exec, &self.evaluation.exec] {
+        for exec in [self.training.exec(), &self.evaluation.exec] {
             if let Some(external) = exec.plan().externals.iter().find(|e| e.name == input) {
                 exec.write(external.value, data)?;
                 found = true;
@@ -268,94 +249,66 @@ impl Trainer {
     ///
     /// Submit the encoder, or drop it: then the step does not count, and its loss and probes are an `Err`.
     pub fn record(&mut self, encoder: &mut wgpu::CommandEncoder, batches: &[Batch]) -> Result<Readback> {
-        let weights = self.check(batches)?;
-        self.clear(encoder)?;
-        for (batch, weight) in batches.iter().zip(weights) {
-            self.load(encoder, batch, weight)?;
-            self.forward_backward.exec.record(encoder)?;
-        }
-        self.update(encoder)
+        self.training.record(encoder, self.feeds(batches)?)
     }
 
-    /// Records what follows the last micro-batch.
-    pub(super) fn update(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<Readback> {
-        let step = self.step_count();
-        if let Some(instruments) = &self.forward_backward.instruments {
-            self.probes = Some(instruments.record_read(&self.forward_backward.exec, encoder, step)?);
-        }
-        self.optimizer.record(encoder, self.config.schedule.at(step), step)?;
-        self.steps.record(encoder);
-        Ok(self.loss()?.record_read(&self.gpu, encoder))
-    }
-
-    /// Runs one step and measures where its time goes, node by node. It is a normal step, except that the copies of the
-    /// batch are not timed. Resolves once the device has been polled. Like [`Executable::profile`], it needs a device
-    /// with timestamps.
+    /// Runs one step and measures where its time goes, node by node: see [`GraphTrainer::profile`].
     pub async fn profile(&mut self, batches: &[Batch]) -> Result<Timeline> {
-        self.profile_by(batches, async |exec| exec.profile().await).await
+        self.training.profile(self.feeds(batches)?).await
     }
 
     /// [`profile`](Self::profile), waiting; without timestamps by the host's clock.
     pub fn profile_blocking(&mut self, batches: &[Batch]) -> Result<Timeline> {
-        let gpu = self.gpu.clone();
-        gpu.run_blocking(self.profile_by(batches, async |exec| exec.profile_blocking()))
+        self.training.profile_blocking(self.feeds(batches)?)
     }
 
-    async fn profile_by(
+    /// Divides steps into slices of at most `budget` each, to train within the frames of an application: see
+    /// [`GraphTrainer::slices`].
+    pub fn slices(&self, profile: &Timeline, budget: Duration) -> Result<StepSlices> {
+        self.training.slices(profile, budget)
+    }
+
+    /// Starts a step in slices. Records nothing yet. Errors are those of [`step`](Self::step).
+    ///
+    /// ```no_run
+    /// # use throughline::train::{Trainer, data::Batch};
+    /// # fn app(trainer: &mut Trainer, batches: &[Batch]) -> throughline::Result<()> {
+    /// # let (device, queue) = (trainer.gpu().device().clone(), trainer.gpu().queue().clone());
+    /// let profile = trainer.profile_blocking(batches)?; // once; a step like others
+    /// let slices = trainer.slices(&profile, std::time::Duration::from_micros(500))?;
+    /// let mut step = trainer.start_sliced(&slices, batches)?;
+    /// // A frame: your passes and one slice, in one submit.
+    /// let mut encoder = device.create_command_encoder(&Default::default());
+    /// if let Some(loss) = trainer.record_slice(&mut encoder, &mut step)? {
+    ///     step = trainer.start_sliced(&slices, batches)?;
+    ///     # drop(loss);
+    /// }
+    /// queue.submit([encoder.finish()]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn start_sliced(&self, slices: &StepSlices, batches: &[Batch]) -> Result<SlicedStep> {
+        self.training.start_sliced(slices, self.feeds(batches)?)
+    }
+
+    /// Records the next slice of a step: see [`GraphTrainer::record_slice`].
+    pub fn record_slice(
         &mut self,
-        batches: &[Batch],
-        profile: impl AsyncFn(&Executable) -> Result<Timeline>,
-    ) -> Result<Timeline> {
-        let weights = self.check(batches)?;
-        let mut timelines = vec![];
-        for (i, (batch, weight)) in batches.iter().zip(weights).enumerate() {
-            let mut encoder = self.gpu.encoder("profiled training step");
-            if i == 0 {
-                self.clear(&mut encoder)?;
-            }
-            self.load(&mut encoder, batch, weight)?;
-            self.gpu.submit(encoder)?;
-            timelines.push(profile(&self.forward_backward.exec).await?);
-        }
-        let step = self.step_count();
-        let update = self.optimizer.profile_by(self.config.schedule.at(step), step, profile).await?;
-        self.steps.set(step.saturating_add(1));
-        Ok(timelines.into_iter().rev().fold(update, |rest, part| part.then(rest)))
+        encoder: &mut wgpu::CommandEncoder,
+        step: &mut SlicedStep,
+    ) -> Result<Option<Readback>> {
+        self.training.record_slice(encoder, step)
     }
 
-    /// Records the clearing of what accumulates over micro-batches.
-    pub(super) fn clear(&self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
-        let s = &self.forward_backward;
-        if let Some(loss) = s.loss_state {
-            // Gradients and loss accumulate over micro-batches.
-            let loss = s.exec.tensor(loss)?;
-            self.grads.parts.iter().for_each(|part| encoder.clear_buffer(part.buffer(), 0, None));
-            encoder.clear_buffer(loss.buffer(), loss.offset(), Some(loss.ty().storage_bytes() as u64));
-        }
-        Ok(())
-    }
-
-    /// Records the copy of a micro-batch into the inputs.
-    pub(super) fn load(&self, encoder: &mut wgpu::CommandEncoder, batch: &Batch, weight: f32) -> Result<()> {
-        let s = &self.forward_backward;
-        if let Some(value) = s.weight {
-            s.exec.record_write(encoder, value, &[weight])?;
-        }
-        if let Some(seed) = s.dropout_seed {
-            s.exec.record_write(encoder, seed, &[self.config.seed as u32, self.step_count() as u32])?;
-        }
-        s.exec.record_write(encoder, s.tokens, &batch.tokens)?;
-        s.exec.record_write(encoder, s.targets, &batch.targets)
-    }
-
-    /// Checks that these are the batches of a step. Returns the weight of each: its share of the targets that count.
-    pub(super) fn check(&self, batches: &[Batch]) -> Result<Vec<f32>> {
+    /// The data of a step, checked. Each batch weighs as much as its share of the targets that count.
+    fn feeds<'a>(&self, batches: &'a [Batch]) -> Result<Feeds<'a>> {
         let n = self.config.micro_batches;
         if batches.len() != n {
             return Err(Error::data("batches", format!("{n}, one for each micro-batch"), batches.len()));
         }
         let (counts, total) = self.counted(batches)?;
-        Ok(counts.into_iter().map(|count| (count as f64 / total as f64) as f32).collect())
+        let weights: Vec<f32> = counts.into_iter().map(|count| (count as f64 / total as f64) as f32).collect();
+        Ok(Feeds::micro_batches(batches.iter().map(|batch| self.inputs.feeds(batch))).weighted(weights))
     }
 
     /// Checks sizes and ids of batches, and counts the targets of each and of all.
@@ -369,8 +322,7 @@ impl Trainer {
 
     /// The loss of the last step, on the GPU: `[1]`.
     pub fn loss(&self) -> Result<Tensor> {
-        let s = &self.forward_backward;
-        s.exec.tensor(s.loss_state.unwrap_or(s.loss))
+        self.training.loss()
     }
 
     /// Mean loss in nats per token over all targets that count of one or more batches, without dropout.
@@ -384,15 +336,9 @@ impl Trainer {
             return Err(Error::data("batches", "at least one", "none"));
         }
         let (counts, total) = self.counted(batches)?;
-        let s = &self.evaluation;
         let mut losses = vec![];
         for (batch, count) in batches.iter().zip(counts).filter(|(_, count)| *count > 0) {
-            let mut encoder = self.gpu.encoder("evaluation");
-            s.exec.record_write(&mut encoder, s.tokens, &batch.tokens)?;
-            s.exec.record_write(&mut encoder, s.targets, &batch.targets)?;
-            s.exec.record(&mut encoder)?;
-            losses.push((s.exec.tensor(s.loss)?.record_read(&self.gpu, &mut encoder), count));
-            self.gpu.submit(encoder)?;
+            losses.push((self.evaluation.submit(batch)?, count));
         }
         let mut sum = 0.0;
         for (loss, count) in losses {
@@ -403,6 +349,6 @@ impl Trainer {
 
     /// [`evaluate`](Self::evaluate), waiting for the GPU.
     pub fn evaluate_blocking(&self, batches: &[Batch]) -> Result<f32> {
-        self.gpu.run_blocking(self.evaluate(batches))
+        self.gpu().run_blocking(self.evaluate(batches))
     }
 }

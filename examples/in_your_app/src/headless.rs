@@ -79,7 +79,7 @@ pub fn run(options: &Options, headless: &Headless) -> Result<Report> {
     let learner = &screen.app.learner;
     let loss = Change { first, last: learner.loss_blocking()? };
     let psnr = |mse: f32| -10.0 * mse.log10();
-    let (slices, longest) = learner.slices();
+    let slices = learner.slices();
     let drawing_p50 = Percentiles::of(&drawing).map_or(0.0, |p| p.p50);
     let most = options.budget + Duration::from_secs_f64(drawing_p50 / 1e3);
     let over = training.iter().filter(|&&time| time > most).count();
@@ -91,9 +91,9 @@ pub fn run(options: &Options, headless: &Headless) -> Result<Report> {
         height: options.picture.height,
         steps: learner.steps(),
         budget_us: options.budget.as_micros() as u64,
-        slices,
-        longest_slice_us: longest.as_micros() as u64,
-        step_us: learner.step_time().as_micros() as u64,
+        slices: slices.count(),
+        longest_slice_us: slices.longest().as_micros() as u64,
+        step_us: slices.total().as_micros() as u64,
         frame_ms: FrameTimes { training: Percentiles::of(&training), drawing: Percentiles::of(&drawing) },
         loss,
         psnr_db: Change { first: psnr(loss.first), last: psnr(loss.last) },

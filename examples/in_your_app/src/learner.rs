@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::f64::consts::TAU;
-use std::sync::Arc;
 use std::time::Duration;
 
 use throughline::graph::ParamInit;
-use throughline::optim::{AdamWConfig, Arena, ArenaLayout, Optimizer};
+use throughline::optim::AdamWConfig;
 use throughline::rng::Rng;
-use throughline::{ExecOptions, Executable, Gpu, Graph, Pace, Result, Slice, Tensor, TensorType, Value};
+use throughline::train::{GraphTrainConfig, GraphTrainOptions, GraphTrainer, SlicedStep, StepSlices};
+use throughline::{Gpu, Graph, Pace, Result, Tensor, TensorType, Value};
 
 /// Number of random waves that encode a position, each as a sine and a cosine, and the standard deviation of their
 /// frequencies, in periods per picture.
@@ -20,22 +20,16 @@ const BLOCKS: usize = 2;
 const LEARNING_RATE: f64 = 4e-3;
 const SEED: u64 = 1;
 
-/// The network, its gradients and its optimiser, on the app's device. Each frame records as much of a training step as
-/// the budget allows.
+/// The network and its trainer, on the app's device. Each frame records as much of a training step as the budget allows.
 #[derive(Debug)]
 pub struct Learner {
-    gpu: Gpu,
-    /// Forward and backward.
-    exec: Executable,
-    optimizer: Optimizer,
-    loss: Value,
-    slices: Vec<Slice>,
-    /// Estimated time of an update.
-    update: Duration,
+    trainer: GraphTrainer,
+    /// The loss of the most recent picture.
+    loss: Tensor,
+    slices: StepSlices,
+    /// The step in progress.
+    step: SlicedStep,
     pace: Pace,
-    /// Index of the next slice. After the last slice comes the update.
-    next: usize,
-    steps: u64,
 }
 
 impl Learner {
@@ -46,14 +40,9 @@ impl Learner {
         let mut g = gpu.graph();
         let places = g.input("places", TensorType::f32([n, 2 * WAVES]))?;
         let rgb = network(&mut g, places)?;
-        let params = g.params();
 
         let wanted = g.input("target", target.ty().clone())?;
-        let learnt = g.scale("minus_rgb", rgb, -1.0)?;
-        let error = g.add("error", wanted, learnt)?;
-        let squares = g.mul("squares", error, error)?;
-        let sum = g.sum("squares.sum", squares)?;
-        let loss = g.scale("loss", sum, 1.0 / (3 * n) as f32)?;
+        let loss = g.mse("loss", rgb, wanted)?;
 
         // Between two slices of a step, the step's own memory holds intermediate values. What the app reads at that
         // time must be a state, which changes only when the step stores it, all at once.
@@ -62,54 +51,42 @@ impl Learner {
         let last_loss = g.state("last_loss", TensorType::f32([1]))?;
         g.store(loss, last_loss)?;
 
-        let layout = Arc::new(ArenaLayout::of(&g, &params, gpu.profile().max_tensor_bytes())?);
-        let (weights, grads) = (Arena::zeros(gpu, "weights", &layout)?, Arena::zeros(gpu, "gradients", &layout)?);
-        for (i, &p) in params.iter().enumerate() {
-            weights.write_tensor(gpu, i, &g.initial_values(p, SEED).unwrap_or_default())?;
+        let loss_tensor = Tensor::zeros(gpu, "loss", TensorType::f32([1]))?;
+        let bindings =
+            HashMap::from([(wanted, target.clone()), (picture, output.clone()), (last_loss, loss_tensor.clone())]);
+        let options = GraphTrainOptions { bindings, ..GraphTrainOptions::default() };
+        let trainer = |rate: f64| {
+            let adamw = AdamWConfig { weight_decay: 0.0, ..AdamWConfig::default() };
+            let config = GraphTrainConfig { seed: SEED, ..GraphTrainConfig::new(adamw, rate) };
+            let trainer = gpu.run_blocking(GraphTrainer::with_options(gpu, g.clone(), loss, config, &options))?;
+            trainer.write(places, &features(width, n))?;
+            Ok(trainer)
+        };
+        // A step that is measured is a step, so one is measured that learns nothing.
+        let mut still = trainer(0.0)?;
+        let mut profile = still.profile_blocking(&[])?;
+        for _ in 0..3 {
+            profile = profile.shorter(&still.profile_blocking(&[])?);
         }
-        let mut bindings: HashMap<Value, Tensor> =
-            params.iter().copied().zip(weights.tensors.iter().cloned()).collect();
-        bindings.extend([(wanted, target.clone()), (picture, output.clone())]);
-        for ((gradient, &p), tensor) in g.gradients(loss, &params)?.into_iter().zip(&params).zip(&grads.tensors) {
-            let state = g.state(&format!("{}.gradient", g.name(p)), g.ty(p).clone())?;
-            g.store(gradient, state)?;
-            bindings.insert(state, tensor.clone());
-        }
-        let plan = Arc::new(gpu.plan(&g, &[])?);
-        let exec = Executable::new_blocking(gpu, plan, ExecOptions::bound(bindings))?;
-        exec.write(places, &features(width, n))?;
-        let config = AdamWConfig { weight_decay: 0.0, ..AdamWConfig::default() };
-        let optimizer = || pollster::block_on(Optimizer::new(gpu, config, &weights, &grads));
-        // An update changes the moments even at a learning rate of 0, so a second optimiser is measured instead.
-        let (slices, update) = measure(&exec, &optimizer()?, budget)?;
-        let (gpu, pace) = (gpu.clone(), Pace::new(gpu, budget)?);
-        let (optimizer, next, steps) = (optimizer()?, 0, 0);
-        Ok(Learner { gpu, exec, optimizer, loss: last_loss, slices, update, pace, next, steps })
+        let trainer = trainer(LEARNING_RATE)?;
+        // Several slices per budget.
+        let slices = trainer.slices(&profile, budget / 4)?;
+        let step = trainer.start_sliced(&slices, &[])?;
+        Ok(Learner { trainer, loss: loss_tensor, slices, step, pace: Pace::new(gpu, budget)? })
     }
 
     /// Records as many slices as fit the budget: at least one, and none beyond the end of the step.
     pub fn record(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
         let (may, mut taken) = (self.pace.begin(encoder)?, Duration::ZERO);
-        while taken.is_zero() || (self.next > 0 && taken + self.estimate(self.next) <= may) {
+        while taken.is_zero() || taken + self.step.next_estimate() <= may {
             // A kernel may be too short for the clock to measure.
-            taken += self.estimate(self.next).max(Duration::from_nanos(1));
-            match self.slices.get(self.next) {
-                Some(slice) => {
-                    self.exec.record_slice(encoder, slice)?;
-                    self.next += 1;
-                }
-                None => {
-                    self.optimizer.record(encoder, LEARNING_RATE, self.steps)?;
-                    (self.next, self.steps) = (0, self.steps + 1);
-                }
+            taken += self.step.next_estimate().max(Duration::from_nanos(1));
+            if self.trainer.record_slice(encoder, &mut self.step)?.is_some() {
+                self.step = self.trainer.start_sliced(&self.slices, &[])?;
+                break;
             }
         }
         self.pace.end(encoder, taken)
-    }
-
-    /// Estimated time of a slice or, after the last one, of the update.
-    fn estimate(&self, slice: usize) -> Duration {
-        self.slices.get(slice).map_or(self.update, |s| s.estimate)
     }
 
     /// Time that slices take within frames, as a multiple of the estimates.
@@ -117,41 +94,25 @@ impl Learner {
         self.pace.factor()
     }
 
-    /// Number of slices of a step, including the update, and the time of the longest.
-    pub fn slices(&self) -> (usize, Duration) {
-        let longest = (0..=self.slices.len()).map(|i| self.estimate(i)).max();
-        (self.slices.len() + 1, longest.unwrap_or_default())
-    }
-
-    /// Estimated time of a whole step.
-    pub fn step_time(&self) -> Duration {
-        (0..=self.slices.len()).map(|i| self.estimate(i)).sum()
+    /// How a step is sliced.
+    pub fn slices(&self) -> &StepSlices {
+        &self.slices
     }
 
     /// Training steps completed.
     pub fn steps(&self) -> u64 {
-        self.steps
+        self.trainer.step_count()
     }
 
     /// The mean squared error of the most recent picture. Waits for the GPU, so frames do not call it.
     pub fn loss_blocking(&self) -> Result<f32> {
-        Ok(self.exec.read_blocking::<f32>(self.loss)?[0])
+        Ok(self.loss.read_blocking::<f32>(self.gpu())?[0])
     }
 
     /// The device.
     pub fn gpu(&self) -> &Gpu {
-        &self.gpu
+        self.trainer.gpu()
     }
-}
-
-/// Cuts the step into slices, several per budget, by its measured time here; also measures an update.
-fn measure(exec: &Executable, optimizer: &Optimizer, budget: Duration) -> Result<(Vec<Slice>, Duration)> {
-    let (mut step, mut update) = (exec.profile_blocking()?, optimizer.profile_blocking(0.0, 0)?);
-    for _ in 0..3 {
-        step = step.shorter(&exec.profile_blocking()?);
-        update = update.shorter(&optimizer.profile_blocking(0.0, 0)?);
-    }
-    Ok((exec.slices(&step, budget / 4)?, Duration::from_nanos(update.ns())))
 }
 
 /// A residual stream from the features of a position to its colour.

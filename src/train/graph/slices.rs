@@ -2,35 +2,47 @@
 
 use std::time::Duration;
 
-use super::data::Batch;
-use super::trainer::Trainer;
+use super::feed::Feeds;
+use super::trainer::GraphTrainer;
 use crate::device::timeline::Timeline;
 use crate::device::{Fate, Readback, Slice};
 use crate::error::{Error, Result};
 
-/// How the steps of a trainer are sliced. [`Trainer::slices`] returns one.
+/// How the steps of a trainer are sliced. [`GraphTrainer::slices`] returns one.
 #[derive(Clone, Debug)]
 pub struct StepSlices {
     /// Slices of forward and backward of a micro-batch.
     passes: Vec<Slice>,
+    /// Number of micro-batches of a step.
+    micro_batches: usize,
     /// Time of the update, which is always one slice.
     update: Duration,
 }
 
 impl StepSlices {
+    /// The number of slices of a step.
+    pub fn count(&self) -> usize {
+        self.micro_batches * self.passes.len() + 1
+    }
+
+    /// The estimated time of a whole step.
+    pub fn total(&self) -> Duration {
+        self.update + self.passes.iter().map(|s| s.estimate).sum::<Duration>() * self.micro_batches as u32
+    }
+
     /// The estimated time of the longest slice. It exceeds the budget if a single kernel, or the update, does.
     pub fn longest(&self) -> Duration {
         self.passes.iter().map(|s| s.estimate).chain([self.update]).max().unwrap_or_default()
     }
 }
 
-/// A step in progress. Dropping it cancels the step: until its last slice, nothing that others read has changed. If an
-/// encoder with a slice of it is dropped, the step starts over.
+/// A step in progress. Dropping it cancels the step: until its last slice, no parameter has changed. If an encoder with a
+/// slice of it is dropped, the step starts over.
 #[derive(Clone, Debug)]
 pub struct SlicedStep {
     slices: StepSlices,
-    batches: Vec<Batch>,
-    /// The weight of each.
+    feeds: Feeds<'static>,
+    /// The weight of each micro-batch.
     weights: Vec<f32>,
     /// The number of this step.
     step: u64,
@@ -52,37 +64,38 @@ impl SlicedStep {
     }
 }
 
-impl Trainer {
+impl GraphTrainer {
     /// Divides steps into slices of at most `budget` each, by the times of one step, which
     /// [`profile_blocking`](Self::profile_blocking) measures.
     ///
     /// Use it to train within the frames of an application. The update of the weights is always the last slice, as a
     /// whole, so readers of the weights only ever see the end of a step.
     pub fn slices(&self, profile: &Timeline, budget: Duration) -> Result<StepSlices> {
-        let exec = &self.forward_backward.exec;
+        let exec = self.exec();
         let times = profile.command_ns()?;
-        let passes = self.config.micro_batches * exec.command_count();
+        let micro_batches = self.config().micro_batches;
+        let passes = micro_batches * exec.command_count();
         let (Some(pass), Some(update)) = (times.get(..exec.command_count()), times.get(passes..)) else {
             return Err(Error::data("profile", format!("times of at least {passes} commands"), times.len()));
         };
         let update = Duration::from_nanos(update.iter().sum());
-        Ok(StepSlices { passes: exec.slices_of(pass, budget)?, update })
+        Ok(StepSlices { passes: exec.slices_of(pass, budget)?, micro_batches, update })
     }
 
-    /// Starts a step in slices. Records nothing yet. Errors are those of [`step`](Self::step).
+    /// Starts a step in slices, with a copy of the data. Records nothing yet. Errors are those of [`step`](Self::step).
     ///
     /// ```no_run
-    /// # use throughline::train::{Trainer, data::Batch};
-    /// # fn app(trainer: &mut Trainer, batches: &[Batch]) -> throughline::Result<()> {
+    /// # use throughline::train::{Feed, GraphTrainer};
+    /// # fn app(trainer: &mut GraphTrainer, feeds: &[Feed]) -> throughline::Result<()> {
     /// # let (device, queue) = (trainer.gpu().device().clone(), trainer.gpu().queue().clone());
-    /// let profile = trainer.profile_blocking(batches)?; // once; a step like others
+    /// let profile = trainer.profile_blocking(feeds)?; // once; a step like others
     /// let slices = trainer.slices(&profile, std::time::Duration::from_micros(500))?;
-    /// let mut step = trainer.start_sliced(&slices, batches)?;
+    /// let mut step = trainer.start_sliced(&slices, feeds)?;
     /// loop {
     ///     // A frame: your passes and one slice, in one submit.
     ///     let mut encoder = device.create_command_encoder(&Default::default());
     ///     if let Some(loss) = trainer.record_slice(&mut encoder, &mut step)? {
-    ///         step = trainer.start_sliced(&slices, batches)?;
+    ///         step = trainer.start_sliced(&slices, feeds)?;
     ///         # drop(loss);
     ///     }
     ///     queue.submit([encoder.finish()]);
@@ -91,11 +104,11 @@ impl Trainer {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn start_sliced(&self, slices: &StepSlices, batches: &[Batch]) -> Result<SlicedStep> {
-        let weights = self.check(batches)?;
-        let (slices, batches) = (slices.clone(), batches.to_vec());
-        let fates = vec![];
-        Ok(SlicedStep { slices, batches, weights, step: self.step_count(), micro_batch: 0, next: 0, fates })
+    pub fn start_sliced<'a>(&self, slices: &StepSlices, feeds: impl Into<Feeds<'a>>) -> Result<SlicedStep> {
+        let feeds = feeds.into();
+        let weights = self.check(&feeds)?;
+        let (slices, feeds, step) = (slices.clone(), feeds.owned(), self.step_count());
+        Ok(SlicedStep { slices, feeds, weights, step, micro_batch: 0, next: 0, fates: vec![] })
     }
 
     /// Records the next slice of a step. The last slice completes the step and returns the loss, `[1]`, on its way to
@@ -123,21 +136,21 @@ impl Trainer {
         }
         step.fates.retain(|fate| !fate.is_done());
         step.fates.push(Fate::of(encoder));
-        if step.micro_batch == self.config.micro_batches {
+        if step.micro_batch == self.config().micro_batches {
             return self.update(encoder).map(Some);
         }
         if step.next == 0 {
             if step.micro_batch == 0 {
                 self.clear(encoder)?;
             }
-            self.load(encoder, &step.batches[step.micro_batch], step.weights[step.micro_batch])?;
+            self.feed(encoder, &step.feeds.batches[step.micro_batch], step.weights[step.micro_batch])?;
         }
-        self.forward_backward.exec.record_slice(encoder, &step.slices.passes[step.next])?;
+        self.exec().record_slice(encoder, &step.slices.passes[step.next])?;
         step.next += 1;
         if step.next == step.slices.passes.len() {
             step.micro_batch += 1;
             // The update follows the last micro-batch.
-            step.next = if step.micro_batch == self.config.micro_batches { step.next } else { 0 };
+            step.next = if step.micro_batch == self.config().micro_batches { step.next } else { 0 };
         }
         Ok(None)
     }

@@ -1,0 +1,106 @@
+//! The settings of a run on a graph.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::device::Tensor;
+use crate::error::Result;
+use crate::graph::Value;
+use crate::optim::{AdamWConfig, MuonConfig, OptimizerConfig, Schedule, SgdConfig};
+use crate::probe::Probe;
+use crate::train::config::check_count;
+
+/// How a [`GraphTrainer`](super::GraphTrainer) trains.
+///
+/// Start from one of the constructors and change the fields that differ.
+///
+/// ```
+/// use throughline::optim::{AdamWConfig, Decay, Schedule};
+/// use throughline::train::GraphTrainConfig;
+/// let simple = GraphTrainConfig::adamw(1e-3);
+/// let schedule = Schedule { peak: 1e-3, warmup: 100, steps: 5000, final_fraction: 0.1, decay: Decay::Cosine };
+/// let adamw = AdamWConfig { weight_decay: 0.0, ..AdamWConfig::default() };
+/// let config = GraphTrainConfig { schedule, optimizer: adamw.into(), seed: 7, ..simple };
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GraphTrainConfig {
+    /// The optimiser, including weight decay and the norm that gradients are clipped to.
+    pub optimizer: OptimizerConfig,
+    /// Learning rate by step.
+    pub schedule: Schedule,
+    /// Number of micro-batches per step: larger batches without more memory. Their gradients are added up.
+    pub micro_batches: usize,
+    /// Seed of initial parameters and of [`Graph::step_seed`](crate::Graph::step_seed).
+    pub seed: u64,
+}
+
+impl GraphTrainConfig {
+    /// AdamW with its [default settings](AdamWConfig) at a constant learning rate, such as 1e-3.
+    pub fn adamw(lr: f64) -> Self {
+        Self::new(AdamWConfig::default(), lr)
+    }
+
+    /// Plain gradient descent at a constant learning rate, such as 0.1.
+    pub fn sgd(lr: f64) -> Self {
+        Self::new(SgdConfig::default(), lr)
+    }
+
+    /// Muon for [some matrices](GraphTrainOptions::muon) and AdamW for all else, at a constant learning rate that suits
+    /// AdamW, such as 1e-3.
+    pub fn muon(lr: f64) -> Self {
+        Self::new(OptimizerConfig::Muon { muon: MuonConfig::default(), adamw: AdamWConfig::default() }, lr)
+    }
+
+    /// This optimiser at a constant learning rate; one micro-batch; seed 0.
+    pub fn new(optimizer: impl Into<OptimizerConfig>, lr: f64) -> Self {
+        let schedule = Schedule::constant(lr);
+        GraphTrainConfig { optimizer: optimizer.into(), schedule, micro_batches: 1, seed: 0 }
+    }
+
+    /// Checks all settings. The error names the first field with an impossible value. Plans and trainers call this
+    /// themselves.
+    pub fn validate(&self) -> Result<()> {
+        check_count("micro_batches", self.micro_batches)?;
+        self.schedule.validate()?;
+        self.optimizer.check_at(self.schedule.peak)
+    }
+}
+
+/// Options of a [`GraphTrainer`](super::GraphTrainer) that are not settings of the run: what to keep frozen, what to
+/// read, tensors of your own, a memory limit.
+#[derive(Clone, Debug)]
+pub struct GraphTrainOptions {
+    /// Values to [read](super::GraphTrainer::read) after a step, besides the loss.
+    pub outputs: Vec<Value>,
+    /// Parameters that are not trained. They are part of the model all the same: initialised, saved and loaded.
+    pub frozen: Vec<Value>,
+    /// Probes. With several micro-batches they report on the last one, whose loss counts by its weight. Gradients of
+    /// parameters, however, are those of the whole step, before clipping.
+    pub probes: Vec<Probe>,
+    /// Tensors of your own for inputs, states and frozen parameters.
+    pub bindings: HashMap<Value, Tensor>,
+    /// The matrices that Muon updates, if the optimiser is Muon: of hidden layers, not of the first or the last.
+    /// `None` chooses by name, which suits the models of [`nn`](crate::nn): see
+    /// [`is_hidden_matrix`](crate::nn::is_hidden_matrix).
+    pub muon: Option<Vec<Value>>,
+    /// Limit on GPU memory ([`GraphTrainPlan::bytes`](super::GraphTrainPlan::bytes)).
+    pub max_bytes: Option<u64>,
+    /// Whether to draw initial parameters; true by default. Set it to false if all of them are loaded next: it saves
+    /// the time, and parameters may then lack an initialisation. They are zero until then.
+    pub init: bool,
+}
+
+impl Default for GraphTrainOptions {
+    fn default() -> Self {
+        GraphTrainOptions {
+            outputs: vec![],
+            frozen: vec![],
+            probes: vec![],
+            bindings: HashMap::new(),
+            muon: None,
+            max_bytes: None,
+            init: true,
+        }
+    }
+}

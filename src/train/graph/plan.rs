@@ -1,0 +1,289 @@
+//! A graph's training step, planned before there is a device.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use super::config::{GraphTrainConfig, GraphTrainOptions};
+use crate::device::Gpu;
+use crate::error::{Error, Result, quoted};
+use crate::graph::{Graph, ParamInit, Source, Value};
+use crate::nn::is_hidden_matrix;
+use crate::optim::{ArenaLayout, OPTIMIZER, OptimizerPlan};
+use crate::plan::Plan;
+use crate::plan::requirements::Requirements;
+use crate::probe::{self, Instruments};
+use crate::profile::{Lanes, Profile};
+use crate::tensor::{Shape, TensorType};
+
+/// The plan of a [`GraphTrainer`](super::GraphTrainer): what it needs of a device and how much memory it takes, before
+/// there is one.
+///
+/// It is made for a [`Profile`] in milliseconds. Use it to check whether a graph fits, or to request a device with
+/// sufficient limits.
+///
+/// ```
+/// use throughline::graph::ParamInit;
+/// use throughline::train::{GraphTrainConfig, GraphTrainOptions, GraphTrainPlan};
+/// use throughline::{AdapterClass, Graph, Profile, TensorType};
+///
+/// let mut g = Graph::new();
+/// let x = g.input("x", TensorType::f32([256, 64]))?;
+/// let w = g.param_with("w", [64, 64], ParamInit::fan_in(64))?;
+/// let y = g.matmul("y", x, w)?;
+/// let loss = g.sum("loss", y)?;
+///
+/// let (config, options) = (GraphTrainConfig::adamw(1e-3), GraphTrainOptions::default());
+/// // Of an adapter, `Profile::of_adapter`.
+/// let plan = GraphTrainPlan::new(g, loss, &config, &options, &Profile::portable(AdapterClass::Gpu))?;
+/// assert!(plan.bytes() > 4 * plan.parameter_count() * 4); // with gradients and two moments
+/// plan.requirements().check(&wgpu::Limits::default())?;
+/// # Ok::<(), throughline::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct GraphTrainPlan {
+    pub(super) config: GraphTrainConfig,
+    /// Layout of the parameters and the gradients.
+    pub(super) layout: Arc<ArenaLayout>,
+    /// Layout of the frozen parameters, except those that are bound to the caller's tensors.
+    pub(super) frozen: Arc<ArenaLayout>,
+    /// Initialisation of each parameter, then of each frozen one; empty if they stay zero.
+    pub(super) inits: Vec<ParamInit>,
+    pub(super) step: StepPlan,
+    pub(super) optimizer: OptimizerPlan,
+    lanes: Lanes,
+}
+
+/// Forward and backward, with the values that a step writes and reads, and those that are bound to arenas.
+#[derive(Clone, Debug)]
+pub(super) struct StepPlan {
+    pub plan: Arc<Plan>,
+    /// Bound to the parameters, in the layout's order.
+    pub params: Vec<Value>,
+    /// Bound to the gradients.
+    pub grads: Vec<Value>,
+    /// Bound to the frozen parameters.
+    pub frozen: Vec<Value>,
+    /// The micro-batch's weight, if there are several.
+    pub weight: Option<Value>,
+    /// The input that dropout draws from.
+    pub seed: Option<Value>,
+    pub loss: Value,
+    pub loss_state: Option<Value>,
+    pub instruments: Option<Instruments>,
+    /// All that is bound to tensors: those of arenas, and the caller's.
+    bound: HashSet<Value>,
+}
+
+impl GraphTrainPlan {
+    /// Plans the training of all parameters of `graph` that are not frozen, so that `loss`, f32 `[1]`, becomes small.
+    ///
+    /// # Errors
+    ///
+    /// If the loss does not depend on one of the parameters, or one has no initialisation: the error names it.
+    /// [`Error::Limit`] names a tensor and the limit that it exceeds.
+    pub fn new(
+        graph: Graph,
+        loss: Value,
+        config: &GraphTrainConfig,
+        options: &GraphTrainOptions,
+        profile: &Profile,
+    ) -> Result<Self> {
+        config.validate()?;
+        check_values(&graph, loss, options)?;
+        let params = trained(&graph, loss, options)?;
+        let owned = options.frozen.iter().copied().filter(|v| !options.bindings.contains_key(v));
+        let frozen: Vec<Value> = owned.collect();
+        let (by_muon, optimizer) = (muon_takes(&graph, options)?, &config.optimizer);
+        let takes = |name: &str, shape: &Shape| optimizer.muon().is_some() && by_muon(name, shape);
+        let layout = Arc::new(ArenaLayout::for_training(&graph, &params, profile, optimizer.buffers(), takes)?);
+        let frozen_layout = match frozen[..] {
+            [] => layout.empty(),
+            _ => ArenaLayout::of(&graph, &frozen, profile.max_tensor_bytes())?,
+        };
+        let inits = match options.init {
+            true => params.iter().chain(&frozen).map(|&v| init_of(&graph, v)).collect::<Result<_>>()?,
+            false => vec![],
+        };
+        let plan = GraphTrainPlan {
+            config: config.clone(),
+            step: StepPlan::new(graph, loss, [params, frozen], (config, options), profile)?,
+            optimizer: OptimizerPlan::new(config.optimizer, &layout, profile)?,
+            frozen: Arc::new(frozen_layout),
+            inits,
+            layout,
+            lanes: profile.lanes(),
+        };
+        plan.check_memory(plan.bytes(), options.max_bytes)?;
+        Ok(plan)
+    }
+
+    /// Returns an error if training takes more bytes than it may.
+    pub(crate) fn check_memory(&self, bytes: usize, max_bytes: Option<u64>) -> Result<()> {
+        let Some(max) = max_bytes.filter(|&max| bytes as u64 > max) else { return Ok(()) };
+        let arenas = 4 * (2 * self.layout.total_len() + self.optimizer.moments_len());
+        let arenas = format!("{arenas} of them for {} parameters with gradients and moments", self.parameter_count());
+        let what = format!("bytes of GPU memory for training by `max_bytes` ({arenas})");
+        Err(Error::limit(what, bytes as u64, max))
+    }
+
+    /// The configuration that was planned.
+    pub fn config(&self) -> &GraphTrainConfig {
+        &self.config
+    }
+
+    /// The plans of forward and backward, and of the update. A [`Tuner`](crate::Tuner) takes them.
+    pub fn plans(&self) -> [&Plan; 2] {
+        [&self.step.plan, self.optimizer.plan()]
+    }
+
+    /// The layout of the arena of trained parameters, which is that of the gradients, too.
+    pub fn layout(&self) -> &ArenaLayout {
+        &self.layout
+    }
+
+    /// What a device must offer.
+    pub fn requirements(&self) -> Requirements {
+        let largest = self.frozen.parts.iter().map(|part| 4 * part.len).max().unwrap_or(0);
+        let frozen = Requirements::of_buffer(largest);
+        Requirements::of(&self.step.plan).and(self.optimizer.requirements()).and(frozen)
+    }
+
+    /// Number of trained values.
+    pub fn parameter_count(&self) -> usize {
+        self.layout.tensors.iter().map(|(_, shape)| shape.len()).sum()
+    }
+
+    /// Bytes of GPU memory: parameters, gradients, moments, activations, inputs. Without tensors of yours.
+    pub fn bytes(&self) -> usize {
+        let step = self.step.plan.allocated_bytes(|v| self.step.bound.contains(&v));
+        4 * (2 * self.layout.total_len() + self.frozen.total_len()) + self.optimizer.bytes() + step
+    }
+
+    /// Returns an error if this plan does not suit the device.
+    pub(super) fn check(&self, gpu: &Gpu) -> Result<()> {
+        gpu.check(&self.requirements(), self.lanes)
+    }
+}
+
+impl StepPlan {
+    /// Adds the gradients, stored in states, and plans all of it.
+    fn new(
+        mut g: Graph,
+        loss: Value,
+        [params, frozen]: [Vec<Value>; 2],
+        (config, options): (&GraphTrainConfig, &GraphTrainOptions),
+        profile: &Profile,
+    ) -> Result<Self> {
+        let accumulate = config.micro_batches > 1;
+        let (name, mut loss, mut weight) = (g.name(loss).to_string(), loss, None);
+        if accumulate {
+            let share = g.input(&format!("{name}.weight"), TensorType::f32([1]))?;
+            loss = g.mul(&format!("{name}.mean"), loss, share)?;
+            weight = Some(share);
+        }
+        let tapped = [&params[..], &probe::gradient_taps(&g, &options.probes)?].concat();
+        let gradients = g.gradients(loss, &tapped)?;
+        let mut by_value: HashMap<Value, Value> = tapped.into_iter().zip(gradients.iter().copied()).collect();
+        let mut grads = vec![];
+        // Where gradients accumulate, the addition to the state is a node. Fusion then folds it into the op that
+        // computes the gradient.
+        for (&param, &gradient) in params.iter().zip(&gradients) {
+            let state = g.state(&format!("{}.grad_state", g.name(param)), g.ty(param).clone())?;
+            let value = match accumulate {
+                true => g.residual_add(&format!("{}.grad_sum", g.name(param)), state, gradient)?,
+                false => gradient,
+            };
+            g.store(value, state)?;
+            by_value.insert(param, value);
+            grads.push(state);
+        }
+        let mut loss_state = None;
+        if accumulate {
+            let state = g.state(&format!("{name}_state"), TensorType::f32([1]))?;
+            let sum = g.residual_add(&format!("{name}_sum"), state, loss)?;
+            g.store(sum, state)?;
+            loss_state = Some(state);
+        }
+        let instruments = match options.probes[..] {
+            [] => None,
+            _ => Some(Instruments::new(&mut g, &options.probes, &by_value)?),
+        };
+        let probed = instruments.as_ref().map_or(vec![], Instruments::outputs);
+        let plan = Arc::new(Plan::new(&g, &[&[loss], &options.outputs[..], &probed].concat(), profile)?);
+        let seed = g.find_step_seed().filter(|&seed| plan.bound(seed).is_ok());
+        let bound = [&params, &grads, &frozen].into_iter().flatten().chain(options.bindings.keys()).copied().collect();
+        Ok(StepPlan { plan, params, grads, frozen, weight, seed, loss, loss_state, instruments, bound })
+    }
+}
+
+/// Checks that the values that a trainer is made with are of this graph, and what they should be.
+fn check_values(graph: &Graph, loss: Value, options: &GraphTrainOptions) -> Result<()> {
+    graph.check_values(&[loss], |_| "the loss".into())?;
+    graph.check_values(&options.outputs, |i| format!("outputs[{i}]"))?;
+    graph.check_values(&options.frozen, |i| format!("frozen[{i}]"))?;
+    let mut bound: Vec<Value> = options.bindings.keys().copied().collect();
+    bound.sort();
+    graph.check_values(&bound, |_| "a binding".into())?;
+    let is_param = |v: Value| matches!(graph.node(v.node()).source, Source::Param(_));
+    if let Some(&v) = options.frozen.iter().find(|&&v| !is_param(v)) {
+        return Err(Error::Graph(format!("frozen: `{}` is not a parameter", graph.name(v))));
+    }
+    if let Some(&v) = bound.iter().find(|&&v| is_param(v) && !options.frozen.contains(&v)) {
+        let name = graph.name(v);
+        return Err(Error::Graph(format!(
+            "`{name}` is trained in a buffer of the trainer's: only frozen ones are bound"
+        )));
+    }
+    Ok(())
+}
+
+/// The parameters to train: at least one, all of which the loss depends on.
+fn trained(graph: &Graph, loss: Value, options: &GraphTrainOptions) -> Result<Vec<Value>> {
+    let mut params = graph.params();
+    params.retain(|v| !options.frozen.contains(v));
+    if params.is_empty() {
+        return Err(Error::Graph("there are no parameters to train: see `Graph::param_with`".into()));
+    }
+    let needed: HashSet<usize> = graph.needed(&[loss]).into_iter().collect();
+    let loss = graph.name(loss);
+    for &param in &params {
+        let name = graph.name(param);
+        let problem = if !needed.contains(&param.node()) {
+            format!("the loss `{loss}` does not depend on it: use it, or name it in `GraphTrainOptions::frozen`")
+        } else if graph.stores().iter().any(|&(_, state)| state == param) {
+            "the graph stores to it, and the optimiser would, too".into()
+        } else if name.starts_with(OPTIMIZER) {
+            format!("names that begin with `{OPTIMIZER}` are those of moments in checkpoints")
+        } else {
+            continue;
+        };
+        return Err(Error::Graph(format!("parameter {}: {problem}", quoted(name))));
+    }
+    Ok(params)
+}
+
+/// Which parameters are Muon's, by name and shape.
+fn muon_takes(graph: &Graph, options: &GraphTrainOptions) -> Result<impl Fn(&str, &Shape) -> bool + use<>> {
+    let chosen = options.muon.as_deref();
+    let values = chosen.unwrap_or_default();
+    graph.check_values(values, |i| format!("muon[{i}]"))?;
+    if let Some(&v) = values.iter().find(|&&v| graph.ty(v).shape.rank() != 2) {
+        let (name, ty) = (graph.name(v), graph.ty(v));
+        return Err(Error::Graph(format!("muon: `{name}` must be a matrix, but is {ty}")));
+    }
+    let names: Option<HashSet<String>> = chosen.map(|_| values.iter().map(|&v| graph.name(v).to_string()).collect());
+    Ok(move |name: &str, shape: &Shape| match &names {
+        Some(names) => names.contains(name),
+        None => is_hidden_matrix(name, shape),
+    })
+}
+
+fn init_of(graph: &Graph, param: Value) -> Result<ParamInit> {
+    graph.init(param).ok_or_else(|| {
+        Error::Graph(format!(
+            "parameter `{}` has no initialisation: add it with `Graph::param_with`, or set `GraphTrainOptions::init` \
+             to false and load its values",
+            graph.name(param)
+        ))
+    })
+}

@@ -1,0 +1,383 @@
+//! A training step of any graph as one submit: forward, backward, clipping and the update, with nothing read back.
+
+use std::collections::HashMap;
+
+use super::config::{GraphTrainConfig, GraphTrainOptions};
+use super::feed::{Feed, Feeds};
+use super::loss::StepLoss;
+use super::plan::{GraphTrainPlan, StepPlan};
+use crate::device::timeline::Timeline;
+use crate::device::{ExecOptions, Executable, Gpu, Readback, Tally, Tensor, Uploads};
+use crate::error::{Error, Result, joined};
+use crate::graph::{Graph, Source, Value};
+use crate::optim::{Arena, ArenaLayout, Optimizer};
+use crate::plan::{External, Plan};
+use crate::probe::ProbeReadback;
+use crate::tensor::Element;
+
+/// Trains the parameters of a graph of your own, so that a loss becomes small. Parameters and moments stay on the GPU.
+///
+/// ```
+/// use throughline::graph::ParamInit;
+/// use throughline::train::{GraphTrainConfig, GraphTrainer};
+/// use throughline::{Gpu, TensorType};
+///
+/// let gpu = Gpu::headless_blocking()?;
+/// let mut g = gpu.graph();
+/// let x = g.input("x", TensorType::f32([64, 2]))?;
+/// let y = g.input("y", TensorType::u32([64]))?;
+/// let w = g.param_with("w", [2, 2], ParamInit::fan_in(2))?;
+/// let b = g.param_with("b", [2], ParamInit::ZEROS)?;
+/// let logits = g.linear("logits", x, w, Some(b))?;
+/// let loss = g.cross_entropy("loss", logits, y)?;
+///
+/// // Which of two numbers is larger?
+/// let mut rng = throughline::rng::Rng::new(&[0]);
+/// let xs: Vec<f32> = (0..128).map(|_| rng.normal() as f32).collect();
+/// let ys: Vec<u32> = xs.chunks(2).map(|x| u32::from(x[1] > x[0])).collect();
+/// let mut trainer = GraphTrainer::new_blocking(&gpu, g, loss, GraphTrainConfig::adamw(0.1))?;
+/// for _ in 0..100 {
+///     trainer.step(&[x.with(&xs), y.with(&ys)])?; // waits for nothing
+/// }
+/// assert!(trainer.loss_blocking()? < 0.1);
+/// # Ok::<(), throughline::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct GraphTrainer {
+    gpu: Gpu,
+    config: GraphTrainConfig,
+    params: Arena,
+    grads: Arena,
+    /// The frozen parameters that are not in tensors of the caller's.
+    frozen: Arena,
+    optimizer: Optimizer,
+    exec: Executable,
+    step: StepPlan,
+    /// Bytes of GPU memory.
+    bytes: usize,
+    steps: Tally,
+    /// Probes of the last step, until they are taken.
+    probes: Option<ProbeReadback>,
+}
+
+impl GraphTrainer {
+    /// A trainer of all parameters of `graph`, which start from their
+    /// [initialisation](crate::Graph::param_with). `loss` is f32 `[1]`. Resolves once the device has been polled,
+    /// several times for a large model; outside of frames, use [`new_blocking`](Self::new_blocking).
+    ///
+    /// The graph's values remain those of inputs to [feed](Value::with) and of outputs to [read](Self::read).
+    ///
+    /// # Errors
+    ///
+    /// As for [`GraphTrainPlan::new`].
+    pub async fn new(gpu: &Gpu, graph: Graph, loss: Value, config: GraphTrainConfig) -> Result<Self> {
+        Self::with_options(gpu, graph, loss, config, &GraphTrainOptions::default()).await
+    }
+
+    /// [`new`](Self::new), waiting.
+    pub fn new_blocking(gpu: &Gpu, graph: Graph, loss: Value, config: GraphTrainConfig) -> Result<Self> {
+        gpu.run_blocking(Self::new(gpu, graph, loss, config))
+    }
+
+    /// [`new`](Self::new) with outputs to read, frozen parameters, probes, tensors of your own, or a bound on the memory.
+    pub async fn with_options(
+        gpu: &Gpu,
+        graph: Graph,
+        loss: Value,
+        config: GraphTrainConfig,
+        options: &GraphTrainOptions,
+    ) -> Result<Self> {
+        let plan = GraphTrainPlan::new(graph, loss, &config, options, gpu.profile())?;
+        Self::from_plan(gpu, &plan, &options.bindings).await
+    }
+
+    /// A trainer from a plan. Plan first if your application requests its device for this, or wants to know the bytes
+    /// before it allocates them. `bindings` are tensors of yours, as in [`GraphTrainOptions::bindings`].
+    pub async fn from_plan(gpu: &Gpu, plan: &GraphTrainPlan, bindings: &HashMap<Value, Tensor>) -> Result<Self> {
+        plan.check(gpu)?;
+        let params = gpu.scoped(|| Arena::zeros(gpu, "parameters", &plan.layout)).await?;
+        let grads = gpu.scoped(|| Arena::zeros(gpu, "gradients", &plan.layout)).await?;
+        let frozen = gpu.scoped(|| Arena::zeros(gpu, "frozen parameters", &plan.frozen)).await?;
+        let mut uploads = Uploads::new(gpu);
+        let named = |arena: &Arena| arena.layout.tensors.clone().into_iter().zip(arena.tensors.clone());
+        for (((name, shape), tensor), init) in named(&params).chain(named(&frozen)).zip(&plan.inits) {
+            let values = init.values(shape.len(), plan.config.seed, &name);
+            uploads.write(&tensor, 0, bytemuck::cast_slice(&values)).await?;
+        }
+        uploads.finish()?;
+        let step = plan.step.clone();
+        let of_arenas = [(&step.params, &params), (&step.grads, &grads), (&step.frozen, &frozen)];
+        let bound = of_arenas.into_iter().flat_map(|(values, arena)| values.iter().copied().zip(&arena.tensors));
+        // A frozen parameter need not be part of the step.
+        let used = bound.filter(|&(value, _)| step.plan.bound(value).is_ok());
+        let all = used.chain(bindings.iter().map(|(&value, tensor)| (value, tensor)));
+        let options = ExecOptions::bound(all.map(|(value, tensor)| (value, tensor.clone())).collect());
+        Ok(GraphTrainer {
+            exec: Executable::new(gpu, step.plan.clone(), options).await?,
+            optimizer: Optimizer::from_plan(gpu, &plan.optimizer, &params, &grads).await?,
+            gpu: gpu.clone(),
+            config: plan.config.clone(),
+            bytes: plan.bytes(),
+            step,
+            params,
+            grads,
+            frozen,
+            steps: Tally::default(),
+            probes: None,
+        })
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &GraphTrainConfig {
+        &self.config
+    }
+
+    /// Number of completed steps. One that was recorded counts as completed, unless its encoder was dropped.
+    pub fn step_count(&self) -> u64 {
+        self.steps.count()
+    }
+
+    /// Sets the number of completed steps. The learning rate schedule and the bias correction follow it.
+    pub fn set_step_count(&mut self, step: u64) {
+        self.steps.set(step);
+    }
+
+    /// The device that this trains on.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Forward and backward.
+    pub(crate) fn exec(&self) -> &Executable {
+        &self.exec
+    }
+
+    /// The plan of forward and backward.
+    pub fn plan(&self) -> &Plan {
+        self.exec.plan()
+    }
+
+    /// The trained parameters. Their names and shapes are in the layout.
+    pub fn params(&self) -> &Arena {
+        &self.params
+    }
+
+    /// The gradients of the last step, in the layout of the parameters.
+    pub fn grads(&self) -> &Arena {
+        &self.grads
+    }
+
+    /// The [frozen](GraphTrainOptions::frozen) parameters, except those in tensors of yours.
+    pub fn frozen(&self) -> &Arena {
+        &self.frozen
+    }
+
+    /// The update, with its moments.
+    pub fn optimizer(&self) -> &Optimizer {
+        &self.optimizer
+    }
+
+    /// Number of trained values.
+    pub fn parameter_count(&self) -> usize {
+        let ArenaLayout { tensors, .. } = &*self.params.layout;
+        tensors.iter().map(|(_, shape)| shape.len()).sum()
+    }
+
+    /// Bytes of GPU memory, as planned in [`GraphTrainPlan::bytes`].
+    pub fn buffer_bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Runs one step on this data, in one submit and without waiting. The loss can be read later, while the GPU is at
+    /// work on the next steps.
+    ///
+    /// Inputs that are not fed keep what they have, so what stays the same is fed once, or
+    /// [written](Self::write). `&[]` is for steps that need nothing new.
+    ///
+    /// # Errors
+    ///
+    /// If the data of an input has another length or type, or an input never got any: the error names it. This is found
+    /// before anything is recorded.
+    pub fn step<'a>(&mut self, feeds: impl Into<Feeds<'a>>) -> Result<StepLoss> {
+        let step = self.step_count();
+        let mut encoder = self.gpu.encoder("training step");
+        let readback = self.record(&mut encoder, feeds)?;
+        let submitted = self.gpu.submit(encoder).inspect_err(|_| {
+            self.steps.set(step);
+            self.probes = None;
+        })?;
+        if let Some(probes) = &mut self.probes {
+            probes.submitted = Some(submitted.clone());
+        }
+        Ok(StepLoss { step, readback, submitted })
+    }
+
+    /// Records one step into your encoder. Several steps may follow each other in one encoder. Returns the loss, `[1]`,
+    /// on its way to the host. From the second step on, nothing is allocated on the GPU. Errors are those of
+    /// [`step`](Self::step).
+    ///
+    /// Submit the encoder, or drop it: then the step does not count, and its loss and probes are an `Err`.
+    pub fn record<'a>(&mut self, encoder: &mut wgpu::CommandEncoder, feeds: impl Into<Feeds<'a>>) -> Result<Readback> {
+        let feeds = feeds.into();
+        let weights = self.check(&feeds)?;
+        self.clear(encoder)?;
+        for (batch, weight) in feeds.batches.iter().zip(weights) {
+            self.feed(encoder, batch, weight)?;
+            self.exec.record(encoder)?;
+        }
+        self.update(encoder)
+    }
+
+    /// Records what follows the last micro-batch.
+    pub(super) fn update(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<Readback> {
+        let step = self.step_count();
+        if let Some(instruments) = &self.step.instruments {
+            self.probes = Some(instruments.record_read(&self.exec, encoder, step)?);
+        }
+        self.optimizer.record(encoder, self.config.schedule.at(step), step)?;
+        self.steps.record(encoder);
+        Ok(self.loss()?.record_read(&self.gpu, encoder))
+    }
+
+    /// The answers of the probes in the last step, on their way to the host. Take them right after the step, and read
+    /// them once the next step is submitted, so that nothing waits. `None` without probes, before the first step, and
+    /// when called again.
+    pub fn take_probes(&mut self) -> Option<ProbeReadback> {
+        self.probes.take()
+    }
+
+    /// Runs one step and measures where its time goes, node by node. It is a normal step, except that the copies of the
+    /// data are not timed. Resolves once the device has been polled. Like [`Executable::profile`], it needs a device
+    /// with timestamps.
+    pub async fn profile<'a>(&mut self, feeds: impl Into<Feeds<'a>>) -> Result<Timeline> {
+        self.profile_by(&feeds.into(), async |exec| exec.profile().await).await
+    }
+
+    /// [`profile`](Self::profile), waiting; without timestamps by the host's clock.
+    pub fn profile_blocking<'a>(&mut self, feeds: impl Into<Feeds<'a>>) -> Result<Timeline> {
+        let (gpu, feeds) = (self.gpu.clone(), feeds.into());
+        gpu.run_blocking(self.profile_by(&feeds, async |exec| exec.profile_blocking()))
+    }
+
+    async fn profile_by(
+        &mut self,
+        feeds: &Feeds<'_>,
+        profile: impl AsyncFn(&Executable) -> Result<Timeline>,
+    ) -> Result<Timeline> {
+        let weights = self.check(feeds)?;
+        let mut timelines = vec![];
+        for (i, (batch, weight)) in feeds.batches.iter().zip(weights).enumerate() {
+            let mut encoder = self.gpu.encoder("profiled training step");
+            if i == 0 {
+                self.clear(&mut encoder)?;
+            }
+            self.feed(&mut encoder, batch, weight)?;
+            self.gpu.submit(encoder)?;
+            timelines.push(profile(&self.exec).await?);
+        }
+        let step = self.step_count();
+        let update = self.optimizer.profile_by(self.config.schedule.at(step), step, profile).await?;
+        self.steps.set(step.saturating_add(1));
+        Ok(timelines.into_iter().rev().fold(update, |rest, part| part.then(rest)))
+    }
+
+    /// Records the clearing of what accumulates over micro-batches.
+    pub(super) fn clear(&self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+        if let Some(loss) = self.step.loss_state {
+            // Gradients and loss accumulate over micro-batches.
+            let loss = self.exec.tensor(loss)?;
+            self.grads.parts.iter().for_each(|part| encoder.clear_buffer(part.buffer(), 0, None));
+            encoder.clear_buffer(loss.buffer(), loss.offset(), Some(loss.ty().storage_bytes() as u64));
+        }
+        Ok(())
+    }
+
+    /// Records the copy of a micro-batch into the inputs.
+    pub(super) fn feed(&self, encoder: &mut wgpu::CommandEncoder, feeds: &[Feed<'_>], weight: f32) -> Result<()> {
+        if let Some(value) = self.step.weight {
+            self.exec.record_write(encoder, value, &[weight])?;
+        }
+        if let Some(seed) = self.step.seed {
+            self.exec.record_write(encoder, seed, &[self.config.seed as u32, self.step_count() as u32])?;
+        }
+        feeds.iter().try_for_each(|feed| feed.record(&self.exec, encoder))
+    }
+
+    /// Checks that this is the data of a step. Returns the weight of each micro-batch.
+    pub(super) fn check(&self, feeds: &Feeds<'_>) -> Result<Vec<f32>> {
+        let weights = feeds.weights(self.config.micro_batches)?;
+        for batch in &feeds.batches {
+            for (i, feed) in batch.iter().enumerate() {
+                let external = self.input(feed.value)?;
+                feed.data.check(&external.name, &external.ty)?;
+                if batch[..i].iter().any(|earlier| earlier.value == feed.value) {
+                    return Err(Error::data(&external.name, "data once for each micro-batch", "it twice"));
+                }
+            }
+        }
+        let written = self.step.weight.into_iter().chain(self.step.seed);
+        let fed: Vec<Value> = feeds.batches.iter().take(1).flatten().map(|feed| feed.value).chain(written).collect();
+        let missing = self.exec.unset().filter(|external| !fed.contains(&external.value));
+        let missing: Vec<String> = missing.map(|external| format!("`{}`", external.name)).collect();
+        match missing[..] {
+            [] => Ok(weights),
+            _ => Err(Error::Graph(format!(
+                "inputs that were never fed or written: {}. Feed them with `Value::with`",
+                joined(missing, ", ")
+            ))),
+        }
+    }
+
+    /// The input of a value to feed.
+    fn input(&self, value: Value) -> Result<&External> {
+        let plan = self.plan();
+        let found = plan.externals.iter().find(|external| external.value == value);
+        let problem = match found {
+            Some(_) if Some(value) == self.step.seed || Some(value) == self.step.weight => "the trainer writes it",
+            Some(external) if matches!(external.source, Source::Input) => return Ok(external),
+            Some(_) => "it is no input; `GraphTrainer::write` writes states and parameters",
+            None => "it is not an input that the loss or an output depends on",
+        };
+        let name = plan.names.of(value).map_err(|message| Error::Graph(format!("a feed: {message}")))?;
+        Err(Error::Graph(format!("`{name}` cannot be fed: {problem}")))
+    }
+
+    /// Queues a write of an input, state or parameter, to happen before the next submit: data that stays the same for
+    /// many steps.
+    ///
+    /// # Errors
+    ///
+    /// If the value is none of these, or `data` has another length or type.
+    pub fn write<T: Element>(&self, value: Value, data: &[T]) -> Result<()> {
+        self.exec.write(value, data)
+    }
+
+    /// The tensor of one of the [outputs](GraphTrainOptions::outputs), or of an input, state or parameter: to read it
+    /// from passes of your own.
+    pub fn tensor(&self, value: Value) -> Result<Tensor> {
+        self.exec.tensor(value)
+    }
+
+    /// Reads one of the [outputs](GraphTrainOptions::outputs), or an input, state or parameter, as the last submit left
+    /// it. (Between slices of a step, read a state that the step stores to.) Resolves once the device has been polled;
+    /// outside of frames, use [`read_blocking`](Self::read_blocking).
+    pub async fn read<T: Element>(&self, value: Value) -> Result<Vec<T>> {
+        self.exec.read(value).await
+    }
+
+    /// [`read`](Self::read), waiting for the GPU.
+    pub fn read_blocking<T: Element>(&self, value: Value) -> Result<Vec<T>> {
+        self.exec.read_blocking(value)
+    }
+
+    /// The loss of the last step, on the GPU: `[1]`.
+    pub fn loss(&self) -> Result<Tensor> {
+        self.exec.tensor(self.step.loss_state.unwrap_or(self.step.loss))
+    }
+
+    /// The loss of the last step, waiting for it and all that was submitted later. To wait for a single step, keep its
+    /// [`StepLoss`].
+    pub fn loss_blocking(&self) -> Result<f32> {
+        Ok(self.loss()?.read_blocking::<f32>(&self.gpu)?[0])
+    }
+}

@@ -1,0 +1,715 @@
+//! Training of graphs that are not language models: steps against f64, files, slices, and what is told when something
+//! is wrong.
+
+mod common;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use common::gpu;
+use throughline::graph::ParamInit;
+use throughline::ops::muon::MuonStep;
+use throughline::optim::{AdamWConfig, Decay, MuonConfig, OptimizerConfig, Schedule, SgdConfig};
+use throughline::probe::{Measure, Probe, Tap};
+use throughline::reference::{self, Array};
+use throughline::rng::Rng;
+use throughline::train::{Feeds, GraphCheckpoint, GraphTrainConfig, GraphTrainOptions, GraphTrainPlan, GraphTrainer};
+use throughline::{Graph, Result, Tensor, TensorType, Value};
+
+const ROWS: usize = 24;
+const WIDTH: usize = 12;
+
+/// A network with one hidden layer, and its mean squared error.
+struct Net {
+    g: Graph,
+    x: Value,
+    y: Value,
+    out: Value,
+    loss: Value,
+}
+
+fn net(rows: usize, width: usize, dropout: f32) -> Net {
+    let mut g = gpu().graph();
+    let x = g.input("x", TensorType::f32([rows, 3])).unwrap();
+    let y = g.input("y", TensorType::f32([rows, 2])).unwrap();
+    let layer = |g: &mut Graph, name: &str, x: Value, d_out: usize| {
+        let d_in = g.ty(x).shape.cols();
+        let w = g.param_with(&format!("{name}.weight"), [d_in, d_out], ParamInit::fan_in(d_in)).unwrap();
+        let b = g.param_with(&format!("{name}.bias"), [d_out], ParamInit::Uniform(0.1)).unwrap();
+        g.linear(name, x, w, Some(b)).unwrap()
+    };
+    let first = layer(&mut g, "first", x, width);
+    let mut hidden = g.gelu_tanh("gelu", first).unwrap();
+    if dropout > 0.0 {
+        let seed = g.step_seed().unwrap();
+        hidden = g.dropout("drop", hidden, seed, dropout, 1).unwrap();
+    }
+    let hidden = layer(&mut g, "hidden", hidden, width);
+    let out = layer(&mut g, "out", hidden, 2);
+    let loss = g.mse("loss", out, y).unwrap();
+    Net { g, x, y, out, loss }
+}
+
+/// Inputs and targets of a step.
+fn data(step: u64, rows: usize) -> [Vec<f32>; 2] {
+    let mut rng = Rng::new(&[9, step]);
+    let xs: Vec<f32> = (0..3 * rows).map(|_| rng.normal() as f32).collect();
+    let ys = xs.chunks(3).flat_map(|x| [x[0] * x[1], x[2].sin()]).collect();
+    [xs, ys]
+}
+
+fn trainer(net: Net, config: GraphTrainConfig) -> (GraphTrainer, [Value; 3]) {
+    let Net { g, x, y, out, loss } = net;
+    let matrix = g.find("hidden.weight").unwrap();
+    let options = GraphTrainOptions { outputs: vec![out], muon: Some(vec![matrix]), ..Default::default() };
+    let trainer = GraphTrainer::with_options(gpu(), g, loss, config, &options);
+    (gpu().run_blocking(trainer).unwrap(), [x, y, out])
+}
+
+fn train(trainer: &mut GraphTrainer, [x, y, _]: [Value; 3], until: u64) -> Vec<f32> {
+    let mut losses = vec![];
+    while trainer.step_count() < until {
+        let [xs, ys] = data(trainer.step_count(), ROWS);
+        losses.push(trainer.step(&[x.with(&xs), y.with(&ys)]).unwrap().wait_blocking().unwrap());
+    }
+    losses
+}
+
+/// One of each, with every setting in use.
+fn optimizers() -> Vec<OptimizerConfig> {
+    let adamw = AdamWConfig { weight_decay: 0.2, max_grad_norm: 0.5, ..AdamWConfig::default() };
+    let sgd = SgdConfig { momentum: 0.9, nesterov: false, weight_decay: 0.2, max_grad_norm: 0.5 };
+    vec![
+        adamw.into(),
+        OptimizerConfig::Muon { muon: MuonConfig::default(), adamw },
+        sgd.into(),
+        SgdConfig { nesterov: true, ..sgd }.into(),
+        SgdConfig { momentum: 0.0, ..sgd }.into(),
+        SgdConfig::default().into(),
+    ]
+}
+
+fn config(optimizer: OptimizerConfig) -> GraphTrainConfig {
+    let schedule = Schedule { peak: 0.02, warmup: 2, steps: 9, final_fraction: 0.1, decay: Decay::Linear };
+    GraphTrainConfig { schedule, seed: 5, ..GraphTrainConfig::new(optimizer, 0.0) }
+}
+
+fn values(trainer: &GraphTrainer) -> Vec<Vec<f32>> {
+    let optimizer = trainer.optimizer();
+    let arenas = [trainer.params(), &optimizer.m, &optimizer.v, trainer.frozen()];
+    arenas.into_iter().flat_map(|arena| arena.read_blocking(gpu()).unwrap()).collect()
+}
+
+fn bits(values: &[Vec<f32>]) -> Vec<Vec<u32>> {
+    values.iter().map(|v| v.iter().map(|x| x.to_bits()).collect()).collect()
+}
+
+fn fails<T>(result: Result<T>, words: &[&str]) {
+    let Err(error) = result else { panic!("no error with {words:?}") };
+    let error = error.to_string();
+    assert!(words.iter().all(|word| error.contains(word)), "{words:?}: {error}");
+}
+
+// Steps.
+
+/// A run in f64: the graph by the interpreter, the update by its formula.
+struct Reference {
+    net: Net,
+    params: Vec<Value>,
+    gradients: Vec<Value>,
+    values: Vec<Array>,
+    m: Vec<Array>,
+    v: Vec<Array>,
+}
+
+impl Reference {
+    fn new(mut net: Net, seed: u64) -> Self {
+        let params = net.g.params();
+        let gradients = net.g.gradients(net.loss, &params).unwrap();
+        let initial = |&p: &Value| {
+            let values = net.g.initial_values(p, seed).unwrap().into_iter().map(f64::from).collect();
+            Array::new(net.g.ty(p).shape.clone(), values)
+        };
+        let values: Vec<Array> = params.iter().map(initial).collect();
+        let zeros: Vec<Array> = values.iter().map(|v| v.map(|_| 0.0)).collect();
+        Reference { net, params, gradients, values, m: zeros.clone(), v: zeros }
+    }
+
+    /// Makes a step and returns its loss.
+    fn step(&mut self, config: &GraphTrainConfig, step: u64) -> f64 {
+        let [xs, ys] = data(step, ROWS).map(|data| data.into_iter().map(f64::from).collect::<Vec<_>>());
+        let given = self.params.iter().copied().zip(self.values.clone());
+        let inputs = [(self.net.x, Array::new([ROWS, 3], xs)), (self.net.y, Array::new([ROWS, 2], ys))];
+        let given = given.chain(inputs).collect();
+        let wanted = [&self.gradients[..], &[self.net.loss]].concat();
+        let mut got = reference::run(&self.net.g, &given, &wanted).unwrap();
+        let loss = got.pop().unwrap().data[0];
+        let norm = got.iter().flat_map(|g| &g.data).map(|g| g * g).sum::<f64>().sqrt();
+        let lr = config.schedule.at(step);
+        for (i, mut grad) in got.into_iter().enumerate() {
+            let max = match config.optimizer {
+                OptimizerConfig::AdamW(c) | OptimizerConfig::Muon { adamw: c, .. } => c.max_grad_norm,
+                OptimizerConfig::Sgd(c) => c.max_grad_norm,
+                _ => unreachable!(),
+            };
+            let clip = if max > 0.0 { (max / (norm + 1e-6)).min(1.0) } else { 1.0 };
+            grad = grad.map(|g| g * clip);
+            match config.optimizer {
+                OptimizerConfig::Sgd(c) => self.sgd(i, &grad, c, lr),
+                OptimizerConfig::Muon { muon, .. } if self.net.g.name(self.params[i]) == "hidden.weight" => {
+                    self.muon(i, &grad, muon, lr);
+                }
+                OptimizerConfig::AdamW(c) | OptimizerConfig::Muon { adamw: c, .. } => {
+                    self.adamw(i, &grad, c, lr, step as i32 + 1);
+                }
+                _ => unreachable!(),
+            }
+        }
+        loss
+    }
+
+    fn decay(&self, i: usize, decay: f64) -> f64 {
+        if self.values[i].shape.rank() > 1 { decay } else { 0.0 }
+    }
+
+    fn sgd(&mut self, i: usize, grad: &Array, c: SgdConfig, lr: f64) {
+        let decay = self.decay(i, c.weight_decay);
+        let g = grad.zip(&self.values[i], |g, p| g + decay * p);
+        self.m[i] = self.m[i].zip(&g, |v, g| c.momentum * v + g);
+        let step = if c.nesterov { g.zip(&self.m[i], |g, v| g + c.momentum * v) } else { self.m[i].clone() };
+        self.values[i] = self.values[i].zip(&step, |p, s| p - lr * s);
+    }
+
+    fn adamw(&mut self, i: usize, grad: &Array, c: AdamWConfig, lr: f64, step: i32) {
+        let [beta1, beta2] = [c.beta1 as f32, c.beta2 as f32].map(f64::from);
+        self.m[i] = self.m[i].zip(grad, |m, g| beta1 * m + (1.0 - beta1) * g);
+        self.v[i] = self.v[i].zip(grad, |v, g| beta2 * v + (1.0 - beta2) * g * g);
+        let corrected = self.m[i]
+            .zip(&self.v[i], |m, v| (m / (1.0 - beta1.powi(step))) / ((v / (1.0 - beta2.powi(step))).sqrt() + c.eps));
+        let keep = 1.0 - lr * self.decay(i, c.weight_decay);
+        self.values[i] = self.values[i].zip(&corrected, |p, s| keep * p - lr * s);
+    }
+
+    /// By the definition of the op in f64, which tests/muon.rs compares with PyTorch.
+    fn muon(&mut self, i: usize, grad: &Array, c: MuonConfig, lr: f64) {
+        let mut g = Graph::new();
+        let shape = grad.shape.clone();
+        let ty = TensorType::f32(shape.clone());
+        let arenas = ["p", "g", "m"].map(|name| g.input(name, ty.clone()).unwrap());
+        let [hyper, norm] = [("hyper", 4), ("norm", 1)].map(|(name, n)| g.input(name, TensorType::f32([n])).unwrap());
+        let rate = c.scale.of(shape.rows(), shape.cols());
+        let step = MuonStep { nesterov: c.nesterov, steps: c.steps, rate };
+        let new = g.muon("muon", arenas, hyper, norm, step).unwrap();
+        let settings = Array::new([4], vec![lr * c.lr_factor, c.momentum, c.weight_decay, 0.0]);
+        let given = arenas.into_iter().zip([&self.values[i], grad, &self.m[i]].map(Array::clone));
+        let given = given.chain([(hyper, settings), (norm, Array::zeros([1]))]).collect();
+        let mut got = reference::run(&g, &given, &new).unwrap().into_iter();
+        (self.values[i], self.m[i]) = (got.next().unwrap(), got.next().unwrap());
+    }
+}
+
+#[test]
+fn steps_of_every_optimizer_are_those_in_f64() {
+    for optimizer in optimizers() {
+        let config = config(optimizer);
+        let mut reference = Reference::new(net(ROWS, WIDTH, 0.0), config.seed);
+        let (mut trainer, [x, y, out]) = trainer(net(ROWS, WIDTH, 0.0), config.clone());
+        for step in 0..6 {
+            let [xs, ys] = data(step, ROWS);
+            let loss = trainer.step(&[x.with(&xs), y.with(&ys)]).unwrap();
+            assert_eq!(loss.step, step);
+            let (got, want) = (f64::from(loss.wait_blocking().unwrap()), reference.step(&config, step));
+            assert!((got - want).abs() < 1e-5 * want, "{optimizer:?}: loss of step {step}: {got}, expected {want}");
+        }
+        let got = trainer.params().read_blocking(gpu()).unwrap();
+        for (((name, _), got), want) in trainer.params().layout.tensors.iter().zip(got).zip(&reference.values) {
+            let nmse = reference::nmse(&got, &want.data);
+            assert!(nmse < 1e-9, "{optimizer:?}: `{name}`: {nmse:.1e}");
+        }
+        assert_eq!(trainer.read_blocking::<f32>(out).unwrap().len(), 2 * ROWS);
+    }
+}
+
+#[test]
+fn memory_for_moments_is_what_the_optimizer_needs() {
+    let lens = optimizers().into_iter().map(|optimizer| {
+        let (trainer, _) = trainer(net(ROWS, WIDTH, 0.0), config(optimizer));
+        [&trainer.optimizer().m, &trainer.optimizer().v].map(|arena| arena.layout.tensors.len())
+    });
+    assert_eq!(Vec::from_iter(lens), [[6, 6], [6, 5], [6, 0], [6, 0], [0, 0], [0, 0]]);
+}
+
+#[test]
+fn micro_batches_are_one_large_batch() {
+    let large = config(AdamWConfig::default().into());
+    let small = GraphTrainConfig { micro_batches: 2, ..large.clone() };
+    let (mut large, [x, y, _]) = trainer(net(ROWS, WIDTH, 0.0), large);
+    let (mut small, [half_x, half_y, _]) = trainer(net(ROWS / 2, WIDTH, 0.0), small);
+    for step in 0..3 {
+        let [xs, ys] = data(step, ROWS);
+        let one = large.step(&[x.with(&xs), y.with(&ys)]).unwrap().wait_blocking().unwrap();
+        let halves = xs.chunks(3 * ROWS / 2).zip(ys.chunks(ROWS)).map(|(xs, ys)| [half_x.with(xs), half_y.with(ys)]);
+        let halves = Feeds::micro_batches(halves);
+        // Halves of equal weight are what is taken by default.
+        let halves = if step == 1 { halves.weighted([0.5, 0.5]) } else { halves };
+        let two = small.step(halves).unwrap().wait_blocking().unwrap();
+        assert!((one - two).abs() < 1e-5 * one, "step {step}: {one} and {two}");
+        let [one, two] = [&large, &small].map(|t| t.grads().read_blocking(gpu()).unwrap().concat());
+        assert!(common::worst(&one, &two) < 1e-6, "step {step}");
+    }
+    // What only the first of them feeds stays for the others; a weight of zero takes a micro-batch out.
+    let [xs, ys] = data(7, ROWS / 2);
+    let both = [half_x.with(&xs), half_y.with(&ys)];
+    let none: [throughline::train::Feed<'_>; 0] = [];
+    let mut step = |feeds: Feeds<'_>| small.step(feeds).unwrap().wait_blocking().unwrap();
+    let twice = step(Feeds::micro_batches([&both[..], &none[..]]));
+    let (mut other, [other_x, other_y, _]) = trainer(net(ROWS / 2, WIDTH, 0.0), config(AdamWConfig::default().into()));
+    other.params().write(gpu(), &large.params().read_blocking(gpu()).unwrap()).unwrap();
+    let alone = other.step(&[other_x.with(&xs), other_y.with(&ys)]).unwrap().wait_blocking().unwrap();
+    assert!((twice - alone).abs() < 1e-4 * alone, "{twice} and {alone}");
+    let [others, _] = data(8, ROWS / 2);
+    let first = step(Feeds::micro_batches([&both[..], &[half_x.with(&others)]]).weighted([1.0, 0.0]));
+    assert!(first.is_finite() && first < 2.0 * twice, "{first}");
+}
+
+#[test]
+fn slices_are_the_step() {
+    for micro_batches in [1, 2] {
+        let config = GraphTrainConfig { micro_batches, ..config(AdamWConfig::default().into()) };
+        let (mut whole, [x, y, _]) = trainer(net(ROWS, WIDTH, 0.2), config.clone());
+        let (mut sliced, [sliced_x, sliced_y, _]) = trainer(net(ROWS, WIDTH, 0.2), config);
+        for step in 0..3 {
+            let all = Vec::from_iter((0..micro_batches as u64).map(|i| data(2 * step + i, ROWS)));
+            let feeds = |[x, y]: [Value; 2]| Feeds::micro_batches(all.iter().map(|[xs, ys]| [x.with(xs), y.with(ys)]));
+            let want = whole.step(feeds([x, y])).unwrap().wait_blocking().unwrap();
+            if step == 0 {
+                sliced.profile_blocking(feeds([sliced_x, sliced_y])).unwrap();
+                continue;
+            }
+            let (mut probe, _) = trainer(net(ROWS, WIDTH, 0.2), sliced.config().clone());
+            let [px, py] =
+                ["x", "y"].map(|name| probe.plan().externals().iter().find(|e| e.name == name).unwrap().value);
+            let profile = probe.profile_blocking(feeds([px, py])).unwrap();
+            let slices = sliced.slices(&profile, Duration::from_nanos(1)).unwrap();
+            let mut progress = sliced.start_sliced(&slices, feeds([sliced_x, sliced_y])).unwrap();
+            let (mut count, mut loss) = (0, None);
+            while loss.is_none() {
+                let mut encoder = gpu().device().create_command_encoder(&Default::default());
+                loss = sliced.record_slice(&mut encoder, &mut progress).unwrap();
+                count += 1;
+                // An encoder that is dropped starts the step over.
+                if step == 2 && count == 3 {
+                    drop(encoder);
+                } else {
+                    gpu().submit(encoder).unwrap();
+                }
+            }
+            assert!(count > 10, "{count} slices");
+            assert_eq!(loss.unwrap().wait_blocking::<f32>().unwrap()[0].to_bits(), want.to_bits());
+            assert_eq!(bits(&values(&sliced)), bits(&values(&whole)), "step {step}");
+        }
+    }
+}
+
+#[test]
+fn a_step_in_a_dropped_encoder_does_not_count() {
+    let (mut trainer, [x, y, _]) = trainer(net(ROWS, WIDTH, 0.2), config(AdamWConfig::default().into()));
+    let [xs, ys] = data(0, ROWS);
+    trainer.step(&[x.with(&xs), y.with(&ys)]).unwrap();
+    let before = values(&trainer);
+    let mut encoder = gpu().device().create_command_encoder(&Default::default());
+    let loss = trainer.record(&mut encoder, &[x.with(&xs), y.with(&ys)]).unwrap();
+    assert_eq!(trainer.step_count(), 2);
+    drop(encoder);
+    fails(loss.wait_blocking::<f32>(), &["not submitted"]);
+    assert_eq!((trainer.step_count(), bits(&values(&trainer))), (1, bits(&before)));
+    // What is not fed keeps what it has.
+    let loss = trainer.step(&[]).unwrap();
+    assert!(loss.step == 1 && loss.wait_blocking().unwrap().is_finite());
+    assert_ne!(bits(&values(&trainer)), bits(&before));
+}
+
+#[test]
+fn a_network_of_ones_own_learns() {
+    for (optimizer, lr) in [
+        (OptimizerConfig::default(), 0.02),
+        (OptimizerConfig::Muon { muon: MuonConfig::default(), adamw: AdamWConfig::default() }, 0.02),
+        (SgdConfig { momentum: 0.9, ..SgdConfig::default() }.into(), 0.05),
+    ] {
+        let (mut trainer, [x, y, _]) = trainer(net(256, 32, 0.0), GraphTrainConfig::new(optimizer, lr));
+        let mut step = |i| {
+            let [xs, ys] = data(i, 256);
+            trainer.step(&[x.with(&xs), y.with(&ys)]).unwrap()
+        };
+        let first = step(0).wait_blocking().unwrap();
+        (1..200).for_each(|i| drop(step(i)));
+        let last = step(200).wait_blocking().unwrap();
+        println!("{optimizer:?}: from {first} to {last}");
+        assert!(last < 0.3 * first, "{optimizer:?}: from {first} to {last}");
+        assert_eq!(trainer.loss_blocking().unwrap(), last);
+    }
+}
+
+// Options.
+
+#[test]
+fn frozen_parameters_stay_and_are_part_of_the_model() {
+    let build = || {
+        let net = net(ROWS, WIDTH, 0.0);
+        let frozen = ["first.weight", "first.bias"].map(|name| net.g.find(name).unwrap());
+        (net, frozen)
+    };
+    let (Net { g, x, y, loss, .. }, frozen) = build();
+    // One of them in a tensor of the app's.
+    let bias = Tensor::zeros(gpu(), "bias", TensorType::f32([WIDTH])).unwrap();
+    bias.write(gpu(), &[0.5f32; WIDTH]).unwrap();
+    let options = GraphTrainOptions {
+        frozen: frozen.to_vec(),
+        bindings: HashMap::from([(frozen[1], bias.clone())]),
+        ..GraphTrainOptions::default()
+    };
+    let initial = g.initial_values(frozen[0], 5).unwrap();
+    let config = config(AdamWConfig::default().into());
+    let made = GraphTrainer::with_options(gpu(), g, loss, config, &options);
+    let mut trainer = gpu().run_blocking(made).unwrap();
+    let names =
+        |arena: &throughline::optim::Arena| arena.layout.tensors.iter().map(|(n, _)| n.clone()).collect::<Vec<_>>();
+    assert_eq!(names(trainer.params()), ["hidden.weight", "hidden.bias", "out.weight", "out.bias"]);
+    assert_eq!(names(trainer.frozen()), ["first.weight"]);
+    train(&mut trainer, [x, y, x], 3);
+    assert_eq!(trainer.frozen().read_blocking(gpu()).unwrap(), [initial]);
+    assert_eq!(bias.read_blocking::<f32>(gpu()).unwrap(), [0.5; WIDTH]);
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("weights.safetensors");
+    trainer.save_blocking(&path).unwrap();
+    let found = throughline::format::Weights::open(&path).unwrap();
+    assert_eq!(found.len(), 5);
+    trainer.load_blocking(&path).unwrap();
+    // Other graphs see all of them.
+    let (other, _) = build();
+    assert_eq!(trainer.bindings(&other.g).unwrap().len(), 6);
+    let exec = trainer.executable_blocking(&other.g, &[other.loss]).unwrap();
+    let [xs, ys] = data(3, ROWS);
+    exec.write(other.x, &xs).unwrap();
+    exec.write(other.y, &ys).unwrap();
+    exec.submit().unwrap();
+    let want = exec.read_blocking::<f32>(other.loss).unwrap()[0];
+    let got = trainer.step(&[x.with(&xs), y.with(&ys)]).unwrap().wait_blocking().unwrap();
+    assert_eq!(got.to_bits(), want.to_bits());
+}
+
+#[test]
+fn tensors_of_the_app_are_read_and_written() {
+    let Net { mut g, x, y, out, loss } = net(ROWS, WIDTH, 0.0);
+    let picture = g.state("picture", g.ty(out).clone()).unwrap();
+    g.store(out, picture).unwrap();
+    let [xs, ys] = data(0, ROWS);
+    let zeros = |name: &str, n| Tensor::zeros(gpu(), name, TensorType::f32([ROWS, n])).unwrap();
+    let (target, output) = (zeros("target", 2), zeros("output", 2));
+    target.write(gpu(), &ys).unwrap();
+    let probes = vec![Probe::new("weight", Tap::forward("out.weight"), Measure::Rms)];
+    let probes = [probes, vec![Probe::new("gradient", Tap::gradient("out.weight"), Measure::Rms)]].concat();
+    let bindings = HashMap::from([(y, target), (picture, output.clone())]);
+    let options = GraphTrainOptions { outputs: vec![out], bindings, probes, ..GraphTrainOptions::default() };
+    let config = config(AdamWConfig::default().into());
+    let made = GraphTrainer::with_options(gpu(), g, loss, config, &options);
+    let mut trainer = gpu().run_blocking(made).unwrap();
+    trainer.write(x, &xs).unwrap();
+    let first = trainer.step(&[]).unwrap().wait_blocking().unwrap();
+    assert_eq!(output.read_blocking::<f32>(gpu()).unwrap(), trainer.read_blocking::<f32>(out).unwrap());
+    let readings = trainer.take_probes().unwrap().wait_blocking().unwrap();
+    let i = trainer.params().layout.tensors.iter().position(|(name, _)| name == "out.weight").unwrap();
+    let grads = trainer.grads().read_blocking(gpu()).unwrap().swap_remove(i);
+    let rms = (grads.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>() / grads.len() as f64).sqrt();
+    let got = readings.get("gradient", None).unwrap();
+    assert!((got - rms).abs() < 1e-5 * rms, "{got}, expected {rms}");
+    assert!(trainer.take_probes().is_none());
+    for _ in 0..20 {
+        trainer.step(&[]).unwrap();
+    }
+    assert!(trainer.loss_blocking().unwrap() < first);
+}
+
+#[test]
+fn a_plan_knows_memory_and_needs_before_there_is_a_device() {
+    let config = GraphTrainConfig { micro_batches: 2, ..config(AdamWConfig::default().into()) };
+    let Net { g, loss, .. } = net(ROWS, WIDTH, 0.1);
+    let options = GraphTrainOptions::default();
+    let plan = GraphTrainPlan::new(g.clone(), loss, &config, &options, gpu().profile()).unwrap();
+    assert_eq!(plan.parameter_count(), 3 * WIDTH + WIDTH + WIDTH * WIDTH + WIDTH + 2 * WIDTH + 2);
+    plan.requirements().check(&gpu().device().limits()).unwrap();
+    let trainer = gpu().run_blocking(GraphTrainer::from_plan(gpu(), &plan, &HashMap::new())).unwrap();
+    assert_eq!((trainer.buffer_bytes(), trainer.parameter_count()), (plan.bytes(), plan.parameter_count()));
+    let bytes = plan.bytes() as u64;
+    let within = |max| {
+        let options = GraphTrainOptions { max_bytes: Some(max), ..GraphTrainOptions::default() };
+        GraphTrainPlan::new(g.clone(), loss, &config, &options, gpu().profile())
+    };
+    within(bytes).unwrap();
+    fails(within(bytes - 1), &["`max_bytes`", &bytes.to_string(), &(bytes - 1).to_string(), "230 parameters"]);
+}
+
+// Files.
+
+#[test]
+fn a_resumed_run_equals_an_unbroken_one_bit_for_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("run.safetensors");
+    for optimizer in optimizers() {
+        let make = || trainer(net(ROWS, WIDTH, 0.2), config(optimizer));
+        let (mut whole, inputs) = make();
+        let losses = train(&mut whole, inputs, 7);
+        let (mut first, inputs) = make();
+        train(&mut first, inputs, 3);
+        first.save_checkpoint_blocking(&path).unwrap();
+        let (mut second, inputs) = make();
+        second.resume_blocking(&path).unwrap();
+        assert_eq!(bits(&values(&second)), bits(&values(&first)), "{optimizer:?}");
+        drop(first);
+        assert_eq!(second.step_count(), 3);
+        assert_eq!(bits(&[train(&mut second, inputs, 7)]), bits(&[losses[3..].to_vec()]), "{optimizer:?}");
+        assert_eq!(bits(&values(&second)), bits(&values(&whole)), "{optimizer:?}");
+        // The weights alone do for inference.
+        let (third, _) = make();
+        third.load_blocking(&path).unwrap();
+        assert_eq!(third.step_count(), 0);
+    }
+}
+
+#[test]
+fn a_run_with_other_settings_is_told_what_differs() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("run.safetensors");
+    let adamw = AdamWConfig::default();
+    let (mut saved, inputs) = trainer(net(ROWS, WIDTH, 0.0), config(adamw.into()));
+    train(&mut saved, inputs, 2);
+    saved.save_checkpoint_blocking(&path).unwrap();
+    let resumed = |config: GraphTrainConfig| {
+        let (mut trainer, _) = trainer(net(ROWS, WIDTH, 0.0), config);
+        let result = trainer.resume_blocking(&path);
+        assert!(result.is_ok() || trainer.step_count() == 0);
+        result
+    };
+    resumed(config(adamw.into())).unwrap();
+    let other = config(AdamWConfig { beta2: 0.99, ..adamw }.into());
+    fails(resumed(other.clone()), &["run.safetensors", "`optimizer.adamw.beta2` is 0.95 in the file and 0.99 here"]);
+    let other = GraphTrainConfig { seed: 1, schedule: Schedule::constant(1e-3), ..config(adamw.into()) };
+    fails(resumed(other), &["`seed` is 5 in the file and 1 here", "`schedule.peak` is 0.02 in the file and 0.001"]);
+    let sgd = config(SgdConfig::default().into());
+    fails(resumed(sgd.clone()), &["`optimizer.adamw` is only in the file", "`optimizer.sgd` is not in the file"]);
+
+    // Whoever means it.
+    let checkpoint = GraphCheckpoint::open(&path).unwrap();
+    assert_eq!((checkpoint.step, &checkpoint.config), (2, saved.config()));
+    let (mut plain, _) = trainer(net(ROWS, WIDTH, 0.0), sgd);
+    checkpoint.restore_blocking(&mut plain).unwrap();
+    assert_eq!(plain.step_count(), 2);
+    // Its moments are not in there.
+    plain.save_checkpoint_blocking(&path).unwrap();
+    let checkpoint = GraphCheckpoint::open(&path).unwrap();
+    fails(checkpoint.restore_blocking(&mut saved), &["`optimizer.m.first.weight` is missing"]);
+    // A file of weights is no checkpoint.
+    plain.save_blocking(&path).unwrap();
+    fails(plain.resume_blocking(&path), &["run.safetensors", "not a checkpoint of a `GraphTrainer`"]);
+    fails(plain.resume_blocking(dir.path().join("none")), &["none"]);
+}
+
+/// Writes a file with these tensors.
+fn write_file(path: &Path, tensors: &[(&str, &[usize])]) {
+    let data: Vec<Vec<u8>> = tensors.iter().map(|(_, dims)| vec![0; 4 * dims.iter().product::<usize>()]).collect();
+    let views = tensors.iter().zip(&data).map(|(&(name, dims), data)| {
+        (name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, dims.to_vec(), data).unwrap())
+    });
+    std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+#[test]
+fn weights_of_another_network_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("weights.safetensors");
+    let mut g = gpu().graph();
+    let w = g.param_with("w", [4, 1], ParamInit::Constant(0.25)).unwrap();
+    let b = g.param_with("b", [1], ParamInit::ONES).unwrap();
+    let x = g.input("x", TensorType::f32([8, 4])).unwrap();
+    let y = g.linear("y", x, w, Some(b)).unwrap();
+    let loss = g.sum("loss", y).unwrap();
+    let trainer = GraphTrainer::new_blocking(gpu(), g, loss, GraphTrainConfig::sgd(0.1)).unwrap();
+    let load = |tensors: &[(&str, &[usize])], words: &[&str]| {
+        write_file(&path, tensors);
+        fails(trainer.load_blocking(&path), words);
+        let kept: Vec<f32> = trainer.params().read_blocking(gpu()).unwrap().concat();
+        assert_eq!(kept, [0.25, 0.25, 0.25, 0.25, 1.0]);
+    };
+    load(&[("w", &[4, 1])], &["weights.safetensors", "`b` is missing"]);
+    load(&[("w", &[4, 1]), ("b", &[1]), ("c", &[3])], &["weights.safetensors", "`c` is not one of the trainer's"]);
+    load(&[("w", &[4, 2]), ("b", &[1])], &["weights.safetensors", "`w` has shape [4, 2], expected [4, 1]"]);
+    write_file(&path, &[("w", &[4, 1]), ("b", &[1]), ("optimizer.m.w", &[4, 1])]);
+    trainer.load_blocking(&path).unwrap();
+    assert_eq!(trainer.params().read_blocking(gpu()).unwrap().concat(), [0.0; 5]);
+
+    // The same of a second graph.
+    let second = |name: &str, rows: usize| {
+        let mut g = gpu().graph();
+        let x = g.input("x", TensorType::f32([2, rows])).unwrap();
+        let w = g.param(name, [rows, 1]).unwrap();
+        let y = g.matmul("y", x, w).unwrap();
+        trainer.executable_blocking(&g, &[y])
+    };
+    second("w", 4).unwrap();
+    fails(second("v", 4), &["parameter `v` of the graph is not one of the trainer's"]);
+    fails(second("w", 3), &["`w`", "the trainer's f32[4, 1]", "f32[3, 1]"]);
+}
+
+// What is told when something is wrong.
+
+#[test]
+fn wrong_data_is_named_before_anything_is_recorded() {
+    let Net { mut g, x, y, loss, .. } = net(ROWS, WIDTH, 0.2);
+    let unused = g.input("unused", TensorType::f32([1])).unwrap();
+    let (seed, param) = (g.find_step_seed().unwrap(), g.find("out.bias").unwrap());
+    let mut trainer = GraphTrainer::new_blocking(gpu(), g, loss, GraphTrainConfig::adamw(1e-3)).unwrap();
+    let [xs, ys] = data(0, ROWS);
+    let two = [0.0f32; 2];
+    fails(trainer.step(&[]), &["never fed", "`x`, `y`", "`Value::with`"]);
+    fails(trainer.step(&[x.with(&xs)]), &["never fed", "`y`"]);
+    fails(trainer.step(&[x.with(&xs[1..]), y.with(&ys)]), &["`x`", "72 elements for f32[24, 3]", "71 elements of f32"]);
+    fails(trainer.step(&[x.with(&[0u32; 72]), y.with(&ys)]), &["`x`", "f32[24, 3]", "72 elements of u32"]);
+    fails(trainer.step(&[x.with(&xs), x.with(&xs)]), &["`x`", "twice"]);
+    fails(trainer.step(&[param.with(&two)]), &["`out.bias` cannot be fed", "no input"]);
+    fails(trainer.step(&[seed.with(&[1u32, 2])]), &["`step_seed` cannot be fed", "the trainer writes it"]);
+    fails(trainer.step(&[unused.with(&[1.0f32])]), &["`unused` cannot be fed", "depends on"]);
+    fails(trainer.step(&[loss.with(&[1.0f32])]), &["`loss` cannot be fed"]);
+    let foreign = net(ROWS, WIDTH, 0.0);
+    fails(trainer.step(&[foreign.x.with(&xs)]), &["a feed", "not a value of this plan"]);
+    let both = [x.with(&xs), y.with(&ys)];
+    fails(trainer.step(Feeds::micro_batches([&both, &both])), &["feeds", "1, one for each", "got 2"]);
+    fails(trainer.step(Feeds::micro_batches([&both]).weighted([0.5])), &["weights", "got 0.5"]);
+    fails(trainer.write(x, &xs[1..]), &["`x`", "71 elements"]);
+    assert_eq!(trainer.step_count(), 0);
+    trainer.step(&both).unwrap();
+    trainer.step(&[y.with(&ys)]).unwrap();
+
+    let config = GraphTrainConfig { micro_batches: 2, ..GraphTrainConfig::adamw(1e-3) };
+    let (mut two, [x, y, _]) = self::trainer(net(ROWS, WIDTH, 0.0), config);
+    let both = [x.with(&xs), y.with(&ys)];
+    fails(two.step(&both), &["2, one for each of the `micro_batches`", "got 1"]);
+    let weighted = |weights: &[f32]| Feeds::micro_batches([&both, &both]).weighted(weights);
+    fails(two.step(weighted(&[0.5])), &["weights of micro-batches", "[0.5]"]);
+    fails(two.step(weighted(&[0.5, -0.5])), &["negative", "-0.5"]);
+    fails(two.step(weighted(&[0.5, f32::NAN])), &["NaN"]);
+    fails(two.step(Feeds::micro_batches([&both[..1], &both[1..]])), &["never fed", "`y`"]);
+}
+
+#[test]
+fn graphs_that_cannot_be_trained_are_told_why() {
+    type Edit = fn(&mut Net, &mut GraphTrainOptions);
+    let refused = |edit: Edit, words: &[&str]| {
+        let (mut net, mut options) = (net(ROWS, WIDTH, 0.0), GraphTrainOptions::default());
+        edit(&mut net, &mut options);
+        let config = GraphTrainConfig::adamw(1e-3);
+        fails(GraphTrainPlan::new(net.g, net.loss, &config, &options, gpu().profile()), words);
+    };
+    refused(
+        |net, _| {
+            net.g.param_with("extra", [4], ParamInit::ZEROS).unwrap();
+        },
+        &["`extra`", "the loss `loss` does not depend on it", "`GraphTrainOptions::frozen`"],
+    );
+    refused(|net, _| net.loss = net.out, &["loss", "`out` must be f32[1]"]);
+    refused(|net, _| net.loss = self::net(ROWS, WIDTH, 0.0).loss, &["the loss", "not a value of this graph"]);
+    refused(|net, options| options.frozen = net.g.params(), &["no parameters to train"]);
+    refused(|net, options| options.frozen = vec![net.x], &["frozen", "`x` is not a parameter"]);
+    refused(
+        |net, options| options.muon = net.g.find("out.bias").map(|v| vec![v]),
+        &["muon", "`out.bias` must be a matrix"],
+    );
+    refused(
+        |net, options| {
+            let tensor = Tensor::zeros(gpu(), "w", TensorType::f32([2])).unwrap();
+            options.bindings.insert(net.g.find("out.bias").unwrap(), tensor);
+        },
+        &["`out.bias`", "only frozen ones are bound"],
+    );
+    refused(
+        |net, _| {
+            let w = net.g.param("raw", [1]).unwrap();
+            net.loss = net.g.mul("product", net.loss, w).unwrap();
+        },
+        &["`raw` has no initialisation", "`Graph::param_with`", "`GraphTrainOptions::init`"],
+    );
+    refused(
+        |net, _| {
+            let w = net.g.find("out.bias").unwrap();
+            let twice = net.g.scale("twice", w, 2.0).unwrap();
+            net.g.store(twice, w).unwrap();
+        },
+        &["`out.bias`", "stores to it"],
+    );
+    refused(
+        |net, _| {
+            let w = net.g.param_with("optimizer.w", [1], ParamInit::ONES).unwrap();
+            net.loss = net.g.mul("product", net.loss, w).unwrap();
+        },
+        &["`optimizer.w`", "moments"],
+    );
+    let Net { g, loss, .. } = net(ROWS, WIDTH, 0.0);
+    let muon = GraphTrainConfig::muon(1e-3);
+    let plan = |config: &GraphTrainConfig| {
+        GraphTrainPlan::new(g.clone(), loss, config, &GraphTrainOptions::default(), gpu().profile())
+    };
+    fails(plan(&muon), &["`muon`", "no matrices", "`GraphTrainOptions::muon`"]);
+    let sgd = |sgd: SgdConfig, words: &[&str]| fails(plan(&GraphTrainConfig::new(sgd, 0.1)), words);
+    sgd(SgdConfig { momentum: 1.0, ..SgdConfig::default() }, &["`momentum`", "below 1", "is 1"]);
+    sgd(SgdConfig { nesterov: true, ..SgdConfig::default() }, &["`nesterov`", "without a momentum"]);
+    sgd(SgdConfig { weight_decay: 11.0, ..SgdConfig::default() }, &["`weight_decay`", "more than the whole weight"]);
+    sgd(SgdConfig { max_grad_norm: -1.0, ..SgdConfig::default() }, &["`max_grad_norm`", "turns clipping off"]);
+    fails(plan(&GraphTrainConfig::sgd(11.0)), &["`lr`", "from 0 to 10"]);
+    fails(plan(&GraphTrainConfig { micro_batches: 0, ..muon.clone() }), &["`micro_batches`"]);
+    // Without initial values a parameter needs no initialisation.
+    let mut g = gpu().graph();
+    let w = g.param("w", [4]).unwrap();
+    let loss = g.sum("loss", w).unwrap();
+    let options = GraphTrainOptions { init: false, ..GraphTrainOptions::default() };
+    GraphTrainPlan::new(g, loss, &GraphTrainConfig::sgd(0.1), &options, gpu().profile()).unwrap();
+}
+
+// Cost.
+
+#[test]
+fn a_small_network_is_recorded_in_a_fraction_of_a_millisecond() {
+    let mut g = gpu().graph();
+    let x = g.input("x", TensorType::f32([4096, 64])).unwrap();
+    let mut hidden = x;
+    for i in 0..3 {
+        let w = g.param_with(&format!("{i}.weight"), [64, 64], ParamInit::fan_in(64)).unwrap();
+        let b = g.param_with(&format!("{i}.bias"), [64], ParamInit::ZEROS).unwrap();
+        hidden = g.linear(&format!("{i}"), hidden, w, Some(b)).unwrap();
+        if i < 2 {
+            hidden = g.gelu_tanh(&format!("{i}.gelu"), hidden).unwrap();
+        }
+    }
+    let loss = g.sum("loss", hidden).unwrap();
+    let forward = g.clone();
+    let mut trainer = GraphTrainer::new_blocking(gpu(), g, loss, GraphTrainConfig::adamw(1e-3)).unwrap();
+    let exec = trainer.executable_blocking(&forward, &[hidden]).unwrap();
+    exec.write(x, &vec![0.5f32; 4096 * 64]).unwrap();
+    trainer.write(x, &vec![0.5f32; 4096 * 64]).unwrap();
+    let fastest = |record: &mut dyn FnMut(&mut wgpu::CommandEncoder)| {
+        let times = (0..50).map(|_| {
+            let mut encoder = gpu().device().create_command_encoder(&Default::default());
+            let start = Instant::now();
+            record(&mut encoder);
+            let time = start.elapsed();
+            gpu().submit(encoder).unwrap();
+            time
+        });
+        times.min().unwrap()
+    };
+    let pass = fastest(&mut |encoder| exec.record(encoder).unwrap());
+    let step = fastest(&mut |encoder| drop(trainer.record(encoder, &[]).unwrap()));
+    println!("recording takes {pass:?} for a forward pass, {step:?} for a training step");
+    // A release build takes half as long, other tests run at the same time.
+    assert!(pass < Duration::from_micros(200) && step < Duration::from_millis(1), "{pass:?} {step:?}");
+}
