@@ -584,9 +584,10 @@ impl Executable {
             match self.plan.steps.get(run[0].0.step) {
                 Some(s) => {
                     let op = s.op.name();
-                    NodeTime { node: s.name.clone(), op, flops: s.flops, bytes: s.bytes, spans }
+                    let others = s.others().into_iter().map(String::from).collect();
+                    NodeTime { node: s.name.clone(), others, op, flops: s.flops, bytes: s.bytes, spans }
                 }
-                None => NodeTime { node: "final copies".into(), op: "", flops: 0, bytes: 0, spans },
+                None => NodeTime { node: "final copies".into(), others: vec![], op: "", flops: 0, bytes: 0, spans },
             }
         };
         let nodes = timed.chunk_by(|a, b| a.0.step == b.0.step).map(node).collect();

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{Graph, Value};
 use crate::array::Array;
 use crate::error::{Error, Result};
-use crate::kernel::{Launch, Program};
+use crate::kernel::{Elementwise, Launch, Program};
 use crate::tensor::TensorType;
 
 /// A differentiable operation on tensors: shapes, gradient, kernels, and a definition in f64.
@@ -144,6 +144,15 @@ pub trait Op: Any + Debug + Send + Sync {
     /// Whether this is the addition that `with_addend` folds.
     fn is_addition(&self) -> bool {
         false
+    }
+
+    /// The op as a function of single elements, if it is one: of f32 inputs whose shapes
+    /// [broadcast](crate::ops::map#broadcasting) to that of its only output.
+    ///
+    /// The planner then computes it in one kernel with elementwise ops before and after it, as part of a
+    /// [`Chain`](crate::ops::map::Chain).
+    fn elementwise(&self) -> Option<Elementwise> {
+        None
     }
 
     /// Whether the op is scheduled right after the last of its inputs, wherever it is in the graph. For ops that read
