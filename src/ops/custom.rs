@@ -21,6 +21,7 @@ type FlopsFn = dyn Fn(&[TensorType], &[TensorType]) -> u64 + Send + Sync;
 /// planned, tuned and differentiated like the ops of this crate, and tested by `throughline::check`. Its kernels run
 /// with bounds checks.
 ///
+/// A function of elements needs no kernel of its own: see [`Map`](super::map::Map). For others,
 /// [`Elements`](super::Elements) writes the kernel around what happens to one element. Implement [`Op`] instead if the
 /// number of inputs varies, if an output [starts as](Op::starts_as) an input, or if the op is to be fused with
 /// additions.

@@ -157,7 +157,10 @@ impl Op for Map {
             };
             let shape = cx.graph.ty(cx.inputs[i]).shape.clone();
             let gradient = match self.function.slope(i, &self.constants) {
-                Slope::Nothing => continue,
+                Slope::Nothing => {
+                    cx.set_zero(i);
+                    continue;
+                }
                 Slope::Missing if self.function.is_trusted() => {
                     return Err(cx.no_gradient("second derivatives of this function are not implemented"));
                 }
