@@ -79,7 +79,8 @@ impl GraphTrainer {
         gpu.run_blocking(Self::new(gpu, graph, loss, config))
     }
 
-    /// [`new`](Self::new) with outputs to read, frozen parameters, probes, tensors of your own, or a bound on the memory.
+    /// [`new`](Self::new) with outputs to read, frozen parameters, probes, tensors of your own, or a bound on the
+    /// memory.
     pub async fn with_options(
         gpu: &Gpu,
         graph: Graph,
