@@ -25,7 +25,7 @@
 //! let layout = Arc::new(ArenaLayout::of(&g, &[w], gpu.profile().max_tensor_bytes())?);
 //! let (params, grads) = (Arena::zeros(&gpu, "params", &layout)?, Arena::zeros(&gpu, "grads", &layout)?);
 //! let bindings = HashMap::from([(w, params.tensors[0].clone()), (state, grads.tensors[0].clone())]);
-//! let exec = Executable::new_blocking(&gpu, Arc::new(gpu.plan(&g, &[])?), ExecOptions::bound(bindings))?;
+//! let exec = Executable::new_blocking(&gpu, Arc::new(gpu.plan(&g, &[loss])?), ExecOptions::bound(bindings))?;
 //! let optimizer = Optimizer::new_blocking(&gpu, SgdConfig::default(), &params, &grads)?;
 //!
 //! exec.write(x, &[1.0f32, 2.0])?;
@@ -43,9 +43,9 @@
 //! # Arenas
 //!
 //! Parameters, gradients and moments are one arena each, all with the same layout. An arena is a single buffer, so a
-//! step is one dispatch of the optimiser, one norm reduction and one clear. Where the adapter's limits require it, it is
-//! as few buffers as possible, with one of each per buffer. Muon's matrices have buffers of their own, with matrices of
-//! one shape next to each other, so that they form one tensor for matmul.
+//! step is one dispatch of the optimiser, one norm reduction and one clear. Where the adapter's limits require it, it
+//! is as few buffers as possible, with one of each per buffer. Muon's matrices have buffers of their own, with matrices
+//! of one shape next to each other, so that they form one tensor for matmul.
 
 mod arena;
 mod config;

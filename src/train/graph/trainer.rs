@@ -79,7 +79,8 @@ impl GraphTrainer {
         gpu.run_blocking(Self::new(gpu, graph, loss, config))
     }
 
-    /// [`new`](Self::new) with outputs to read, frozen parameters, probes, tensors of your own, or a bound on the memory.
+    /// [`new`](Self::new) with outputs to read, frozen parameters, probes, tensors of your own, or a bound on the
+    /// memory.
     pub async fn with_options(
         gpu: &Gpu,
         graph: Graph,
@@ -93,8 +94,14 @@ impl GraphTrainer {
 
     /// A trainer from a plan. Plan first if your application requests its device for this, or wants to know the bytes
     /// before it allocates them. `bindings` are tensors of yours, as in [`GraphTrainOptions::bindings`].
+    ///
+    /// # Errors
+    ///
+    /// An error names a limit of the device that is too low for the plan, or a binding that it has no use for: a frozen
+    /// parameter is bound only if the plan's options had it bound.
     pub async fn from_plan(gpu: &Gpu, plan: &GraphTrainPlan, bindings: &HashMap<Value, Tensor>) -> Result<Self> {
         plan.check(gpu)?;
+        plan.step.check_bindings(bindings)?;
         let params = gpu.scoped(|| Arena::zeros(gpu, "parameters", &plan.layout)).await?;
         let grads = gpu.scoped(|| Arena::zeros(gpu, "gradients", &plan.layout)).await?;
         let frozen = gpu.scoped(|| Arena::zeros(gpu, "frozen parameters", &plan.frozen)).await?;
