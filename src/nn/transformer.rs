@@ -112,17 +112,28 @@ impl TransformerEncoder {
     ///
     /// ```
     /// use throughline::nn::{Builder, StandardBlock, TransformerConfig, TransformerEncoder};
-    /// use throughline::{Graph, TensorType};
+    /// use throughline::rng::Rng;
+    /// use throughline::train::{GraphTrainConfig, GraphTrainer};
+    /// use throughline::{Gpu, TensorType};
     ///
-    /// // Is a text of 16 letters a palindrome? The answer is read from the first place.
-    /// let config = TransformerConfig { dropout: 0.1, ..TransformerConfig::bert(26, 16, 2, 32, 4) };
-    /// let config = TransformerConfig { token_types: 0, ..config };
-    /// let mut g = Graph::new();
-    /// let encoder = TransformerEncoder::build_with(&mut g, &config, &StandardBlock, 8, 16, true)?;
+    /// // A classifier: does the first letter of a text come again? The answer is read from the first place.
+    /// let gpu = Gpu::headless_blocking()?;
+    /// let config = TransformerConfig { vocab_size: 4, dropout: 0.1, ..TransformerConfig::stack(5, 1, 32, 4) };
+    /// let mut g = gpu.graph();
+    /// let encoder = TransformerEncoder::build_with(&mut g, &config, &StandardBlock, 32, 5, true)?;
     /// let first = g.slice("first", encoder.hidden, 1, 0, 1)?;
     /// let logits = Builder::new(&mut g).linear("answer", first, 2)?;
-    /// let answers = g.input("answers", TensorType::u32([8, 1]))?;
+    /// let answers = g.input("answers", TensorType::u32([32, 1]))?;
     /// let loss = g.cross_entropy("loss", logits, answers)?;
+    ///
+    /// let mut trainer = GraphTrainer::new_blocking(&gpu, g, loss, GraphTrainConfig::adamw(3e-3))?;
+    /// let mut rng = Rng::new(&[1]);
+    /// for _ in 0..100 {
+    ///     let texts: Vec<u32> = (0..32 * 5).map(|_| rng.below(4) as u32).collect();
+    ///     let right: Vec<u32> = texts.chunks(5).map(|text| u32::from(text[1..].contains(&text[0]))).collect();
+    ///     trainer.step(&[encoder.tokens.with(&texts), answers.with(&right)])?;
+    /// }
+    /// assert!(trainer.loss_blocking()? < 0.5); // 0.69 is what guessing gives
     /// # Ok::<(), throughline::Error>(())
     /// ```
     pub fn build_with(
