@@ -339,7 +339,7 @@ fn an_encoder_with_a_head_learns_to_classify_texts() -> Result<()> {
     let loss = g.cross_entropy("loss", logits, answers)?;
     let (config, options) =
         (GraphTrainConfig::adamw(3e-3), GraphTrainOptions { outputs: vec![logits], ..Default::default() });
-    let mut trainer = gpu().run_blocking(GraphTrainer::with_options(gpu(), g, loss, &config, &options))?;
+    let mut trainer = gpu().run_blocking(GraphTrainer::with_options(gpu(), g, loss, config, &options))?;
     for step in 0..200 {
         let (texts, right) = comes_again(step, BATCH, TIME);
         trainer.step(&[encoder.tokens.with(&texts), answers.with(&right)])?;
