@@ -139,8 +139,8 @@ pub(super) fn sum_rows<O: Op>(
 /// The program that makes `[planes, rows, cols]` from `[planes, cols]`: each plane repeated, times `scale`.
 pub(super) fn repeat<O: Op>(cx: &Launch<'_>, rows: usize, cols: usize, scale: f32) -> Program {
     let (elem, from, [width, rows, cols]) = match (rows, cols) {
-        (_, 1) if rows % 4 == 0 => ("vec4<f32>", "f32", [4, rows / 4, 1]),
-        _ if cols % 4 == 0 => ("vec4<f32>", "vec4<f32>", [4, rows, cols / 4]),
+        (_, 1) if rows.is_multiple_of(4) => ("vec4<f32>", "f32", [4, rows / 4, 1]),
+        _ if cols.is_multiple_of(4) => ("vec4<f32>", "vec4<f32>", [4, rows, cols / 4]),
         _ => ("f32", "f32", [1, rows, cols]),
     };
     let kernel = table_kernel::<O>("sum", SOURCE, "broadcast").knob("E", elem).knob("X", from);
