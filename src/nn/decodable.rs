@@ -79,9 +79,12 @@ struct Trial<'a> {
     /// Sequences, and tokens of each.
     pieces: [usize; 2],
     kinds: HashMap<Value, Kind>,
-    /// Kinds of the outputs of ops that were tried, by op and inputs.
-    known: HashMap<(TypeId, String, Vec<(TensorType, Kind)>), Vec<Kind>>,
+    /// Kinds of the outputs of ops that were tried.
+    known: HashMap<Use, Vec<Kind>>,
 }
+
+/// An op with its settings, and its inputs.
+type Use = (TypeId, String, Vec<(TensorType, Kind)>);
 
 impl Trial<'_> {
     fn inputs(&self, id: usize) -> Vec<Kind> {
@@ -129,11 +132,16 @@ impl Trial<'_> {
         let inputs = &self.graph.node(id).inputs;
         let rows = match op.downcast_ref::<Matmul>() {
             // A row of the first must not be of several tokens.
-            Some(m) if !m.batch && !m.transpose_a && self.graph.ty(inputs[0]).shape.rows() % self.count() == 0 => 0,
+            Some(m) if !m.batch && !m.transpose_a && self.has_whole_rows(inputs[0]) => 0,
             None if op.is::<Embedding>() => 1,
             _ => return false,
         };
         (0..).zip(kinds).all(|(i, kind)| *kind == if i == rows { Kind::Rows } else { Kind::Fixed })
+    }
+
+    /// Whether no row along the last dimension is of several tokens.
+    fn has_whole_rows(&self, value: Value) -> bool {
+        self.graph.ty(value).shape.rows().is_multiple_of(self.count())
     }
 
     /// Number of rows: all tokens of all sequences.
