@@ -306,6 +306,35 @@ fn frames_that_are_dropped_lose_nothing() {
     }
 }
 
+/// Wherever a pass begins in an encoder that is dropped after the rest of it was submitted: what was in the cache before
+/// stays as it is.
+#[test]
+fn the_rest_of_a_pass_without_its_beginning_spoils_nothing() {
+    // Hot, so that other keys and values soon make other tokens.
+    let (text, says) = (prompt(5, 3), options(5, 4.0, 4));
+    let want = alone(&mut decoder(gpu(), 1, 64), &[(&text, says.clone())]);
+    let mut frames = frames(1, 64);
+    for dropped in 20..130 {
+        frames.say(0, &text, says.clone()).unwrap();
+        let (mut said, mut kept) = (vec![(vec![], None)], None);
+        for n in 0..dropped + 12 {
+            let submit = |encoder| {
+                gpu().submit(encoder).unwrap();
+                gpu().wait_blocking().unwrap();
+            };
+            frame_by(&mut frames, Duration::ZERO, &mut said, |encoder| match n == dropped {
+                true => kept = Some(encoder),
+                false => submit(encoder),
+            });
+        }
+        drop(kept);
+        while !frames.is_silent() {
+            frame_by(&mut frames, Duration::ZERO, &mut said, |encoder| drop(gpu().submit(encoder).unwrap()));
+        }
+        assert_eq!(said[0], want, "frame {dropped}");
+    }
+}
+
 #[test]
 fn a_text_that_goes_on_after_a_dropped_frame_has_its_whole_prompt() {
     let (a, b) = (prompt(50, 1), prompt(3, 2));

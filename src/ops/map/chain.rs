@@ -87,8 +87,13 @@ impl Op for Chain {
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let link = |part: &Part| {
-            let function = part.op.elementwise().ok_or_else(|| format!("`{}` is not elementwise", part.name))?;
-            Ok(Link { function, operands: part.operands.clone() })
+            let Part { name, op, operands } = part;
+            let function = op.elementwise().ok_or_else(|| format!("`{name}` is no longer elementwise"))?;
+            let (takes, got) = (function.operands.len(), operands.len());
+            if takes != got {
+                return Err(format!("`{name}` ({}): `elementwise` is a function of {takes}, not {got}", op.name()));
+            }
+            Ok(Link { function, operands: operands.clone() })
         };
         let links: Vec<Link> = self.parts.iter().map(link).collect::<Result<_, String>>()?;
         // One function that anybody wrote makes the whole text untrusted.
