@@ -186,7 +186,7 @@ fn write_text(flags: &Flags) -> anyhow::Result<()> {
     let layout = ArenaLayout::of_model(config, gpu.profile().max_tensor_bytes())?;
     let params = Arena::zeros(&gpu, "parameters", &Arc::new(layout))?;
     checkpoint.restore_weights_blocking(&gpu, &params)?;
-    let mut decoder = gpu.run_blocking(Decoder::on_params(&gpu, config, &params, 1, config.context))?;
+    let mut decoder = gpu.run_blocking(Decoder::on_params(&gpu, config, &params, config.context))?;
 
     // Both the prompt and the text may be longer than the context.
     let window = &ids[ids.len().saturating_sub(config.context)..];

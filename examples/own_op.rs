@@ -9,7 +9,8 @@ mod cli;
 
 use plotters::prelude::*;
 use throughline::ops::{Bind, Case, Custom, Elements, Launch};
-use throughline::{ExecOptions, Executable, Gpu, TensorType, check, graph::ParamInit, reference::Array};
+use throughline::train::{GraphTrainConfig, GraphTrainer};
+use throughline::{Gpu, TensorType, check, graph::ParamInit, reference::Array};
 
 const K: f32 = 300.0;
 
@@ -65,17 +66,13 @@ fn run(cli::Picture { out }: cli::Picture) -> anyhow::Result<()> {
     let p = g.param_with("p", [400, 2], ParamInit::Uniform(0.5))?;
     let y = g.op1("y", crowding(), &[p])?;
     let energy = g.sum("energy", y)?;
-    let gradient = g.gradients(energy, &[p])?[0];
-    let step = g.scale("step", gradient, -2e-5)?;
-    let next = g.add("next", p, step)?;
-    g.store(next, p)?;
-    let exec = Executable::new_blocking(&gpu, gpu.plan(&g, &[energy])?.into(), ExecOptions::default())?;
+    let mut trainer = GraphTrainer::new_blocking(&gpu, g, energy, GraphTrainConfig::sgd(2e-5))?;
 
     let picture = SVGBackend::new(&out, (1000, 500)).into_drawing_area();
     for (panel, steps) in picture.split_evenly((1, 2)).iter().zip([1, 1000]) {
-        (0..steps).try_for_each(|_| exec.submit().map(drop))?;
-        println!("after {steps} steps: {:.1}", exec.read_blocking::<f32>(energy)?[0]);
-        let at: Vec<i32> = exec.read_blocking(p)?.iter().map(|x: &f32| (500.0 * x.rem_euclid(1.0)) as i32).collect();
+        (0..steps).try_for_each(|_| trainer.step(&[]).map(drop))?;
+        println!("after {steps} steps: {:.1}", trainer.loss_blocking()?);
+        let at: Vec<i32> = trainer.read_blocking(p)?.iter().map(|x: &f32| (500.0 * x.rem_euclid(1.0)) as i32).collect();
         at.chunks(2).try_for_each(|at| panel.draw(&Circle::new((at[0], at[1]), 3, BLACK.filled())))?;
     }
     Ok(picture.present()?)

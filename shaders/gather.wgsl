@@ -33,6 +33,31 @@ struct Params {
 @group(0) @binding(2) var<storage, read> id_units: array<J>; // [planes, k, inner]
 @group(0) @binding(3) var<storage, read_write> dx: array<E>; // [planes, n, inner]
 
+// Where an index of [planes, length, inner] is. It counts along with the index, since divisions are expensive.
+struct Walk {
+    plane: u32,
+    row: u32,
+    column: u32,
+}
+
+fn walk(i: u32, length: u32, inner: u32) -> Walk {
+    return Walk(i / inner / length, i / inner % length, i % inner);
+}
+
+// The place that is as far from `w` as `by` is from 0.
+fn moved(w: Walk, by: Walk, length: u32, inner: u32) -> Walk {
+    var n = Walk(w.plane + by.plane, w.row + by.row, w.column + by.column);
+    if (n.column >= inner) {
+        n.column -= inner;
+        n.row++;
+    }
+    if (n.row >= length) {
+        n.row -= length;
+        n.plane++;
+    }
+    return n;
+}
+
 @compute @workgroup_size(INVOCATIONS)
 fn forward(
     @builtin(workgroup_id) wid: vec3<u32>,
@@ -42,15 +67,18 @@ fn forward(
     let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
     let end = min(first + INVOCATIONS * EACH, p.len);
     let n = p.n; // loads in a loop are expensive, even of uniforms
+    let k = p.k;
     let inner = p.inner;
-    let plane = p.k * inner;
+    let step = walk(INVOCATIONS, k, inner);
+    var w = walk(first, k, inner);
     for (var i = first; i < end; i += INVOCATIONS) {
         let id = ids[i];
         var v = 0.0;
         if (id < n) {
-            v = x[(i / plane * n + id) * inner + i % inner];
+            v = x[(w.plane * n + id) * inner + w.column];
         }
         y[i] = v;
+        w = moved(w, step, k, inner);
     }
 }
 
@@ -65,15 +93,17 @@ fn backward(
     let n = p.n;
     let k = p.k;
     let inner = p.inner;
+    let step = walk(INVOCATIONS, n, inner);
+    var w = walk(first, n, inner);
     for (var i = first; i < end; i += INVOCATIONS) {
-        let row = i / inner;
-        let here = I(row % n * STEP) + OFFSETS;
-        var at = row / n * k * inner + i % inner;
+        let here = I(w.row * STEP) + OFFSETS;
+        var at = w.plane * k * inner + w.column;
         var sum = E();
         for (var j = 0u; j < k; j++) {
             sum += select(E(), E(dy[at]), I(id_units[at]) == here);
             at += inner;
         }
         dx[i] = sum;
+        w = moved(w, step, n, inner);
     }
 }

@@ -65,15 +65,18 @@ fn broadcast(
     let cols = p.cols;
     let plane = p.rows * cols;
     let scale = p.scale;
+    let col_step = INVOCATIONS % cols;
+    let plane_step = INVOCATIONS % plane;
+    let base_step = INVOCATIONS / plane * cols;
     var col = first % cols;
     var in_plane = first % plane;
     var base = first / plane * cols;
     for (var i = first; i < end; i += INVOCATIONS) {
         y[i] = scale * E(small[base + col]);
-        col += INVOCATIONS % cols;
+        col += col_step;
         col -= select(0u, cols, col >= cols);
-        base += INVOCATIONS / plane * cols;
-        in_plane += INVOCATIONS % plane;
+        base += base_step;
+        in_plane += plane_step;
         if (in_plane >= plane) {
             in_plane -= plane;
             base += cols;

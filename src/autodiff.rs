@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Source, Value, Vjp};
+use crate::graph::{Graph, Node, Source, Value, Vjp};
 use crate::ops::fill::Fill;
 use crate::ops::residual_add::ResidualAdd;
 use crate::tensor::{DType, TensorType};
@@ -92,17 +92,14 @@ impl Graph {
             op: op.name(),
             needs,
             cotangents: vec![None; n],
+            zeros: vec![],
             no_input: None,
         };
         op.vjp(&mut cx)?;
-        let (cotangents, no_input) = (std::mem::take(&mut cx.cotangents), cx.no_input);
-        let wrong = |graph: &Graph, message| {
-            let types: Vec<&TensorType> = node.inputs.iter().map(|&v| graph.ty(v)).collect();
-            Error::node(&node.name, op.name(), message, types)
-        };
+        let Vjp { cotangents, zeros, no_input, .. } = cx;
         if let Some(i) = no_input {
             let message = format!("`vjp` set the gradient of input {i}, but there are only {n}, numbered from 0");
-            return Err(wrong(self, message));
+            return Err(self.wrong_vjp(&node, op.name(), message));
         }
         for (i, (&input, cotangent)) in node.inputs.iter().zip(cotangents).enumerate() {
             if !path.contains(&input.node()) {
@@ -110,15 +107,15 @@ impl Graph {
             }
             let Some(new) = cotangent else {
                 // Integers have no gradient; whoever asks for it is told so at the end.
-                if self.ty(input).dtype != DType::F32 {
+                if zeros.contains(&i) || self.ty(input).dtype != DType::F32 {
                     continue;
                 }
-                let name = self.name(input);
                 let message = format!(
-                    "`vjp` did not set the gradient of input {i}, `{name}`, which is needed: call `Vjp::set`, or return \
-                     `Vjp::no_gradient`"
+                    "`vjp` did not set the gradient of input {i}, `{}`, which is needed: call `Vjp::set` or \
+                     `Vjp::set_zero`, or return `Vjp::no_gradient`",
+                    self.name(input)
                 );
-                return Err(wrong(self, message));
+                return Err(self.wrong_vjp(&node, op.name(), message));
             };
             self.check_values(&[new], |_| format!("`{}`: the gradient that op {} gave", node.name, op.name()))?;
             if self.ty(new) != self.ty(input) {
@@ -141,5 +138,9 @@ impl Graph {
             grads.insert(input, total);
         }
         Ok(())
+    }
+
+    fn wrong_vjp(&self, node: &Node, op: &'static str, message: String) -> Error {
+        Error::node(&node.name, op, message, node.inputs.iter().map(|&v| self.ty(v)))
     }
 }

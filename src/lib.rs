@@ -8,10 +8,11 @@
 //! # A guided map
 //!
 //! * **Build** a [`Graph`] of named nodes with checked shapes. Its methods add the operations, and
-//!   [`gradients`](Graph::gradients) adds the backward pass. [`nn`] assembles whole transformers, from a
-//!   [`TransformerConfig`](nn::TransformerConfig) or from blocks of your own. [`ops`] lists the operations. To write
-//!   one yourself, implement [`ops::Op`]; [`kernel`] holds its shaders, and [`check`] tests it. [`tensor`] has shapes
-//!   and types, and [`graph`] the rest.
+//!   [`gradients`](Graph::gradients) adds the backward pass. [`nn::Builder`] adds layers with their
+//!   parameters, and [`nn`] assembles whole transformers, from a [`TransformerConfig`](nn::TransformerConfig) or from
+//!   blocks of your own. [`ops`] lists the operations. Write one yourself as an [`ops::map::Map`] or an
+//!   [`ops::Custom`]; [`kernel`] holds shaders, and [`check`] tests ops. [`tensor`] has shapes and types, and [`graph`]
+//!   the rest.
 //! * **Plan** what a step will do. A [`Plan`] is data: print it to see kernels, buffers and bytes, and derive from it
 //!   the [`Requirements`] that a device must meet. It is made for a [`Profile`], so no device is needed yet. See
 //!   [`plan`].
@@ -19,9 +20,9 @@
 //!   and pipelines on it. A [`Tensor`] is a range of a buffer, yours if you like, and a [`Readback`] brings one to the
 //!   host without waiting. [`device`] also reads and writes [textures](device::texture), keeps frames within a budget
 //!   ([`Pace`]) and finds the fastest kernels ([`Tuner`]).
-//! * **Train** with [`train::Trainer`], which runs a step in one submit, or in slices over several frames. [`optim`]
-//!   has AdamW, Muon and learning rate schedules, [`train::data`] batches, [`train::checkpoint`] files to resume from.
-//!   All randomness comes from [`rng`], as a function of seed and step.
+//! * **Train** any graph with [`train::GraphTrainer`], or a language model with [`train::Trainer`]. A step is one
+//!   submit, or slices over several frames. [`optim`] has AdamW, Muon, SGD and learning rate schedules, [`train::data`]
+//!   batches of text. Checkpoints resume bit for bit: all randomness comes from [`rng`], as a function of seed and step.
 //! * **Decode.** [`model::Model`] opens GGUF files and Hugging Face folders ([`mod@format`] has their raw tensors).
 //!   [`decode::Decoder`] generates text, `decode::Chat` holds a conversation, and [`decode::FrameDecoder`] speaks in the
 //!   frames of an application. [`sentence::SentenceEncoder`] turns sentences into vectors, and [`tokenize`] text into

@@ -111,8 +111,8 @@ pub const QUIRKS: &[Quirk] = &[
         driver: "several",
         versions: "as WGSL allows",
         effect: "tanh of a large argument is NaN or infinite on some drivers",
-        workaround: "GELU is written with one exp that stays in range",
-        places: &["shaders/gelu.wgsl"],
+        workaround: "GELU and tanh are written with one exp that stays in range",
+        places: &["shaders/gelu.wgsl", "shaders/map/helpers.wgsl"],
         retest: "cargo test --test ops gelu",
     },
 ];

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use common::{gpu, hf_folder, profiles};
 use throughline::check::{self, Case};
 use throughline::decode::sample::Sampling;
-use throughline::decode::{Decoder, FrameDecoder, GenerationOptions};
+use throughline::decode::{DecodeOptions, Decoder, FrameDecoder, GenerationOptions};
 use throughline::graph::{Op, ParamInit, Vjp};
 use throughline::kernel::{Bind, Kernel, Launch, Program};
 use throughline::model::Model;
@@ -380,7 +380,7 @@ fn ids_past_the_vocabulary_are_errors_that_say_where() {
 #[test]
 fn ids_past_the_vocabulary_are_errors_in_decoders_and_encoders() {
     let llama = Model::open(&hf_folder("llama")).unwrap();
-    let mut two = gpu().run_blocking(Decoder::with_batch(gpu(), &llama, 2, 8)).unwrap();
+    let mut two = Decoder::new_blocking(gpu(), &llama, DecodeOptions { batch: 2, ..DecodeOptions::new(8) }).unwrap();
     let words = ["`tokens of sequence 1`", "ids below 96, the size of the vocabulary", "96 at index 1"];
     let prompts: [&[u32]; 2] = [&[3], &[4, 96, 5]];
     expect(two.feed_batch_blocking(&prompts), &words);
@@ -684,6 +684,7 @@ enum Fault {
     StartsAsAnother,
     GradientOfNothing,
     NoGradientSet,
+    ZeroGradient,
     NoReference,
     NoWorkgroups,
     TooManyWorkgroups,
@@ -706,6 +707,9 @@ impl Op for Broken {
         assert!(cx.needs(0) && !cx.needs(7));
         if self.0 == Fault::GradientOfNothing {
             cx.set(7, dy);
+        }
+        if self.0 == Fault::ZeroGradient {
+            cx.set_zero(0);
         }
         Ok(())
     }
@@ -757,6 +761,15 @@ fn what_an_op_says_of_itself_is_checked() {
     let words = ["node `h.0.y` (broken)", "f32[8]", "`vjp`"];
     expect(gradients(Fault::GradientOfNothing), &[&words[..], &["gradient of input 7", "only 1"]].concat());
     expect(gradients(Fault::NoGradientSet), &[&words[..], &["input 0, `x`", "`Vjp::no_gradient`"]].concat());
+
+    // Where it is zero, the loss depends on something else or on nothing.
+    expect(gradients(Fault::ZeroGradient), &["`loss` does not depend on `x`"]);
+    let mut g = Graph::new();
+    let x = g.param("x", [8]).unwrap();
+    let sign = g.sign("sign", x).unwrap();
+    let gated = g.mul("gated", sign, x).unwrap();
+    let loss = g.sum("loss", gated).unwrap();
+    g.gradients(loss, &[x]).unwrap();
 
     let (g, x, y) = node(Fault::NoReference).unwrap();
     let given = [(x, Array::zeros([8]))].into();
@@ -878,7 +891,12 @@ fn broken_ops_are_errors_and_not_panics() {
         op.binds = vec![Bind::In(0), Bind::OutIn(0)];
     };
     expect_in_node(unwritten, &["no dispatch writes output 0"]);
-    // What only a compiler can find.
+    // What only a driver can find.
+    let more_words = |op: &mut TwicePlusOne| {
+        op.wgsl = WGSL.replace("n: u32", "all: vec4<u32>").replace("i < n", "i < all.x");
+    };
+    expect_in_node(more_words, &["kernel `twice_plus_one`", "size 4", "16"]);
+    expect_in_node(|op| op.wgsl = WGSL.replacen("array<f32>", "array<f32, 100>", 1), &["size 32", "400"]);
     expect_in_node(|op| op.wgsl = WGSL.replace("2.0", "two"), &["no definition in scope", "two"]);
     let knob = Kernel::new("k", WGSL, "main").knob("TILE", 4u32).wgsl();
     assert!(matches!(knob, Err(Error::Kernel { .. })));

@@ -120,6 +120,12 @@ fn failures_are_shown_in_a_line_each_and_once() {
     let lines = |fault| format!("{:?}", check::op(gpu(), &cases(fault)).unwrap_err());
     let wgsl = lines(Fault::Wgsl);
     assert_eq!(wgsl.matches("no definition in scope").count(), 1, "{wgsl}");
+    assert_eq!(check::op(gpu(), &[]).unwrap_err().to_string(), "no op, case `none`: there are no cases to check");
+    let no_gradient =
+        check::op(gpu(), &[Case::new("8", tripled("y[i] = 3.0 * x[i];"), &[&[8]])]).unwrap_err().to_string();
+    let words = ["tripled, case `8`: node `y`", "no gradient", "`Custom::backward`", "`Case::forward_only`"];
+    words.iter().for_each(|word| assert!(no_gradient.contains(word), "no {word:?} in: {no_gradient}"));
+    assert_eq!(no_gradient.lines().count(), 1, "{no_gradient}");
     let imprecise = lines(Fault::Imprecise);
     assert!(imprecise.starts_with("\ntwice, case `1 elements` (kernels for Cpu adapters"), "{imprecise}");
     assert!(imprecise.contains(" more): `y` has an NMSE of") && imprecise.lines().count() < 8, "{imprecise}");
@@ -205,8 +211,8 @@ fn an_op_of_closures_is_checked_as_any_other() {
     let key = throughline::plan::variants::key(&op, &[g.ty(x).clone(), g.ty(by).clone()]);
     profile.choices.set(key, "backwards".into());
     let tuned = Plan::new(&g, &[y], &profile).unwrap();
-    let texts = tuned.steps()[0].dispatches().iter().map(|d| d.kernel().wgsl().unwrap());
-    assert!(texts.last().unwrap().contains("cols - 1u - j"));
+    let mut texts = tuned.steps()[0].dispatches().iter().map(|d| d.kernel().wgsl().unwrap());
+    assert!(texts.next_back().unwrap().contains("cols - 1u - j"));
 }
 
 /// `y = 3 x` by this body.

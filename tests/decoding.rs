@@ -1,16 +1,27 @@
-//! Attention over growing caches, in chunks and token by token, equals attention over everything at once.
+//! Attention over growing caches, in chunks and token by token, equals attention over everything at once. So do models
+//! with blocks of their own.
 
 mod common;
+#[path = "../examples/architectures/parallel.rs"]
+mod parallel;
+#[path = "../examples/architectures/sandwich.rs"]
+mod sandwich;
+#[path = "../examples/architectures/value_residuals.rs"]
+mod value_residuals;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use common::{gpu, profiles};
+use common::{gpu, profiles, worst};
+use throughline::decode::{DecodeOptions, DecodePlan, Decoder};
+use throughline::model::Model;
+use throughline::nn::{Block, Builder, Init, StandardBlock, Transformer, TransformerConfig};
 use throughline::ops::attention::Attention;
 use throughline::ops::random_array;
 use throughline::ops::rope::{Rope, Scaling};
 use throughline::reference::{self, nmse};
-use throughline::{ExecOptions, Executable, Graph, Plan, Profile, Tensor, TensorType, Value};
+use throughline::train::{TrainConfig, TrainOptions, Trainer};
+use throughline::{ExecOptions, Executable, Graph, Plan, Profile, Result, Tensor, TensorType, Value};
 
 const CAPACITY: usize = 21;
 const WIDTH: usize = 2 * 12;
@@ -139,5 +150,201 @@ fn a_batch_of_ragged_sequences_gives_what_each_gives_alone() {
             }
         }
         assert_eq!(lengths, [CAPACITY, 19, 17, 15]);
+    }
+}
+
+/// Attention twice, of which the second is without a scope of its own and looks back with the queries of the first. And
+/// what every token adds to itself, on the way of which heads come before places.
+#[derive(Debug)]
+struct Twice;
+
+impl Block for Twice {
+    fn build(&self, b: &mut Builder<'_>, _: usize, x: Value) -> Result<Value> {
+        let x = b.residual("attn", x, |b, x| {
+            let [q, k, v] = b.qkv(x)?;
+            let y = b.attend([q, k, v])?;
+            let z = b.attend([q, y, k])?;
+            b.project(z)
+        })?;
+        let x = b.residual("again", x, Builder::attention)?;
+        b.residual("heads", x, |b, x| {
+            let [batch, time, width] = b.ty(x).shape.dims().try_into().unwrap();
+            let heads = b.reshape("heads", x, [batch, time, 4, width / 4])?;
+            let first = b.transpose("first", heads, 1, 2)?;
+            let bent = b.gelu("bent", first)?;
+            let back = b.transpose("back", bent, 1, 2)?;
+            b.reshape("joined", back, [batch, time, width])
+        })
+    }
+}
+
+/// Weights so large that tokens matter to each other.
+fn config(config: TransformerConfig) -> TransformerConfig {
+    TransformerConfig { init: Init::Plain { std: 0.25 }, ..config }
+}
+
+fn models() -> [TransformerConfig; 2] {
+    [TransformerConfig::gpt2(37, CAPACITY, 3, 32, 4), TransformerConfig::llama(37, CAPACITY, 3, 32, 4)].map(config)
+}
+
+fn trainer(model: &TransformerConfig, block: &dyn Block) -> Trainer {
+    let options = TrainOptions { block, ..Default::default() };
+    gpu().run_blocking(Trainer::with_options(gpu(), TrainConfig::new(model.clone(), 1), &options)).unwrap()
+}
+
+fn decoder(trainer: &Trainer, options: DecodeOptions<'_>) -> Result<Decoder> {
+    gpu().run_blocking(Decoder::on_params(gpu(), &trainer.config().model, trainer.params(), options))
+}
+
+/// The logits of all tokens at once, from a trainer's parameters.
+fn forward(trainer: &Trainer, block: &dyn Block, ids: &[u32]) -> Vec<f32> {
+    let mut g = gpu().graph();
+    let model = Transformer::build_with(&mut g, &trainer.config().model, block, 1, ids.len(), false).unwrap();
+    let names = trainer.params().layout.tensors.iter().map(|(name, _)| g.find(name).unwrap());
+    let bindings = names.zip(trainer.params().tensors.iter().cloned()).collect();
+    let plan = Arc::new(gpu().plan(&g, &[model.logits]).unwrap());
+    let exec = Executable::new_blocking(gpu(), plan, ExecOptions::bound(bindings)).unwrap();
+    exec.write(model.tokens, ids).unwrap();
+    exec.submit().unwrap();
+    exec.read_blocking(model.logits).unwrap()
+}
+
+#[test]
+fn own_blocks_decode_as_their_forward_pass() {
+    let ids: Vec<u32> = (0..CAPACITY as u32).map(|i| i * i % 37).collect();
+    let blocks: [&dyn Block; 5] =
+        [&StandardBlock, &parallel::Parallel, &sandwich::Sandwich, &value_residuals::ValueResiduals, &Twice];
+    for model in models() {
+        for block in blocks {
+            let trainer = trainer(&model, block);
+            let want = forward(&trainer, block, &ids);
+            let mut decoder = decoder(&trainer, DecodeOptions { block, ..DecodeOptions::new(CAPACITY) }).unwrap();
+            // A prompt, tokens one by one, and the rest with the logits of each.
+            let row = |n: usize| &want[(n - 1) * 37..n * 37];
+            let logits = decoder.feed_blocking(&ids[..9]).unwrap();
+            assert!(worst(&logits, row(9)) < 2e-4, "{block:?}: {}", worst(&logits, row(9)));
+            for n in 10..15 {
+                let logits = decoder.feed_blocking(&ids[n - 1..n]).unwrap();
+                assert!(worst(&logits, row(n)) < 2e-4, "{block:?}: token {n}: {}", worst(&logits, row(n)));
+            }
+            let rest = decoder.feed_all_blocking(&ids[14..]).unwrap();
+            assert!(worst(&rest, &want[14 * 37..]) < 2e-4, "{block:?}");
+            // The earlier tokens do matter.
+            decoder.clear();
+            let alone = decoder.feed_blocking(&ids[13..14]).unwrap();
+            assert!(worst(&alone, row(14)) > 0.05, "{block:?}: {}", worst(&alone, row(14)));
+        }
+    }
+}
+
+#[test]
+fn a_decoder_without_the_blocks_of_its_model_says_so() {
+    let [gpt2, llama] = models();
+    for (model, block, name) in
+        [(&gpt2, &Twice as &dyn Block, "h.0.again"), (&llama, &parallel::Parallel, "h.0.both_norm")]
+    {
+        let error = decoder(&trainer(model, block), CAPACITY.into()).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains("`DecodeOptions::block`"), "{error}");
+    }
+    // Every parameter of a standard block is there, and two more.
+    let error = decoder(&trainer(&llama, &value_residuals::ValueResiduals), CAPACITY.into()).unwrap_err().to_string();
+    assert!(error.contains("`h.1.attn.own_factor`") && error.contains("`DecodeOptions::block`"), "{error}");
+}
+
+/// Blocks that a cache of keys and values does not suffice for.
+#[derive(Clone, Copy, Debug)]
+enum Mixing {
+    /// Attention past the cache.
+    Attention,
+    /// The row before, by a shift.
+    Shift,
+    /// A matrix over time.
+    Matrix,
+    /// A number for each place in the graph.
+    Places,
+    /// The mean of all rows so far in the graph.
+    Mean,
+    /// Values in another order than their keys.
+    Values,
+    /// A sum of all steps so far.
+    Memory,
+}
+
+impl Block for Mixing {
+    fn build(&self, b: &mut Builder<'_>, layer: usize, x: Value) -> Result<Value> {
+        let x = b.residual("mlp", x, Builder::feed_forward)?;
+        if layer == 0 {
+            return Ok(x);
+        }
+        let [batch, time, width] = b.ty(x).shape.dims().try_into().unwrap();
+        let from_trained = |b: &mut Builder<'_>, shape: &[usize]| {
+            b.param_with("trained", shape, throughline::graph::ParamInit::Normal(0.5))
+        };
+        b.residual("mix", x, |b, x| match self {
+            Mixing::Attention => {
+                let [q, k, v] = b.qkv(x)?;
+                let (heads, kv_heads) = (b.config()?.n_heads, b.config()?.n_kv_heads);
+                let y = b.g.attention("past", q, k, v, Attention { heads, kv_heads, causal: true, scale: None })?;
+                b.project(y)
+            }
+            Mixing::Shift => {
+                let none = b.fill("none", [batch, 1, width], 0.0)?;
+                let both = b.concat("both", &[none, x], 1)?;
+                b.slice("before", both, 1, 0, time)
+            }
+            Mixing::Matrix => {
+                let turned = b.transpose("turned", x, 1, 2)?;
+                let w = from_trained(b, &[time, time])?;
+                let y = b.matmul("over_time", turned, w)?;
+                b.transpose("back", y, 1, 2)
+            }
+            Mixing::Places => {
+                let places = from_trained(b, &[time, width])?;
+                b.add("placed", x, places)
+            }
+            Mixing::Mean => {
+                let sum = b.sum_to("sum", x, [width])?;
+                b.broadcast("everywhere", sum, [batch, time, width])
+            }
+            Mixing::Memory => {
+                let memory = b.state("memory", TensorType::f32([batch, time, width]))?;
+                let sum = b.residual_add("remembered", memory, x)?;
+                b.store(sum, memory)?;
+                Ok(sum)
+            }
+            Mixing::Values => {
+                let [q, k, v] = b.qkv(x)?;
+                let turned = b.transpose("turned", v, 0, 1)?;
+                let shape = b.ty(v).shape.clone();
+                let values = b.reshape("values", turned, shape)?;
+                let y = b.attend([q, k, values])?;
+                b.project(y)
+            }
+        })
+    }
+}
+
+#[test]
+fn blocks_that_a_cache_does_not_suffice_for_are_an_error() {
+    use Mixing::{Attention, Matrix, Mean, Memory, Places, Shift, Values};
+    let model = Model::open(&common::hf_folder("llama")).unwrap();
+    let expected = [
+        (Attention, "h.1.mix.past", "attention"),
+        (Shift, "h.1.mix.both", "concat"),
+        (Matrix, "h.1.mix.turned", "transpose"),
+        (Places, "h.1.mix.placed", "add"),
+        (Mean, "h.1.mix.sum", "sum"),
+        (Values, "h.1.mix.turned", "transpose"),
+        (Memory, "h.1.mix.memory", "state"),
+    ];
+    for (block, node, op) in expected {
+        let options = DecodeOptions { block: &block, ..DecodeOptions::new(8) };
+        let errors = [
+            DecodePlan::new(&model, options, gpu().profile()).unwrap_err().to_string(),
+            decoder(&trainer(&models()[0], &block), options).unwrap_err().to_string(),
+        ];
+        for error in errors {
+            assert!(error.contains(&format!("`{node}` ({op})")) && error.contains("`Builder::attend`"), "{error}");
+        }
     }
 }

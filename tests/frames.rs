@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::{gpu, hf_folder};
 use throughline::decode::sample::Sampling;
-use throughline::decode::{Decoder, Event, Finish, FrameDecoder, GenerationOptions};
+use throughline::decode::{DecodeOptions, Decoder, Event, Finish, FrameDecoder, GenerationOptions};
 use throughline::model::Model;
 use throughline::nn::TransformerConfig;
 use throughline::optim::Schedule;
@@ -17,7 +17,8 @@ use throughline::{Error, Gpu};
 const BUDGETS: [Duration; 3] = [Duration::ZERO, Duration::from_micros(300), Duration::from_secs(9)];
 
 fn decoder(gpu: &Gpu, batch: usize, capacity: usize) -> Decoder {
-    gpu.run_blocking(Decoder::with_batch(gpu, &Model::open(&hf_folder("llama")).unwrap(), batch, capacity)).unwrap()
+    let options = DecodeOptions { batch, ..DecodeOptions::new(capacity) };
+    Decoder::new_blocking(gpu, &Model::open(&hf_folder("llama")).unwrap(), options).unwrap()
 }
 
 fn frames(batch: usize, capacity: usize) -> FrameDecoder {
@@ -305,6 +306,37 @@ fn frames_that_are_dropped_lose_nothing() {
     }
 }
 
+/// Wherever a pass begins in an encoder that is dropped after the rest of it was submitted: what was in the cache before
+/// stays as it is.
+#[test]
+fn the_rest_of_a_pass_without_its_beginning_spoils_nothing() {
+    // Hot, so that other keys and values soon make other tokens.
+    let (text, says) = (prompt(5, 3), options(5, 4.0, 4));
+    let want = alone(&mut decoder(gpu(), 1, 64), &[(&text, says.clone())]);
+    let mut frames = frames(1, 64);
+    for dropped in 20..130 {
+        frames.say(0, &text, says.clone()).unwrap();
+        let (mut said, mut kept) = (vec![(vec![], None)], None);
+        for n in 0..dropped + 12 {
+            let submit = |encoder| {
+                gpu().submit(encoder).unwrap();
+                gpu().wait_blocking().unwrap();
+            };
+            frame_by(&mut frames, Duration::ZERO, &mut said, |encoder| match n == dropped {
+                true => kept = Some(encoder),
+                false => submit(encoder),
+            });
+        }
+        drop(kept);
+        while !frames.is_silent() {
+            frame_by(&mut frames, Duration::ZERO, &mut said, |encoder| {
+                gpu().submit(encoder).unwrap();
+            });
+        }
+        assert_eq!(said[0], want, "frame {dropped}");
+    }
+}
+
 #[test]
 fn a_text_that_goes_on_after_a_dropped_frame_has_its_whole_prompt() {
     let (a, b) = (prompt(50, 1), prompt(3, 2));
@@ -346,7 +378,7 @@ fn a_model_in_training_speaks_from_the_trainers_own_parameters() {
     let model = TransformerConfig::llama(31, 16, 2, 32, 4);
     let config = TrainConfig { schedule: Schedule::constant(1e-2), seed: 1, ..TrainConfig::new(model.clone(), 2) };
     let mut trainer = Trainer::new_blocking(gpu(), config).unwrap();
-    let mut decoder = gpu().run_blocking(Decoder::on_params(gpu(), &model, trainer.params(), 1, 16)).unwrap();
+    let mut decoder = gpu().run_blocking(Decoder::on_params(gpu(), &model, trainer.params(), 16)).unwrap();
     let ids: Vec<u32> = (0..32).map(|i| i * 5 % 31).collect();
     let batch = throughline::train::data::Batch { tokens: ids.clone(), targets: ids };
     let batch = std::slice::from_ref(&batch);
@@ -369,6 +401,6 @@ fn a_model_in_training_speaks_from_the_trainers_own_parameters() {
         trainer.step(batch).unwrap().wait_blocking().unwrap();
     }
     let other = TransformerConfig { n_layers: 3, ..model };
-    let error = gpu().run_blocking(Decoder::on_params(gpu(), &other, trainer.params(), 1, 16)).unwrap_err().to_string();
+    let error = gpu().run_blocking(Decoder::on_params(gpu(), &other, trainer.params(), 16)).unwrap_err().to_string();
     assert!(error.contains("h.2."), "{error}");
 }

@@ -5,14 +5,15 @@ mod common;
 use common::{gpu, hf_folder};
 use futures_util::StreamExt;
 use throughline::decode::sample::Sampling;
-use throughline::decode::{Chat, Decoder, Event, Finish, FrameDecoder, GenerationOptions};
+use throughline::decode::{Chat, DecodeOptions, Decoder, Event, Finish, FrameDecoder, GenerationOptions};
 use throughline::model::Model;
 use throughline::nn::TransformerConfig;
 use throughline::tokenize::{Message, ModelTokenizer};
 use throughline::train::{TrainConfig, Trainer};
 
 fn decoder(batch: usize, capacity: usize) -> Decoder {
-    gpu().run_blocking(Decoder::with_batch(gpu(), &Model::open(&hf_folder("llama")).unwrap(), batch, capacity)).unwrap()
+    let options = DecodeOptions { batch, ..DecodeOptions::new(capacity) };
+    Decoder::new_blocking(gpu(), &Model::open(&hf_folder("llama")).unwrap(), options).unwrap()
 }
 
 fn options(max_tokens: usize, seed: u64) -> GenerationOptions {
@@ -118,7 +119,8 @@ fn broken(batch: usize, nan: bool) -> (Trainer, Decoder) {
         table[7 * 16..8 * 16].copy_from_slice(&[row, [0.0; 4], [0.0; 4], [0.0; 4]].concat())
     });
     change("norm_f.weight", &|gain| gain[0] = if nan { 1.0 } else { 1e38 });
-    let decoder = gpu().run_blocking(Decoder::on_params(gpu(), &model, trainer.params(), batch, 32)).unwrap();
+    let options = DecodeOptions { batch, ..DecodeOptions::new(32) };
+    let decoder = gpu().run_blocking(Decoder::on_params(gpu(), &model, trainer.params(), options)).unwrap();
     (trainer, decoder)
 }
 
@@ -258,7 +260,8 @@ impl Speaker {
 
     fn decoder(&self, batch: usize) -> Decoder {
         let (model, params) = (&self.trainer.config().model, self.trainer.params());
-        gpu().run_blocking(Decoder::on_params(gpu(), model, params, batch, self.capacity)).unwrap()
+        let options = DecodeOptions { batch, ..DecodeOptions::new(self.capacity) };
+        gpu().run_blocking(Decoder::on_params(gpu(), model, params, options)).unwrap()
     }
 
     fn chat(&self, max_tokens: usize) -> Chat {

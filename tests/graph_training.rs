@@ -47,11 +47,7 @@ fn net(rows: usize, width: usize, dropout: f32) -> Net {
     }
     let hidden = layer(&mut g, "hidden", hidden, width);
     let out = layer(&mut g, "out", hidden, 2);
-    let minus = g.scale("minus", out, -1.0).unwrap();
-    let error = g.add("error", y, minus).unwrap();
-    let squares = g.mul("squares", error, error).unwrap();
-    let sum = g.sum("sum", squares).unwrap();
-    let loss = g.scale("loss", sum, 1.0 / (2 * rows) as f32).unwrap();
+    let loss = g.mse("loss", out, y).unwrap();
     Net { g, x, y, out, loss }
 }
 
@@ -67,7 +63,7 @@ fn trainer(net: Net, config: GraphTrainConfig) -> (GraphTrainer, [Value; 3]) {
     let Net { g, x, y, out, loss } = net;
     let matrix = g.find("hidden.weight").unwrap();
     let options = GraphTrainOptions { outputs: vec![out], muon: Some(vec![matrix]), ..Default::default() };
-    let trainer = GraphTrainer::with_options(gpu(), g, loss, &config, &options);
+    let trainer = GraphTrainer::with_options(gpu(), g, loss, config, &options);
     (gpu().run_blocking(trainer).unwrap(), [x, y, out])
 }
 
@@ -375,7 +371,7 @@ fn frozen_parameters_stay_and_are_part_of_the_model() {
     };
     let initial = g.initial_values(frozen[0], 5).unwrap();
     let config = config(AdamWConfig::default().into());
-    let made = GraphTrainer::with_options(gpu(), g, loss, &config, &options);
+    let made = GraphTrainer::with_options(gpu(), g, loss, config, &options);
     let mut trainer = gpu().run_blocking(made).unwrap();
     let names =
         |arena: &throughline::optim::Arena| arena.layout.tensors.iter().map(|(n, _)| n.clone()).collect::<Vec<_>>();
@@ -418,7 +414,7 @@ fn tensors_of_the_app_are_read_and_written() {
     let bindings = HashMap::from([(y, target), (picture, output.clone())]);
     let options = GraphTrainOptions { outputs: vec![out], bindings, probes, ..GraphTrainOptions::default() };
     let config = config(AdamWConfig::default().into());
-    let made = GraphTrainer::with_options(gpu(), g, loss, &config, &options);
+    let made = GraphTrainer::with_options(gpu(), g, loss, config, &options);
     let mut trainer = gpu().run_blocking(made).unwrap();
     trainer.write(x, &xs).unwrap();
     let first = trainer.step(&[]).unwrap().wait_blocking().unwrap();
@@ -446,6 +442,9 @@ fn a_plan_knows_memory_and_needs_before_there_is_a_device() {
     plan.requirements().check(&gpu().device().limits()).unwrap();
     let trainer = gpu().run_blocking(GraphTrainer::from_plan(gpu(), &plan, &HashMap::new())).unwrap();
     assert_eq!((trainer.buffer_bytes(), trainer.parameter_count()), (plan.bytes(), plan.parameter_count()));
+    let bias = Tensor::zeros(gpu(), "bias", TensorType::f32([2])).unwrap();
+    let bound = HashMap::from([(g.find("out.bias").unwrap(), bias)]);
+    fails(gpu().run_blocking(GraphTrainer::from_plan(gpu(), &plan, &bound)), &["`out.bias` cannot be bound"]);
     let bytes = plan.bytes() as u64;
     let within = |max| {
         let options = GraphTrainOptions { max_bytes: Some(max), ..GraphTrainOptions::default() };
@@ -518,6 +517,31 @@ fn a_run_with_other_settings_is_told_what_differs() {
     plain.save_blocking(&path).unwrap();
     fails(plain.resume_blocking(&path), &["run.safetensors", "not a checkpoint of a `GraphTrainer`"]);
     fails(plain.resume_blocking(dir.path().join("none")), &["none"]);
+}
+
+#[test]
+fn checkpoints_that_cannot_be_are_errors_that_say_why() {
+    let file = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/checkpoint/graph")).unwrap();
+    let good = GraphCheckpoint::from_bytes("some.file", file.clone()).unwrap();
+    let momentum = SgdConfig { momentum: 0.9, nesterov: true, max_grad_norm: 1.0, ..SgdConfig::default() };
+    assert_eq!((good.step, good.config.optimizer), (3, momentum.into()));
+    // Of the same length, so that the header need not be written anew.
+    let edited = |from: &str, to: &str, words: &[&str]| {
+        assert_eq!(from.len(), to.len());
+        let at = file.windows(from.len()).position(|bytes| bytes == from.as_bytes()).unwrap();
+        let mut file = file.clone();
+        file[at..at + to.len()].copy_from_slice(to.as_bytes());
+        fails(GraphCheckpoint::from_bytes("some.file", file), &[&["some.file"], words].concat());
+    };
+    edited("version\\\":1", "version\\\":7", &["version 7", "reads 1"]);
+    edited("momentum\\\":0.9", "momentum\\\":1.1", &["`momentum`", "is 1.1"]);
+    edited("micro_batches\\\":1", "micro_batches\\\":0", &["`micro_batches`", "is 0"]);
+    edited("step\\\":3", "step\\\":-", &["throughline.training"]);
+    edited("sgd", "sad", &["throughline.training", "`sad`"]);
+    edited("throughline.training", "throughline.tramming", &["not a checkpoint of a `GraphTrainer`"]);
+    for len in [0, 7, 100, file.len() - 1] {
+        fails(GraphCheckpoint::from_bytes("some.file", file[..len].to_vec()), &["some.file"]);
+    }
 }
 
 /// Writes a file with these tensors.

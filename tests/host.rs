@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use common::gpu;
 use throughline::decode::sample::Sampling;
-use throughline::decode::{Decoder, FrameDecoder, GenerationOptions};
+use throughline::decode::{DecodeOptions, Decoder, FrameDecoder, GenerationOptions};
 use throughline::model::Model;
 use throughline::nn::{Transformer, TransformerConfig};
 use throughline::optim::{MuonConfig, Schedule};
@@ -184,7 +184,8 @@ fn downlevel_limits_will_do_for_decoding() {
     let model = Model::open(&common::hf_folder("llama")).unwrap();
     let prompt = [5, 17, 80, 3];
     let [got, want] = [&few, gpu()].map(|gpu| {
-        let mut decoder = gpu.run_blocking(Decoder::with_batch(gpu, &model, 2, 32)).unwrap();
+        let mut decoder =
+            Decoder::new_blocking(gpu, &model, DecodeOptions { batch: 2, ..DecodeOptions::new(32) }).unwrap();
         let logits = decoder.feed_batch_blocking(&[&prompt, &prompt[..2]]).unwrap().concat();
         decoder.clear();
         let options = GenerationOptions {

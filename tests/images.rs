@@ -7,10 +7,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use common::{gpu, profiles};
-use throughline::ops::patches::Conv;
+use throughline::ops::patches::{Conv, Padding};
 use throughline::ops::pool::Pool;
 use throughline::ops::random_array;
-use throughline::ops::windows::Padding;
 use throughline::reference::{Array, nmse};
 use throughline::{ExecOptions, Executable, Graph, Plan, Profile, Result, TensorType, Value};
 

@@ -189,7 +189,7 @@ fn functions_of_an_app_are_checked() {
     let loss = g.sum("loss", table).unwrap();
     let mut wanted = g.gradients(loss, &[x, y]).unwrap();
     wanted.extend([own, table]);
-    let plan = gpu().plan(&g, &wanted).unwrap();
+    let plan = Plan::unfused(&g, &wanted, gpu().profile()).unwrap();
     for step in plan.steps() {
         for kernel in step.dispatches().iter().map(|d| d.kernel()) {
             let own = step.name().starts_with("own");
@@ -229,6 +229,38 @@ fn functions_of_the_table_lose_their_trust_with_what_is_added() {
     assert!(kernel(&mut g, second, &[x, x]).is_err());
 }
 
+/// One function of somebody's own makes a whole chain checked.
+#[test]
+fn a_chain_is_as_trusted_as_all_its_parts() {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([LEN])).unwrap();
+    let mine = Map::new("mine", ["x"], "x + 1.0", |[x]| x + 1.0);
+    for (own, trusted) in [(false, true), (true, false)] {
+        let y = g.tanh("tanh", x).unwrap();
+        let y = if own { g.map("mine", &mine, &[y]).unwrap() } else { g.exp("exp", y).unwrap() };
+        let y = g.neg("y", y).unwrap();
+        let plan = gpu().plan(&g, &[y]).unwrap();
+        assert_eq!((plan.steps().len(), plan.steps()[0].parts().len()), (1, 3), "{plan}");
+        assert!(kernels(&plan).all(|k| k.is_trusted() == trusted), "{plan}");
+    }
+}
+
+/// A chain in other hands is still a chain of what it was made for.
+#[test]
+fn a_chain_takes_no_inputs_that_do_not_fit() {
+    let mut g = Graph::new();
+    let [x, long] = [("x", LEN), ("long", 2 * LEN)].map(|(name, n)| g.input(name, TensorType::f32([n])).unwrap());
+    let sum = g.add("sum", x, x).unwrap();
+    let y = g.tanh("y", sum).unwrap();
+    let plan = gpu().plan(&g, &[y]).unwrap();
+    let chain = plan.steps()[0].op().clone();
+    assert_eq!(chain.name(), "chain");
+    assert!(g.op_arc("again", chain.clone(), &[x]).is_ok());
+    for inputs in [&[long][..], &[x, x], &[]] {
+        assert!(g.op_arc("wrong", chain.clone(), inputs).is_err());
+    }
+}
+
 #[test]
 fn kernels_for_other_subgroups_do_not_run() {
     let here = gpu().profile();
@@ -255,6 +287,7 @@ const FREE: &[(&str, usize)] = &[
     ("top_k", 0),
     ("top_k", 1), // one temperature, or one a row
     ("embedding", 0),
+    ("gather", 0),
     ("slice_pad", 0),
     ("cache_write", 0),
     ("cache_read", 0),

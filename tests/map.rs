@@ -6,7 +6,11 @@ use std::sync::Arc;
 
 use common::gpu;
 use throughline::check::{self, Case};
+use throughline::kernel::{Elementwise, Launch, Program};
 use throughline::ops::map::Map;
+use throughline::ops::scale::Scale;
+use throughline::ops::{Op, Vjp};
+use throughline::reference::Array;
 use throughline::{Error, ExecOptions, Executable, Graph, Result, TensorType, Value};
 
 /// The message of an error has all these words in it.
@@ -52,6 +56,54 @@ fn settings_share_a_kernel() {
     let plan = gpu().plan(&g, &outputs).unwrap();
     let kernels: Vec<_> = plan.steps().iter().map(|s| s.dispatches()[0].kernel()).collect();
     assert_eq!(kernels[0], kernels[1]);
+}
+
+/// An op with a kernel of its own, which offers to do without.
+#[derive(Debug)]
+struct Half {
+    elementwise: Map,
+}
+
+impl Op for Half {
+    fn name(&self) -> &'static str {
+        "half"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        Ok(inputs.to_vec())
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        Err(cx.no_gradient("only run forward"))
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        Scale { factor: 0.5, accumulate: false }.launch(cx)
+    }
+
+    fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
+        vec![inputs[0].map(|x| 0.5 * x)]
+    }
+
+    fn elementwise(&self) -> Option<Elementwise> {
+        self.elementwise.elementwise()
+    }
+}
+
+#[test]
+fn any_op_can_join_a_chain() {
+    let graph = |elementwise: Map| {
+        let mut g = Graph::new();
+        let x = g.input("x", TensorType::f32([8])).unwrap();
+        let y = g.op1("half", Half { elementwise }, &[x]).unwrap();
+        let y = g.exp("y", y).unwrap();
+        gpu().plan(&g, &[y])
+    };
+    let half = Map::new("half", ["x"], "0.5 * x", |[x]| 0.5 * x);
+    assert_eq!(graph(half.clone()).unwrap().steps()[0].others(), ["half"]);
+    check::op(gpu(), &[Case::new("half", Half { elementwise: half }, &[&[127]]).forward_only()]).unwrap();
+    let two = Map::new("two", ["x", "z"], "0.5 * x * z", |[x, z]| 0.5 * x * z);
+    expect(graph(two), &["`y`", "`half`", "a function of 2, not 1"]);
 }
 
 /// Runs a graph on these inputs, and returns its output.

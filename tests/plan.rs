@@ -4,11 +4,13 @@
 #[path = "common/graphs.rs"]
 mod graphs;
 
+use std::any::Any;
 use std::collections::{HashMap, HashSet};
 
 use graphs::{Built, Pair, recipes};
 use proptest::prelude::*;
 use throughline::graph::Source;
+use throughline::ops::map::{Chain, Operand};
 use throughline::plan::{BufferCopy, PlannedDispatch, Slot, Step};
 use throughline::{AdapterClass, Graph, Plan, Profile, TensorType, Value};
 
@@ -121,6 +123,77 @@ fn a_tied_head_adds_to_the_gradient_of_the_table_in_place() {
     assert!(plan.steps().iter().all(|s| s.op().name() != "residual_add"), "{plan}");
 }
 
+/// Steps of several ops: name, number of ops, number of outputs.
+fn chains(plan: &Plan) -> Vec<(&str, usize, usize)> {
+    let steps = plan.steps().iter().filter(|s| !s.parts().is_empty());
+    steps.map(|s| (s.name(), s.parts().len(), s.outputs().len())).collect()
+}
+
+#[test]
+fn elementwise_ops_become_one_kernel_forward_and_backward() {
+    let (mut g, [a, b, s, _]) = small();
+    let product = g.mul("product", a, b).unwrap();
+    let shifted = g.sub("shifted", product, s).unwrap();
+    let y = g.tanh("y", shifted).unwrap();
+    let loss = g.l2_norm("loss", y).unwrap();
+    let da = g.gradients(loss, &[a]).unwrap()[0];
+    let plan = checked(g.clone(), &[loss, da]);
+    // Nothing but these ops reads the product, so it is nowhere.
+    assert_eq!(chains(&plan), [("y", 3, 1), ("product.grad.a", 2, 1)], "{plan}");
+    assert!(plan.to_string().contains("by map.forward x1, with product, shifted\n"), "{plan}");
+    // Something does, and gets it from the same kernel.
+    let plan = checked(g.clone(), &[product, loss, da]);
+    assert_eq!(chains(&plan), [("y", 3, 2), ("product.grad.a", 2, 1)], "{plan}");
+    let unfused = Plan::unfused(&g, &[product, loss, da], &Profile::portable(AdapterClass::Gpu)).unwrap();
+    assert_eq!(unfused.steps().len(), plan.steps().len() + 3, "{unfused}");
+
+    // With nothing in between, both ways become one.
+    let sum = g.sum("sum", y).unwrap();
+    let da = g.gradients(sum, &[a]).unwrap()[0];
+    let plan = checked(g, &[y, da]);
+    assert_eq!(chains(&plan), [("product.grad.a#2", 6, 2)], "{plan}");
+}
+
+#[test]
+fn chains_bind_no_more_than_the_device_allows() {
+    let (mut g, [a, b, s, t]) = small();
+    let mut y = a;
+    for (i, x) in [b, s, t, b, s].into_iter().enumerate() {
+        y = g.mul(&format!("y{i}"), y, x).unwrap();
+    }
+    for (max_storage_buffers, expected) in [(8, 1), (5, 1), (4, 3), (3, 5)] {
+        let profile = Profile { max_storage_buffers, ..Profile::portable(AdapterClass::Gpu) };
+        let plan = Plan::new(&g, &[y], &profile).unwrap();
+        assert_eq!(plan.steps().len(), expected, "{plan}");
+        let dispatches = plan.steps().iter().flat_map(|s| s.dispatches());
+        assert!(dispatches.into_iter().all(|d| d.ranges().is_empty()), "{plan}");
+    }
+}
+
+/// What a matmul adds in its epilogue stays there, and in place: no chain reads the stream later.
+#[test]
+fn chains_leave_the_stream_in_place() {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([8, 8])).unwrap();
+    let w = g.param("w", [8, 8]).unwrap();
+    let mut stream = g.tanh("start", x).unwrap();
+    for i in 0..2 {
+        let gate = g.sigmoid(&format!("{i}.gate"), stream).unwrap();
+        let branch = g.matmul(&format!("{i}.branch"), stream, w).unwrap();
+        stream = g.residual_add(&format!("{i}.add"), stream, branch).unwrap();
+        let gated = g.mul(&format!("{i}.gated"), gate, branch).unwrap();
+        let half = g.scale(&format!("{i}.half"), gated, 0.5).unwrap();
+        let up = g.matmul(&format!("{i}.up"), half, w).unwrap();
+        stream = g.residual_add(&format!("{i}.sum"), stream, up).unwrap();
+    }
+    let plan = checked(g.clone(), &[stream]);
+    let unfused = Plan::unfused(&g, &[stream], &Profile::portable(AdapterClass::Gpu)).unwrap();
+    let copies = |plan: &Plan| plan.steps().iter().map(|s| s.copies().len()).sum::<usize>();
+    assert_eq!(copies(&plan), copies(&unfused), "{plan}\n{unfused}");
+    let names: Vec<&str> = chains(&plan).iter().map(|chain| chain.0).collect();
+    assert_eq!(names, ["0.gate", "0.half", "1.half"], "{plan}");
+}
+
 fn check(built: &Built, profile: &Profile) -> Result<(), TestCaseError> {
     let Built { graph, kept } = built;
     let plan = Plan::new(graph, kept, profile).map_err(|e| TestCaseError::fail(format!("{e}\n{graph}")))?;
@@ -203,7 +276,7 @@ impl Terms {
 fn inputs_without_bases(op: &str) -> Option<usize> {
     Some(match op {
         "matmul" | "pair" => 2,
-        "sum" | "slice_pad" => 1,
+        "sum" | "slice_pad" | "scale" => 1,
         "layernorm_backward" => 4,
         _ => return None,
     })
@@ -314,9 +387,26 @@ impl Replay<'_> {
             full.extend(binds.iter().filter(|b| b.2).map(|b| b.0));
         }
         let types: Vec<TensorType> = step.outputs().iter().map(|o| o.1.clone()).collect();
-        let results = self.terms.outputs(step.op().name(), &inputs, &types, |i| step.starts_as()[i]);
+        let results = match (step.op().as_ref() as &dyn Any).downcast_ref::<Chain>() {
+            Some(chain) => self.chain(chain, &inputs, &types[0]),
+            None => self.terms.outputs(step.op().name(), &inputs, &types, |i| step.starts_as()[i]),
+        };
         self.held.extend(outputs.into_iter().zip(results));
         Ok(())
+    }
+
+    /// The outputs of several ops in one kernel, on these inputs.
+    fn chain(&mut self, chain: &Chain, inputs: &[Term], ty: &TensorType) -> Vec<Term> {
+        let mut results: Vec<Term> = vec![];
+        for part in chain.parts() {
+            let term = |operand: &Operand| match *operand {
+                Operand::Input(i) => inputs[i],
+                Operand::Part(i) => results[i],
+            };
+            let operands: Vec<Term> = part.operands.iter().map(term).collect();
+            results.extend(self.terms.outputs(part.op.name(), &operands, std::slice::from_ref(ty), |_| None));
+        }
+        chain.outputs().iter().map(|&i| results[i]).collect()
     }
 
     /// A dispatch's bindings as they were before some were merged, whose buffer then holds garbage.

@@ -14,9 +14,12 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 use throughline::check::Guarded;
 use throughline::graph::Source;
+use throughline::ops::map::Map;
 use throughline::ops::random_array;
+use throughline::ops::stats::Stats;
 use throughline::reference::{self, Array, nmse};
-use throughline::{ExecOptions, Executable, Graph, Plan, Profile, Tensor, TensorType, Value};
+use throughline::rng::Rng;
+use throughline::{ExecOptions, Executable, Graph, Plan, Profile, Result, Tensor, TensorType, Value};
 
 const GRAPHS: u64 = 40;
 
@@ -42,6 +45,77 @@ fn outputs_gradients_and_states_equal_the_reference() {
         }
     }
     assert!(failures.is_empty(), "{} of {}:\n{}", failures.len(), 2 * GRAPHS, failures.join("\n"));
+}
+
+/// Graphs of nothing but elementwise ops, whose operands repeat in all ways, with their gradients and a probe inside.
+#[test]
+fn chains_equal_the_reference() {
+    let (mut failures, mut parts, mut steps) = (vec![], 0, 0);
+    for seed in 0..GRAPHS / 2 {
+        let built = elementwise(seed).unwrap();
+        for (i, profile) in profiles().into_iter().enumerate() {
+            let max_storage_buffers =
+                if (seed as usize + i).is_multiple_of(2) { 4 } else { profile.max_storage_buffers };
+            let profile = Profile { max_storage_buffers, ..profile };
+            let plan = Plan::new(&built.graph, &built.kept, &profile).unwrap();
+            let chains = plan.steps().iter().filter(|s| !s.parts().is_empty());
+            (parts, steps) = chains.fold((parts, steps), |(parts, steps), s| (parts + s.parts().len(), steps + 1));
+            let differences = differences(&built, &profile, seed);
+            if !differences.is_empty() {
+                failures.push(format!("graph {seed}: {}\n{}{plan}", differences.join("; "), built.graph));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{} failed:\n{}", failures.len(), failures.join("\n"));
+    assert!(2 * parts > 5 * steps, "{parts} ops in {steps} chains");
+}
+
+fn elementwise(seed: u64) -> Result<Built> {
+    let mut rng = Rng::new(&[seed, 7]);
+    let mut g = Graph::new();
+    let full = [3, 4, 8];
+    let shapes: [&[usize]; 7] = [&full, &full, &[8], &[4, 1], &[3, 1, 1], &[1], &[3, 1, 8]];
+    let inputs: Vec<Value> =
+        (0..7).map(|i| g.input(&format!("x{i}"), TensorType::f32(shapes[i]))).collect::<Result<_>>()?;
+    let board = g.input("board", TensorType::f32([8, 8]))?;
+    let snake = Map::new("snake", ["x"], "x + 0.5 * sin(x) * sin(x)", |[x]| x + 0.5 * x.sin().powi(2))
+        .gradient("dy * (1.0 + sin(x) * cos(x))", |[x], _, dy| dy * (1.0 + x.sin() * x.cos()));
+    // Each with its degree as a polynomial of the inputs, so that numbers stay in range.
+    let mut values: Vec<(Value, u32)> = inputs.iter().map(|&v| (v, 1)).collect();
+    for _ in 0..16 {
+        let mut late = || values[values.len() - 1 - (values.len() as f64 * rng.uniform().powi(2)) as usize];
+        let ((a, da), (b, db)) = (late(), late());
+        let most = da.max(db);
+        let new = match rng.below(11) {
+            0 => (g.tanh("tanh", a)?, 1),
+            1 => (g.sigmoid("sigmoid", a)?, 1),
+            2 => (g.silu("silu", a)?, da),
+            3 => (g.scale("scale", a, -0.75)?, da),
+            4 => (g.map("snake", &snake, &[a])?, da),
+            5 => (g.add("add", a, b)?, most),
+            6 => (g.sub("sub", a, b)?, most),
+            7 => (g.max("max", a, b)?, most),
+            8 => (g.broadcast("broadcast", inputs[2], full)?, 1),
+            9 if g.ty(a) == g.ty(b) => (g.residual_add("residual_add", a, b)?, most),
+            _ => (g.mul("mul", a, b)?, da + db),
+        };
+        values.extend((new.1 <= 4).then_some(new));
+    }
+    let pick = |n: u64| values[7 + n as usize % (values.len() - 7)].0;
+    let mut kept = vec![pick(rng.next_u64() >> 32), values[values.len() - 1].0];
+    let loss = g.mean("loss", kept[1])?;
+    let mut needed = vec![loss];
+    for node in (0..=loss.node()).rev() {
+        if needed.iter().any(|v| v.node() == node) {
+            needed.extend(g.nodes()[node].inputs.clone());
+        }
+    }
+    let wrt: Vec<Value> = inputs.into_iter().filter(|v| needed.contains(v)).collect();
+    kept.extend(g.gradients(loss, &wrt)?);
+    kept.push(loss);
+    let looked_at = pick(rng.next_u64() >> 32);
+    kept.push(g.op1("look", Stats { pair: false, row: 0 }, &[looked_at, board])?);
+    Ok(Built { graph: g, kept })
 }
 
 /// What differs from the reference in the first two steps.

@@ -5,7 +5,7 @@ mod common;
 use std::sync::Arc;
 
 use common::{gpu, hf_folder, whole_and_split};
-use throughline::decode::{DecodePlan, Decoder};
+use throughline::decode::{DecodeOptions, DecodePlan, Decoder};
 use throughline::model::Model;
 use throughline::nn::TransformerConfig;
 use throughline::optim::{AdamWConfig, Arena, ArenaLayout, MuonConfig, Optimizer, OptimizerPlan, Schedule};
@@ -234,12 +234,16 @@ fn tables_stay_in_the_parts_that_were_planned() {
     assert!(lens.run_blocking(&batch).unwrap().iter().all(|r| r.value.is_finite()));
 }
 
+fn of(batch: usize, capacity: usize) -> DecodeOptions<'static> {
+    DecodeOptions { batch, ..DecodeOptions::new(capacity) }
+}
+
 #[test]
 fn a_decoder_is_planned_before_there_is_a_device() {
     let adapter = adapter();
     let model = Model::open(&hf_folder("qwen3")).unwrap();
     let context = model.config().context;
-    let plan = DecodePlan::new(&model, 2, context, &Profile::of_adapter(&adapter)).unwrap();
+    let plan = DecodePlan::new(&model, of(2, context), &Profile::of_adapter(&adapter)).unwrap();
     let needs = plan.requirements();
     let mut descriptor = needs.descriptor(&adapter);
     let l = &mut descriptor.required_limits;
@@ -247,7 +251,7 @@ fn a_decoder_is_planned_before_there_is_a_device() {
     let exact = open(&adapter, &descriptor);
     let mut decoder = exact.run_blocking(Decoder::from_plan(&exact, &model, &plan)).unwrap();
     assert_eq!((plan.bytes(), plan.weight_bytes()), (decoder.buffer_bytes(), decoder.weight_bytes()));
-    let mut usual = gpu().run_blocking(Decoder::with_batch(gpu(), &model, 2, context)).unwrap();
+    let mut usual = Decoder::new_blocking(gpu(), &model, of(2, context)).unwrap();
     let prompts: [&[u32]; 2] = [&[1, 5, 9], &[7]];
     assert_eq!(decoder.feed_batch_blocking(&prompts).unwrap(), usual.feed_batch_blocking(&prompts).unwrap());
     descriptor.required_limits.max_storage_buffer_binding_size -= 16;
@@ -258,13 +262,13 @@ fn a_decoder_is_planned_before_there_is_a_device() {
 
     // Many sequences side by side: their caches are the largest.
     let narrow = Profile { max_binding_bytes: 256 << 10, ..gpu().profile().clone() };
-    let fitting = DecodePlan::fitted_capacity(&model, 64, context, &narrow).unwrap();
+    let fitting = DecodePlan::fitted_capacity(&model, of(64, context), &narrow).unwrap();
     assert!(fitting > 1 && fitting < context, "{fitting}");
-    let error = DecodePlan::new(&model, 64, context, &narrow).unwrap_err();
+    let error = DecodePlan::new(&model, of(64, context), &narrow).unwrap_err();
     let Error::Limit { exceeded, advice: Some(advice) } = &error else { panic!("{error}") };
     assert!(advice.ends_with(&format!("A capacity of {fitting} fits")), "{error}");
     assert!(exceeded[0].needed > 256 << 10 && exceeded[0].allowed == 256 << 10, "{error}");
-    DecodePlan::new(&model, 64, fitting, &narrow).unwrap();
-    DecodePlan::new(&model, 64, fitting + 1, &narrow).unwrap_err();
-    expect(DecodePlan::new(&model, 1, 8, &Profile { max_binding_bytes: 64, ..narrow }), &["64"]);
+    DecodePlan::new(&model, of(64, fitting), &narrow).unwrap();
+    DecodePlan::new(&model, of(64, fitting + 1), &narrow).unwrap_err();
+    expect(DecodePlan::new(&model, 8, &Profile { max_binding_bytes: 64, ..narrow }), &["64"]);
 }

@@ -32,6 +32,6 @@ impl Block for ValueResiduals {
 fn mix(b: &mut Builder<'_>, own: Value, first: Value) -> Result<Value> {
     let half = ParamInit::Constant(0.5);
     let (a, c) = (b.param_with("own_factor", [1], half)?, b.param_with("first_factor", [1], half)?);
-    let (own, first) = (b.scaled("own", own, a)?, b.scaled("first", first, c)?);
+    let (own, first) = (b.mul("own", own, a)?, b.mul("first", first, c)?);
     b.add("mixed", own, first)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use throughline::Gpu;
-use throughline::decode::Decoder;
+use throughline::decode::{DecodeOptions, Decoder};
 use throughline::model::Model;
 use throughline::nn::{Init, TransformerConfig};
 use throughline::optim::{AdamWConfig, Arena, ArenaLayout, Decay, Schedule};
@@ -62,12 +62,11 @@ impl Words {
 
 /// A decoder for this many characters, with a pretrained model or a checkpoint of the `train` example.
 pub fn load(gpu: &Gpu, path: &Path, characters: usize) -> Result<(Decoder, Words)> {
-    let room = |context: usize| context.min(CAPACITY);
+    let room = |context: usize| DecodeOptions { batch: characters, ..DecodeOptions::new(context.min(CAPACITY)) };
     if crate::model::is_pretrained(path)? {
         let model = Model::open(path)?;
         let words = Words::Pieces(Box::new(ModelTokenizer::of(model.weights())?));
-        let decoder = Decoder::with_batch(gpu, &model, characters, room(model.config().context));
-        return Ok((gpu.run_blocking(decoder)?, words));
+        return Ok((Decoder::new_blocking(gpu, &model, room(model.config().context))?, words));
     }
     let path = if path.is_dir() { path.join("checkpoint.safetensors") } else { path.to_path_buf() };
     let checkpoint = Checkpoint::load(&path)?;
@@ -76,7 +75,7 @@ pub fn load(gpu: &Gpu, path: &Path, characters: usize) -> Result<(Decoder, Words
     let params = Arena::zeros(gpu, "parameters", &Arc::new(layout))?;
     checkpoint.restore_weights_blocking(gpu, &params)?;
     let words = Words::Characters(CharTokenizer::of(&checkpoint.state.alphabet));
-    Ok((gpu.run_blocking(Decoder::on_params(gpu, config, &params, characters, room(config.context)))?, words))
+    Ok((gpu.run_blocking(Decoder::on_params(gpu, config, &params, room(config.context)))?, words))
 }
 
 /// The same with a small model that is trained for this many steps to write plays, character by character.
@@ -104,7 +103,7 @@ pub fn train(gpu: &Gpu, steps: u64, characters: usize) -> Result<(Decoder, Words
             eprintln!("step {}: loss {:.3}", step + 1, loss.wait_blocking()?);
         }
     }
-    let decoder =
-        gpu.run_blocking(Decoder::on_params(gpu, &trainer.config().model, trainer.params(), characters, CAPACITY))?;
+    let options = DecodeOptions { batch: characters, ..DecodeOptions::new(CAPACITY) };
+    let decoder = gpu.run_blocking(Decoder::on_params(gpu, &trainer.config().model, trainer.params(), options))?;
     Ok((decoder, Words::Characters(tokenizer)))
 }

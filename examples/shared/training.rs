@@ -374,7 +374,7 @@ impl Run {
             checkpoint.restore_blocking(&mut trainer)?;
         }
         let decoder =
-            gpu.run_blocking(Decoder::on_params(&gpu, &config.model, trainer.params(), 1, config.model.context))?;
+            gpu.run_blocking(Decoder::on_params(&gpu, &config.model, trainer.params(), config.model.context))?;
         eprintln!(
             "{}\n{} parameters, {} tokens per step, {} of GPU memory",
             gpu.describe(),

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 use throughline::format::{Weights, gguf_header, safetensors_header};
 use throughline::model::{self, Model};
 use throughline::tokenize::{Message, ModelTokenizer};
+use throughline::train::GraphCheckpoint;
 use throughline::train::checkpoint::Checkpoint;
 use throughline::{Result, Tuner};
 
@@ -165,8 +166,12 @@ pub fn chat_template(file: &[u8]) {
     }
 }
 
-/// A checkpoint: an `Err`, or one that is read back with the same bits.
+/// A checkpoint of either kind: an `Err`, or settings that can be. That of a language model is read back with the same
+/// bits.
 pub fn checkpoint(file: &[u8]) {
+    if let Ok(of_graph) = GraphCheckpoint::from_bytes("fuzz", file.to_vec()) {
+        of_graph.config.validate().expect("settings are checked");
+    }
     let Ok(first) = Checkpoint::from_bytes("fuzz", file.to_vec()) else { return };
     for (name, shape) in first.weights() {
         assert_eq!(first.values(name).expect("its place was checked").len(), shape.len());

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::error::Error;
 use crate::ops::Case;
 
 /// Something that a check found.
@@ -39,9 +40,24 @@ impl Failures {
         self.0.iter()
     }
 
+    /// Adds an error that kept a case from running.
+    pub(super) fn push_error(&mut self, case: &Case, error: Error) {
+        let advice = match error {
+            Error::NoGradient { .. } => "; `Case::forward_only` or `Case::no_grad` checks an op without it",
+            _ => "",
+        };
+        self.push(case, "", format_args!("{error}{advice}"));
+    }
+
     pub(super) fn push(&mut self, case: &Case, target: impl fmt::Display, message: impl fmt::Display) {
         let (case, op, target) = (case.name.clone(), case.op.name(), target.to_string());
         self.0.push(Failure { op, case, target, message: message.to_string() });
+    }
+
+    /// What is wrong with a check of nothing.
+    pub(super) fn no_cases() -> Self {
+        let (case, target, message) = ("none".into(), String::new(), "there are no cases to check".into());
+        Failures(vec![Failure { op: "no op", case, target, message }])
     }
 
     pub(super) fn into_result(self) -> Result<(), Failures> {

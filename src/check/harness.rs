@@ -108,9 +108,17 @@ impl Harness {
         reference::run(&self.graph, &self.given, &self.wanted())
     }
 
-    /// A plan that computes them.
+    /// A plan that computes them, with a kernel of its own for the op.
     pub fn plan(&self, profile: &Profile) -> Result<Plan> {
-        Plan::new(&self.graph, &self.wanted(), profile)
+        Plan::unfused(&self.graph, &self.wanted(), profile)
+    }
+
+    /// A plan for this target.
+    pub(super) fn plan_for(&self, target: &Target) -> Result<Plan> {
+        match target.fused {
+            true => Plan::new(&self.graph, &self.wanted(), &target.profile),
+            false => self.plan(&target.profile),
+        }
     }
 
     /// The steps of such a plan that are the op itself, or those that its gradient adds, without the copies that the
@@ -178,13 +186,15 @@ pub struct Target {
     pub profile: Profile,
     /// Index of the variant that ops take, if they have that many. 0 is the default, used unless a tuner has measured.
     pub variant: usize,
-    variants: Vec<String>,
+    pub(super) variants: Vec<String>,
+    /// Whether elementwise ops are computed in one kernel with their neighbours.
+    pub(super) fused: bool,
 }
 
 impl Target {
     /// The first variants.
     pub(super) fn of(profile: Profile) -> Target {
-        Target { profile, variant: 0, variants: vec![] }
+        Target { profile, variant: 0, variants: vec![], fused: false }
     }
 
     /// The variants of the case's ops that have several.
@@ -228,6 +238,9 @@ impl fmt::Display for Target {
         }
         if *max_workgroups < 65_535 {
             write!(f, ", at most {max_workgroups} workgroups in x and in y")?;
+        }
+        if self.fused {
+            write!(f, ", in one kernel with its neighbours")?;
         }
         match self.variants() {
             [] => Ok(()),

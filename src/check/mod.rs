@@ -67,7 +67,12 @@ pub use shaders::{kernel, shaders, texts, wgsl};
 
 /// Everything: [`shaders`], [`gradients`], and, if all shaders are valid, [`kernels`]. One call is the whole test of an
 /// op.
+///
+/// No cases are a failure too: nothing would have been checked.
 pub fn op(gpu: &Gpu, cases: &[Case]) -> Result<(), Failures> {
+    if cases.is_empty() {
+        return Err(Failures::no_cases());
+    }
     let mut results = vec![shaders(gpu, cases), gradients(cases)];
     if results[0].is_ok() {
         results.push(kernels(gpu, cases));
@@ -79,7 +84,8 @@ pub fn op(gpu: &Gpu, cases: &[Case]) -> Result<(), Failures> {
 /// case's tolerance. Each run is checked for writes past any tensor and for elements that are never written, and
 /// repeated to see whether it gives the same bits.
 ///
-/// Each case runs with each of [`profiles`]. The first variant of an op runs on every case, the others on a quarter of
+/// Each case runs with each of [`profiles`], and if the op is [elementwise](crate::ops::Op::elementwise), once more in one
+/// kernel with its neighbours. The first variant of an op runs on every case, the others on a quarter of
 /// the cases each, at least on one. The first case of each kernel also runs as on a device that binds only four storage
 /// buffers, and with its workgroups in several rows, as [`Profile::grid`] has them for large tensors.
 pub fn kernels(gpu: &Gpu, cases: &[Case]) -> Result<(), Failures> {
@@ -87,7 +93,7 @@ pub fn kernels(gpu: &Gpu, cases: &[Case]) -> Result<(), Failures> {
     let mut seen = Seen::default();
     for (index, case) in cases.iter().enumerate() {
         if let Err(e) = run_case(gpu, case, index, &mut seen, &mut failures) {
-            failures.push(case, "", e);
+            failures.push_error(case, e);
         }
     }
     failures.into_result()
@@ -149,6 +155,9 @@ fn run_case(gpu: &Gpu, case: &Case, index: usize, seen: &mut Seen, failures: &mu
         if target.variant > 0 {
             continue;
         }
+        if case.op.elementwise().is_some() {
+            run(&Target { fused: true, ..target.clone() });
+        }
         let few = target.downlevel();
         if seen.merges_anew(&harness.plan(&few.profile)?, &few) {
             run(&few);
@@ -176,7 +185,7 @@ fn run_target(
     target: &Target,
     failures: &mut Failures,
 ) -> Result<()> {
-    let guarded = harness.guarded_blocking(gpu, harness.plan(&target.profile)?)?;
+    let guarded = harness.guarded_blocking(gpu, harness.plan_for(target)?)?;
     if let Err(e) = guarded.step_blocking() {
         failures.push(case, target, e);
     }
@@ -219,7 +228,7 @@ pub fn gradients(cases: &[Case]) -> Result<(), Failures> {
     let mut failures = Failures::default();
     for case in cases {
         if let Err(e) = case_gradients(case, &mut failures) {
-            failures.push(case, "", e);
+            failures.push_error(case, e);
         }
     }
     failures.into_result()

@@ -43,7 +43,7 @@ fn collect<'a>(gpu: &Gpu, cases: &'a [Case]) -> (Texts<'a>, Failures) {
     let (mut texts, mut failures) = (Texts::new(), Failures::default());
     for case in cases {
         if let Err(e) = collect_case(gpu, case, &mut texts, &mut failures) {
-            failures.push(case, "", e);
+            failures.push_error(case, e);
         }
     }
     (texts, failures)

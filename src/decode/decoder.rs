@@ -1,11 +1,14 @@
 //! The decoder: steps over a cache of keys and values.
 
-use super::plan::{DecodePlan, StepPlan, Top};
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::plan::{DecodeOptions, DecodePlan, StepGraph, StepPlan, Top};
 use crate::device::{ExecOptions, Executable, Gpu, Readback, Tensor};
 use crate::error::{Error, Result};
 use crate::graph::Value;
 use crate::model::{Model, Placed, Uploaded};
-use crate::nn::{DecodeRows, DecodeShape, TransformerConfig, TransformerDecoder, check_ids};
+use crate::nn::{DecodeShape, TransformerConfig, TransformerDecoder, check_ids, layer_of};
 use crate::optim::Arena;
 
 /// A model in GPU memory, with a cache of the tokens that it was fed.
@@ -36,8 +39,9 @@ pub struct Decoder {
     pub(super) capacity: usize,
     chunk: Step,
     single: Step,
-    /// Created when it is first needed.
+    /// For the logits of all rows: planned and created when it is first needed.
     all: Option<Step>,
+    all_graph: Arc<StepGraph>,
     /// The tokens in the cache of each sequence.
     pub(super) cached: Vec<Vec<u32>>,
 }
@@ -60,27 +64,23 @@ pub(super) struct Submitted<'a> {
 }
 
 impl Decoder {
-    /// Reads a model into GPU memory, with room for `capacity` tokens of one sequence: the usual way to start. The file
-    /// is read piece by piece. Resolves once the device has been polled, several times for a large model.
+    /// Reads a model into GPU memory: the usual way to start. `options` may be the number of tokens to have room for, of
+    /// one sequence. The file is read piece by piece. Resolves once the device has been polled, several times for a
+    /// large model.
     ///
     /// # Errors
     ///
-    /// If the capacity exceeds the model's context or the limits of the device. The error says which capacity fits.
-    pub async fn new(gpu: &Gpu, model: &Model, capacity: usize) -> Result<Self> {
-        Self::with_batch(gpu, model, 1, capacity).await
+    /// If the capacity exceeds the model's context or the limits of the device; the error says which capacity fits. If
+    /// a [block](DecodeOptions::block) cannot be decoded.
+    pub async fn new<'a>(gpu: &Gpu, model: &Model, options: impl Into<DecodeOptions<'a>>) -> Result<Self> {
+        let placed = model.placed(gpu.profile().max_tensor_bytes())?;
+        let plan = DecodePlan::on(model.config(), &placed, options.into(), gpu.profile())?;
+        Self::build(gpu, &plan, model.upload(gpu, &placed).await?).await
     }
 
     /// [`new`](Self::new), waiting.
-    pub fn new_blocking(gpu: &Gpu, model: &Model, capacity: usize) -> Result<Self> {
-        gpu.run_blocking(Self::new(gpu, model, capacity))
-    }
-
-    /// [`new`](Self::new) for `batch` sequences that are decoded together, each with room for `capacity` tokens. A step
-    /// reads the weights once for all of them, so several texts cost little more than one.
-    pub async fn with_batch(gpu: &Gpu, model: &Model, batch: usize, capacity: usize) -> Result<Self> {
-        let placed = model.placed(gpu.profile().max_tensor_bytes())?;
-        let plan = DecodePlan::on(model.config(), &placed, batch, capacity, gpu.profile())?;
-        Self::build(gpu, &plan, model.upload(gpu, &placed).await?).await
+    pub fn new_blocking<'a>(gpu: &Gpu, model: &Model, options: impl Into<DecodeOptions<'a>>) -> Result<Self> {
+        gpu.run_blocking(Self::new(gpu, model, options.into()))
     }
 
     /// A decoder from a plan of this model. Plan first if your application requests its device for this, or wants to
@@ -95,27 +95,47 @@ impl Decoder {
     /// in the cache keep the keys and values that they were fed with; [`clear`](Self::clear) forgets them.
     ///
     /// ```
-    /// use throughline::nn::TransformerConfig;
-    /// use throughline::optim::{Arena, ArenaLayout};
-    /// use throughline::Gpu;
-    /// use throughline::decode::Decoder;
+    /// use throughline::decode::{DecodeOptions, Decoder};
+    /// use throughline::nn::{Block, Builder, TransformerConfig};
+    /// use throughline::train::{TrainConfig, TrainOptions, Trainer};
+    /// use throughline::{Gpu, Result, Value};
+    ///
+    /// /// No feed-forward network, but attention twice.
+    /// #[derive(Debug)]
+    /// struct Attentive;
+    ///
+    /// impl Block for Attentive {
+    ///     fn build(&self, b: &mut Builder<'_>, _layer: usize, x: Value) -> Result<Value> {
+    ///         let x = b.residual("first", x, Builder::attention)?;
+    ///         b.residual("second", x, Builder::attention)
+    ///     }
+    /// }
+    ///
     /// let gpu = Gpu::headless_blocking()?;
-    /// let config = TransformerConfig::llama(65, 64, 1, 32, 2);
-    /// let layout = ArenaLayout::of_model(&config, gpu.profile().max_tensor_bytes())?;
-    /// let params = Arena::zeros(&gpu, "parameters", &layout.into())?; // or `trainer.params()`
-    /// let mut decoder = gpu.run_blocking(Decoder::on_params(&gpu, &config, &params, 1, 64))?;
-    /// assert_eq!(decoder.feed_blocking(&[7, 3])?.len(), 65);
+    /// let config = TrainConfig::new(TransformerConfig::llama(65, 64, 1, 32, 2), 4);
+    /// let options = TrainOptions { block: &Attentive, ..Default::default() };
+    /// let trainer = gpu.run_blocking(Trainer::with_options(&gpu, config, &options))?;
+    ///
+    /// let options = DecodeOptions { block: &Attentive, ..DecodeOptions::new(64) };
+    /// let decoder = Decoder::on_params(&gpu, &trainer.config().model, trainer.params(), options);
+    /// let logits = gpu.run_blocking(decoder)?.feed_blocking(&[7, 3])?;
+    /// assert_eq!(logits.len(), 65);
     /// # Ok::<(), throughline::Error>(())
     /// ```
-    pub async fn on_params(
+    ///
+    /// # Errors
+    ///
+    /// As for [`new`](Self::new), and if the parameters are not those of a model of this configuration and these
+    /// [blocks](DecodeOptions::block).
+    pub async fn on_params<'a>(
         gpu: &Gpu,
         config: &TransformerConfig,
         params: &Arena,
-        batch: usize,
-        capacity: usize,
+        options: impl Into<DecodeOptions<'a>>,
     ) -> Result<Self> {
         let placed = Placed::of_layout(&params.layout);
-        let plan = DecodePlan::on(config, &placed, batch, capacity, gpu.profile())?;
+        let plan = DecodePlan::on(config, &placed, options.into(), gpu.profile())?;
+        check_all_used(&plan, params)?;
         let names = params.layout.tensors.iter().map(|(name, _)| name.clone());
         let tensors = names.zip(params.tensors.iter().cloned()).collect();
         Self::build(gpu, &plan, Uploaded { tensors, ..Default::default() }).await
@@ -125,9 +145,9 @@ impl Decoder {
         let chunk = Step::new(gpu, plan.chunk.clone(), &mut shared).await?;
         let single = Step::new(gpu, plan.single.clone(), &mut shared).await?;
         let DecodePlan { batch, capacity, .. } = *plan;
-        let (config, placed) = (plan.config.clone(), plan.placed.clone());
+        let (config, placed, all_graph) = (plan.config.clone(), plan.placed.clone(), plan.all.clone());
         let (gpu, cached) = (gpu.clone(), vec![vec![]; batch]);
-        Ok(Decoder { gpu, config, shared, placed, batch, capacity, chunk, single, all: None, cached })
+        Ok(Decoder { gpu, config, shared, placed, batch, capacity, chunk, single, all: None, all_graph, cached })
     }
 
     /// The configuration of the model.
@@ -244,8 +264,7 @@ impl Decoder {
     pub async fn feed_all(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
         self.check(&[ids])?;
         if self.all.is_none() {
-            let shape = DecodeShape { rows: DecodeRows::All, ..self.chunk.shape };
-            let plan = StepPlan::new(&self.config, &self.placed, shape, self.gpu.profile())?;
+            let plan = self.all_graph.plan(self.gpu.profile())?;
             self.all = Some(Step::new(&self.gpu, plan, &mut self.shared).await?);
         }
         let Some(step) = &self.all else { return Ok(vec![]) };
@@ -328,6 +347,19 @@ impl Decoder {
 
     pub(super) fn appended(&mut self, new: &[&[u32]]) {
         self.cached.iter_mut().zip(new).for_each(|(cached, ids)| cached.extend_from_slice(ids));
+    }
+}
+
+/// Returns an error if a parameter of a layer is none of the decoder's: it would compute something else.
+fn check_all_used(plan: &DecodePlan, params: &Arena) -> Result<()> {
+    let used: HashSet<&str> = plan.single.plan.externals.iter().map(|e| e.name.as_str()).collect();
+    let mut names = params.layout.tensors.iter().map(|(name, _)| name.as_str());
+    match names.find(|name| layer_of(name).is_some() && !used.contains(name)) {
+        None => Ok(()),
+        Some(name) => Err(Error::Graph(format!(
+            "the decoder has no use for the parameter `{name}`: if the model has blocks of its own, pass them: \
+             `DecodeOptions::block`"
+        ))),
     }
 }
 

@@ -33,7 +33,7 @@ pub enum Event {
 ///
 /// ```
 /// use std::time::Duration;
-/// use throughline::decode::{Decoder, Event, FrameDecoder, GenerationOptions};
+/// use throughline::decode::{DecodeOptions, Decoder, Event, FrameDecoder, GenerationOptions};
 /// use throughline::Gpu;
 /// use throughline::model::Model;
 ///
@@ -41,7 +41,8 @@ pub enum Event {
 /// # mod doctest { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/doctest.rs")); }
 /// # let folder = doctest::qwen3();
 /// let model = Model::open(folder.path())?;
-/// let decoder = gpu.run_blocking(Decoder::with_batch(&gpu, &model, 3, 64))?; // three characters
+/// let options = DecodeOptions { batch: 3, ..DecodeOptions::new(64) }; // three characters
+/// let decoder = Decoder::new_blocking(&gpu, &model, options)?;
 /// let mut characters = FrameDecoder::new_blocking(decoder)?;
 ///
 /// characters.say(1, &[5, 17, 29], GenerationOptions { max_tokens: 4, ..Default::default() })?;
@@ -129,8 +130,19 @@ struct Member {
 struct Pass {
     kind: usize,
     members: Vec<Member>,
+    inputs: PassInputs,
     /// Index of the next kernel or copy.
     next: usize,
+}
+
+/// What a pass is about, for each sequence. Every encoder with a part of the pass has these again: if the first is
+/// dropped and a later one is submitted, its kernels must not work with the inputs of an earlier pass, or they would
+/// write over that one's tokens in the caches.
+#[derive(Debug)]
+struct PassInputs {
+    parts: Vec<Vec<u32>>,
+    starts: Vec<usize>,
+    temperatures: Vec<f32>,
 }
 
 #[derive(Debug)]
@@ -377,9 +389,10 @@ impl FrameDecoder {
         loop {
             let mut pass = match (self.pass.take(), self.ready()) {
                 (Some(pass), _) => pass,
-                (None, Some(kind)) if fits(taken, self.estimates[kind][0]) => self.begin_pass(encoder, kind)?,
+                (None, Some(kind)) if fits(taken, self.estimates[kind][0]) => self.begin_pass(kind),
                 _ => return Ok(taken),
             };
+            self.record_inputs(encoder, &pass)?;
             let (estimates, first) = (&self.estimates[pass.kind], pass.next);
             while let Some(&more) = estimates.get(pass.next).filter(|more| fits(taken, **more)) {
                 taken += more;
@@ -445,24 +458,30 @@ impl FrameDecoder {
         sequences.map(move |(sequence, s)| Member { sequence, count: count(s) })
     }
 
-    /// Records the inputs of a pass.
-    fn begin_pass(&mut self, encoder: &mut wgpu::CommandEncoder, kind: usize) -> Result<Pass> {
+    /// A pass of this kind, of which nothing is recorded yet.
+    fn begin_pass(&mut self, kind: usize) -> Pass {
         let members: Vec<Member> = self.members(kind).collect();
-        let mut parts: Vec<&[u32]> = vec![&[]; self.sequences.len()];
+        let mut parts = vec![vec![]; self.sequences.len()];
         for m in &members {
-            parts[m.sequence] = &self.sequences[m.sequence].unfed()[..m.count];
+            parts[m.sequence] = self.sequences[m.sequence].unfed()[..m.count].to_vec();
         }
         // Unused rows go after the tokens that are in the cache but not counted yet.
         let start = |(s, c): (&Sequence, &Vec<u32>)| c.len() + if s.waits { s.unfed().len() } else { 0 };
-        let starts = self.sequences.iter().zip(&self.decoder.cached).map(start);
-        let step = self.decoder.step(kind == CHUNK);
-        step.record_inputs(encoder, &parts, starts)?;
-        if let Some(top) = step.top {
-            let temperatures: Vec<f32> = self.sequences.iter().map(|s| s.text.options.sampling.temperature).collect();
-            step.exec.record_write(encoder, top.temperature, &temperatures)?;
-        }
+        let starts = self.sequences.iter().zip(&self.decoder.cached).map(start).collect();
+        let temperatures = self.sequences.iter().map(|s| s.text.options.sampling.temperature).collect();
         self.last = kind;
-        Ok(Pass { kind, members, next: 0 })
+        Pass { kind, members, inputs: PassInputs { parts, starts, temperatures }, next: 0 }
+    }
+
+    /// Records the inputs of a pass.
+    fn record_inputs(&self, encoder: &mut wgpu::CommandEncoder, pass: &Pass) -> Result<()> {
+        let step = self.decoder.step(pass.kind == CHUNK);
+        let parts: Vec<&[u32]> = pass.inputs.parts.iter().map(Vec::as_slice).collect();
+        step.record_inputs(encoder, &parts, pass.inputs.starts.iter().copied())?;
+        match step.top {
+            Some(top) => step.exec.record_write(encoder, top.temperature, &pass.inputs.temperatures),
+            None => Ok(()),
+        }
     }
 
     /// Notes that a pass is recorded, and records the copies that its sequences draw from.

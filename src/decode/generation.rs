@@ -174,10 +174,11 @@ impl Decoder {
     /// [`generate_batch`](Self::generate_batch), waiting for the GPU.
     ///
     /// ```no_run
-    /// # use throughline::{Gpu, decode::{Decoder, GenerationOptions}, model::Model};
+    /// # use throughline::{Gpu, decode::{DecodeOptions, Decoder, GenerationOptions}, model::Model};
     /// # let gpu = Gpu::headless_blocking()?;
     /// # let model = Model::open("model".as_ref())?;
-    /// let mut decoder = gpu.run_blocking(Decoder::with_batch(&gpu, &model, 2, 512))?;
+    /// let options = DecodeOptions { batch: 2, ..DecodeOptions::new(512) };
+    /// let mut decoder = Decoder::new_blocking(&gpu, &model, options)?;
     /// let texts = decoder.generate_batch_blocking(&[&[1, 2, 3], &[4]], &GenerationOptions::default())?;
     /// assert_eq!(texts.len(), 2);
     /// # Ok::<(), throughline::Error>(())

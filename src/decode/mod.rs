@@ -11,7 +11,8 @@
 //! - [`DecodePlan`] to know memory and limits before there is a device.
 //!
 //! Matrices keep the format of the file and are decoded inside the kernels. A prompt is processed in chunks; after that
-//! each token takes one submit. Several sequences of any lengths can run side by side.
+//! each token takes one submit. Several sequences of any lengths can run side by side. Models with blocks of one's own
+//! decode as well: see [`DecodeOptions`].
 
 #[cfg(feature = "tokenizers")]
 mod chat;
@@ -26,4 +27,4 @@ pub use chat::{Chat, Reply};
 pub use decoder::Decoder;
 pub use frames::{Event, FrameDecoder};
 pub use generation::{Finish, Generation, GenerationOptions};
-pub use plan::DecodePlan;
+pub use plan::{DecodeOptions, DecodePlan};

@@ -6,7 +6,7 @@ use crate::device::Gpu;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
 use crate::model::{Model, Placed};
-use crate::nn::{DecodeRows, DecodeShape, TransformerConfig, TransformerDecoder};
+use crate::nn::{Block, DecodeRows, DecodeShape, StandardBlock, TransformerConfig, TransformerDecoder};
 use crate::ops::top_k::MAX_K;
 use crate::plan::requirements::Requirements;
 use crate::plan::{External, Plan};
@@ -25,6 +25,38 @@ pub(super) struct Top {
     pub candidates: [Value; 3],
 }
 
+/// What a [`Decoder`](super::Decoder) has room for, and its blocks. A number of tokens becomes options for one
+/// sequence of that many.
+///
+/// ```
+/// use throughline::decode::DecodeOptions;
+/// let four_texts = DecodeOptions { batch: 4, ..DecodeOptions::new(512) };
+/// assert_eq!(DecodeOptions::from(512).batch, 1);
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct DecodeOptions<'a> {
+    /// Number of sequences that are decoded together. A step reads the weights once for all of them, so several texts
+    /// cost little more than one.
+    pub batch: usize,
+    /// Number of tokens that the cache of each sequence has room for.
+    pub capacity: usize,
+    /// The layers of the model: those that it was trained with.
+    pub block: &'a dyn Block,
+}
+
+impl DecodeOptions<'_> {
+    /// One sequence of at most `capacity` tokens, and standard blocks.
+    pub fn new(capacity: usize) -> Self {
+        DecodeOptions { batch: 1, capacity, block: &StandardBlock }
+    }
+}
+
+impl From<usize> for DecodeOptions<'_> {
+    fn from(capacity: usize) -> Self {
+        Self::new(capacity)
+    }
+}
+
 /// The plan of a [`Decoder`](super::Decoder): what it needs of a device and how much memory it takes, before there is
 /// one.
 ///
@@ -40,7 +72,7 @@ pub(super) struct Top {
 /// # let folder = doctest::qwen3();
 /// let model = Model::open(folder.path())?;
 /// // Of an adapter, `Profile::of_adapter`.
-/// let plan = DecodePlan::new(&model, 1, 16, &Profile::portable(AdapterClass::Gpu))?;
+/// let plan = DecodePlan::new(&model, 16, &Profile::portable(AdapterClass::Gpu))?;
 /// plan.requirements().check(&wgpu::Limits::default())?;
 /// assert!(plan.bytes() > plan.weight_bytes());
 /// # Ok::<(), throughline::Error>(())
@@ -53,7 +85,17 @@ pub struct DecodePlan {
     pub(super) capacity: usize,
     pub(super) chunk: StepPlan,
     pub(super) single: StepPlan,
+    pub(super) all: Arc<StepGraph>,
     lanes: Lanes,
+}
+
+/// The graph of a step for a fixed number of new tokens.
+#[derive(Debug)]
+pub(super) struct StepGraph {
+    graph: Graph,
+    values: TransformerDecoder,
+    shape: DecodeShape,
+    top: Option<Top>,
 }
 
 /// The plan for a fixed number of new tokens.
@@ -65,23 +107,31 @@ pub(super) struct StepPlan {
     pub top: Option<Top>,
 }
 
-impl StepPlan {
-    pub fn new(config: &TransformerConfig, placed: &Placed, shape: DecodeShape, profile: &Profile) -> Result<Self> {
-        let mut g = Graph::with_max_tensor_bytes(placed.max_bytes);
-        let values = TransformerDecoder::build(&mut g, config, &placed.packed(), shape)?;
+impl StepGraph {
+    fn new(config: &TransformerConfig, placed: &Placed, block: &dyn Block, shape: DecodeShape) -> Result<Self> {
+        let mut graph = Graph::with_max_tensor_bytes(placed.max_bytes);
+        let values = TransformerDecoder::assemble(&mut graph, config, block, &placed.packed(), shape)?;
         let top = match shape.rows {
             DecodeRows::Last => {
-                let temperature = g.input("temperature", TensorType::f32([shape.batch]))?;
+                let temperature = graph.input("temperature", TensorType::f32([shape.batch]))?;
                 let k = MAX_K.min(config.vocab_size);
-                Some(Top { temperature, candidates: g.top_k("top", values.logits, temperature, k)? })
+                Some(Top { temperature, candidates: graph.top_k("top", values.logits, temperature, k)? })
             }
             DecodeRows::All => None,
         };
-        let candidates = top.iter().flat_map(|top| top.candidates);
-        let outputs: Vec<Value> = [values.logits].into_iter().chain(candidates).collect();
-        Ok(StepPlan { plan: Arc::new(Plan::new(&g, &outputs, profile)?), values, shape, top })
+        Ok(StepGraph { graph, values, shape, top })
     }
 
+    pub fn plan(&self, profile: &Profile) -> Result<StepPlan> {
+        let StepGraph { graph, values, shape, top } = self;
+        let candidates = top.iter().flat_map(|top| top.candidates);
+        let outputs: Vec<Value> = [values.logits].into_iter().chain(candidates).collect();
+        let plan = Arc::new(Plan::new(graph, &outputs, profile)?);
+        Ok(StepPlan { plan, values: values.clone(), shape: *shape, top: *top })
+    }
+}
+
+impl StepPlan {
     pub fn is_cache(&self, value: Value) -> bool {
         self.values.caches.contains(&value)
     }
@@ -102,54 +152,60 @@ impl StepPlan {
 }
 
 impl DecodePlan {
-    /// Plans for `batch` sequences with room for `capacity` tokens each, on devices with this profile.
+    /// Plans for devices with this profile. `options` may be a number of tokens, for one sequence.
     ///
     /// # Errors
     ///
-    /// [`Error::Limit`] names a tensor, the limit that it exceeds, and the largest capacity that fits.
-    pub fn new(model: &Model, batch: usize, capacity: usize, profile: &Profile) -> Result<Self> {
+    /// [`Error::Limit`] names a tensor, the limit that it exceeds, and the largest capacity that fits. [`Error::Graph`]
+    /// names a node of a [block](DecodeOptions::block) that cannot be decoded.
+    pub fn new<'a>(model: &Model, options: impl Into<DecodeOptions<'a>>, profile: &Profile) -> Result<Self> {
         let placed = model.placed(profile.max_tensor_bytes())?;
-        Self::on(model.config(), &placed, batch, capacity, profile)
+        Self::on(model.config(), &placed, options.into(), profile)
     }
 
-    /// `capacity` if [`new`](Self::new) takes it, or else the largest that it takes. An `Err` if none is.
-    pub fn fitted_capacity(model: &Model, batch: usize, capacity: usize, profile: &Profile) -> Result<usize> {
-        let placed = model.placed(profile.max_tensor_bytes())?;
-        match Self::of_capacity(model.config(), &placed, batch, capacity, profile) {
-            Err(e @ Error::Limit { .. }) => Self::smaller(model.config(), &placed, batch, capacity, profile).ok_or(e),
-            other => other.map(|_| capacity),
+    /// The capacity of these options if [`new`](Self::new) takes it, or else the largest that it takes. An `Err` if none
+    /// is.
+    pub fn fitted_capacity<'a>(
+        model: &Model,
+        options: impl Into<DecodeOptions<'a>>,
+        profile: &Profile,
+    ) -> Result<usize> {
+        let (placed, options) = (model.placed(profile.max_tensor_bytes())?, options.into());
+        match Self::of_capacity(model.config(), &placed, options, profile) {
+            Err(e @ Error::Limit { .. }) => Self::smaller(model.config(), &placed, options, profile).ok_or(e),
+            other => other.map(|_| options.capacity),
         }
     }
 
     pub(super) fn on(
         config: &TransformerConfig,
         placed: &Placed,
-        batch: usize,
-        capacity: usize,
+        options: DecodeOptions<'_>,
         profile: &Profile,
     ) -> Result<Self> {
-        if batch == 0 {
+        if options.batch == 0 {
             return Err(Error::config("batch", "must be at least 1"));
         }
-        Self::of_capacity(config, placed, batch, capacity, profile).map_err(|e| match e {
-            Error::Limit { .. } => match Self::smaller(config, placed, batch, capacity, profile) {
+        let plan = Self::of_capacity(config, placed, options, profile).map_err(|e| match e {
+            Error::Limit { .. } => match Self::smaller(config, placed, options, profile) {
                 Some(fitting) => e.advise(format!("A capacity of {fitting} fits")),
                 None => e,
             },
             e => e,
-        })
+        })?;
+        TransformerDecoder::check_blocks(config, options.block, placed.max_bytes)?;
+        Ok(plan)
     }
 
     /// The largest capacity that fits, below one that does not.
     fn smaller(
         config: &TransformerConfig,
         placed: &Placed,
-        batch: usize,
-        mut too_many: usize,
+        options: DecodeOptions<'_>,
         profile: &Profile,
     ) -> Option<usize> {
-        let fits = |n| Self::of_capacity(config, placed, batch, n, profile).is_ok();
-        let mut fitting = 1;
+        let fits = |capacity| Self::of_capacity(config, placed, DecodeOptions { capacity, ..options }, profile).is_ok();
+        let (mut fitting, mut too_many) = (1, options.capacity);
         if too_many < 2 || !fits(fitting) {
             return None;
         }
@@ -163,17 +219,20 @@ impl DecodePlan {
     fn of_capacity(
         config: &TransformerConfig,
         placed: &Placed,
-        batch: usize,
-        capacity: usize,
+        options: DecodeOptions<'_>,
         profile: &Profile,
     ) -> Result<Self> {
-        let step = |time| {
-            let shape = DecodeShape { batch, time, capacity, rows: DecodeRows::Last };
-            StepPlan::new(config, placed, shape, profile)
+        let DecodeOptions { batch, capacity, block } = options;
+        let step = |time, rows| {
+            let shape = DecodeShape { batch, time, capacity, rows };
+            StepGraph::new(config, placed, block, shape)
         };
-        let (chunk, single) = (step(CHUNK.min(capacity))?, step(1)?);
+        let several = CHUNK.min(capacity);
+        let chunk = step(several, DecodeRows::Last)?.plan(profile)?;
+        let single = step(1, DecodeRows::Last)?.plan(profile)?;
+        let all = Arc::new(step(several, DecodeRows::All)?);
         let (config, placed, lanes) = (config.clone(), placed.clone(), profile.lanes());
-        Ok(DecodePlan { config, placed, batch, capacity, chunk, single, lanes })
+        Ok(DecodePlan { config, placed, batch, capacity, chunk, single, all, lanes })
     }
 
     /// The plans of a step: for many tokens, and for one. A [`Tuner`](crate::Tuner) takes them.

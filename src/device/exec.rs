@@ -4,6 +4,7 @@
 //! the caller's or one of its own, and one submit. Nothing is read back unless requested.
 
 use std::collections::HashMap;
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -223,14 +224,22 @@ impl Executable {
             for d in &step.dispatches {
                 self.check_aliases(step, &d.binds)?;
                 let pipeline = self.gpu.pipeline(&d.kernel).map_err(|e| in_step(step, e))?;
+                let trusted = d.kernel.is_trusted();
                 let mut uniform = |words: &[u32]| {
-                    let size = binding_size(words.len() * 4);
+                    let bytes = words.len() * 4;
+                    // Of an app's kernel exactly what it is given, so that it can't read what is not there.
+                    let size = if trusted { binding_size(bytes) } else { NonZeroU64::new(bytes as u64) };
                     let binding = wgpu::BufferBinding { buffer: &uniforms, offset, size };
                     offset += uniform_stride(words.len());
                     size.is_some().then_some(binding)
                 };
-                let bind_group =
-                    self.bind_group(&pipeline, &d.kernel, [uniform(&d.words), uniform(&d.ranges)], &d.binds);
+                let bound = [uniform(&d.words), uniform(&d.ranges)];
+                let group = || self.bind_group(&pipeline, &d.kernel, bound, &d.binds);
+                // What else does not fit in an app's kernel is for the driver to find: the sizes of uniforms and arrays.
+                let bind_group = match trusted {
+                    true => group(),
+                    false => self.gpu.guarded(|| Ok(group())).map_err(|e| in_step(step, of_kernel(&d.kernel, e)))?,
+                };
                 let name = format!("{}.{}", d.kernel.label, d.kernel.entry);
                 let work = Work::Dispatch { name, pipeline, bind_group, workgroups: d.workgroups };
                 d.copies_in.iter().try_for_each(|c| self.push_copy(i, c))?;
@@ -575,9 +584,10 @@ impl Executable {
             match self.plan.steps.get(run[0].0.step) {
                 Some(s) => {
                     let op = s.op.name();
-                    NodeTime { node: s.name.clone(), op, flops: s.flops, bytes: s.bytes, spans }
+                    let others = s.others().into_iter().map(String::from).collect();
+                    NodeTime { node: s.name.clone(), others, op, flops: s.flops, bytes: s.bytes, spans }
                 }
-                None => NodeTime { node: "final copies".into(), op: "", flops: 0, bytes: 0, spans },
+                None => NodeTime { node: "final copies".into(), others: vec![], op: "", flops: 0, bytes: 0, spans },
             }
         };
         let nodes = timed.chunk_by(|a, b| a.0.step == b.0.step).map(node).collect();
@@ -727,6 +737,14 @@ impl Work {
                 drop(encoder.begin_compute_pass(&desc(Some(at + 1), None)));
             }
         }
+    }
+}
+
+/// What the device says of a kernel.
+fn of_kernel(kernel: &Kernel, e: Error) -> Error {
+    match e {
+        Error::Device(message) => kernel.error(message),
+        e => e,
     }
 }
 

@@ -40,6 +40,9 @@ pub struct Timeline {
 pub struct NodeTime {
     /// Name of the node.
     pub node: String,
+    /// Names of other nodes that it computes in the same kernel: those before it in a
+    /// [chain](crate::ops::map::Chain).
+    pub others: Vec<String>,
     /// Name of its op; empty for the copies at the end of a step.
     pub op: &'static str,
     /// Floating-point operations.
@@ -188,7 +191,7 @@ impl Timeline {
                 events.push(json!({
                     "ph": "X", "pid": 1, "tid": 1, "cat": node.op, "name": node.node,
                     "ts": span.start_ns as f64 / 1e3, "dur": span.ns as f64 / 1e3,
-                    "args": {"kernel": span.what, "node's GFLOP": node.flops as f64 / 1e9, "node's MB": node.bytes as f64 / 1e6, "measured": span.measured},
+                    "args": {"kernel": span.what, "others": node.others, "node's GFLOP": node.flops as f64 / 1e9, "node's MB": node.bytes as f64 / 1e6, "measured": span.measured},
                 }));
             }
         }
@@ -205,7 +208,7 @@ impl Timeline {
 /// The name of a copy among kernels.
 pub(crate) const COPY: &str = "copy";
 
-/// `kernel a, kernel b x3`.
+/// `kernel a, kernel b x3, with node c`.
 fn kernels(node: &NodeTime) -> String {
     let mut names: Vec<(&str, usize)> = vec![];
     for span in &node.spans {
@@ -215,7 +218,8 @@ fn kernels(node: &NodeTime) -> String {
         }
     }
     let shown = names.iter().map(|(name, n)| if *n == 1 { name.to_string() } else { format!("{name} x{n}") });
-    shown.collect::<Vec<_>>().join(", ")
+    let with = if node.others.is_empty() { String::new() } else { format!(", with {}", node.others.join(", ")) };
+    shown.collect::<Vec<_>>().join(", ") + &with
 }
 
 impl fmt::Display for Timeline {
@@ -259,12 +263,20 @@ mod tests {
         let nodes = vec![
             NodeTime {
                 node: "h0.\"fc\"".into(),
+                others: vec![],
                 op: "matmul",
                 flops: 4000,
                 bytes: 100,
                 spans: vec![span(COPY, 0, 500), span("matmul.forward", 600, 1000), span("matmul.forward", 1700, 1000)],
             },
-            NodeTime { node: "y".into(), op: "add", flops: 10, bytes: 120, spans: vec![span("add.forward", 3000, 60)] },
+            NodeTime {
+                node: "y".into(),
+                others: vec!["x".into()],
+                op: "chain",
+                flops: 10,
+                bytes: 120,
+                spans: vec![span("map.forward", 3000, 60)],
+            },
         ];
         Timeline { adapter: "A".into(), clock: Clock::Gpu, nodes }
     }
@@ -276,6 +288,7 @@ mod tests {
         assert_eq!(t.by_op()[0].0, "matmul");
         let text = t.to_string();
         assert!(text.contains("matmul.forward x2") && text.contains("97.7%"), "{text}");
+        assert!(text.contains("map.forward, with x\n"), "{text}");
     }
 
     #[test]
@@ -286,7 +299,10 @@ mod tests {
         assert_eq!(events.len(), 2 + 8);
         assert_eq!(events[2]["name"], "h0.\"fc\"");
         assert_eq!(events[6]["ts"], 3.06); // after the end of the first step
-        assert_eq!(events[9]["args"]["kernel"], "add.forward");
+        assert_eq!(
+            (&events[9]["args"]["kernel"], &events[9]["args"]["others"][0]),
+            (&"map.forward".into(), &"x".into())
+        );
     }
 
     #[test]

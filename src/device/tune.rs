@@ -276,8 +276,14 @@ mod tests {
 
     fn timeline(ns: &[u64]) -> Option<Timeline> {
         let span = |&ns: &u64| Span { what: "k".into(), start_ns: 0, ns, measured: ns > 0 };
-        let nodes =
-            vec![NodeTime { node: "n".into(), op: "o", flops: 0, bytes: 0, spans: ns.iter().map(span).collect() }];
+        let nodes = vec![NodeTime {
+            node: "n".into(),
+            others: vec![],
+            op: "o",
+            flops: 0,
+            bytes: 0,
+            spans: ns.iter().map(span).collect(),
+        }];
         Some(Timeline { adapter: "A".into(), clock: Clock::Gpu, nodes })
     }
 

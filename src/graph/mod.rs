@@ -263,6 +263,25 @@ impl Graph {
     /// Makes each step leave `value` in `state`, a state or parameter of the same type. In place where possible: a step
     /// then costs no copy.
     ///
+    /// States are for what the next step needs, such as caches, and for outputs in buffers of your own. To store to a
+    /// parameter is a training step in the graph itself: for updates of your own, or a network with a few parameters.
+    ///
+    /// ```
+    /// use throughline::graph::ParamInit;
+    /// use throughline::{Graph, TensorType};
+    /// let mut g = Graph::new();
+    /// let x = g.input("x", TensorType::f32([16, 4]))?;
+    /// let w = g.param_with("w", [4, 1], ParamInit::fan_in(4))?;
+    /// let y = g.matmul("y", x, w)?;
+    /// let loss = g.sum("loss", y)?;
+    ///
+    /// let gradient = g.gradients(loss, &[w])?[0];
+    /// let step = g.scale("step", gradient, -0.1)?; // gradient descent
+    /// let moved = g.add("moved", w, step)?;
+    /// g.store(moved, w)?;
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Error::Graph`] if the types differ, `state` is neither a state nor a parameter, or something is stored there

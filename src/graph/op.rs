@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{Graph, Value};
 use crate::array::Array;
 use crate::error::{Error, Result};
-use crate::kernel::{Launch, Program};
+use crate::kernel::{Elementwise, Launch, Program};
 use crate::tensor::TensorType;
 
 /// A differentiable operation on tensors: shapes, gradient, kernels, and a definition in f64.
@@ -146,6 +146,15 @@ pub trait Op: Any + Debug + Send + Sync {
         false
     }
 
+    /// The op as a function of single elements, if it is one: of f32 inputs whose shapes
+    /// [broadcast](crate::ops::map#broadcasting) to that of its only output.
+    ///
+    /// The planner then computes it in one kernel with elementwise ops before and after it, as part of a
+    /// [`Chain`](crate::ops::map::Chain).
+    fn elementwise(&self) -> Option<Elementwise> {
+        None
+    }
+
     /// Whether the op is scheduled right after the last of its inputs, wherever it is in the graph. For ops that read
     /// values which are soon overwritten; see [`probe`](crate::probe).
     fn runs_early(&self) -> bool {
@@ -175,6 +184,8 @@ pub struct Vjp<'a> {
     pub(crate) op: &'static str,
     pub(crate) needs: Vec<bool>,
     pub(crate) cotangents: Vec<Option<Value>>,
+    /// Inputs given to `set_zero`.
+    pub(crate) zeros: Vec<usize>,
     /// The first input that `set` was given and that the node does not have.
     pub(crate) no_input: Option<usize>,
 }
@@ -205,11 +216,19 @@ impl Vjp<'_> {
     /// Sets the gradient of an input. Those that are not needed may be set too, and are ignored.
     ///
     /// [`Graph::gradients`] fails if there is no such input, if the gradient is of another type than the input, or if
-    /// one that is needed is never set.
+    /// one that is needed is never set. Where it is zero, say so by [`set_zero`](Self::set_zero).
     pub fn set(&mut self, input: usize, cotangent: Value) {
         match self.cotangents.get_mut(input) {
             Some(set) => *set = Some(cotangent),
             None => self.no_input = self.no_input.or(Some(input)),
+        }
+    }
+
+    /// Says that the gradient of an input is zero everywhere, as that of a comparison's operands. No node is added.
+    pub fn set_zero(&mut self, input: usize) {
+        match input < self.cotangents.len() {
+            true => self.zeros.push(input),
+            false => self.no_input = self.no_input.or(Some(input)),
         }
     }
 }

@@ -3,11 +3,13 @@
 //! You need this module only to write an [op](crate::ops) of your own, or to see the WGSL that a plan runs
 //! ([`Kernel::wgsl`]).
 
+mod elementwise;
 mod knobs;
 pub(crate) mod merge;
 mod program;
 pub(crate) mod wgsl;
 
+pub use elementwise::Elementwise;
 pub use knobs::{Kernel, KnobValue};
 pub use merge::Bound;
 pub use program::{Bind, Dispatch, Launch, Program};

@@ -68,7 +68,10 @@ impl Uploaded {
 
     /// The tensor of this name.
     pub fn tensor(&self, name: &str) -> Result<Tensor> {
-        let missing = || Error::Graph(format!("the model has no tensor for `{name}`"));
+        let missing = || {
+            let advice = "if it has blocks of its own, pass them: `DecodeOptions::block`";
+            Error::Graph(format!("the model has no tensor for `{name}`: {advice}"))
+        };
         self.tensors.get(name).cloned().ok_or_else(missing)
     }
 }

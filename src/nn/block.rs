@@ -35,6 +35,14 @@ use crate::graph::Value;
 /// assert_eq!(model.stream.len(), 3);
 /// # Ok::<(), throughline::Error>(())
 /// ```
+///
+/// # Decoding
+///
+/// A [`Decoder`](crate::decode::Decoder) feeds a few tokens at a time, and keeps keys and values of those before. It
+/// takes any block ([`DecodeOptions::block`](crate::decode::DecodeOptions::block)) that lets tokens look at each other
+/// by [`Builder::attend`] alone, as often per layer as it likes. Values that go from layer to layer with
+/// [`Builder::keep`] are no problem. But a convolution over time, say, would need rows that are no longer there: this is
+/// an error that names its node.
 pub trait Block: fmt::Debug + Send + Sync {
     /// Adds layer `layer`, counted from 0, to the graph. Takes the stream before the layer, `[batch, time, d_model]`,
     /// and returns the stream after it.

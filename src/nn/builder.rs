@@ -10,6 +10,7 @@ use super::table::Table;
 use crate::error::{Error, Result};
 use crate::format::Packed;
 use crate::graph::{Graph, ParamInit, Source, Value};
+use crate::ops::patches::Conv;
 use crate::tensor::split_rows;
 
 /// Added to the variance or the mean square in norms, where no configuration says otherwise.
@@ -29,7 +30,7 @@ const NORM_EPS: f32 = 1e-5;
 /// let x = g.input("x", TensorType::f32([256, 2]))?;
 /// let mut b = Builder::new(&mut g);
 /// let h = b.linear("in", x, 64)?;
-/// let h = b.gelu("act", h)?; // a method of the graph
+/// let h = b.tanh("act", h)?; // a method of the graph
 /// let y = b.linear("out", h, 1)?;
 ///
 /// assert_eq!(g.ty(y).shape.dims(), [256, 1]);
@@ -126,15 +127,16 @@ impl<'a> Builder<'a> {
     /// use throughline::nn::{Builder, TransformerConfig};
     /// use throughline::{Graph, TensorType};
     ///
-    /// // The next value of a time series with 3 channels, by a transformer that looks back.
+    /// // The next values of a series with 3 channels, from those before.
     /// let config = TransformerConfig { bidirectional: false, ..TransformerConfig::stack(100, 2, 32, 4) };
     /// let mut g = Graph::new();
     /// let series = g.input("series", TensorType::f32([8, 100, 3]))?;
+    /// let next = g.input("next", TensorType::f32([8, 100, 3]))?;
     /// let mut b = Builder::with_config(&mut g, &config)?;
     /// let x = b.linear("in", series, 32)?;
     /// let hidden = b.stack(x)?.hidden;
-    /// let next = b.linear("out", hidden, 3)?;
-    /// assert_eq!(g.ty(next).shape.dims(), [8, 100, 3]);
+    /// let y = b.linear("out", hidden, 3)?;
+    /// let loss = b.mse("loss", y, next)?; // for a `GraphTrainer`
     /// # Ok::<(), throughline::Error>(())
     /// ```
     pub fn with_config(g: &'a mut Graph, config: &'a TransformerConfig) -> Result<Self> {
@@ -214,8 +216,7 @@ impl<'a> Builder<'a> {
     /// [`linear`](Self::linear) with a choice of bias and initialisation.
     pub fn linear_with(&mut self, name: &str, x: Value, d_out: usize, how: Linear) -> Result<Value> {
         let d_in = self.g.type_of(name, x)?.shape.cols();
-        let usual = || self.config.map_or(ParamInit::fan_in(d_in), |config| config.weight_init(how.into_stream));
-        let init = how.init.unwrap_or_else(usual);
+        let init = how.init.unwrap_or_else(|| self.weight_init(d_in, how.into_stream));
         let weight = format!("{name}.weight");
         let packed = self.packed_matrix(&weight, d_out, d_in)?;
         let w = match packed {
@@ -232,6 +233,11 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// The initialisation of a weight, if nothing else is asked for.
+    fn weight_init(&self, fan_in: usize, into_stream: bool) -> ParamInit {
+        self.config.map_or(ParamInit::fan_in(fan_in), |config| config.weight_init(into_stream))
+    }
+
     /// The bias of a layer that sums over `fan_in` inputs.
     fn bias(&mut self, name: &str, n: usize, fan_in: usize) -> Result<Value> {
         let init = if self.config.is_some() { ParamInit::ZEROS } else { ParamInit::fan_in(fan_in) };
@@ -246,7 +252,7 @@ impl<'a> Builder<'a> {
     /// use throughline::{Graph, TensorType};
     /// let mut g = Graph::new();
     /// let x = g.input("x", TensorType::f32([16, 2]))?;
-    /// let y = Builder::new(&mut g).mlp("net", x, &[64, 64, 3], |g, h| g.gelu("act", h))?;
+    /// let y = Builder::new(&mut g).mlp("net", x, &[64, 64, 3], |g, h| g.relu("act", h))?;
     /// assert_eq!(g.ty(y).shape.dims(), [16, 3]);
     /// assert!(g.find("net.2.bias").is_some());
     /// # Ok::<(), throughline::Error>(())
@@ -271,6 +277,82 @@ impl<'a> Builder<'a> {
             }
             Ok(x)
         })
+    }
+
+    /// A convolution of images with a kernel of this size: `[n, height, width, c_in] -> [n, down, across, c_out]`, with the
+    /// weight `{name}.weight`, `[kh, kw, c_in, c_out]`, and the bias `{name}.bias`.
+    ///
+    /// ```
+    /// use throughline::nn::Builder;
+    /// use throughline::ops::patches::Conv;
+    /// use throughline::{Graph, TensorType};
+    /// let mut g = Graph::new();
+    /// let images = g.input("images", TensorType::f32([8, 28, 28, 1]))?;
+    /// let mut b = Builder::new(&mut g);
+    /// let h = b.conv2d("in", images, 16, [3, 3], Conv { stride: 2, ..Conv::same() })?;
+    /// let h = b.relu("act", h)?;
+    /// let h = b.conv2d("deep", h, 32, [3, 3], Conv { stride: 2, ..Conv::same() })?;
+    /// let h = b.reshape("features", h, [8, 7 * 7 * 32])?;
+    /// let logits = b.linear("out", h, 10)?;
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub fn conv2d(&mut self, name: &str, x: Value, c_out: usize, size: [usize; 2], conv: Conv) -> Result<Value> {
+        let [w, bias] = self.kernel(name, x, &size, c_out)?;
+        self.g.conv2d(name, x, w, Some(bias), conv)
+    }
+
+    /// A convolution of sequences with a kernel of `size` steps: `[n, time, c_in] -> [n, steps, c_out]`, with the weight
+    /// `{name}.weight`, `[size, c_in, c_out]`, and the bias `{name}.bias`.
+    pub fn conv1d(&mut self, name: &str, x: Value, c_out: usize, size: usize, conv: Conv) -> Result<Value> {
+        let [w, bias] = self.kernel(name, x, &[size], c_out)?;
+        self.g.conv1d(name, x, w, Some(bias), conv)
+    }
+
+    /// Weight and bias of a convolution.
+    fn kernel(&mut self, name: &str, x: Value, size: &[usize], c_out: usize) -> Result<[Value; 2]> {
+        let c_in = self.g.type_of(name, x)?.shape.cols();
+        let fan_in = size.iter().fold(c_in, |taps, n| taps.saturating_mul(*n));
+        let init = self.weight_init(fan_in, false);
+        let w = self.g.param_with(&format!("{name}.weight"), [size, &[c_in, c_out]].concat(), init)?;
+        Ok([w, self.bias(name, c_out, fan_in)?])
+    }
+
+    /// The square patches of images, side by side, through one linear layer: `[n, height, width, c] -> [n, patches,
+    /// width]`, from left to right, then down. It is where a vision transformer (Dosovitskiy et al. 2020,
+    /// <https://arxiv.org/abs/2010.11929>) begins; a [`stack`](Self::stack) follows.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Data`] if height or width are not whole patches.
+    ///
+    /// ```
+    /// use throughline::nn::{Builder, TransformerConfig};
+    /// use throughline::{Graph, TensorType};
+    /// let mut g = Graph::new();
+    /// let images = g.input("images", TensorType::f32([8, 32, 32, 3]))?;
+    /// let config = TransformerConfig::stack(64, 2, 48, 4);
+    /// let mut b = Builder::with_config(&mut g, &config)?;
+    /// let patches = b.embed_patches("patches", images, 4, 48)?;
+    /// let hidden = b.stack(patches)?.hidden;
+    /// let mean = b.mean_axis("mean", hidden, 1)?;
+    /// let logits = b.linear("classes", mean, 10)?;
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub fn embed_patches(&mut self, name: &str, images: Value, size: usize, width: usize) -> Result<Value> {
+        let shape = &self.g.type_of(name, images)?.shape;
+        let whole = |pixels: usize| size > 0 && pixels.is_multiple_of(size);
+        let n = match *shape.dims() {
+            [n, height, width, _] if whole(height) && whole(width) => n,
+            _ => {
+                let expected = format!("images [n, height, width, channels] of whole patches, {size} x {size}");
+                return Err(Error::data(self.g.full_name(name), expected, shape));
+            }
+        };
+        let rows =
+            self.g.patches(&format!("{name}.pixels"), images, [size; 2], Conv { stride: size, ..Conv::default() })?;
+        let [_, down, across, pixels] = [0, 1, 2, 3].map(|axis| self.g.ty(rows).shape.dims()[axis]);
+        let rows = self.g.reshape(&format!("{name}.rows"), rows, [n, down * across, pixels])?;
+        self.linear(name, rows, width)
     }
 
     /// Rows of a trained table `{name}.weight`, `[rows, width]`, by id: u32 `[..] -> [.., width]`. For tokens, and for
@@ -311,14 +393,6 @@ impl<'a> Builder<'a> {
 
     fn norm_eps(&self) -> f32 {
         self.config.map_or(NORM_EPS, |config| config.norm_eps)
-    }
-
-    /// `x` times `factor`, a tensor of shape `[1]` or of the last dimensions of `x`: trained gates and per-channel
-    /// scales.
-    pub fn scaled(&mut self, name: &str, x: Value, factor: Value) -> Result<Value> {
-        let shape = self.g.type_of(name, x)?.shape.clone();
-        let factor = self.g.broadcast(&format!("{name}.factor"), factor, shape)?;
-        self.g.mul(name, x, factor)
     }
 
     /// In [training](Self::training), `x` with elements dropped with probability `p`, and the others divided by `1 - p`.

@@ -269,12 +269,15 @@ impl TransformerConfig {
 
     /// Blocks for anything but text, as in vision transformers: pre-norm LayerNorm, learned positions, exact GELU of 4
     /// times the width, biases. Every place sees all others: set `bidirectional` to false where the future is unknown.
+    /// Weights are as large as PyTorch's at first, `1 / sqrt(3 d_model)`, since GPT-2's learn slowly in a narrow model.
     ///
-    /// It has no vocabulary: [`Builder::stack`](super::Builder::stack) takes it, models of tokens do not.
+    /// It has no vocabulary: [`Builder::stack`](super::Builder::stack) takes it, and models of tokens do if you set
+    /// `vocab_size`.
     pub fn stack(context: usize, n_layers: usize, d_model: usize, n_heads: usize) -> Self {
         TransformerConfig {
             mlp: Mlp::GeluErf,
             bidirectional: true,
+            init: Init::Gpt2 { std: (3.0 * d_model as f32).sqrt().recip() },
             ..Self::gpt2(0, context, n_layers, d_model, n_heads)
         }
     }

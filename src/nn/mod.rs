@@ -19,6 +19,7 @@ mod block;
 mod builder;
 mod caches;
 mod config;
+mod decodable;
 mod names;
 mod parts;
 mod stack;

@@ -24,7 +24,8 @@ pub(crate) fn table_of_part(name: &str) -> (&str, usize) {
 /// and gates have only one dimension. A block that contains a matrix of another kind, such as a table, keeps it from
 /// Muon by another last name: `h.0.values.table`.
 ///
-/// The layers of a network that is no transformer have other names, so none of its matrices is selected.
+/// The layers of a network that is no transformer have other names, so none of its matrices is selected:
+/// [`GraphTrainOptions::muon`](crate::train::GraphTrainOptions::muon) lists those of your own.
 pub fn is_hidden_matrix(name: &str, shape: &Shape) -> bool {
     shape.rank() == 2 && name.ends_with(".weight") && layer_of(name).is_some()
 }

@@ -28,7 +28,7 @@ impl Builder<'_> {
         y = self.dropout(y, c.dropout)?;
         if let Some(start) = c.residual_gate {
             let gate = self.g.param_with(&format!("{name}_gate"), [1], ParamInit::Constant(start))?;
-            y = self.scaled(&format!("{name}_gated"), y, gate)?;
+            y = self.g.mul(&format!("{name}_gated"), y, gate)?;
         }
         let sum = self.g.residual_add(&format!("{name}_add"), x, y)?;
         if pre { Ok(sum) } else { self.norm(&norm, sum) }

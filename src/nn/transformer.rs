@@ -6,6 +6,7 @@ use super::block::{Block, StandardBlock};
 use super::builder::Builder;
 use super::caches::Caches;
 use super::config::{Positions, TransformerConfig};
+use super::decodable::{self, Subject};
 use super::stack::Stack;
 use super::table::Table;
 use crate::error::{Error, Result};
@@ -73,7 +74,8 @@ impl Transformer {
 /// The values of an encoder in a graph: a transformer without an output projection.
 ///
 /// Use it for classifiers and other models that read text but write none, with layers of your own on
-/// [`hidden`](Self::hidden). For sentence vectors use [`SentenceEncoder`](crate::sentence::SentenceEncoder), which runs one of these.
+/// [`hidden`](Self::hidden). For sentence vectors use a [`SentenceEncoder`](crate::sentence::SentenceEncoder), which
+/// runs one of these.
 #[derive(Clone, Debug)]
 pub struct TransformerEncoder {
     /// Input: token ids, u32 `[batch, time]`.
@@ -110,17 +112,28 @@ impl TransformerEncoder {
     ///
     /// ```
     /// use throughline::nn::{Builder, StandardBlock, TransformerConfig, TransformerEncoder};
-    /// use throughline::{Graph, TensorType};
+    /// use throughline::rng::Rng;
+    /// use throughline::train::{GraphTrainConfig, GraphTrainer};
+    /// use throughline::{Gpu, TensorType};
     ///
-    /// // Is a text of 16 letters a palindrome? The answer is read from the first place.
-    /// let config = TransformerConfig { dropout: 0.1, ..TransformerConfig::bert(26, 16, 2, 32, 4) };
-    /// let config = TransformerConfig { token_types: 0, ..config };
-    /// let mut g = Graph::new();
-    /// let encoder = TransformerEncoder::build_with(&mut g, &config, &StandardBlock, 8, 16, true)?;
+    /// // A classifier: does the first letter of a text come again? The answer is read from the first place.
+    /// let gpu = Gpu::headless_blocking()?;
+    /// let config = TransformerConfig { vocab_size: 4, dropout: 0.1, ..TransformerConfig::stack(5, 1, 32, 4) };
+    /// let mut g = gpu.graph();
+    /// let encoder = TransformerEncoder::build_with(&mut g, &config, &StandardBlock, 32, 5, true)?;
     /// let first = g.slice("first", encoder.hidden, 1, 0, 1)?;
     /// let logits = Builder::new(&mut g).linear("answer", first, 2)?;
-    /// let answers = g.input("answers", TensorType::u32([8, 1]))?;
+    /// let answers = g.input("answers", TensorType::u32([32, 1]))?;
     /// let loss = g.cross_entropy("loss", logits, answers)?;
+    ///
+    /// let mut trainer = GraphTrainer::new_blocking(&gpu, g, loss, GraphTrainConfig::adamw(3e-3))?;
+    /// let mut rng = Rng::new(&[1]);
+    /// for _ in 0..100 {
+    ///     let texts: Vec<u32> = (0..32 * 5).map(|_| rng.below(4) as u32).collect();
+    ///     let right: Vec<u32> = texts.chunks(5).map(|text| u32::from(text[1..].contains(&text[0]))).collect();
+    ///     trainer.step(&[encoder.tokens.with(&texts), answers.with(&right)])?;
+    /// }
+    /// assert!(trainer.loss_blocking()? < 0.5); // 0.69 is what guessing gives
     /// # Ok::<(), throughline::Error>(())
     /// ```
     pub fn build_with(
@@ -240,11 +253,13 @@ pub struct TransformerDecoder {
     pub positions: Option<Value>,
     /// Input, with [`DecodeRows::Last`]: the row of `[batch * time]` to compute logits for, u32 `[batch]`.
     pub last: Option<Value>,
+    /// The residual stream `[batch, time, d_model]`: after the embedding, then after each block.
+    pub stream: Vec<Value>,
     /// Logits of the next token, `[rows, vocab_size]`.
     pub logits: Value,
     /// Parameters: f32, or the words of packed matrices.
     pub params: Vec<Value>,
-    /// States: keys and values of each layer, `[batch, capacity, n_kv_heads * head_dim]`.
+    /// States: keys and values of each attention, `[batch, capacity, n_kv_heads * head_dim]`.
     pub caches: Vec<Value>,
 }
 
@@ -257,11 +272,40 @@ impl TransformerDecoder {
         packed: &BTreeMap<String, Packed>,
         shape: DecodeShape,
     ) -> Result<Self> {
-        Self::build_with(g, config, &StandardBlock, packed, shape)
+        Self::assemble(g, config, &StandardBlock, packed, shape)
     }
 
     /// The same with blocks of your own.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Graph`] names the first node of a block that cannot be decoded: see [`Block`].
     pub fn build_with(
+        g: &mut Graph,
+        config: &TransformerConfig,
+        block: &dyn Block,
+        packed: &BTreeMap<String, Packed>,
+        shape: DecodeShape,
+    ) -> Result<Self> {
+        let max_tensor_bytes = g.max_tensor_bytes();
+        let model = Self::assemble(g, config, block, packed, shape)?;
+        Self::check_blocks(config, block, max_tensor_bytes)?;
+        Ok(model)
+    }
+
+    /// Returns an error if these blocks cannot be decoded.
+    pub(crate) fn check_blocks(config: &TransformerConfig, block: &dyn Block, max_tensor_bytes: u64) -> Result<()> {
+        let mut g = Graph::with_max_tensor_bytes(max_tensor_bytes);
+        let time = decodable::TIME.min(config.context);
+        let shape = DecodeShape { batch: decodable::BATCH, time, capacity: time, rows: DecodeRows::All };
+        let model = Self::assemble(&mut g, config, block, &BTreeMap::new(), shape)?;
+        let inputs: Vec<Value> = [model.tokens].into_iter().chain(model.positions).collect();
+        let stream = [model.stream[0], model.stream[config.n_layers]];
+        decodable::check(&Subject { graph: &g, time, stream, inputs: &inputs, caches: &model.caches })
+    }
+
+    /// [`build_with`](Self::build_with) without a look at what the blocks do.
+    pub(crate) fn assemble(
         g: &mut Graph,
         config: &TransformerConfig,
         block: &dyn Block,
@@ -286,8 +330,8 @@ impl TransformerDecoder {
         b.caches = Some(Caches { start, capacity, states: vec![] });
         let (table, x) = embed(&mut b, tokens)?;
         let x = b.begin(x, positions)?;
-        let x = b.blocks(block, x)?[config.n_layers];
-        let mut x = b.g.reshape("rows", x, [batch * time, config.d_model])?;
+        let stream = b.blocks(block, x)?;
+        let mut x = b.g.reshape("rows", stream[config.n_layers], [batch * time, config.d_model])?;
         let mut last = None;
         if rows == DecodeRows::Last {
             // Only one row per sequence goes on to the output projection, which costs as much as many blocks.
@@ -299,6 +343,6 @@ impl TransformerDecoder {
         let logits = head(&mut b, table, x)?;
         let params = b.added_params();
         let caches = b.caches.map_or(vec![], |caches| caches.states);
-        Ok(TransformerDecoder { tokens, start, positions, last, logits, params, caches })
+        Ok(TransformerDecoder { tokens, start, positions, last, stream, logits, params, caches })
     }
 }

@@ -119,7 +119,46 @@ impl Graph {
     /// One step of AdamW: from `[param, grad, m, v]` of one shape, `hyper` `[8]` and the gradient's global `norm` `[1]`
     /// to the new `[param, m, v]`.
     ///
-    /// [`store`](Self::store) the results to the states they came from and the step runs in place.
+    /// [`store`](Self::store) the results to the parameter and the states they came from and the step runs in place.
+    ///
+    /// For networks with a few parameters this is a training step without arenas or bindings. With many, an
+    /// [`Optimizer`](crate::optim::Optimizer) takes fewer dispatches and clips by the norm of all gradients.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use throughline::graph::ParamInit;
+    /// use throughline::ops::adamw::AdamWSettings;
+    /// use throughline::{ExecOptions, Executable, Gpu, TensorType};
+    ///
+    /// let gpu = Gpu::headless_blocking()?;
+    /// let mut g = gpu.graph();
+    /// let x = g.input("x", TensorType::f32([1, 2]))?;
+    /// let w = g.param_with("w", [2, 1], ParamInit::ONES)?;
+    /// let y = g.matmul("y", x, w)?;
+    /// let loss = g.sum("loss", y)?;
+    ///
+    /// let grad = g.gradients(loss, &[w])?[0];
+    /// let hyper = g.input("hyper", TensorType::f32([8]))?;
+    /// let norm = g.l2_norm("norm", grad)?;
+    /// let [m, v] = [("m", [2, 1]), ("v", [2, 1])].map(|(name, shape)| g.state(name, TensorType::f32(shape)));
+    /// let states = [w, m?, v?];
+    /// let new = g.adamw("adamw", [w, grad, states[1], states[2]], hyper, norm, 0)?;
+    /// for (value, state) in new.into_iter().zip(states) {
+    ///     g.store(value, state)?;
+    /// }
+    ///
+    /// let exec = Executable::new_blocking(&gpu, Arc::new(gpu.plan(&g, &[])?), ExecOptions::default())?;
+    /// exec.write(x, &[1.0f32, -1.0])?;
+    /// let settings =
+    ///     AdamWSettings { lr: 0.1, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 };
+    /// for step in 1..=10 {
+    ///     exec.write(hyper, &settings.at_step(step)?)?;
+    ///     exec.submit()?;
+    /// }
+    /// let [down, up] = exec.read_blocking::<f32>(w)?[..] else { unreachable!() };
+    /// assert!(down.abs() < 1e-3 && (up - 2.0).abs() < 1e-3); // 10 steps of 0.1
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
     pub fn adamw(
         &mut self,
         name: &str,

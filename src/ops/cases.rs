@@ -101,12 +101,20 @@ impl Case {
     }
 
     /// Changes how input `i` is filled.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such input.
     pub fn fill(mut self, i: usize, fill: InputFill) -> Self {
         self.inputs[i].fill = fill;
         self
     }
 
     /// Leaves the gradient of input `i` unchecked, because the op does not define one.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such input.
     pub fn no_grad(mut self, i: usize) -> Self {
         self.inputs[i].grad = false;
         self

@@ -21,6 +21,7 @@ type FlopsFn = dyn Fn(&[TensorType], &[TensorType]) -> u64 + Send + Sync;
 /// planned, tuned and differentiated like the ops of this crate, and tested by `throughline::check`. Its kernels run
 /// with bounds checks.
 ///
+/// A function of elements needs no kernel of its own: see [`Map`](super::map::Map). For others,
 /// [`Elements`](super::Elements) writes the kernel around what happens to one element. Implement [`Op`] instead if the
 /// number of inputs varies, if an output [starts as](Op::starts_as) an input, or if the op is to be fused with
 /// additions.
@@ -154,7 +155,7 @@ impl Custom {
     }
 
     /// Offers several ways to split up the work, for a [`Tuner`](crate::Tuner) to choose from: see [`Op::variants`].
-    /// `launch` looks at [`Launch::variant`]. [Checks](crate::check) run all of them.
+    /// `launch` looks at [`Launch::variant`]. `throughline::check` runs all of them.
     pub fn variants<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
         self.variants = names.into_iter().map(Into::into).collect();
         self

@@ -6,7 +6,7 @@ use super::source::table_kernel;
 use crate::array::Array;
 use crate::error::Result;
 use crate::graph::{Graph, Op, Value, Vjp};
-use crate::kernel::{Bind, Launch, Program};
+use crate::kernel::{Bind, Elementwise, Launch, Program};
 use crate::tensor::{Shape, TensorType};
 
 const SOURCE: &str = include_str!("../../shaders/fill.wgsl");
@@ -75,6 +75,11 @@ impl Op for Fill {
 
     fn flops(&self, _: &[TensorType], _: &[TensorType]) -> u64 {
         0
+    }
+
+    fn elementwise(&self) -> Option<Elementwise> {
+        let function = || Elementwise::trusted(&[][..], "value").constant("value", self.value);
+        (!self.early).then(function)
     }
 
     fn runs_early(&self) -> bool {

@@ -8,7 +8,7 @@
 use super::cases::{Case, Row};
 use super::checks::{expect_f32, expect_shape};
 use super::source::table_kernel;
-use super::windows::{Padding, Window, Windows};
+use super::windows::{Window, Windows};
 use crate::array::Array;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Op, Value, Vjp};
@@ -79,8 +79,8 @@ pub struct Patches {
     pub window: Window,
 }
 
-/// `dy -> dx`, the dual: `[n, down, across, taps * c] -> [n, height, width, c]`, where each pixel is the sum of what its
-/// windows have for it. The gradient of [`Patches`].
+/// `dy -> dx`, the dual: `[n, down, across, taps * c] -> [n, height, width, c]`, where each pixel is the sum of what
+/// its windows have for it. The gradient of [`Patches`].
 #[derive(Clone, Debug)]
 pub struct PatchesBackward {
     window: Window,
@@ -91,7 +91,7 @@ pub struct PatchesBackward {
 /// dilation.
 ///
 /// ```
-/// use throughline::ops::{patches::Conv, windows::Padding};
+/// use throughline::ops::patches::{Conv, Padding};
 /// let down = Conv { stride: 2, padding: Padding::Each(1), ..Conv::default() };
 /// # let _ = down;
 /// ```
@@ -108,6 +108,42 @@ pub struct Conv {
 impl Default for Conv {
     fn default() -> Self {
         Conv { stride: 1, padding: Padding::default(), dilation: 1 }
+    }
+}
+
+/// Padding at the ends of an axis, or of both axes of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Padding {
+    /// So many pixels, or steps in time, at each end.
+    Each(usize),
+    /// As much as it takes for `len / stride` windows, rounded up: with a stride of 1 the result is as large as the
+    /// input. If that is odd, there is one more at the end.
+    Same,
+    /// For sequences: all before the start, and as much as it takes for a window to end at each step (at each
+    /// `stride`-th), so that no window sees later ones.
+    Causal,
+}
+
+impl Default for Padding {
+    /// None.
+    fn default() -> Self {
+        Padding::Each(0)
+    }
+}
+
+impl Padding {
+    /// Padding before and after an axis of this length.
+    fn ends(self, len: usize, size: usize, stride: usize, dilation: usize) -> [usize; 2] {
+        let reach = size.saturating_sub(1).saturating_mul(dilation);
+        match self {
+            Padding::Each(n) => [n, n],
+            Padding::Same => {
+                let covered = (len.div_ceil(stride.max(1)).saturating_sub(1)).saturating_mul(stride);
+                let total = covered.saturating_add(reach).saturating_add(1).saturating_sub(len);
+                [total / 2, total.div_ceil(2)]
+            }
+            Padding::Causal => [reach, 0],
+        }
     }
 }
 
@@ -128,21 +164,23 @@ impl Conv {
         if padding == Padding::Causal && !sequence {
             return Err("causal padding is for sequences: conv1d".into());
         }
-        let [down, across] = [0, 1].map(|i| match sequence && i == 1 {
-            true => [0, 0],
-            false => padding.ends(image[i], size[i], stride, dilation),
-        });
-        let (before, after) = ([down[0], across[0]], [down[1], across[1]]);
-        Ok(Window { size, stride: [stride; 2], before, after, dilation: [dilation; 2] })
+        let mut window = Window::new(size, [stride, if sequence { 1 } else { stride }]);
+        for i in 0..if sequence { 1 } else { 2 } {
+            [window.before[i], window.after[i]] = padding.ends(image[i], size[i], stride, dilation);
+            // A single tap has no distance from another.
+            window.dilation[i] = if size[i] == 1 { dilation.min(1) } else { dilation };
+        }
+        Ok(window)
     }
 }
 
 impl Graph {
-    /// Each window of an image as a row: `[n, height, width, c] -> [n, down, across, size * size * c]`, where a row has
-    /// the window's pixels from left to right, then down, with the channels of each together.
+    /// Each window of an image as a row: `[n, height, width, c] -> [n, down, across, kh * kw * c]` for a `size` of
+    /// `[kh, kw]`. A row has the window's pixels from left to right, then down, with the channels of each together.
     ///
     /// Use it to embed the patches of a vision transformer, or for layers of your own that look at a neighbourhood.
-    /// Channels are last, as in a GPU's textures. The result is `taps / stride^2` times as large as the image.
+    /// Channels are last, as in a GPU's textures. The result is `kh * kw / stride^2` times as large
+    /// as the image.
     ///
     /// ```
     /// use throughline::{Graph, TensorType, ops::patches::Conv};
@@ -341,5 +379,21 @@ impl Op for PatchesBackward {
 
     fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
         inputs[0].len() as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn padding_at_both_ends() {
+        assert_eq!(Padding::Same.ends(7, 3, 1, 1), [1, 1]);
+        assert_eq!(Padding::Same.ends(7, 4, 1, 1), [1, 2]);
+        assert_eq!(Padding::Same.ends(7, 3, 1, 2), [2, 2]);
+        assert_eq!(Padding::Same.ends(8, 3, 2, 1), [0, 1]);
+        assert_eq!(Padding::Same.ends(7, 1, 2, 1), [0, 0]);
+        assert_eq!(Padding::Causal.ends(7, 3, 1, 2), [4, 0]);
+        assert_eq!(Padding::Each(3).ends(7, 3, 1, 2), [3, 3]);
     }
 }

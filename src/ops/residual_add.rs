@@ -10,7 +10,7 @@ use super::source::table_kernel;
 use crate::array::Array;
 use crate::error::Result;
 use crate::graph::{Graph, Op, Value, Vjp};
-use crate::kernel::{Bind, Launch, Program};
+use crate::kernel::{Bind, Elementwise, Launch, Program};
 use crate::tensor::TensorType;
 
 const SOURCE: &str = include_str!("../../shaders/residual_add.wgsl");
@@ -66,6 +66,10 @@ impl Op for ResidualAdd {
 
     fn flops(&self, _: &[TensorType], outputs: &[TensorType]) -> u64 {
         outputs[0].len() as u64
+    }
+
+    fn elementwise(&self) -> Option<Elementwise> {
+        Some(Elementwise::trusted(&["a", "b"][..], "a + b"))
     }
 
     fn starts_as(&self, _output: usize) -> Option<usize> {

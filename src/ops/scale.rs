@@ -9,7 +9,7 @@ use super::source::table_kernel;
 use crate::array::Array;
 use crate::error::Result;
 use crate::graph::{Graph, Op, Value, Vjp};
-use crate::kernel::{Bind, Launch, Program};
+use crate::kernel::{Bind, Elementwise, Launch, Program};
 use crate::tensor::TensorType;
 
 const SOURCE: &str = include_str!("../../shaders/scale.wgsl");
@@ -80,6 +80,11 @@ impl Op for Scale {
 
     fn flops(&self, _: &[TensorType], outputs: &[TensorType]) -> u64 {
         outputs[0].len() as u64 * if self.accumulate { 2 } else { 1 }
+    }
+
+    fn elementwise(&self) -> Option<Elementwise> {
+        let function = || Elementwise::trusted(&["x"][..], "factor * x").constant("factor", self.factor);
+        (!self.accumulate).then(function)
     }
 
     fn starts_as(&self, _output: usize) -> Option<usize> {

@@ -29,42 +29,6 @@ impl Window {
     }
 }
 
-/// Padding at the ends of an axis, or of both axes of an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Padding {
-    /// So many pixels, or steps in time, at each end.
-    Each(usize),
-    /// As much as it takes for `len / stride` windows, rounded up: with a stride of 1 the result is as large as the
-    /// input. If that is odd, there is one more at the end.
-    Same,
-    /// For sequences: all before the start, and as much as it takes for a window to end at each step (at each
-    /// `stride`-th), so that no window sees later ones.
-    Causal,
-}
-
-impl Default for Padding {
-    /// None.
-    fn default() -> Self {
-        Padding::Each(0)
-    }
-}
-
-impl Padding {
-    /// Padding before and after an axis of this length.
-    pub(super) fn ends(self, len: usize, size: usize, stride: usize, dilation: usize) -> [usize; 2] {
-        let reach = size.saturating_sub(1).saturating_mul(dilation);
-        match self {
-            Padding::Each(n) => [n, n],
-            Padding::Same => {
-                let covered = (len.div_ceil(stride.max(1)).saturating_sub(1)).saturating_mul(stride);
-                let total = covered.saturating_add(reach + 1).saturating_sub(len);
-                [total / 2, total.div_ceil(2)]
-            }
-            Padding::Causal => [reach, 0],
-        }
-    }
-}
-
 /// Windows over images of one shape, `[n, height, width, channels]`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Windows {
@@ -200,17 +164,6 @@ impl Windows {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn padding_at_both_ends() {
-        assert_eq!(Padding::Same.ends(7, 3, 1, 1), [1, 1]);
-        assert_eq!(Padding::Same.ends(7, 4, 1, 1), [1, 2]);
-        assert_eq!(Padding::Same.ends(7, 3, 1, 2), [2, 2]);
-        assert_eq!(Padding::Same.ends(8, 3, 2, 1), [0, 1]);
-        assert_eq!(Padding::Same.ends(7, 1, 2, 1), [0, 0]);
-        assert_eq!(Padding::Causal.ends(7, 3, 1, 2), [4, 0]);
-        assert_eq!(Padding::Each(3).ends(7, 3, 1, 2), [3, 3]);
-    }
 
     #[test]
     fn sizes_that_make_no_sense_are_errors() {

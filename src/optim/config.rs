@@ -102,7 +102,7 @@ impl From<SgdConfig> for OptimizerConfig {
 
 /// Settings of AdamW and of gradient clipping.
 ///
-/// The default is a good start for transformers; change `weight_decay` and the [`Schedule`] first.
+/// The default is a good start for transformers; change `weight_decay` and the [`Schedule`](super::Schedule) first.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdamWConfig {
     /// Decay rate of the first moment, in `[0, 1)`.

@@ -56,6 +56,7 @@
 //! - [`Bound`](crate::kernel::Bound): what became of a binding on a device that binds fewer than the kernel has.
 //! - `bindings::Binding`: what the planner weighs to choose that, bytes and the cost of copies.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -63,10 +64,12 @@ use std::sync::Arc;
 use crate::error::{Error, Result, joined};
 use crate::graph::{Names, Op, Source, Value};
 use crate::kernel::Kernel;
+use crate::ops::map::{Chain, Part};
 use crate::profile::Lanes;
 use crate::tensor::TensorType;
 
 mod bindings;
+mod chains;
 mod declared;
 mod fuse;
 mod planner;
@@ -207,6 +210,17 @@ impl Step {
     /// Name of the node.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The ops that it computes in one kernel, if it is a [chain](Chain) of elementwise ones; else none.
+    pub fn parts(&self) -> &[Part] {
+        (self.op.as_ref() as &dyn Any).downcast_ref::<Chain>().map_or(&[], Chain::parts)
+    }
+
+    /// Names of the other nodes that it computes: all but the last one's, which is its own.
+    pub fn others(&self) -> Vec<&str> {
+        let parts = self.parts();
+        parts[..parts.len().saturating_sub(1)].iter().map(|part| part.name.as_str()).collect()
     }
 
     /// Its op.
@@ -412,7 +426,9 @@ impl fmt::Display for Plan {
                 work.push(format!("{}.{} x{groups}", d.kernel.label, d.kernel.entry));
                 work.extend(d.copies_out.iter().map(copy));
             }
-            writeln!(f, "  {:width$}  -> {}  by {}", step.name, outs.join(", "), work.join(", "))?;
+            let with =
+                if step.parts().is_empty() { String::new() } else { format!(", with {}", step.others().join(", ")) };
+            writeln!(f, "  {:width$}  -> {}  by {}{with}", step.name, outs.join(", "), work.join(", "))?;
         }
         for c in &self.final_copies {
             writeln!(f, "  copy {} to {}", slot(&c.from), slot(&c.to))?;

@@ -8,10 +8,13 @@ use std::any::Any;
 use std::collections::{HashMap, HashSet};
 
 use super::bindings::{self, Binding};
-use super::{BoundSlot, BufferCopy, BufferSpec, External, Plan, PlannedDispatch, Slot, Step, declared, fuse, variants};
+use super::{
+    BoundSlot, BufferCopy, BufferSpec, External, Plan, PlannedDispatch, Slot, Step, chains, declared, fuse, variants,
+};
 use crate::error::{Error, Result, joined};
 use crate::graph::{Graph, Node, Op, Source, Value, check_outputs};
 use crate::kernel::{Bind, Bound, Launch, Program};
+use crate::ops::map::Chain;
 use crate::profile::Profile;
 use crate::tensor::TensorType;
 
@@ -34,7 +37,18 @@ impl Plan {
     /// # Ok::<(), throughline::Error>(())
     /// ```
     pub fn new(graph: &Graph, outputs: &[Value], profile: &Profile) -> Result<Plan> {
+        Plan::of(graph, outputs, profile, true)
+    }
+
+    /// The same without [chains](crate::ops::map::Chain): each elementwise op has a kernel of its own. To see how long
+    /// each takes, or to find out whether a difference comes from fusion.
+    pub fn unfused(graph: &Graph, outputs: &[Value], profile: &Profile) -> Result<Plan> {
+        Plan::of(graph, outputs, profile, false)
+    }
+
+    fn of(graph: &Graph, outputs: &[Value], profile: &Profile, fused: bool) -> Result<Plan> {
         graph.check_values(outputs, |i| format!("output {i} of the plan"))?;
+        let local = |v: Value| Value::local(v.node(), v.output());
         let mut wanted: Vec<Value> = outputs.to_vec();
         wanted.extend(graph.stores().iter().flat_map(|&(value, state)| [value, state]));
         let live: HashSet<usize> = graph.needed(&wanted).into_iter().collect();
@@ -44,10 +58,21 @@ impl Plan {
                 node.inputs.clear();
             }
             // From here on nodes move: values refer to positions in this list, not in the graph.
-            node.inputs.iter_mut().for_each(|v| *v = Value::local(v.node(), v.output()));
+            node.inputs.iter_mut().for_each(|v| *v = local(*v));
         }
+        let chained = match fused {
+            true => {
+                let kept: Vec<Value> = outputs.iter().map(|&v| local(v)).collect();
+                let stores: Vec<_> = graph.stores().iter().map(|&(v, s)| (local(v), local(s))).collect();
+                chains::fuse(&mut nodes, &kept, &stores, profile)
+            }
+            false => HashMap::new(),
+        };
         let (mut nodes, place) = early_first(nodes);
-        let placed = |v: Value| Value::local(place[v.node()], v.output());
+        let placed = |v: Value| {
+            let v = chained.get(&local(v)).copied().unwrap_or(v);
+            Value::local(place[v.node()], v.output())
+        };
         wanted.iter_mut().for_each(|v| *v = placed(*v));
         let moved = fuse::fold_additions(&mut nodes, &wanted);
         let now = |v: Value| moved.get(&placed(v)).copied().unwrap_or(placed(v));
@@ -353,7 +378,7 @@ impl<'a> Planner<'a> {
             None => match target.filter(|t| self.external_is_free(*t, id)) {
                 Some(state) => self.slot[&state],
                 None => {
-                    let label = if output == 0 { node.name.clone() } else { format!("{}:{output}", node.name) };
+                    let label = label(&node.name, op, output);
                     Slot::Buffer(self.allocate(ty, label)?)
                 }
             },
@@ -525,6 +550,15 @@ fn check_types(op: &dyn Op, inputs: &[TensorType], outputs: &[TensorType]) -> Re
             let [ours, theirs] = [outputs, &inferred].map(|types| joined(types, ", "));
             Err(format!("the graph has {ours} as its outputs, the op {theirs}"))
         }
+    }
+}
+
+/// What the buffer of an output is called: after its own node, where a chain computes several.
+fn label(node: &str, op: &dyn Op, output: usize) -> String {
+    match (op as &dyn Any).downcast_ref::<Chain>() {
+        Some(chain) => chain.parts()[chain.outputs()[output]].name.clone(),
+        None if output == 0 => node.into(),
+        None => format!("{node}:{output}"),
     }
 }
 

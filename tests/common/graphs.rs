@@ -6,6 +6,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use throughline::graph::{Op, Vjp};
 use throughline::kernel::{Bind, Kernel, Launch, Program};
+use throughline::ops::map::Map;
 use throughline::ops::stats::Stats;
 use throughline::reference::Array;
 use throughline::{Graph, Result, TensorType, Value};
@@ -184,7 +185,7 @@ impl Builder {
         let (dx, dy) = (self.degree[&x], self.degree[&y]);
         let wide = 2 * shape[0];
         let g = &mut self.graph;
-        if op % 19 == 18 {
+        if op % 24 == 18 {
             let board = self.looks.last().copied().filter(|_| b % 4 > 0).unwrap_or(square);
             let op = Stats { pair: c % 2 == 0, row: usize::from(c % 8) };
             let inputs = if op.pair { vec![x, y, board] } else { vec![x, board] };
@@ -193,7 +194,7 @@ impl Builder {
             }
             return Ok(());
         }
-        let (new, degree) = match op % 19 {
+        let (new, degree) = match op % 24 {
             0..3 => (vec![g.residual_add("residual_add", x, y)?], dx.max(dy)),
             3 => (vec![g.add("add", x, y)?], dx.max(dy)),
             4 => (vec![g.add("add_row", x, row)?], dx.max(self.degree[&row])),
@@ -221,6 +222,23 @@ impl Builder {
             15 => {
                 let turned = g.transpose("transpose", x, 0, 1)?;
                 (vec![g.transpose("transpose", turned, 0, 1)?], dx)
+            }
+            19 => (vec![g.tanh("tanh", x)?], 1),
+            20 => (vec![g.scale("scale", x, -0.75)?], dx),
+            21 => {
+                // Shapes that repeat along trailing and leading dimensions.
+                let total = g.find("total").unwrap();
+                let column = g.slice("column", y, 1, 3, 1)?;
+                let part = g.sub("sub", x, column)?;
+                let part = g.mul("mul_total", total, part)?;
+                (vec![part, g.sub("sub_row", row, part)?], dx.max(dy).max(self.degree[&row]) + 1)
+            }
+            22 => (vec![g.squared_error("squared_error", x, y)?], 2 * dx.max(dy)),
+            23 => {
+                let map = Map::new("swap", ["a", "b"], "b - 0.5 * a", |[a, b]| b - 0.5 * a)
+                    .gradient("-0.5 * dy", |[_, _], _, dy| -0.5 * dy)
+                    .gradient("dy", |[_, _], _, dy| dy);
+                (vec![g.map("swap", &map, &[x, y])?], dx.max(dy))
             }
             _ => (g.op("pair", Pair::default(), &[x, y])?, dx + dy),
         };

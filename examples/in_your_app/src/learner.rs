@@ -42,11 +42,7 @@ impl Learner {
         let rgb = network(&mut g, places)?;
 
         let wanted = g.input("target", target.ty().clone())?;
-        let learnt = g.scale("minus_rgb", rgb, -1.0)?;
-        let error = g.add("error", wanted, learnt)?;
-        let squares = g.mul("squares", error, error)?;
-        let sum = g.sum("squares.sum", squares)?;
-        let loss = g.scale("loss", sum, 1.0 / (3 * n) as f32)?;
+        let loss = g.mse("loss", rgb, wanted)?;
 
         // Between two slices of a step, the step's own memory holds intermediate values. What the app reads at that
         // time must be a state, which changes only when the step stores it, all at once.
@@ -62,7 +58,7 @@ impl Learner {
         let trainer = |rate: f64| {
             let adamw = AdamWConfig { weight_decay: 0.0, ..AdamWConfig::default() };
             let config = GraphTrainConfig { seed: SEED, ..GraphTrainConfig::new(adamw, rate) };
-            let trainer = gpu.run_blocking(GraphTrainer::with_options(gpu, g.clone(), loss, &config, &options))?;
+            let trainer = gpu.run_blocking(GraphTrainer::with_options(gpu, g.clone(), loss, config, &options))?;
             trainer.write(places, &features(width, n))?;
             Ok(trainer)
         };

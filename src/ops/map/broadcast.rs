@@ -158,29 +158,10 @@ pub(super) fn sum_repeats(graph: &mut Graph, name: &str, gradient: Value, to: &S
             None => blocks.push(block),
         }
     }
-    let dims = |blocks: &[Block]| match blocks {
-        [] => vec![1],
-        _ => blocks.iter().map(|b| b.size).collect(),
-    };
-    let mut sum = gradient;
-    while let Some(at) = blocks.iter().position(|b| b.repeats) {
-        if at == 1 {
-            // Only leading dimensions can be summed.
-            let apart = graph.reshape(&format!("{name}.blocks"), sum, dims(&blocks))?;
-            sum = graph.transpose(&format!("{name}.turned"), apart, 0, 1)?;
-            blocks.swap(0, 1);
-        }
-        blocks.remove(0);
-        if let [a, b, ..] = blocks[..]
-            && a.repeats == b.repeats
-        {
-            blocks[0].size *= b.size;
-            blocks.remove(1);
-        }
-        let rest = dims(&blocks);
-        let rows = graph.ty(sum).len() / rest.iter().product::<usize>();
-        let rows = graph.reshape(&format!("{name}.rows"), sum, [&[rows], &rest[..]].concat())?;
-        sum = graph.sum_to(name, rows, rest)?;
+    let dims: Vec<usize> = blocks.iter().map(|block| block.size).collect();
+    let mut sum = graph.reshape(&format!("{name}.blocks"), gradient, dims)?;
+    for axis in (0..blocks.len()).rev().filter(|&axis| blocks[axis].repeats) {
+        sum = graph.sum_axis(name, sum, axis)?;
     }
     match graph.ty(sum).shape == *to {
         true => Ok(sum),

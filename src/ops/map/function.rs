@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::functions::{self, Entry};
+use crate::kernel::Elementwise;
 use crate::kernel::wgsl::Module;
 
 /// In f64, of the operands and then the constants; of gradients also of the output and its cotangent.
@@ -194,6 +195,16 @@ impl Function {
             flaw: None,
         };
         Slope::Of(Arc::new(function), arguments, constants.iter().map(|&i| values[i]).collect())
+    }
+
+    /// What a kernel is made of, with these values of the constants.
+    pub fn elementwise(&self, values: &[f32]) -> Elementwise {
+        let (operands, wgsl) = (self.operands.clone(), self.wgsl.clone());
+        let function = match self.is_trusted() {
+            true => Elementwise::trusted(operands, wgsl),
+            false => Elementwise::untrusted(operands, wgsl),
+        };
+        self.constants.iter().zip(values).fold(function, |f, (name, &value)| f.constant(name, value))
     }
 
     /// Operations of one element: operators, and calls of functions.

@@ -1,11 +1,9 @@
 //! The WGSL of elementwise functions, applied one after another.
 
 use std::fmt::Write;
-use std::sync::Arc;
 
 use super::broadcast::{Access, Walk};
-use super::function::Function;
-use crate::kernel::{Bind, Kernel, Launch, Program};
+use crate::kernel::{Bind, Elementwise, Kernel, Launch, Program};
 use crate::ops::elementwise;
 
 /// The text around them.
@@ -20,11 +18,17 @@ pub(super) const SOURCES: &[&str] = &[SKELETON, HELPERS];
 /// A function, and what it is applied to.
 #[derive(Clone, Debug)]
 pub(super) struct Link {
-    pub function: Arc<Function>,
-    /// Values of the function's constants.
-    pub constants: Vec<f32>,
-    /// Indices of inputs.
-    pub operands: Vec<usize>,
+    pub function: Elementwise,
+    pub operands: Vec<Operand>,
+}
+
+/// What one of several functions is applied to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operand {
+    /// The input of this index.
+    Input(usize),
+    /// The result of an earlier function, by its index.
+    Part(usize),
 }
 
 /// One dispatch that applies the links to the inputs, in order, and writes the results of some. `kernel` makes a kernel
@@ -36,7 +40,7 @@ pub(super) fn launch(
     kernel: impl FnOnce(String, &'static str) -> Kernel,
 ) -> Program {
     let walk = Walk::new(cx.inputs, &cx.outputs[0].shape);
-    let mut text = Text { quads: walk.quads, ..Text::default() };
+    let mut text = Text { quads: walk.quads, stride: elementwise::invocations(cx.profile), ..Text::default() };
     text.add_inputs(&walk);
     text.add_links(links);
     text.add_outputs(cx.inputs.len(), outputs);
@@ -50,6 +54,8 @@ pub(super) fn launch(
 #[derive(Default)]
 struct Text {
     quads: bool,
+    /// How far apart the elements of an invocation are, in units of E.
+    stride: usize,
     fields: String,
     words: Vec<u32>,
     bindings: String,
@@ -75,22 +81,42 @@ impl Text {
 
     fn add_inputs(&mut self, walk: &Walk) {
         let unit = if self.quads { 4 } else { 1 };
-        // The last size is not needed: the last coordinate is what is left.
-        if let Some((_, inner)) = walk.sizes.split_last() {
-            line!(self.body, "        var rest = i;");
-            for (b, size) in inner.iter().enumerate() {
-                self.field(&format!("size_{b}"), size / if b == 0 { unit } else { 1 });
-                line!(self.body, "        let c_{b} = rest % p.size_{b};");
-                line!(self.body, "        rest /= p.size_{b};");
-            }
-        }
+        self.add_coordinates(&walk.sizes, unit);
         for (i, access) in walk.accesses.iter().enumerate() {
-            self.add_input(i, access, walk.sizes.len(), unit);
+            self.add_input(i, access, unit);
+        }
+    }
+
+    /// The coordinates along blocks of dimensions, as `c_0` (the innermost), `c_1`, .. They are counted along with i,
+    /// digit by digit, since divisions are expensive.
+    fn add_coordinates(&mut self, sizes: &[usize], unit: usize) {
+        let mut step = self.stride;
+        for (b, size) in sizes.iter().enumerate() {
+            let size = size / if b == 0 { unit } else { 1 };
+            let carry = if b == 0 { String::new() } else { format!(" + select(0u, 1u, carry_{})", b - 1) };
+            // The size of the last is not needed: that coordinate is what is left.
+            if b + 1 == sizes.len() {
+                self.field(&format!("step_{b}"), step);
+                line!(self.start, "    var c_{b} = rest;");
+                line!(self.advance, "        c_{b} += p.step_{b}{carry};");
+                return;
+            }
+            self.field(&format!("size_{b}"), size);
+            self.field(&format!("step_{b}"), step % size);
+            step /= size;
+            if b == 0 {
+                line!(self.start, "    var rest = first;");
+            }
+            line!(self.start, "    var c_{b} = rest % p.size_{b};");
+            line!(self.start, "    rest /= p.size_{b};");
+            line!(self.advance, "        c_{b} += p.step_{b}{carry};");
+            line!(self.advance, "        let carry_{b} = c_{b} >= p.size_{b};");
+            line!(self.advance, "        c_{b} -= select(0u, p.size_{b}, carry_{b});");
         }
     }
 
     /// Loads input `i` as `v_i`.
-    fn add_input(&mut self, i: usize, access: &Access, blocks: usize, unit: usize) {
+    fn add_input(&mut self, i: usize, access: &Access, unit: usize) {
         let number = i + 1;
         // One element is loaded where it counts for a whole quad.
         let single = match access {
@@ -104,24 +130,23 @@ impl Text {
             Access::Whole => line!(self.body, "        let v_{i} = in_{i}[i];"),
             Access::Scalar => line!(self.start, "    let v_{i} = E(in_{i}[0]);"),
             Access::Period(period) => {
-                // Counted along with i, since divisions are expensive.
-                self.field(&format!("period_{i}"), period / unit);
-                line!(self.start, "    let step_{i} = INVOCATIONS % p.period_{i};");
+                let period = period / unit;
+                self.field(&format!("period_{i}"), period);
+                self.field(&format!("period_step_{i}"), self.stride % period);
                 line!(self.start, "    var at_{i} = first % p.period_{i};");
                 line!(self.body, "        let v_{i} = in_{i}[at_{i}];");
-                line!(self.advance, "        at_{i} += step_{i};");
+                line!(self.advance, "        at_{i} += p.period_step_{i};");
                 line!(self.advance, "        at_{i} -= select(0u, p.period_{i}, at_{i} >= p.period_{i});");
             }
             Access::Strided(strides) => {
                 let mut terms = vec![];
                 for (b, &stride) in strides.iter().enumerate().filter(|(_, stride)| **stride > 0) {
-                    let coordinate = if b + 1 == blocks { "rest".into() } else { format!("c_{b}") };
                     if b == 0 {
-                        terms.push(coordinate);
+                        terms.push("c_0".into());
                         continue;
                     }
                     self.field(&format!("stride_{i}_{b}"), if single { stride } else { stride / unit });
-                    terms.push(format!("{coordinate} * p.stride_{i}_{b}"));
+                    terms.push(format!("c_{b} * p.stride_{i}_{b}"));
                 }
                 let at = terms.join(" + ");
                 match single {
@@ -134,23 +159,27 @@ impl Text {
 
     /// Computes the result of link `j` as `t_j`.
     fn add_links(&mut self, links: &[Link]) {
-        let mut written: Vec<&Arc<Function>> = vec![];
+        let mut written: Vec<&Elementwise> = vec![];
         for (j, link) in links.iter().enumerate() {
-            let same = |f: &&Arc<Function>| Arc::ptr_eq(f, &link.function);
-            let f = written.iter().position(same).unwrap_or_else(|| {
+            let f = written.iter().position(|f| f.same_function(&link.function)).unwrap_or_else(|| {
                 self.add_function(written.len(), &link.function);
                 written.push(&link.function);
                 written.len() - 1
             });
-            let mut settings = String::new();
-            for (k, value) in link.constants.iter().enumerate() {
+            let mut settings = vec![];
+            for (k, (_, value)) in link.function.constants.iter().enumerate() {
                 line!(self.fields, "    constant_{j}_{k}: f32,");
                 self.words.push(value.to_bits());
-                settings += &format!(", p.constant_{j}_{k}");
+                settings.push(format!("p.constant_{j}_{k}"));
             }
             let call = |component: &str| {
-                let operands: Vec<String> = link.operands.iter().map(|i| format!("v_{i}{component}")).collect();
-                format!("f_{f}({}{settings})", operands.join(", "))
+                let operand = |operand: &Operand| match operand {
+                    Operand::Input(i) => format!("v_{i}{component}"),
+                    Operand::Part(i) => format!("t_{i}{component}"),
+                };
+                let arguments: Vec<String> =
+                    link.operands.iter().map(operand).chain(settings.iter().cloned()).collect();
+                format!("f_{f}({})", arguments.join(", "))
             };
             let value = match self.quads {
                 true => format!("E({})", [".x", ".y", ".z", ".w"].map(call).join(", ")),
@@ -160,8 +189,8 @@ impl Text {
         }
     }
 
-    fn add_function(&mut self, f: usize, function: &Function) {
-        let names = function.operands.iter().chain(&function.constants);
+    fn add_function(&mut self, f: usize, function: &Elementwise) {
+        let names = function.operands.iter().chain(function.constants.iter().map(|(name, _)| name));
         let parameters: Vec<String> = names.map(|name| format!("{name}: f32")).collect();
         let (parameters, wgsl) = (parameters.join(", "), &function.wgsl);
         line!(self.functions, "\nfn f_{f}({parameters}) -> f32 {{\n    return {wgsl};\n}}");

@@ -25,19 +25,21 @@
 //! does one that an operand lacks: `[2, 3]` with `[3]`, `[2, 1]` or `[1]` gives `[2, 3]`, and `[2, 1]` with `[3]`, too.
 //! The gradient of such an operand is summed over the dimensions along which it repeats.
 //!
-//! No kernel runs faster than one that reads operands of equal shapes; one of `[1]`, or one that repeats over leading
-//! dimensions, costs no more. Others take a division for every four elements, or for each where the last dimension is no
-//! multiple of 4.
+//! An operand that repeats costs little more than one that does not, as long as its last dimension, or what repeats along
+//! that, is a multiple of 4. Otherwise elements are computed one by one, not four at a time.
 
 mod broadcast;
 mod cases;
+mod chain;
 mod function;
 mod functions;
 mod kernel;
 mod methods;
 mod op;
 
+pub use chain::{Chain, Part};
 pub(super) use functions::{Entry, FUNCTIONS};
+pub use kernel::Operand;
 pub use op::Map;
 
 use super::cases::Row;

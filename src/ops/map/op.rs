@@ -8,11 +8,11 @@ use std::sync::Arc;
 use super::broadcast;
 use super::function::{Argument, Function, Slope};
 use super::functions::Entry;
-use super::kernel::{self, Link};
+use super::kernel::{self, Link, Operand};
 use crate::array::Array;
 use crate::error::Result;
 use crate::graph::{Graph, Op, Value, Vjp};
-use crate::kernel::{Kernel, Launch, Program};
+use crate::kernel::{Elementwise, Kernel, Launch, Program};
 use crate::ops::checks::expect_f32;
 use crate::tensor::TensorType;
 
@@ -157,7 +157,10 @@ impl Op for Map {
             };
             let shape = cx.graph.ty(cx.inputs[i]).shape.clone();
             let gradient = match self.function.slope(i, &self.constants) {
-                Slope::Nothing => continue,
+                Slope::Nothing => {
+                    cx.set_zero(i);
+                    continue;
+                }
                 Slope::Missing if self.function.is_trusted() => {
                     return Err(cx.no_gradient("second derivatives of this function are not implemented"));
                 }
@@ -181,10 +184,15 @@ impl Op for Map {
         Ok(())
     }
 
+    fn elementwise(&self) -> Option<Elementwise> {
+        Some(self.function.elementwise(&self.constants))
+    }
+
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        let operands = (0..cx.inputs.len()).collect();
-        let link = Link { function: self.function.clone(), constants: self.constants.clone(), operands };
-        Ok(kernel::launch(cx, &[link], &[0], |text, entry| match self.function.is_trusted() {
+        let function = self.function.elementwise(&self.constants);
+        let trusted = function.is_trusted();
+        let link = Link { function, operands: (0..cx.inputs.len()).map(Operand::Input).collect() };
+        Ok(kernel::launch(cx, &[link], &[0], |text, entry| match trusted {
             true => Kernel::new("map", text, entry).made_by(TypeId::of::<Self>()),
             false => Kernel::new(self.function.name, text, entry),
         }))

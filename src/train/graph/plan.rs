@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::config::{GraphTrainConfig, GraphTrainOptions};
-use crate::device::Gpu;
+use crate::device::{Gpu, Tensor};
 use crate::error::{Error, Result, quoted};
 use crate::graph::{Graph, ParamInit, Source, Value};
 use crate::nn::is_hidden_matrix;
@@ -213,6 +213,19 @@ impl StepPlan {
         let seed = g.find_step_seed().filter(|&seed| plan.bound(seed).is_ok());
         let bound = [&params, &grads, &frozen].into_iter().flatten().chain(options.bindings.keys()).copied().collect();
         Ok(StepPlan { plan, params, grads, frozen, weight, seed, loss, loss_state, instruments, bound })
+    }
+
+    /// Returns an error if one of these is planned to be in an arena.
+    pub fn check_bindings(&self, bindings: &HashMap<Value, Tensor>) -> Result<()> {
+        let arenas = [&self.params, &self.grads, &self.frozen];
+        match bindings.keys().filter(|value| arenas.iter().any(|arena| arena.contains(value))).min() {
+            None => Ok(()),
+            Some(&value) => {
+                let name = self.plan.names.of(value).map_err(Error::Graph)?;
+                let message = "cannot be bound: it was planned to be in memory of the trainer's";
+                Err(Error::Graph(format!("`{name}` {message}")))
+            }
+        }
     }
 }
 

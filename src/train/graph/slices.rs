@@ -36,8 +36,8 @@ impl StepSlices {
     }
 }
 
-/// A step in progress. Dropping it cancels the step: until its last slice, nothing that others read has changed. If an
-/// encoder with a slice of it is dropped, the step starts over.
+/// A step in progress. Dropping it cancels the step: until its last slice, no parameter has changed. If an encoder with a
+/// slice of it is dropped, the step starts over.
 #[derive(Clone, Debug)]
 pub struct SlicedStep {
     slices: StepSlices,

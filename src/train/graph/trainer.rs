@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::config::{GraphTrainConfig, GraphTrainOptions};
 use super::feed::{Feed, Feeds};
+use super::loss::StepLoss;
 use super::plan::{GraphTrainPlan, StepPlan};
 use crate::device::timeline::Timeline;
 use crate::device::{ExecOptions, Executable, Gpu, Readback, Tally, Tensor, Uploads};
@@ -59,32 +60,6 @@ pub struct GraphTrainer {
     probes: Option<ProbeReadback>,
 }
 
-/// The loss of a submitted step, to be read when convenient.
-///
-/// It is NaN or infinite if training has diverged, and stays so. Look at it now and then, stop, and continue from a
-/// checkpoint at a lower learning rate.
-#[derive(Debug)]
-pub struct StepLoss {
-    /// The step that this is the loss of.
-    pub step: u64,
-    readback: Readback,
-    submitted: wgpu::SubmissionIndex,
-}
-
-impl StepLoss {
-    /// The loss; a [`Trainer`](crate::train::Trainer)'s is in nats per token. Waits for this step, but not for later
-    /// ones.
-    pub fn wait_blocking(self) -> Result<f32> {
-        self.readback.gpu().wait_for_blocking(self.submitted.clone())?;
-        Ok(self.readback.wait_blocking::<f32>()?[0])
-    }
-
-    /// The loss. Resolves once the device has been polled after the step.
-    pub async fn take(self) -> Result<f32> {
-        Ok(self.readback.take::<f32>().await?[0])
-    }
-}
-
 impl GraphTrainer {
     /// A trainer of all parameters of `graph`, which start from their
     /// [initialisation](crate::Graph::param_with). `loss` is f32 `[1]`. Resolves once the device has been polled,
@@ -96,7 +71,7 @@ impl GraphTrainer {
     ///
     /// As for [`GraphTrainPlan::new`].
     pub async fn new(gpu: &Gpu, graph: Graph, loss: Value, config: GraphTrainConfig) -> Result<Self> {
-        Self::with_options(gpu, graph, loss, &config, &GraphTrainOptions::default()).await
+        Self::with_options(gpu, graph, loss, config, &GraphTrainOptions::default()).await
     }
 
     /// [`new`](Self::new), waiting.
@@ -104,22 +79,29 @@ impl GraphTrainer {
         gpu.run_blocking(Self::new(gpu, graph, loss, config))
     }
 
-    /// [`new`](Self::new) with outputs to read, frozen parameters, probes, tensors of your own, or a bound on the memory.
+    /// [`new`](Self::new) with outputs to read, frozen parameters, probes, tensors of your own, or a bound on the
+    /// memory.
     pub async fn with_options(
         gpu: &Gpu,
         graph: Graph,
         loss: Value,
-        config: &GraphTrainConfig,
+        config: GraphTrainConfig,
         options: &GraphTrainOptions,
     ) -> Result<Self> {
-        let plan = GraphTrainPlan::new(graph, loss, config, options, gpu.profile())?;
+        let plan = GraphTrainPlan::new(graph, loss, &config, options, gpu.profile())?;
         Self::from_plan(gpu, &plan, &options.bindings).await
     }
 
     /// A trainer from a plan. Plan first if your application requests its device for this, or wants to know the bytes
     /// before it allocates them. `bindings` are tensors of yours, as in [`GraphTrainOptions::bindings`].
+    ///
+    /// # Errors
+    ///
+    /// An error names a limit of the device that is too low for the plan, or a binding that it has no use for: a frozen
+    /// parameter is bound only if the plan's options had it bound.
     pub async fn from_plan(gpu: &Gpu, plan: &GraphTrainPlan, bindings: &HashMap<Value, Tensor>) -> Result<Self> {
         plan.check(gpu)?;
+        plan.step.check_bindings(bindings)?;
         let params = gpu.scoped(|| Arena::zeros(gpu, "parameters", &plan.layout)).await?;
         let grads = gpu.scoped(|| Arena::zeros(gpu, "gradients", &plan.layout)).await?;
         let frozen = gpu.scoped(|| Arena::zeros(gpu, "frozen parameters", &plan.frozen)).await?;

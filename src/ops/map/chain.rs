@@ -1,0 +1,126 @@
+//! Several elementwise ops in one kernel.
+
+use std::any::TypeId;
+use std::sync::Arc;
+
+use super::broadcast;
+use super::kernel::{self, Link, Operand};
+use crate::array::Array;
+use crate::error::Result;
+use crate::graph::{Op, Vjp};
+use crate::kernel::{Kernel, Launch, Program};
+use crate::ops::checks::expect_f32;
+use crate::tensor::{Shape, TensorType};
+
+/// Elementwise ops that the planner computes in one kernel: [`Plan::new`](crate::Plan::new) makes them of neighbours in
+/// a graph.
+///
+/// Inputs may broadcast; all that is computed has one shape. A value that something else needs is an output, the others
+/// are never stored.
+#[derive(Clone, Debug)]
+pub struct Chain {
+    parts: Vec<Part>,
+    outputs: Vec<usize>,
+    inputs: usize,
+    shape: Shape,
+}
+
+/// One of the ops of a [`Chain`].
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Name of its node.
+    pub name: String,
+    /// The op.
+    pub op: Arc<dyn Op>,
+    /// What it is applied to.
+    pub operands: Vec<Operand>,
+}
+
+impl Chain {
+    /// Parts, each after those that it is applied to, and which of them are outputs. Their results have this shape.
+    pub(crate) fn new(parts: Vec<Part>, outputs: Vec<usize>, shape: Shape) -> Self {
+        let inputs = parts.iter().flat_map(|part| &part.operands).map(|operand| match operand {
+            Operand::Input(i) => i + 1,
+            Operand::Part(_) => 0,
+        });
+        Chain { inputs: inputs.max().unwrap_or(0), parts, outputs, shape }
+    }
+
+    /// The ops, each after those that it is applied to.
+    pub fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// Which of the parts are outputs, in their order.
+    pub fn outputs(&self) -> &[usize] {
+        &self.outputs
+    }
+
+    /// The types of a part's operands.
+    fn types(&self, part: &Part, inputs: &[TensorType]) -> Vec<TensorType> {
+        let ty = |operand: &Operand| match *operand {
+            Operand::Input(i) => inputs[i].clone(),
+            Operand::Part(_) => TensorType::f32(self.shape.clone()),
+        };
+        part.operands.iter().map(ty).collect()
+    }
+}
+
+impl Op for Chain {
+    fn name(&self) -> &'static str {
+        "chain"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        expect_f32(inputs, self.inputs)?;
+        let output = TensorType::f32(self.shape.clone());
+        let all = broadcast::shape(&[inputs, std::slice::from_ref(&output)].concat())?;
+        match all == self.shape {
+            true => Ok(vec![output; self.outputs.len()]),
+            false => Err(format!("its inputs have shape {all} together, not {}", self.shape)),
+        }
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        Err(cx.no_gradient("plans make chains, of graphs that have their gradients"))
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let link = |part: &Part| {
+            let Part { name, op, operands } = part;
+            let function = op.elementwise().ok_or_else(|| format!("`{name}` is no longer elementwise"))?;
+            let (takes, got) = (function.operands.len(), operands.len());
+            if takes != got {
+                return Err(format!("`{name}` ({}): `elementwise` is a function of {takes}, not {got}", op.name()));
+            }
+            Ok(Link { function, operands: operands.clone() })
+        };
+        let links: Vec<Link> = self.parts.iter().map(link).collect::<Result<_, String>>()?;
+        // One function that anybody wrote makes the whole text untrusted.
+        let trusted = links.iter().all(|link| link.function.is_trusted());
+        Ok(kernel::launch(cx, &links, &self.outputs, |text, entry| match trusted {
+            true => Kernel::new("map", text, entry).made_by(TypeId::of::<Self>()),
+            false => Kernel::new("map", text, entry),
+        }))
+    }
+
+    fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
+        let output = [TensorType::f32(self.shape.clone())];
+        let mut results: Vec<Array> = vec![];
+        for part in &self.parts {
+            let operand = |operand: &Operand| match *operand {
+                Operand::Input(i) => inputs[i],
+                Operand::Part(i) => &results[i],
+            };
+            let operands: Vec<&Array> = part.operands.iter().map(operand).collect();
+            let result = part.op.reference(&operands, &output);
+            results.extend(result);
+        }
+        self.outputs.iter().map(|&i| results[i].clone()).collect()
+    }
+
+    fn flops(&self, inputs: &[TensorType], outputs: &[TensorType]) -> u64 {
+        let output = &outputs[..1];
+        self.parts.iter().map(|part| part.op.flops(&self.types(part, inputs), output)).sum()
+    }
+}
