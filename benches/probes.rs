@@ -24,7 +24,7 @@ fn main() -> throughline::Result<()> {
     let batch = [Batch { tokens: ids(), targets: ids() }];
     let options = TrainOptions { standard_probes: true, ..TrainOptions::default() };
     let mut plain = Trainer::new_blocking(&gpu, config.clone())?;
-    let mut probed = gpu.run_blocking(Trainer::with_options(&gpu, config, &options))?;
+    let mut probed = Trainer::with_options_blocking(&gpu, config, &options)?;
     // CPU and wall seconds of a step, and how many numbers its probes gave.
     let step = |trainer: &mut Trainer| -> throughline::Result<([f64; 2], usize)> {
         let (wall, cpu) = (Instant::now(), cpu_seconds());

@@ -76,7 +76,7 @@ fn run(flags: Flags) -> anyhow::Result<()> {
     };
     let gpu = Gpu::headless_blocking()?;
     let options = TrainOptions { init: false, ..TrainOptions::default() };
-    let mut trainer = gpu.run_blocking(Trainer::with_options(&gpu, config, &options))?;
+    let mut trainer = Trainer::with_options_blocking(&gpu, config, &options)?;
     model.load_blocking(&gpu, trainer.params())?;
 
     let validation = data.val_batches(4, flags.batch, flags.seq_len)?;

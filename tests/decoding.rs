@@ -189,7 +189,7 @@ fn models() -> [TransformerConfig; 2] {
 
 fn trainer(model: &TransformerConfig, block: &dyn Block) -> Trainer {
     let options = TrainOptions { block, ..Default::default() };
-    gpu().run_blocking(Trainer::with_options(gpu(), TrainConfig::new(model.clone(), 1), &options)).unwrap()
+    Trainer::with_options_blocking(gpu(), TrainConfig::new(model.clone(), 1), &options).unwrap()
 }
 
 fn decoder(trainer: &Trainer, options: DecodeOptions<'_>) -> Result<Decoder> {

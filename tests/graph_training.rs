@@ -11,6 +11,7 @@ use common::gpu;
 use throughline::graph::ParamInit;
 use throughline::ops::muon::MuonStep;
 use throughline::optim::{AdamWConfig, Decay, MuonConfig, OptimizerConfig, Schedule, SgdConfig};
+use throughline::plan::Step;
 use throughline::probe::{Measure, Probe, Tap};
 use throughline::reference::{self, Array};
 use throughline::rng::Rng;
@@ -351,6 +352,39 @@ fn a_network_of_ones_own_learns() {
     }
 }
 
+/// Elementwise parameters have gradients of one shape, so that one kernel computes several of them. All are in one arena.
+#[test]
+fn gradients_of_one_kernel_may_share_a_buffer() {
+    let mut rng = Rng::new(&[3]);
+    let [x, wanted] = [(); 2].map(|()| (0..64).map(|_| rng.normal() as f32).collect::<Vec<f32>>());
+    for micro_batches in [1, 2] {
+        let mut g = gpu().graph();
+        let [a, b] = ["x", "wanted"].map(|name| g.input(name, TensorType::f32([64])).unwrap());
+        let gain = g.param_with("gain", [64], ParamInit::Normal(1.0)).unwrap();
+        let slope = g.param_with("slope", [64], ParamInit::Normal(1.0)).unwrap();
+        let steep = g.mul("steep", slope, a).unwrap();
+        let curve = g.exp("curve", steep).unwrap();
+        let y = g.mul("y", gain, curve).unwrap();
+        let loss = g.mse("loss", y, b).unwrap();
+        let [gains, slopes] = [gain, slope].map(|v| g.initial_values(v, 0).unwrap());
+        let config = GraphTrainConfig { micro_batches, ..GraphTrainConfig::sgd(1e-3) };
+        let mut trainer = GraphTrainer::new_blocking(gpu(), g, loss, config).unwrap();
+        let several = |step: &Step| step.outputs().iter().filter(|(_, ty)| ty.len() == 64).count() > 1;
+        assert!(trainer.plan().steps().iter().any(several), "{}", trainer.plan());
+        trainer.step(Feeds::micro_batches(vec![[a.with(&x), b.with(&wanted)]; micro_batches])).unwrap();
+        let gradients = trainer.grads().read_blocking(gpu()).unwrap();
+        for i in 0..64 {
+            let [x, wanted, gain, slope] = [&x, &wanted, &gains, &slopes].map(|list| f64::from(list[i]));
+            let curve = (slope * x).exp();
+            let dy = 2.0 / 64.0 * (gain * curve - wanted);
+            for (got, want) in gradients.iter().zip([dy * curve, dy * gain * curve * x]) {
+                let got = f64::from(got[i]);
+                assert!((got - want).abs() <= 1e-5 * (1.0 + want.abs()), "{i}: {got} instead of {want}");
+            }
+        }
+    }
+}
+
 // Options.
 
 #[test]
@@ -361,11 +395,11 @@ fn frozen_parameters_stay_and_are_part_of_the_model() {
         (net, frozen)
     };
     let (Net { g, x, y, loss, .. }, frozen) = build();
-    // One of them in a tensor of the app's.
+    // One of them in a tensor of the app's, and the other named twice.
     let bias = Tensor::zeros(gpu(), "bias", TensorType::f32([WIDTH])).unwrap();
     bias.write(gpu(), &[0.5f32; WIDTH]).unwrap();
     let options = GraphTrainOptions {
-        frozen: frozen.to_vec(),
+        frozen: vec![frozen[0], frozen[1], frozen[0]],
         bindings: HashMap::from([(frozen[1], bias.clone())]),
         ..GraphTrainOptions::default()
     };
@@ -586,11 +620,24 @@ fn weights_of_another_network_are_refused_by_name() {
         trainer.executable_blocking(&g, &[y])
     };
     second("w", 4).unwrap();
-    fails(second("v", 4), &["parameter `v` of the graph is not one of the trainer's"]);
+    fails(second("v", 4), &["parameter `v` of the graph is not one of the trainer's", "`w`, `b`"]);
     fails(second("w", 3), &["`w`", "the trainer's f32[4, 1]", "f32[3, 1]"]);
 }
 
 // What is told when something is wrong.
+
+#[test]
+fn targets_are_classes() {
+    let mut g = gpu().graph();
+    let logits = g.param_with("logits", [4, 3], ParamInit::Normal(1.0)).unwrap();
+    let target = g.input("target", TensorType::u32([4])).unwrap();
+    let loss = g.cross_entropy("loss", logits, target).unwrap();
+    let mut trainer = GraphTrainer::new_blocking(gpu(), g, loss, GraphTrainConfig::sgd(0.1)).unwrap();
+    fails(trainer.step(&[target.with(&[0, 1, 3, 2])]), &["`target`", "from 0 to 2", "`IGNORE_INDEX`", "3 at 2"]);
+    trainer.step(&[target.with(&[0, 1, u32::MAX, 2])]).unwrap();
+    // The row of a target that is ignored.
+    assert_eq!(trainer.grads().read_blocking(gpu()).unwrap()[0][6..9], [0.0; 3]);
+}
 
 #[test]
 fn wrong_data_is_named_before_anything_is_recorded() {
@@ -652,6 +699,14 @@ fn graphs_that_cannot_be_trained_are_told_why() {
     refused(
         |net, options| options.muon = net.g.find("out.bias").map(|v| vec![v]),
         &["muon", "`out.bias` must be a matrix"],
+    );
+    refused(|net, options| options.muon = Some(vec![net.out]), &["muon", "`out` is not a parameter"]);
+    refused(
+        |net, options| {
+            options.frozen = vec![net.g.find("out.weight").unwrap()];
+            options.muon = Some(options.frozen.clone());
+        },
+        &["muon", "`out.weight` is frozen"],
     );
     refused(
         |net, options| {

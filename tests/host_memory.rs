@@ -68,7 +68,7 @@ fn no_copy_of_a_model_is_in_host_memory() {
     let model = Model::open(&original).unwrap();
     let options = TrainOptions { init: false, ..TrainOptions::default() };
     let config = TrainConfig::new(config.clone(), 1);
-    let trainer = || gpu().run_blocking(Trainer::with_options(gpu(), config.clone(), &options)).unwrap();
+    let trainer = || Trainer::with_options_blocking(gpu(), config.clone(), &options).unwrap();
     let mut trainer = within_the_limit("a trainer", trainer);
     within_the_limit("loading a model", || model.load_blocking(gpu(), trainer.params()).unwrap());
     within_the_limit("saving a model", || model.save_blocking(&saved, gpu(), trainer.params()).unwrap());

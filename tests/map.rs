@@ -8,6 +8,7 @@ use common::gpu;
 use throughline::check::{self, Case};
 use throughline::kernel::{Elementwise, Launch, Program};
 use throughline::ops::map::Map;
+use throughline::ops::patches::Conv;
 use throughline::ops::scale::Scale;
 use throughline::ops::{Op, Vjp};
 use throughline::reference::Array;
@@ -212,6 +213,18 @@ fn nodes_without_a_name_take_the_ops() {
     let b = g.scoped("h", |g| g.sub("", a, x)).unwrap();
     let c = g.sub("", b, x).unwrap();
     assert_eq!([a, b, c].map(|v| g.name(v)), ["sub", "h.sub", "sub#2"]);
+    // Methods that add several nodes.
+    let rows = g.input("rows", TensorType::f32([1, 6, 4])).unwrap();
+    let w = g.param("w", [3, 4, 5]).unwrap();
+    let first = g.nodes().len();
+    g.mse("", x, a).unwrap();
+    g.mean_axis("", rows, 0).unwrap();
+    g.scoped("c", |g| g.conv1d("", rows, w, None, Conv::same())).unwrap();
+    let names: Vec<&str> = g.nodes()[first..].iter().map(|node| &node.name[..]).collect();
+    assert_eq!(names[..3], ["mse.error", "mse.sum", "mse"]);
+    assert_eq!(names[3..], ["sum", "scale", "c.image", "c.patches", "c.rows", "c.w", "c.matmul"]);
+    expect(g.mae("", x, w), &["`mae`", "the prediction is f32[4]"]);
+    expect(g.conv2d("", rows, w, None, Conv::same()), &["`conv2d`", "[n, height, width, channels]"]);
 }
 
 #[test]

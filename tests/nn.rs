@@ -154,6 +154,19 @@ fn parts_of_transformers_ask_for_a_configuration() {
 }
 
 #[test]
+fn parameters_need_names() {
+    let mut g = Graph::new();
+    expect(g.input("", TensorType::f32([1])), &["``", "need one"]);
+    let x = g.input("x", TensorType::f32([3, 8])).unwrap();
+    let mut b = Builder::new(&mut g);
+    expect(b.linear("", x, 4), &["`.weight`", "layers that have parameters"]);
+    expect(b.scoped("h", |b| b.layernorm("", x)), &["`h..weight`", "need one"]);
+    expect(b.mlp("", x, &[4], |_, h| Ok(h)), &["`.0.weight`", "need one"]);
+    let act = b.tanh("", x).unwrap();
+    assert_eq!(b.name(act), "tanh");
+}
+
+#[test]
 fn stacks_say_what_they_take() -> Result<()> {
     let config = TransformerConfig::stack(7, 1, 8, 2);
     let mut g = Graph::new();
@@ -165,7 +178,7 @@ fn stacks_say_what_they_take() -> Result<()> {
     for (x, name, got) in
         [(inputs[0], "flat", "[7, 8]"), (inputs[1], "wide", "[1, 7, 9]"), (inputs[2], "long", "8, 8]")]
     {
-        expect(b.stack(x), &[&format!("`{name}`"), got, "[batch, time, 8]", "at most 7"]);
+        expect(b.stack(x), &[&format!("`{name}`"), got, "[batch, time, 8]", "at most 7 steps"]);
     }
     expect(b.stack(ids), &["`ids`", "u32"]);
     expect(Builder::with_config(&mut Graph::new(), &TransformerConfig { d_ff: 0, ..config.clone() }), &["`d_ff`"]);
@@ -339,7 +352,7 @@ fn an_encoder_with_a_head_learns_to_classify_texts() -> Result<()> {
     let loss = g.cross_entropy("loss", logits, answers)?;
     let (config, options) =
         (GraphTrainConfig::adamw(3e-3), GraphTrainOptions { outputs: vec![logits], ..Default::default() });
-    let mut trainer = gpu().run_blocking(GraphTrainer::with_options(gpu(), g, loss, config, &options))?;
+    let mut trainer = GraphTrainer::with_options_blocking(gpu(), g, loss, config, &options)?;
     for step in 0..200 {
         let (texts, right) = comes_again(step, BATCH, TIME);
         trainer.step(&[encoder.tokens.with(&texts), answers.with(&right)])?;

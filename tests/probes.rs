@@ -276,8 +276,7 @@ fn a_trainer_tells_a_step_late_what_each_step_was_like() {
     for (micro_batches, patches) in [(1, vec![]), (2, vec![Patch::new("h.1.mlp.down", Edit::ScaleBy)])] {
         let patched = !patches.is_empty();
         let options = TrainOptions { standard_probes: true, patches, ..TrainOptions::default() };
-        let mut trainer =
-            gpu().run_blocking(Trainer::with_options(gpu(), config(gpt2(), micro_batches), &options)).unwrap();
+        let mut trainer = Trainer::with_options_blocking(gpu(), config(gpt2(), micro_batches), &options).unwrap();
         let mut plain = Trainer::new_blocking(gpu(), config(gpt2(), micro_batches)).unwrap();
         if patched {
             trainer.write_patch("h.1.mlp.down.factor", &[1.0]).unwrap();
@@ -439,7 +438,7 @@ fn what_cannot_be_probed_or_patched_is_named() {
 fn the_logit_lens_ends_in_the_loss_and_agrees_with_the_reference() {
     for (model, block) in models() {
         let options = TrainOptions { block, ..TrainOptions::default() };
-        let mut trainer = gpu().run_blocking(Trainer::with_options(gpu(), config(model.clone(), 1), &options)).unwrap();
+        let mut trainer = Trainer::with_options_blocking(gpu(), config(model.clone(), 1), &options).unwrap();
         trainer.step(&[batch(3)]).unwrap();
         let lens = gpu().run_blocking(LogitLens::new(&Subject::of(&trainer).with_block(block), [BATCH, TIME])).unwrap();
         let readings = lens.run_blocking(&batch(0)).unwrap();
@@ -526,7 +525,7 @@ impl Block for Without<'_> {
 fn a_dropped_layer_is_one_that_is_not_there() {
     for (model, block) in models() {
         let options = TrainOptions { block, ..TrainOptions::default() };
-        let mut trainer = gpu().run_blocking(Trainer::with_options(gpu(), config(model.clone(), 1), &options)).unwrap();
+        let mut trainer = Trainer::with_options_blocking(gpu(), config(model.clone(), 1), &options).unwrap();
         trainer.step(&[batch(3)]).unwrap();
         let drop = gpu().run_blocking(DropLayer::new(&Subject::of(&trainer).with_block(block), [BATCH, TIME])).unwrap();
         let losses = drop.run_blocking(&batch(0)).unwrap();
@@ -556,7 +555,7 @@ fn attention_maps_are_the_softmax_of_the_scores() {
         .chain([(TransformerConfig { bidirectional: true, ..gpt2() }, &StandardBlock as &dyn Block)])
     {
         let options = TrainOptions { block, ..TrainOptions::default() };
-        let trainer = gpu().run_blocking(Trainer::with_options(gpu(), config(model.clone(), 1), &options)).unwrap();
+        let trainer = Trainer::with_options_blocking(gpu(), config(model.clone(), 1), &options).unwrap();
         let view = Subject::of(&trainer).with_block(block);
         let (layer, head) = (1, 3);
         let map = gpu().run_blocking(AttentionMap::new(&view, [BATCH, TIME], layer, head)).unwrap();

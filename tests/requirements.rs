@@ -214,7 +214,7 @@ fn a_budget_of_memory_is_kept_to() {
     let fitted = large.fitted(&within(bytes / 3), profile).unwrap();
     assert!(plan(&fitted, bytes / 3).unwrap().bytes() as u64 <= bytes / 3);
     assert!(fitted.batch < 8 && fitted.tokens_per_step() == large.tokens_per_step(), "{fitted:?}");
-    let trainer = gpu().run_blocking(Trainer::with_options(gpu(), fitted, &within(bytes / 3))).unwrap();
+    let trainer = Trainer::with_options_blocking(gpu(), fitted, &within(bytes / 3)).unwrap();
     assert!(trainer.buffer_bytes() as u64 <= bytes / 3);
     expect(plan(&large, 400_000), &["28512 parameters", "400000 allowed", "Even batch 1, seq_len 16"]);
 }

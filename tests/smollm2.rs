@@ -183,7 +183,7 @@ fn fine_tuning_lowers_the_loss() {
         ..TrainConfig::new(model.config().clone(), 1)
     };
     let options = TrainOptions { init: false, ..TrainOptions::default() };
-    let mut trainer = gpu().run_blocking(Trainer::with_options(gpu(), config, &options)).unwrap();
+    let mut trainer = Trainer::with_options_blocking(gpu(), config, &options).unwrap();
     model.load_blocking(gpu(), trainer.params()).unwrap();
     let tokenizer = ModelTokenizer::of(model.weights()).unwrap();
     let text = "Gonzalo: Had I plantation of this isle, my lord, and were the king on it, what would I do? I would with \

@@ -152,8 +152,7 @@ impl Lab {
     ) -> Result<Run> {
         let (f, started) = (&self.flags, Instant::now());
         let options = TrainOptions { block, probes: probes(model, block)?, ..TrainOptions::default() };
-        let mut trainer =
-            self.gpu.run_blocking(Trainer::with_options(&self.gpu, self.config(model, seed), &options))?;
+        let mut trainer = Trainer::with_options_blocking(&self.gpu, self.config(model, seed), &options)?;
         let lens = match every {
             Some(_) => {
                 let model = Subject::of(&trainer).with_block(block);

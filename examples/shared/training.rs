@@ -369,7 +369,7 @@ impl Run {
             gpu = gpu.with_choices(choices);
         }
         let options = TrainOptions { init: resumed.is_none(), ..TrainOptions::default() };
-        let mut trainer = gpu.run_blocking(Trainer::with_options(&gpu, config.clone(), &options))?;
+        let mut trainer = Trainer::with_options_blocking(&gpu, config.clone(), &options)?;
         if let Some(checkpoint) = &resumed {
             checkpoint.restore_blocking(&mut trainer)?;
         }

@@ -114,7 +114,7 @@ impl Decoder {
     /// let gpu = Gpu::headless_blocking()?;
     /// let config = TrainConfig::new(TransformerConfig::llama(65, 64, 1, 32, 2), 4);
     /// let options = TrainOptions { block: &Attentive, ..Default::default() };
-    /// let trainer = gpu.run_blocking(Trainer::with_options(&gpu, config, &options))?;
+    /// let trainer = Trainer::with_options_blocking(&gpu, config, &options)?;
     ///
     /// let options = DecodeOptions { block: &Attentive, ..DecodeOptions::new(64) };
     /// let decoder = Decoder::on_params(&gpu, &trainer.config().model, trainer.params(), options);
@@ -205,7 +205,7 @@ impl Decoder {
     /// is left to feed or to generate from. That is at least the last token, whose logits are needed.
     ///
     /// Use it where prompts begin alike: with the same instructions, or with all that was said so far in a chat. What
-    /// is in the cache already then costs nothing. `Chat` does this by itself.
+    /// is in the cache already then costs nothing. `Chat` does this for you.
     ///
     /// ```no_run
     /// # use throughline::decode::{Decoder, GenerationOptions};

@@ -31,7 +31,7 @@ impl Default for GenerationOptions {
 
 impl GenerationOptions {
     /// The default options, with a model's stop tokens, so that texts end where the model ends them. Without these it
-    /// goes on behind its answer.
+    /// runs on past its answer.
     ///
     /// ```
     /// use throughline::decode::GenerationOptions;

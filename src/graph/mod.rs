@@ -194,10 +194,17 @@ impl Graph {
             return Err(Error::Graph(format!("`{}`: {problem}", self.full_name(name))));
         }
         let name = self.full_name(name);
+        if name.split('.').any(str::is_empty) {
+            return Err(Error::Graph(format!(
+                "`{name}` is no name: inputs, parameters and states need one, and so do layers that have parameters, as \
+                 files and other graphs find them by it"
+            )));
+        }
         ty.shape.check_len(&name)?;
         if self.by_name.contains_key(&name) {
             return Err(Error::Graph(format!(
-                "there are two inputs, parameters or states named `{name}`: put one in `Graph::scoped`"
+                "there are two inputs, parameters or states named `{name}`: give one another name, or put it in \
+                 `Graph::scoped`"
             )));
         }
         let node = self.push(Node { name, source, inputs: vec![], outputs: vec![ty] });
@@ -213,7 +220,7 @@ impl Graph {
     ///
     /// The methods named after ops, such as [`matmul`](Self::matmul), call this one. Use it for ops of your own and for
     /// side outputs. The current scopes are prepended to the name, and a number is appended if the name is taken. An empty
-    /// name stands for that of the op.
+    /// name stands for that of the op, and `.part` for `part`: so methods that add several nodes work without a name.
     ///
     /// # Errors
     ///
@@ -224,7 +231,10 @@ impl Graph {
 
     /// [`op`](Self::op) for an op that is shared already.
     pub fn op_arc(&mut self, name: &str, op: Arc<dyn Op>, inputs: &[Value]) -> Result<Vec<Value>> {
-        let name = self.full_name(if name.is_empty() { op.name() } else { name });
+        let name = self.full_name(match name.trim_start_matches('.') {
+            "" => op.name(),
+            name => name,
+        });
         if let Some(message) = self.foreign(inputs, |i| format!("input {i}")) {
             let shown = inputs.iter().map(|&v| self.get(v).map_or("?".into(), |ty| ty.to_string()));
             return Err(Error::node(&name, op.name(), message, shown));

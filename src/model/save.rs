@@ -132,7 +132,7 @@ impl Model {
     /// let gpu = Gpu::headless_blocking()?;
     /// let config = TrainConfig { seq_len: Some(8), ..TrainConfig::new(model.config().clone(), 1) };
     /// let options = TrainOptions { init: false, ..TrainOptions::default() };
-    /// let trainer = gpu.run_blocking(Trainer::with_options(&gpu, config, &options))?;
+    /// let trainer = Trainer::with_options_blocking(&gpu, config, &options)?;
     /// model.load_blocking(&gpu, trainer.params())?;
     /// // Some steps later:
     /// model.save_blocking(out.path(), &gpu, trainer.params())?;

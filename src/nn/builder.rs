@@ -47,7 +47,8 @@ const NORM_EPS: f32 = 1e-5;
 /// # Names
 ///
 /// The parameters of a layer are called `{name}.weight` and `{name}.bias`, after the [scopes](Self::scoped) around it:
-/// `h.0.attn.q.weight`. Files, probes and other graphs on the same parameters find them by these names.
+/// `h.0.attn.q.weight`. Files, probes and other graphs on the same parameters find them by these names, so layers with
+/// parameters need one. Other nodes may have the name `""`, which stands for that of their op.
 ///
 /// # Initial values
 ///

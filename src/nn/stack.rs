@@ -19,7 +19,7 @@ pub struct Stack {
 impl Builder<'_> {
     /// A transformer on vectors: the blocks of the configuration on `x`, `[batch, time, d_model]`, and the final norm.
     ///
-    /// Use it for whatever is no text: time series, patches of an image, the state of a game. A
+    /// Use it for anything but text: time series, patches of an image, the state of a game. A
     /// [`linear`](Self::linear) layer brings its features to `d_model`, and another follows the stack. Learned positions
     /// are added to `x`, if the configuration has them; `bidirectional` decides whether a place sees those after it.
     /// Tables and heads for tokens are in [`Transformer`](super::Transformer) and
@@ -37,9 +37,9 @@ impl Builder<'_> {
         let ty = self.g.type_of("a stack of blocks", x)?;
         let fits = matches!(*ty.shape.dims(), [_, time, width] if width == c.d_model && time <= c.context);
         if !fits || ty.dtype != DType::F32 {
-            let expected = format!("f32 [batch, time, {}] with a time of at most {}", c.d_model, c.context);
-            let name = format!("`{}`, the input of a stack", self.g.name(x));
-            return Err(Error::data(name, expected, ty));
+            let expected =
+                format!("f32 [batch, time, {}], as input of a stack, with at most {} steps", c.d_model, c.context);
+            return Err(Error::data(self.g.name(x), expected, ty));
         }
         let x = self.begin(x, None)?;
         let stream = self.blocks(block, x)?;

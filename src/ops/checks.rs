@@ -44,7 +44,8 @@ pub(crate) fn check_update(lr: f64, (field, decay): (&'static str, f64), max_gra
 /// Checks that an op got `n` inputs, all of them f32.
 pub(crate) fn expect_f32(inputs: &[TensorType], n: usize) -> Result<(), String> {
     if inputs.len() != n {
-        return Err(format!("takes {n} inputs, got {}", inputs.len()));
+        let plural = if n == 1 { "" } else { "s" };
+        return Err(format!("takes {n} input{plural}, got {}", inputs.len()));
     }
     match inputs.iter().position(|t| t.dtype != DType::F32) {
         Some(i) => Err(format!("input {i} must be f32")),

@@ -61,8 +61,8 @@ pub struct CrossEntropyBackward;
 impl Graph {
     /// Mean cross-entropy in nats: `logits` `[.., classes]`, `targets` u32 `[..]`, loss `[1]`.
     ///
-    /// This is the loss of a language model, with the next tokens as targets. Rows whose target is not a class are
-    /// ignored.
+    /// This is the loss of a language model, with the next tokens as targets, and of classifiers. Rows whose target is
+    /// not a class are ignored; trainers take only [`IGNORE_INDEX`](crate::train::data::IGNORE_INDEX) for that.
     ///
     /// ```
     /// use throughline::{Graph, TensorType};

@@ -287,6 +287,7 @@ impl Graph {
     }
 
     fn mismatch(&self, name: &str, op: &'static str, message: String, inputs: &[Value]) -> Error {
+        let name = if name.is_empty() { op } else { name };
         Error::node(&self.full_name(name), op, message, inputs.iter().map(|&v| self.ty(v)))
     }
 }

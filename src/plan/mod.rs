@@ -325,7 +325,7 @@ impl Plan {
         let missing = || match self.names.of(value) {
             Ok(name) => Error::Graph(format!(
                 "`{name}` is neither an output of this plan nor an input, parameter or state that it uses: add it to \
-                 the outputs of `Plan::new`"
+                 the outputs of `Plan::new`, or to `GraphTrainOptions::outputs`"
             )),
             Err(message) => Error::Graph(message),
         };

@@ -204,15 +204,15 @@ impl<'a> Planner<'a> {
         let error = |message| Error::node(&node.name, op.name(), message, &inputs);
         check_types(op.as_ref(), &inputs, &node.outputs).map_err(error)?;
         let slots: Vec<Slot> = node.inputs.iter().map(|v| self.slot[&self.root[v]]).collect();
-        let mut copies = vec![];
-        let mut taken = HashSet::new();
-        for output in 0..node.outputs.len() {
-            self.place_output(id, output, op.as_ref(), &mut copies, &mut taken)?;
-        }
         let mut cx = Launch { inputs: &inputs, outputs: &node.outputs, profile: self.profile, variant: 0 };
         cx.variant = variants::chosen(&self.profile.choices, op.as_ref(), &cx);
         let program = op.launch(&cx).map_err(error)?;
         declared::check(op.as_ref(), &cx, &program).map_err(error)?;
+        let mut copies = vec![];
+        let mut taken = HashSet::new();
+        for output in 0..node.outputs.len() {
+            self.place_output(id, output, op.as_ref(), &program, &mut copies, &mut taken)?;
+        }
         let scratch: Vec<usize> = (program.scratch.iter().enumerate())
             .map(|(i, ty)| self.allocate(ty, format!("{} scratch {i}", node.name)))
             .collect::<Result<_>>()?;
@@ -354,6 +354,7 @@ impl<'a> Planner<'a> {
         id: usize,
         output: usize,
         op: &dyn Op,
+        program: &Program,
         copies: &mut Vec<BufferCopy>,
         taken: &mut HashSet<Slot>,
     ) -> Result<()> {
@@ -375,7 +376,7 @@ impl<'a> Planner<'a> {
                     to
                 }
             }
-            None => match target.filter(|t| self.external_is_free(*t, id)) {
+            None => match target.filter(|t| self.external_is_free(*t, id) && !self.meets_state(id, output, program)) {
                 Some(state) => self.slot[&state],
                 None => {
                     let label = label(&node.name, op, output);
@@ -400,6 +401,18 @@ impl<'a> Planner<'a> {
     fn external_is_free(&self, state: Value, id: usize) -> bool {
         let unread = self.last_use.get(&state).is_none_or(|&last| last < id);
         unread && !self.stores.iter().any(|(v, _)| *v == state)
+    }
+
+    /// Whether a dispatch that writes this output also writes an earlier one that is in a state. Both states may be
+    /// ranges of one buffer, as gradients in an arena are, which a dispatch cannot bind twice.
+    fn meets_state(&self, id: usize, output: usize, program: &Program) -> bool {
+        let in_state = |i: usize| i < output && matches!(self.slot[&Value::local(id, i)], Slot::External(_));
+        program.dispatches.iter().any(|d| {
+            let writes = |found: &dyn Fn(usize) -> bool| {
+                d.binds.iter().any(|bind| matches!(*bind, Bind::Out(i) | Bind::OutIn(i) if found(i)))
+            };
+            writes(&|i| i == output) && writes(&in_state)
+        })
     }
 
     /// Whether node `id` may overwrite its input `i`: it is the last to read it, reads it only there, and the storage

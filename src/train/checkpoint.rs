@@ -106,7 +106,7 @@ pub fn text_hash(text: &str) -> u64 {
 ///
 /// let checkpoint = Checkpoint::load(&path)?;
 /// let options = TrainOptions { init: false, ..TrainOptions::default() };
-/// let mut resumed = gpu.run_blocking(Trainer::with_options(&gpu, checkpoint.state.config.clone(), &options))?;
+/// let mut resumed = Trainer::with_options_blocking(&gpu, checkpoint.state.config.clone(), &options)?;
 /// checkpoint.restore_blocking(&mut resumed)?;
 /// # drop(checkpoint);
 /// # std::fs::remove_file(path).unwrap();

@@ -105,6 +105,11 @@ impl Trainer {
         Self::from_plan(gpu, &plan).await
     }
 
+    /// [`with_options`](Self::with_options), waiting.
+    pub fn with_options_blocking(gpu: &Gpu, config: TrainConfig, options: &TrainOptions<'_>) -> Result<Self> {
+        gpu.run_blocking(Self::with_options(gpu, config, options))
+    }
+
     /// A fresh model from a plan. Plan first if your application requests its device for this, or wants to know the
     /// bytes before it allocates them. An error names a limit of the device that is too low for the plan.
     ///
@@ -211,7 +216,7 @@ impl Trainer {
     /// # let (gpu, config, batches) = (throughline::Gpu::headless_blocking()?, todo!(), [[]]);
     /// use throughline::train::{TrainOptions, Trainer};
     /// let options = TrainOptions { standard_probes: true, ..TrainOptions::default() };
-    /// let mut trainer = gpu.run_blocking(Trainer::with_options(&gpu, config, &options))?;
+    /// let mut trainer = Trainer::with_options_blocking(&gpu, config, &options)?;
     /// let mut late = None;
     /// for batch in &batches {
     ///     trainer.step(batch)?;

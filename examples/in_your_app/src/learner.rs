@@ -58,7 +58,7 @@ impl Learner {
         let trainer = |rate: f64| {
             let adamw = AdamWConfig { weight_decay: 0.0, ..AdamWConfig::default() };
             let config = GraphTrainConfig { seed: SEED, ..GraphTrainConfig::new(adamw, rate) };
-            let trainer = gpu.run_blocking(GraphTrainer::with_options(gpu, g.clone(), loss, config, &options))?;
+            let trainer = GraphTrainer::with_options_blocking(gpu, g.clone(), loss, config, &options)?;
             trainer.write(places, &features(width, n))?;
             Ok(trainer)
         };

@@ -28,8 +28,9 @@ functions!(methods);
 impl Graph {
     /// The mean of all elements, as `[1]`: how most losses end.
     pub fn mean(&mut self, name: &str, x: Value) -> Result<Value> {
+        let name = or(name, "mean");
         let share = 1.0 / self.type_of(name, x)?.len() as f64;
-        let sum = self.sum(&part(name, "sum"), x)?;
+        let sum = self.sum(&format!("{name}.sum"), x)?;
         self.scale(name, sum, share as f32)
     }
 
@@ -47,14 +48,14 @@ impl Graph {
     /// # Ok::<(), throughline::Error>(())
     /// ```
     pub fn mse(&mut self, name: &str, prediction: Value, target: Value) -> Result<Value> {
-        self.mean_error(name, prediction, target, Self::squared_error)
+        self.mean_error(or(name, "mse"), prediction, target, Self::squared_error)
     }
 
     /// The mean absolute error of a prediction and a target of the same shape, as `[1]`: a loss that outliers move less
     /// than [`mse`](Self::mse).
     pub fn mae(&mut self, name: &str, prediction: Value, target: Value) -> Result<Value> {
-        self.mean_error(name, prediction, target, |g, name, a, b| {
-            let difference = g.sub(&part(name, "difference"), a, b)?;
+        self.mean_error(or(name, "mae"), prediction, target, |g, name, a, b| {
+            let difference = g.sub(&format!("{name}.difference"), a, b)?;
             g.abs(name, difference)
         })
     }
@@ -62,14 +63,14 @@ impl Graph {
     /// The mean [`huber_error`](Self::huber_error) of a prediction and a target of the same shape, as `[1]`: like
     /// [`mse`](Self::mse) near the target, like [`mae`](Self::mae) far away.
     pub fn huber(&mut self, name: &str, prediction: Value, target: Value, delta: f32) -> Result<Value> {
-        self.mean_error(name, prediction, target, |g, name, a, b| g.huber_error(name, a, b, delta))
+        self.mean_error(or(name, "huber"), prediction, target, |g, name, a, b| g.huber_error(name, a, b, delta))
     }
 
     /// The mean binary cross-entropy of logits and targets of the same shape, as `[1]`: the loss for yes or no, or for
     /// several labels at once. Targets are from 0 to 1. It takes logits, not probabilities, and is stable for large
     /// ones; [`sigmoid`](Self::sigmoid) turns logits into probabilities.
     pub fn binary_cross_entropy(&mut self, name: &str, logits: Value, targets: Value) -> Result<Value> {
-        self.mean_error(name, logits, targets, Self::bce_with_logits)
+        self.mean_error(or(name, "binary_cross_entropy"), logits, targets, Self::bce_with_logits)
     }
 
     /// The mean of an error, for operands that must not broadcast: `[n, 1]` against `[n]` is a mistake, which would
@@ -84,14 +85,17 @@ impl Graph {
         let (ours, theirs) = (self.type_of(name, prediction)?, self.type_of(name, target)?);
         if ours != theirs {
             let name = self.full_name(name);
-            return Err(Error::Graph(format!("`{name}`: the prediction is {ours}, but the target is {theirs}")));
+            return Err(Error::Graph(format!(
+                "`{name}`: the prediction is {ours}, but the target is {theirs}: `Graph::reshape` one of them, which is \
+                 free"
+            )));
         }
-        let error = error(self, &part(name, "error"), prediction, target)?;
+        let error = error(self, &format!("{name}.error"), prediction, target)?;
         self.mean(name, error)
     }
 }
 
-/// The name of a part of a node; none if that has none.
-fn part(name: &str, part: &str) -> String {
-    if name.is_empty() { String::new() } else { format!("{name}.{part}") }
+/// The name, or that of the method if it is empty.
+fn or<'a>(name: &'a str, method: &'a str) -> &'a str {
+    if name.is_empty() { method } else { name }
 }

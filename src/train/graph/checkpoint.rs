@@ -69,7 +69,8 @@ impl GraphCheckpoint {
     fn new(file: Weights) -> Result<Self> {
         let bad = |message: String| Error::format(file.path(), message);
         if !file.metadata().contains(KEY) {
-            return Err(bad(format!("has no `{KEY}` metadata: not a checkpoint of a `GraphTrainer`")));
+            let message = "not a checkpoint of a `GraphTrainer`. `GraphTrainer::load` reads weights alone";
+            return Err(bad(format!("has no `{KEY}` metadata: {message}")));
         }
         let in_state = |e: &dyn std::fmt::Display| bad(format!("metadata `{KEY}`: {e}"));
         let state: State = serde_json::from_str(file.metadata().str(KEY)?).map_err(|e| in_state(&e))?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::trainer::GraphTrainer;
 use crate::device::{ExecOptions, Executable, Tensor};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, joined};
 use crate::graph::{Graph, Value};
 
 impl GraphTrainer {
@@ -58,11 +58,18 @@ impl GraphTrainer {
     /// [bindings](ExecOptions::bindings) of an executable with more of your own, or of another trainer's frozen
     /// parameters. Errors are those of [`executable`](Self::executable).
     pub fn bindings(&self, graph: &Graph) -> Result<HashMap<Value, Tensor>> {
+        let unknown = |name: &str| {
+            let ours: Vec<&str> = [self.params(), self.frozen()]
+                .into_iter()
+                .flat_map(|arena| arena.layout.tensors.iter().map(|(name, _)| name.as_str()))
+                .collect();
+            let some = joined(ours.iter().take(8).map(|name| format!("`{name}`")), ", ");
+            let more = if ours.len() > 8 { format!(" and {} more", ours.len() - 8) } else { String::new() };
+            Error::Graph(format!("parameter `{name}` of the graph is not one of the trainer's, which are {some}{more}"))
+        };
         let bound = graph.params().into_iter().map(|param| {
             let (name, ty) = (graph.name(param), graph.ty(param));
-            let tensor = self
-                .param(name)
-                .ok_or_else(|| Error::Graph(format!("parameter `{name}` of the graph is not one of the trainer's")))?;
+            let tensor = self.param(name).ok_or_else(|| unknown(name))?;
             match tensor.ty() == ty {
                 true => Ok((param, tensor)),
                 false => Err(Error::data(name, format!("the trainer's {}", tensor.ty()), ty)),

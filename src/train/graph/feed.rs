@@ -6,6 +6,7 @@ use crate::device::Executable;
 use crate::error::{Error, Result};
 use crate::graph::Value;
 use crate::tensor::{DType, Element, TensorType};
+use crate::train::data::IGNORE_INDEX;
 
 /// Data for an input of a graph, made by [`Value::with`].
 #[derive(Clone, Debug)]
@@ -33,6 +34,19 @@ impl Data<'_> {
         match self {
             Data::F32(data) => data.len(),
             Data::U32(data) => data.len(),
+        }
+    }
+
+    /// Checks targets: each is one of so many classes, or [`IGNORE_INDEX`].
+    pub fn check_classes(&self, name: &str, classes: usize) -> Result<()> {
+        let Data::U32(targets) = self else { return Ok(()) };
+        let is_class = |&id: &u32| (id as usize) < classes || id == IGNORE_INDEX;
+        match targets.iter().position(|id| !is_class(id)) {
+            None => Ok(()),
+            Some(i) => {
+                let expected = format!("classes from 0 to {}, or `IGNORE_INDEX`", classes - 1);
+                Err(Error::data(name, expected, format!("{} at {i}", targets[i])))
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! A graph's training step, planned before there is a device.
 
+use std::any::Any;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use crate::device::{Gpu, Tensor};
 use crate::error::{Error, Result, quoted};
 use crate::graph::{Graph, ParamInit, Source, Value};
 use crate::nn::is_hidden_matrix;
+use crate::ops::cross_entropy::CrossEntropy;
 use crate::optim::{ArenaLayout, OPTIMIZER, OptimizerPlan};
 use crate::plan::Plan;
 use crate::plan::requirements::Requirements;
@@ -70,6 +72,8 @@ pub(super) struct StepPlan {
     pub loss: Value,
     pub loss_state: Option<Value>,
     pub instruments: Option<Instruments>,
+    /// Number of classes of the targets of cross-entropies.
+    pub classes: HashMap<Value, usize>,
     /// All that is bound to tensors: those of arenas, and the caller's.
     bound: HashSet<Value>,
 }
@@ -91,8 +95,12 @@ impl GraphTrainPlan {
         config.validate()?;
         check_values(&graph, loss, options)?;
         let params = trained(&graph, loss, options)?;
-        let owned = options.frozen.iter().copied().filter(|v| !options.bindings.contains_key(v));
-        let frozen: Vec<Value> = owned.collect();
+        let mut frozen: Vec<Value> = vec![];
+        for &v in &options.frozen {
+            if !options.bindings.contains_key(&v) && !frozen.contains(&v) {
+                frozen.push(v);
+            }
+        }
         let (by_muon, optimizer) = (muon_takes(&graph, options)?, &config.optimizer);
         let takes = |name: &str, shape: &Shape| optimizer.muon().is_some() && by_muon(name, shape);
         let layout = Arc::new(ArenaLayout::for_training(&graph, &params, profile, optimizer.buffers(), takes)?);
@@ -212,7 +220,8 @@ impl StepPlan {
         let plan = Arc::new(Plan::new(&g, &[&[loss], &options.outputs[..], &probed].concat(), profile)?);
         let seed = g.find_step_seed().filter(|&seed| plan.bound(seed).is_ok());
         let bound = [&params, &grads, &frozen].into_iter().flatten().chain(options.bindings.keys()).copied().collect();
-        Ok(StepPlan { plan, params, grads, frozen, weight, seed, loss, loss_state, instruments, bound })
+        let classes = classes(&g);
+        Ok(StepPlan { plan, params, grads, frozen, weight, seed, loss, loss_state, instruments, classes, bound })
     }
 
     /// Returns an error if one of these is planned to be in an arena.
@@ -237,17 +246,34 @@ fn check_values(graph: &Graph, loss: Value, options: &GraphTrainOptions) -> Resu
     let mut bound: Vec<Value> = options.bindings.keys().copied().collect();
     bound.sort();
     graph.check_values(&bound, |_| "a binding".into())?;
-    let is_param = |v: Value| matches!(graph.node(v.node()).source, Source::Param(_));
-    if let Some(&v) = options.frozen.iter().find(|&&v| !is_param(v)) {
+    if let Some(&v) = options.frozen.iter().find(|&&v| !is_param(graph, v)) {
         return Err(Error::Graph(format!("frozen: `{}` is not a parameter", graph.name(v))));
     }
-    if let Some(&v) = bound.iter().find(|&&v| is_param(v) && !options.frozen.contains(&v)) {
+    if let Some(&v) = bound.iter().find(|&&v| is_param(graph, v) && !options.frozen.contains(&v)) {
         let name = graph.name(v);
         return Err(Error::Graph(format!(
             "`{name}` is trained in a buffer of the trainer's: only frozen ones are bound"
         )));
     }
     Ok(())
+}
+
+/// The number of classes of each value that is the target of a cross-entropy.
+fn classes(graph: &Graph) -> HashMap<Value, usize> {
+    let mut found = HashMap::new();
+    for node in graph.nodes() {
+        if let (Source::Op(op), [logits, targets]) = (&node.source, &node.inputs[..])
+            && (op.as_ref() as &dyn Any).is::<CrossEntropy>()
+        {
+            let classes = graph.ty(*logits).shape.cols();
+            found.entry(*targets).and_modify(|n: &mut usize| *n = classes.max(*n)).or_insert(classes);
+        }
+    }
+    found
+}
+
+fn is_param(graph: &Graph, v: Value) -> bool {
+    matches!(graph.node(v.node()).source, Source::Param(_))
 }
 
 /// The parameters to train: at least one, all of which the loss depends on.
@@ -280,9 +306,18 @@ fn muon_takes(graph: &Graph, options: &GraphTrainOptions) -> Result<impl Fn(&str
     let chosen = options.muon.as_deref();
     let values = chosen.unwrap_or_default();
     graph.check_values(values, |i| format!("muon[{i}]"))?;
-    if let Some(&v) = values.iter().find(|&&v| graph.ty(v).shape.rank() != 2) {
+    for &v in values {
         let (name, ty) = (graph.name(v), graph.ty(v));
-        return Err(Error::Graph(format!("muon: `{name}` must be a matrix, but is {ty}")));
+        let problem = if !is_param(graph, v) {
+            "is not a parameter".into()
+        } else if options.frozen.contains(&v) {
+            "is frozen".into()
+        } else if ty.shape.rank() != 2 {
+            format!("must be a matrix, but is {ty}")
+        } else {
+            continue;
+        };
+        return Err(Error::Graph(format!("muon: `{name}` {problem}")));
     }
     let names: Option<HashSet<String>> = chosen.map(|_| values.iter().map(|&v| graph.name(v).to_string()).collect());
     Ok(move |name: &str, shape: &Shape| match &names {

@@ -92,6 +92,17 @@ impl GraphTrainer {
         Self::from_plan(gpu, &plan, &options.bindings).await
     }
 
+    /// [`with_options`](Self::with_options), waiting.
+    pub fn with_options_blocking(
+        gpu: &Gpu,
+        graph: Graph,
+        loss: Value,
+        config: GraphTrainConfig,
+        options: &GraphTrainOptions,
+    ) -> Result<Self> {
+        gpu.run_blocking(Self::with_options(gpu, graph, loss, config, options))
+    }
+
     /// A trainer from a plan. Plan first if your application requests its device for this, or wants to know the bytes
     /// before it allocates them. `bindings` are tensors of yours, as in [`GraphTrainOptions::bindings`].
     ///
@@ -203,8 +214,8 @@ impl GraphTrainer {
     ///
     /// # Errors
     ///
-    /// If the data of an input has another length or type, or an input never got any: the error names it. This is found
-    /// before anything is recorded.
+    /// If the data of an input has another length or type, an input never got any, or a target of a cross-entropy is not
+    /// a class: the error names it. This is found before anything is recorded.
     pub fn step<'a>(&mut self, feeds: impl Into<Feeds<'a>>) -> Result<StepLoss> {
         let step = self.step_count();
         let mut encoder = self.gpu.encoder("training step");
@@ -241,9 +252,11 @@ impl GraphTrainer {
         if let Some(instruments) = &self.step.instruments {
             self.probes = Some(instruments.record_read(&self.exec, encoder, step)?);
         }
+        // Before the update: a loss may be a view of a parameter.
+        let loss = self.loss()?.record_read(&self.gpu, encoder);
         self.optimizer.record(encoder, self.config.schedule.at(step), step)?;
         self.steps.record(encoder);
-        Ok(self.loss()?.record_read(&self.gpu, encoder))
+        Ok(loss)
     }
 
     /// The answers of the probes in the last step, on their way to the host. Take them right after the step, and read
@@ -317,6 +330,9 @@ impl GraphTrainer {
             for (i, feed) in batch.iter().enumerate() {
                 let external = self.input(feed.value)?;
                 feed.data.check(&external.name, &external.ty)?;
+                if let Some(&classes) = self.step.classes.get(&feed.value) {
+                    feed.data.check_classes(&external.name, classes)?;
+                }
                 if batch[..i].iter().any(|earlier| earlier.value == feed.value) {
                     return Err(Error::data(&external.name, "data once for each micro-batch", "it twice"));
                 }
