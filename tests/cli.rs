@@ -27,6 +27,9 @@ fn example(name: &str) -> PathBuf {
             "residual_stream",
             "npc_text",
             "own_op",
+            "mlp",
+            "image",
+            "sequence",
             "adapters",
             "finetune",
             "op_table",
@@ -137,6 +140,44 @@ fn an_own_op_is_checked_and_trained_with() {
     assert!(stdout.contains("right on 3 cases") && stdout.contains("after 1000 steps"), "{stdout}");
     // On both halves of the picture.
     assert_eq!(std::fs::read_to_string(out).unwrap().matches("<circle").count(), 2 * 400);
+}
+
+/// Runs an example that draws. Its output, and the picture.
+fn drawn(name: &str) -> (String, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("picture.svg");
+    let stdout = ok(name, &["--out", out.to_str().unwrap()]);
+    (stdout, std::fs::read_to_string(out).unwrap())
+}
+
+/// The number after a word.
+fn number_after(text: &str, word: &str) -> f64 {
+    let rest = &text[text.rfind(word).unwrap_or_else(|| panic!("{word}: {text}")) + word.len()..];
+    rest.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn an_mlp_learns_and_is_loaded_again() {
+    let (stdout, picture) = drawn("mlp");
+    assert!(stdout.lines().count() == 3 && number_after(&stdout, "the loss is") < 0.01, "{stdout}");
+    // The target, and the network at three times.
+    assert_eq!(picture.matches("<polyline").count(), 4);
+}
+
+#[test]
+fn a_network_tells_images_apart() {
+    let (stdout, picture) = drawn("image");
+    let right: u32 = stdout.split_whitespace().next().unwrap().parse().unwrap();
+    assert!(right > 570 && stdout.contains("of 600"), "{stdout}");
+    assert!(["circle", "square", "triangle"].iter().all(|shape| picture.contains(shape)));
+}
+
+#[test]
+fn a_transformer_continues_a_series() {
+    let (stdout, picture) = drawn("sequence");
+    // The series has a variance of about 1, and places at the start of a window know too little.
+    assert!(number_after(&stdout, "the loss is") < 0.02, "{stdout}");
+    assert_eq!(picture.matches("<polyline").count(), 2);
 }
 
 #[test]
@@ -365,6 +406,10 @@ const BAD_COMMAND_LINES: &[(&str, &str, &str)] = &[
     ("generate", "--model tests/data/hf/llama --ids 1 --dump-logits @/no/x", "there is no folder"),
     ("generate", "--model tests/data/hf/llama --ids 1 stray", "stray"),
     ("generate", "--model tests/data/hf/llama --ids 1 --greedy --temperature 1", "--greedy|--temperature"),
+    ("image", "--nonsense", "--nonsense"),
+    ("image", "--out @", "is a folder"),
+    ("mlp", "--nonsense", "--nonsense"),
+    ("mlp", "--out @/no/x.svg", "there is no folder"),
     ("npc_text", "--nonsense", "--nonsense"),
     ("npc_text", "--frames 0", "--frames must be at least 1"),
     ("npc_text", "--train-steps 0", "--train-steps must be at least 1"),
@@ -372,6 +417,7 @@ const BAD_COMMAND_LINES: &[(&str, &str, &str)] = &[
     ("npc_text", "--model @", "neither config.json nor"),
     ("op_table", "--nonsense", "--nonsense"),
     ("own_op", "--nonsense", "--nonsense"),
+    ("own_op", "--out @/no/x.svg", "there is no folder"),
     ("perplexity", "--nonsense", "--nonsense"),
     ("perplexity", "--text @/text.txt", "--model <MODEL>"),
     ("perplexity", "--model tests/data/hf/llama --text @", "directory"),
@@ -402,6 +448,7 @@ const BAD_COMMAND_LINES: &[(&str, &str, &str)] = &[
     ("sentence_embedding", "--model @", "--text <TEXT>"),
     ("sentence_embedding", "--model @ --text", "--text needs a value"),
     ("sentence_embedding", "--model @ --text a --jsn", "--jsn|--json"),
+    ("sequence", "--nonsense", "--nonsense"),
     ("tensors", "--nonsense", "--nonsense"),
     ("tensors", "", "<PATH>"),
     ("tensors", "@/nowhere", "nowhere: No such file"),

@@ -38,8 +38,15 @@ pub fn stop_printing(error: &std::io::Error) -> ! {
 #[command(about = "Draw what the example is about")]
 pub struct Picture {
     /// SVG file to draw to
-    #[arg(long, default_value = "picture.svg")]
+    #[arg(long, default_value = "picture.svg", value_parser = writable)]
     pub out: PathBuf,
+}
+
+/// A file for the result of long work, which could be written by now.
+fn writable(file: &str) -> Result<PathBuf> {
+    let file = PathBuf::from(file);
+    check_output(Some(&file))?;
+    Ok(file)
 }
 
 /// Reads the flags and runs the program. If either fails, one line says why, and the exit code is 1.

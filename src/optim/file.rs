@@ -7,11 +7,13 @@ use std::path::Path;
 use safetensors::Dtype;
 
 use super::arena::Arena;
-use crate::device::{Gpu, PIECE, PIECE_BYTES, Tensor, Uploads, pieces, read_part};
+use crate::device::{Executable, Gpu, PIECE, PIECE_BYTES, Tensor, Uploads, pieces, read_part};
 use crate::error::{Error, Result, quoted};
 use crate::files::NewFile;
 use crate::format::{Stored, StoredTensor, Weights, safetensors_start};
+use crate::graph::Source;
 use crate::nn::{rows_of_part, table_of_part};
+use crate::tensor::Shape;
 
 /// What the names of an optimiser's tensors begin with, in files that have them.
 pub(crate) const OPTIMIZER: &str = "optimizer.";
@@ -107,7 +109,7 @@ pub(crate) async fn to_bytes(
 /// If a tensor is missing, has another shape, or is in no arena: then nothing has been written. If the file cannot be
 /// read to its end, some of the tensors have been.
 pub(crate) async fn restore(gpu: &Gpu, file: &Weights, arenas: &[Named<'_>], whose: &str) -> Result<()> {
-    let found = arenas.iter().map(|(prefix, arena)| find(file, prefix, arena));
+    let found = arenas.iter().map(|(prefix, arena)| find(file, prefix, of_arena(arena)));
     let found = found.collect::<Result<Vec<_>>>()?;
     let known: Vec<String> = tables(arenas).into_iter().map(|table| table.name).collect();
     let mut names = file.iter().map(|tensor| tensor.name()).chain(file.unread().iter().map(|(name, _)| &name[..]));
@@ -116,23 +118,32 @@ pub(crate) async fn restore(gpu: &Gpu, file: &Weights, arenas: &[Named<'_>], who
     }
     let mut uploads = Uploads::new(gpu);
     for ((_, arena), parts) in arenas.iter().zip(found) {
-        write(&mut uploads, arena, &parts).await?;
+        write(&mut uploads, &arena.tensors, &parts).await?;
     }
     uploads.finish()
 }
 
 /// Fills an arena with the tensors of its names, whatever else there is in the file.
 pub(crate) async fn restore_some(gpu: &Gpu, file: &Weights, arena: &Arena) -> Result<()> {
-    let found = find(file, "", arena)?;
+    let found = find(file, "", of_arena(arena))?;
     let mut uploads = Uploads::new(gpu);
-    write(&mut uploads, arena, &found).await?;
+    write(&mut uploads, &arena.tensors, &found).await?;
     uploads.finish()
 }
 
-/// The stored tensor of each tensor of an arena, its shape checked, and the first byte in it.
-fn find<'a>(file: &'a Weights, prefix: &str, arena: &Arena) -> Result<Vec<(StoredTensor<'a>, usize)>> {
+/// Names and shapes of the tensors of an arena.
+fn of_arena(arena: &Arena) -> impl Iterator<Item = (&str, &Shape)> {
+    arena.layout.tensors.iter().map(|(name, shape)| (&name[..], shape))
+}
+
+/// The stored tensor of each of these, its shape checked, and the first byte in it.
+fn find<'a, 'b>(
+    file: &'a Weights,
+    prefix: &str,
+    tensors: impl Iterator<Item = (&'b str, &'b Shape)>,
+) -> Result<Vec<(StoredTensor<'a>, usize)>> {
     let mut found = vec![];
-    for (name, shape) in &arena.layout.tensors {
+    for (name, shape) in tensors {
         let stored = file.get(&format!("{prefix}{}", table_of_part(name).0))?.stored_as(&[Stored::F32])?;
         let rows = rows_of_part(name, shape, stored.shape()).ok_or_else(|| {
             let message = format!("tensor {} has shape {}, expected {shape}", quoted(stored.name()), stored.shape());
@@ -143,9 +154,9 @@ fn find<'a>(file: &'a Weights, prefix: &str, arena: &Arena) -> Result<Vec<(Store
     Ok(found)
 }
 
-/// Writes what [`find`] has found for an arena.
-async fn write(uploads: &mut Uploads, arena: &Arena, found: &[(StoredTensor<'_>, usize)]) -> Result<()> {
-    for (tensor, (stored, start)) in arena.tensors.iter().zip(found) {
+/// Writes what [`find`] has found for these tensors.
+async fn write(uploads: &mut Uploads, tensors: &[Tensor], found: &[(StoredTensor<'_>, usize)]) -> Result<()> {
+    for (tensor, (stored, start)) in tensors.iter().zip(found) {
         for piece in pieces(0..4 * tensor.ty().len(), PIECE_BYTES) {
             let bytes = stored.part(start + piece.start..start + piece.end)?;
             uploads.write(tensor, piece.start, &bytes).await?;
@@ -202,5 +213,60 @@ impl Arena {
     /// [`load`](Self::load), waiting for the GPU.
     pub fn load_blocking(&self, gpu: &Gpu, path: impl AsRef<Path>) -> Result<()> {
         gpu.run_blocking(self.load(gpu, path))
+    }
+}
+
+impl Executable {
+    /// Loads the parameters of the graph from a safetensors file, by name: to use in an application what a
+    /// [`GraphTrainer`](crate::train::GraphTrainer) has saved, without a trainer. Resolves once the device has been
+    /// polled, several times for a large model; outside of frames, use [`load_blocking`](Self::load_blocking).
+    ///
+    /// The file may hold more than this graph needs, such as the other half of an autoencoder.
+    ///
+    /// # Errors
+    ///
+    /// If a parameter is missing, has another shape, or is not stored in f32: then nothing has been written.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use throughline::nn::Builder;
+    /// use throughline::{ExecOptions, Executable, Gpu, TensorType};
+    /// # use throughline::train::{GraphTrainConfig, GraphTrainer};
+    ///
+    /// let gpu = Gpu::headless_blocking()?;
+    /// let mut g = gpu.graph();
+    /// let x = g.input("x", TensorType::f32([1, 2]))?;
+    /// let y = Builder::new(&mut g).mlp("net", x, &[16, 1], |g, h| g.tanh("", h))?;
+    /// let exec = Executable::new_blocking(&gpu, Arc::new(gpu.plan(&g, &[y])?), ExecOptions::default())?;
+    /// # let mut g = gpu.graph();
+    /// # let other = g.input("x", TensorType::f32([1, 2]))?;
+    /// # let out = Builder::new(&mut g).mlp("net", other, &[16, 1], |g, h| g.tanh("", h))?;
+    /// # let config = GraphTrainConfig { seed: 5, ..GraphTrainConfig::adamw(0.1) };
+    /// # let mut trainer = GraphTrainer::new_blocking(&gpu, g, out, config)?;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let path = dir.path().join("net.safetensors");
+    /// # trainer.save_blocking(&path)?;
+    /// exec.load_blocking(&path)?;
+    /// exec.write(x, &[0.5f32, -0.5])?;
+    /// exec.submit()?;
+    /// println!("{:?}", exec.read_blocking::<f32>(y)?);
+    /// # trainer.step(&[other.with(&[0.5f32, -0.5])])?;
+    /// # assert_eq!(exec.read_blocking::<f32>(y)?[0], trainer.loss_blocking()?);
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub async fn load(&self, path: impl AsRef<Path>) -> Result<()> {
+        let file = Weights::open(path.as_ref())?;
+        let externals = self.plan().externals().iter();
+        let params: Vec<_> = externals.filter(|external| matches!(external.source, Source::Param(_))).collect();
+        let found = find(&file, "", params.iter().map(|param| (&param.name[..], &param.ty.shape)))?;
+        let tensors: Vec<Tensor> = params.iter().map(|param| self.tensor(param.value)).collect::<Result<_>>()?;
+        let mut uploads = Uploads::new(self.gpu());
+        write(&mut uploads, &tensors, &found).await?;
+        uploads.finish()
+    }
+
+    /// [`load`](Self::load), waiting for the GPU.
+    pub fn load_blocking(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.gpu().run_blocking(self.load(path))
     }
 }

@@ -24,7 +24,8 @@ pub enum Decay {
 
 /// Learning rate by step: a linear warm-up, then a decay.
 ///
-/// Large models need a warm-up; [`constant`](Self::constant) suffices for small experiments.
+/// Large models need a warm-up; [`constant`](Self::constant) suffices for small experiments, and
+/// [`cosine`](Self::cosine) ends at a lower loss.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Schedule {
     /// Highest rate, reached at the end of the warm-up; from 0 to 10.
@@ -43,6 +44,16 @@ impl Schedule {
     /// The same rate at every step.
     pub fn constant(lr: f64) -> Self {
         Schedule { peak: lr, warmup: 0, steps: 0, final_fraction: 1.0, decay: Decay::Constant }
+    }
+
+    /// A linear warm-up to `peak`, then half a cosine down to 0 at step `steps`: for a run of known length.
+    ///
+    /// ```
+    /// let s = throughline::optim::Schedule::cosine(1e-2, 10, 110);
+    /// assert_eq!([0, 9, 60, 110].map(|step| s.at(step) as f32), [1e-3, 1e-2, 5e-3, 0.0]);
+    /// ```
+    pub fn cosine(peak: f64, warmup: u64, steps: u64) -> Self {
+        Schedule { peak, warmup, steps, final_fraction: 0.0, decay: Decay::Cosine }
     }
 
     /// The learning rate of a step, counted from 0.
