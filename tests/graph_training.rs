@@ -627,16 +627,27 @@ fn weights_of_another_network_are_refused_by_name() {
 // What is told when something is wrong.
 
 #[test]
-fn targets_are_classes() {
+fn ids_are_of_classes_and_rows() {
     let mut g = gpu().graph();
     let logits = g.param_with("logits", [4, 3], ParamInit::Normal(1.0)).unwrap();
     let target = g.input("target", TensorType::u32([4])).unwrap();
     let loss = g.cross_entropy("loss", logits, target).unwrap();
     let mut trainer = GraphTrainer::new_blocking(gpu(), g, loss, GraphTrainConfig::sgd(0.1)).unwrap();
-    fails(trainer.step(&[target.with(&[0, 1, 3, 2])]), &["`target`", "from 0 to 2", "`IGNORE_INDEX`", "3 at 2"]);
+    fails(trainer.step(&[target.with(&[0, 1, 3, 2])]), &["`target`", "ids below 3", "`IGNORE_INDEX`", "3 at 2"]);
     trainer.step(&[target.with(&[0, 1, u32::MAX, 2])]).unwrap();
     // The row of a target that is ignored.
     assert_eq!(trainer.grads().read_blocking(gpu()).unwrap()[0][6..9], [0.0; 3]);
+
+    // A table in two parts.
+    let mut g = gpu().graph();
+    let ids = g.input("ids", TensorType::u32([4])).unwrap();
+    let parts = [3, 2].map(|rows| g.param_with(&format!("rows{rows}"), [rows, 4], ParamInit::ONES).unwrap());
+    let rows = g.embedding_parts("rows", &parts, ids).unwrap();
+    let loss = g.sum("loss", rows).unwrap();
+    let mut trainer = GraphTrainer::new_blocking(gpu(), g, loss, GraphTrainConfig::sgd(0.1)).unwrap();
+    fails(trainer.step(&[ids.with(&[0, 4, 5, 2])]), &["`ids`", "ids below 5", "5 at 2"]);
+    let loss = trainer.step(&[ids.with(&[0, 4, u32::MAX, 2])]).unwrap();
+    assert_eq!(loss.wait_blocking().unwrap(), 12.0);
 }
 
 #[test]

@@ -225,15 +225,16 @@ impl Executable {
                 self.check_aliases(step, &d.binds)?;
                 let pipeline = self.gpu.pipeline(&d.kernel).map_err(|e| in_step(step, e))?;
                 let trusted = d.kernel.is_trusted();
-                let mut uniform = |words: &[u32]| {
+                let mut uniform = |words: &[u32], exact: bool| {
                     let bytes = words.len() * 4;
                     // Of an app's kernel exactly what it is given, so that it can't read what is not there.
-                    let size = if trusted { binding_size(bytes) } else { NonZeroU64::new(bytes as u64) };
+                    let size = if exact { NonZeroU64::new(bytes as u64) } else { binding_size(bytes) };
                     let binding = wgpu::BufferBinding { buffer: &uniforms, offset, size };
                     offset += uniform_stride(words.len());
                     size.is_some().then_some(binding)
                 };
-                let bound = [uniform(&d.words), uniform(&d.ranges)];
+                // The ranges of merged bindings are read by text of ours, as vectors.
+                let bound = [uniform(&d.words, !trusted), uniform(&d.ranges, false)];
                 let group = || self.bind_group(&pipeline, &d.kernel, bound, &d.binds);
                 // What else does not fit in an app's kernel is for the driver to find: the sizes of uniforms and arrays.
                 let bind_group = match trusted {

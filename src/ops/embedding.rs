@@ -95,7 +95,8 @@ pub struct EmbeddingBackward {
 impl Graph {
     /// Looks up rows of a table by id: `table` `[vocab, d]`, `ids` u32 `[..]`, result `[.., d]`.
     ///
-    /// Ids of `vocab` or more give zeros and pass no gradient. A table larger than the device's binding limit needs
+    /// Ids of `vocab` or more give zeros and pass no gradient; trainers take only
+    /// [`IGNORE_INDEX`](crate::train::data::IGNORE_INDEX) for that. A table larger than the device's binding limit needs
     /// [`embedding_parts`](Self::embedding_parts).
     ///
     /// ```

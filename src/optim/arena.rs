@@ -1,6 +1,6 @@
 //! Arenas: many tensors in one buffer, or in a few.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::device::{Gpu, Tensor};
@@ -62,6 +62,7 @@ impl ArenaLayout {
     /// # Errors
     ///
     /// [`Error::Limit`](crate::Error::Limit) names a tensor that fits no part, since tensors are never split.
+    /// [`Error::Graph`](crate::Error::Graph) names two that have one name.
     pub fn new(tensors: Vec<(String, Shape)>, max_bytes: u64) -> Result<Self> {
         Self::with_muon(tensors, max_bytes, |_, _| false)
     }
@@ -73,6 +74,10 @@ impl ArenaLayout {
         max_bytes: u64,
         takes: impl Fn(&str, &Shape) -> bool,
     ) -> Result<Self> {
+        let mut names = HashSet::new();
+        if let Some((name, _)) = tensors.iter().find(|(name, _)| !names.insert(name)) {
+            return Err(Error::Graph(format!("an arena has two tensors named `{name}`: files find them by name")));
+        }
         let room = (max_bytes / 4).min(u64::from(u32::MAX / 4)) as usize / ALIGN * ALIGN;
         let key = |(name, shape): &(String, Shape)| {
             let muon = shape.rank() == 2 && takes(name, shape);
@@ -309,6 +314,12 @@ mod tests {
         let names: Vec<&str> = rest.tensors.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!((names, rest.parts), (vec!["t0", "t2", "t5"], vec![part(192, 128)]));
         assert_eq!(rest.places, [at(0, 128), at(0, 0), at(0, 64)]);
+    }
+
+    #[test]
+    fn names_are_for_one_tensor_each() {
+        let err = ArenaLayout::new(vec![("w".into(), [4].into()), ("w".into(), [2].into())], u64::MAX).unwrap_err();
+        assert!(err.to_string().contains("two tensors named `w`"), "{err}");
     }
 
     #[test]

@@ -37,15 +37,14 @@ impl Data<'_> {
         }
     }
 
-    /// Checks targets: each is one of so many classes, or [`IGNORE_INDEX`].
-    pub fn check_classes(&self, name: &str, classes: usize) -> Result<()> {
-        let Data::U32(targets) = self else { return Ok(()) };
-        let is_class = |&id: &u32| (id as usize) < classes || id == IGNORE_INDEX;
-        match targets.iter().position(|id| !is_class(id)) {
+    /// Checks ids: each is below this number, or [`IGNORE_INDEX`].
+    pub fn check_ids(&self, name: &str, below: usize) -> Result<()> {
+        let Data::U32(ids) = self else { return Ok(()) };
+        match ids.iter().position(|&id| id as usize >= below && id != IGNORE_INDEX) {
             None => Ok(()),
             Some(i) => {
-                let expected = format!("classes from 0 to {}, or `IGNORE_INDEX`", classes - 1);
-                Err(Error::data(name, expected, format!("{} at {i}", targets[i])))
+                let expected = format!("ids below {below}, or `IGNORE_INDEX` for none");
+                Err(Error::data(name, expected, format!("{} at {i}", ids[i])))
             }
         }
     }

@@ -10,6 +10,7 @@ use crate::error::{Error, Result, quoted};
 use crate::graph::{Graph, ParamInit, Source, Value};
 use crate::nn::is_hidden_matrix;
 use crate::ops::cross_entropy::CrossEntropy;
+use crate::ops::embedding::Embedding;
 use crate::optim::{ArenaLayout, OPTIMIZER, OptimizerPlan};
 use crate::plan::Plan;
 use crate::plan::requirements::Requirements;
@@ -72,8 +73,8 @@ pub(super) struct StepPlan {
     pub loss: Value,
     pub loss_state: Option<Value>,
     pub instruments: Option<Instruments>,
-    /// Number of classes of the targets of cross-entropies.
-    pub classes: HashMap<Value, usize>,
+    /// What ids must be below: the classes of cross-entropies, the rows of tables.
+    pub ids_below: HashMap<Value, usize>,
     /// All that is bound to tensors: those of arenas, and the caller's.
     bound: HashSet<Value>,
 }
@@ -220,8 +221,8 @@ impl StepPlan {
         let plan = Arc::new(Plan::new(&g, &[&[loss], &options.outputs[..], &probed].concat(), profile)?);
         let seed = g.find_step_seed().filter(|&seed| plan.bound(seed).is_ok());
         let bound = [&params, &grads, &frozen].into_iter().flatten().chain(options.bindings.keys()).copied().collect();
-        let classes = classes(&g);
-        Ok(StepPlan { plan, params, grads, frozen, weight, seed, loss, loss_state, instruments, classes, bound })
+        let ids_below = ids_below(&g);
+        Ok(StepPlan { plan, params, grads, frozen, weight, seed, loss, loss_state, instruments, ids_below, bound })
     }
 
     /// Returns an error if one of these is planned to be in an arena.
@@ -258,16 +259,18 @@ fn check_values(graph: &Graph, loss: Value, options: &GraphTrainOptions) -> Resu
     Ok(())
 }
 
-/// The number of classes of each value that is the target of a cross-entropy.
-fn classes(graph: &Graph) -> HashMap<Value, usize> {
+/// What each value with ids must be below: the number of classes, or of rows of a table, in all of its parts.
+fn ids_below(graph: &Graph) -> HashMap<Value, usize> {
     let mut found = HashMap::new();
     for node in graph.nodes() {
-        if let (Source::Op(op), [logits, targets]) = (&node.source, &node.inputs[..])
-            && (op.as_ref() as &dyn Any).is::<CrossEntropy>()
-        {
-            let classes = graph.ty(*logits).shape.cols();
-            found.entry(*targets).and_modify(|n: &mut usize| *n = classes.max(*n)).or_insert(classes);
-        }
+        let (Source::Op(op), [of, ids]) = (&node.source, &node.inputs[..]) else { continue };
+        let (op, shape): (&dyn Any, _) = (op.as_ref(), &graph.ty(*of).shape);
+        let end = match op.downcast_ref::<Embedding>() {
+            Some(table) => table.first + shape.dims()[0],
+            None if op.is::<CrossEntropy>() => shape.cols(),
+            None => continue,
+        };
+        found.entry(*ids).and_modify(|n: &mut usize| *n = end.max(*n)).or_insert(end);
     }
     found
 }

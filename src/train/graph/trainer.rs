@@ -214,8 +214,8 @@ impl GraphTrainer {
     ///
     /// # Errors
     ///
-    /// If the data of an input has another length or type, an input never got any, or a target of a cross-entropy is not
-    /// a class: the error names it. This is found before anything is recorded.
+    /// If the data of an input has another length or type, an input never got any, or an id is of no class or row: the
+    /// error names it. This is found before anything is recorded.
     pub fn step<'a>(&mut self, feeds: impl Into<Feeds<'a>>) -> Result<StepLoss> {
         let step = self.step_count();
         let mut encoder = self.gpu.encoder("training step");
@@ -330,8 +330,8 @@ impl GraphTrainer {
             for (i, feed) in batch.iter().enumerate() {
                 let external = self.input(feed.value)?;
                 feed.data.check(&external.name, &external.ty)?;
-                if let Some(&classes) = self.step.classes.get(&feed.value) {
-                    feed.data.check_classes(&external.name, classes)?;
+                if let Some(&below) = self.step.ids_below.get(&feed.value) {
+                    feed.data.check_ids(&external.name, below)?;
                 }
                 if batch[..i].iter().any(|earlier| earlier.value == feed.value) {
                     return Err(Error::data(&external.name, "data once for each micro-batch", "it twice"));
