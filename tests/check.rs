@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use common::gpu;
 use throughline::check::{self, Case, Failures};
-use throughline::graph::Vjp;
+use throughline::graph::{ParamInit, Vjp};
 use throughline::kernel::Kernel;
 use throughline::ops::{Bind, Custom, Elements, Launch, Op, Program};
 use throughline::reference::{self, Array};
+use throughline::train::{GraphTrainConfig, GraphTrainer};
 use throughline::{AdapterClass, ExecOptions, Executable, Graph, Plan, Profile, Result, TensorType};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -291,4 +292,50 @@ fn what_is_wrong_with_an_op_of_closures_is_told() {
     // Without a device.
     let data = Array::new([8], vec![1.0; 8]);
     assert_eq!(reference::run(&g, &[(x, data)].into(), &[loss]).unwrap()[0].data, [24.0]);
+}
+
+/// `y = a x + b`, whose backward kernel has six storage bindings and writes the gradients of two parameters.
+fn affine() -> Custom {
+    let backward = Custom::new(
+        "affine_backward",
+        |[x, a, b, _]| Ok([x.clone(), a.clone(), b.clone()]),
+        |cx| {
+            let body = "dx[i] = dy[i] * a[i]; da[i] = dy[i] * x[i]; db[i] = dy[i];";
+            let elements = Elements::new("affine_backward", cx.outputs[0].len(), body);
+            let elements = elements.bind("x", Bind::In(0)).bind("a", Bind::In(1)).bind("dy", Bind::In(3));
+            elements.bind("dx", Bind::Out(0)).bind("da", Bind::Out(1)).bind("db", Bind::Out(2)).program(cx)
+        },
+        |[x, a, _, dy]: [&Array; 4]| [dy.zip(a, |dy, a| dy * a), dy.zip(x, |dy, x| dy * x), dy.clone()],
+    );
+    let forward = |cx: &Launch<'_>| {
+        let elements = Elements::new("affine", cx.outputs[0].len(), "y[i] = x[i] * a[i] + b[i];");
+        let elements = elements.bind("x", Bind::In(0)).bind("a", Bind::In(1)).bind("b", Bind::In(2));
+        elements.bind("y", Bind::Out(0)).program(cx)
+    };
+    let reference = |[x, a, b]: [&Array; 3]| [x.zip(a, |x, a| x * a).zip(b, |y, b| y + b)];
+    Custom::new("affine", |[x, _, _]| Ok([x.clone()]), forward, reference).backward(backward)
+}
+
+/// On a device with four storage buffers, bindings of the backward kernel share one.
+#[test]
+fn own_kernels_of_many_bindings_run_on_devices_of_four() {
+    let cases = [1, 37, 300].map(|n| Case::new(format!("{n}"), affine(), &[&[n], &[n], &[n]]));
+    check::op(gpu(), &cases).unwrap();
+}
+
+/// A kernel cannot write two ranges of one buffer, so that the second gradient is copied into its arena.
+#[test]
+fn two_gradients_of_one_kernel_are_trained_with() {
+    let mut g = gpu().graph();
+    let [x, target] = ["x", "target"].map(|name| g.input(name, TensorType::f32([64])).unwrap());
+    let a = g.param_with("a", [64], ParamInit::ONES).unwrap();
+    let b = g.param_with("b", [64], ParamInit::ZEROS).unwrap();
+    let y = g.op1("y", affine(), &[x, a, b]).unwrap();
+    let loss = g.mse("loss", y, target).unwrap();
+    let mut trainer = GraphTrainer::new_blocking(gpu(), g, loss, GraphTrainConfig::adamw(0.05)).unwrap();
+    for _ in 0..200 {
+        trainer.step(&[x.with(&[0.5f32; 64]), target.with(&[2.0f32; 64])]).unwrap();
+    }
+    let loss = trainer.loss_blocking().unwrap();
+    assert!(loss < 1e-3, "{loss}");
 }
