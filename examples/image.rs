@@ -66,9 +66,9 @@ fn run(cli::Picture { out }: cli::Picture) -> anyhow::Result<()> {
     let answers: Vec<u32> = classifier.read_blocking(best)?;
     let right = answers.iter().zip((0..3).cycle()).filter(|(answer, shape)| *answer == shape).count();
     println!("{right} of {} test images are recognised", answers.len());
-    let picture = SVGBackend::new(&out, (900, 330)).into_drawing_area();
+    let picture = SVGBackend::new(&out, (750, 330)).into_drawing_area();
     picture.fill(&WHITE)?;
-    for ((panel, image), answer) in picture.split_evenly((2, 6)).iter().zip(tests.chunks(SIZE * SIZE)).zip(answers) {
+    for ((panel, image), answer) in picture.split_evenly((2, 5)).iter().zip(tests.chunks(SIZE * SIZE)).zip(answers) {
         panel.draw(&Text::new(SHAPES[answer as usize], (15, 5), ("sans-serif", 18)))?;
         for (i, &pixel) in image.iter().enumerate().filter(|(_, pixel)| **pixel > 0.0) {
             let [x, y] = [i % SIZE, i / SIZE].map(|place| 10 * place as i32);

@@ -155,3 +155,7 @@ struct InYourApp;
 #[cfg(all(doctest, feature = "tokenizers"))]
 #[doc = include_str!("../docs/models.md")]
 struct Models;
+
+#[cfg(all(doctest, feature = "check"))]
+#[doc = include_str!("../docs/your_own_network.md")]
+struct YourOwnNetwork;

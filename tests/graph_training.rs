@@ -16,7 +16,7 @@ use throughline::probe::{Measure, Probe, Tap};
 use throughline::reference::{self, Array};
 use throughline::rng::Rng;
 use throughline::train::{Feeds, GraphCheckpoint, GraphTrainConfig, GraphTrainOptions, GraphTrainPlan, GraphTrainer};
-use throughline::{Graph, Result, Tensor, TensorType, Value};
+use throughline::{ExecOptions, Executable, Graph, Result, Tensor, TensorType, Value};
 
 const ROWS: usize = 24;
 const WIDTH: usize = 12;
@@ -513,6 +513,45 @@ fn a_resumed_run_equals_an_unbroken_one_bit_for_bit() {
         third.load_blocking(&path).unwrap();
         assert_eq!(third.step_count(), 0);
     }
+}
+
+#[test]
+fn an_executable_loads_what_was_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("net.safetensors");
+    let (mut saved, inputs) = trainer(net(ROWS, WIDTH, 0.0), config(AdamWConfig::default().into()));
+    train(&mut saved, inputs, 3);
+    saved.save_blocking(&path).unwrap();
+    let alone = |net: &Net, output: Value| {
+        let plan = gpu().plan(&net.g, &[output]).unwrap();
+        Executable::new_blocking(gpu(), plan.into(), ExecOptions::default()).unwrap()
+    };
+    let [xs, ys] = data(7, ROWS);
+    let loss = |exec: &Executable, net: &Net| {
+        exec.write(net.x, &xs).unwrap();
+        exec.write(net.y, &ys).unwrap();
+        exec.submit().unwrap();
+        exec.read_blocking::<f32>(net.loss).unwrap()[0]
+    };
+    let other = net(ROWS, WIDTH, 0.0);
+    let exec = alone(&other, other.loss);
+    let before = loss(&exec, &other);
+    exec.load_blocking(&path).unwrap();
+    let after = loss(&exec, &other);
+    let want = loss(&saved.executable_blocking(&other.g, &[other.loss]).unwrap(), &other);
+    assert!(after.to_bits() == want.to_bits() && after != before, "{before}, {after}, {want}");
+
+    // A part of the network takes its part of the file.
+    alone(&other, other.g.find("gelu").unwrap()).load_blocking(&path).unwrap();
+
+    // What cannot be loaded leaves things as they are.
+    let wider = net(ROWS, WIDTH + 1, 0.0);
+    let exec = alone(&wider, wider.loss);
+    let before = loss(&exec, &wider);
+    fails(exec.load_blocking(&path), &["net.safetensors", "`first.weight` has shape [3, 12], expected [3, 13]"]);
+    write_file(&path, &[("first.weight", &[3, 13])]);
+    fails(exec.load_blocking(&path), &["net.safetensors", "`first.bias` is missing"]);
+    assert_eq!(loss(&exec, &wider).to_bits(), before.to_bits());
 }
 
 #[test]

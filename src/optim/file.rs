@@ -242,7 +242,8 @@ impl Executable {
     /// # let other = g.input("x", TensorType::f32([1, 2]))?;
     /// # let out = Builder::new(&mut g).mlp("net", other, &[16, 1], |g, h| g.tanh("", h))?;
     /// # let config = GraphTrainConfig { seed: 5, ..GraphTrainConfig::adamw(0.1) };
-    /// # let mut trainer = GraphTrainer::new_blocking(&gpu, g, out, config)?;
+    /// # let loss = g.sum("loss", out)?;
+    /// # let mut trainer = GraphTrainer::new_blocking(&gpu, g, loss, config)?;
     /// # let dir = tempfile::tempdir().unwrap();
     /// # let path = dir.path().join("net.safetensors");
     /// # trainer.save_blocking(&path)?;
