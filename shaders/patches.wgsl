@@ -52,20 +52,3 @@ fn forward(
 fn from_window(image: u32, at: vec2<u32>, tap: u32, unit: u32, q: Params) -> E {
     return drows[(index_of(image, at, q.windows) * (q.taps.x * q.taps.y) + tap) * q.units + unit];
 }
-
-@compute @workgroup_size(GROUP)
-fn backward(
-    @builtin(workgroup_id) wid: vec3<u32>,
-    @builtin(num_workgroups) nwg: vec3<u32>,
-    @builtin(local_invocation_index) lid: u32,
-) {
-    let q = p;
-    let place = place_of(wid, nwg, lid, q.image);
-    if (place.index >= q.places) {
-        return;
-    }
-    let windows = around(place.at);
-    for (var unit = place.lane; unit < q.units; unit += LANES) {
-        dx[place.index * q.units + unit] = sum_around(place, windows, unit, q);
-    }
-}

@@ -98,20 +98,3 @@ fn from_window(image: u32, at: vec2<u32>, tap: u32, unit: u32, q: Params) -> E {
     }
     return scaled(dy[i], inside(at, q));
 }
-
-@compute @workgroup_size(GROUP)
-fn backward(
-    @builtin(workgroup_id) wid: vec3<u32>,
-    @builtin(num_workgroups) nwg: vec3<u32>,
-    @builtin(local_invocation_index) lid: u32,
-) {
-    let q = p;
-    let place = place_of(wid, nwg, lid, q.image);
-    if (place.index >= q.places) {
-        return;
-    }
-    let windows = around(place.at);
-    for (var unit = place.lane; unit < q.units; unit += LANES) {
-        dx[place.index * q.units + unit] = sum_around(place, windows, unit, q);
-    }
-}

@@ -76,3 +76,21 @@ fn sum_around(place: Place, a: Around, unit: u32, q: Params) -> E {
     }
     return sum;
 }
+
+// The gradient `dx` of the image, which the text after this one declares.
+@compute @workgroup_size(GROUP)
+fn backward(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) nwg: vec3<u32>,
+    @builtin(local_invocation_index) lid: u32,
+) {
+    let q = p;
+    let place = place_of(wid, nwg, lid, q.image);
+    if (place.index >= q.places) {
+        return;
+    }
+    let windows = around(place.at);
+    for (var unit = place.lane; unit < q.units; unit += LANES) {
+        dx[place.index * q.units + unit] = sum_around(place, windows, unit, q);
+    }
+}
