@@ -69,7 +69,7 @@ impl<'a> Subject<'a> {
         }
         let exec = Executable::new(self.gpu, plan, ExecOptions::bound(bindings)).await?;
         if let Some(types) = g.find(TOKEN_TYPES).filter(|&types| exec.plan().slot(types).is_some()) {
-            exec.write(types, &vec![0u32; g.ty(types).len()])?;
+            exec.leave_zero(types)?;
         }
         Ok(exec)
     }

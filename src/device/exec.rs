@@ -634,6 +634,12 @@ impl Executable {
         Ok(())
     }
 
+    /// Says that an input that nobody has bound or written is meant to be zero, as it is from the start.
+    pub(crate) fn leave_zero(&self, input: Value) -> Result<()> {
+        self.set[self.writable(input)?].store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Index of an input, parameter or state.
     fn writable(&self, value: Value) -> Result<usize> {
         match self.plan.find(value)?.0 {

@@ -225,7 +225,7 @@ impl SentenceEncoder {
         let plan = Arc::new(self.gpu.plan(&g, &[pooled])?);
         let exec = Executable::new(&self.gpu, plan, ExecOptions::bound(bindings)).await?;
         if let Some(types) = encoder.token_types {
-            exec.write(types, &vec![0u32; time])?;
+            exec.leave_zero(types)?;
         }
         if let Some(weights) = weights {
             exec.write(weights, &position_weights(time - before, before))?;

@@ -63,7 +63,7 @@ impl Evaluation {
         let exec = Executable::new(training.gpu(), plan.plan.clone(), options).await?;
         let evaluation = Evaluation { exec, inputs: plan.inputs, loss: plan.loss };
         if let Some(types) = plan.inputs.token_types {
-            evaluation.exec.write(types, &zeros(&plan.plan, types)?)?;
+            evaluation.exec.leave_zero(types)?;
         }
         Ok(evaluation)
     }
@@ -80,11 +80,6 @@ impl Evaluation {
         gpu.submit(encoder)?;
         Ok(loss)
     }
-}
-
-/// Zeros for an input of ids.
-fn zeros(plan: &Plan, input: Value) -> Result<Vec<u32>> {
-    Ok(vec![0; plan.find(input)?.1.len()])
 }
 
 impl Trainer {
@@ -129,7 +124,7 @@ impl Trainer {
     pub async fn from_plan(gpu: &Gpu, plan: &TrainPlan) -> Result<Self> {
         let training = GraphTrainer::from_plan(gpu, &plan.training, &HashMap::new()).await?;
         if let Some(types) = plan.inputs.token_types {
-            training.write(types, &zeros(training.plan(), types)?)?;
+            training.exec().leave_zero(types)?;
         }
         Ok(Trainer {
             evaluation: Evaluation::new(&plan.evaluation, &training).await?,
