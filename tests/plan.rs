@@ -4,13 +4,11 @@
 #[path = "common/graphs.rs"]
 mod graphs;
 
-use std::any::Any;
 use std::collections::{HashMap, HashSet};
 
 use graphs::{Built, Pair, recipes};
 use proptest::prelude::*;
-use throughline::graph::Source;
-use throughline::ops::map::{Chain, Operand};
+use throughline::graph::{Operand, Part, Source};
 use throughline::plan::{BufferCopy, PlannedDispatch, Slot, Step};
 use throughline::{AdapterClass, Graph, Plan, Profile, TensorType, Value};
 
@@ -387,26 +385,31 @@ impl Replay<'_> {
             full.extend(binds.iter().filter(|b| b.2).map(|b| b.0));
         }
         let types: Vec<TensorType> = step.outputs().iter().map(|o| o.1.clone()).collect();
-        let results = match (step.op().as_ref() as &dyn Any).downcast_ref::<Chain>() {
-            Some(chain) => self.chain(chain, &inputs, &types[0]),
-            None => self.terms.outputs(step.op().name(), &inputs, &types, |i| step.starts_as()[i]),
+        let results = match step.parts() {
+            [] => self.terms.outputs(step.op().name(), &inputs, &types, |i| step.starts_as()[i]),
+            parts => {
+                let results = self.parts(parts, step.inputs(), &inputs)?;
+                (0..types.len()).map(|output| results[step.op().made_by(output).unwrap()]).collect()
+            }
         };
         self.held.extend(outputs.into_iter().zip(results));
         Ok(())
     }
 
-    /// The outputs of several ops in one kernel, on these inputs.
-    fn chain(&mut self, chain: &Chain, inputs: &[Term], ty: &TensorType) -> Vec<Term> {
-        let mut results: Vec<Term> = vec![];
-        for part in chain.parts() {
-            let term = |operand: &Operand| match *operand {
-                Operand::Input(i) => inputs[i],
-                Operand::Part(i) => results[i],
+    /// What each of several ops in one kernel makes of the inputs of them all.
+    fn parts(&mut self, parts: &[Part], slots: &[(Slot, TensorType)], inputs: &[Term]) -> Result<Vec<Term>, String> {
+        let mut results: Vec<(Term, TensorType)> = vec![];
+        for Part { op, operands, .. } in parts {
+            let operand = |operand: &Operand| match *operand {
+                Operand::Input(i) => (inputs[i], slots[i].1.clone()),
+                Operand::Part(i) => results[i].clone(),
             };
-            let operands: Vec<Term> = part.operands.iter().map(term).collect();
-            results.extend(self.terms.outputs(part.op.name(), &operands, std::slice::from_ref(ty), |_| None));
+            let (terms, types): (Vec<Term>, Vec<TensorType>) = operands.iter().map(operand).unzip();
+            let types = op.infer(&types)?;
+            let outputs = self.terms.outputs(op.name(), &terms, &types, |output| op.starts_as(output));
+            results.push((outputs[0], types[0].clone()));
         }
-        chain.outputs().iter().map(|&i| results[i]).collect()
+        Ok(results.into_iter().map(|(term, _)| term).collect())
     }
 
     /// A dispatch's bindings as they were before some were merged, whose buffer then holds garbage.

@@ -56,15 +56,13 @@
 //! - [`Bound`](crate::kernel::Bound): what became of a binding on a device that binds fewer than the kernel has.
 //! - `bindings::Binding`: what the planner weighs to choose that, bytes and the cost of copies.
 
-use std::any::Any;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Error, Result, joined};
-use crate::graph::{Names, Op, Source, Value};
+use crate::graph::{Names, Op, Part, Source, Value};
 use crate::kernel::Kernel;
-use crate::ops::map::{Chain, Part};
 use crate::profile::Lanes;
 use crate::tensor::TensorType;
 
@@ -212,9 +210,10 @@ impl Step {
         &self.name
     }
 
-    /// The ops that it computes in one kernel, if it is a [chain](Chain) of elementwise ones; else none.
+    /// The ops whose work its kernels do, if they are several, such as a [chain](crate::ops::map::Chain) of elementwise
+    /// ones; else none.
     pub fn parts(&self) -> &[Part] {
-        (self.op.as_ref() as &dyn Any).downcast_ref::<Chain>().map_or(&[], Chain::parts)
+        self.op.parts()
     }
 
     /// Names of the other nodes that it computes: all but the last one's, which is its own.

@@ -14,7 +14,6 @@ use super::{
 use crate::error::{Error, Result, joined};
 use crate::graph::{Graph, Node, Op, Source, Value, check_outputs};
 use crate::kernel::{Bind, Bound, Launch, Program};
-use crate::ops::map::Chain;
 use crate::profile::Profile;
 use crate::tensor::TensorType;
 
@@ -566,10 +565,10 @@ fn check_types(op: &dyn Op, inputs: &[TensorType], outputs: &[TensorType]) -> Re
     }
 }
 
-/// What the buffer of an output is called: after its own node, where a chain computes several.
+/// What the buffer of an output is called: after its own node, where an op does the work of several.
 fn label(node: &str, op: &dyn Op, output: usize) -> String {
-    match (op as &dyn Any).downcast_ref::<Chain>() {
-        Some(chain) => chain.parts()[chain.outputs()[output]].name.clone(),
+    match op.made_by(output).and_then(|part| op.parts().get(part)) {
+        Some(part) => part.name.clone(),
         None if output == 0 => node.into(),
         None => format!("{node}:{output}"),
     }

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::broadcast::{Access, Walk};
+use crate::graph::Operand;
 use crate::kernel::{Bind, Elementwise, Kernel, Launch, Program};
 use crate::ops::elementwise;
 
@@ -20,15 +21,6 @@ pub(super) const SOURCES: &[&str] = &[SKELETON, HELPERS];
 pub(super) struct Link {
     pub function: Elementwise,
     pub operands: Vec<Operand>,
-}
-
-/// What one of several functions is applied to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operand {
-    /// The input of this index.
-    Input(usize),
-    /// The result of an earlier function, by its index.
-    Part(usize),
 }
 
 /// One dispatch that applies the links to the inputs, in order, and writes the results of some. `kernel` makes a kernel

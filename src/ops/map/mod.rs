@@ -37,9 +37,8 @@ mod kernel;
 mod methods;
 mod op;
 
-pub use chain::{Chain, Part};
+pub use chain::Chain;
 pub(super) use functions::{Entry, FUNCTIONS};
-pub use kernel::Operand;
 pub use op::Map;
 
 use super::cases::Row;
