@@ -10,13 +10,16 @@ use super::source::{LaneSource, lane_source, table_kernel};
 use crate::array::Array;
 use crate::error::Result;
 use crate::graph::{Graph, Op, Value, Vjp};
-use crate::kernel::{Bind, Kernel, Launch, Program};
+use crate::kernel::{Bind, FEW_ROWS, Gemv, Kernel, Launch, Program};
 use crate::profile::{AdapterClass, Cooperative, Profile};
 use crate::tensor::{Shape, TensorType};
 
 // The texts of each family of kernels; `shaders/matmul/shared.wgsl` says what each is for.
 const LANES: LaneSource = lane_source!("matmul/shared.wgsl", "matmul/columns.wgsl", "matmul/lanes.wgsl");
-const FEW_ROWS: LaneSource = lane_source!("matmul/shared.wgsl", "matmul/columns.wgsl", "matmul/few.wgsl");
+const FEW_SOURCE: LaneSource = lane_source!("matmul/shared.wgsl", "matmul/columns.wgsl", "matmul/few.wgsl");
+
+const GEMV_ROWS: &str = include_str!("../../shaders/products/rows.wgsl");
+const GEMV_QUADS: &str = include_str!("../../shaders/products/quads.wgsl");
 
 macro_rules! strip_source {
     ($file:literal $(, $extension:literal)*) => {
@@ -88,7 +91,7 @@ impl Tile {
 }
 
 /// The most rows that count as few. With more, elements of b are reused often enough for the tiles.
-const FEW: usize = 4;
+const FEW: usize = FEW_ROWS;
 
 /// Length along k of a strip in workgroup memory, as in the WGSL.
 const TILE_K: usize = 16;
@@ -109,7 +112,7 @@ const ENOUGH_GROUPS: usize = 48;
 pub(super) const ROW: Row = Row {
     name: "matmul",
     summary: "y = op(a) op(b) + bias, where op may transpose; batched; can add to the stream in its epilogue",
-    sources: &[LANES.plain, FEW_ROWS.plain, TILED, COOPERATIVE_F32],
+    sources: &[LANES.plain, FEW_SOURCE.plain, TILED, COOPERATIVE_F32],
     cases,
     bench: || {
         let square = |n: usize| Case::new(format!("{n}"), Matmul::default(), &[&[n, n], &[n, n]]);
@@ -345,7 +348,7 @@ impl Matmul {
         let (source, entry, step) = match (tile, d.n % 4) {
             (Tile::Lanes { .. }, 0) => (LANES.text(subgroups), "forward_lanes_quads", 4),
             (Tile::Lanes { .. }, _) => (LANES.text(subgroups), "forward_lanes", 4),
-            (Tile::Few { .. }, _) => (FEW_ROWS.text(subgroups), "forward_few", 4),
+            (Tile::Few { .. }, _) => (FEW_SOURCE.text(subgroups), "forward_few", 4),
             (Tile::Tiled { .. }, 0) => (TILED, "forward_tiled_quads", TILE_K),
             (Tile::Tiled { .. }, _) => (TILED, "forward_tiled", TILE_K),
             (Tile::Cooperative { kind: Cooperative::F32, .. }, _) => (COOPERATIVE_F32, "forward_cooperative", TILE_K),
@@ -532,6 +535,17 @@ impl Op for Matmul {
     fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
         let dims = self.dims(&inputs[0].shape, &inputs[1].shape);
         dims.map_or(0, |d| 2 * (d.batch * d.m * d.n * d.k) as u64)
+    }
+
+    fn gemv(&self, inputs: &[TensorType]) -> Option<Gemv> {
+        let d = self.dims(&inputs[0].shape, &inputs[1].shape).ok()?;
+        let whole_quads = d.k.is_multiple_of(4) && (self.transpose_b || d.n.is_multiple_of(4));
+        if self.batch || self.transpose_a || self.accumulate || d.m > FEW || !whole_quads {
+            return None;
+        }
+        let text = if self.transpose_b { GEMV_ROWS } else { GEMV_QUADS };
+        let gemv = Gemv::new::<Self>(text, "vec4<f32>", [d.m, d.n, d.k]);
+        Some(Gemv { quads: !self.transpose_b, bias: self.bias, ..gemv })
     }
 
     fn starts_as(&self, _output: usize) -> Option<usize> {

@@ -15,11 +15,22 @@ use super::sum;
 use crate::array::Array;
 use crate::error::Result;
 use crate::graph::{Graph, Op, Value, Vjp};
-use crate::kernel::{Bind, Launch, Program};
+use crate::kernel::{Bind, FEW_ROWS, Launch, OnRead, Program};
 use crate::profile::AdapterClass;
 use crate::tensor::TensorType;
 
 const SOURCE: LaneSource = lane_source!("common/rows.wgsl", "norm.wgsl");
+
+macro_rules! on_read_source {
+    ($file:literal) => {
+        concat!(
+            include_str!("../../shaders/products/norm.wgsl"),
+            include_str!(concat!("../../shaders/products/", $file))
+        )
+    };
+}
+const LAYER_NORM_ON_READ: &str = on_read_source!("layer_norm.wgsl");
+const RMS_NORM_ON_READ: &str = on_read_source!("rms_norm.wgsl");
 
 pub(super) const LAYERNORM: Row = Row {
     name: "layernorm",
@@ -139,6 +150,15 @@ impl Op for Norm {
 
     fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
         (if self.centered { 8 } else { 4 }) * inputs[0].len() as u64
+    }
+
+    fn on_read(&self, inputs: &[TensorType]) -> Option<OnRead> {
+        let x = &inputs[0].shape;
+        let few = x.rows() <= FEW_ROWS && x.cols().is_multiple_of(4);
+        few.then(|| match self.centered {
+            true => OnRead::new::<Self>(LAYER_NORM_ON_READ, &["gamma", "beta"], self.eps),
+            false => OnRead::new::<Self>(RMS_NORM_ON_READ, &["gamma"], self.eps),
+        })
     }
 }
 

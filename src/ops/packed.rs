@@ -139,6 +139,13 @@ impl Graph {
     }
 }
 
+impl PackedLinear {
+    /// A product with this matrix that adds to nothing.
+    pub(super) fn of(matrix: Packed, bias: bool) -> Self {
+        PackedLinear { matrix, bias, accumulate: false }
+    }
+}
+
 /// How a product is tiled: invocations of a workgroup, how many of them split k, and the sums that each computes.
 #[derive(Clone, Copy)]
 struct Tile {

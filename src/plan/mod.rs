@@ -71,6 +71,7 @@ mod chains;
 mod declared;
 mod fuse;
 mod planner;
+mod products;
 pub(crate) mod requirements;
 pub mod variants;
 

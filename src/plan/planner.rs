@@ -9,7 +9,8 @@ use std::collections::{HashMap, HashSet};
 
 use super::bindings::{self, Binding};
 use super::{
-    BoundSlot, BufferCopy, BufferSpec, External, Plan, PlannedDispatch, Slot, Step, chains, declared, fuse, variants,
+    BoundSlot, BufferCopy, BufferSpec, External, Plan, PlannedDispatch, Slot, Step, chains, declared, fuse, products,
+    variants,
 };
 use crate::error::{Error, Result, joined};
 use crate::graph::{Graph, Node, Op, Source, Value, check_outputs};
@@ -74,7 +75,15 @@ impl Plan {
         };
         wanted.iter_mut().for_each(|v| *v = placed(*v));
         let moved = fuse::fold_additions(&mut nodes, &wanted);
-        let now = |v: Value| moved.get(&placed(v)).copied().unwrap_or(placed(v));
+        let folded = |v: Value| moved.get(&placed(v)).copied().unwrap_or(placed(v));
+        let joined = match fused {
+            true => {
+                let read: Vec<Value> = wanted.iter().map(|v| moved.get(v).copied().unwrap_or(*v)).collect();
+                products::join(&mut nodes, &read, profile)
+            }
+            false => HashMap::new(),
+        };
+        let now = |v: Value| joined.get(&folded(v)).copied().unwrap_or(folded(v));
         let stores: Vec<(Value, Value)> = graph.stores().iter().map(|&(v, s)| (now(v), placed(s))).collect();
         let keep: Vec<Value> = outputs.iter().map(|&v| now(v)).collect();
         let mut plan = plan(&nodes, &keep, &stores, profile)?;
