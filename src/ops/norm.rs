@@ -214,10 +214,8 @@ impl Op for NormBackward {
         let outs = [Bind::Out(0), Bind::Scratch(dgamma), Bind::Scratch(dbeta)];
         let words = words(&layout, rows, cols, 0.0, each);
         program.dispatch(kernel, &[&ins[..], &outs].concat(), &words, cx.profile.grid(layout.groups));
-        for (from, to) in [(dgamma, 1), (dbeta, 2)].into_iter().take(cx.outputs.len() - 1) {
-            let ends = (Bind::ScratchIn(from), Bind::Out(to));
-            sum::sum_rows::<Self>(&mut program, cx.profile, ends, (blocks, cols), false);
-        }
+        let ends = [(dgamma, 1), (dbeta, 2)].map(|(from, to)| (Bind::ScratchIn(from), Bind::Out(to)));
+        sum::sum_rows::<Self>(&mut program, cx.profile, &ends[..cx.outputs.len() - 1], (blocks, cols), false);
         Ok(program)
     }
 
