@@ -31,8 +31,13 @@ const GEMV: &str = concat!(
     include_str!("../../shaders/products/packed.wgsl"),
 );
 const LANES: LaneSource = lane_source!("packed/decode.wgsl", "packed/shared.wgsl", "packed/lanes.wgsl");
-const FEW_SOURCE: LaneSource =
-    lane_source!("packed/decode.wgsl", "packed/shared.wgsl", "packed/pieces.wgsl", "packed/dots.wgsl", "packed/few.wgsl");
+const FEW_SOURCE: LaneSource = lane_source!(
+    "packed/decode.wgsl",
+    "packed/shared.wgsl",
+    "packed/pieces.wgsl",
+    "packed/dots.wgsl",
+    "packed/few.wgsl"
+);
 
 macro_rules! source {
     ($($file:literal),+) => {

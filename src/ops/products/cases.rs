@@ -65,8 +65,8 @@ pub(super) fn cases() -> Vec<Case> {
             norm: Some(true),
             ..PLAIN
         },
-                Shape { name: "packed", m: 3, k: 512, weights: mixed, bias: true, ..PLAIN },
-                Shape { name: "packed, gated", k: 96, columns: gate, gated: true, weights: small, norm: Some(false), ..PLAIN },
+        Shape { name: "packed", m: 3, k: 512, weights: mixed, bias: true, ..PLAIN },
+        Shape { name: "packed, gated", k: 96, columns: gate, gated: true, weights: small, norm: Some(false), ..PLAIN },
     ]
     .iter()
     .map(Shape::case)
