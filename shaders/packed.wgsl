@@ -85,7 +85,7 @@ fn fifth_bits(word: u32, shift: vec4<u32>) -> vec4<u32> {
 // Two bytes for each element.
 fn halves(index: u32) -> Unit {
     var q: Unit;
-    for (var i = 0u; i < 8u; i++) {
+    for (var i = 0u; i < 8u; i++) { // unroll
         let a = word(64u * index + 8u * i);
         let b = word(64u * index + 8u * i + 4u);
         if (FORMAT == F16) {
@@ -111,9 +111,9 @@ fn small_block(index: u32) -> Unit {
         high = word(start + head);
     }
     var q: Unit;
-    for (var i = 0u; i < 4u; i++) {
+    for (var i = 0u; i < 4u; i++) { // unroll
         let packed = word(start + size - 16u + 4u * i);
-        for (var half = 0u; half < 2u; half++) {
+        for (var half = 0u; half < 2u; half++) { // unroll
             var v = nibbles(packed, 4u * half);
             if (fifth) {
                 v |= fifth_bits(high, vec4<u32>(0u, 1u, 2u, 3u) + vec4<u32>(4u * i + 16u * half));
@@ -133,7 +133,7 @@ fn byte_block(index: u32) -> Unit {
     let start = 34u * index;
     let d = unpack2x16float(word(start)).x;
     var q: Unit;
-    for (var i = 0u; i < 8u; i++) {
+    for (var i = 0u; i < 8u; i++) { // unroll
         q[i] = signed_bytes(word(start + 2u + 4u * i)) * d;
     }
     return q;
@@ -160,7 +160,7 @@ fn k_block(index: u32) -> Unit {
     let d = dm.x * f32(scale);
     let m = dm.y * f32(least);
     var q: Unit;
-    for (var i = 0u; i < 8u; i++) {
+    for (var i = 0u; i < 8u; i++) { // unroll
         var v = nibbles(word(start + size - 128u + 32u * (s / 2u) + 4u * i), 4u * (s % 2u));
         if (fifth) {
             v |= fifth_bits(word(start + 16u + 4u * i), vec4<u32>(0u, 8u, 16u, 24u) + vec4<u32>(s));
@@ -179,7 +179,7 @@ fn six_bit_block(index: u32) -> Unit {
     let d = unpack2x16float(word(start + 208u)).x;
     let scales = signed_bytes(word(start + 192u + 8u * (s / 4u) + 4u * (part / 2u)));
     var q: Unit;
-    for (var i = 0u; i < 8u; i++) {
+    for (var i = 0u; i < 8u; i++) { // unroll
         let low = nibbles(word(start + 64u * (s / 4u) + 32u * (part % 2u) + 4u * i), 4u * (part / 2u));
         let high = word(start + 128u + 32u * (s / 4u) + 4u * i);
         let high_bits = (vec4<u32>(high) >> (vec4<u32>(0u, 8u, 16u, 24u) + vec4<u32>(2u * part))) & vec4<u32>(3u);
@@ -223,7 +223,7 @@ fn rows(
     if (id < p.n) {
         q = unit(id * p.units + i % p.units);
     }
-    for (var j = 0u; j < 8u; j++) {
+    for (var j = 0u; j < 8u; j++) { // unroll
         rows_out[8u * i + j] = q[j];
     }
 }
@@ -250,17 +250,17 @@ fn forward(
     for (var u0 = 0u; u0 < units; u0 += SLICES) {
         let u = min(u0 + slice, units - 1u);
         var ws: array<Unit, COLS>;
-        for (var c = 0u; c < COLS; c++) {
+        for (var c = 0u; c < COLS; c++) { // unroll
             ws[c] = unit(min(col0 + c, p.n - 1u) * units + u);
         }
-        for (var r = 0u; r < ROWS; r++) {
+        for (var r = 0u; r < ROWS; r++) { // unroll
             let at = (min(row0 + r, p.m - 1u) * units + u) * 8u;
             // With subgroups, which all share a slice, each lane loads a quad and hands it round.
             var mine: vec4<f32>;
             if (SUBGROUPS) {
                 mine = x[at + lid % 8u];
             }
-            for (var i = 0u; i < 8u; i++) {
+            for (var i = 0u; i < 8u; i++) { // unroll
                 var v: vec4<f32>;
                 if (SUBGROUPS) {
                     v = from_lane(mine, i);
@@ -270,14 +270,14 @@ fn forward(
                 if (SLICES > 1u) {
                     v = select(vec4<f32>(), v, u0 + slice < units);
                 }
-                for (var c = 0u; c < COLS; c++) {
+                for (var c = 0u; c < COLS; c++) { // unroll
                     acc[r][c] = fma(v, ws[c][i], acc[r][c]);
                 }
             }
         }
     }
-    for (var r = 0u; r < ROWS; r++) {
-        for (var c = 0u; c < COLS; c++) {
+    for (var r = 0u; r < ROWS; r++) { // unroll
+        for (var c = 0u; c < COLS; c++) { // unroll
             partial[(r * COLS + c) * GROUP + lid] = dot(acc[r][c], vec4<f32>(1.0));
         }
     }
@@ -324,9 +324,9 @@ fn backward(
     let until = p.until;
     for (var col = p.since; col < until; col++) {
         let ws = unit(col * p.units + u);
-        for (var r = 0u; r < ROWS; r++) {
+        for (var r = 0u; r < ROWS; r++) { // unroll
             let d = dy[min(row0 + r, p.m - 1u) * p.n + col];
-            for (var i = 0u; i < 8u; i++) {
+            for (var i = 0u; i < 8u; i++) { // unroll
                 acc[r][i] = fma(vec4<f32>(d), ws[i], acc[r][i]);
             }
         }
@@ -334,9 +334,9 @@ fn backward(
     if (at >= p.units) {
         return;
     }
-    for (var r = 0u; r < ROWS; r++) {
+    for (var r = 0u; r < ROWS; r++) { // unroll
         if (row0 + r < p.m) {
-            for (var i = 0u; i < 8u; i++) {
+            for (var i = 0u; i < 8u; i++) { // unroll
                 let to = ((row0 + r) * p.units + u) * 8u + i;
                 var v = acc[r][i];
                 if (p.accumulate != 0u) {

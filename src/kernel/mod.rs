@@ -7,6 +7,7 @@ mod elementwise;
 mod knobs;
 pub(crate) mod merge;
 mod program;
+mod unroll;
 pub(crate) mod wgsl;
 
 pub use elementwise::Elementwise;
