@@ -9,6 +9,7 @@ mod knobs;
 pub(crate) mod merge;
 mod numbered;
 mod program;
+mod unroll;
 pub(crate) mod wgsl;
 
 pub use elementwise::Elementwise;

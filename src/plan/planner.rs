@@ -277,7 +277,8 @@ impl<'a> Planner<'a> {
         for d in &program.dispatches {
             let binds: Vec<_> = d.binds.iter().map(slot).collect();
             self.check_dispatch(node, &binds, d.workgroups)?;
-            let (kernel, words) = (d.kernel.clone().planned_for(made_by), d.words.clone());
+            let kernel = d.kernel.clone().planned_for(made_by).on(self.profile.class);
+            let words = d.words.clone();
             let (ranges, copies_in, copies_out) = Default::default();
             let workgroups = d.workgroups;
             dispatches.push(PlannedDispatch { kernel, binds, words, ranges, copies_in, copies_out, workgroups });
