@@ -6,7 +6,7 @@ const PIECE: u32 = 2u; // quads of a piece: what an invocation decodes at a time
 
 const LARGE: bool = FORMAT == Q4_K || FORMAT == Q5_K || FORMAT == Q6_K;
 
-alias Piece = array<vec4<f32>, PIECE>;
+alias Piece = array<vec4<f32>, 8>; // the first PIECE count; a text that is not called must be valid, too
 
 // Which quad of a row of x belongs to quad `i` of piece `t` of the row.
 fn piece_quad(t: u32, i: u32) -> u32 {
