@@ -85,6 +85,24 @@ fn a_device_with_just_what_training_requires_trains() {
     }
 }
 
+/// What it takes to train these on cards of 12 and of 8 GB.
+#[test]
+fn training_gpt2_takes_so_many_bytes() {
+    let max = u32::MAX.into();
+    let profile = Profile { max_binding_bytes: max, max_buffer_bytes: max, ..Profile::portable(AdapterClass::Gpu) };
+    for (layers, dim, heads, batch, most) in [(12, 768, 12, 8, 8.9e9), (24, 1024, 16, 1, 7.6e9)] {
+        let model = TransformerConfig::gpt2(50_257, 1024, layers, dim, heads);
+        let config = TrainConfig::new(model, batch);
+        let plan = TrainPlan::new(&config, &TrainOptions::default(), &profile).unwrap();
+        assert!(plan.bytes() as f64 <= most, "{} of at most {most} bytes", plan.bytes());
+        // Evaluation has little of its own.
+        let [step, evaluation, update] = plan.plans();
+        let arenas = 4 * 4 * plan.parameter_count();
+        let rest = plan.bytes() - arenas - step.buffer_bytes() - update.buffer_bytes();
+        assert!(rest < evaluation.buffer_bytes() / 100, "{rest} bytes");
+    }
+}
+
 #[test]
 fn features_are_those_that_the_kernels_use() {
     let (config, options) = (config(2, 16), TrainOptions::default());

@@ -27,6 +27,7 @@ pub mod timeline;
 pub mod tune;
 mod wait;
 
+pub(crate) use exec::Memory;
 #[cfg(feature = "check")]
 pub(crate) use exec::SENTINEL;
 pub use exec::{ExecOptions, Executable, Slice};
