@@ -425,8 +425,8 @@ const FEW: usize = 4;
 /// dispatch that combines slices.
 const UNSPLIT: usize = 1024;
 
-/// Workgroup memory for queries, and later for the sums of one, in bytes. As much again will do for everything else.
-const SPLIT_BYTES: usize = 8192;
+/// The fewest keys of a full cache that are worth a slice.
+const SLICE: usize = 32;
 
 /// Units of a row that a workgroup of combine.wgsl makes.
 const COMBINED: usize = 16;
@@ -502,28 +502,30 @@ impl Tile {
     /// Few queries on a GPU. Where the keys are not split, each row has a workgroup of its own unless there are plenty:
     /// they start together, and what one reads again is in the cache.
     fn split(cx: &Launch<'_>, d: &Dims) -> Tile {
-        let (elem_bytes, dim) = (4 * units(d.dh).1, units(d.dh).2);
+        let shuffles = cx.profile.subgroup_lanes().map_or(0, |n| n as usize);
+        // Elements of a row that an invocation has, and the most rows: what Apple's M1 can keep in registers.
+        let (own, most) = match d.dh {
+            0..=64 => (4, 8),
+            65..=128 => (4, 7),
+            129..=256 if shuffles < 32 => (4, 4),
+            _ => (8, 2),
+        };
+        let lanes = d.dh.div_ceil(own).next_power_of_two().max(4);
         let all = d.sharing * d.tq;
-        // Two or three units of each row an invocation, or one of many rows: what they keep is in registers.
-        let lanes = if all > 4 { (2 * dim).div_ceil(3) } else { dim.div_ceil(3) };
-        let lanes = lanes.next_power_of_two().clamp(4, if dim > 128 { 64 } else { 32 });
-        let own = dim.div_ceil(lanes);
-        let most = (128 / (own * elem_bytes)).min(SPLIT_BYTES / (own * lanes * elem_bytes)).clamp(1, all);
+        let most = all.min(most).min(lanes);
         let groups = |rows: usize| d.batch * d.kv_heads * all.div_ceil(rows);
         let (rows, slices) = if d.tk <= UNSPLIT || groups(most) >= BUSY {
             ((1..=most).rev().find(|&rows| groups(rows) >= BUSY).unwrap_or(1), 1)
         } else {
-            let fill_a_step = d.tk.div_ceil(4 * 64 / lanes);
-            (most, BUSY.div_ceil(groups(most)).next_power_of_two().min(fill_a_step))
+            (most, BUSY.div_ceil(groups(most)).next_power_of_two().min(d.tk.div_ceil(SLICE)))
         };
-        let rows = all.div_ceil(all.div_ceil(rows));
-        // Half as many invocations as would meet all keys at once, within limits.
-        let group = (d.tk.div_ceil(slices) * lanes / 8).next_power_of_two();
-        let most_invocations = 1 << cx.profile.max_invocations.clamp(64, 256).ilog2();
-        let group = group.clamp(64, most_invocations).min(SPLIT_BYTES / (own * elem_bytes));
-        let reach = cx.profile.subgroup_lanes().map_or(0, |n| (n as usize).min(group));
-        let subgroups = reach >= lanes;
-        let split = Split { rows, lanes, reach: if subgroups { reach } else { lanes }, slices };
+        let rows = all.div_ceil(all.div_ceil(rows)); // evenly
+        // As many invocations as meet all keys at once, within limits.
+        let allowed = 1 << cx.profile.max_invocations.clamp(128, 256).ilog2();
+        let group = (d.tk.div_ceil(slices) * lanes / 4).next_power_of_two().clamp(lanes.max(64), allowed);
+        let subgroups = shuffles >= lanes;
+        let reach = if subgroups { shuffles.min(group) } else { lanes };
+        let split = Split { rows, lanes, reach, slices };
         Tile { cut: Cut::Split(split), group, subgroups }
     }
 
