@@ -273,7 +273,6 @@ fn tiled_backward_kv(
     for (var h = 0u; h < sharing; h++) {
         for (var row0 = first; row0 < p.tq; row0 += OTHERS) {
             var s: Scores;
-            var dp: Scores;
             for (var c = 0u; c < DIM; c += CHUNK) {
                 workgroupBarrier();
                 stage_k(at, lane, MINE, at.row0, c);
@@ -281,21 +280,21 @@ fn tiled_backward_kv(
                 workgroupBarrier();
                 add_products(&s, lane);
             }
+            // Probabilities wait in workgroup memory, or registers would be too few: the M1 has 128.
+            for (var j = 0u; j < 4u; j++) { // unroll
+                let other = lane % LANES + j * LANES;
+                let row = row0 + other;
+                let sees = keys < vec4<u32>(select(0u, visible(row, p.tk - p.tq), row < p.tq));
+                let prob = select(vec4<f32>(), exp(s[j] * p.scale - lse[stat_at(at, row)]), sees);
+                weights[weight_at(other, lane / LANES)] = prob;
+            }
+            var dp: Scores;
             for (var c = 0u; c < DIM; c += CHUNK) {
                 workgroupBarrier();
                 stage_v(at, lane, MINE, at.row0, c);
                 stage_do(at, lane, THEIRS, row0, c);
                 workgroupBarrier();
                 add_products(&dp, lane);
-            }
-            for (var j = 0u; j < 4u; j++) { // unroll
-                let other = lane % LANES + j * LANES;
-                let row = row0 + other;
-                let stat = stat_at(at, row);
-                let sees = keys < vec4<u32>(select(0u, visible(row, p.tk - p.tq), row < p.tq));
-                let prob = select(vec4<f32>(), exp(s[j] * p.scale - lse[stat]), sees);
-                s[j] = prob * (dp[j] - delta[stat]);
-                weights[weight_at(other, lane / LANES)] = prob;
             }
             for (var j = 0u; j < OTHERS; j += SLAB) {
                 workgroupBarrier();
@@ -305,7 +304,9 @@ fn tiled_backward_kv(
             }
             workgroupBarrier();
             for (var j = 0u; j < 4u; j++) { // unroll
-                weights[weight_at(lane % LANES + j * LANES, lane / LANES)] = s[j];
+                let other = lane % LANES + j * LANES;
+                let mine = weight_at(other, lane / LANES);
+                weights[mine] *= dp[j] - delta[stat_at(at, row0 + other)];
             }
             for (var j = 0u; j < OTHERS; j += SLAB) {
                 workgroupBarrier();

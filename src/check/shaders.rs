@@ -52,7 +52,7 @@ fn collect<'a>(gpu: &Gpu, cases: &'a [Case]) -> (Texts<'a>, Failures) {
 fn collect_case<'a>(gpu: &Gpu, case: &'a Case, texts: &mut Texts<'a>, failures: &mut Failures) -> Result<()> {
     let harness = Harness::new(case, 3)?;
     // To read their text, no device with cooperative matrices is needed.
-    let cooperative = [Cooperative::F32, Cooperative::F16].map(|kind| Profile {
+    let cooperative = Cooperative::ALL.map(|kind| Profile {
         subgroups: Some([32, 32]),
         cooperative: Some(kind),
         ..Profile::portable(AdapterClass::Gpu)

