@@ -73,8 +73,11 @@ impl Plan {
             Value::local(place[v.node()], v.output())
         };
         wanted.iter_mut().for_each(|v| *v = placed(*v));
-        let moved = fuse::fold_additions(&mut nodes, &wanted);
-        let now = |v: Value| moved.get(&placed(v)).copied().unwrap_or(placed(v));
+        let sums = fuse::fold_column_sums(&mut nodes, &wanted, profile);
+        let moved = |to: &HashMap<Value, Value>, v: Value| to.get(&v).copied().unwrap_or(v);
+        wanted.iter_mut().for_each(|v| *v = moved(&sums, *v));
+        let added = fuse::fold_additions(&mut nodes, &wanted);
+        let now = |v: Value| moved(&added, moved(&sums, placed(v)));
         let stores: Vec<(Value, Value)> = graph.stores().iter().map(|&(v, s)| (now(v), placed(s))).collect();
         let keep: Vec<Value> = outputs.iter().map(|&v| now(v)).collect();
         let mut plan = plan(&nodes, &keep, &stores, profile)?;
