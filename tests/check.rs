@@ -370,7 +370,7 @@ fn gradients_of_a_layer_go_to_one_arena() {
     }
 }
 
-/// A kernel cannot write two ranges of one buffer, so that the second gradient is copied into its arena.
+/// A kernel may write two ranges of one buffer, as gradients in an arena are.
 #[test]
 fn two_gradients_of_one_kernel_are_trained_with() {
     let mut g = gpu().graph();

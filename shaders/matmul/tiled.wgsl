@@ -29,7 +29,7 @@ fn tile_sums(w: Work, lid: u32) -> TileSums {
     let a0 = w.matrix * p.m * p.k;
     let b0 = w.matrix * p.k * p.n;
     var blocks: array<Block, BLOCKS_EACH>;
-    for (var i = 0u; i < BLOCKS_EACH; i++) {
+    for (var i = 0u; i < BLOCKS_EACH; i++) { // unroll
         let t = i * TILE_GROUP + lid;
         if (t < A_BLOCKS) {
             blocks[i] = block(t, w.row0, p.m, A_WIDTH, a0, !A_TRANSPOSED);
@@ -40,16 +40,16 @@ fn tile_sums(w: Work, lid: u32) -> TileSums {
     var acc: TileSums;
     var columns: array<vec4<f32>, BLOCKS_EACH>;
     for (var k = w.k; k < w.k_end; k += TILE_K) {
-        for (var i = 0u; i < BLOCKS_EACH; i++) {
+        for (var i = 0u; i < BLOCKS_EACH; i++) { // unroll
             let t = i * TILE_GROUP + lid;
             if (t < A_BLOCKS) {
                 let rows = load_a(blocks[i], k, a0 + p.m * p.k - 1u);
-                for (var j = 0u; j < 4u; j++) {
+                for (var j = 0u; j < 4u; j++) { // unroll
                     tile_a[slot(blocks[i].k / 4u, blocks[i].x, A_WIDTH) + j * A_WIDTH] = rows[j];
                 }
             } else if (BLOCKS % TILE_GROUP == 0u || t < BLOCKS) {
                 let rows = load_b(blocks[i], k, b0 + p.k * p.n - 1u);
-                for (var j = 0u; j < 4u; j++) {
+                for (var j = 0u; j < 4u; j++) { // unroll
                     tile_b[slot(blocks[i].k / 4u, blocks[i].x, B_WIDTH) + j * B_WIDTH] = rows[j];
                 }
                 if (COLUMN_SUMS) {
@@ -58,15 +58,15 @@ fn tile_sums(w: Work, lid: u32) -> TileSums {
             }
         }
         workgroupBarrier();
-        for (var k4 = 0u; k4 < TILE_K / 4u; k4++) {
-            for (var j = 0u; j < 4u; j++) {
+        for (var k4 = 0u; k4 < TILE_K / 4u; k4++) { // unroll
+            for (var j = 0u; j < 4u; j++) { // unroll
                 var va: array<vec4<f32>, TILE_ROWS>;
-                for (var i = 0u; i < TILE_ROWS; i++) {
+                for (var i = 0u; i < TILE_ROWS; i++) { // unroll
                     va[i] = tile_a[slot(k4, lid / ACROSS + i * DOWN, A_WIDTH) + j * A_WIDTH];
                 }
-                for (var q = 0u; q < TILE_QUADS; q++) {
+                for (var q = 0u; q < TILE_QUADS; q++) { // unroll
                     let vb = tile_b[slot(k4, lid % ACROSS + q * ACROSS, B_WIDTH) + j * B_WIDTH];
-                    for (var i = 0u; i < TILE_ROWS; i++) {
+                    for (var i = 0u; i < TILE_ROWS; i++) { // unroll
                         acc[i][0][q] = fma(vec4<f32>(va[i].x), vb, acc[i][0][q]);
                         acc[i][1][q] = fma(vec4<f32>(va[i].y), vb, acc[i][1][q]);
                         acc[i][2][q] = fma(vec4<f32>(va[i].z), vb, acc[i][2][q]);
@@ -78,7 +78,7 @@ fn tile_sums(w: Work, lid: u32) -> TileSums {
         workgroupBarrier();
     }
     if (COLUMN_SUMS) {
-        for (var i = 0u; i < BLOCKS_EACH; i++) {
+        for (var i = 0u; i < BLOCKS_EACH; i++) { // unroll
             let t = i * TILE_GROUP + lid;
             if (t >= A_BLOCKS && t < BLOCKS) {
                 tile_b[blocks[i].k / 4u * B_WIDTH + blocks[i].x] = columns[i];
@@ -92,7 +92,7 @@ fn tile_sums(w: Work, lid: u32) -> TileSums {
 // The column sums of b that `tile_sums` leaves in workgroup memory, of quad `x` of the tile's columns.
 fn column_sums(x: u32) -> vec4<f32> {
     var sum = tile_b[x];
-    for (var k4 = 1u; k4 < TILE_K / 4u; k4++) {
+    for (var k4 = 1u; k4 < TILE_K / 4u; k4++) { // unroll
         sum += tile_b[k4 * B_WIDTH + x];
     }
     return sum;
@@ -100,10 +100,10 @@ fn column_sums(x: u32) -> vec4<f32> {
 
 // Stores a tile, quad by quad, or element by element.
 fn store_tile_quads(w: Work, lid: u32, sums: TileSums) {
-    for (var i = 0u; i < TILE_ROWS; i++) {
-        for (var r = 0u; r < 4u; r++) {
+    for (var i = 0u; i < TILE_ROWS; i++) { // unroll
+        for (var r = 0u; r < 4u; r++) { // unroll
             let row = w.row0 + 4u * (lid / ACROSS + i * DOWN) + r;
-            for (var q = 0u; q < TILE_QUADS; q++) {
+            for (var q = 0u; q < TILE_QUADS; q++) { // unroll
                 let col = w.col0 + 4u * (lid % ACROSS + q * ACROSS);
                 if (row < p.m && col < p.n) {
                     store_quad((w.plane * p.m + row) * p.n, col, sums[i][r][q]);
@@ -114,12 +114,12 @@ fn store_tile_quads(w: Work, lid: u32, sums: TileSums) {
 }
 
 fn store_tile(w: Work, lid: u32, sums: TileSums) {
-    for (var i = 0u; i < TILE_ROWS; i++) {
-        for (var r = 0u; r < 4u; r++) {
+    for (var i = 0u; i < TILE_ROWS; i++) { // unroll
+        for (var r = 0u; r < 4u; r++) { // unroll
             let row = w.row0 + 4u * (lid / ACROSS + i * DOWN) + r;
-            for (var q = 0u; q < TILE_QUADS; q++) {
+            for (var q = 0u; q < TILE_QUADS; q++) { // unroll
                 let col = w.col0 + 4u * (lid % ACROSS + q * ACROSS);
-                for (var j = 0u; j < 4u; j++) {
+                for (var j = 0u; j < 4u; j++) { // unroll
                     if (row < p.m && col + j < p.n) {
                         store((w.plane * p.m + row) * p.n, col + j, sums[i][r][q][j]);
                     }
@@ -199,7 +199,7 @@ fn forward_tiled_sums(
     let col = w.col0 + 4u * lid;
     if (w.row0 == 0u && lid < B_WIDTH) {
         let v = column_sums(lid);
-        for (var j = 0u; j < 4u; j++) {
+        for (var j = 0u; j < 4u; j++) { // unroll
             if (col + j < p.n) {
                 let old = select(0.0, b_sums[w.plane * p.n + col + j], p.accumulate_sums != 0u);
                 b_sums[w.plane * p.n + col + j] = old + v[j];

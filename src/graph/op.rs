@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{Graph, Value};
 use crate::array::Array;
 use crate::error::{Error, Result};
-use crate::kernel::{Elementwise, Launch, Program};
+use crate::kernel::{Elementwise, Gemv, Launch, OnRead, Program};
 use crate::tensor::TensorType;
 
 /// A differentiable operation on tensors: shapes, gradient, kernels, and a definition in f64.
@@ -167,6 +167,21 @@ pub trait Op: Any + Debug + Send + Sync {
     /// The planner then computes it in one kernel with elementwise ops before and after it, as part of a
     /// [`Chain`](crate::ops::map::Chain).
     fn elementwise(&self) -> Option<Elementwise> {
+        None
+    }
+
+    /// The op as a product of its first input, of few rows, if it is one.
+    ///
+    /// On GPUs the planner then computes it in one dispatch with other products of that input, as part of
+    /// [`Products`](crate::ops::products::Products).
+    fn gemv(&self, _inputs: &[TensorType]) -> Option<Gemv> {
+        None
+    }
+
+    /// The op as a function that another kernel applies to the rows of its first input as it reads them, if it is one.
+    ///
+    /// On GPUs the planner then leaves it to the products of its result, where those have few rows.
+    fn on_read(&self, _inputs: &[TensorType]) -> Option<OnRead> {
         None
     }
 

@@ -29,6 +29,7 @@ pub mod packed;
 pub mod parts;
 pub mod patches;
 pub mod pool;
+pub mod products;
 pub mod reduce;
 pub mod reshape;
 pub mod residual_add;

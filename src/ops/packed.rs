@@ -19,17 +19,42 @@ use crate::array::Array;
 use crate::error::Result;
 use crate::format::{Packed, Stored, UNIT};
 use crate::graph::{Graph, Op, Value, Vjp};
-use crate::kernel::{Bind, Kernel, Launch, Program};
-use crate::profile::AdapterClass;
+use crate::kernel::{Bind, FEW_ROWS, Gemv, Kernel, Launch, Program};
+use crate::profile::{AdapterClass, Profile};
 use crate::quirks::LOOP_ITERATIONS;
 use crate::tensor::{DType, TensorType};
 
-const SOURCE: LaneSource = lane_source!("packed.wgsl");
+// The texts of each family of kernels; `shaders/packed/shared.wgsl` says what each is for.
+const GEMV: &str = concat!(
+    include_str!("../../shaders/packed/decode.wgsl"),
+    include_str!("../../shaders/packed/pieces.wgsl"),
+    include_str!("../../shaders/products/packed.wgsl"),
+);
+const LANES: LaneSource = lane_source!("packed/decode.wgsl", "packed/shared.wgsl", "packed/lanes.wgsl");
+const FEW_SOURCE: LaneSource = lane_source!(
+    "packed/decode.wgsl",
+    "packed/shared.wgsl",
+    "packed/pieces.wgsl",
+    "packed/dots.wgsl",
+    "packed/few.wgsl"
+);
+
+macro_rules! source {
+    ($($file:literal),+) => {
+        concat!(
+            include_str!("../../shaders/packed/decode.wgsl"),
+            include_str!("../../shaders/packed/shared.wgsl"),
+            $(include_str!(concat!("../../shaders/packed/", $file)),)+
+        )
+    };
+}
+const ROWS: &str = source!("rows.wgsl");
+const BACKWARD: &str = source!("backward.wgsl");
 
 pub(super) const ROW: Row = Row {
     name: "packed",
     summary: "y = x w^T + bias, and rows of w by id, with w as f16, bf16 or in ggml's blocks",
-    sources: &[SOURCE.plain],
+    sources: &[LANES.plain, FEW_SOURCE.plain, ROWS, BACKWARD],
     cases,
     bench: || {
         let case = |m, n, k, stored| linear(m, Packed { stored, n, k }, false);
@@ -72,17 +97,15 @@ fn linear(m: usize, matrix: Packed, bias: bool) -> Case {
 }
 
 impl Packed {
-    fn kernel<O: Op>(&self, subgroups: bool, entry: &'static str, group: usize) -> Kernel {
-        table_kernel::<O>("packed", SOURCE.text(subgroups), entry)
-            .knob("FORMAT", self.stored.name())
-            .knob("GROUP", group as u32)
+    fn kernel<O: Op>(&self, source: &'static str, entry: &'static str, group: usize) -> Kernel {
+        table_kernel::<O>("packed", source, entry).knob("FORMAT", self.stored.name()).knob("GROUP", group as u32)
     }
 
-    /// `m, n, units, groups_n, groups, has_bias, accumulate, last, first, since, until`.
-    fn words(&self, m: usize, groups: [usize; 2], [bias, accumulate]: [bool; 2], first: usize) -> [u32; 11] {
-        let (last, n) = (self.bytes().div_ceil(4) - 1, self.n);
+    /// `m, n, units, groups_n, groups, has_bias, accumulate, first, since, until`.
+    fn words(&self, m: usize, groups: [usize; 2], [bias, accumulate]: [bool; 2], first: usize) -> [u32; 10] {
         let [bias, accumulate] = [bias, accumulate].map(usize::from);
-        [m, n, self.k / UNIT, groups[0], groups[1], bias, accumulate, last, first, 0, n].map(|x| x as u32)
+        let n = self.n;
+        [m, n, self.k / UNIT, groups[0], groups[1], bias, accumulate, first, 0, n].map(|x| x as u32)
     }
 }
 
@@ -139,28 +162,124 @@ impl Graph {
     }
 }
 
-/// How a product is tiled: invocations of a workgroup, how many of them split k, and the sums that each computes.
-#[derive(Clone, Copy)]
-struct Tile {
-    group: usize,
-    slices: usize,
-    rows: usize,
-    cols: usize,
-    subgroups: bool,
+impl PackedLinear {
+    /// A product with this matrix that adds to nothing.
+    pub(super) fn of(matrix: Packed, bias: bool) -> Self {
+        PackedLinear { matrix, bias, accumulate: false }
+    }
 }
 
+/// Ways to split a product into workgroups.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Tile {
+    /// For software adapters: rows and columns that each invocation sums by itself. Those of a workgroup are a vector.
+    Lanes { group: usize, rows: usize, cols: usize, shuffles: bool },
+    /// For few rows on GPUs: invocations of a workgroup, how many of them share columns and split k, and how many
+    /// columns those share.
+    Few { group: usize, team: usize, cols: usize },
+}
+
+/// The most rows that count as few. With more, it pays to decode a weight once for all of them.
+const FEW: usize = 4;
+
+/// Tiles for few rows, by columns of a workgroup.
+const FEW_TILES: [Tile; 8] = [
+    Tile::Few { group: 128, team: 32, cols: 4 },
+    Tile::Few { group: 64, team: 32, cols: 4 },
+    Tile::Few { group: 128, team: 32, cols: 2 },
+    Tile::Few { group: 64, team: 32, cols: 2 },
+    Tile::Few { group: 64, team: 64, cols: 2 },
+    Tile::Few { group: 64, team: 32, cols: 1 },
+    Tile::Few { group: 64, team: 64, cols: 1 },
+    Tile::Few { group: 128, team: 128, cols: 1 },
+];
+
+/// Workgroups of few rows that keep a large GPU busy. Such a product waits for memory, so it takes several for each of
+/// a hundred units.
+const ENOUGH_GROUPS: usize = 640;
+
 impl Tile {
-    /// On software adapters each lane has its own columns, and rows of `x` are passed around. On GPUs neighbouring
-    /// lanes read neighbouring blocks of one row of the weight.
-    fn new(cx: &Launch<'_>, m: usize) -> Self {
-        let rows = m.next_power_of_two().min(4);
-        match (cx.profile.class, cx.profile.vector_lanes()) {
-            (AdapterClass::Cpu, (group, shuffles)) => {
-                Tile { group, slices: 1, rows, cols: if rows > 2 { 2 } else { 1 }, subgroups: shuffles && group >= 8 }
-            }
-            (AdapterClass::Gpu, _) => Tile { group: 64, slices: 16, rows, cols: 1, subgroups: false },
+    /// The name, for measurements and messages.
+    fn name(self) -> String {
+        match self {
+            Tile::Lanes { rows, cols, .. } => format!("{rows}x{cols}"),
+            Tile::Few { group, team, cols } => format!("few {team}x{}x{cols}", group / team),
         }
     }
+
+    /// The tiles worth trying. The first is used if nothing was measured.
+    fn of(matrix: Packed, m: usize, profile: &Profile) -> Vec<Tile> {
+        let rows = m.next_power_of_two().min(4);
+        match (profile.class, profile.vector_lanes()) {
+            (AdapterClass::Cpu, (group, shuffles)) => {
+                let cols = if rows > 2 { 2 } else { 1 };
+                vec![Tile::Lanes { group, rows, cols, shuffles: shuffles && group >= 8 }]
+            }
+            (AdapterClass::Gpu, _) if m > FEW => vec![Tile::Lanes { group: 32, rows, cols: 1, shuffles: false }],
+            (AdapterClass::Gpu, _) => few(matrix, m, profile),
+        }
+    }
+
+    /// Rows and columns of y that a workgroup computes.
+    fn size(self, m: usize) -> [usize; 2] {
+        match self {
+            Tile::Lanes { group, rows, cols, .. } => [rows, group * cols],
+            Tile::Few { group, team, cols } => [m, group / team * cols],
+        }
+    }
+
+    /// Iterations of an invocation's loops on a software adapter: along k, and to store its sums.
+    fn iterations(self, k: usize) -> usize {
+        match self {
+            Tile::Lanes { .. } => k / UNIT + 12,
+            Tile::Few { team, .. } => (k / 8).div_ceil(team) + 12,
+        }
+    }
+
+    fn kernel(self, matrix: Packed, m: usize, profile: &Profile) -> Kernel {
+        match self {
+            Tile::Lanes { group, rows, cols, shuffles } => matrix
+                .kernel::<PackedLinear>(LANES.text(shuffles), "forward_lanes", group)
+                .knob("ROWS", rows as u32)
+                .knob("COLS", cols as u32),
+            Tile::Few { group, team, cols } => {
+                let subgroup = profile.subgroup_lanes().map_or(1, |lanes| lanes.min(team as u32));
+                matrix
+                    .kernel::<PackedLinear>(FEW_SOURCE.text(subgroup > 1), "forward_few", group)
+                    .knob("PIECE", piece(matrix.stored))
+                    .knob("TEAM", team as u32)
+                    .knob("SUBGROUP", subgroup)
+                    .knob("COLS", cols as u32)
+                    .knob("ROWS", m as u32)
+            }
+        }
+    }
+}
+
+/// Quads that an invocation decodes at a time: of blocks of 256, which have long heads, more.
+fn piece(stored: Stored) -> u32 {
+    if stored.block_len() > UNIT { 8 } else { 2 }
+}
+
+/// The tiles for few rows on GPUs: first the largest that still gives enough workgroups.
+fn few(matrix: Packed, m: usize, profile: &Profile) -> Vec<Tile> {
+    let piece = piece(matrix.stored) as usize;
+    let fits = |tile: &Tile| match *tile {
+        Tile::Few { group, cols, .. } => {
+            // More decoded quads at a time leave too few registers.
+            cols * piece <= 16
+                && group <= profile.max_invocations as usize
+                && 4 * group * cols * m <= profile.max_workgroup_bytes as usize
+        }
+        Tile::Lanes { .. } => false,
+    };
+    let mut tiles: Vec<Tile> = FEW_TILES.into_iter().filter(fits).collect();
+    let enough = |tile: &Tile| matrix.n.div_ceil(tile.size(m)[1]) >= ENOUGH_GROUPS;
+    // Else one column to a workgroup of two subgroups.
+    let one = |tile: &Tile| *tile == Tile::Few { group: 64, team: 64, cols: 1 };
+    let best = tiles.iter().position(enough).or_else(|| tiles.iter().position(one)).unwrap_or(0);
+    tiles[..=best].rotate_right(1);
+    tiles
 }
 
 fn expect_f32(what: &str, ty: &TensorType, cols: usize) -> Result<(), String> {
@@ -212,21 +331,23 @@ impl Op for PackedLinear {
         Ok(())
     }
 
+    fn variants(&self, cx: &Launch<'_>) -> Vec<String> {
+        let tiles = Tile::of(self.matrix, cx.inputs[0].shape.rows(), cx.profile);
+        tiles.into_iter().map(Tile::name).collect()
+    }
+
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let m = cx.inputs[0].shape.rows();
-        let tile = Tile::new(cx, m);
-        let groups_n = self.matrix.n.div_ceil(tile.group / tile.slices * tile.cols);
-        let groups = groups_n * m.div_ceil(tile.rows);
-        let kernel = (self.matrix.kernel::<Self>(tile.subgroups, "forward", tile.group))
-            .knob("SLICES", tile.slices as u32)
-            .knob("ROWS", tile.rows as u32)
-            .knob("COLS", tile.cols as u32);
-        let units = self.matrix.k / UNIT;
-        cx.profile.quirks.check_loops("the inner dimension", self.matrix.k, units / tile.slices + 12)?;
+        let tiles = Tile::of(self.matrix, m, cx.profile);
+        let tile = *tiles.get(cx.variant).ok_or_else(|| format!("no variant {} of {}", cx.variant, tiles.len()))?;
+        let [tile_m, tile_n] = tile.size(m);
+        let groups_n = self.matrix.n.div_ceil(tile_n);
+        let groups = groups_n * m.div_ceil(tile_m);
+        cx.profile.quirks.check_loops("the inner dimension", self.matrix.k, tile.iterations(self.matrix.k))?;
         let bias = if self.bias { Bind::In(2) } else { Bind::Null };
         let binds = [Bind::In(1), Bind::In(0), bias, Bind::Out(0)];
         let words = self.matrix.words(m, [groups_n, groups], [self.bias, self.accumulate], 0);
-        Ok(Program::one(kernel, &binds, &words, cx.profile.grid(groups)))
+        Ok(Program::one(tile.kernel(self.matrix, m, cx.profile), &binds, &words, cx.profile.grid(groups)))
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
@@ -247,6 +368,14 @@ impl Op for PackedLinear {
 
     fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
         2 * (inputs[0].len() * self.matrix.n) as u64
+    }
+
+    fn gemv(&self, inputs: &[TensorType]) -> Option<Gemv> {
+        let Packed { stored, n, k } = self.matrix;
+        let m = inputs[0].shape.rows();
+        let gemv =
+            || Gemv::new::<Self>(GEMV, "u32", [m, n, k]).knob("FORMAT", stored.name()).knob("PIECE", piece(stored));
+        (m <= FEW_ROWS && !self.accumulate).then(|| Gemv { bias: self.bias, ..gemv() })
     }
 
     fn starts_as(&self, _output: usize) -> Option<usize> {
@@ -288,14 +417,14 @@ impl Op for PackedLinearBackward {
         let rows = m.next_power_of_two().min(4);
         let groups_k = (self.matrix.k / UNIT).div_ceil(group);
         let groups = groups_k * m.div_ceil(rows);
-        let kernel = self.matrix.kernel::<Self>(false, "backward", group).knob("ROWS", rows as u32);
+        let kernel = self.matrix.kernel::<Self>(BACKWARD, "backward", group).knob("ROWS", rows as u32);
         let binds = [Bind::In(1), Bind::In(0), Bind::Out(0)];
         // A vocabulary may have more rows than a dispatch can sum over: the quirk `loops-end-early`.
         let most = LOOP_ITERATIONS - 1;
         let mut program = Program::default();
         for since in (0..self.matrix.n).step_by(most) {
             let mut words = self.matrix.words(m, [groups_k, groups], [false, self.accumulate || since > 0], 0);
-            words[9..].copy_from_slice(&[since, self.matrix.n.min(since + most)].map(|x| x as u32));
+            words[8..].copy_from_slice(&[since, self.matrix.n.min(since + most)].map(|x| x as u32));
             program.dispatch(kernel.clone(), &binds, &words, cx.profile.grid(groups));
         }
         Ok(program)
@@ -355,7 +484,8 @@ impl Op for PackedRows {
         let groups = (tokens * self.matrix.k / UNIT).div_ceil(group);
         let words = self.matrix.words(tokens, [0, groups], [false; 2], self.first);
         let binds = [Bind::In(0), Bind::In(1), Bind::Out(0)];
-        Ok(Program::one(self.matrix.kernel::<Self>(false, "rows", group), &binds, &words, cx.profile.grid(groups)))
+        let kernel = self.matrix.kernel::<Self>(ROWS, "rows", group);
+        Ok(Program::one(kernel, &binds, &words, cx.profile.grid(groups)))
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {

@@ -3,8 +3,8 @@
 use super::cases::Row;
 use super::{
     adamw, attention, cache, concat, cross_entropy, dropout, embedding, fill, gather, gelu, l2_norm, map, matmul, muon,
-    norm, packed, patches, pool, reduce, residual_add, rope, scale, sgd, slice, softmax, stats, sum, swiglu, top_k,
-    transpose,
+    norm, packed, patches, pool, products, reduce, residual_add, rope, scale, sgd, slice, softmax, stats, sum, swiglu,
+    top_k, transpose,
 };
 
 /// Every op that has a kernel. See [`Row`].
@@ -30,6 +30,7 @@ pub const TABLE: &[Row] = &[
     packed::ROW,
     patches::ROW,
     pool::ROW,
+    products::ROW,
     reduce::ROW,
     residual_add::ROW,
     rope::ROW,

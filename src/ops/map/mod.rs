@@ -39,6 +39,7 @@ mod op;
 
 pub use chain::Chain;
 pub(super) use functions::{Entry, FUNCTIONS};
+pub(super) use kernel::{call, function, helpers};
 pub use op::Map;
 
 use super::cases::Row;

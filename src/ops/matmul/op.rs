@@ -7,9 +7,12 @@ use super::tiles::Way;
 use crate::array::Array;
 use crate::error::Result;
 use crate::graph::{Graph, Op, Value, Vjp};
-use crate::kernel::{Launch, Program};
+use crate::kernel::{FEW_ROWS, Gemv, Launch, Program};
 use crate::ops::checks::{expect_f32, expect_shape};
 use crate::tensor::TensorType;
+
+const GEMV_ROWS: &str = include_str!("../../../shaders/products/rows.wgsl");
+const GEMV_QUADS: &str = include_str!("../../../shaders/products/quads.wgsl");
 
 impl Graph {
     /// `a b`: `[.., k] x [k, n] -> [.., n]`, or matrix by matrix if `b` has more than two dimensions.
@@ -177,6 +180,17 @@ impl Op for Matmul {
         let dims = self.dims(&inputs[0].shape, &inputs[1].shape);
         let sums = if self.column_sums { inputs[1].len() as u64 } else { 0 };
         dims.map_or(0, |d| 2 * (d.batch * d.m * d.n * d.k) as u64 + sums)
+    }
+
+    fn gemv(&self, inputs: &[TensorType]) -> Option<Gemv> {
+        let d = self.dims(&inputs[0].shape, &inputs[1].shape).ok()?;
+        let whole_quads = d.k.is_multiple_of(4) && (self.transpose_b || d.n.is_multiple_of(4));
+        if self.batch || self.transpose_a || self.accumulate || self.column_sums || d.m > FEW_ROWS || !whole_quads {
+            return None;
+        }
+        let text = if self.transpose_b { GEMV_ROWS } else { GEMV_QUADS };
+        let gemv = Gemv::new::<Self>(text, "vec4<f32>", [d.m, d.n, d.k]);
+        Some(Gemv { quads: !self.transpose_b, bias: self.bias, ..gemv })
     }
 
     fn starts_as(&self, output: usize) -> Option<usize> {

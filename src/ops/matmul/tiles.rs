@@ -1,6 +1,7 @@
 //! Tiles: the ways to split a product into workgroups, and the choice among them.
 
 use super::product::{Dims, Matmul};
+use crate::kernel::FEW_ROWS;
 use crate::profile::{AdapterClass, Cooperative, Profile};
 
 /// What a workgroup computes. Others that were tried are in docs/rejected.md.
@@ -129,7 +130,7 @@ impl Way {
 }
 
 /// The most rows that count as few. With more, elements of b are reused often enough for the tiles.
-const FEW: usize = 4;
+const FEW: usize = FEW_ROWS;
 
 /// Length along k of a strip in workgroup memory, as in the WGSL.
 pub(super) const TILE_K: usize = 16;
@@ -192,7 +193,7 @@ impl Matmul {
             AdapterClass::Gpu if few => self.few(d, profile),
             AdapterClass::Gpu => {
                 let mut ways = tiled(d, profile);
-                let sizes = |kind| if kind == Cooperative::F32 { [32, 32] } else { [32, 64] };
+                let sizes = |kind| if kind == Cooperative::F16 { [32, 64] } else { [32, 32] };
                 let cooperative = profile.cooperative.map(|kind| (kind, sizes(kind)));
                 ways.splice(0..0, cooperative.map(|(kind, [m, n])| Way::whole(Tile::Cooperative { kind, m, n })));
                 ways
