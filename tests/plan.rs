@@ -330,6 +330,71 @@ fn long_products_are_cut() {
     assert_eq!(product(16, &[64], 1024, 128, 4096), (3, 64 * 8)); // between matrices, too
 }
 
+/// A layer of a decoder without its attention, for so many rows.
+struct Layer {
+    g: Graph,
+    normed: Value,
+    q: Value,
+    /// q, k, v and the stream after it.
+    outputs: Vec<Value>,
+}
+
+fn layer(rows: usize) -> Layer {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([rows, 16])).unwrap();
+    let gamma = g.param("gamma", [16]).unwrap();
+    let weight = |g: &mut Graph, name: &str, n: usize| g.param(name, [16, n]).unwrap();
+    let normed = g.rmsnorm("norm", x, gamma, 1e-5).unwrap();
+    let [q, k, v] = [("q", 16), ("k", 8), ("v", 8)].map(|(name, n)| {
+        let w = weight(&mut g, &format!("w_{name}"), n);
+        g.matmul(name, normed, w).unwrap()
+    });
+    let middle = g.rmsnorm("mlp_norm", x, gamma, 1e-5).unwrap();
+    let [gate, up] = ["gate", "up"].map(|name| {
+        let w = weight(&mut g, &format!("w_{name}"), 32);
+        g.matmul(name, middle, w).unwrap()
+    });
+    let gated = g.swiglu("gated", gate, up).unwrap();
+    let down = g.param("w_down", [32, 16]).unwrap();
+    let branch = g.matmul("down", gated, down).unwrap();
+    let stream = g.residual_add("stream", x, branch).unwrap();
+    Layer { g, normed, q, outputs: vec![q, k, v, stream] }
+}
+
+fn step_names(plan: &Plan) -> Vec<Vec<&str>> {
+    plan.steps().iter().map(|s| s.others().into_iter().chain([s.name()]).collect()).collect()
+}
+
+#[test]
+fn products_of_few_rows_become_one_dispatch_with_the_norm_before_them() {
+    let Layer { g, normed, q, outputs } = layer(2);
+    let plan = checked(g.clone(), &outputs);
+    let expected: [&[&str]; 3] = [&["norm", "q", "k", "v"], &["mlp_norm", "gate", "up", "gated"], &["stream"]];
+    assert_eq!(step_names(&plan), expected, "{plan}");
+    assert_eq!(plan.dispatches(), 3, "{plan}");
+
+    // A norm that something else reads is stored; what is read of the products is, anyway.
+    let plan = checked(g.clone(), &[&outputs[..], &[normed]].concat());
+    assert_eq!(step_names(&plan)[..2], [vec!["norm"], vec!["q", "k", "v"]], "{plan}");
+    let mut tapped = g.clone();
+    let twice = tapped.scale("twice", q, 2.0).unwrap();
+    let plan = checked(tapped, &[&outputs[..], &[twice]].concat());
+    assert_eq!(step_names(&plan)[..2], [vec!["norm", "q", "k", "v"], vec!["twice"]], "{plan}");
+
+    // Where a device binds fewer buffers, fewer products: x, gamma, two weights, two results.
+    let few = Profile { max_storage_buffers: 6, ..Profile::portable(AdapterClass::Gpu) };
+    let plan = Plan::new(&g, &outputs, &few).unwrap();
+    assert!(plan.steps().iter().all(|s| s.dispatches().iter().all(|d| d.ranges().is_empty())), "{plan}");
+    assert!(plan.steps().len() < Plan::unfused(&g, &outputs, &few).unwrap().steps().len(), "{plan}");
+
+    // Many rows have tiles, and software adapters no gaps between dispatches.
+    let many = layer(5);
+    let plan = Plan::new(&many.g, &many.outputs, &Profile::portable(AdapterClass::Gpu)).unwrap();
+    assert!(plan.steps().iter().all(|s| s.op().name() != "products"), "{plan}");
+    let plan = Plan::new(&g, &outputs, &Profile::portable(AdapterClass::Cpu)).unwrap();
+    assert!(plan.steps().iter().all(|s| s.op().name() != "products"), "{plan}");
+}
+
 /// What a matmul adds in its epilogue stays there, and in place: no chain reads the stream later.
 #[test]
 fn chains_leave_the_stream_in_place() {

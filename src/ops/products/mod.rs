@@ -156,7 +156,7 @@ impl Offers {
             true => Tile { lanes, slices: 64 / lanes },
             false => Tile { lanes, slices: 32 },
         };
-        let enough = 2 * text::units(cx.profile);
+        let enough = 2 * cx.profile.units as usize;
         let mut tiles: Vec<Tile> = [8, 4, 2, 1].map(tile).to_vec();
         let groups = |tile: &Tile| self.groups(*tile, function).iter().sum::<usize>();
         let best = tiles.iter().position(|tile| groups(tile) >= enough).unwrap_or(tiles.len() - 1);

@@ -24,11 +24,6 @@ const PLAIN: &str = text!("products/plain.wgsl");
 pub(super) const SOURCES: &[&str] =
     &[text!("common/no_subgroups.wgsl", "products/kernel.wgsl", "products/element.wgsl", "products/plain.wgsl")];
 
-/// Compute units to keep busy.
-pub(super) fn units(_: &Profile) -> usize {
-    80
-}
-
 /// Neighbours that can shuffle.
 fn reach(profile: &Profile) -> usize {
     match profile.class {
