@@ -409,15 +409,15 @@ impl Step {
         Ok(())
     }
 
-    /// Runs up to `time` tokens of each sequence, in one submit with the copies of the values to read.
+    /// Runs up to `time` tokens of each sequence, in as many submits as that takes, with the copies of the values to
+    /// read.
     fn submit(&self, parts: &[&[u32]], starts: &[usize], read: &[Value]) -> Result<Vec<Readback>> {
-        let gpu = self.exec.gpu();
-        let mut encoder = gpu.encoder("decoding");
-        self.record_inputs(&mut encoder, parts, starts.iter().copied())?;
-        self.exec.record(&mut encoder)?;
-        let readbacks = self.record_read(&mut encoder, read)?;
-        gpu.submit(encoder)?;
-        Ok(readbacks)
+        let submitted = self.exec.submit_with("decoding", |submits| {
+            self.record_inputs(submits.encoder(), parts, starts.iter().copied())?;
+            self.exec.record_in(submits)?;
+            self.record_read(submits.encoder(), read)
+        });
+        submitted.map(|(readbacks, _)| readbacks)
     }
 
     /// Records the copies of values to the host.

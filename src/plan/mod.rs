@@ -263,6 +263,13 @@ impl Step {
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
+
+    /// The share of each dispatch in the work, by its workgroups.
+    pub(crate) fn shares(&self) -> impl Iterator<Item = f64> {
+        let groups = |d: &PlannedDispatch| d.workgroups.iter().map(|&n| f64::from(n)).product::<f64>();
+        let all: f64 = self.dispatches.iter().map(groups).sum();
+        self.dispatches.iter().map(move |d| groups(d) / all)
+    }
 }
 
 /// A planned graph: the work of a step in order, and the memory that it needs.
@@ -409,6 +416,16 @@ impl Plan {
     /// Floating-point operations per step.
     pub fn flops(&self) -> u64 {
         self.steps.iter().map(|s| s.flops).sum()
+    }
+
+    /// The largest dispatch: the node that it belongs to, and its floating-point operations. Those of a node with several
+    /// are shared out by workgroups.
+    ///
+    /// A dispatch runs as a whole, whatever [cuts](crate::Executable::submit) a step into short submits: one of 100 GFLOP
+    /// takes a second on an integrated GPU.
+    pub fn largest_dispatch(&self) -> Option<(&Step, u64)> {
+        let largest = |step: &Step| (step.flops as f64 * step.shares().fold(0.0, f64::max)) as u64;
+        self.steps.iter().map(|step| (step, largest(step))).max_by_key(|(_, flops)| *flops)
     }
 
     /// Dispatches per step.

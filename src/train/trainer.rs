@@ -85,15 +85,14 @@ impl Evaluation {
 
     /// Submits a pass over a batch. Returns the loss on its way to the host.
     fn submit(&self, exec: &Executable, batch: &Batch) -> Result<Readback> {
-        let gpu = exec.gpu();
-        let mut encoder = gpu.encoder("evaluation");
-        for feed in self.inputs.feeds(batch) {
-            feed.record(exec, &mut encoder)?;
-        }
-        exec.record(&mut encoder)?;
-        let loss = exec.tensor(self.loss)?.record_read(gpu, &mut encoder);
-        gpu.submit(encoder)?;
-        Ok(loss)
+        let submitted = exec.submit_with("evaluation", |submits| {
+            for feed in self.inputs.feeds(batch) {
+                feed.record(exec, submits.encoder())?;
+            }
+            exec.record_in(submits)?;
+            Ok(exec.tensor(self.loss)?.record_read(exec.gpu(), submits.encoder()))
+        });
+        submitted.map(|(loss, _)| loss)
     }
 }
 
@@ -206,15 +205,25 @@ impl Trainer {
         self.bytes
     }
 
-    /// Runs one step on [`micro_batches`](TrainConfig::micro_batches) batches, in one submit and without waiting. The
-    /// loss can be read later, while the GPU is at work on the next steps.
+    /// Runs one step on [`micro_batches`](TrainConfig::micro_batches) batches, without waiting. The loss can be read
+    /// later, while the GPU is at work on the next steps. A step that takes long is cut into
+    /// [several submits](Self::set_submit_time).
     ///
     /// # Errors
     ///
     /// If a batch has not the size of the plan, an id is not in the vocabulary (the error names it and its place), or
     /// all targets are [`IGNORE_INDEX`](super::data::IGNORE_INDEX). This is found before anything is recorded.
+    ///
+    /// If a submit fails: see [`GraphTrainer::step`].
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepLoss> {
         self.training.step(self.feeds(batches)?)
+    }
+
+    /// Sets the time that a submit of [`step`](Self::step) or [`evaluate`](Self::evaluate) takes at most, by estimate:
+    /// see [`GraphTrainer::set_submit_time`].
+    pub fn set_submit_time(&self, time: Duration) {
+        self.training.set_submit_time(time);
+        self.evaluation.exec.set_submit_time(time);
     }
 
     /// The answers of the probes in the last step, on their way to the host. Take them right after the step, and read
@@ -354,6 +363,7 @@ impl Trainer {
         if batches.is_empty() {
             return Err(Error::data("batches", "at least one", "none"));
         }
+        self.training.check_whole()?;
         let (counts, total) = self.counted(batches)?;
         let apart = match self.training.was_sliced() {
             true => Some(self.evaluation.apart().await?),

@@ -125,6 +125,7 @@ impl GraphTrainer {
         encoder: &mut wgpu::CommandEncoder,
         step: &mut SlicedStep,
     ) -> Result<Option<Readback>> {
+        self.check_whole()?;
         let count = self.step_count();
         if step.step < count {
             let expected = format!("slices of step {count}");
