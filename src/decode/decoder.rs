@@ -354,7 +354,8 @@ impl Decoder {
 
 /// Returns an error if a parameter of a layer is none of the decoder's: it would compute something else.
 fn check_all_used(plan: &DecodePlan, params: &Arena) -> Result<()> {
-    let used: HashSet<&str> = plan.steps.iter().flat_map(|step| &step.plan.externals).map(|e| e.name.as_str()).collect();
+    let used: HashSet<&str> =
+        plan.steps.iter().flat_map(|step| &step.plan.externals).map(|e| e.name.as_str()).collect();
     let mut names = params.layout.tensors.iter().map(|(name, _)| name.as_str());
     match names.find(|name| layer_of(name).is_some() && !used.contains(name)) {
         None => Ok(()),

@@ -27,4 +27,5 @@ pub use chat::{Chat, Reply};
 pub use decoder::Decoder;
 pub use frames::{Event, FrameDecoder};
 pub use generation::{Finish, Generation, GenerationOptions};
+pub use crate::ops::packed_i8::Activations;
 pub use plan::{DecodeOptions, DecodePlan};

@@ -3,7 +3,7 @@
 use super::cases::Row;
 use super::{
     adamw, attention, cache, concat, cross_entropy, dropout, embedding, fill, gather, gelu, l2_norm, map, matmul, muon,
-    norm, packed, patches, pool, reduce, residual_add, rope, scale, sgd, slice, softmax, stats, sum, swiglu, top_k,
+    norm, packed, packed_i8, patches, pool, reduce, residual_add, rope, scale, sgd, slice, softmax, stats, sum, swiglu, top_k,
     transpose,
 };
 
@@ -28,6 +28,7 @@ pub const TABLE: &[Row] = &[
     norm::LAYERNORM,
     norm::RMSNORM,
     packed::ROW,
+    packed_i8::ROW,
     patches::ROW,
     pool::ROW,
     reduce::ROW,
