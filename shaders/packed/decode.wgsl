@@ -1,12 +1,14 @@
 // Weights that stay as files store them, in blocks of few bits, and are decoded where they are used.
 //
-// A matrix is [n, k]: row after row, each of k / 32 units of 32 elements. `unit` decodes one. The formats are
-// ggml's; the layout of a block is at each decoder.
+// A matrix is [n, k]: row after row, each of k / 32 units of 32 elements. `unit` decodes one. `piece` decodes
+// what an invocation takes if neighbours are to read neighbouring words. The formats are ggml's; the layout of
+// a block is at each decoder.
 //
 // The text with the binding has `fn weight(i: u32) -> u32`, word i of the matrix. No word past its last is read.
 
 // knobs
 const FORMAT: u32 = Q4_1; // one of the ten below
+const PIECE: u32 = 2u; // quads of a piece: 2 of blocks of 32 elements, 8 or 4 of blocks of 256
 
 const F16: u32 = 0u;
 const BF16: u32 = 1u;
@@ -226,4 +228,136 @@ fn unit(index: u32) -> Unit {
         return k_block(index);
     }
     return small_block(index);
+}
+
+// Pieces: of blocks of 32 elements two quads, of which low and high nibbles share a word. Blocks of 256 have long
+// heads, so their pieces are larger.
+const LARGE: bool = FORMAT == Q4_K || FORMAT == Q5_K || FORMAT == Q6_K;
+const PIECES: u32 = select(4u, 64u / PIECE, LARGE); // of a block
+
+// The first PIECE count. Decoders that are not called must be valid, too.
+alias Piece = array<vec4<f32>, 8>;
+
+// Which quad of a row of elements is quad `i` of piece `t` of the row.
+fn piece_quad(t: u32, i: u32) -> u32 {
+    let j = t % PIECES;
+    if (FORMAT == Q6_K) {
+        return 64u * (t / PIECES) + 32u * (2u * j / PIECES) + 8u * (i / SIX_WORDS) + SIX_WORDS * j % 8u + i % SIX_WORDS;
+    }
+    if (LARGE) {
+        const words = PIECE / 2u;
+        return 64u * (t / PIECES) + 16u * (words * j / 8u) + 8u * (i / words) + words * j % 8u + i % words;
+    }
+    if (FORMAT == Q8_0 || FORMAT == F16 || FORMAT == BF16) {
+        return 2u * t + i;
+    }
+    return 8u * (t / 4u) + j + 4u * i;
+}
+
+// d and what follows it, as halves.
+fn small_head(start: u32) -> vec2<f32> {
+    let head = weight(start / 2u);
+    return unpack2x16float(select(head, head >> 16u, !WITH_MIN && (start & 1u) != 0u));
+}
+
+// Word `j` of the nibbles.
+fn small_piece(index: u32, j: u32) -> Piece {
+    let start = SMALL * index;
+    let dm = small_head(start);
+    var high = 0u;
+    if (FIFTH) {
+        high = word(start + SMALL_HEAD);
+    }
+    let packed = word(start + SMALL - 8u + 2u * j);
+    var q: Piece;
+    q[0] = small_quad(j, packed, high, dm);
+    q[1] = small_quad(j + 4u, packed, high, dm);
+    return q;
+}
+
+// Eight bytes from a half on. If they are whole words, the last is loaded twice.
+fn two_words(half: u32) -> vec2<u32> {
+    let odd = half & 1u;
+    let a = weight(half / 2u);
+    let b = weight(half / 2u + 1u);
+    let c = weight(half / 2u + 1u + odd);
+    return select(vec2<u32>(a, b), vec2<u32>((a >> 16u) | (b << 16u), (b >> 16u) | (c << 16u)), odd != 0u);
+}
+
+fn byte_piece(index: u32, j: u32) -> Piece {
+    let start = BYTES * index;
+    let d = small_head(start).x;
+    let words = two_words(start + 1u + 4u * j);
+    var q: Piece;
+    q[0] = signed_bytes(words.x) * d;
+    q[1] = signed_bytes(words.y) * d;
+    return q;
+}
+
+// Some words of the nibbles: of two units.
+fn k_piece(block: u32, j: u32) -> Piece {
+    const words = PIECE / 2u;
+    let start = K_WORDS * block;
+    let at = words * j;
+    let s = at / 8u * 2u;
+    let head = k_head(block);
+    let even = k_scales(head, s);
+    let odd = k_scales(head, s + 1u);
+    var q: Piece;
+    for (var i = 0u; i < PIECE / 2u; i++) { // unroll
+        var high = 0u;
+        if (FIFTH) {
+            high = weight(start + 4u + at % 8u + i);
+        }
+        let packed = weight(start + K_WORDS - 32u + at + i);
+        q[i] = k_quad(s, packed, high, even);
+        q[i + words] = k_quad(s + 1u, packed, high, odd);
+    }
+    return q;
+}
+
+// One or two words of the high bits: of four units.
+const SIX_WORDS: u32 = max(1u, PIECE / 4u);
+
+fn six_bit_piece(block: u32, j: u32) -> Piece {
+    let start = SIX * block;
+    let part = 2u * j / PIECES; // of 128 elements
+    let at = SIX_WORDS * j % 8u;
+    let d = unpack2x16float(word(start + 104u)).x;
+    let scales = two_words(start + 96u + 4u * part);
+    let even = two_words(start + 32u * part + 2u * at);
+    let odd = two_words(start + 32u * part + 2u * at + 16u);
+    let high = two_words(start + 64u + 16u * part + 2u * at);
+    var q: Piece;
+    for (var i = 0u; i < PIECE; i++) { // unroll
+        let s = i / SIX_WORDS;
+        let second = i % SIX_WORDS == 1u;
+        let four = signed_bytes(select(scales.x, scales.y, s >= 2u));
+        let pair = select(four.xy, four.zw, s % 2u != 0u);
+        let scale = select(pair.x, pair.y, at >= 4u) * d;
+        let low = select(even, odd, s % 2u != 0u);
+        q[i] = six_quad(s, select(low.x, low.y, second), select(high.x, high.y, second), scale);
+    }
+    return q;
+}
+
+// Piece `t` of the row that starts at this unit.
+fn piece(first_unit: u32, t: u32) -> Piece {
+    if (FORMAT == F16 || FORMAT == BF16) {
+        let at = 16u * first_unit + 4u * t;
+        var q: Piece;
+        q[0] = half_quad(weight(at), weight(at + 1u));
+        q[1] = half_quad(weight(at + 2u), weight(at + 3u));
+        return q;
+    }
+    if (FORMAT == Q8_0) {
+        return byte_piece(first_unit + t / 4u, t % 4u);
+    }
+    if (FORMAT == Q6_K) {
+        return six_bit_piece(first_unit / 8u + t / PIECES, t % PIECES);
+    }
+    if (LARGE) {
+        return k_piece(first_unit / 8u + t / PIECES, t % PIECES);
+    }
+    return small_piece(first_unit + t / 4u, t % 4u);
 }

@@ -1,6 +1,7 @@
 // What kernels of packed products share; after decode.wgsl. Then follows the text of a family: rows.wgsl looks up
-// rows, lanes.wgsl multiplies on software adapters, few.wgsl multiplies few rows on GPUs, and backward.wgsl
-// makes the gradient.
+// rows; on software adapters, lanes.wgsl multiplies and backward.wgsl makes the gradient; on GPUs, dots.wgsl and
+// few.wgsl multiply few rows, tiles.wgsl and tiled.wgsl many, and tiles.wgsl and tiled_backward.wgsl make the
+// gradient.
 
 // knobs
 const GROUP: u32 = 8u; // invocations of a workgroup

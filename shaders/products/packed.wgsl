@@ -1,5 +1,5 @@
 
-// A product with a packed weight [N, 4 * QUADS]; after packed/decode.wgsl and packed/pieces.wgsl.
+// A product with a packed weight [N, 4 * QUADS]; after packed/decode.wgsl.
 
 // knobs
 const N: u32 = 4u;

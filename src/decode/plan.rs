@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
 use crate::model::{Model, Placed};
 use crate::nn::{Block, DecodeRows, DecodeShape, StandardBlock, TransformerConfig, TransformerDecoder};
+use crate::ops::packed_i8::Activations;
 use crate::ops::top_k::MAX_K;
 use crate::plan::requirements::Requirements;
 use crate::plan::{External, Plan};
@@ -19,6 +20,9 @@ const SHORT: usize = 32;
 /// Numbers of tokens of a step for long prompts on GPUs, over all sequences. The first that suits is used: more rows
 /// give products more workgroups, and weights are read less often.
 const LONG: [usize; 3] = [512, 256, 128];
+
+/// Bytes that such a step may take whatever the size of the model.
+const LONG_BYTES: usize = 64 << 20;
 
 /// The likeliest tokens, in steps that compute logits for the last row only.
 #[derive(Clone, Copy, Debug)]
@@ -46,12 +50,15 @@ pub struct DecodeOptions<'a> {
     pub capacity: usize,
     /// The layers of the model: those that it was trained with.
     pub block: &'a dyn Block,
+    /// How products with packed weights read their inputs. [`Activations::I8`] is faster where arithmetic is the limit,
+    /// and less exact.
+    pub activations: Activations,
 }
 
 impl DecodeOptions<'_> {
     /// One sequence of at most `capacity` tokens, and standard blocks.
     pub fn new(capacity: usize) -> Self {
-        DecodeOptions { batch: 1, capacity, block: &StandardBlock }
+        DecodeOptions { batch: 1, capacity, block: &StandardBlock, activations: Activations::F32 }
     }
 }
 
@@ -198,7 +205,7 @@ impl DecodePlan {
             e => e,
         })?;
         TransformerDecoder::check_blocks(config, options.block, placed.max_bytes)?;
-        plan.with_long_step(options.block, profile)
+        plan.with_long_step(options, profile)
     }
 
     /// The largest capacity that fits, below one that does not.
@@ -226,9 +233,9 @@ impl DecodePlan {
         options: DecodeOptions<'_>,
         profile: &Profile,
     ) -> Result<Self> {
-        let DecodeOptions { batch, capacity, block } = options;
+        let DecodeOptions { batch, capacity, block, activations } = options;
         let step = |time, rows| {
-            let shape = DecodeShape { batch, time, capacity, rows };
+            let shape = DecodeShape { batch, time, capacity, rows, activations };
             StepGraph::new(config, placed, block, shape)
         };
         let short = SHORT.min(capacity);
@@ -242,20 +249,21 @@ impl DecodePlan {
     }
 
     /// Adds the step for long prompts, on GPUs: the largest that the device can run and that takes no more memory than
-    /// the weights and caches.
-    fn with_long_step(mut self, block: &dyn Block, profile: &Profile) -> Result<Self> {
+    /// the weights and caches, if that is much.
+    fn with_long_step(mut self, options: DecodeOptions<'_>, profile: &Profile) -> Result<Self> {
         if profile.class == AdapterClass::Cpu {
             return Ok(self);
         }
+        let DecodeOptions { batch, capacity, block, activations } = options;
         for tokens in LONG {
-            let time = (tokens / self.batch).min(self.capacity);
+            let time = (tokens / batch).min(capacity);
             if time <= SHORT {
                 break;
             }
-            let shape = DecodeShape { batch: self.batch, time, capacity: self.capacity, rows: DecodeRows::Last };
+            let shape = DecodeShape { batch, time, capacity, rows: DecodeRows::Last, activations };
             let graph = StepGraph::new(&self.config, &self.placed, block, shape);
             match graph.and_then(|graph| graph.plan(profile)) {
-                Ok(step) if step.bytes() <= self.shared_bytes() => {
+                Ok(step) if step.bytes() <= self.shared_bytes().max(LONG_BYTES) => {
                     self.steps.push(step);
                     break;
                 }

@@ -26,6 +26,7 @@ pub mod matmul;
 pub mod muon;
 pub mod norm;
 pub mod packed;
+pub mod packed_i8;
 pub mod parts;
 pub mod patches;
 pub mod pool;
