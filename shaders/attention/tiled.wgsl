@@ -1,6 +1,7 @@
 // Attention for GPUs; after shared.wgsl, dots.wgsl and teams.wgsl. A tile of rows meets a tile of the
-// other side in workgroup memory. An invocation makes 4 x 4 of their scores and, for its four rows, a
-// part of their sums.
+// other side in workgroup memory. An invocation makes 4 x 4 of their scores and, for its four rows, some
+// units of their sums. Sums of wide heads are too many for a workgroup, so several make the same scores,
+// and each a part of the sums.
 
 // knobs
 const CHUNK: u32 = 4u; // units of a row that are staged at a time for scores; divides DIM
@@ -9,6 +10,7 @@ const SLAB: u32 = 8u; // rows that are staged at a time for sums; divides OTHERS
 const WEIGHTS: u32 = 4u * GROUP; // quads in `weights`
 const QUARTER: u32 = GROUP / LANES; // distance between the four rows of an invocation
 const TILE: u32 = 4u * QUARTER; // rows of a workgroup
+const PARTS: u32 = DIM / PART; // workgroups that share a tile of rows
 const OTHERS: u32 = 4u * LANES; // rows of the other side that they meet at a time
 
 alias Scores = array<vec4<f32>, 4>; // [j][r]: row r and other row j * LANES of this invocation
@@ -25,7 +27,7 @@ struct Stage {
 const STRIDE: u32 = CHUNK | 1u;
 const MINE: Stage = Stage(0u, TILE, CHUNK, STRIDE);
 const THEIRS: Stage = Stage(TILE * STRIDE, OTHERS, CHUNK, STRIDE);
-const WHOLE: Stage = Stage(0u, SLAB, DIM, OWN * LANES);
+const WHOLE: Stage = Stage(0u, SLAB, PART, OWN * LANES);
 
 var<workgroup> staged: array<E, max((TILE + OTHERS) * STRIDE, SLAB * OWN * LANES)>;
 
@@ -123,10 +125,12 @@ fn tiled_forward(
     @builtin(num_workgroups) nwg: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let group = wid.x + wid.y * nwg.x;
-    if (group >= p.groups) {
+    let index = wid.x + wid.y * nwg.x;
+    if (index >= p.groups) {
         return;
     }
+    let group = index / PARTS;
+    let unit0 = index % PARTS * PART; // the first unit of the workgroup's sums
     var at = tile_place(group, p.heads);
     let rows = four(at.row0, lane);
     let before = ahead(at.batch);
@@ -167,7 +171,7 @@ fn tiled_forward(
         }
         for (var j = 0u; j < OTHERS; j += SLAB) {
             workgroupBarrier();
-            stage_v(at, lane, WHOLE, key0 + j, 0u);
+            stage_v(at, lane, WHOLE, key0 + j, unit0);
             workgroupBarrier();
             add_weighted(&sums, lane, j);
         }
@@ -177,11 +181,11 @@ fn tiled_forward(
     for (var r = 0u; r < 4u; r++) { // unroll
         if (rows[r] < p.tq) {
             for (var i = 0u; i < OWN; i++) { // unroll
-                if (unit_of(i, lane) < DIM) {
-                    o[q_at(at, rows[r]) + unit_of(i, lane)] = sums[r][i] / norm[r];
+                if (unit_of(i, lane) < PART) {
+                    o[q_at(at, rows[r]) + unit0 + unit_of(i, lane)] = sums[r][i] / norm[r];
                 }
             }
-            if (lane % LANES == 0u) {
+            if (lane % LANES == 0u && unit0 == 0u) {
                 lse_out[stat_at(at, rows[r])] = top[r] + log(norm[r]);
             }
         }
@@ -194,10 +198,12 @@ fn tiled_backward_q(
     @builtin(num_workgroups) nwg: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let group = wid.x + wid.y * nwg.x;
-    if (group >= p.groups) {
+    let index = wid.x + wid.y * nwg.x;
+    if (index >= p.groups) {
         return;
     }
+    let group = index / PARTS;
+    let unit0 = index % PARTS * PART; // the first unit of the workgroup's sums
     let at = tile_place(group, p.heads);
     let rows = four(at.row0, lane);
     let seen = visible4(rows, p.tk - p.tq);
@@ -233,7 +239,7 @@ fn tiled_backward_q(
         }
         for (var j = 0u; j < OTHERS; j += SLAB) {
             workgroupBarrier();
-            stage_k(at, lane, WHOLE, key0 + j, 0u);
+            stage_k(at, lane, WHOLE, key0 + j, unit0);
             workgroupBarrier();
             add_weighted(&sums, lane, j);
         }
@@ -241,8 +247,8 @@ fn tiled_backward_q(
     for (var r = 0u; r < 4u; r++) { // unroll
         if (rows[r] < p.tq) {
             for (var i = 0u; i < OWN; i++) { // unroll
-                if (unit_of(i, lane) < DIM) {
-                    dq[q_at(at, rows[r]) + unit_of(i, lane)] = sums[r][i] * p.scale;
+                if (unit_of(i, lane) < PART) {
+                    dq[q_at(at, rows[r]) + unit0 + unit_of(i, lane)] = sums[r][i] * p.scale;
                 }
             }
         }
@@ -255,13 +261,15 @@ fn tiled_backward_kv(
     @builtin(num_workgroups) nwg: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let group = wid.x + wid.y * nwg.x;
-    if (group >= p.groups) {
+    let index = wid.x + wid.y * nwg.x;
+    if (index >= p.groups) {
         return;
     }
-    let index = group / p.blocks;
+    let group = index / PARTS;
+    let unit0 = index % PARTS * PART; // the first unit of the workgroup's sums
     let sharing = p.heads / p.kv_heads;
-    var at = Place(index / p.kv_heads, index % p.kv_heads * sharing, (group % p.blocks) * TILE, p.tk - 1u);
+    let head = group / p.blocks; // counts (batch, key head)
+    var at = Place(head / p.kv_heads, head % p.kv_heads * sharing, (group % p.blocks) * TILE, p.tk - 1u);
     let keys = four(at.row0, lane);
     var dks: Sums;
     var dvs: Sums;
@@ -298,7 +306,7 @@ fn tiled_backward_kv(
             }
             for (var j = 0u; j < OTHERS; j += SLAB) {
                 workgroupBarrier();
-                stage_do(at, lane, WHOLE, row0 + j, 0u);
+                stage_do(at, lane, WHOLE, row0 + j, unit0);
                 workgroupBarrier();
                 add_weighted(&dvs, lane, j);
             }
@@ -310,7 +318,7 @@ fn tiled_backward_kv(
             }
             for (var j = 0u; j < OTHERS; j += SLAB) {
                 workgroupBarrier();
-                stage_q(at, lane, WHOLE, row0 + j, 0u);
+                stage_q(at, lane, WHOLE, row0 + j, unit0);
                 workgroupBarrier();
                 add_weighted(&dks, lane, j);
             }
@@ -321,8 +329,8 @@ fn tiled_backward_kv(
     for (var r = 0u; r < 4u; r++) { // unroll
         if (keys[r] < p.tk) {
             for (var i = 0u; i < OWN; i++) { // unroll
-                if (unit_of(i, lane) < DIM) {
-                    let to = kv_at(at, kv_head(at), keys[r]) + unit_of(i, lane);
+                if (unit_of(i, lane) < PART) {
+                    let to = kv_at(at, kv_head(at), keys[r]) + unit0 + unit_of(i, lane);
                     dk[to] = dks[r][i] * p.scale;
                     dv[to] = dvs[r][i];
                 }

@@ -194,7 +194,7 @@ impl Graph {
     }
 }
 
-/// The most elements of a head. An invocation on a GPU keeps sums of a 64th of it: of wider ones, too many.
+/// The most elements of a head that any case tests.
 const WIDEST: usize = 1024;
 
 /// Sizes of one attention.
@@ -254,7 +254,7 @@ impl Attention {
     ) -> Result<(), String> {
         let d = self.dims(&cx.inputs[..3])?;
         let blocks = times.div_ceil(tile.rows_of_group());
-        let groups = blocks * heads * d.batch;
+        let groups = blocks * heads * d.batch * tile.parts(d.dh);
         let kernel = kernel.knob("CAUSAL", self.causal);
         let step = tile.others_of_dispatch(d.dh, loops).unwrap_or(others);
         for since in (0..others).step_by(step) {
@@ -384,8 +384,8 @@ enum Cut {
     Rows(usize),
     /// Each invocation has this many rows, too wide to keep, which meet so many of the other side at a time.
     Wide(usize, usize),
-    /// This many invocations share four rows, and as many such sets form a workgroup.
-    Tiled(usize),
+    /// So many invocations share four rows, and make so many units of their sums.
+    Tiled { lanes: usize, part: usize },
     /// A workgroup works on one row, and this many invocations share its keys.
     Decode(usize),
     /// A workgroup works on rows that share a key head, and on a slice of their keys.
@@ -470,7 +470,7 @@ impl Tile {
     /// On software adapters a row of the other side is expensive to load and registers spill cheaply, so an invocation
     /// keeps one of these numbers of `rows`, unless they are too wide, or meet so many `others` that it would run into
     /// the quirk `loops-end-early`. On GPUs workgroup memory is cheap and occupancy counts, so more invocations share
-    /// wide heads: no more than eight elements each of a row's sum.
+    /// wide heads: no more than eight elements each of a row's sum, or what Apple's M1 can keep in registers.
     fn all(cx: &Launch<'_>, d: &Dims, rows: &[usize], others: usize) -> Vec<Tile> {
         if cx.profile.class == AdapterClass::Cpu {
             let (group, subgroups) = cx.profile.vector_lanes();
@@ -488,7 +488,7 @@ impl Tile {
             129..=256 => &[(128, 32), (64, 32)],
             _ => &[(128, 64), (64, 64)],
         };
-        shapes.iter().map(|&t| Tile::gpu(cx, Cut::Tiled, t)).collect()
+        shapes.iter().map(|&shape| Tile::tiled(cx, d.dh, shape, 8)).collect()
     }
 
     /// Wide heads on a software adapter. More rows need fewer loads for each product, as many as registers allow.
@@ -529,10 +529,23 @@ impl Tile {
         Tile { cut: Cut::Split(split), group, subgroups }
     }
 
-    /// Subgroups help if each of them contains all invocations that share a row.
-    fn gpu(cx: &Launch<'_>, cut: fn(usize) -> Cut, (group, lanes): (usize, usize)) -> Tile {
+    /// `own` is how many elements of each row's sum an invocation can keep. If the lanes cannot keep all, it takes
+    /// several workgroups, unless no small number of them can share a row evenly. Subgroups help if each of them contains
+    /// all invocations that share a row.
+    fn tiled(cx: &Launch<'_>, dh: usize, (group, lanes): (usize, usize), own: usize) -> Tile {
+        let (_, width, dim) = units(dh);
+        let least = dh.div_ceil(lanes * own);
+        let parts = (least..=2 * least).find(|parts| dim.is_multiple_of(*parts) && dim / parts * width <= lanes * own);
         let subgroups = cx.profile.subgroup_lanes().is_some_and(|n| n as usize >= lanes);
-        Tile { cut: cut(lanes), group, subgroups }
+        Tile { cut: Cut::Tiled { lanes, part: dim / parts.unwrap_or(1) }, group, subgroups }
+    }
+
+    /// The one for the second half of a backward pass. On GPUs it has two sums for each row, so an invocation keeps less
+    /// of them.
+    fn for_keys(self, cx: &Launch<'_>, dh: usize) -> Tile {
+        let Cut::Tiled { lanes, .. } = self.cut else { return self };
+        let lanes = if dh > 4 * lanes { (2 * lanes).min(64) } else { lanes };
+        Tile::tiled(cx, dh, (self.group, lanes), 4)
     }
 
     /// The one that a launch selects.
@@ -544,17 +557,23 @@ impl Tile {
         let name = |t: &Tile| match t.cut {
             Cut::Rows(n) => format!("{n} rows a lane"),
             Cut::Wide(rows, others) => format!("{rows} rows a lane, {others} at a time"),
-            Cut::Tiled(lanes) => format!("{} rows x {}", t.rows_of_group(), 4 * lanes),
+            Cut::Tiled { lanes, .. } => format!("{} rows x {}", t.rows_of_group(), 4 * lanes),
             Cut::Decode(lanes) => format!("a row by {} of {lanes}", t.group),
             Cut::Split(s) => format!("{} rows by {} of {}, {} slices", s.rows, t.group, s.lanes, s.slices),
         };
         tiles.iter().map(name).collect()
     }
 
+    /// Workgroups that share a tile of rows with `dh` elements.
+    fn parts(&self, dh: usize) -> usize {
+        let Cut::Tiled { part, .. } = self.cut else { return 1 };
+        units(dh).2 / part
+    }
+
     fn rows_of_group(&self) -> usize {
         match self.cut {
             Cut::Rows(n) | Cut::Wide(n, _) => self.group * n,
-            Cut::Tiled(lanes) => 4 * self.group / lanes,
+            Cut::Tiled { lanes, .. } => 4 * self.group / lanes,
             Cut::Decode(_) => 1,
             Cut::Split(split) => split.rows,
         }
@@ -578,9 +597,9 @@ impl Tile {
             (Cut::Wide(..), _) => (WIDE, "wide_forward"),
             (Cut::Decode(_), _) => (DECODE, "decode"),
             (Cut::Split(_), _) => (SPLIT, "split"),
-            (Cut::Tiled(_), "backward_q") => (TILED, "tiled_backward_q"),
-            (Cut::Tiled(_), "backward_kv") => (TILED, "tiled_backward_kv"),
-            (Cut::Tiled(_), _) => (TILED, "tiled_forward"),
+            (Cut::Tiled { .. }, "backward_q") => (TILED, "tiled_backward_q"),
+            (Cut::Tiled { .. }, "backward_kv") => (TILED, "tiled_backward_kv"),
+            (Cut::Tiled { .. }, _) => (TILED, "tiled_forward"),
         }
     }
 
@@ -607,15 +626,19 @@ impl Tile {
                 let loads = if self.subgroups { others / self.group } else { others };
                 kernel.knob("ROWS", rows as u32).knob("OTHERS", others as u32).knob("LOADS", loads as u32)
             }
-            Cut::Tiled(lanes) => {
+            Cut::Tiled { lanes, part } => {
                 // 64 bytes of a row at a time, or what fits beside the weights; then as many whole rows as fit the same
                 // memory.
                 let (rows, others) = (self.rows_of_group(), 4 * lanes);
                 let stride = (WORKGROUP_QUADS - 4 * self.group) * 4 / width / (rows + others);
                 let chunk = divisor((16 / width).min((stride - 1) | 1));
                 let memory = (rows + others) * (chunk | 1);
-                let slab = (memory / dim.next_multiple_of(lanes)).clamp(1, others);
-                kernel.knob("LANES", lanes as u32).knob("CHUNK", chunk as u32).knob("SLAB", 1 << slab.ilog2())
+                let slab = (memory / part.next_multiple_of(lanes)).clamp(1, others);
+                kernel
+                    .knob("LANES", lanes as u32)
+                    .knob("PART", part as u32)
+                    .knob("CHUNK", chunk as u32)
+                    .knob("SLAB", 1 << slab.ilog2())
             }
             Cut::Decode(lanes) => kernel.knob("LANES", lanes as u32),
             Cut::Split(Split { rows, lanes, reach, slices }) => kernel
@@ -759,6 +782,7 @@ impl Op for AttentionBackward {
         let kernel = tile.kernel::<Self>("backward_q", d.dh);
         op.dispatch(&mut program, cx, (kernel, &binds), (d.tq, op.heads), (d.tk, 3), tile)?;
         let binds = [&ins[..], &[Bind::Out(1), Bind::Out(2)]].concat();
+        let tile = tile.for_keys(cx, d.dh);
         let kernel = tile.kernel::<Self>("backward_kv", d.dh);
         op.dispatch(&mut program, cx, (kernel, &binds), (d.tk, op.kv_heads), (d.tq, 2 * d.sharing), tile)?;
         Ok(program)
