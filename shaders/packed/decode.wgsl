@@ -85,6 +85,8 @@ fn halves(index: u32) -> Unit {
 // to 31. x = d * (q - 8) or d * q + m; with a fifth bit, q - 16.
 const SMALL_HEAD: u32 = select(1u, 2u, WITH_MIN); // in halves
 const SMALL: u32 = SMALL_HEAD + select(0u, 2u, FIFTH) + 8u;
+// The head and what follows, in words from the one on in which they start.
+const SMALL_WORDS: u32 = select(4u, 5u, FIFTH);
 
 fn small_quad(quad: u32, packed: u32, high: u32, dm: vec2<f32>) -> vec4<f32> {
     var v = nibbles(packed, quad & 4u);
@@ -100,20 +102,18 @@ fn small_quad(quad: u32, packed: u32, high: u32, dm: vec2<f32>) -> vec4<f32> {
 fn small_block(index: u32) -> Unit {
     let start = SMALL * index;
     let odd = select(start & 1u, 1u, WITH_MIN);
-    // The head and what follows, from the word on in which they start.
-    const count = select(4u, 5u, FIFTH);
-    var words: array<u32, count>;
+    var words: array<u32, SMALL_WORDS>;
     let first = weight(start / 2u);
     let dm = unpack2x16float(select(first, first >> 16u, !WITH_MIN && odd != 0u));
     var low = first;
-    for (var i = 0u; i < count; i++) {
+    for (var i = 0u; i < SMALL_WORDS; i++) { // unroll
         let high = weight(start / 2u + i + 1u);
         words[i] = select((low >> 16u) | (high << 16u), high, odd != 0u);
         low = high;
     }
     var q: Unit;
     for (var i = 0u; i < 8u; i++) { // unroll
-        q[i] = small_quad(i, words[i % 4u + count - 4u], words[0], dm);
+        q[i] = small_quad(i, words[i % 4u + SMALL_WORDS - 4u], words[0], dm);
     }
     return q;
 }

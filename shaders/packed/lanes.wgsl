@@ -26,31 +26,31 @@ fn forward_lanes(
     let units = p.units;
     for (var u = 0u; u < units; u++) {
         var ws: array<Unit, COLS>;
-        for (var c = 0u; c < COLS; c++) {
+        for (var c = 0u; c < COLS; c++) { // unroll
             ws[c] = unit(min(col0 + c, p.n - 1u) * units + u);
         }
-        for (var r = 0u; r < ROWS; r++) {
+        for (var r = 0u; r < ROWS; r++) { // unroll
             let at = (min(row0 + r, p.m - 1u) * units + u) * 8u;
             // With subgroups, each lane loads a quad and hands it round.
             var mine: vec4<f32>;
             if (SUBGROUPS) {
                 mine = x[at + lid % 8u];
             }
-            for (var i = 0u; i < 8u; i++) {
+            for (var i = 0u; i < 8u; i++) { // unroll
                 var v: vec4<f32>;
                 if (SUBGROUPS) {
                     v = from_lane(mine, i);
                 } else {
                     v = x[at + i];
                 }
-                for (var c = 0u; c < COLS; c++) {
+                for (var c = 0u; c < COLS; c++) { // unroll
                     acc[r][c] = fma(v, ws[c][i], acc[r][c]);
                 }
             }
         }
     }
-    for (var r = 0u; r < ROWS; r++) {
-        for (var c = 0u; c < COLS; c++) {
+    for (var r = 0u; r < ROWS; r++) { // unroll
+        for (var c = 0u; c < COLS; c++) { // unroll
             let row = row0 + r;
             let col = col0 + c;
             if (row < p.m && col < p.n) {

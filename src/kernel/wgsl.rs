@@ -332,15 +332,22 @@ fn size_of(ty: &[&str]) -> Option<usize> {
     }
 }
 
-/// The value of a constant integer expression.
+/// The value of a constant expression of integers; those of booleans are 0 and 1.
 fn evaluate(words: &[&str]) -> Option<i64> {
-    let mut rest = words;
+    let mut joined = vec![];
+    let mut at = 0;
+    while let Some(word) = words.get(at) {
+        let pair = ["||", "&&", "==", "<<", ">>"].into_iter().find(|op| words[at..].starts_with(&[&op[..1], &op[1..]]));
+        joined.push(pair.unwrap_or(word));
+        at += if pair.is_some() { 2 } else { 1 };
+    }
+    let mut rest = &joined[..];
     let value = operation(&mut rest, 0)?;
     rest.is_empty().then_some(value)
 }
 
 /// Operators by precedence, the lowest first.
-const LEVELS: [&[&str]; 5] = [&["|"], &["&"], &["<", ">"], &["+", "-"], &["*", "/", "%"]];
+const LEVELS: [&[&str]; 8] = [&["||"], &["&&"], &["|"], &["&"], &["=="], &["<<", ">>"], &["+", "-"], &["*", "/", "%"]];
 
 fn operation(rest: &mut &[&str], level: usize) -> Option<i64> {
     let Some(operators) = LEVELS.get(level) else { return operand(rest) };
@@ -349,16 +356,15 @@ fn operation(rest: &mut &[&str], level: usize) -> Option<i64> {
         && operators.contains(op)
     {
         *rest = more;
-        if level == 2 {
-            // The second character of a shift operator.
-            *rest = rest.strip_prefix(&[*op])?;
-        }
         let b = operation(rest, level + 1)?;
         a = match *op {
+            "||" => (a != 0 || b != 0).into(),
+            "&&" => (a != 0 && b != 0).into(),
+            "==" => (a == b).into(),
             "|" => a | b,
             "&" => a & b,
-            "<" => a.checked_shl(u32::try_from(b).ok()?)?,
-            ">" => a.checked_shr(u32::try_from(b).ok()?)?,
+            "<<" => a.checked_shl(u32::try_from(b).ok()?)?,
+            ">>" => a.checked_shr(u32::try_from(b).ok()?)?,
             "+" => a.checked_add(b)?,
             "-" => a.checked_sub(b)?,
             "*" => a.checked_mul(b)?,
@@ -387,11 +393,15 @@ fn operand(rest: &mut &[&str]) -> Option<i64> {
         ("(" | "u32" | "i32", [a]) => Some(*a),
         ("max", [a, b]) => Some(*a.max(b)),
         ("min", [a, b]) => Some(*a.min(b)),
+        ("select", [a, b, second]) => Some(if *second != 0 { *b } else { *a }),
         _ => None,
     }
 }
 
 fn number(word: &str) -> Option<i64> {
+    if let "true" | "false" = word {
+        return Some((word == "true").into());
+    }
     let digits = word.trim_end_matches(['u', 'i']);
     match digits.strip_prefix("0x") {
         Some(hex) => i64::from_str_radix(hex, 16).ok(),
@@ -443,7 +453,9 @@ mod tests {
         assert_eq!(value("2u + 3u * (4u - 1u) % 5u"), Some(6));
         assert_eq!(value("max(0x10u, 7u) | 1u << 2u"), Some(20));
         assert_eq!(value("u32(min(9, 4,))"), Some(4));
-        for odd in ["", "1 +", "f(1)", "1 / 0", "(1", "1 2", "-1", "x"] {
+        assert_eq!(value("select(2u, 4u, 3u == 1u || true && (1u << 2u) == 4u)"), Some(4));
+        assert_eq!(value("select(2u, 4u, false || 1u == 2u) >> 1u"), Some(1));
+        for odd in ["", "1 +", "f(1)", "1 / 0", "(1", "1 2", "-1", "x", "1 < 2", "1 ==", "select(1, 2)"] {
             assert_eq!(value(odd), None, "{odd}");
         }
     }

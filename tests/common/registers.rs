@@ -79,7 +79,7 @@ impl<'a> Text<'a> {
     fn varying_indices(&self) -> Vec<String> {
         let (mut found, mut function, mut vectors) = (vec![], "", HashSet::new());
         let (mut braces, mut parentheses) = (0, 0);
-        for i in 1..self.tokens.len() {
+        for i in 2..self.tokens.len() {
             let (before, token) = (self.tokens[i - 1], self.tokens[i]);
             match token {
                 "{" => braces += 1,
@@ -91,7 +91,8 @@ impl<'a> Text<'a> {
             if braces == 0 && parentheses == 1 && token == "(" {
                 (function, vectors) = (before, HashSet::new());
             }
-            if is_vector(before) && self.tokens[i + 1] != "[" {
+            // `float4 v`, or a parameter `thread float4& v`.
+            if is_vector(if before == "&" { self.tokens[i - 2] } else { before }) && self.tokens[i + 1] != "[" {
                 vectors.insert(token);
             }
             if braces == 0 || before == "." || !(is_word(token) || token == ")") || self.memory.contains(token) {

@@ -129,7 +129,7 @@ impl Text {
                 let constants: Vec<String> = function.constants.iter().map(constant).collect();
                 self.text += &map::function("result", function);
                 let value = map::call("result", self.quads, &operands, &constants);
-                line!(store, "        for (var r = 0u; r < ROWS; r++) {{");
+                line!(store, "        for (var r = 0u; r < ROWS; r++) {{ // unroll");
                 line!(store, "            y_0[r * {}u + col] = {value};", columns[0]);
                 line!(store, "        }}");
             }
@@ -138,7 +138,7 @@ impl Text {
                 self.add_branches(&mut make, groups, |i, out| line!(out, "        sums = share_{i}(col, slice);"));
                 line!(make, "    sums = reduced(sums, lid);");
                 self.add_branches(&mut store, groups, |i, out| {
-                    line!(out, "        for (var r = 0u; r < ROWS; r++) {{");
+                    line!(out, "        for (var r = 0u; r < ROWS; r++) {{ // unroll");
                     line!(out, "            y_{i}[r * {}u + col] = {};", columns[i], biased(i, "sums[r]"));
                     line!(out, "        }}");
                 });
