@@ -323,7 +323,7 @@ fn own_kernels_of_many_bindings_run_on_devices_of_four() {
     check::op(gpu(), &cases).unwrap();
 }
 
-/// A kernel cannot write two ranges of one buffer, so that the second gradient is copied into its arena.
+/// Both gradients go straight to the arena, which is one buffer: a kernel may write two ranges of it.
 #[test]
 fn two_gradients_of_one_kernel_are_trained_with() {
     let mut g = gpu().graph();

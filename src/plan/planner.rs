@@ -411,15 +411,16 @@ impl<'a> Planner<'a> {
         unread && !self.stores.iter().any(|(v, _)| *v == state)
     }
 
-    /// Whether a dispatch that writes this output also writes an earlier one that is in a state. Both states may be
-    /// ranges of one buffer, as gradients in an arena are, which a dispatch cannot bind twice.
+    /// Whether a dispatch writes this output and reads an earlier one that is in a state, or the other way round. Both
+    /// states may be ranges of one buffer, as gradients in an arena are, which a dispatch cannot both read and write.
     fn meets_state(&self, id: usize, output: usize, program: &Program) -> bool {
         let in_state = |i: usize| i < output && matches!(self.slot[&Value::local(id, i)], Slot::External(_));
         program.dispatches.iter().any(|d| {
-            let writes = |found: &dyn Fn(usize) -> bool| {
-                d.binds.iter().any(|bind| matches!(*bind, Bind::Out(i) | Bind::OutIn(i) if found(i)))
-            };
-            writes(&|i| i == output) && writes(&in_state)
+            let binds = |found: &dyn Fn(&Bind) -> bool| d.binds.iter().any(found);
+            let writes = |found: &dyn Fn(usize) -> bool| binds(&|b| matches!(*b, Bind::Out(i) if found(i)));
+            let reads = |found: &dyn Fn(usize) -> bool| binds(&|b| matches!(*b, Bind::OutIn(i) if found(i)));
+            let own = |i: usize| i == output;
+            (writes(&own) && reads(&in_state)) || (reads(&own) && writes(&in_state))
         })
     }
 
