@@ -237,6 +237,16 @@ impl<'a> Module<'a> {
         (words.concat(), size_of(&words))
     }
 
+    /// Invocations of a workgroup of an entry point. `None` if they are in several dimensions, or if this parser does
+    /// not know how many they are.
+    pub fn workgroup_size(&self, entry: &str) -> Option<i64> {
+        let item = self.items.iter().find(|i| matches!(i.kind, Kind::Function(name) if name == entry))?;
+        let open = item.tokens.clone().find(|&i| self.word(i) == "workgroup_size")? + 1;
+        let mut words = vec![];
+        self.expanded(open + 1..self.closing(open)?, 16, &mut words);
+        evaluate(&words)
+    }
+
     /// Bytes of workgroup memory that an entry point uses, as WebGPU counts them. `None` if the entry point is missing
     /// or uses a type that this parser does not know.
     pub fn workgroup_bytes(&self, entry: &str) -> Option<usize> {
