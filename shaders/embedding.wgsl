@@ -267,14 +267,14 @@ fn pieces(
     for (var at = start; at <= last; at += AT_ONCE) {
         var found: array<vec2<u32>, AT_ONCE>;
         var d: array<E, AT_ONCE>;
-        for (var j = 0u; j < AT_ONCE; j++) {
+        for (var j = 0u; j < AT_ONCE; j++) { // unroll
             found[j] = sorted[min(at + j, last)];
         }
-        for (var j = 0u; j < AT_ONCE; j++) {
+        for (var j = 0u; j < AT_ONCE; j++) { // unroll
             // What is no token was not sorted: a slice of a step may be recorded without the slice that has `sort`.
             d[j] = dy[min(found[j].y, p.tokens - 1u) * p.cols + col];
         }
-        for (var j = 0u; j < AT_ONCE; j++) {
+        for (var j = 0u; j < AT_ONCE; j++) { // unroll
             let inside = at + j <= last;
             if (inside && found[j].x != row) {
                 put(sum, row, piece, col, goes_on);

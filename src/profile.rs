@@ -25,30 +25,56 @@ pub enum Cooperative {
     /// 8 x 8 tiles of f32.
     F32,
     /// 16 x 16 tiles of f16, summed in f32. Inputs of matmuls are rounded to 11 bits, and those beyond 65504 become
-    /// infinite.
+    /// infinite. Cards of NVIDIA and AMD have them.
     F16,
+    /// 8 x 8 tiles of f16, summed in f32, with the same rounding. Apple's GPUs have them, and newer Mesa's software
+    /// driver.
+    F16x8,
 }
 
 impl Cooperative {
+    /// Every kind.
+    pub const ALL: [Cooperative; 3] = [Cooperative::F32, Cooperative::F16, Cooperative::F16x8];
+
+    /// Rows and columns of a matrix.
+    pub fn size(self) -> u32 {
+        match self {
+            Cooperative::F32 | Cooperative::F16x8 => 8,
+            Cooperative::F16 => 16,
+        }
+    }
+
+    /// Whether inputs are rounded to f16.
+    pub fn is_f16(self) -> bool {
+        self != Cooperative::F32
+    }
+
+    /// What kernels on such matrices call them: knobs and their values.
+    pub(crate) fn knobs(self) -> [(&'static str, String); 5] {
+        let (size, e) = (self.size(), if self.is_f16() { "f16" } else { "f32" });
+        let matrix = |e: &str, role: &str| format!("coop_mat{size}x{size}<{e}, {role}>");
+        [
+            ("E", e.into()),
+            ("MatrixA", matrix(e, "A")),
+            ("MatrixB", matrix(e, "B")),
+            ("MatrixC", matrix("f32", "C")),
+            ("SIZE", format!("{size}u")),
+        ]
+    }
+
     /// The features that a device must be opened with.
     pub fn features(self) -> wgpu::Features {
         let base = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SUBGROUP;
-        match self {
-            Cooperative::F32 => base,
-            Cooperative::F16 => base | wgpu::Features::SHADER_F16,
-        }
+        if self.is_f16() { base | wgpu::Features::SHADER_F16 } else { base }
     }
 
     /// Whether an adapter with these properties has such matrices.
     pub fn is_in(self, properties: &[wgpu::CooperativeMatrixProperties]) -> bool {
         use wgpu::CooperativeScalarType as Scalar;
-        let (size, ab) = match self {
-            Cooperative::F32 => (8, Scalar::F32),
-            Cooperative::F16 => (16, Scalar::F16),
-        };
+        let ab = if self.is_f16() { Scalar::F16 } else { Scalar::F32 };
         properties
             .iter()
-            .any(|p| [p.m_size, p.n_size, p.k_size] == [size; 3] && p.ab_type == ab && p.cr_type == Scalar::F32)
+            .any(|p| [p.m_size, p.n_size, p.k_size] == [self.size(); 3] && p.ab_type == ab && p.cr_type == Scalar::F32)
     }
 }
 
@@ -74,7 +100,8 @@ pub struct Profile {
     pub max_invocations: u32,
     /// Most workgroup memory, in bytes.
     pub max_workgroup_bytes: u32,
-    /// Sizes of the smallest and the largest subgroup, if the device was opened with subgroup operations.
+    /// Sizes of the smallest and the largest subgroup, if the device was opened with subgroup operations: what its driver
+    /// says, or what [`Gpu::self_test`](crate::Gpu::self_test) measured.
     pub subgroups: Option<[u32; 2]>,
     /// Kind of cooperative matrices, if the application opted in.
     pub cooperative: Option<Cooperative>,
@@ -94,7 +121,12 @@ pub(crate) struct Lanes {
 impl Lanes {
     /// What is wrong with kernels made for these lanes, which use these features, on a device that has `theirs`.
     pub(crate) fn problem(self, features: wgpu::Features, theirs: Lanes) -> Option<String> {
-        if features.contains(wgpu::Features::SUBGROUP) && self.subgroups != theirs.subgroups {
+        // Kernels made for a range of sizes run with every size in it.
+        let suits = match (self.subgroups, theirs.subgroups) {
+            (Some([min, max]), Some([least, most])) => min <= least && most <= max,
+            (ours, theirs) => ours == theirs,
+        };
+        if features.contains(wgpu::Features::SUBGROUP) && !suits {
             let (ours, theirs) = (self.subgroups, theirs.subgroups);
             return Some(format!("the plan is for subgroups of {ours:?} lanes, but the device's have {theirs:?}"));
         }

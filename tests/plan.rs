@@ -123,6 +123,63 @@ fn a_tied_head_adds_to_the_gradient_of_the_table_in_place() {
     assert!(plan.steps().iter().all(|s| s.op().name() != "residual_add"), "{plan}");
 }
 
+#[test]
+fn a_gradient_to_which_another_is_added_is_computed_where_their_sum_is_stored() {
+    let mut g = Graph::new();
+    let table = g.param("table", [64, 8]).unwrap();
+    let ids = g.input("ids", TensorType::u32([2, 9])).unwrap();
+    let x = g.embedding("x", table, ids).unwrap();
+    let logits = g.matmul_nt("logits", x, table).unwrap();
+    let loss = g.l2_norm("loss", logits).unwrap();
+    let grads = g.gradients(loss, &[table]).unwrap();
+    let state = g.state("state", TensorType::f32([64, 8])).unwrap();
+    g.store(grads[0], state).unwrap();
+    let plan = checked(g, &[loss]);
+    let (slot, _) = plan.slot(state).unwrap();
+    assert_eq!(plan.steps().iter().filter(|s| s.outputs()[0].0 == slot).count(), 2, "{plan}");
+    assert!(plan.final_copies().is_empty(), "{plan}");
+}
+
+/// Not where the addition reads another state: both may be ranges of one buffer.
+#[test]
+fn a_gradient_is_not_computed_in_a_state_where_something_else_in_states_is_added_to_it() {
+    for stored in [false, true] {
+        let (mut g, [a, b, s, t]) = small();
+        let first = g.softmax("first", a).unwrap();
+        let second = g.softmax("second", b).unwrap();
+        let sum = g.residual_add("sum", second, first).unwrap();
+        if stored {
+            g.store(first, s).unwrap();
+        }
+        g.store(sum, t).unwrap();
+        let plan = checked(g, &[]);
+        let second = plan.steps().iter().find(|s| s.name() == "second").unwrap();
+        assert_eq!(matches!(second.outputs()[0].0, Slot::Buffer(_)), stored, "{plan}");
+    }
+}
+
+#[test]
+fn a_gradient_takes_the_place_of_logits_that_nobody_reads_afterwards() {
+    let plan = |read: bool| {
+        let mut g = Graph::new();
+        let x = g.input("x", TensorType::f32([6, 8])).unwrap();
+        let w = g.param("w", [8, 40]).unwrap();
+        let targets = g.input("targets", TensorType::u32([6])).unwrap();
+        let logits = g.matmul("logits", x, w).unwrap();
+        let loss = g.cross_entropy("loss", logits, targets).unwrap();
+        let grads = g.gradients(loss, &[w]).unwrap();
+        let kept: Vec<Value> = grads.into_iter().chain(read.then_some(logits)).collect();
+        checked(g, &kept)
+    };
+    let backward = |plan: &Plan| {
+        let step = plan.steps().iter().find(|s| s.op().name() == "cross_entropy_backward").unwrap();
+        (step.inputs()[0].0 == step.outputs()[0].0, step.copies().len())
+    };
+    assert_eq!(backward(&plan(false)), (true, 0));
+    assert_eq!(backward(&plan(true)), (false, 1));
+    assert_eq!(plan(true).buffer_bytes() - plan(false).buffer_bytes(), 4 * 6 * 40);
+}
+
 /// Steps of several ops: name, number of ops, number of outputs.
 fn chains(plan: &Plan) -> Vec<(&str, usize, usize)> {
     let steps = plan.steps().iter().filter(|s| !s.parts().is_empty());
@@ -345,7 +402,7 @@ impl Terms {
 /// Number of inputs without bases, for ops that fusion gives some.
 fn inputs_without_bases(op: &str) -> Option<usize> {
     Some(match op {
-        "matmul" | "pair" => 2,
+        "matmul" | "pair" | "embedding_backward" => 2,
         "sum" | "slice_pad" | "scale" => 1,
         "layernorm_backward" => 4,
         _ => return None,

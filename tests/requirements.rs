@@ -51,6 +51,27 @@ fn expect<T>(result: Result<T, Error>, words: &[&str]) {
     words.iter().for_each(|w| assert!(e.contains(w), "no {w:?} in: {e}"));
 }
 
+/// A device of an app takes its driver's word until asked to test itself, and drops nothing of a driver that is right.
+#[test]
+fn a_device_tests_itself_once_it_is_asked() {
+    let adapter = adapter();
+    let required_features = adapter.features() & Gpu::USEFUL_FEATURES;
+    let gpu = open(&adapter, &wgpu::DeviceDescriptor { required_features, ..Default::default() });
+    assert!(gpu.tested().is_none());
+    let tested = gpu.clone().self_test_blocking().unwrap();
+    // On Metal it narrows the range of subgroups.
+    assert_eq!(Profile { subgroups: gpu.profile().subgroups, ..tested.profile().clone() }, *gpu.profile());
+    let found = tested.tested().unwrap();
+    assert!(found.dropped.is_empty() && !found.compiles_only, "{found:?}");
+    match gpu.profile().subgroups {
+        Some([min, max]) => assert!(found.subgroup_size.is_some_and(|size| (min..=max).contains(&size)), "{found:?}"),
+        None => assert_eq!(found.subgroup_size, None),
+    }
+    // A handle with other choices of variants does not forget it.
+    assert_eq!(tested.with_choices(Default::default()).tested(), tested.tested());
+    assert!(Gpu::headless_blocking().unwrap().tested().is_some());
+}
+
 /// No more than a plan says, limit by limit, does; and with any less the error names it.
 #[test]
 fn a_device_with_just_what_training_requires_trains() {
@@ -85,6 +106,24 @@ fn a_device_with_just_what_training_requires_trains() {
     }
 }
 
+/// What it takes to train these on cards of 12 and of 8 GB.
+#[test]
+fn training_gpt2_takes_so_many_bytes() {
+    let max = u32::MAX.into();
+    let profile = Profile { max_binding_bytes: max, max_buffer_bytes: max, ..Profile::portable(AdapterClass::Gpu) };
+    for (layers, dim, heads, batch, most) in [(12, 768, 12, 8, 8.9e9), (24, 1024, 16, 1, 7.6e9)] {
+        let model = TransformerConfig::gpt2(50_257, 1024, layers, dim, heads);
+        let config = TrainConfig::new(model, batch);
+        let plan = TrainPlan::new(&config, &TrainOptions::default(), &profile).unwrap();
+        assert!(plan.bytes() as f64 <= most, "{} of at most {most} bytes", plan.bytes());
+        // Evaluation has little of its own.
+        let [step, evaluation, update] = plan.plans();
+        let arenas = 4 * 4 * plan.parameter_count();
+        let rest = plan.bytes() - arenas - step.buffer_bytes() - update.buffer_bytes();
+        assert!(rest < evaluation.buffer_bytes() / 100, "{rest} bytes");
+    }
+}
+
 #[test]
 fn features_are_those_that_the_kernels_use() {
     let (config, options) = (config(2, 16), TrainOptions::default());
@@ -93,7 +132,7 @@ fn features_are_those_that_the_kernels_use() {
     assert!(needs(&portable).is_empty());
     let subgroups = Profile { subgroups: Some([32, 32]), ..portable.clone() };
     assert_eq!(needs(&subgroups), wgpu::Features::SUBGROUP);
-    for kind in [Cooperative::F32, Cooperative::F16] {
+    for kind in Cooperative::ALL {
         assert_eq!(needs(&Profile { cooperative: Some(kind), ..subgroups.clone() }), kind.features());
     }
     let plan = TrainPlan::new(&config, &options, &subgroups).unwrap();
@@ -107,6 +146,10 @@ fn features_are_those_that_the_kernels_use() {
         let descriptor = plan.requirements().descriptor(&adapter);
         let gpu = open(&adapter, &descriptor);
         expect(gpu.run_blocking(Trainer::from_plan(&gpu, &plan)), &["64, 128", "lanes"]);
+        // Kernels for any size of a range do with the one that there is, as a self-test may find.
+        let range = Profile { subgroups: Some([4, 128]), ..other };
+        let plan = TrainPlan::new(&config, &options, &range).unwrap();
+        train(&mut gpu.run_blocking(Trainer::from_plan(&gpu, &plan)).unwrap());
     }
 }
 

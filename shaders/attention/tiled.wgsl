@@ -92,12 +92,12 @@ fn add_products(scores: ptr<function, Scores>, lane: u32) {
     let theirs = THEIRS.to + lane % LANES * STRIDE;
     for (var c = 0u; c < CHUNK; c++) {
         var x: array<E, 4>;
-        for (var r = 0u; r < 4u; r++) {
+        for (var r = 0u; r < 4u; r++) { // unroll
             x[r] = staged[mine + r * QUARTER * STRIDE + c];
         }
-        for (var j = 0u; j < 4u; j++) {
+        for (var j = 0u; j < 4u; j++) { // unroll
             let y = staged[theirs + j * LANES * STRIDE + c];
-            for (var r = 0u; r < 4u; r++) {
+            for (var r = 0u; r < 4u; r++) { // unroll
                 (*scores)[j][r] = add_dot(x[r], y, (*scores)[j][r]);
             }
         }
@@ -108,9 +108,9 @@ fn add_products(scores: ptr<function, Scores>, lane: u32) {
 fn add_weighted(sums: ptr<function, Sums>, lane: u32, first: u32) {
     for (var j = 0u; j < SLAB; j++) {
         let w = weights[weight_at(first + j, lane / LANES)];
-        for (var i = 0u; i < OWN; i++) {
+        for (var i = 0u; i < OWN; i++) { // unroll
             let x = staged[(j * OWN + i) * LANES + lane % LANES];
-            for (var r = 0u; r < 4u; r++) {
+            for (var r = 0u; r < 4u; r++) { // unroll
                 (*sums)[r][i] += w[r] * x;
             }
         }
@@ -146,7 +146,7 @@ fn tiled_forward(
             add_products(&s, lane);
         }
         var peak = top;
-        for (var j = 0u; j < 4u; j++) {
+        for (var j = 0u; j < 4u; j++) { // unroll
             let key = vec4<u32>(key0 + lane % LANES + j * LANES);
             s[j] = select(vec4<f32>(MASKED), s[j] * p.scale, key < seen);
             peak = max(peak, s[j]);
@@ -155,13 +155,13 @@ fn tiled_forward(
         let shrink = exp(top - peak);
         top = peak;
         norm *= shrink;
-        for (var j = 0u; j < 4u; j++) {
+        for (var j = 0u; j < 4u; j++) { // unroll
             let w = exp(s[j] - peak);
             norm += w;
             weights[weight_at(lane % LANES + j * LANES, lane / LANES)] = w;
         }
-        for (var r = 0u; r < 4u; r++) {
-            for (var i = 0u; i < OWN; i++) {
+        for (var r = 0u; r < 4u; r++) { // unroll
+            for (var i = 0u; i < OWN; i++) { // unroll
                 sums[r][i] *= shrink[r];
             }
         }
@@ -174,9 +174,9 @@ fn tiled_forward(
     }
     workgroupBarrier();
     norm = combined(norm, lane, true);
-    for (var r = 0u; r < 4u; r++) {
+    for (var r = 0u; r < 4u; r++) { // unroll
         if (rows[r] < p.tq) {
-            for (var i = 0u; i < OWN; i++) {
+            for (var i = 0u; i < OWN; i++) { // unroll
                 if (unit_of(i, lane) < DIM) {
                     o[q_at(at, rows[r]) + unit_of(i, lane)] = sums[r][i] / norm[r];
                 }
@@ -203,7 +203,7 @@ fn tiled_backward_q(
     let seen = visible4(rows, p.tk - p.tq);
     var row_lse: vec4<f32>;
     var row_delta: vec4<f32>;
-    for (var r = 0u; r < 4u; r++) {
+    for (var r = 0u; r < 4u; r++) { // unroll
         row_lse[r] = lse[stat_at(at, rows[r])];
         row_delta[r] = delta[stat_at(at, rows[r])];
     }
@@ -226,7 +226,7 @@ fn tiled_backward_q(
             workgroupBarrier();
             add_products(&dp, lane);
         }
-        for (var j = 0u; j < 4u; j++) {
+        for (var j = 0u; j < 4u; j++) { // unroll
             let key = vec4<u32>(key0 + lane % LANES + j * LANES);
             let prob = select(vec4<f32>(), exp(s[j] * p.scale - row_lse), key < seen);
             weights[weight_at(lane % LANES + j * LANES, lane / LANES)] = prob * (dp[j] - row_delta);
@@ -238,9 +238,9 @@ fn tiled_backward_q(
             add_weighted(&sums, lane, j);
         }
     }
-    for (var r = 0u; r < 4u; r++) {
+    for (var r = 0u; r < 4u; r++) { // unroll
         if (rows[r] < p.tq) {
-            for (var i = 0u; i < OWN; i++) {
+            for (var i = 0u; i < OWN; i++) { // unroll
                 if (unit_of(i, lane) < DIM) {
                     dq[q_at(at, rows[r]) + unit_of(i, lane)] = sums[r][i] * p.scale;
                 }
@@ -273,7 +273,6 @@ fn tiled_backward_kv(
     for (var h = 0u; h < sharing; h++) {
         for (var row0 = first; row0 < p.tq; row0 += OTHERS) {
             var s: Scores;
-            var dp: Scores;
             for (var c = 0u; c < DIM; c += CHUNK) {
                 workgroupBarrier();
                 stage_k(at, lane, MINE, at.row0, c);
@@ -281,21 +280,21 @@ fn tiled_backward_kv(
                 workgroupBarrier();
                 add_products(&s, lane);
             }
+            // Probabilities wait in workgroup memory, or registers would be too few: the M1 has 128.
+            for (var j = 0u; j < 4u; j++) { // unroll
+                let other = lane % LANES + j * LANES;
+                let row = row0 + other;
+                let sees = keys < vec4<u32>(select(0u, visible(row, p.tk - p.tq), row < p.tq));
+                let prob = select(vec4<f32>(), exp(s[j] * p.scale - lse[stat_at(at, row)]), sees);
+                weights[weight_at(other, lane / LANES)] = prob;
+            }
+            var dp: Scores;
             for (var c = 0u; c < DIM; c += CHUNK) {
                 workgroupBarrier();
                 stage_v(at, lane, MINE, at.row0, c);
                 stage_do(at, lane, THEIRS, row0, c);
                 workgroupBarrier();
                 add_products(&dp, lane);
-            }
-            for (var j = 0u; j < 4u; j++) {
-                let other = lane % LANES + j * LANES;
-                let row = row0 + other;
-                let stat = stat_at(at, row);
-                let sees = keys < vec4<u32>(select(0u, visible(row, p.tk - p.tq), row < p.tq));
-                let prob = select(vec4<f32>(), exp(s[j] * p.scale - lse[stat]), sees);
-                s[j] = prob * (dp[j] - delta[stat]);
-                weights[weight_at(other, lane / LANES)] = prob;
             }
             for (var j = 0u; j < OTHERS; j += SLAB) {
                 workgroupBarrier();
@@ -304,8 +303,10 @@ fn tiled_backward_kv(
                 add_weighted(&dvs, lane, j);
             }
             workgroupBarrier();
-            for (var j = 0u; j < 4u; j++) {
-                weights[weight_at(lane % LANES + j * LANES, lane / LANES)] = s[j];
+            for (var j = 0u; j < 4u; j++) { // unroll
+                let other = lane % LANES + j * LANES;
+                let mine = weight_at(other, lane / LANES);
+                weights[mine] *= dp[j] - delta[stat_at(at, row0 + other)];
             }
             for (var j = 0u; j < OTHERS; j += SLAB) {
                 workgroupBarrier();
@@ -317,9 +318,9 @@ fn tiled_backward_kv(
         at.head++;
     }
     at.head--;
-    for (var r = 0u; r < 4u; r++) {
+    for (var r = 0u; r < 4u; r++) { // unroll
         if (keys[r] < p.tk) {
-            for (var i = 0u; i < OWN; i++) {
+            for (var i = 0u; i < OWN; i++) { // unroll
                 if (unit_of(i, lane) < DIM) {
                     let to = kv_at(at, kv_head(at), keys[r]) + unit_of(i, lane);
                     dk[to] = dks[r][i] * p.scale;

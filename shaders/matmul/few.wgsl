@@ -25,15 +25,15 @@ fn forward_few(
     var acc: array<vec4<f32>, ROWS * QUADS>;
     for (var k = 4u * (lid / LANES); k < p.k; k += 4u * SLICES) {
         let bs = b_block(col0, k, b0, b0 + p.k * p.n - 1u);
-        for (var r = 0u; r < ROWS; r++) {
+        for (var r = 0u; r < ROWS; r++) { // unroll
             let v = mask(a_quad(a0 + r * p.k + k, a0 + ROWS * p.k - 1u), k, true);
-            for (var q = 0u; q < QUADS; q++) {
+            for (var q = 0u; q < QUADS; q++) { // unroll
                 acc[r * QUADS + q] = add_products(acc[r * QUADS + q], v, bs[q]);
             }
         }
     }
     // Sums over slices, in a fixed order: within subgroups first, then through workgroup memory.
-    for (var i = 0u; i < ROWS * QUADS; i++) {
+    for (var i = 0u; i < ROWS * QUADS; i++) { // unroll
         var v = acc[i];
         for (var step = LANES; step < SUBGROUP; step *= 2u) {
             v += vec4<f32>(across(v.xy, step), across(v.zw, step));

@@ -35,7 +35,7 @@ fn block(t: u32, x0: u32, size: u32, width: u32, matrix: u32, along_k: bool) -> 
 fn load_a(source: Block, k: u32, last: u32) -> mat4x4<f32> {
     let at = source.at + vec4<u32>(k * select(1u, p.m, A_TRANSPOSED));
     var rows: mat4x4<f32>;
-    for (var j = 0u; j < 4u; j++) {
+    for (var j = 0u; j < 4u; j++) { // unroll
         rows[j] = mask(a_quad(at[j], last), source.k + k + select(0u, j, A_TRANSPOSED), !A_TRANSPOSED);
     }
     if (A_TRANSPOSED) {
@@ -48,7 +48,7 @@ fn load_a(source: Block, k: u32, last: u32) -> mat4x4<f32> {
 fn load_b(source: Block, k: u32, last: u32) -> mat4x4<f32> {
     let at = source.at + vec4<u32>(k * select(p.n, 1u, B_TRANSPOSED));
     var rows: mat4x4<f32>;
-    for (var j = 0u; j < 4u; j++) {
+    for (var j = 0u; j < 4u; j++) { // unroll
         rows[j] = mask(b_quad(at[j], last), source.k + k + select(j, 0u, B_TRANSPOSED), B_TRANSPOSED);
     }
     if (B_TRANSPOSED) {

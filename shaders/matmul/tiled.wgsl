@@ -28,7 +28,7 @@ fn tile_sums(row0: u32, col0: u32, z: u32, lid: u32) -> TileSums {
     let a0 = z * p.m * p.k;
     let b0 = z * p.k * p.n;
     var blocks: array<Block, BLOCKS_EACH>;
-    for (var i = 0u; i < BLOCKS_EACH; i++) {
+    for (var i = 0u; i < BLOCKS_EACH; i++) { // unroll
         let t = i * TILE_GROUP + lid;
         if (t < A_BLOCKS) {
             blocks[i] = block(t, row0, p.m, A_WIDTH, a0, !A_TRANSPOSED);
@@ -38,30 +38,30 @@ fn tile_sums(row0: u32, col0: u32, z: u32, lid: u32) -> TileSums {
     }
     var acc: TileSums;
     for (var k = 0u; k < p.k; k += TILE_K) {
-        for (var i = 0u; i < BLOCKS_EACH; i++) {
+        for (var i = 0u; i < BLOCKS_EACH; i++) { // unroll
             let t = i * TILE_GROUP + lid;
             if (t < A_BLOCKS) {
                 let rows = load_a(blocks[i], k, a0 + p.m * p.k - 1u);
-                for (var j = 0u; j < 4u; j++) {
+                for (var j = 0u; j < 4u; j++) { // unroll
                     tile_a[slot(blocks[i].k / 4u, blocks[i].x, A_WIDTH) + j * A_WIDTH] = rows[j];
                 }
             } else if (BLOCKS % TILE_GROUP == 0u || t < BLOCKS) {
                 let rows = load_b(blocks[i], k, b0 + p.k * p.n - 1u);
-                for (var j = 0u; j < 4u; j++) {
+                for (var j = 0u; j < 4u; j++) { // unroll
                     tile_b[slot(blocks[i].k / 4u, blocks[i].x, B_WIDTH) + j * B_WIDTH] = rows[j];
                 }
             }
         }
         workgroupBarrier();
         for (var k4 = 0u; k4 < TILE_K / 4u; k4++) {
-            for (var j = 0u; j < 4u; j++) {
+            for (var j = 0u; j < 4u; j++) { // unroll
                 var va: array<vec4<f32>, TILE_ROWS>;
-                for (var i = 0u; i < TILE_ROWS; i++) {
+                for (var i = 0u; i < TILE_ROWS; i++) { // unroll
                     va[i] = tile_a[slot(k4, lid / ACROSS + i * DOWN, A_WIDTH) + j * A_WIDTH];
                 }
-                for (var q = 0u; q < TILE_QUADS; q++) {
+                for (var q = 0u; q < TILE_QUADS; q++) { // unroll
                     let vb = tile_b[slot(k4, lid % ACROSS + q * ACROSS, B_WIDTH) + j * B_WIDTH];
-                    for (var i = 0u; i < TILE_ROWS; i++) {
+                    for (var i = 0u; i < TILE_ROWS; i++) { // unroll
                         acc[i][0][q] = fma(vec4<f32>(va[i].x), vb, acc[i][0][q]);
                         acc[i][1][q] = fma(vec4<f32>(va[i].y), vb, acc[i][1][q]);
                         acc[i][2][q] = fma(vec4<f32>(va[i].z), vb, acc[i][2][q]);
@@ -88,10 +88,10 @@ fn forward_tiled_quads(
     let row0 = (group / p.groups_n) * TILE_M;
     let col0 = (group % p.groups_n) * TILE_N;
     let sums = tile_sums(row0, col0, wid.z, lid);
-    for (var i = 0u; i < TILE_ROWS; i++) {
-        for (var r = 0u; r < 4u; r++) {
+    for (var i = 0u; i < TILE_ROWS; i++) { // unroll
+        for (var r = 0u; r < 4u; r++) { // unroll
             let row = row0 + 4u * (lid / ACROSS + i * DOWN) + r;
-            for (var q = 0u; q < TILE_QUADS; q++) {
+            for (var q = 0u; q < TILE_QUADS; q++) { // unroll
                 let col = col0 + 4u * (lid % ACROSS + q * ACROSS);
                 if (row < p.m && col < p.n) {
                     store_quad((wid.z * p.m + row) * p.n, col, sums[i][r][q]);
@@ -114,12 +114,12 @@ fn forward_tiled(
     let row0 = (group / p.groups_n) * TILE_M;
     let col0 = (group % p.groups_n) * TILE_N;
     let sums = tile_sums(row0, col0, wid.z, lid);
-    for (var i = 0u; i < TILE_ROWS; i++) {
-        for (var r = 0u; r < 4u; r++) {
+    for (var i = 0u; i < TILE_ROWS; i++) { // unroll
+        for (var r = 0u; r < 4u; r++) { // unroll
             let row = row0 + 4u * (lid / ACROSS + i * DOWN) + r;
-            for (var q = 0u; q < TILE_QUADS; q++) {
+            for (var q = 0u; q < TILE_QUADS; q++) { // unroll
                 let col = col0 + 4u * (lid % ACROSS + q * ACROSS);
-                for (var j = 0u; j < 4u; j++) {
+                for (var j = 0u; j < 4u; j++) { // unroll
                     if (row < p.m && col + j < p.n) {
                         store((wid.z * p.m + row) * p.n, col + j, sums[i][r][q][j]);
                     }

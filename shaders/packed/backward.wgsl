@@ -24,9 +24,9 @@ fn backward(
     let until = p.until;
     for (var col = p.since; col < until; col++) {
         let ws = unit(col * p.units + u);
-        for (var r = 0u; r < ROWS; r++) {
+        for (var r = 0u; r < ROWS; r++) { // unroll
             let d = dy[min(row0 + r, p.m - 1u) * p.n + col];
-            for (var i = 0u; i < 8u; i++) {
+            for (var i = 0u; i < 8u; i++) { // unroll
                 acc[r][i] = fma(vec4<f32>(d), ws[i], acc[r][i]);
             }
         }
@@ -34,9 +34,9 @@ fn backward(
     if (at >= p.units) {
         return;
     }
-    for (var r = 0u; r < ROWS; r++) {
+    for (var r = 0u; r < ROWS; r++) { // unroll
         if (row0 + r < p.m) {
-            for (var i = 0u; i < 8u; i++) {
+            for (var i = 0u; i < 8u; i++) { // unroll
                 let to = ((row0 + r) * p.units + u) * 8u + i;
                 var v = acc[r][i];
                 if (p.accumulate != 0u) {

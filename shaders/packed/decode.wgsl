@@ -42,7 +42,7 @@ fn eight_words(half: u32) -> array<u32, 8> {
     let odd = half & 1u;
     var words: array<u32, 8>;
     var low = weight(half / 2u);
-    for (var i = 0u; i < 8u; i++) {
+    for (var i = 0u; i < 8u; i++) { // unroll
         let high = weight(half / 2u + select(i + 1u, 7u + odd, i == 7u));
         words[i] = select(low, (low >> 16u) | (high << 16u), odd != 0u);
         low = high;
@@ -73,7 +73,7 @@ fn half_quad(a: u32, b: u32) -> vec4<f32> {
 
 fn halves(index: u32) -> Unit {
     var q: Unit;
-    for (var i = 0u; i < 8u; i++) {
+    for (var i = 0u; i < 8u; i++) { // unroll
         q[i] = half_quad(weight(16u * index + 2u * i), weight(16u * index + 2u * i + 1u));
     }
     return q;
@@ -110,7 +110,7 @@ fn small_block(index: u32) -> Unit {
         low = high;
     }
     var q: Unit;
-    for (var i = 0u; i < 8u; i++) {
+    for (var i = 0u; i < 8u; i++) { // unroll
         q[i] = small_quad(i, words[i % 4u + count - 4u], words[0], dm);
     }
     return q;
@@ -125,7 +125,7 @@ fn byte_block(index: u32) -> Unit {
     var low = weight(start / 2u);
     let d = unpack2x16float(select(low, low >> 16u, odd != 0u)).x;
     var q: Unit;
-    for (var i = 0u; i < 8u; i++) {
+    for (var i = 0u; i < 8u; i++) { // unroll
         let high = weight(start / 2u + i + 1u);
         q[i] = signed_bytes(select((low >> 16u) | (high << 16u), high, odd != 0u)) * d;
         low = high;
@@ -174,7 +174,7 @@ fn k_block(index: u32) -> Unit {
     let s = index % 8u; // unit of the block
     let dm = k_scales(k_head(index / 8u), s);
     var q: Unit;
-    for (var i = 0u; i < 8u; i++) {
+    for (var i = 0u; i < 8u; i++) { // unroll
         var high = 0u;
         if (FIFTH) {
             high = weight(start + 4u + i);
@@ -205,7 +205,7 @@ fn six_bit_block(index: u32) -> Unit {
     let low = eight_words(start + 32u * (s / 4u) + 16u * (part % 2u));
     let high = eight_words(start + 64u + 16u * (s / 4u));
     var q: Unit;
-    for (var i = 0u; i < 8u; i++) {
+    for (var i = 0u; i < 8u; i++) { // unroll
         q[i] = six_quad(part, low[i], high[i], pair[i / 4u]);
     }
     return q;

@@ -20,21 +20,21 @@ fn dots(col0: u32, n: u32, units: u32, lid: u32) -> Sums {
     let pieces = units * 8u / PIECE;
     for (var t = lid % TEAM; t < pieces; t += TEAM) {
         var ws: array<Piece, COLS>;
-        for (var c = 0u; c < COLS; c++) {
+        for (var c = 0u; c < COLS; c++) { // unroll
             ws[c] = piece(min(col0 + c, n - 1u) * units, t);
         }
-        for (var r = 0u; r < ROWS; r++) {
-            for (var i = 0u; i < PIECE; i++) {
+        for (var r = 0u; r < ROWS; r++) { // unroll
+            for (var i = 0u; i < PIECE; i++) { // unroll
                 let v = input(r, piece_quad(t, i));
-                for (var c = 0u; c < COLS; c++) {
+                for (var c = 0u; c < COLS; c++) { // unroll
                     acc[r][c] = fma(v, ws[c][i], acc[r][c]);
                 }
             }
         }
     }
     var sums: Sums;
-    for (var r = 0u; r < ROWS; r++) {
-        for (var c = 0u; c < COLS; c++) {
+    for (var r = 0u; r < ROWS; r++) { // unroll
+        for (var c = 0u; c < COLS; c++) { // unroll
             var sum = dot(acc[r][c], vec4<f32>(1.0));
             for (var step = 1u; step < SUBGROUP; step *= 2u) {
                 sum += across(vec2<f32>(sum), step).x;
@@ -54,21 +54,21 @@ var<workgroup> partial: array<f32, GROUP * ROWS * COLS>;
 fn gathered(sums: Sums, lid: u32) -> Sums {
     var sum = sums;
     workgroupBarrier(); // An earlier call may still be reading.
-    for (var r = 0u; r < ROWS; r++) {
-        for (var c = 0u; c < COLS; c++) {
+    for (var r = 0u; r < ROWS; r++) { // unroll
+        for (var c = 0u; c < COLS; c++) { // unroll
             partial[(r * COLS + c) * GROUP + lid] = sum[r][c];
         }
     }
     for (var step = TEAM / 2u; step >= SUBGROUP; step /= 2u) {
         workgroupBarrier();
         if (lid % TEAM < step) {
-            for (var i = 0u; i < ROWS * COLS; i++) {
+            for (var i = 0u; i < ROWS * COLS; i++) { // unroll
                 partial[i * GROUP + lid] += partial[i * GROUP + lid + step];
             }
         }
     }
-    for (var r = 0u; r < ROWS; r++) {
-        for (var c = 0u; c < COLS; c++) {
+    for (var r = 0u; r < ROWS; r++) { // unroll
+        for (var c = 0u; c < COLS; c++) { // unroll
             sum[r][c] = partial[(r * COLS + c) * GROUP + lid];
         }
     }

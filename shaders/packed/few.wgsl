@@ -24,8 +24,8 @@ fn forward_few(
     if (lid % TEAM != 0u) {
         return;
     }
-    for (var r = 0u; r < ROWS; r++) {
-        for (var c = 0u; c < COLS; c++) {
+    for (var r = 0u; r < ROWS; r++) { // unroll
+        for (var c = 0u; c < COLS; c++) { // unroll
             let col = col0 + c;
             if (col < p.n) {
                 var v = sums[r][c];

@@ -1,11 +1,12 @@
 // Rows of a packed matrix piece by piece, so that neighbours read neighbouring words; after decode.wgsl.
 
-// A piece: what an invocation decodes at a time. Of small blocks one word of nibbles; of blocks of 256, which
-// have long heads, 32 elements.
-const LARGE: bool = FORMAT == Q4_K || FORMAT == Q5_K || FORMAT == Q6_K;
-const PIECE: u32 = select(2u, 8u, LARGE); // in quads
+// knobs
+const PIECE: u32 = 2u; // quads of a piece: what an invocation decodes at a time. Of small blocks one word of
+// nibbles; of blocks of 256, which have long heads, 32 elements, so 8 quads.
 
-alias Piece = array<vec4<f32>, PIECE>;
+const LARGE: bool = FORMAT == Q4_K || FORMAT == Q5_K || FORMAT == Q6_K;
+
+alias Piece = array<vec4<f32>, 8>; // the first PIECE count; a text that is not called must be valid, too
 
 // Which quad of a row of x belongs to quad `i` of piece `t` of the row.
 fn piece_quad(t: u32, i: u32) -> u32 {
@@ -58,7 +59,7 @@ fn k_piece(block: u32, j: u32) -> Piece {
     let even = k_scales(head, s);
     let odd = k_scales(head, s + 1u);
     var q: Piece;
-    for (var i = 0u; i < 4u; i++) {
+    for (var i = 0u; i < 4u; i++) { // unroll
         var high = 0u;
         if (FIFTH) {
             high = weight(start + 4u + 4u * (j % 2u) + i);
@@ -84,7 +85,7 @@ fn six_bit_piece(block: u32, j: u32) -> Piece {
     low[1] = two_words(start + 32u * part + 4u * i + 16u);
     let high = two_words(start + 64u + 16u * part + 4u * i);
     var q: Piece;
-    for (var s = 0u; s < 4u; s++) {
+    for (var s = 0u; s < 4u; s++) { // unroll
         let pair = select(scales[s / 2u].xy, scales[s / 2u].zw, s % 2u != 0u);
         let scale = select(pair.x, pair.y, i >= 2u);
         q[2u * s] = six_quad(s, low[s % 2u].x, high.x, scale);

@@ -20,7 +20,7 @@ fn rows(
     if (id < p.n) {
         q = unit(id * p.units + i % p.units);
     }
-    for (var j = 0u; j < 8u; j++) {
+    for (var j = 0u; j < 8u; j++) { // unroll
         rows_out[8u * i + j] = q[j];
     }
 }

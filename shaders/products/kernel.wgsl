@@ -42,7 +42,7 @@ fn slice_of(lid: u32) -> u32 {
 // memory. Those of slice 0 have the result.
 fn reduced(sums: Sums, lid: u32) -> Sums {
     var total = sums;
-    for (var r = 0u; r < ROWS; r++) {
+    for (var r = 0u; r < ROWS; r++) { // unroll
         for (var step = STEP; step < REACH; step *= 2u) {
             total[r] += moved(total[r], step);
         }
@@ -52,18 +52,18 @@ fn reduced(sums: Sums, lid: u32) -> Sums {
     }
     // What an earlier call left has been read.
     workgroupBarrier();
-    for (var r = 0u; r < ROWS; r++) {
+    for (var r = 0u; r < ROWS; r++) { // unroll
         partial[r * GROUP + lid] = total[r];
     }
     for (var step = STEP * SLICES / 2u; step >= max(STEP, REACH); step /= 2u) {
         workgroupBarrier();
         if (slice_of(lid) * STEP < step) {
-            for (var r = 0u; r < ROWS; r++) {
+            for (var r = 0u; r < ROWS; r++) { // unroll
                 partial[r * GROUP + lid] += partial[r * GROUP + lid + step];
             }
         }
     }
-    for (var r = 0u; r < ROWS; r++) {
+    for (var r = 0u; r < ROWS; r++) { // unroll
         total[r] = partial[r * GROUP + lid];
     }
     return total;

@@ -14,14 +14,14 @@ fn share(col: u32, slice: u32) -> Sums {
     var acc: array<vec4<f32>, ROWS>;
     for (var t = slice; t < QUADS / PIECE; t += SLICES) {
         let v = piece(row, t);
-        for (var r = 0u; r < ROWS; r++) {
-            for (var i = 0u; i < PIECE; i++) {
+        for (var r = 0u; r < ROWS; r++) { // unroll
+            for (var i = 0u; i < PIECE; i++) { // unroll
                 acc[r] = fma(x_quad(r, piece_quad(t, i)), v[i], acc[r]);
             }
         }
     }
     var sums: Sums;
-    for (var r = 0u; r < ROWS; r++) {
+    for (var r = 0u; r < ROWS; r++) { // unroll
         sums[r] = dot(acc[r], vec4<f32>(1.0));
     }
     return sums;

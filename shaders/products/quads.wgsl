@@ -17,7 +17,7 @@ fn share(col: u32, slice: u32) -> Sums {
         let w1 = w[row + WIDTH];
         let w2 = w[row + 2u * WIDTH];
         let w3 = w[row + 3u * WIDTH];
-        for (var r = 0u; r < ROWS; r++) {
+        for (var r = 0u; r < ROWS; r++) { // unroll
             let v = x_quad(r, q);
             acc[r] = fma(vec4<f32>(v.w), w3, fma(vec4<f32>(v.z), w2, fma(vec4<f32>(v.y), w1, fma(vec4<f32>(v.x), w0, acc[r]))));
         }

@@ -10,12 +10,12 @@ fn share(col: u32, slice: u32) -> Sums {
     var acc: array<vec4<f32>, ROWS>;
     for (var q = slice; q < QUADS; q += SLICES) {
         let v = w[row + q];
-        for (var r = 0u; r < ROWS; r++) {
+        for (var r = 0u; r < ROWS; r++) { // unroll
             acc[r] = fma(x_quad(r, q), v, acc[r]);
         }
     }
     var sums: Sums;
-    for (var r = 0u; r < ROWS; r++) {
+    for (var r = 0u; r < ROWS; r++) { // unroll
         sums[r] = dot(acc[r], vec4<f32>(1.0));
     }
     return sums;

@@ -20,7 +20,7 @@ use crate::error::{Error, Result, joined};
 use crate::graph::{ParamInit, Source, Value};
 use crate::kernel::Kernel;
 use crate::plan::requirements::Requirements;
-use crate::plan::{BoundSlot, BufferCopy, External, Plan, Slot, Step, uniform_stride};
+use crate::plan::{BoundSlot, BufferCopy, BufferSpec, External, Plan, Slot, Step, uniform_stride};
 use crate::tensor::{Element, TensorType};
 
 /// Options of an [`Executable`]: your own tensors for inputs, parameters and states, and a seed.
@@ -56,8 +56,30 @@ pub struct Executable {
     /// Whether each external has contents that somebody gave it.
     set: Vec<Arc<AtomicBool>>,
     commands: Vec<Command>,
-    /// Bytes before and after every buffer of the plan, for `check::Guarded`; else 0.
+    /// [`Memory::guard`].
     guard: usize,
+}
+
+/// What the buffers of a plan are made of.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    /// Bytes before and after every buffer of the plan, a multiple of 256, for `check::Guarded`; else 0. Kernels may
+    /// access those after a buffer.
+    pub guard: usize,
+    /// Buffers of another executable, which never runs at the same time, in place of some of the plan's. What is in
+    /// them is not preserved.
+    pub lent: Vec<Option<wgpu::Buffer>>,
+}
+
+impl Memory {
+    /// A buffer for each of the plan's.
+    fn buffers(&self, gpu: &Gpu, plan: &Plan) -> Result<Vec<wgpu::Buffer>> {
+        let buffer = |(i, b): (usize, &BufferSpec)| match self.lent.get(i) {
+            Some(Some(lent)) => Ok(lent.clone()),
+            _ => gpu.storage_buffer(&format!("b{i} {}", b.values[0]), (b.bytes + 2 * self.guard) as u64),
+        };
+        plan.buffers.iter().enumerate().map(buffer).collect()
+    }
 }
 
 /// A part of a step, returned by [`Executable::slices`].
@@ -106,14 +128,13 @@ impl Executable {
     /// where the plan was made for a device that offers more. Resolves at once, or, if there are many parameters to
     /// initialise, when the device has been polled; outside of frames, use [`new_blocking`](Self::new_blocking).
     pub async fn new(gpu: &Gpu, plan: Arc<Plan>, options: ExecOptions) -> Result<Self> {
-        Self::with_guards(gpu, plan, options, 0).await
+        Self::with_memory(gpu, plan, options, Memory::default()).await
     }
 
-    /// [`new`](Self::new), with guards of this many bytes, a multiple of 256, before and after every buffer of the
-    /// plan. Kernels may access the guards after a buffer.
-    pub(crate) async fn with_guards(gpu: &Gpu, plan: Arc<Plan>, options: ExecOptions, guard: usize) -> Result<Self> {
+    /// [`new`](Self::new), with guards around the plan's buffers, or with some of them lent.
+    pub(crate) async fn with_memory(gpu: &Gpu, plan: Arc<Plan>, options: ExecOptions, memory: Memory) -> Result<Self> {
         let seed = options.seed;
-        let built = gpu.scoped(|| Self::build(gpu.clone(), plan.clone(), options, guard)).await;
+        let built = gpu.scoped(|| Self::build(gpu.clone(), plan.clone(), options, memory)).await;
         let exec = built.map_err(|e| match e {
             // What the device refuses may be something that it was not opened for; that error is more helpful.
             Error::Device(_) | Error::Node { .. } => {
@@ -146,13 +167,11 @@ impl Executable {
         gpu.run_blocking(Self::new(gpu, plan, options))
     }
 
-    fn build(gpu: Gpu, plan: Arc<Plan>, options: ExecOptions, guard: usize) -> Result<Self> {
+    fn build(gpu: Gpu, plan: Arc<Plan>, options: ExecOptions, memory: Memory) -> Result<Self> {
         if plan.lanes != gpu.profile().lanes() {
             gpu.check_lanes(plan.features(), plan.lanes)?;
         }
-        let buffers = (plan.buffers.iter().enumerate())
-            .map(|(i, b)| gpu.storage_buffer(&format!("b{i} {}", b.values[0]), (b.bytes + 2 * guard) as u64))
-            .collect::<Result<Vec<_>>>()?;
+        let (buffers, guard) = (memory.buffers(&gpu, &plan)?, memory.guard);
         check_bindings(&gpu, &plan, &options.bindings)?;
         let external = |e: &External| match options.bindings.get(&e.value) {
             Some(tensor) => Ok(tensor.clone()),
@@ -212,6 +231,24 @@ impl Executable {
         let mut exec = Executable { gpu, plan, buffers, uniforms, externals, set, commands, guard };
         self.gpu.guarded(|| exec.build_commands(&self.plan))?;
         Ok(exec)
+    }
+
+    /// The same with the plan's memory to itself. Inputs, parameters and states are shared.
+    pub(crate) async fn apart(&self) -> Result<Executable> {
+        let (plan, externals, set) = (self.plan.clone(), self.externals.clone(), self.set.clone());
+        let (gpu, uniforms, guard) = (self.gpu.clone(), self.uniforms.clone(), self.guard);
+        let build = || {
+            let buffers = Memory { guard, lent: vec![] }.buffers(&self.gpu, &self.plan)?;
+            let mut exec = Executable { gpu, plan, buffers, uniforms, externals, set, commands: vec![], guard };
+            exec.build_commands(&self.plan)?;
+            Ok(exec)
+        };
+        self.gpu.scoped(build).await
+    }
+
+    /// Some of the plan's buffers, by index, for [`Memory::lent`].
+    pub(crate) fn lend(&self, buffers: &[Option<usize>]) -> Vec<Option<wgpu::Buffer>> {
+        buffers.iter().map(|&i| self.buffers.get(i?).cloned()).collect()
     }
 
     fn build_commands(&mut self, plan: &Plan) -> Result<()> {

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use super::findings::SelfTest;
 use super::pool::Staging;
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
@@ -19,7 +20,7 @@ use crate::graph::{Graph, Value};
 use crate::kernel::Kernel;
 use crate::plan::Plan;
 use crate::plan::requirements::Requirements;
-use crate::profile::{Choices, Cooperative, Lanes, Profile};
+use crate::profile::{AdapterClass, Choices, Cooperative, Lanes, Profile};
 
 /// Usages that the buffer of a tensor must have.
 pub(crate) const TENSOR_USAGES: wgpu::BufferUsages =
@@ -34,6 +35,7 @@ pub(crate) const TENSOR_USAGES: wgpu::BufferUsages =
 pub struct Gpu {
     inner: Arc<Inner>,
     profile: Arc<Profile>,
+    tested: Option<Arc<SelfTest>>,
 }
 
 /// The device that something belongs to.
@@ -83,6 +85,8 @@ impl Gpu {
     /// Uses a device that the application already owns. Any features and limits will do: plans stay within what the
     /// device was opened with.
     ///
+    /// This takes the driver's word and runs nothing; [`self_test`](Self::self_test) also tries what the driver says.
+    ///
     /// To find out beforehand what a model needs, make its plan first; see [`Requirements`].
     pub fn from_device(device: wgpu::Device, queue: wgpu::Queue) -> Self {
         Gpu::with_cooperative(device, queue, None)
@@ -98,10 +102,7 @@ impl Gpu {
         kind: Cooperative,
     ) -> Result<Self> {
         if !kind.is_in(properties) || !device.features().contains(kind.features()) {
-            let name = device.adapter_info().name;
-            return Err(Error::Device(format!(
-                "{name} has no cooperative matrices of {kind:?}, or was opened without"
-            )));
+            return Err(no_matrices(kind, &device.adapter_info().name));
         }
         Ok(Gpu::with_cooperative(device, queue, Some(kind)))
     }
@@ -120,14 +121,31 @@ impl Gpu {
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let calls = AtomicUsize::new(0);
         let inner = Inner { id, device, queue, info, pipelines, cache, null, staging, calls };
-        Gpu { inner: Arc::new(inner), profile: Arc::new(profile) }
+        Gpu { inner: Arc::new(inner), profile: Arc::new(profile), tested: None }
     }
 
     /// A handle on the same device whose plans use these variants of ops, as measured by a [`Tuner`](crate::Tuner). See
     /// [`Profile::choices`].
     pub fn with_choices(&self, choices: Choices) -> Self {
         let profile = Profile { choices, ..Profile::clone(&self.profile) };
-        Gpu { inner: self.inner.clone(), profile: Arc::new(profile) }
+        Gpu { profile: Arc::new(profile), ..self.clone() }
+    }
+
+    /// A handle on the same device whose plans use the kernels of this class of adapters: to test those for GPUs on a
+    /// software adapter, where they are slower but give the same results up to rounding.
+    pub fn with_class(&self, class: AdapterClass) -> Self {
+        let profile = Profile { class, ..Profile::clone(&self.profile) };
+        Gpu { profile: Arc::new(profile), ..self.clone() }
+    }
+
+    /// This device with the results of its test, and the profile that follows from them.
+    pub(super) fn with_test(self, profile: Profile, test: SelfTest) -> Self {
+        Gpu { profile: Arc::new(profile), tested: Some(Arc::new(test)), ..self }
+    }
+
+    /// What the [self-test](Self::self_test) found; `None` if there was none.
+    pub fn tested(&self) -> Option<&SelfTest> {
+        self.tested.as_deref()
     }
 
     /// An empty graph that splits tables too large for this device into parts. Build models in it rather than in
@@ -142,24 +160,28 @@ impl Gpu {
     }
 
     /// Opens the best available adapter, including software adapters, with the adapter's own limits. `WGPU_BACKEND` and
-    /// `WGPU_ADAPTER_NAME` select another one, as in other wgpu programs.
+    /// `WGPU_ADAPTER_NAME` select another one, as in other wgpu programs, and so does wgpu's debugging, such as
+    /// `WGPU_VALIDATION` and `WGPU_STRICT_WEBGPU_COMPLIANCE`. The device runs its [self-test](Self::self_test).
     ///
     /// # Errors
     ///
     /// [`Error::NoAdapter`] if there is no adapter.
     pub async fn headless() -> Result<Self> {
         let (_, device, queue) = open(None).await?;
-        Ok(Gpu::from_device(device, queue))
+        Gpu::from_device(device, queue).self_test_unpolled().await
     }
 
     /// [`headless`](Self::headless), with matmuls on cooperative matrices. Experimental in wgpu, and therefore here.
+    ///
+    /// If they do not multiply as specified, matmuls do without: see [`tested`](Self::tested).
     ///
     /// # Errors
     ///
     /// If the adapter has no cooperative matrices of this kind.
     pub async fn headless_cooperative(kind: Cooperative) -> Result<Self> {
         let (adapter, device, queue) = open(Some(kind)).await?;
-        Gpu::from_device_cooperative(device, queue, &adapter.cooperative_matrix_properties(), kind)
+        let properties = adapter.cooperative_matrix_properties();
+        Gpu::from_device_cooperative(device, queue, &properties, kind)?.self_test_unpolled().await
     }
 
     /// [`headless_cooperative`](Self::headless_cooperative), waiting.
@@ -499,8 +521,8 @@ async fn best_adapter() -> Result<wgpu::Adapter> {
         return Err(Error::NoAdapter(format!("throughline was built without a back end: {features}")));
     }
     let mut desc = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
-    // Validation layers are for people who write backends; wgpu's own checks stay on.
-    desc.flags = wgpu::InstanceFlags::empty();
+    // Validation layers are for people who write backends or look for a fault; wgpu's own checks stay on.
+    desc.flags = wgpu::InstanceFlags::empty().with_env();
     let instance = wgpu::Instance::new(desc);
     if let Some(name) = std::env::var_os("WGPU_ADAPTER_NAME") {
         return named_adapter(&instance, &name.to_string_lossy()).await;
@@ -531,6 +553,9 @@ async fn named_adapter(instance: &wgpu::Instance, name: &str) -> Result<wgpu::Ad
 /// The best adapter and its device, with the experimental features of `cooperative` if it has them.
 async fn open(cooperative: Option<Cooperative>) -> Result<(wgpu::Adapter, wgpu::Device, wgpu::Queue)> {
     let adapter = best_adapter().await?;
+    if let Some(kind) = cooperative.filter(|kind| !kind.is_in(&adapter.cooperative_matrix_properties())) {
+        return Err(no_matrices(kind, &adapter.get_info().name));
+    }
     let wanted = Gpu::USEFUL_FEATURES | cooperative.map_or(wgpu::Features::empty(), Cooperative::features);
     let experimental_features = match cooperative {
         // SAFETY: the token states that its holder knows of bugs that safe calls may run into; the caller opted in to
@@ -550,6 +575,10 @@ async fn open(cooperative: Option<Cooperative>) -> Result<(wgpu::Adapter, wgpu::
         .await
         .map_err(|e| Error::NoAdapter(format!("{} does not open: {e}", adapter.get_info().name)))?;
     Ok((adapter, device, queue))
+}
+
+fn no_matrices(kind: Cooperative, name: &str) -> Error {
+    Error::Device(format!("{name} has no cooperative matrices of {kind:?}, or was opened without"))
 }
 
 /// Size for a binding: whole quads, never zero.

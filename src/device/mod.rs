@@ -15,10 +15,12 @@
 
 mod exec;
 mod fate;
+mod findings;
 mod gpu;
 mod pace;
 pub(crate) mod pool;
 mod readback;
+mod self_test;
 mod stream;
 mod tensor;
 pub mod texture;
@@ -27,10 +29,12 @@ pub mod timeline;
 pub mod tune;
 mod wait;
 
+pub(crate) use exec::Memory;
 #[cfg(feature = "check")]
 pub(crate) use exec::SENTINEL;
 pub use exec::{ExecOptions, Executable, Slice};
 pub(crate) use fate::{Fate, Tally};
+pub use findings::{Capability, Dropped, SelfTest};
 pub use gpu::Gpu;
 pub(crate) use gpu::now;
 pub use pace::Pace;

@@ -10,6 +10,7 @@ pub(crate) mod merge;
 mod numbered;
 mod program;
 mod together;
+mod unroll;
 pub(crate) mod wgsl;
 
 pub use elementwise::Elementwise;

@@ -242,8 +242,13 @@ impl<'a> Module<'a> {
     pub fn workgroup_size(&self, entry: &str) -> Option<i64> {
         let item = self.items.iter().find(|i| matches!(i.kind, Kind::Function(name) if name == entry))?;
         let open = item.tokens.clone().find(|&i| self.word(i) == "workgroup_size")? + 1;
+        self.value(open + 1..self.closing(open)?)
+    }
+
+    /// The value of an expression of integers and the module's constants; `None` if this parser cannot tell.
+    pub fn value(&self, expression: Range<usize>) -> Option<i64> {
         let mut words = vec![];
-        self.expanded(open + 1..self.closing(open)?, 16, &mut words);
+        self.expanded(expression, 16, &mut words);
         evaluate(&words)
     }
 

@@ -246,6 +246,7 @@ impl Tile {
                 let subgroup = profile.subgroup_lanes().map_or(1, |lanes| lanes.min(team as u32));
                 matrix
                     .kernel::<PackedLinear>(FEW_SOURCE.text(subgroup > 1), "forward_few", group)
+                    .knob("PIECE", piece(matrix.stored))
                     .knob("TEAM", team as u32)
                     .knob("SUBGROUP", subgroup)
                     .knob("COLS", cols as u32)
@@ -255,12 +256,17 @@ impl Tile {
     }
 }
 
+/// Quads that an invocation decodes at a time: of blocks of 256, which have long heads, more.
+fn piece(stored: Stored) -> u32 {
+    if stored.block_len() > UNIT { 8 } else { 2 }
+}
+
 /// The tiles for few rows on GPUs: first the largest that still gives enough workgroups.
 fn few(matrix: Packed, m: usize, profile: &Profile) -> Vec<Tile> {
-    // Quads that an invocation decodes at a time. More than 16 leave too few registers.
-    let piece = if matrix.stored.block_len() > UNIT { 8 } else { 2 };
+    let piece = piece(matrix.stored) as usize;
     let fits = |tile: &Tile| match *tile {
         Tile::Few { group, cols, .. } => {
+            // More decoded quads at a time leave too few registers.
             cols * piece <= 16
                 && group <= profile.max_invocations as usize
                 && 4 * group * cols * m <= profile.max_workgroup_bytes as usize
@@ -367,7 +373,8 @@ impl Op for PackedLinear {
     fn gemv(&self, inputs: &[TensorType]) -> Option<Gemv> {
         let Packed { stored, n, k } = self.matrix;
         let m = inputs[0].shape.rows();
-        let gemv = || Gemv::new::<Self>(GEMV, "u32", [m, n, k]).knob("FORMAT", stored.name());
+        let gemv =
+            || Gemv::new::<Self>(GEMV, "u32", [m, n, k]).knob("FORMAT", stored.name()).knob("PIECE", piece(stored));
         (m <= FEW_ROWS && !self.accumulate).then(|| Gemv { bias: self.bias, ..gemv() })
     }
 

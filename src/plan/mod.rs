@@ -56,7 +56,8 @@
 //! - [`Bound`](crate::kernel::Bound): what became of a binding on a device that binds fewer than the kernel has.
 //! - `bindings::Binding`: what the planner weighs to choose that, bytes and the cost of copies.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -376,6 +377,23 @@ impl Plan {
     pub(crate) fn allocated_bytes(&self, is_bound: impl Fn(Value) -> bool) -> usize {
         let own = self.externals.iter().filter(|e| !is_bound(e.value));
         self.buffer_bytes() + self.uniform_bytes() + own.map(|e| e.ty.storage_bytes()).sum::<usize>()
+    }
+
+    /// Which of this plan's buffers each of another's can be, where the two never run at the same time. Those with
+    /// outputs are not among them, since an output is read after a step; nor is one buffer given twice.
+    pub(crate) fn lend_to(&self, other: &Plan) -> Vec<Option<usize>> {
+        let kept: HashSet<Slot> = self.kept.values().map(|(slot, _)| *slot).collect();
+        let mut free: Vec<usize> = (0..self.buffers.len()).filter(|&i| !kept.contains(&Slot::Buffer(i))).collect();
+        let mut lent = vec![None; other.buffers.len()];
+        let mut wanted: Vec<usize> = (0..lent.len()).collect();
+        // The largest first: what one of these leaves is large enough for all that follow.
+        wanted.sort_by_key(|&i| Reverse(other.buffers[i].bytes));
+        for i in wanted {
+            let fits = free.iter().copied().filter(|&b| self.buffers[b].bytes >= other.buffers[i].bytes);
+            lent[i] = fits.min_by_key(|&b| self.buffers[b].bytes);
+            free.retain(|&b| Some(b) != lent[i]);
+        }
+        lent
     }
 
     /// Bytes of the buffer that holds all uniforms.

@@ -285,7 +285,8 @@ impl<'a> Planner<'a> {
         for d in &program.dispatches {
             let binds: Vec<_> = d.binds.iter().map(slot).collect();
             self.check_dispatch(node, &binds, d.workgroups)?;
-            let (kernel, words) = (d.kernel.clone().planned_for(made_by), d.words.clone());
+            let kernel = d.kernel.clone().planned_for(made_by).on(self.profile.class);
+            let words = d.words.clone();
             let (ranges, copies_in, copies_out) = Default::default();
             let workgroups = d.workgroups;
             dispatches.push(PlannedDispatch { kernel, binds, words, ranges, copies_in, copies_out, workgroups });
@@ -377,7 +378,7 @@ impl<'a> Planner<'a> {
         let node = &self.nodes[id];
         let value = Value::local(id, output);
         let ty = &node.outputs[output];
-        let target = self.store_target(value);
+        let target = self.target(value);
         let slot = match op.starts_as(output) {
             Some(i) => {
                 let source = self.slot[&self.root[&node.inputs[i]]];
@@ -413,6 +414,43 @@ impl<'a> Planner<'a> {
         states.into_iter().find(whole_quads)
     }
 
+    /// The state that the value is stored in, or that its sum with something else is: as gradients of a parameter that
+    /// is used twice.
+    fn target(&self, value: Value) -> Option<Value> {
+        let mut sum = value;
+        loop {
+            let target = self.store_target(sum);
+            if target.is_some() {
+                let made = &self.nodes[value.node()];
+                let reads_state = |v: &Value| self.is_state(self.root[v]);
+                // Both states may be ranges of one buffer.
+                return target.filter(|_| sum == value || !made.inputs.iter().any(reads_state));
+            }
+            sum = self.sum_with(sum)?;
+        }
+    }
+
+    /// The result that starts as the value, if the node that computes it has only that one, is the last to read the
+    /// value, and reads nothing besides that may be in a state.
+    fn sum_with(&self, value: Value) -> Option<Value> {
+        let &id = self.last_use.get(&value).filter(|&&last| last != END)?;
+        let node = &self.nodes[id];
+        let (Source::Op(op), [_]) = (&node.source, &node.outputs[..]) else { return None };
+        let starts = op.starts_as(0)?;
+        let passes = |(i, v): (usize, &Value)| {
+            let root = self.root[v];
+            let unchanged = !matches!(self.nodes[root.node()].source, Source::Op(_)) && !self.is_state(root);
+            (i == starts) == (root == value) && (i == starts || unchanged || self.last_use[&root] == id)
+        };
+        node.inputs.iter().enumerate().all(passes).then_some(Value::local(id, 0))
+    }
+
+    /// Whether a step may write this where it is stored.
+    fn is_state(&self, root: Value) -> bool {
+        let stored = |(value, state): &(Value, Value)| *state == root || self.root[value] == root;
+        matches!(self.nodes[root.node()].source, Source::State) || self.stores.iter().any(stored)
+    }
+
     /// Whether nothing reads the state from node `id` on, including that node.
     fn external_is_free(&self, state: Value, id: usize) -> bool {
         let unread = self.last_use.get(&state).is_none_or(|&last| last < id);
@@ -443,7 +481,7 @@ impl<'a> Planner<'a> {
         let own = match slot {
             // If a buffer's contents must end up in a state, a copy at the end takes them there.
             Slot::Buffer(_) => true,
-            Slot::External(_) => target == Some(root),
+            Slot::External(_) => target.is_some_and(|state| self.slot[&state] == slot),
         };
         last && own && reads == 1
     }

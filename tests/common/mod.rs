@@ -16,7 +16,8 @@ pub fn gpu() -> &'static Gpu {
     thread_local! {
         static MINE: usize = THREADS.fetch_add(1, Ordering::Relaxed) % GPUS.len();
     }
-    let open = || Gpu::headless_cooperative_blocking(Cooperative::F32).or_else(|_| Gpu::headless_blocking());
+    let cooperative = || Cooperative::ALL.into_iter().find_map(|kind| Gpu::headless_cooperative_blocking(kind).ok());
+    let open = || cooperative().map_or_else(Gpu::headless_blocking, Ok);
     GPUS[MINE.with(|mine| *mine)].get_or_init(|| match open() {
         Ok(gpu) => gpu,
         Err(e) => panic!("these tests need a GPU adapter, a software one will do: {e}"),

@@ -53,7 +53,7 @@ impl App {
         });
 
         // This is all that the network gets from the app: its device, and two of its buffers.
-        let gpu = Gpu::from_device(device.clone(), queue.clone());
+        let gpu = Gpu::from_device(device.clone(), queue.clone()).self_test_blocking()?;
         let wanted = Tensor::from_buffer(wanted, 0, ty.clone())?;
         let output = Tensor::from_buffer(learnt, 0, ty)?;
         let learner = Learner::new(&gpu, picture.width, &wanted, &output, options.budget)?;

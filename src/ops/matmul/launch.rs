@@ -85,7 +85,7 @@ impl Matmul {
             (Tile::Tiled { .. }, 0) => (TILED, "forward_tiled_quads", TILE_K),
             (Tile::Tiled { .. }, _) => (TILED, "forward_tiled", TILE_K),
             (Tile::Cooperative { kind: Cooperative::F32, .. }, _) => (COOPERATIVE_F32, "forward_cooperative", TILE_K),
-            (Tile::Cooperative { kind: Cooperative::F16, .. }, _) => (COOPERATIVE_F16, "forward_cooperative", TILE_K),
+            (Tile::Cooperative { .. }, _) => (COOPERATIVE_F16, "forward_cooperative", TILE_K),
         };
         // With one row, a column is as good as a row. Quads run along the contiguous axis.
         let transpose_a = self.transpose_a && d.m > 1;
@@ -120,15 +120,7 @@ impl Matmul {
                     .knob("TILE_M", m as u32)
                     .knob("TILE_N", n as u32)
                     .knob("COOPERATING", profile.subgroups.map_or(32, |[_, max]| max));
-                match kind {
-                    Cooperative::F32 => kernel,
-                    Cooperative::F16 => kernel
-                        .knob("E", "f16")
-                        .knob("MatrixA", "coop_mat16x16<f16, A>")
-                        .knob("MatrixB", "coop_mat16x16<f16, B>")
-                        .knob("MatrixC", "coop_mat16x16<f32, C>")
-                        .knob("SIZE", 16u32),
-                }
+                kind.knobs().into_iter().fold(kernel, |kernel, (name, value)| kernel.knob(name, value.as_str()))
             }
         }
     }

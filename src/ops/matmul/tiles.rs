@@ -93,7 +93,9 @@ impl Matmul {
             AdapterClass::Gpu => {
                 let mut tiles = tiled(d);
                 match profile.cooperative {
-                    Some(kind @ Cooperative::F32) => tiles.insert(0, Tile::Cooperative { kind, m: 32, n: 32 }),
+                    Some(kind @ (Cooperative::F32 | Cooperative::F16x8)) => {
+                        tiles.insert(0, Tile::Cooperative { kind, m: 32, n: 32 });
+                    }
                     Some(kind @ Cooperative::F16) => tiles.insert(0, Tile::Cooperative { kind, m: 32, n: 64 }),
                     None => {}
                 }

@@ -219,19 +219,25 @@ impl Op for Products {
         Ok(Program::one(kernel, &binds, &[total as u32, eps.to_bits()], cx.profile.grid(total)))
     }
 
-    fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
-        let ty = |array: &Array| TensorType::f32(array.shape.clone());
+    fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
         let mut results: Vec<Array> = vec![];
-        for part in &self.parts {
+        for (i, part) in self.parts.iter().enumerate() {
             let operand = |operand: &Operand| match *operand {
                 Operand::Input(i) => inputs[i],
                 Operand::Part(i) => &results[i],
             };
             let operands: Vec<&Array> = part.operands.iter().map(operand).collect();
-            let types: Vec<TensorType> = operands.iter().map(|a| ty(a)).collect();
-            let outputs = part.op.infer(&types).unwrap_or_default();
-            let first = part.op.reference(&operands, &outputs).into_iter().next();
-            results.extend(first);
+            let types = match i.checked_sub(self.products().start) {
+                // Of a norm: all its inputs are f32.
+                None => {
+                    let types: Vec<_> = operands.iter().map(|a| TensorType::f32(a.shape.clone())).collect();
+                    part.op.infer(&types).unwrap_or_default()
+                }
+                // What a function takes has the type of its result.
+                Some(_) if self.function => outputs.to_vec(),
+                Some(product) => vec![outputs[product].clone()],
+            };
+            results.extend(part.op.reference(&operands, &types).into_iter().next());
         }
         results[self.outputs()].to_vec()
     }

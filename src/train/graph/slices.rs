@@ -134,6 +134,7 @@ impl GraphTrainer {
             (step.step, step.micro_batch, step.next) = (count, 0, 0);
             step.fates.clear();
         }
+        self.sliced = true;
         step.fates.retain(|fate| !fate.is_done());
         step.fates.push(Fate::of(encoder));
         if step.micro_batch == self.config().micro_batches {

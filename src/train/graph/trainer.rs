@@ -56,6 +56,8 @@ pub struct GraphTrainer {
     /// Bytes of GPU memory.
     bytes: usize,
     steps: Tally,
+    /// Whether a slice of a step was ever recorded.
+    pub(super) sliced: bool,
     /// Probes of the last step, until they are taken.
     probes: Option<ProbeReadback>,
 }
@@ -141,6 +143,7 @@ impl GraphTrainer {
             grads,
             frozen,
             steps: Tally::default(),
+            sliced: false,
             probes: None,
         })
     }
@@ -168,6 +171,11 @@ impl GraphTrainer {
     /// Forward and backward.
     pub(crate) fn exec(&self) -> &Executable {
         &self.exec
+    }
+
+    /// Whether a slice of a step was ever recorded: since then, what is submitted next may be in the middle of a step.
+    pub(crate) fn was_sliced(&self) -> bool {
+        self.sliced
     }
 
     /// The plan of forward and backward.
