@@ -90,7 +90,7 @@ fn sum(
     if (LAST) {
         y[s.column] = dot(quad, vec4<f32>(f32(WIDTH) * 0.25));
     } else {
-        for (var j = 0u; j < WIDTH; j++) { // unroll
+        for (var j = 0u; j < WIDTH; j++) {
             y[s.column * WIDTH + j] = quad[j];
         }
     }
@@ -143,7 +143,7 @@ fn extreme(
     let at = vec4<u32>(place);
     if (LAST) {
         var best = 0u;
-        for (var j = 1u; j < WIDTH; j++) { // unroll
+        for (var j = 1u; j < WIDTH; j++) {
             let v = SIGN * quad[j];
             if (v > SIGN * quad[best] || (v == SIGN * quad[best] && at[j] < at[best])) {
                 best = j;
@@ -152,7 +152,7 @@ fn extreme(
         y[s.column] = quad[best];
         index[s.column] = at[best] * WIDTH + best;
     } else {
-        for (var j = 0u; j < WIDTH; j++) { // unroll
+        for (var j = 0u; j < WIDTH; j++) {
             y[s.column * WIDTH + j] = quad[j];
             index[s.column * WIDTH + j] = at[j];
         }

@@ -9,9 +9,12 @@ use std::collections::{HashMap, HashSet};
 use graphs::{Built, Pair, recipes};
 use proptest::prelude::*;
 use throughline::graph::{Operand, Part, Source};
+use throughline::nn::TransformerConfig;
 use throughline::ops::attention::Attention;
 use throughline::ops::rope::Rope;
+use throughline::optim::Schedule;
 use throughline::plan::{BufferCopy, PlannedDispatch, Slot, Step};
+use throughline::train::{TrainConfig, TrainOptions, TrainPlan};
 use throughline::{AdapterClass, Graph, Plan, Profile, TensorType, Value};
 
 proptest! {
@@ -227,6 +230,108 @@ fn chains_bind_no_more_than_the_device_allows() {
     }
 }
 
+/// The gradients of a linear layer: those of its weight and of its bias in one dispatch, added to states in place.
+#[test]
+fn the_gradient_of_a_bias_comes_with_that_of_its_weight() {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([2, 32, 24])).unwrap();
+    let w = g.param("w", [24, 20]).unwrap();
+    let b = g.param("b", [20]).unwrap();
+    let y = g.linear("y", x, w, Some(b)).unwrap();
+    let loss = g.l2_norm("loss", y).unwrap();
+    let grads = g.gradients(loss, &[w, b]).unwrap();
+    let plan = |g: &Graph, outputs: &[Value], class| {
+        let plan = Plan::new(g, outputs, &Profile::portable(class)).unwrap();
+        let ops: Vec<&str> = plan.steps().iter().map(|s| s.op().name()).collect();
+        let sums = ops.iter().filter(|op| **op == "sum").count();
+        let additions = ops.iter().filter(|op| **op == "residual_add").count();
+        let kernels = plan.steps().last().unwrap().dispatches().iter().map(|d| d.kernel().entry).collect::<Vec<_>>();
+        (sums, additions, kernels, plan.final_copies().len())
+    };
+    assert_eq!(plan(&g, &grads, AdapterClass::Gpu), (0, 0, vec!["forward_tiled_sums_quads"], 0));
+    assert_eq!(plan(&g, &grads, AdapterClass::Cpu).0, 1);
+    // Another order of the two changes nothing.
+    checked(g.clone(), &grads);
+    checked(g.clone(), &[grads[1], grads[0]]);
+    // Nor does it if something reads the sums.
+    let early = g.scale("early", grads[1], 2.0).unwrap();
+    checked(g.clone(), &[early, grads[0]]);
+    for gradient in [grads[0], grads[1]] {
+        let ty = g.ty(gradient).clone();
+        let state = g.state(&format!("{} state", g.name(gradient)), ty).unwrap();
+        let sum = g.residual_add(&format!("{} sum", g.name(gradient)), state, gradient).unwrap();
+        g.store(sum, state).unwrap();
+    }
+    assert_eq!(plan(&g, &[], AdapterClass::Gpu), (0, 0, vec!["forward_tiled_sums_quads"], 0));
+    checked(g, &[]);
+}
+
+/// The workgroups of each product's dispatch, with its name.
+fn products(plan: &Plan) -> Vec<(String, u32)> {
+    let products = plan.steps().iter().flat_map(|s| s.dispatches().iter().map(move |d| (s, d)));
+    let products = products.filter(|(_, d)| d.kernel().label == "matmul" && d.kernel().entry.starts_with("forward"));
+    products.map(|(s, d)| (s.name().to_string(), d.workgroups().iter().product())).collect()
+}
+
+/// A card of 80 units, whose bindings may be large.
+fn card() -> Profile {
+    let profile = Profile::portable(AdapterClass::Gpu);
+    assert_eq!(profile.units, 80);
+    Profile { max_binding_bytes: 4 << 30, max_buffer_bytes: 4 << 30, ..profile }
+}
+
+#[test]
+fn products_of_training_fill_a_card() {
+    let gpt2 = TransformerConfig::gpt2(50257, 1024, 12, 768, 12);
+    let small = TransformerConfig::gpt2(65, 256, 6, 384, 6);
+    for (config, batch) in [(gpt2.clone(), 1), (gpt2, 8), (small, 64)] {
+        let config = TrainConfig { schedule: Schedule::constant(1e-3), ..TrainConfig::new(config, batch) };
+        let plan = TrainPlan::new(&config, &TrainOptions::default(), &card()).unwrap();
+        let [step, ..] = plan.plans();
+        for (name, groups) in products(step) {
+            assert!(groups >= 160, "{name} has {groups} workgroups with a batch of {batch}");
+        }
+        // No bias has a sum of its own.
+        let sums: Vec<&str> = step.steps().iter().filter(|s| s.op().name() == "sum").map(|s| s.name()).collect();
+        assert!(sums.iter().all(|name| !name.ends_with(".bias")), "{sums:?}");
+    }
+}
+
+#[test]
+fn products_of_few_rows_fill_a_card() {
+    // (k, n) of the products of a SmolLM2-135M: o, k and v, up, down, and the tied head.
+    for (k, n, tied) in
+        [(576, 576, false), (576, 192, false), (576, 1536, false), (1536, 576, false), (576, 49152, true)]
+    {
+        for rows in 1..=4 {
+            let mut g = Graph::new();
+            let x = g.input("x", TensorType::f32([rows, k])).unwrap();
+            let w = g.param("w", if tied { [n, k] } else { [k, n] }).unwrap();
+            let y = if tied { g.matmul_nt("y", x, w) } else { g.matmul("y", x, w) }.unwrap();
+            let plan = Plan::new(&g, &[y], &card()).unwrap();
+            assert_eq!(plan.dispatches(), 1, "{plan}");
+            assert!(products(&plan).iter().all(|(_, groups)| *groups >= 160), "{plan}");
+        }
+    }
+}
+
+#[test]
+fn long_products_are_cut() {
+    let product = |units, batch: &[usize], m, n, k| {
+        let mut g = Graph::new();
+        let shape = |rows, cols| TensorType::f32([batch, &[rows, cols]].concat());
+        let a = g.input("a", shape(m, k)).unwrap();
+        let b = g.input("b", shape(k, n)).unwrap();
+        let y = g.matmul("y", a, b).unwrap();
+        let groups = products(&Plan::new(&g, &[y], &Profile { units, ..card() }).unwrap());
+        (groups.len(), groups.iter().map(|(_, groups)| groups).sum::<u32>())
+    };
+    assert_eq!(product(80, &[], 4096, 4096, 4096), (1, 1024)); // 137 GFLOP
+    assert_eq!(product(16, &[], 4096, 4096, 4096), (5, 1024)); // on a small one, 32 at most
+    assert_eq!(product(80, &[], 8192, 50257, 768), (4, 64 * 393));
+    assert_eq!(product(16, &[64], 1024, 128, 4096), (3, 64 * 8)); // between matrices, too
+}
+
 /// What a matmul adds in its epilogue stays there, and in place: no chain reads the stream later.
 #[test]
 fn chains_leave_the_stream_in_place() {
@@ -374,7 +479,13 @@ impl Terms {
         }
         let plain = inputs_without_bases(op).unwrap_or(inputs.len());
         let output = |i: usize| {
-            let term = self.of(Key::Op(op, types.to_vec(), i, inputs[..plain].to_vec()));
+            // On GPUs a product takes over the column sums of its second input.
+            let key = match (op, i) {
+                ("matmul", 0) => Key::Op(op, types[..1].to_vec(), 0, inputs[..plain].to_vec()),
+                ("matmul", _) => Key::Op("sum", types[i..].to_vec(), 0, vec![inputs[1]]),
+                _ => Key::Op(op, types.to_vec(), i, inputs[..plain].to_vec()),
+            };
+            let term = self.of(key);
             match starts_as(i) {
                 Some(base) if base >= plain => self.sum(term, inputs[base]),
                 _ => term,

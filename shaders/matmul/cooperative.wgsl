@@ -51,11 +51,10 @@ fn forward_cooperative(
     if (group >= p.groups) {
         return;
     }
-    let row0 = (group / p.groups_n) * TILE_M;
-    let col0 = (group % p.groups_n) * TILE_N;
+    let w = work(group);
     var acc: array<array<MatrixC, MATRICES_N>, MATRICES_M>;
-    for (var k = 0u; k < p.k; k += TILE_K) {
-        stage_strips(row0, col0, k, wid.z, lid);
+    for (var k = w.k; k < w.k_end; k += TILE_K) {
+        stage_strips(w.row0, w.col0, k, w.matrix, lid);
         workgroupBarrier();
         for (var kk = 0u; kk < TILE_K; kk += SIZE) {
             var bs: array<MatrixB, MATRICES_N>;
@@ -78,10 +77,10 @@ fn forward_cooperative(
     }
     workgroupBarrier();
     for (var i = lid; i < TILE_M * TILE_N; i += COOPERATING) {
-        let row = row0 + i / TILE_N;
-        let col = col0 + i % TILE_N;
+        let row = w.row0 + i / TILE_N;
+        let col = w.col0 + i % TILE_N;
         if (row < p.m && col < p.n) {
-            store((wid.z * p.m + row) * p.n, col, tile[i]);
+            store((w.plane * p.m + row) * p.n, col, tile[i]);
         }
     }
 }

@@ -11,6 +11,31 @@ const B_WIDTH: u32 = TILE_N / 4u;
 const A_BLOCKS: u32 = A_WIDTH * TILE_K / 4u; // 4 x 4 blocks of a's strip
 const BLOCKS: u32 = A_BLOCKS + B_WIDTH * TILE_K / 4u; // of both strips
 
+// What a workgroup computes: the sums from `k` to `k_end` of a tile. `plane` is the matrix of y that they
+// go to, of all slices of all matrices.
+struct Work {
+    row0: u32,
+    col0: u32,
+    matrix: u32,
+    plane: u32,
+    k: u32,
+    k_end: u32,
+}
+
+fn work(group: u32) -> Work {
+    let plane = (p.first + group) / p.tiles;
+    let at = (p.first + group) % p.tiles;
+    let k = plane % p.slices * p.slice_k;
+    return Work(
+        at / p.groups_n * TILE_M,
+        at % p.groups_n * TILE_N,
+        plane / p.slices,
+        plane,
+        k,
+        min(k + p.slice_k, p.k),
+    );
+}
+
 // A 4 x 4 block on its way to a strip. Computed once a tile, since there is little time between barriers.
 struct Block {
     at: vec4<u32>, // where in memory its quads start in the strip at k = 0

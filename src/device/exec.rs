@@ -291,16 +291,16 @@ impl Executable {
         Ok(())
     }
 
-    /// Two externals may be ranges of one buffer (an arena): then no dispatch may write one and read the other. It may
-    /// write both, if they do not overlap.
+    /// Two externals may be ranges of one buffer (an arena): then no dispatch may write one and
+    /// read the other. It may write both.
     fn check_aliases(&self, step: &Step, binds: &[Option<BoundSlot>]) -> Result<()> {
         let bound: Vec<_> = binds.iter().flatten().map(|b| (self.place(b.slot), b)).collect();
         for (i, (a, first)) in bound.iter().enumerate() {
             for (b, second) in &bound[i + 1..] {
-                let apart = |x: &Place, bytes: usize, y: &Place| x.offset + bytes as u64 <= y.offset;
-                let overlap = !apart(a, first.bytes, b) && !apart(b, second.bytes, a);
-                let both = first.writes && second.writes;
-                if a.buffer == b.buffer && (first.writes || second.writes) && (overlap || !both) {
+                let bytes = |b: &BoundSlot| self.bound_bytes(b.slot, b.bytes) as u64;
+                let apart = a.offset + bytes(first) <= b.offset || b.offset + bytes(second) <= a.offset;
+                let both_written = first.writes && second.writes && apart;
+                if a.buffer == b.buffer && (first.writes || second.writes) && !both_written {
                     let [first, second] = [first, second].map(|b| self.plan.slot_values(b.slot));
                     return Err(Error::Graph(format!(
                         "`{}` would read and write one buffer, that of {first} and {second}: bind tensors that a step \

@@ -141,6 +141,21 @@ pub trait Op: Any + Debug + Send + Sync {
         None
     }
 
+    /// The op that computes the same and, as one more output, its last, the sums of the columns of input `input`: over
+    /// all of its dimensions but the last.
+    ///
+    /// The planner uses it on GPUs where a graph has both, as it does for the weight and the bias of a linear layer: the
+    /// op reads that input anyway.
+    fn with_column_sums(&self, _input: usize) -> Option<Arc<dyn Op>> {
+        None
+    }
+
+    /// Whether this is the sum of columns that `with_column_sums` makes needless: of its only input, over all dimensions
+    /// but the last.
+    fn is_column_sum(&self) -> bool {
+        false
+    }
+
     /// Whether this is the addition that `with_addend` folds.
     fn is_addition(&self) -> bool {
         false

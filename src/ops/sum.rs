@@ -305,6 +305,10 @@ impl Op for Sum {
         self.accumulate.then_some(1)
     }
 
+    fn is_column_sum(&self) -> bool {
+        self.to.rank() == 1 && !self.accumulate
+    }
+
     fn with_addend(&self, _output: usize) -> Option<Arc<dyn Op>> {
         (!self.accumulate).then(|| Arc::new(Sum { to: self.to.clone(), accumulate: true }) as Arc<dyn Op>)
     }

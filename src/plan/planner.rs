@@ -74,16 +74,18 @@ impl Plan {
             Value::local(place[v.node()], v.output())
         };
         wanted.iter_mut().for_each(|v| *v = placed(*v));
-        let moved = fuse::fold_additions(&mut nodes, &wanted);
-        let folded = |v: Value| moved.get(&placed(v)).copied().unwrap_or(placed(v));
+        let sums = fuse::fold_column_sums(&mut nodes, &wanted, profile);
+        let to = |moved: &HashMap<Value, Value>, v: Value| moved.get(&v).copied().unwrap_or(v);
+        wanted.iter_mut().for_each(|v| *v = to(&sums, *v));
+        let added = fuse::fold_additions(&mut nodes, &wanted);
         let joined = match fused {
             true => {
-                let read: Vec<Value> = wanted.iter().map(|v| moved.get(v).copied().unwrap_or(*v)).collect();
+                let read: Vec<Value> = wanted.iter().map(|v| to(&added, *v)).collect();
                 products::join(&mut nodes, &read, profile)
             }
             false => HashMap::new(),
         };
-        let produced = |v: Value| joined.get(&folded(v)).copied().unwrap_or(folded(v));
+        let produced = |v: Value| to(&joined, to(&added, to(&sums, placed(v))));
         let launched = match fused {
             true => {
                 let read = outputs.iter().chain(graph.stores().iter().map(|(v, _)| v));
@@ -91,7 +93,7 @@ impl Plan {
             }
             false => HashMap::new(),
         };
-        let now = |v: Value| launched.get(&produced(v)).copied().unwrap_or(produced(v));
+        let now = |v: Value| to(&launched, produced(v));
         let stores: Vec<(Value, Value)> = graph.stores().iter().map(|&(v, s)| (now(v), placed(s))).collect();
         let keep: Vec<Value> = outputs.iter().map(|&v| now(v)).collect();
         let mut plan = plan(&nodes, &keep, &stores, profile)?;
@@ -227,7 +229,7 @@ impl<'a> Planner<'a> {
         let mut copies = vec![];
         let mut taken = HashSet::new();
         for output in 0..node.outputs.len() {
-            self.place_output(id, output, op.as_ref(), &program, &mut copies, &mut taken)?;
+            self.place_output(id, output, op.as_ref(), &mut copies, &mut taken)?;
         }
         let scratch: Vec<usize> = (program.scratch.iter().enumerate())
             .map(|(i, ty)| self.allocate(ty, format!("{} scratch {i}", node.name)))
@@ -371,7 +373,6 @@ impl<'a> Planner<'a> {
         id: usize,
         output: usize,
         op: &dyn Op,
-        program: &Program,
         copies: &mut Vec<BufferCopy>,
         taken: &mut HashSet<Slot>,
     ) -> Result<()> {
@@ -393,7 +394,7 @@ impl<'a> Planner<'a> {
                     to
                 }
             }
-            None => match target.filter(|t| self.external_is_free(*t, id) && !self.meets_state(id, output, program)) {
+            None => match target.filter(|t| self.external_is_free(*t, id)) {
                 Some(state) => self.slot[&state],
                 None => {
                     let label = label(&node.name, op, output);
@@ -455,19 +456,6 @@ impl<'a> Planner<'a> {
     fn external_is_free(&self, state: Value, id: usize) -> bool {
         let unread = self.last_use.get(&state).is_none_or(|&last| last < id);
         unread && !self.stores.iter().any(|(v, _)| *v == state)
-    }
-
-    /// Whether a dispatch writes this output and reads an earlier one that is in a state, or the other way round. Both
-    /// states may be ranges of one buffer, as gradients in an arena are, which a dispatch cannot both read and write.
-    fn meets_state(&self, id: usize, output: usize, program: &Program) -> bool {
-        let in_state = |i: usize| i < output && matches!(self.slot[&Value::local(id, i)], Slot::External(_));
-        program.dispatches.iter().any(|d| {
-            let binds = |found: &dyn Fn(&Bind) -> bool| d.binds.iter().any(found);
-            let writes = |found: &dyn Fn(usize) -> bool| binds(&|b| matches!(*b, Bind::Out(i) if found(i)));
-            let reads = |found: &dyn Fn(usize) -> bool| binds(&|b| matches!(*b, Bind::OutIn(i) if found(i)));
-            let own = |i: usize| i == output;
-            (writes(&own) && reads(&in_state)) || (reads(&own) && writes(&in_state))
-        })
     }
 
     /// Whether node `id` may overwrite its input `i`: it is the last to read it, reads it only there, and the storage

@@ -36,6 +36,35 @@ pub(super) fn cases() -> Vec<Case> {
         let b: &[usize] = if tb { &[2, 3, 17, 12] } else { &[2, 3, 12, 17] };
         cases.push(Case::new(format!("batch {ta} {tb}"), op, &[a, b]));
     }
+    // More of k than y has columns and rows: k is split.
+    for (m, n, k) in [(60, 68, 3000), (33, 35, 2061)] {
+        let split = |op| Case::new(format!("{m}x{n}x{k} split"), op, &[&[k, m], &[k, n]]);
+        cases.push(split(Matmul { transpose_a: true, ..plain }));
+        let op = Matmul { transpose_a: true, bias: true, accumulate: true, ..plain };
+        cases.push(Case::new(format!("{m}x{n}x{k} split, bias, accumulate"), op, &[&[k, m], &[k, n], &[n], &[m, n]]));
+    }
+    let batch = Matmul { batch: true, ..plain };
+    cases.push(Case::new("batch split", batch, &[&[2, 36, 3000], &[2, 3000, 20]]));
+    cases.push(Case::new("few split", plain, &[&[2, 4100], &[4100, 7]]));
+    cases.push(Case::new("few nt split", Matmul { transpose_b: true, ..plain }, &[&[3, 2061], &[6, 2061]]));
+    // One column or two of an invocation.
+    for (n, k) in [(24, 40), (200, 40), (323, 13)] {
+        cases.push(Case::new(format!("few {n}x{k}"), plain, &[&[2, k], &[k, n]]));
+        let nt = Matmul { transpose_b: true, ..plain };
+        cases.push(Case::new(format!("few {n}x{k} nt"), nt, &[&[3, k], &[n, k]]));
+    }
+    let sums = Matmul { transpose_a: true, column_sums: true, ..plain };
+    for (m, n, k) in [(9, 7, 5), (70, 132, 50), (60, 68, 3000), (33, 35, 2061)] {
+        let both = |op, name: &str, shapes: &[&[usize]]| {
+            let case = Case::new(format!("{m}x{n}x{k} column sums{name}"), op, shapes);
+            Case { main_outputs: 2, ..case }
+        };
+        cases.push(both(sums, "", &[&[k, m], &[k, n]]));
+        let add = Matmul { accumulate: true, accumulate_sums: true, ..sums };
+        cases.push(both(add, ", accumulate", &[&[k, m], &[k, n], &[m, n], &[n]]));
+    }
+    let few = Matmul { transpose_a: false, bias: true, accumulate_sums: true, ..sums };
+    cases.push(Case { main_outputs: 2, ..Case::new("few, column sums", few, &[&[3, 20], &[20, 6], &[6], &[6]]) });
     // Enough rows for packing.
     cases.push(Case::new("tall batch", Matmul { batch: true, ..plain }, &[&[2, 129, 9], &[2, 9, 17]]));
     cases

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::product::Matmul;
-use super::tiles::Tile;
+use super::tiles::Way;
 use crate::array::Array;
 use crate::error::Result;
 use crate::graph::{Graph, Op, Value, Vjp};
@@ -39,7 +39,25 @@ impl Graph {
 impl Matmul {
     /// This product without its epilogue, and with other transposes.
     fn form(&self, transpose_a: bool, transpose_b: bool) -> Matmul {
-        Matmul { transpose_a, transpose_b, batch: self.batch, bias: false, accumulate: false }
+        Matmul { transpose_a, transpose_b, batch: self.batch, ..Matmul::default() }
+    }
+
+    /// The gradients of a and b, as far as they come from the product.
+    fn product_vjp(&self, cx: &mut Vjp<'_>, dy: Value) -> Result<Option<Value>> {
+        let (a, b) = (cx.inputs[0], cx.inputs[1]);
+        let (ta, tb) = (self.transpose_a, self.transpose_b);
+        if cx.needs(0) {
+            let (op, inputs) = if ta { (self.form(tb, true), [b, dy]) } else { (self.form(false, !tb), [dy, b]) };
+            let da = cx.graph.op1(&format!("{}.a", cx.name), op, &inputs)?;
+            let da = cx.graph.reshape_like(da, a)?;
+            cx.set(0, da);
+        }
+        if !cx.needs(1) {
+            return Ok(None);
+        }
+        let (op, inputs) = if tb { (self.form(true, ta), [dy, a]) } else { (self.form(!ta, false), [a, dy]) };
+        let db = cx.graph.op1(&format!("{}.b", cx.name), op, &inputs)?;
+        cx.graph.reshape_like(db, b).map(Some)
     }
 }
 
@@ -49,7 +67,13 @@ impl Op for Matmul {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
-        expect_f32(inputs, 2 + self.extra_inputs())?;
+        expect_f32(inputs, self.inputs())?;
+        if self.accumulate_sums && !self.column_sums {
+            return Err("there are no column sums to add to".into());
+        }
+        if self.column_sums && (self.batch || self.transpose_b) {
+            return Err("column sums are of one matrix that is not transposed".into());
+        }
         let (a, b) = (&inputs[0].shape, &inputs[1].shape);
         let d = self.dims(a, b)?;
         let mut dims = match (self.batch, self.transpose_a) {
@@ -61,42 +85,60 @@ impl Op for Matmul {
         if self.bias {
             expect_shape("the bias", &inputs[2], &[d.n])?;
         }
-        if self.accumulate {
-            expect_shape("the tensor to add to", &inputs[inputs.len() - 1], &dims)?;
+        if let Some(i) = self.base() {
+            expect_shape("the tensor to add to", &inputs[i], &dims)?;
         }
-        Ok(vec![TensorType::f32(dims)])
+        if let Some(i) = self.base_of_sums() {
+            expect_shape("the tensor to add column sums to", &inputs[i], &[d.n])?;
+        }
+        let sums = self.column_sums.then(|| TensorType::f32([d.n]));
+        Ok([TensorType::f32(dims)].into_iter().chain(sums).collect())
     }
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
-        let dy = cx.dy0()?;
-        let (a, b) = (cx.inputs[0], cx.inputs[1]);
-        let (ta, tb) = (self.transpose_a, self.transpose_b);
-        if cx.needs(0) {
-            let (op, inputs) = if ta { (self.form(tb, true), [b, dy]) } else { (self.form(false, !tb), [dy, b]) };
-            let da = cx.graph.op1(&format!("{}.a", cx.name), op, &inputs)?;
-            let da = cx.graph.reshape_like(da, a)?;
-            cx.set(0, da);
+        let dsums = cx.dy.get(1).copied().flatten();
+        let dy = if dsums.is_some() { cx.dy[0] } else { Some(cx.dy0()?) };
+        let mut db = match dy {
+            Some(dy) => self.product_vjp(cx, dy)?,
+            None => {
+                cx.set_zero(0);
+                None
+            }
+        };
+        if let (Some(dsums), true) = (dsums, cx.needs(1)) {
+            let shape = cx.graph.ty(cx.inputs[1]).shape.clone();
+            let every_k = cx.graph.broadcast(&format!("{}.b_columns", cx.name), dsums, shape)?;
+            db = Some(match db {
+                Some(db) => cx.graph.residual_add(&format!("{}.b_sum", cx.name), db, every_k)?,
+                None => every_k,
+            });
         }
-        if cx.needs(1) {
-            let (op, inputs) = if tb { (self.form(true, ta), [dy, a]) } else { (self.form(!ta, false), [a, dy]) };
-            let db = cx.graph.op1(&format!("{}.b", cx.name), op, &inputs)?;
-            let db = cx.graph.reshape_like(db, b)?;
+        if let Some(db) = db {
             cx.set(1, db);
         }
         if self.bias && cx.needs(2) {
-            let n = cx.graph.ty(cx.inputs[2]).shape.clone();
-            let dbias = cx.graph.sum_to(&format!("{}.bias", cx.name), dy, n)?;
-            cx.set(2, dbias);
+            match dy {
+                Some(dy) => {
+                    let n = cx.graph.ty(cx.inputs[2]).shape.clone();
+                    let dbias = cx.graph.sum_to(&format!("{}.bias", cx.name), dy, n)?;
+                    cx.set(2, dbias);
+                }
+                None => cx.set_zero(2),
+            }
         }
-        if self.accumulate {
-            cx.set(2 + usize::from(self.bias), dy);
+        for (base, d) in [(self.base(), dy), (self.base_of_sums(), dsums)] {
+            match (base, d) {
+                (Some(i), Some(d)) => cx.set(i, d),
+                (Some(i), None) => cx.set_zero(i),
+                (None, _) => {}
+            }
         }
         Ok(())
     }
 
     fn variants(&self, cx: &Launch<'_>) -> Vec<String> {
         let dims = self.dims(&cx.inputs[0].shape, &cx.inputs[1].shape);
-        dims.map_or(vec![], |d| self.tiles(&d, cx.profile).into_iter().map(Tile::name).collect())
+        dims.map_or(vec![], |d| self.ways(&d, cx.profile).into_iter().map(Way::name).collect())
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
@@ -118,21 +160,32 @@ impl Op for Matmul {
         if self.bias {
             y = y.zip(inputs[2], |y, b| y + b);
         }
-        if self.accumulate {
-            y = y.zip(inputs[inputs.len() - 1], |y, x| y + x);
+        if let Some(i) = self.base() {
+            y = y.zip(inputs[i], |y, x| y + x);
         }
-        vec![y]
+        if !self.column_sums {
+            return vec![y];
+        }
+        let mut sums = match self.base_of_sums() {
+            Some(i) => inputs[i].clone(),
+            None => Array::zeros(outputs[1].shape.clone()),
+        };
+        for (sum, column) in sums.data.iter_mut().zip(b_cols.chunks_exact(d.k)) {
+            *sum += column.iter().sum::<f64>();
+        }
+        vec![y, sums]
     }
 
     fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
         let dims = self.dims(&inputs[0].shape, &inputs[1].shape);
-        dims.map_or(0, |d| 2 * (d.batch * d.m * d.n * d.k) as u64)
+        let sums = if self.column_sums { inputs[1].len() as u64 } else { 0 };
+        dims.map_or(0, |d| 2 * (d.batch * d.m * d.n * d.k) as u64 + sums)
     }
 
     fn gemv(&self, inputs: &[TensorType]) -> Option<Gemv> {
         let d = self.dims(&inputs[0].shape, &inputs[1].shape).ok()?;
         let whole_quads = d.k.is_multiple_of(4) && (self.transpose_b || d.n.is_multiple_of(4));
-        if self.batch || self.transpose_a || self.accumulate || d.m > FEW_ROWS || !whole_quads {
+        if self.batch || self.transpose_a || self.accumulate || self.column_sums || d.m > FEW_ROWS || !whole_quads {
             return None;
         }
         let text = if self.transpose_b { GEMV_ROWS } else { GEMV_QUADS };
@@ -140,12 +193,23 @@ impl Op for Matmul {
         Some(Gemv { quads: !self.transpose_b, bias: self.bias, ..gemv })
     }
 
-    fn starts_as(&self, _output: usize) -> Option<usize> {
-        self.accumulate.then_some(2 + usize::from(self.bias))
+    fn starts_as(&self, output: usize) -> Option<usize> {
+        if output == 0 { self.base() } else { self.base_of_sums() }
     }
 
-    fn with_addend(&self, _output: usize) -> Option<Arc<dyn Op>> {
-        (!self.accumulate).then(|| Arc::new(Matmul { accumulate: true, ..*self }) as Arc<dyn Op>)
+    fn with_addend(&self, output: usize) -> Option<Arc<dyn Op>> {
+        // The input is to be the last, and that of the column sums is the very last.
+        let fused = match output {
+            0 if !self.accumulate && !self.accumulate_sums => Matmul { accumulate: true, ..*self },
+            1 if self.column_sums && !self.accumulate_sums => Matmul { accumulate_sums: true, ..*self },
+            _ => return None,
+        };
+        Some(Arc::new(fused))
+    }
+
+    fn with_column_sums(&self, input: usize) -> Option<Arc<dyn Op>> {
+        let can = input == 1 && !self.batch && !self.transpose_b && !self.column_sums;
+        can.then(|| Arc::new(Matmul { column_sums: true, ..*self }) as Arc<dyn Op>)
     }
 }
 

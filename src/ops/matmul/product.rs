@@ -2,7 +2,7 @@
 
 use crate::tensor::Shape;
 
-/// `(a, b [, bias] [, base]) -> op(a) op(b) [+ bias] [+ base]`.
+/// `(a, b [, bias] [, base] [, base of sums]) -> op(a) op(b) [+ bias] [+ base] [, column sums of b]`.
 ///
 /// Without `batch`, leading dimensions are collapsed into rows: `a` `[batch, time, k]` and `b` `[k, n]` give
 /// `[batch, time, n]`. With `batch`, all dimensions but the last two must be equal, and each pair of matrices is
@@ -21,8 +21,13 @@ pub struct Matmul {
     pub batch: bool,
     /// Whether a bias `[n]` follows `b`.
     pub bias: bool,
-    /// Whether a last input, of the output's shape, is added to the result.
+    /// Whether another input, of the output's shape, is added to the result.
     pub accumulate: bool,
+    /// Whether a second output `[n]` has the sums of b over k: with `a` transposed and `b` the cotangent of a linear
+    /// layer, the gradient of its bias beside that of its weight. Not with `batch` or `transpose_b`.
+    pub column_sums: bool,
+    /// Whether a last input `[n]` is added to these sums.
+    pub accumulate_sums: bool,
 }
 
 /// Sizes of one product.
@@ -55,8 +60,19 @@ impl Matmul {
         Ok(Dims { batch, m, n, k: ka })
     }
 
-    pub(super) fn extra_inputs(&self) -> usize {
-        usize::from(self.bias) + usize::from(self.accumulate)
+    /// Number of inputs.
+    pub(super) fn inputs(&self) -> usize {
+        2 + [self.bias, self.accumulate, self.accumulate_sums].into_iter().filter(|x| *x).count()
+    }
+
+    /// Index of the input that the result is added to, if there is one.
+    pub(super) fn base(&self) -> Option<usize> {
+        self.accumulate.then_some(2 + usize::from(self.bias))
+    }
+
+    /// Index of the input that the column sums are added to, if there is one.
+    pub(super) fn base_of_sums(&self) -> Option<usize> {
+        self.accumulate_sums.then(|| self.inputs() - 1)
     }
 
     /// The dimension along which b is contiguous.
