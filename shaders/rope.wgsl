@@ -12,6 +12,7 @@ alias U = vec4<u32>; // u32 likewise
 alias I = vec4<i32>; // i32 likewise
 const UNITS: u32 = 8u; // of E in half a head
 const HAS_START: bool = false; // positions of sequence b count from start[b], not from 0
+const INTO_CACHE: bool = false; // y is a cache, where row t of sequence b is row place[b] + t
 
 // Turns per position, without whole turns, in units of 2^-48: the 32 high bits and the 16 low ones.
 struct Frequency {
@@ -26,25 +27,28 @@ struct Params {
     group: u32, // heads that an invocation rotates
     groups: u32, // of heads
     sign: f32, // -1 rotates back
+    capacity: u32, // INTO_CACHE: rows of a sequence of the cache
     @align(16) frequencies: array<Frequency, UNITS>,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(2) var<storage, read> start: array<u32>; // [batch], if HAS_START
+@group(0) @binding(4) var<storage, read> place: array<u32>; // [batch], if INTO_CACHE
 
 // halves
 @group(0) @binding(1) var<storage, read> x: array<E>; // [rows, heads, 2, UNITS]
-@group(0) @binding(3) var<storage, read_write> y: array<E>; // [rows, heads, 2, UNITS]
+@group(0) @binding(3) var<storage, read_write> y: array<E>; // [rows or cache rows, heads, 2, UNITS]
 
 // interleaved
 @group(0) @binding(1) var<storage, read> pairs: array<vec2<f32>>; // [rows, heads, UNITS] of pairs
-@group(0) @binding(3) var<storage, read_write> pairs_out: array<vec2<f32>>; // [rows, heads, UNITS] of pairs
+@group(0) @binding(3) var<storage, read_write> pairs_out: array<vec2<f32>>; // [rows or cache rows, heads, UNITS] of pairs
 
 // One step of an invocation: unit `unit` of heads `first` to `end`, counted over all rows.
 struct Work {
     unit: u32,
     first: u32,
     end: u32,
+    shift: u32, // from a head of x to the same of y, in heads; it may wrap
     cos: E,
     sin: E,
 }
@@ -56,6 +60,15 @@ fn work(i: u32) -> Work {
     var position = row % p.time;
     if (HAS_START) {
         position += start[row / p.time];
+    }
+    var shift = 0u;
+    var count = min(p.group, p.heads - first);
+    if (INTO_CACHE) {
+        // Rows past the end of the cache are left out. Places past it are clamped, so that sums do not wrap.
+        let sequence = row / p.time;
+        let to = min(place[sequence], p.capacity) + row % p.time;
+        shift = (sequence * p.capacity + to - row) * p.heads;
+        count = select(0u, count, to < p.capacity);
     }
     // The position in two halves, so that its product with the low bits fits.
     let f = p.frequencies[unit];
@@ -73,7 +86,8 @@ fn work(i: u32) -> Work {
     return Work(
         unit,
         row * p.heads + first,
-        row * p.heads + min(first + p.group, p.heads),
+        row * p.heads + first + count,
+        shift,
         select(cos, -cos, ((quarter + U(1u)) & U(2u)) != U()),
         p.sign * select(sin, -sin, (quarter & U(2u)) != U()),
     );
@@ -93,8 +107,9 @@ fn halves(
             let at = head * 2u * UNITS + w.unit;
             let a = x[at];
             let b = x[at + UNITS];
-            y[at] = a * w.cos - b * w.sin;
-            y[at + UNITS] = b * w.cos + a * w.sin;
+            let to = at + w.shift * 2u * UNITS;
+            y[to] = a * w.cos - b * w.sin;
+            y[to + UNITS] = b * w.cos + a * w.sin;
         }
     }
 }
@@ -115,7 +130,7 @@ fn interleaved(
         for (var head = w.first; head < w.end; head++) {
             let at = head * UNITS + w.unit;
             let v = pairs[at];
-            pairs_out[at] = v * cos + vec2<f32>(-v.y, v.x) * sin;
+            pairs_out[at + w.shift * UNITS] = v * cos + vec2<f32>(-v.y, v.x) * sin;
         }
     }
 }

@@ -20,7 +20,7 @@ use throughline::ops::map::Map;
 use throughline::ops::matmul::Matmul;
 use throughline::ops::residual_add::ResidualAdd;
 use throughline::ops::swiglu::SwiGlu;
-use throughline::ops::{Op, TABLE, Vjp};
+use throughline::ops::{Custom, Op, TABLE, Vjp};
 use throughline::reference::Array;
 use throughline::{
     AdapterClass, DType, Error, ExecOptions, Executable, Graph, Plan, Profile, Tensor, TensorType, Value,
@@ -327,6 +327,9 @@ const FREE: &[(&str, usize)] = &[
     ("gather", 0),
     ("slice_pad", 0),
     ("cache_write", 0),
+    ("rope_write", 0),
+    ("together", 1), // the rows of two writes
+    ("together", 2),
     ("cache_read", 0),
     ("mul", 1), // a dimension of 1 repeats
 ];
@@ -386,7 +389,7 @@ impl Op for Lists {
         let kernel = Kernel::new("embedding", include_str!("../shaders/embedding.wgsl"), "backward");
         let vocab = cx.inputs[2].len() as u32;
         let binds = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::In(3), Bind::Out(0)];
-        Ok(Program::one(kernel, &binds, &[vocab, 1, vocab, TOKENS as u32, 0], [1, 1, 1]))
+        Ok(Program::one(kernel, &binds, &[vocab, 1, vocab, TOKENS as u32, 0, 0], [1, 1, 1]))
     }
 
     fn reference(&self, _: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
@@ -415,4 +418,32 @@ fn lists_of_tokens_that_are_garbage_lead_nowhere() {
     exec.submit().unwrap();
     let y = exec.read_blocking::<f32>(y).unwrap();
     assert_eq!([y[0], y[4], y[8]], [0.0, 3.0, 2.0]);
+}
+
+/// So do those of a GPU, sorted by a dispatch that has not run.
+#[test]
+fn sorted_tokens_that_are_garbage_lead_nowhere() {
+    const ROWS: usize = 3;
+    let pieces = Custom::new(
+        "pieces",
+        |[_, _]| Ok([TensorType::f32([ROWS, 4]), TensorType::f32([1, 4])]),
+        |cx| {
+            let kernel = Kernel::new("embedding", include_str!("../shaders/embedding.wgsl"), "pieces");
+            let binds = [Bind::In(0), Bind::In(1), Bind::Out(0), Bind::Out(1)];
+            Ok(Program::one(kernel, &binds, &[1, 1, ROWS as u32, TOKENS as u32, 0, 0], cx.profile.grid(1)))
+        },
+        |_: [&Array; 2]| [Array::zeros([ROWS, 4]), Array::zeros([1, 4])],
+    );
+    let mut g = Graph::new();
+    let dy = g.input("dy", TensorType::f32([2 * TOKENS, 4])).unwrap();
+    let sorted = g.input("sorted", TensorType::u32([TOKENS, 2])).unwrap();
+    let y = g.op("y", pieces, &[dy, sorted]).unwrap()[0];
+    let plan = Arc::new(gpu().plan(&g, &[y]).unwrap());
+    let exec = Executable::new_blocking(gpu(), plan, ExecOptions::default()).unwrap();
+    exec.write(dy, &(0..8 * TOKENS).map(|i| (i / 4) as f32 + 1.0).collect::<Vec<_>>()).unwrap();
+    // Rows and tokens. There is no row 3, and the tokens end with 3.
+    exec.write(sorted, &[3u32, 0, 1, 6, 1, 2, u32::MAX, 0]).unwrap();
+    exec.submit().unwrap();
+    let y = exec.read_blocking::<f32>(y).unwrap();
+    assert_eq!(y[4..8], [4.0 + 3.0; 4]);
 }

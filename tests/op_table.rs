@@ -161,7 +161,7 @@ const OPEN_LOOPS: [(&str, &str); 4] = [
         "adamw.forward cache.read_rows cache.write_rows concat.forward dropout.forward embedding.forward \
          fill.forward gather.forward gelu.backward gelu.forward l2_norm.backward map.forward muon.shift muon.update \
          residual_add.forward scale.forward sgd.momentum sgd.plain slice.forward slice.pad sum.broadcast swiglu.backward swiglu.forward \
-         transpose.forward transpose.quads",
+         together.forward transpose.forward transpose.quads",
     ),
     (
         "the work is split into chunks, which are short for all tensors that fit a binding",

@@ -10,6 +10,8 @@ use graphs::{Built, Pair, recipes};
 use proptest::prelude::*;
 use throughline::graph::{Operand, Part, Source};
 use throughline::nn::TransformerConfig;
+use throughline::ops::attention::Attention;
+use throughline::ops::rope::Rope;
 use throughline::optim::Schedule;
 use throughline::plan::{BufferCopy, PlannedDispatch, Slot, Step};
 use throughline::train::{TrainConfig, TrainOptions, TrainPlan};
@@ -417,6 +419,76 @@ fn chains_leave_the_stream_in_place() {
     assert_eq!(copies(&plan), copies(&unfused), "{plan}\n{unfused}");
     let names: Vec<&str> = chains(&plan).iter().map(|chain| chain.0).collect();
     assert_eq!(names, ["0.gate", "0.half", "1.half"], "{plan}");
+}
+
+/// Before a token's attention: the turns of q and k and the writes to both caches.
+#[test]
+fn ropes_and_cache_writes_are_one_dispatch_on_gpus() {
+    let mut g = Graph::new();
+    let [q, k, v] = ["q", "k", "v"].map(|name| g.input(name, TensorType::f32([2, 1, 24])).unwrap());
+    let start = g.input("start", TensorType::u32([2])).unwrap();
+    let rope = Rope { heads: 2, ..Rope::default() };
+    let q = g.rope_from("q_rope", q, start, rope).unwrap();
+    let k_rope = g.rope_from("k_rope", k, start, rope).unwrap();
+    let states = ["keys", "values"].map(|name| g.state(name, TensorType::f32([2, 9, 24])).unwrap());
+    let keys = g.cache_write("keys.write", k_rope, start, states[0]).unwrap();
+    let values = g.cache_write("values.write", v, start, states[1]).unwrap();
+    let op = Attention { heads: 2, kv_heads: 2, causal: true, scale: None };
+    let o = g.attention_cached("o", q, [keys, values], start, op).unwrap();
+    g.store(keys, states[0]).unwrap();
+    g.store(values, states[1]).unwrap();
+
+    let gpu = Profile::portable(AdapterClass::Gpu);
+    let plan = |kept: &[Value], profile: &Profile| {
+        let built = Built { graph: g.clone(), kept: kept.to_vec() };
+        check(&built, profile).unwrap();
+        Plan::new(&g, kept, profile).unwrap()
+    };
+    let names = |plan: &Plan| -> Vec<(String, usize)> {
+        plan.steps().iter().map(|s| (s.name().to_string(), s.parts().len())).collect()
+    };
+    let together = plan(&[o], &gpu);
+    assert_eq!(names(&together), [("values.write".into(), 4), ("o".into(), 0)], "{together}");
+    assert_eq!(together.steps()[0].others(), ["q_rope", "k_rope", "keys.write"]);
+    assert!(together.steps()[0].copies().is_empty() && together.final_copies().is_empty(), "{together}");
+    assert_eq!(together.steps()[0].dispatches().len(), 1);
+    // The turned keys are an output, too: then they are written out, and copied to the cache.
+    let kept = plan(&[o, k_rope], &gpu);
+    assert_eq!(
+        names(&kept),
+        [("k_rope", 2), ("values.write", 2), ("o", 0)].map(|(n, parts)| (n.into(), parts)),
+        "{kept}"
+    );
+    // A device that binds less computes fewer together.
+    let few = plan(&[o], &Profile { max_storage_buffers: 5, ..gpu.clone() });
+    assert_eq!(names(&few)[..2], [("keys.write".into(), 3), ("values.write".into(), 0)], "{few}");
+    assert!(few.steps()[0].dispatches()[0].ranges().is_empty(), "{few}");
+    for profile in [gpu, Profile::portable(AdapterClass::Cpu)] {
+        let unfused = Plan::unfused(&g, &[o], &profile).unwrap();
+        assert_eq!(unfused.steps().len(), 5, "{unfused}");
+    }
+    assert_eq!(plan(&[o], &Profile::portable(AdapterClass::Cpu)).steps().len(), 5);
+}
+
+/// Gradients that one dispatch makes go to their states without a copy, also where those may be ranges of one arena.
+#[test]
+fn a_kernel_writes_several_states() {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([64, 8])).unwrap();
+    let [gamma, beta] = ["gamma", "beta"].map(|name| g.param(name, [8]).unwrap());
+    let y = g.layernorm("y", x, gamma, beta, 1e-5).unwrap();
+    let loss = g.sum("loss", y).unwrap();
+    let gradients = g.gradients(loss, &[gamma, beta]).unwrap();
+    for (name, gradient) in ["dgamma", "dbeta"].into_iter().zip(gradients) {
+        let state = g.state(name, TensorType::f32([8])).unwrap();
+        g.store(gradient, state).unwrap();
+    }
+    let plan = Plan::new(&g, &[loss], &Profile::portable(AdapterClass::Gpu)).unwrap();
+    let backward = plan.steps().iter().find(|s| s.name() == "y.grad").unwrap();
+    let sums = backward.dispatches().last().unwrap();
+    let written = sums.binds().iter().flatten().filter(|b| b.writes && matches!(b.slot, Slot::External(_)));
+    assert_eq!((backward.dispatches().len(), written.count()), (2, 2), "{plan}");
+    assert!(plan.final_copies().is_empty(), "{plan}");
 }
 
 fn check(built: &Built, profile: &Profile) -> Result<(), TestCaseError> {

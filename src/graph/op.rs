@@ -185,6 +185,24 @@ pub trait Op: Any + Debug + Send + Sync {
         None
     }
 
+    /// The op that computes the same and writes it to a cache, as a [`CacheWrite`](crate::ops::cache::CacheWrite) of its
+    /// only output does. It takes two more inputs, the start and the cache, and its output [starts
+    /// as](Self::starts_as) the cache.
+    ///
+    /// On GPUs the planner uses it where nothing else needs the rows. `parts` are this op and the write, for
+    /// [`parts`](Self::parts).
+    fn written_to_cache(&self, _parts: [Part; 2]) -> Option<Arc<dyn Op>> {
+        None
+    }
+
+    /// Whether its launch is one dispatch whose invocations each do a little and need no others: it moves elements, or
+    /// maps them.
+    ///
+    /// On GPUs the planner launches such an op together with neighbours that are light, too, and don't depend on it.
+    fn is_light(&self) -> bool {
+        false
+    }
+
     /// The ops whose work it does, each after those that it is applied to. Empty for all but those that plans make of
     /// several, such as [`Chain`](crate::ops::map::Chain).
     fn parts(&self) -> &[Part] {

@@ -9,6 +9,7 @@ mod knobs;
 pub(crate) mod merge;
 mod numbered;
 mod program;
+mod together;
 mod unroll;
 pub(crate) mod wgsl;
 
@@ -19,3 +20,4 @@ pub use knobs::{Kernel, KnobValue};
 pub use merge::Bound;
 pub(crate) use numbered::suffixed;
 pub use program::{Bind, Dispatch, Launch, Program};
+pub(crate) use together::{SKELETON, together};

@@ -237,6 +237,14 @@ impl<'a> Module<'a> {
         (words.concat(), size_of(&words))
     }
 
+    /// Invocations of a workgroup of an entry point. `None` if they are in several dimensions, or if this parser does
+    /// not know how many they are.
+    pub fn workgroup_size(&self, entry: &str) -> Option<i64> {
+        let item = self.items.iter().find(|i| matches!(i.kind, Kind::Function(name) if name == entry))?;
+        let open = item.tokens.clone().find(|&i| self.word(i) == "workgroup_size")? + 1;
+        self.value(open + 1..self.closing(open)?)
+    }
+
     /// The value of an expression of integers and the module's constants; `None` if this parser cannot tell.
     pub fn value(&self, expression: Range<usize>) -> Option<i64> {
         let mut words = vec![];

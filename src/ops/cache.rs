@@ -8,7 +8,7 @@ use crate::array::Array;
 use crate::error::Result;
 use crate::graph::{Graph, Op, Value, Vjp};
 use crate::kernel::{Bind, Launch, Program};
-use crate::tensor::{DType, TensorType};
+use crate::tensor::{DType, Shape, TensorType};
 
 const SOURCE: &str = include_str!("../../shaders/cache.wgsl");
 
@@ -120,6 +120,17 @@ fn for_each(rows: &Array, cache: &Array, start: &Array, mut f: impl FnMut(usize,
     }
 }
 
+/// The gradient of the rows of a write, given that of the cache.
+pub(super) fn rows_gradient(g: &mut Graph, name: &str, [dy, start]: [Value; 2], rows: &Shape) -> Result<Value> {
+    g.op1(&format!("{name}.rows"), CacheRead { time: rows.dims()[1] }, &[dy, start])
+}
+
+/// The gradient of the cache as it was before a write of these rows, given that of the cache after it.
+pub(super) fn cache_gradient(g: &mut Graph, name: &str, [dy, start]: [Value; 2], rows: &Shape) -> Result<Value> {
+    let zeros = g.fill(&format!("{name}.zeros"), rows.clone(), 0.0)?;
+    g.cache_write(&format!("{name}.cache"), zeros, start, dy)
+}
+
 impl Op for CacheWrite {
     fn name(&self) -> &'static str {
         "cache_write"
@@ -136,15 +147,13 @@ impl Op for CacheWrite {
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
         let (dy, start) = (cx.dy0()?, cx.inputs[1]);
-        let rows = cx.graph.ty(cx.inputs[0]).clone();
+        let rows = cx.graph.ty(cx.inputs[0]).shape.clone();
         if cx.needs(0) {
-            let read = CacheRead { time: rows.shape.dims()[1] };
-            let drows = cx.graph.op1(&format!("{}.rows", cx.name), read, &[dy, start])?;
+            let drows = rows_gradient(cx.graph, &cx.name, [dy, start], &rows)?;
             cx.set(0, drows);
         }
         if cx.needs(2) {
-            let zeros = cx.graph.fill(&format!("{}.zeros", cx.name), rows.shape, 0.0)?;
-            let dcache = cx.graph.cache_write(&format!("{}.cache", cx.name), zeros, start, dy)?;
+            let dcache = cache_gradient(cx.graph, &cx.name, [dy, start], &rows)?;
             cx.set(2, dcache);
         }
         Ok(())
@@ -171,6 +180,10 @@ impl Op for CacheWrite {
 
     fn starts_as(&self, _output: usize) -> Option<usize> {
         Some(2)
+    }
+
+    fn is_light(&self) -> bool {
+        true
     }
 }
 
@@ -212,5 +225,9 @@ impl Op for CacheRead {
 
     fn bytes(&self, _: &[TensorType], outputs: &[TensorType]) -> u64 {
         2 * outputs[0].bytes() as u64
+    }
+
+    fn is_light(&self) -> bool {
+        true
     }
 }

@@ -42,6 +42,7 @@ pub mod softmax;
 pub mod stats;
 pub mod sum;
 pub mod swiglu;
+pub mod together;
 pub mod top_k;
 pub mod transpose;
 pub mod windows;

@@ -4,20 +4,23 @@
 //! `(a, b) -> (a cos - b sin, b cos + a sin)`. Two layouts are in use: `(j, j + dh / 2)` in Hugging Face's models, and
 //! `(2 j, 2 j + 1)` in the paper and Meta's files. Backward rotates the gradient the other way with the same kernel.
 //!
+//! [`RopeWrite`] puts the rotated rows into a cache, as decoders do with keys.
+//!
 //! The frequencies are computed on the host in f64 and passed to the kernel as 48-bit fixed-point fractions of a turn.
 //! The kernel's integer arithmetic then loses nothing at any position.
 
 use std::f64::consts::TAU;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::cache::expect_starts;
+use super::cache::{self, CacheWrite, expect_starts};
 use super::cases::{Case, InputFill, Row};
 use super::elementwise;
 use super::source::table_kernel;
 use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Op, Value, Vjp};
+use crate::graph::{Graph, Op, Part, Value, Vjp};
 use crate::kernel::{Bind, Launch, Program};
 use crate::profile::AdapterClass;
 use crate::quirks::LOOP_ITERATIONS;
@@ -73,9 +76,26 @@ fn cases() -> Vec<Case> {
         let op = Rope { has_start: true, ..rope(2) };
         let ragged = Case::new(op.label("ragged starts"), op, &[&[2, 2, 3, 16]]).ids(&[4], 1);
         cases.push(ragged.fill(1, InputFill::Values(&[0.0, 700.0, 3.0, 131_069.0])));
+        cases.extend([
+            write(rope(3), [1, 1, 5, 48], &[4.0]),
+            write(Rope { has_start: true, ..rope(2) }, [3, 2, 9, 16], &[0.0, 7.0, 3.0]),
+            // The last two rows of the first do not fit, and none of the last.
+            write(Rope { has_start: true, ..rope(1) }, [3, 4, 6, 6], &[4.0, 1.0, 4_294_967_295.0]),
+        ]);
     }
     // Tighter than the default tolerance: only exact angles achieve it.
     cases.into_iter().map(|case| case.tolerance(1e-13)).collect()
+}
+
+/// Rows of sequences that are at these positions, into a cache there.
+fn write(rope: Rope, [batch, time, capacity, d]: [usize; 4], starts: &'static [f64]) -> Case {
+    let name = rope.label(&format!("into a cache of {capacity} at {starts:?}"));
+    let mut case = Case::new(name, RopeWrite { rope, parts: vec![] }, &[&[batch, time, d]]);
+    if rope.has_start {
+        case = case.ids(&[batch], 1).fill(1, InputFill::Values(&[700.0, 0.0, 3.0]));
+    }
+    let place = case.inputs.len();
+    case.ids(&[batch], 1).fill(place, InputFill::Values(starts)).also(&[batch, capacity, d])
 }
 
 /// `(x [, start]) -> y`: `x` and `y` `[.., time, heads * dh]`, `start` u32 with one element per sequence.
@@ -96,6 +116,16 @@ pub struct Rope {
     pub has_start: bool,
     /// How the frequencies are stretched for a context longer than the one the model was first trained on.
     pub scaling: Scaling,
+}
+
+/// `(x [, start], place, cache) -> cache`: [`Rope`], whose rows of sequence `b` are written to the cache at `place[b]`
+/// and after. `x` `[batch, time, heads * dh]`, `place` u32 `[batch]`, `cache` `[batch, capacity, heads * dh]`.
+///
+/// [`Plan::new`](crate::Plan::new) makes it of a [`Rope`] and the [`CacheWrite`] of its result.
+#[derive(Clone, Debug)]
+pub struct RopeWrite {
+    rope: Rope,
+    parts: Vec<Part>,
 }
 
 /// Changes to the frequencies of a model that was adapted to a longer context.
@@ -269,6 +299,39 @@ impl Rope {
         if self.interleaved { (2 * j, 2 * j + 1) } else { (j, j + head / 2) }
     }
 
+    /// The program of op `O`, which rotates its first input, and writes it to its last if that is a cache, of this
+    /// capacity.
+    fn program<O: Op>(&self, cx: &Launch<'_>, capacity: Option<usize>) -> Result<Program, String> {
+        let x = &cx.inputs[0].shape;
+        let (rows, time, head) = (x.rows(), x.lead()[x.rank() - 2], self.head(x));
+        let quads = !self.interleaved && head % 8 == 0;
+        let width = if quads { 4 } else { 1 };
+        let units = head / 2 / width;
+        // Angles cost loads and arithmetic, which software adapters share between heads.
+        let group = if cx.profile.class == AdapterClass::Cpu { self.heads } else { 1 };
+        let groups = self.heads / group;
+        let kernel = table_kernel::<O>("rope", SOURCE, if self.interleaved { "interleaved" } else { "halves" })
+            .knob("E", if quads { "vec4<f32>" } else { "f32" })
+            .knob("U", if quads { "vec4<u32>" } else { "u32" })
+            .knob("I", if quads { "vec4<i32>" } else { "i32" })
+            .knob("UNITS", units as u32)
+            .knob("HAS_START", self.has_start)
+            .knob("INTO_CACHE", capacity.is_some());
+        let sign = if self.inverse { -1.0f32 } else { 1.0 };
+        // An invocation makes one unit of a group's heads at a time: the quirk `loops-end-early`.
+        cx.profile.quirks.check_loops("the number of heads", self.heads, group + 2)?;
+        let len = rows * groups * units;
+        let (kernel, grid) = elementwise::spread_thinly(cx.profile, len, LOOP_ITERATIONS / (group + 2), kernel);
+        // The table starts at a quad.
+        let [len, time, heads, group, groups] = [len, time, self.heads, group, groups].map(|w| w as u32);
+        let mut words = vec![len, time, heads, group, groups, sign.to_bits(), capacity.unwrap_or(0) as u32, 0];
+        words.extend(self.table(head, width));
+        let start = if self.has_start { Bind::In(1) } else { Bind::Null };
+        let place = if capacity.is_some() { Bind::In(1 + usize::from(self.has_start)) } else { Bind::Null };
+        let binds = [Bind::In(0), start, Bind::Out(0), place];
+        Ok(Program::one(kernel, &binds, &words, grid))
+    }
+
     fn label(&self, name: &str) -> String {
         let layout = if self.interleaved { "interleaved" } else { "halves" };
         let scaled = if self.scaling == Scaling::None { String::new() } else { format!(", {:?}", self.scaling) };
@@ -318,32 +381,7 @@ impl Op for Rope {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        let x = &cx.inputs[0].shape;
-        let (rows, time, head) = (x.rows(), x.lead()[x.rank() - 2], self.head(x));
-        let quads = !self.interleaved && head % 8 == 0;
-        let width = if quads { 4 } else { 1 };
-        let units = head / 2 / width;
-        // Angles cost loads and arithmetic, which software adapters share between heads.
-        let group = if cx.profile.class == AdapterClass::Cpu { self.heads } else { 1 };
-        let groups = self.heads / group;
-        let kernel = table_kernel::<Self>("rope", SOURCE, if self.interleaved { "interleaved" } else { "halves" })
-            .knob("E", if quads { "vec4<f32>" } else { "f32" })
-            .knob("U", if quads { "vec4<u32>" } else { "u32" })
-            .knob("I", if quads { "vec4<i32>" } else { "i32" })
-            .knob("UNITS", units as u32)
-            .knob("HAS_START", self.has_start);
-        let sign = if self.inverse { -1.0f32 } else { 1.0 };
-        // An invocation makes one unit of a group's heads at a time: the quirk `loops-end-early`.
-        cx.profile.quirks.check_loops("the number of heads", self.heads, group + 2)?;
-        let len = rows * groups * units;
-        let (kernel, grid) = elementwise::spread_thinly(cx.profile, len, LOOP_ITERATIONS / (group + 2), kernel);
-        // The table starts at a quad.
-        let mut words =
-            vec![len as u32, time as u32, self.heads as u32, group as u32, groups as u32, sign.to_bits(), 0, 0];
-        words.extend(self.table(head, width));
-        let start = if self.has_start { Bind::In(1) } else { Bind::Null };
-        let binds = [Bind::In(0), start, Bind::Out(0)];
-        Ok(Program::one(kernel, &binds, &words, grid))
+        self.program::<Self>(cx, None)
     }
 
     fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
@@ -367,5 +405,93 @@ impl Op for Rope {
 
     fn flops(&self, _: &[TensorType], outputs: &[TensorType]) -> u64 {
         3 * outputs[0].len() as u64
+    }
+
+    fn written_to_cache(&self, parts: [Part; 2]) -> Option<Arc<dyn Op>> {
+        Some(Arc::new(RopeWrite { rope: *self, parts: parts.into() }))
+    }
+
+    fn is_light(&self) -> bool {
+        true
+    }
+}
+
+impl RopeWrite {
+    /// The inputs of the rope, and those of the write after the rows.
+    fn split<'a, T>(&self, inputs: &'a [T]) -> Option<(&'a [T], [&'a T; 2])> {
+        let (rope, rest) = inputs.split_at_checked(1 + usize::from(self.rope.has_start))?;
+        let [place, cache] = rest else { return None };
+        Some((rope, [place, cache]))
+    }
+}
+
+impl Op for RopeWrite {
+    fn name(&self) -> &'static str {
+        "rope_write"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        let takes = 3 + usize::from(self.rope.has_start);
+        let (rope, [place, cache]) =
+            self.split(inputs).ok_or_else(|| format!("takes {takes} inputs, got {}", inputs.len()))?;
+        let rows = self.rope.infer(rope)?.remove(0);
+        CacheWrite.infer(&[rows, place.clone(), cache.clone()])
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        let (dy, name, n) = (cx.dy0()?, cx.name.clone(), cx.inputs.len());
+        let (x, place) = (cx.graph.ty(cx.inputs[0]).shape.clone(), cx.inputs[n - 2]);
+        if cx.needs(0) {
+            let drows = cache::rows_gradient(cx.graph, &name, [dy, place], &x)?;
+            let back = Rope { inverse: !self.rope.inverse, ..self.rope };
+            let start = self.rope.has_start.then(|| cx.inputs[1]);
+            let inputs: Vec<Value> = [drows].into_iter().chain(start).collect();
+            let dx = cx.graph.op1(&name, back, &inputs)?;
+            cx.set(0, dx);
+        }
+        if cx.needs(n - 1) {
+            let dcache = cache::cache_gradient(cx.graph, &name, [dy, place], &x)?;
+            cx.set(n - 1, dcache);
+        }
+        Ok(())
+    }
+
+    fn key(&self) -> String {
+        // Nodes of any name.
+        format!("RopeWrite {:?}", self.rope)
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        self.rope.program::<Self>(cx, Some(cx.outputs[0].shape.dims()[1]))
+    }
+
+    fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
+        let Some((rope, [place, cache])) = self.split(inputs) else { return vec![] };
+        let rows = self.rope.reference(rope, &[]);
+        CacheWrite.reference(&[&rows[0], place, cache], outputs)
+    }
+
+    fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
+        3 * inputs[0].len() as u64
+    }
+
+    fn bytes(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
+        2 * inputs[0].bytes() as u64
+    }
+
+    fn starts_as(&self, _output: usize) -> Option<usize> {
+        Some(2 + usize::from(self.rope.has_start))
+    }
+
+    fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    fn made_by(&self, output: usize) -> Option<usize> {
+        (output == 0 && !self.parts.is_empty()).then_some(1)
+    }
+
+    fn is_light(&self) -> bool {
+        true
     }
 }

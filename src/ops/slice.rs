@@ -181,6 +181,10 @@ impl Op for Slice {
     fn bytes(&self, _: &[TensorType], outputs: &[TensorType]) -> u64 {
         2 * outputs[0].bytes() as u64
     }
+
+    fn is_light(&self) -> bool {
+        true
+    }
 }
 
 impl Op for SlicePad {
@@ -254,5 +258,9 @@ impl Op for SlicePad {
 
     fn with_addend(&self, _output: usize) -> Option<Arc<dyn Op>> {
         (!self.accumulate).then(|| Arc::new(SlicePad { accumulate: true, ..*self }) as Arc<dyn Op>)
+    }
+
+    fn is_light(&self) -> bool {
+        true
     }
 }

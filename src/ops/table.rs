@@ -4,7 +4,7 @@ use super::cases::Row;
 use super::{
     adamw, attention, cache, concat, cross_entropy, dropout, embedding, fill, gather, gelu, l2_norm, map, matmul, muon,
     norm, packed, packed_i8, patches, pool, products, reduce, residual_add, rope, scale, sgd, slice, softmax, stats,
-    sum, swiglu, top_k, transpose,
+    sum, swiglu, together, top_k, transpose,
 };
 
 /// Every op that has a kernel. See [`Row`].
@@ -42,6 +42,7 @@ pub const TABLE: &[Row] = &[
     stats::ROW,
     sum::ROW,
     swiglu::ROW,
+    together::ROW,
     top_k::ROW,
     transpose::ROW,
 ];

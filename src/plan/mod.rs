@@ -74,6 +74,7 @@ mod fuse;
 mod planner;
 mod products;
 pub(crate) mod requirements;
+mod together;
 pub mod variants;
 
 /// Where a value lives.

@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 use super::bindings::{self, Binding};
 use super::{
     BoundSlot, BufferCopy, BufferSpec, External, Plan, PlannedDispatch, Slot, Step, chains, declared, fuse, products,
-    variants,
+    together, variants,
 };
 use crate::error::{Error, Result, joined};
 use crate::graph::{Graph, Node, Op, Source, Value, check_outputs};
@@ -85,7 +85,15 @@ impl Plan {
             }
             false => HashMap::new(),
         };
-        let now = |v: Value| to(&joined, to(&added, to(&sums, placed(v))));
+        let produced = |v: Value| to(&joined, to(&added, to(&sums, placed(v))));
+        let launched = match fused {
+            true => {
+                let read = outputs.iter().chain(graph.stores().iter().map(|(v, _)| v));
+                together::join(&mut nodes, &read.map(|&v| produced(v)).collect::<Vec<_>>(), profile)
+            }
+            false => HashMap::new(),
+        };
+        let now = |v: Value| to(&launched, produced(v));
         let stores: Vec<(Value, Value)> = graph.stores().iter().map(|&(v, s)| (now(v), placed(s))).collect();
         let keep: Vec<Value> = outputs.iter().map(|&v| now(v)).collect();
         let mut plan = plan(&nodes, &keep, &stores, profile)?;
