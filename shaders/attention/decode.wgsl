@@ -1,10 +1,7 @@
-// Attention of few queries, as in decoding; after shared.wgsl, dots.wgsl and teams.wgsl. A whole
+// Attention of few queries on software adapters; after shared.wgsl, dots.wgsl and teams.wgsl. A whole
 // workgroup works on one query row. Each team walks keys of its own with a running maximum and sum:
 // first each invocation scores four whole keys, then each adds its units of the values of all the
 // team's keys. The teams' shares are put together at the end.
-
-// knobs
-const PIECE: u32 = 1u; // units of a row that are loaded at a time; divides DIM
 
 const WEIGHTS: u32 = GROUP; // quads in `weights`
 
@@ -32,12 +29,10 @@ fn decode(
     for (var key0 = 0u; key0 < end; key0 += 4u * GROUP) {
         let keys = key0 + lane + vec4<u32>(0u, 1u, 2u, 3u) * GROUP;
         var s: vec4<f32>;
-        for (var u = base; u < base + DIM; u += PIECE) { // not from 0, or Mesa would unroll it
-            for (var i = 0u; i < PIECE; i++) {
-                let x = q[u + i];
-                for (var j = 0u; j < 4u; j++) { // unroll
-                    s[j] = add_dot(x, k[kv_at(at, kv_head(at), keys[j]) + u - base + i], s[j]);
-                }
+        for (var u = base; u < base + DIM; u++) { // not from 0, or Mesa would unroll it
+            let x = q[u];
+            for (var j = 0u; j < 4u; j++) { // unroll
+                s[j] = add_dot(x, k[kv_at(at, kv_head(at), keys[j]) + u - base], s[j]);
             }
         }
         s = select(vec4<f32>(MASKED), s * p.scale, keys < vec4<u32>(end));

@@ -1,4 +1,5 @@
-// What the gradient of attention needs of its output, on any adapter; after shared.wgsl.
+// What the gradient of attention needs of its output, on software adapters; after shared.wgsl. On GPUs
+// tiled.wgsl makes it.
 
 @group(0) @binding(1) var<storage, read> o_rows: array<E>; // [batch, tq, heads, head_dim]
 @group(0) @binding(2) var<storage, read> do_rows: array<E>; // [batch, tq, heads, head_dim]

@@ -10,7 +10,7 @@
 //   key head, and a slice of their keys; then combine.wgsl, where there are several slices;
 // - dots.wgsl, teams.wgsl, then decode.wgsl, for few queries on software adapters without subgroups: a whole
 //   workgroup works on one query row;
-// - row_dots.wgsl: what backward needs of o, on any adapter.
+// - row_dots.wgsl: what backward needs of o, on software adapters.
 //
 // Heads lie side by side in the last dimension: element (batch, time, head, i) is at
 // ((batch * times + time) * heads + head) * head_dim + i. Shapes below are in elements; where E is

@@ -13,6 +13,10 @@ const TILE: u32 = 4u * QUARTER; // rows of a workgroup
 const PARTS: u32 = DIM / PART; // workgroups that share a tile of rows
 const OTHERS: u32 = 4u * LANES; // rows of the other side that they meet at a time
 
+// backward_q makes delta = sum(do * o), which backward_kv reads
+@group(0) @binding(6) var<storage, read_write> delta_out: array<f32>; // [batch, heads, tq]
+@group(0) @binding(8) var<storage, read> o_in: array<E>; // [batch, tq, heads, head_dim]
+
 alias Scores = array<vec4<f32>, 4>; // [j][r]: row r and other row j * LANES of this invocation
 alias Sums = array<array<E, OWN>, 4>; // [r][i]: unit unit_of(i) of row r
 
@@ -211,7 +215,18 @@ fn tiled_backward_q(
     var row_delta: vec4<f32>;
     for (var r = 0u; r < 4u; r++) { // unroll
         row_lse[r] = lse[stat_at(at, rows[r])];
-        row_delta[r] = delta[stat_at(at, rows[r])];
+        let base = q_at(at, rows[r]);
+        var products: E;
+        for (var unit = lane % LANES; unit < DIM; unit += LANES) {
+            products += do_[base + unit] * o_in[base + unit];
+        }
+        row_delta[r] = total(products);
+    }
+    row_delta = combined(row_delta, lane, true);
+    for (var r = 0u; r < 4u; r++) { // unroll
+        if (lane % LANES == 0u && unit0 == 0u && rows[r] < p.tq) {
+            delta_out[stat_at(at, rows[r])] = row_delta[r];
+        }
     }
     var sums: Sums;
     let end = visible(at.row0 + TILE - 1u, p.tk - p.tq);

@@ -535,7 +535,7 @@ impl Tile {
     fn tiled(cx: &Launch<'_>, dh: usize, (group, lanes): (usize, usize), own: usize) -> Tile {
         let (_, width, dim) = units(dh);
         let least = dh.div_ceil(lanes * own);
-        let parts = (least..=2 * least).find(|parts| dim.is_multiple_of(*parts) && dim / parts * width <= lanes * own);
+        let parts = (least..=4 * least).find(|parts| dim.is_multiple_of(*parts) && dim / parts * width <= lanes * own);
         let subgroups = cx.profile.subgroup_lanes().is_some_and(|n| n as usize >= lanes);
         Tile { cut: Cut::Tiled { lanes, part: dim / parts.unwrap_or(1) }, group, subgroups }
     }
@@ -774,14 +774,19 @@ impl Op for AttentionBackward {
         let rows = d.batch * op.heads * d.tq;
         let delta = program.scratch(TensorType::f32([rows]));
         let tile = Tile::pick(&Tile::backward(cx, &d), cx.variant)?;
-        let kernel = shared_kernel::<Self>(ROW_DOTS, "row_dots", d.dh);
-        let binds = [Bind::In(3), Bind::In(5), Bind::Scratch(delta)];
-        program.dispatch(kernel, &binds, &op.words(&d, 1, rows, 0..0), cx.profile.grid(rows.div_ceil(64)));
-        let ins = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::In(5), Bind::In(4), Bind::ScratchIn(delta)];
-        let binds = [&ins[..], &[Bind::Out(0)]].concat();
+        let ins = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::In(5), Bind::In(4)];
+        let binds = if let Cut::Tiled { .. } = tile.cut {
+            vec![Bind::Scratch(delta), Bind::Out(0), Bind::In(3)]
+        } else {
+            let kernel = shared_kernel::<Self>(ROW_DOTS, "row_dots", d.dh);
+            let binds = [Bind::In(3), Bind::In(5), Bind::Scratch(delta)];
+            program.dispatch(kernel, &binds, &op.words(&d, 1, rows, 0..0), cx.profile.grid(rows.div_ceil(64)));
+            vec![Bind::ScratchIn(delta), Bind::Out(0)]
+        };
         let kernel = tile.kernel::<Self>("backward_q", d.dh);
+        let binds = [&ins[..], &binds].concat();
         op.dispatch(&mut program, cx, (kernel, &binds), (d.tq, op.heads), (d.tk, 3), tile)?;
-        let binds = [&ins[..], &[Bind::Out(1), Bind::Out(2)]].concat();
+        let binds = [&ins[..], &[Bind::ScratchIn(delta), Bind::Out(1), Bind::Out(2)]].concat();
         let tile = tile.for_keys(cx, d.dh);
         let kernel = tile.kernel::<Self>("backward_kv", d.dh);
         op.dispatch(&mut program, cx, (kernel, &binds), (d.tk, op.kv_heads), (d.tq, 2 * d.sharing), tile)?;
