@@ -104,7 +104,7 @@ impl Meter {
     fn measure(&self, encoder: &wgpu::CommandEncoder, estimate: f64) {
         let number = lock(&self.0).submitted(estimate, Instant::now());
         let open = Open { meter: self.clone(), number, done: false };
-        encoder.on_submitted_work_done(move || open.is_done());
+        encoder.on_submitted_work_done(move || open.has_run());
     }
 }
 
@@ -138,7 +138,7 @@ impl State {
 }
 
 impl Open {
-    fn is_done(mut self) {
+    fn has_run(mut self) {
         self.done = true;
     }
 }
