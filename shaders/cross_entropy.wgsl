@@ -27,11 +27,11 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> loss: array<f32>; // [1]
 @group(0) @binding(3) var<storage, read_write> weight_out: array<f32>; // [1]: one over the rows that count
 
-// backward
+// backward: logits in, their gradient out
+@group(0) @binding(1) var<storage, read_write> dlogits: array<E>; // [rows, cols]
 @group(0) @binding(3) var<storage, read> lse: array<f32>; // [rows]
 @group(0) @binding(4) var<storage, read> weight: array<f32>; // [1]
 @group(0) @binding(5) var<storage, read> dloss: array<f32>; // [1]
-@group(0) @binding(6) var<storage, read_write> dlogits: array<E>; // [rows, cols]
 
 // The columns of the elements of logits[i], in a row that starts at element `start`; negative before
 // it. Exact, since there are fewer than 2^24.
@@ -111,7 +111,8 @@ fn row_of(row: u32) -> Row {
     return Row(-1.0, lse[r], 0.0);
 }
 
-// The invocations of a row make the quads that start in it; the last may hold columns of the next.
+// The invocations of a row make the quads that start in it; the last may hold columns of the next. Each
+// quad is read and written by one invocation only, so the gradient takes the place of the logits.
 @compute @workgroup_size(GROUP)
 fn backward(
     @builtin(workgroup_id) wid: vec3<u32>,
@@ -143,6 +144,6 @@ fn backward(
             sums = select(sums, E(next.lse), behind);
             scale = select(scale, E(next.scale), behind);
         }
-        dlogits[i] = (exp(logits[i] - sums) - select(E(), E(1.0), col == hit)) * scale;
+        dlogits[i] = (exp(dlogits[i] - sums) - select(E(), E(1.0), col == hit)) * scale;
     }
 }

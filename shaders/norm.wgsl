@@ -43,7 +43,7 @@ struct Params {
 // none, to keep barriers uniform.
 fn starts(row0: u32) -> array<u32, ROWS> {
     var at: array<u32, ROWS>;
-    for (var r = 0u; r < ROWS; r++) {
+    for (var r = 0u; r < ROWS; r++) { // unroll
         at[r] = min(row0 + r, p.rows - 1u) * p.cols;
     }
     return at;
@@ -71,7 +71,7 @@ fn forward(
     for (var c = lid % LANES; c < cols; c += LANES) {
         count += 1.0;
         let share = 1.0 / count;
-        for (var r = 0u; r < ROWS; r++) {
+        for (var r = 0u; r < ROWS; r++) { // unroll
             let v = x[at[r] + c];
             let d = v - mean[r];
             if (CENTERED) {
@@ -82,7 +82,7 @@ fn forward(
     }
     var row_mean: array<f32, ROWS>;
     var row_rstd: array<f32, ROWS>;
-    for (var r = 0u; r < ROWS; r++) {
+    for (var r = 0u; r < ROWS; r++) { // unroll
         if (CENTERED) {
             row_mean[r] = row_sum(total(mean[r]) * count, lid) / p.n;
         }
@@ -99,7 +99,7 @@ fn forward(
         if (CENTERED) {
             b = beta[c];
         }
-        for (var r = 0u; r < ROWS; r++) {
+        for (var r = 0u; r < ROWS; r++) { // unroll
             if (row0 + r < rows) {
                 let i = at[r] + c;
                 let v = (x[i] - E(row_mean[r])) * row_rstd[r];
@@ -131,7 +131,7 @@ fn backward(
     var sum_gx: array<E, ROWS>;
     for (var c = lid % LANES; c < cols; c += LANES) {
         let gamma = weight[c];
-        for (var r = 0u; r < ROWS; r++) {
+        for (var r = 0u; r < ROWS; r++) { // unroll
             let i = at[r] + c;
             let g = dy[i] * gamma;
             sum_g[r] += g;
@@ -140,7 +140,7 @@ fn backward(
     }
     var means: array<vec2<f32>, ROWS>;
     var row_rstd: array<f32, ROWS>;
-    for (var r = 0u; r < ROWS; r++) {
+    for (var r = 0u; r < ROWS; r++) { // unroll
         means[r] = row_sums(total(sum_g[r]), total(sum_gx[r]), lid) / p.n;
         if (!CENTERED) {
             means[r].x = 0.0;
@@ -154,7 +154,7 @@ fn backward(
         let gamma = weight[c];
         var dg = E();
         var db = E();
-        for (var r = 0u; r < ROWS; r++) {
+        for (var r = 0u; r < ROWS; r++) { // unroll
             if (row0 + r < rows) {
                 let i = at[r] + c;
                 let d = dy[i];

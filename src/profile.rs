@@ -96,6 +96,11 @@ pub struct Profile {
     /// Most storage buffers of a shader. Kernels with more are rewritten: bindings of one type become ranges of one
     /// buffer, with copies into and out of it. Four suffice for every op of the table.
     pub max_storage_buffers: u32,
+    /// Compute units of a GPU: streaming multiprocessors, workgroup processors, cores. Kernels for
+    /// [`AdapterClass::Gpu`] split work into at least twice as many workgroups where they can, and cut what would keep
+    /// so many units busy for long. No API says how many there are, so this is a guess by the kind of adapter: 80 for
+    /// cards of their own, and where nothing is known. Set it if you know better.
+    pub units: u32,
     /// Most invocations of a workgroup.
     pub max_invocations: u32,
     /// Most workgroup memory, in bytes.
@@ -152,6 +157,7 @@ impl Profile {
             max_buffer_bytes: 256 << 20,
             max_workgroups: 65_535,
             max_storage_buffers: 8,
+            units: 80,
             max_invocations: 256,
             max_workgroup_bytes: 16 << 10,
             subgroups: None,
@@ -178,6 +184,7 @@ impl Profile {
             max_buffer_bytes: limits.max_buffer_size,
             max_workgroups: limits.max_compute_workgroups_per_dimension,
             max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
+            units: units(info),
             max_invocations: limits.max_compute_invocations_per_workgroup,
             max_workgroup_bytes: limits.max_compute_workgroup_storage_size,
             subgroups: features
@@ -223,6 +230,18 @@ impl Profile {
         let max = self.max_workgroups.max(1) as usize;
         let y = n.div_ceil(max).max(1);
         [n.div_ceil(y).max(1) as u32, y as u32, 1]
+    }
+}
+
+/// How many compute units an adapter probably has.
+fn units(info: &wgpu::AdapterInfo) -> u32 {
+    // Apple's are all integrated, but not all small: 7 to 10 cores, twice that for each step up.
+    let apple = [("Ultra", 64), ("Max", 32), ("Pro", 16), ("Apple M", 10)];
+    let apple = apple.iter().find(|(name, _)| info.name.contains(name)).map(|(_, units)| *units);
+    match info.device_type {
+        wgpu::DeviceType::IntegratedGpu if info.name.contains("Apple") => apple.unwrap_or(6),
+        wgpu::DeviceType::IntegratedGpu => 16,
+        _ => 80,
     }
 }
 

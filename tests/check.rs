@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use common::gpu;
@@ -9,6 +10,7 @@ use throughline::check::{self, Case, Failures};
 use throughline::graph::{ParamInit, Vjp};
 use throughline::kernel::Kernel;
 use throughline::ops::{Bind, Custom, Elements, Launch, Op, Program};
+use throughline::optim::{Arena, ArenaLayout};
 use throughline::reference::{self, Array};
 use throughline::train::{GraphTrainConfig, GraphTrainer};
 use throughline::{AdapterClass, ExecOptions, Executable, Graph, Plan, Profile, Result, TensorType};
@@ -323,7 +325,52 @@ fn own_kernels_of_many_bindings_run_on_devices_of_four() {
     check::op(gpu(), &cases).unwrap();
 }
 
-/// A kernel cannot write two ranges of one buffer, so that the second gradient is copied into its arena.
+/// On a GPU one kernel computes the gradients of a linear layer's weight and bias. Both go to one arena, in which they
+/// may be added up.
+#[test]
+fn gradients_of_a_layer_go_to_one_arena() {
+    let mut g = gpu().graph();
+    let x = g.input("x", TensorType::f32([300, 40])).unwrap();
+    let w = g.param_with("w", [40, 24], ParamInit::Normal(0.1)).unwrap();
+    let b = g.param_with("b", [24], ParamInit::ONES).unwrap();
+    let y = g.linear("y", x, w, Some(b)).unwrap();
+    let y = g.tanh("tanh", y).unwrap();
+    let loss = g.sum("loss", y).unwrap();
+    let gradients = g.gradients(loss, &[w, b]).unwrap();
+    let data: Vec<f32> = (0..300 * 40).map(|i| (i as f32).sin()).collect();
+    let run = |class, accumulate: bool| {
+        let mut g = g.clone();
+        let mut bindings = HashMap::new();
+        let layout = Arc::new(ArenaLayout::of(&g, &[w, b], gpu().profile().max_tensor_bytes()).unwrap());
+        let arena = Arena::zeros(gpu(), "gradients", &layout).unwrap();
+        for (&gradient, tensor) in gradients.iter().zip(&arena.tensors) {
+            let state = g.state(&format!("{}.state", g.name(gradient)), g.ty(gradient).clone()).unwrap();
+            let value = match accumulate {
+                true => g.residual_add(&format!("{}.sum", g.name(gradient)), state, gradient).unwrap(),
+                false => gradient,
+            };
+            g.store(value, state).unwrap();
+            bindings.insert(state, tensor.clone());
+        }
+        let plan = Plan::new(&g, &[], &Profile { class, ..gpu().profile().clone() }).unwrap();
+        let sums = plan.steps().iter().filter(|s| s.op().name() == "sum").count();
+        assert_eq!(sums, usize::from(class == AdapterClass::Cpu), "{plan}");
+        let exec = Executable::new_blocking(gpu(), Arc::new(plan), ExecOptions::bound(bindings)).unwrap();
+        exec.write(x, &data).unwrap();
+        exec.submit().unwrap();
+        exec.submit().unwrap();
+        arena.read_blocking(gpu()).unwrap()
+    };
+    let once = run(AdapterClass::Cpu, false);
+    for (accumulate, times) in [(false, 1.0), (true, 2.0)] {
+        for (got, want) in run(AdapterClass::Gpu, accumulate).iter().zip(&once) {
+            let close = |(got, want): (&f32, &f32)| (got - times * want).abs() <= 1e-3;
+            assert!(got.iter().zip(want).all(close), "{got:?}\n{want:?}");
+        }
+    }
+}
+
+/// A kernel may write two ranges of one buffer, as gradients in an arena are.
 #[test]
 fn two_gradients_of_one_kernel_are_trained_with() {
     let mut g = gpu().graph();

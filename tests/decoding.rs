@@ -21,7 +21,9 @@ use throughline::ops::random_array;
 use throughline::ops::rope::{Rope, Scaling};
 use throughline::reference::{self, nmse};
 use throughline::train::{TrainConfig, TrainOptions, Trainer};
-use throughline::{ExecOptions, Executable, Graph, Plan, Profile, Result, Tensor, TensorType, Value};
+use throughline::{
+    AdapterClass, ExecOptions, Executable, Gpu, Graph, Plan, Profile, Result, Tensor, TensorType, Value,
+};
 
 const CAPACITY: usize = 21;
 const WIDTH: usize = 2 * 12;
@@ -193,7 +195,11 @@ fn trainer(model: &TransformerConfig, block: &dyn Block) -> Trainer {
 }
 
 fn decoder(trainer: &Trainer, options: DecodeOptions<'_>) -> Result<Decoder> {
-    gpu().run_blocking(Decoder::on_params(gpu(), &trainer.config().model, trainer.params(), options))
+    decoder_on(gpu(), trainer, options)
+}
+
+fn decoder_on(gpu: &Gpu, trainer: &Trainer, options: DecodeOptions<'_>) -> Result<Decoder> {
+    gpu.run_blocking(Decoder::on_params(gpu, &trainer.config().model, trainer.params(), options))
 }
 
 /// The logits of all tokens at once, from a trainer's parameters.
@@ -218,23 +224,31 @@ fn own_blocks_decode_as_their_forward_pass() {
         for block in blocks {
             let trainer = trainer(&model, block);
             let want = forward(&trainer, block, &ids);
-            let mut decoder = decoder(&trainer, DecodeOptions { block, ..DecodeOptions::new(CAPACITY) }).unwrap();
-            // A prompt, tokens one by one, and the rest with the logits of each.
-            let row = |n: usize| &want[(n - 1) * 37..n * 37];
-            let logits = decoder.feed_blocking(&ids[..9]).unwrap();
-            assert!(worst(&logits, row(9)) < 2e-4, "{block:?}: {}", worst(&logits, row(9)));
-            for n in 10..15 {
-                let logits = decoder.feed_blocking(&ids[n - 1..n]).unwrap();
-                assert!(worst(&logits, row(n)) < 2e-4, "{block:?}: token {n}: {}", worst(&logits, row(n)));
+            for class in [AdapterClass::Cpu, AdapterClass::Gpu] {
+                let options = DecodeOptions { block, ..DecodeOptions::new(CAPACITY) };
+                let mut decoder = decoder_on(&gpu().with_class(class), &trainer, options).unwrap();
+                check_decoder(&mut decoder, &ids, &want, &format!("{block:?} {class:?}"));
             }
-            let rest = decoder.feed_all_blocking(&ids[14..]).unwrap();
-            assert!(worst(&rest, &want[14 * 37..]) < 2e-4, "{block:?}");
-            // The earlier tokens do matter.
-            decoder.clear();
-            let alone = decoder.feed_blocking(&ids[13..14]).unwrap();
-            assert!(worst(&alone, row(14)) > 0.05, "{block:?}: {}", worst(&alone, row(14)));
         }
     }
+}
+
+/// Checks its logits of these tokens, of which it knows none, against those of a forward pass.
+fn check_decoder(decoder: &mut Decoder, ids: &[u32], want: &[f32], name: &str) {
+    // A prompt, tokens one by one, and the rest with the logits of each.
+    let row = |n: usize| &want[(n - 1) * 37..n * 37];
+    let logits = decoder.feed_blocking(&ids[..9]).unwrap();
+    assert!(worst(&logits, row(9)) < 2e-4, "{name}: {}", worst(&logits, row(9)));
+    for n in 10..15 {
+        let logits = decoder.feed_blocking(&ids[n - 1..n]).unwrap();
+        assert!(worst(&logits, row(n)) < 2e-4, "{name}: token {n}: {}", worst(&logits, row(n)));
+    }
+    let rest = decoder.feed_all_blocking(&ids[14..]).unwrap();
+    assert!(worst(&rest, &want[14 * 37..]) < 2e-4, "{name}");
+    // The earlier tokens do matter.
+    decoder.clear();
+    let alone = decoder.feed_blocking(&ids[13..14]).unwrap();
+    assert!(worst(&alone, row(14)) > 0.05, "{name}: {}", worst(&alone, row(14)));
 }
 
 #[test]

@@ -488,7 +488,99 @@ fn a_plan_knows_memory_and_needs_before_there_is_a_device() {
     fails(within(bytes - 1), &["`max_bytes`", &bytes.to_string(), &(bytes - 1).to_string(), "230 parameters"]);
 }
 
-// Files.
+// Steps.
+
+/// A step cut into submits, down to one for each kernel, is the step: of every optimiser, of micro-batches, with
+/// dropout and probes.
+#[test]
+fn a_step_in_many_submits_gives_the_same_bits() {
+    let [whole, each] = [Duration::from_secs(1000), Duration::ZERO];
+    for optimizer in optimizers() {
+        for micro_batches in [1, 3] {
+            let run = |time: Duration| {
+                let config = GraphTrainConfig { micro_batches, ..config(optimizer) };
+                let (mut trainer, [x, y, out]) = trainer(net(ROWS, WIDTH, 0.2), config);
+                trainer.set_submit_time(time);
+                let (mut losses, mut submits) = (vec![], vec![]);
+                for step in 0..3 {
+                    let batches: Vec<_> = (0..micro_batches as u64).map(|i| data(3 * step + i, ROWS)).collect();
+                    let feeds = batches.iter().map(|[xs, ys]| [x.with(xs), y.with(ys)]);
+                    let loss = trainer.step(Feeds::micro_batches(feeds)).unwrap();
+                    submits.push(loss.submits);
+                    losses.push(loss.wait_blocking().unwrap());
+                }
+                let commands = micro_batches * trainer.plan().dispatches() + trainer.optimizer().plan().dispatches();
+                let values = [values(&trainer), vec![trainer.read_blocking(out).unwrap(), losses]].concat();
+                (bits(&values), submits, commands)
+            };
+            let (want, submits, _) = run(whole);
+            assert_eq!(submits, [1; 3]);
+            let (got, submits, commands) = run(each);
+            assert!(submits.iter().all(|&n| n >= commands), "{submits:?} submits of {commands} dispatches");
+            assert_eq!(got, want, "{optimizer:?}, {micro_batches} micro-batches");
+        }
+    }
+}
+
+#[test]
+fn the_longer_a_step_takes_the_more_submits_it_is_cut_into() {
+    let (mut trainer, inputs) = trainer(net(4096, 64, 0.0), config(AdamWConfig::default().into()));
+    let [xs, ys] = data(0, 4096);
+    let feeds = [inputs[0].with(&xs), inputs[1].with(&ys)];
+    // What is measured comes to bear.
+    for _ in 0..3 {
+        trainer.step(&feeds).unwrap().wait_blocking().unwrap();
+    }
+    let started = Instant::now();
+    trainer.step(&feeds).unwrap().wait_blocking().unwrap();
+    let time = started.elapsed();
+    let mut submits = |parts: u32| {
+        trainer.set_submit_time(time / parts);
+        let loss = trainer.step(&feeds).unwrap();
+        let submits = loss.submits;
+        loss.wait_blocking().unwrap();
+        submits
+    };
+    let [one, two, eight] = [submits(1), submits(2), submits(8)];
+    assert!(one <= 3 && one <= two && two <= eight && (4..=32).contains(&eight), "{one}, {two}, {eight}");
+}
+
+/// Where the first submits of a step go through and a later one does not, nothing goes on as if all were well.
+#[test]
+fn a_step_that_was_submitted_in_part_is_told_until_a_checkpoint_is_restored() {
+    let Net { g, x, y, loss, .. } = net(ROWS, WIDTH, 0.0);
+    let [xs, ys] = data(0, ROWS);
+    let target = Tensor::zeros(gpu(), "target", TensorType::f32([ROWS, 2])).unwrap();
+    target.write(gpu(), &ys).unwrap();
+    let options = GraphTrainOptions { bindings: HashMap::from([(y, target.clone())]), ..Default::default() };
+    let config = config(AdamWConfig::default().into());
+    let mut trainer = GraphTrainer::with_options_blocking(gpu(), g, loss, config, &options).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("run.safetensors");
+    trainer.step(&[x.with(&xs)]).unwrap();
+    trainer.save_checkpoint_blocking(&path).unwrap();
+
+    // In one submit, all of it fails, and the trainer is as it was.
+    target.buffer().destroy();
+    fails(trainer.step(&[x.with(&xs)]), &["submit 1 of the training step 1", "destroyed"]);
+    assert_eq!(trainer.step_count(), 1);
+    trainer.save_checkpoint_blocking(&path).unwrap();
+
+    // In several, those before the loss go through.
+    trainer.set_submit_time(Duration::ZERO);
+    fails(trainer.step(&[x.with(&xs)]), &["of the training step 1", "destroyed"]);
+    assert_eq!(trainer.step_count(), 1);
+    let words = ["submits of step 1 went through", "restore a checkpoint", "destroyed"];
+    fails(trainer.step(&[x.with(&xs)]), &words);
+    let mut encoder = gpu().device().create_command_encoder(&Default::default());
+    fails(trainer.record(&mut encoder, &[x.with(&xs)]), &words);
+    fails(trainer.profile_blocking(&[x.with(&xs)]), &words);
+    fails(trainer.save_blocking(&path), &words);
+    fails(trainer.save_checkpoint_blocking(&path), &words);
+    trainer.resume_blocking(&path).unwrap();
+    trainer.save_checkpoint_blocking(&path).unwrap();
+    fails(trainer.step(&[x.with(&xs)]), &["of the training step 1", "destroyed"]);
+}
 
 #[test]
 fn a_resumed_run_equals_an_unbroken_one_bit_for_bit() {

@@ -15,7 +15,7 @@ use common::gpu;
 use throughline::check::Harness;
 use throughline::error::Result;
 use throughline::graph::Source;
-use throughline::kernel::{Bind, Kernel, Launch, Program};
+use throughline::kernel::{Bind, Gemv, Kernel, Launch, Program};
 use throughline::ops::map::Map;
 use throughline::ops::matmul::Matmul;
 use throughline::ops::residual_add::ResidualAdd;
@@ -38,6 +38,8 @@ enum Way {
     Planned(Kernel, [u32; 3], Vec<u32>),
     /// An honest one, but fused it becomes a matmul whose shapes nobody has checked.
     Fused,
+    /// An honest one, but with others it would be a matmul of so many columns.
+    Joined(usize),
 }
 
 impl Op for Own {
@@ -63,7 +65,7 @@ impl Op for Own {
                 let binds = [Bind::In(0), Bind::In(1), Bind::Out(0)];
                 Ok(Program::one(kernel.clone(), &binds, words, *workgroups))
             }
-            Way::Fused => SwiGlu.launch(cx),
+            Way::Fused | Way::Joined(_) => SwiGlu.launch(cx),
         }
     }
 
@@ -78,6 +80,11 @@ impl Op for Own {
     fn with_addend(&self, _: usize) -> Option<Arc<dyn Op>> {
         let op = Matmul { accumulate: true, ..Matmul::default() };
         matches!(self.0, Way::Fused).then(|| Arc::new(op) as Arc<dyn Op>)
+    }
+
+    fn gemv(&self, _: &[TensorType]) -> Option<Gemv> {
+        let Way::Joined(n) = self.0 else { return None };
+        Matmul::default().gemv(&[TensorType::f32([1, LEN]), TensorType::f32([LEN, n])])
     }
 }
 
@@ -152,6 +159,36 @@ fn an_op_that_fusion_puts_in_is_asked_for_its_types() {
     let sum = g.op1("sum", ResidualAdd, &[x, y]).unwrap();
     let error = gpu().plan(&g, &[sum]).unwrap_err().to_string();
     assert!(error.contains("`sum`") && error.contains("matmul"), "{error}");
+}
+
+#[test]
+fn an_op_that_offers_a_product_of_the_table_in_its_name_stays_alone() {
+    let profile = Profile::portable(AdapterClass::Gpu);
+    let plan = |op: &dyn Fn() -> Arc<dyn Op>| {
+        let mut g = Graph::new();
+        let x = g.input("x", TensorType::f32([1, LEN])).unwrap();
+        let others = ["a", "b"].map(|name| g.input(name, TensorType::f32([1, LEN])).unwrap());
+        let ys = others.map(|w| g.op_arc("y", op(), &[x, w]).unwrap()[0]);
+        Plan::new(&g, &ys, &profile).unwrap()
+    };
+    let own = plan(&|| Arc::new(Own(Way::Joined(1024 * LEN))));
+    assert_eq!(own.steps().len(), 2, "{own}");
+    assert!(kernels(&own).all(|k| k.label == "swiglu" && !k.is_trusted()), "{own}");
+}
+
+#[test]
+fn products_are_as_trusted_as_what_is_applied_to_them() {
+    let mine = Map::new("mine", ["x"], "x * x", |v| v[0] * v[0]);
+    for (own, trusted) in [(false, true), (true, false)] {
+        let mut g = Graph::new();
+        let x = g.input("x", TensorType::f32([2, LEN])).unwrap();
+        let w = g.param("w", [LEN, 8]).unwrap();
+        let product = g.matmul("product", x, w).unwrap();
+        let y = if own { g.op1("y", mine.clone(), &[product]) } else { g.relu("y", product) }.unwrap();
+        let plan = Plan::new(&g, &[y], &Profile::portable(AdapterClass::Gpu)).unwrap();
+        assert!(kernels(&plan).all(|k| k.label == "products" && k.is_trusted() == trusted), "{plan}");
+        assert_eq!(kernels(&plan).count(), 1, "{plan}");
+    }
 }
 
 #[test]

@@ -2,21 +2,27 @@
 //! named `<row>::<check>`.
 
 mod common;
+#[path = "common/registers.rs"]
+mod registers;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::process::Command;
 
 use common::gpu;
 use libtest_mimic::{Arguments, Failed, Trial};
-use throughline::check;
+use registers::varying_indices;
+use throughline::check::{self, Harness};
+use throughline::kernel::Kernel;
 use throughline::ops::{Row, TABLE};
+use throughline::{AdapterClass, Cooperative, Profile};
 
 fn main() {
     type Check = fn(&Row) -> Result<(), Failed>;
-    let checks: [(&str, Check); 3] = [
+    let checks: [(&str, Check); 4] = [
         ("gpu_matches_reference", |row| Ok(check::kernels(gpu(), &(row.cases)())?)),
         ("reference_gradients_match_central_differences", |row| Ok(check::gradients(&(row.cases)())?)),
         ("shaders_are_valid", shaders_are_valid),
+        ("registers_have_constant_indices", registers_have_constant_indices),
     ];
     // What takes longest first, so that no thread is left with it alone: kernels, of the rows with most cases.
     let mut rows: Vec<&Row> = TABLE.iter().collect();
@@ -24,6 +30,7 @@ fn main() {
     let trials = checks.iter().flat_map(|&(name, check)| {
         rows.iter().map(move |&row| Trial::test(format!("{}::{name}", row.name), move || check(row)))
     });
+    let trials = trials.chain([Trial::test("varying_indices_are_found", varying_indices_are_found)]);
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
 }
 
@@ -46,6 +53,62 @@ fn shaders_are_valid(row: &Row) -> Result<(), Failed> {
     }
     failures.extend(texts.iter().filter_map(|(name, wgsl)| Some(format!("tint: {name}: {}", tint_error(wgsl)?))));
     if failures.is_empty() { Ok(()) } else { Err(Failed::from(failures.join("\n"))) }
+}
+
+/// In the HLSL and MSL of every kernel for GPUs, all indices into variables of functions are literals: see
+/// `varying_indices`. A loop that fails needs the comment `// unroll`.
+fn registers_have_constant_indices(row: &Row) -> Result<(), Failed> {
+    let cooperative = [Cooperative::F32, Cooperative::F16].map(|kind| Profile {
+        subgroups: Some([32, 32]),
+        cooperative: Some(kind),
+        ..Profile::portable(AdapterClass::Gpu)
+    });
+    let (mut seen, mut failures) = (HashSet::new(), BTreeSet::new());
+    for case in (row.cases)() {
+        let harness = Harness::new(&case, 1)?;
+        let targets = harness.targets(gpu())?.into_iter().map(|target| target.profile);
+        for profile in targets.chain(cooperative.clone()).filter(|p| p.class == AdapterClass::Gpu) {
+            for dispatch in harness.plan(&profile)?.steps().iter().flat_map(|step| step.dispatches()) {
+                let kernel = dispatch.kernel();
+                if seen.insert(kernel.clone()) {
+                    let found = varying_indices(kernel).into_iter();
+                    failures.extend(found.map(|index| format!("{}.{}: {index}", kernel.label, kernel.entry)));
+                }
+            }
+        }
+    }
+    match failures.is_empty() {
+        true => Ok(()),
+        false => Err(Failed::from(failures.into_iter().collect::<Vec<_>>().join("\n"))),
+    }
+}
+
+/// `registers_have_constant_indices` can fail.
+fn varying_indices_are_found() -> Result<(), Failed> {
+    const WGSL: &str = "
+        @group(0) @binding(1) var<storage, read_write> y: array<vec4<f32>>; // [4] of vec4
+        var<workgroup> shared_: array<vec4<f32>, 4>;
+        fn put(to: ptr<function, array<f32, 3>>, at: u32) { (*to)[at] = 1.0; }
+        @compute @workgroup_size(4) fn main(@builtin(local_invocation_index) lid: u32) {
+            var quad = vec4<f32>();
+            var rows: mat4x4<f32>;
+            var sums: array<f32, 3>;
+            quad[lid] = 1.0;
+            rows[lid] = quad;
+            put(&sums, lid);
+            for (var i = 0u; i < 3u; i++) { quad.x += sums[i] * quad[i]; }
+            shared_[lid][lid] = sums[2] + rows[1][lid];
+            y[lid] = shared_[lid ^ 1u] + quad;
+        }";
+    let found = varying_indices(&Kernel::new("t", WGSL, "main"));
+    let found: Vec<&str> = found.iter().map(|index| index.split("` in").next().unwrap()).collect();
+    let of = |language: &str| found.iter().filter(|index| index.starts_with(language)).count();
+    let stores =
+        ["HLSL: `quad[lid] =", "HLSL: `rows[lid] =", "HLSL: `to[at] =", "MSL: `quad_[lid] =", "MSL: `rows[lid] ="];
+    match stores.iter().all(|store| found.contains(store)) && [of("HLSL"), of("MSL")] == [5, 5] {
+        true => Ok(()),
+        false => Err(Failed::from(format!("{found:#?}"))),
+    }
 }
 
 /// Storage bindings whose line does not end with a shape, such as `// [rows, cols]`.

@@ -4,14 +4,15 @@
 #[path = "common/graphs.rs"]
 mod graphs;
 
-use std::any::Any;
 use std::collections::{HashMap, HashSet};
 
 use graphs::{Built, Pair, recipes};
 use proptest::prelude::*;
-use throughline::graph::Source;
-use throughline::ops::map::{Chain, Operand};
+use throughline::graph::{Operand, Part, Source};
+use throughline::nn::TransformerConfig;
+use throughline::optim::Schedule;
 use throughline::plan::{BufferCopy, PlannedDispatch, Slot, Step};
+use throughline::train::{TrainConfig, TrainOptions, TrainPlan};
 use throughline::{AdapterClass, Graph, Plan, Profile, TensorType, Value};
 
 proptest! {
@@ -123,6 +124,63 @@ fn a_tied_head_adds_to_the_gradient_of_the_table_in_place() {
     assert!(plan.steps().iter().all(|s| s.op().name() != "residual_add"), "{plan}");
 }
 
+#[test]
+fn a_gradient_to_which_another_is_added_is_computed_where_their_sum_is_stored() {
+    let mut g = Graph::new();
+    let table = g.param("table", [64, 8]).unwrap();
+    let ids = g.input("ids", TensorType::u32([2, 9])).unwrap();
+    let x = g.embedding("x", table, ids).unwrap();
+    let logits = g.matmul_nt("logits", x, table).unwrap();
+    let loss = g.l2_norm("loss", logits).unwrap();
+    let grads = g.gradients(loss, &[table]).unwrap();
+    let state = g.state("state", TensorType::f32([64, 8])).unwrap();
+    g.store(grads[0], state).unwrap();
+    let plan = checked(g, &[loss]);
+    let (slot, _) = plan.slot(state).unwrap();
+    assert_eq!(plan.steps().iter().filter(|s| s.outputs()[0].0 == slot).count(), 2, "{plan}");
+    assert!(plan.final_copies().is_empty(), "{plan}");
+}
+
+/// Not where the addition reads another state: both may be ranges of one buffer.
+#[test]
+fn a_gradient_is_not_computed_in_a_state_where_something_else_in_states_is_added_to_it() {
+    for stored in [false, true] {
+        let (mut g, [a, b, s, t]) = small();
+        let first = g.softmax("first", a).unwrap();
+        let second = g.softmax("second", b).unwrap();
+        let sum = g.residual_add("sum", second, first).unwrap();
+        if stored {
+            g.store(first, s).unwrap();
+        }
+        g.store(sum, t).unwrap();
+        let plan = checked(g, &[]);
+        let second = plan.steps().iter().find(|s| s.name() == "second").unwrap();
+        assert_eq!(matches!(second.outputs()[0].0, Slot::Buffer(_)), stored, "{plan}");
+    }
+}
+
+#[test]
+fn a_gradient_takes_the_place_of_logits_that_nobody_reads_afterwards() {
+    let plan = |read: bool| {
+        let mut g = Graph::new();
+        let x = g.input("x", TensorType::f32([6, 8])).unwrap();
+        let w = g.param("w", [8, 40]).unwrap();
+        let targets = g.input("targets", TensorType::u32([6])).unwrap();
+        let logits = g.matmul("logits", x, w).unwrap();
+        let loss = g.cross_entropy("loss", logits, targets).unwrap();
+        let grads = g.gradients(loss, &[w]).unwrap();
+        let kept: Vec<Value> = grads.into_iter().chain(read.then_some(logits)).collect();
+        checked(g, &kept)
+    };
+    let backward = |plan: &Plan| {
+        let step = plan.steps().iter().find(|s| s.op().name() == "cross_entropy_backward").unwrap();
+        (step.inputs()[0].0 == step.outputs()[0].0, step.copies().len())
+    };
+    assert_eq!(backward(&plan(false)), (true, 0));
+    assert_eq!(backward(&plan(true)), (false, 1));
+    assert_eq!(plan(true).buffer_bytes() - plan(false).buffer_bytes(), 4 * 6 * 40);
+}
+
 /// Steps of several ops: name, number of ops, number of outputs.
 fn chains(plan: &Plan) -> Vec<(&str, usize, usize)> {
     let steps = plan.steps().iter().filter(|s| !s.parts().is_empty());
@@ -168,6 +226,173 @@ fn chains_bind_no_more_than_the_device_allows() {
         let dispatches = plan.steps().iter().flat_map(|s| s.dispatches());
         assert!(dispatches.into_iter().all(|d| d.ranges().is_empty()), "{plan}");
     }
+}
+
+/// The gradients of a linear layer: those of its weight and of its bias in one dispatch, added to states in place.
+#[test]
+fn the_gradient_of_a_bias_comes_with_that_of_its_weight() {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([2, 32, 24])).unwrap();
+    let w = g.param("w", [24, 20]).unwrap();
+    let b = g.param("b", [20]).unwrap();
+    let y = g.linear("y", x, w, Some(b)).unwrap();
+    let loss = g.l2_norm("loss", y).unwrap();
+    let grads = g.gradients(loss, &[w, b]).unwrap();
+    let plan = |g: &Graph, outputs: &[Value], class| {
+        let plan = Plan::new(g, outputs, &Profile::portable(class)).unwrap();
+        let ops: Vec<&str> = plan.steps().iter().map(|s| s.op().name()).collect();
+        let sums = ops.iter().filter(|op| **op == "sum").count();
+        let additions = ops.iter().filter(|op| **op == "residual_add").count();
+        let kernels = plan.steps().last().unwrap().dispatches().iter().map(|d| d.kernel().entry).collect::<Vec<_>>();
+        (sums, additions, kernels, plan.final_copies().len())
+    };
+    assert_eq!(plan(&g, &grads, AdapterClass::Gpu), (0, 0, vec!["forward_tiled_sums_quads"], 0));
+    assert_eq!(plan(&g, &grads, AdapterClass::Cpu).0, 1);
+    // Another order of the two changes nothing.
+    checked(g.clone(), &grads);
+    checked(g.clone(), &[grads[1], grads[0]]);
+    // Nor does it if something reads the sums.
+    let early = g.scale("early", grads[1], 2.0).unwrap();
+    checked(g.clone(), &[early, grads[0]]);
+    for gradient in [grads[0], grads[1]] {
+        let ty = g.ty(gradient).clone();
+        let state = g.state(&format!("{} state", g.name(gradient)), ty).unwrap();
+        let sum = g.residual_add(&format!("{} sum", g.name(gradient)), state, gradient).unwrap();
+        g.store(sum, state).unwrap();
+    }
+    assert_eq!(plan(&g, &[], AdapterClass::Gpu), (0, 0, vec!["forward_tiled_sums_quads"], 0));
+    checked(g, &[]);
+}
+
+/// The workgroups of each product's dispatch, with its name.
+fn products(plan: &Plan) -> Vec<(String, u32)> {
+    let products = plan.steps().iter().flat_map(|s| s.dispatches().iter().map(move |d| (s, d)));
+    let products = products.filter(|(_, d)| d.kernel().label == "matmul" && d.kernel().entry.starts_with("forward"));
+    products.map(|(s, d)| (s.name().to_string(), d.workgroups().iter().product())).collect()
+}
+
+/// A card of 80 units, whose bindings may be large.
+fn card() -> Profile {
+    let profile = Profile::portable(AdapterClass::Gpu);
+    assert_eq!(profile.units, 80);
+    Profile { max_binding_bytes: 4 << 30, max_buffer_bytes: 4 << 30, ..profile }
+}
+
+#[test]
+fn products_of_training_fill_a_card() {
+    let gpt2 = TransformerConfig::gpt2(50257, 1024, 12, 768, 12);
+    let small = TransformerConfig::gpt2(65, 256, 6, 384, 6);
+    for (config, batch) in [(gpt2.clone(), 1), (gpt2, 8), (small, 64)] {
+        let config = TrainConfig { schedule: Schedule::constant(1e-3), ..TrainConfig::new(config, batch) };
+        let plan = TrainPlan::new(&config, &TrainOptions::default(), &card()).unwrap();
+        let [step, ..] = plan.plans();
+        for (name, groups) in products(step) {
+            assert!(groups >= 160, "{name} has {groups} workgroups with a batch of {batch}");
+        }
+        // No bias has a sum of its own.
+        let sums: Vec<&str> = step.steps().iter().filter(|s| s.op().name() == "sum").map(|s| s.name()).collect();
+        assert!(sums.iter().all(|name| !name.ends_with(".bias")), "{sums:?}");
+    }
+}
+
+#[test]
+fn products_of_few_rows_fill_a_card() {
+    // (k, n) of the products of a SmolLM2-135M: o, k and v, up, down, and the tied head.
+    for (k, n, tied) in
+        [(576, 576, false), (576, 192, false), (576, 1536, false), (1536, 576, false), (576, 49152, true)]
+    {
+        for rows in 1..=4 {
+            let mut g = Graph::new();
+            let x = g.input("x", TensorType::f32([rows, k])).unwrap();
+            let w = g.param("w", if tied { [n, k] } else { [k, n] }).unwrap();
+            let y = if tied { g.matmul_nt("y", x, w) } else { g.matmul("y", x, w) }.unwrap();
+            let plan = Plan::new(&g, &[y], &card()).unwrap();
+            assert_eq!(plan.dispatches(), 1, "{plan}");
+            assert!(products(&plan).iter().all(|(_, groups)| *groups >= 160), "{plan}");
+        }
+    }
+}
+
+#[test]
+fn long_products_are_cut() {
+    let product = |units, batch: &[usize], m, n, k| {
+        let mut g = Graph::new();
+        let shape = |rows, cols| TensorType::f32([batch, &[rows, cols]].concat());
+        let a = g.input("a", shape(m, k)).unwrap();
+        let b = g.input("b", shape(k, n)).unwrap();
+        let y = g.matmul("y", a, b).unwrap();
+        let groups = products(&Plan::new(&g, &[y], &Profile { units, ..card() }).unwrap());
+        (groups.len(), groups.iter().map(|(_, groups)| groups).sum::<u32>())
+    };
+    assert_eq!(product(80, &[], 4096, 4096, 4096), (1, 1024)); // 137 GFLOP
+    assert_eq!(product(16, &[], 4096, 4096, 4096), (5, 1024)); // on a small one, 32 at most
+    assert_eq!(product(80, &[], 8192, 50257, 768), (4, 64 * 393));
+    assert_eq!(product(16, &[64], 1024, 128, 4096), (3, 64 * 8)); // between matrices, too
+}
+
+/// A layer of a decoder without its attention, for so many rows.
+struct Layer {
+    g: Graph,
+    normed: Value,
+    q: Value,
+    /// q, k, v and the stream after it.
+    outputs: Vec<Value>,
+}
+
+fn layer(rows: usize) -> Layer {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([rows, 16])).unwrap();
+    let gamma = g.param("gamma", [16]).unwrap();
+    let weight = |g: &mut Graph, name: &str, n: usize| g.param(name, [16, n]).unwrap();
+    let normed = g.rmsnorm("norm", x, gamma, 1e-5).unwrap();
+    let [q, k, v] = [("q", 16), ("k", 8), ("v", 8)].map(|(name, n)| {
+        let w = weight(&mut g, &format!("w_{name}"), n);
+        g.matmul(name, normed, w).unwrap()
+    });
+    let middle = g.rmsnorm("mlp_norm", x, gamma, 1e-5).unwrap();
+    let [gate, up] = ["gate", "up"].map(|name| {
+        let w = weight(&mut g, &format!("w_{name}"), 32);
+        g.matmul(name, middle, w).unwrap()
+    });
+    let gated = g.swiglu("gated", gate, up).unwrap();
+    let down = g.param("w_down", [32, 16]).unwrap();
+    let branch = g.matmul("down", gated, down).unwrap();
+    let stream = g.residual_add("stream", x, branch).unwrap();
+    Layer { g, normed, q, outputs: vec![q, k, v, stream] }
+}
+
+fn step_names(plan: &Plan) -> Vec<Vec<&str>> {
+    plan.steps().iter().map(|s| s.others().into_iter().chain([s.name()]).collect()).collect()
+}
+
+#[test]
+fn products_of_few_rows_become_one_dispatch_with_the_norm_before_them() {
+    let Layer { g, normed, q, outputs } = layer(2);
+    let plan = checked(g.clone(), &outputs);
+    let expected: [&[&str]; 3] = [&["norm", "q", "k", "v"], &["mlp_norm", "gate", "up", "gated"], &["stream"]];
+    assert_eq!(step_names(&plan), expected, "{plan}");
+    assert_eq!(plan.dispatches(), 3, "{plan}");
+
+    // A norm that something else reads is stored; what is read of the products is, anyway.
+    let plan = checked(g.clone(), &[&outputs[..], &[normed]].concat());
+    assert_eq!(step_names(&plan)[..2], [vec!["norm"], vec!["q", "k", "v"]], "{plan}");
+    let mut tapped = g.clone();
+    let twice = tapped.scale("twice", q, 2.0).unwrap();
+    let plan = checked(tapped, &[&outputs[..], &[twice]].concat());
+    assert_eq!(step_names(&plan)[..2], [vec!["norm", "q", "k", "v"], vec!["twice"]], "{plan}");
+
+    // Where a device binds fewer buffers, fewer products: x, gamma, two weights, two results.
+    let few = Profile { max_storage_buffers: 6, ..Profile::portable(AdapterClass::Gpu) };
+    let plan = Plan::new(&g, &outputs, &few).unwrap();
+    assert!(plan.steps().iter().all(|s| s.dispatches().iter().all(|d| d.ranges().is_empty())), "{plan}");
+    assert!(plan.steps().len() < Plan::unfused(&g, &outputs, &few).unwrap().steps().len(), "{plan}");
+
+    // Many rows have tiles, and software adapters no gaps between dispatches.
+    let many = layer(5);
+    let plan = Plan::new(&many.g, &many.outputs, &Profile::portable(AdapterClass::Gpu)).unwrap();
+    assert!(plan.steps().iter().all(|s| s.op().name() != "products"), "{plan}");
+    let plan = Plan::new(&g, &outputs, &Profile::portable(AdapterClass::Cpu)).unwrap();
+    assert!(plan.steps().iter().all(|s| s.op().name() != "products"), "{plan}");
 }
 
 /// What a matmul adds in its epilogue stays there, and in place: no chain reads the stream later.
@@ -247,7 +472,13 @@ impl Terms {
         }
         let plain = inputs_without_bases(op).unwrap_or(inputs.len());
         let output = |i: usize| {
-            let term = self.of(Key::Op(op, types.to_vec(), i, inputs[..plain].to_vec()));
+            // On GPUs a product takes over the column sums of its second input.
+            let key = match (op, i) {
+                ("matmul", 0) => Key::Op(op, types[..1].to_vec(), 0, inputs[..plain].to_vec()),
+                ("matmul", _) => Key::Op("sum", types[i..].to_vec(), 0, vec![inputs[1]]),
+                _ => Key::Op(op, types.to_vec(), i, inputs[..plain].to_vec()),
+            };
+            let term = self.of(key);
             match starts_as(i) {
                 Some(base) if base >= plain => self.sum(term, inputs[base]),
                 _ => term,
@@ -275,7 +506,7 @@ impl Terms {
 /// Number of inputs without bases, for ops that fusion gives some.
 fn inputs_without_bases(op: &str) -> Option<usize> {
     Some(match op {
-        "matmul" | "pair" => 2,
+        "matmul" | "pair" | "embedding_backward" => 2,
         "sum" | "slice_pad" | "scale" => 1,
         "layernorm_backward" => 4,
         _ => return None,
@@ -387,26 +618,31 @@ impl Replay<'_> {
             full.extend(binds.iter().filter(|b| b.2).map(|b| b.0));
         }
         let types: Vec<TensorType> = step.outputs().iter().map(|o| o.1.clone()).collect();
-        let results = match (step.op().as_ref() as &dyn Any).downcast_ref::<Chain>() {
-            Some(chain) => self.chain(chain, &inputs, &types[0]),
-            None => self.terms.outputs(step.op().name(), &inputs, &types, |i| step.starts_as()[i]),
+        let results = match step.parts() {
+            [] => self.terms.outputs(step.op().name(), &inputs, &types, |i| step.starts_as()[i]),
+            parts => {
+                let results = self.parts(parts, step.inputs(), &inputs)?;
+                (0..types.len()).map(|output| results[step.op().made_by(output).unwrap()]).collect()
+            }
         };
         self.held.extend(outputs.into_iter().zip(results));
         Ok(())
     }
 
-    /// The outputs of several ops in one kernel, on these inputs.
-    fn chain(&mut self, chain: &Chain, inputs: &[Term], ty: &TensorType) -> Vec<Term> {
-        let mut results: Vec<Term> = vec![];
-        for part in chain.parts() {
-            let term = |operand: &Operand| match *operand {
-                Operand::Input(i) => inputs[i],
-                Operand::Part(i) => results[i],
+    /// What each of several ops in one kernel makes of the inputs of them all.
+    fn parts(&mut self, parts: &[Part], slots: &[(Slot, TensorType)], inputs: &[Term]) -> Result<Vec<Term>, String> {
+        let mut results: Vec<(Term, TensorType)> = vec![];
+        for Part { op, operands, .. } in parts {
+            let operand = |operand: &Operand| match *operand {
+                Operand::Input(i) => (inputs[i], slots[i].1.clone()),
+                Operand::Part(i) => results[i].clone(),
             };
-            let operands: Vec<Term> = part.operands.iter().map(term).collect();
-            results.extend(self.terms.outputs(part.op.name(), &operands, std::slice::from_ref(ty), |_| None));
+            let (terms, types): (Vec<Term>, Vec<TensorType>) = operands.iter().map(operand).unzip();
+            let types = op.infer(&types)?;
+            let outputs = self.terms.outputs(op.name(), &terms, &types, |output| op.starts_as(output));
+            results.push((outputs[0], types[0].clone()));
         }
-        chain.outputs().iter().map(|&i| results[i]).collect()
+        Ok(results.into_iter().map(|(term, _)| term).collect())
     }
 
     /// A dispatch's bindings as they were before some were merged, whose buffer then holds garbage.

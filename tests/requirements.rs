@@ -106,6 +106,24 @@ fn a_device_with_just_what_training_requires_trains() {
     }
 }
 
+/// What it takes to train these on cards of 12 and of 8 GB.
+#[test]
+fn training_gpt2_takes_so_many_bytes() {
+    let max = u32::MAX.into();
+    let profile = Profile { max_binding_bytes: max, max_buffer_bytes: max, ..Profile::portable(AdapterClass::Gpu) };
+    for (layers, dim, heads, batch, most) in [(12, 768, 12, 8, 8.9e9), (24, 1024, 16, 1, 7.6e9)] {
+        let model = TransformerConfig::gpt2(50_257, 1024, layers, dim, heads);
+        let config = TrainConfig::new(model, batch);
+        let plan = TrainPlan::new(&config, &TrainOptions::default(), &profile).unwrap();
+        assert!(plan.bytes() as f64 <= most, "{} of at most {most} bytes", plan.bytes());
+        // Evaluation has little of its own.
+        let [step, evaluation, update] = plan.plans();
+        let arenas = 4 * 4 * plan.parameter_count();
+        let rest = plan.bytes() - arenas - step.buffer_bytes() - update.buffer_bytes();
+        assert!(rest < evaluation.buffer_bytes() / 100, "{rest} bytes");
+    }
+}
+
 #[test]
 fn features_are_those_that_the_kernels_use() {
     let (config, options) = (config(2, 16), TrainOptions::default());
@@ -296,4 +314,39 @@ fn a_decoder_is_planned_before_there_is_a_device() {
     DecodePlan::new(&model, of(64, fitting), &narrow).unwrap();
     DecodePlan::new(&model, of(64, fitting + 1), &narrow).unwrap_err();
     expect(DecodePlan::new(&model, 8, &Profile { max_binding_bytes: 64, ..narrow }), &["64"]);
+}
+
+/// Prompts take few passes on a GPU, in steps that fit the device, the cache and the number of sequences.
+#[test]
+fn long_prompts_go_to_gpus_in_large_steps() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(hf_folder("llama")).unwrap().map(Result::unwrap) {
+        std::fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+    }
+    let config = std::fs::read_to_string(hf_folder("llama").join("config.json")).unwrap();
+    let longer = config.replace("\"max_position_embeddings\": 64", "\"max_position_embeddings\": 2048");
+    assert_ne!(config, longer);
+    std::fs::write(folder.path().join("config.json"), longer).unwrap();
+    let model = Model::open(folder.path()).unwrap();
+    let card = Profile::portable(AdapterClass::Gpu);
+    let plan = |options, profile: &Profile| DecodePlan::new(&model, options, profile).unwrap();
+    let tokens = |options, profile: &Profile| plan(options, profile).tokens_per_pass();
+
+    let most = plan(of(1, 2048), &card);
+    assert_eq!(most.tokens_per_pass(), 512);
+    assert_eq!(most.plans().len(), 3);
+    // The step may take as much memory as the others share, or 64 MiB.
+    let short = plan(of(1, 2048), &Profile::portable(AdapterClass::Cpu));
+    assert!(most.bytes() - short.bytes() <= 64 << 20, "{} and {}", most.bytes(), short.bytes());
+    assert_eq!((short.tokens_per_pass(), short.plans().len()), (32, 2));
+    // No tensor of 512 rows of the feed-forward network fits this binding, but the caches do.
+    let narrow = Profile { max_binding_bytes: 140_000, ..card.clone() };
+    let narrow_plan = plan(of(1, 2048), &narrow);
+    assert_eq!(narrow_plan.tokens_per_pass(), 256);
+    assert!(narrow_plan.requirements().binding_bytes <= 140_000);
+    // A small cache, and several sequences in a step.
+    assert_eq!(tokens(of(1, 100), &card), 100);
+    assert_eq!(tokens(of(1, 20), &card), 20);
+    assert!(tokens(of(4, 2048), &card) <= 128);
+    assert_eq!(tokens(of(16, 2048), &card), 32);
 }

@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 
 use common::{gpu, whole_and_split, worst};
 use safetensors::SafeTensors;
-use throughline::Error;
 use throughline::decode::sample::Sampling;
-use throughline::decode::{Chat, Decoder, Finish, GenerationOptions};
+use throughline::decode::{Chat, DecodePlan, Decoder, Finish, GenerationOptions};
 use throughline::model::Model;
 use throughline::optim::Schedule;
 use throughline::tokenize::{Message, ModelTokenizer};
 use throughline::train::data::Batch;
 use throughline::train::{TrainConfig, TrainOptions, Trainer};
+use throughline::{AdapterClass, Error, Profile};
 
 fn file() -> PathBuf {
     let path =
@@ -78,6 +78,34 @@ fn logits_and_continuations_are_those_of_pytorch() {
         let options = GenerationOptions { max_tokens: 32, sampling: GREEDY, ..Default::default() };
         let ids: Vec<u32> = decoder.generate(&prompt.ids, options).unwrap().blocking().map(Result::unwrap).collect();
         assert_eq!(ids, prompt.greedy);
+    }
+}
+
+/// On a software adapter, so only some tokens.
+#[test]
+fn kernels_for_gpus_give_the_same_logits() {
+    let gpu = gpu().with_class(AdapterClass::Gpu);
+    let mut decoder = Decoder::new_blocking(&gpu, &Model::open(&file()).unwrap(), 128).unwrap();
+    let [prompt, _] = prompts();
+    let logits = decoder.feed_blocking(&prompt.ids).unwrap();
+    let worst = worst(&logits, &prompt.logits);
+    assert!(worst < 2e-3, "logits differ by {worst}");
+    decoder.clear();
+    for (at, (&id, &want)) in prompt.ids.iter().zip(&prompt.argmax).enumerate().take(8) {
+        let logits = decoder.feed_blocking(&[id]).unwrap();
+        assert_eq!(argmax(&logits), want, "position {at}");
+    }
+}
+
+#[test]
+fn a_token_is_few_dispatches_for_a_gpu() {
+    let model = Model::open(&file()).unwrap();
+    let portable = Profile::portable(AdapterClass::Gpu);
+    let profile = Profile { subgroups: Some([32, 32]), ..portable.clone() };
+    for (profile, capacity, most) in [(&profile, 1024, 280), (&portable, 1024, 280), (&profile, 2048, 310)] {
+        let plan = DecodePlan::new(&model, capacity, profile).unwrap();
+        let token = plan.plans()[0];
+        assert!(token.dispatches() <= most, "{} at {capacity}:\n{token}", token.dispatches());
     }
 }
 

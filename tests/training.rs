@@ -229,6 +229,33 @@ fn every_target_weighs_the_same_in_whichever_micro_batch() {
     }
 }
 
+/// Evaluation runs in the memory of the training step.
+#[test]
+fn evaluation_between_steps_changes_nothing() {
+    let config = tiny(TransformerConfig::gpt2(31, 16, 2, 32, 4));
+    let options = TrainOptions { standard_probes: true, ..TrainOptions::default() };
+    let trainer = || Trainer::with_options_blocking(gpu(), config.clone(), &options).unwrap();
+    let (mut plain, mut evaluated) = (trainer(), trainer());
+    let batches = dataset().val_batches(3, 2, 16).unwrap();
+    for step in 0..3 {
+        let batch = [dataset().batch(0, step, 2, 16).unwrap()];
+        let want = plain.step(&batch).unwrap().wait_blocking().unwrap();
+        let before = evaluated.evaluate_blocking(&batches).unwrap();
+        assert_eq!(evaluated.evaluate_blocking(&batches).unwrap().to_bits(), before.to_bits());
+        let loss = evaluated.step(&batch).unwrap();
+        let probes = evaluated.take_probes().unwrap();
+        evaluated.set_submit_time(Duration::ZERO);
+        let after = evaluated.evaluate_blocking(&batches).unwrap();
+        assert_ne!(after, before);
+        // What can be read after a step can be read after an evaluation, too.
+        assert_eq!(loss.wait_blocking().unwrap().to_bits(), want.to_bits());
+        assert_eq!(evaluated.loss().unwrap().read_blocking::<f32>(gpu()).unwrap(), [want]);
+        let [want, got] = [plain.take_probes().unwrap(), probes].map(|p| p.wait_blocking().unwrap());
+        assert_eq!(format!("{got:?}"), format!("{want:?}"));
+    }
+    assert_eq!(bits(&weights_and_moments(&plain)), bits(&weights_and_moments(&evaluated)));
+}
+
 /// All that a run leaves behind.
 fn weights_and_moments(trainer: &Trainer) -> Vec<Vec<f32>> {
     let arenas = [trainer.params(), &trainer.optimizer().m, &trainer.optimizer().v];

@@ -35,7 +35,7 @@ fn decode(
         for (var u = base; u < base + DIM; u += PIECE) { // not from 0, or Mesa would unroll it
             for (var i = 0u; i < PIECE; i++) {
                 let x = q[u + i];
-                for (var j = 0u; j < 4u; j++) {
+                for (var j = 0u; j < 4u; j++) { // unroll
                     s[j] = add_dot(x, k[kv_at(at, kv_head(at), keys[j]) + u - base + i], s[j]);
                 }
             }
@@ -48,15 +48,15 @@ fn decode(
         let mine = exp(s - peak);
         norm = norm * shrink + dot(mine, vec4<f32>(1.0));
         weights[lane] = mine;
-        for (var i = 0u; i < OWN; i++) {
+        for (var i = 0u; i < OWN; i++) { // unroll
             sums[i] *= shrink;
         }
         workgroupBarrier();
         for (var l = team; l < team + LANES; l++) {
             let w = weights[l];
-            for (var j = 0u; j < 4u; j++) {
+            for (var j = 0u; j < 4u; j++) { // unroll
                 let row = kv_at(at, kv_head(at), key0 + l + j * GROUP);
-                for (var i = 0u; i < OWN; i++) {
+                for (var i = 0u; i < OWN; i++) { // unroll
                     sums[i] += w[j] * v[row + min(unit_of(i, lane), DIM - 1u)];
                 }
             }
@@ -65,7 +65,7 @@ fn decode(
     }
     norm = combined(vec4<f32>(norm), lane, true).x;
     weights[lane] = vec4<f32>(top, norm, 0.0, 0.0);
-    for (var i = 0u; i < OWN; i++) {
+    for (var i = 0u; i < OWN; i++) { // unroll
         shares[i * GROUP + lane] = sums[i];
     }
     workgroupBarrier();
@@ -80,11 +80,11 @@ fn decode(
     for (var other = lane; other < GROUP; other += LANES) {
         let share = exp(weights[other].x - top); // 0 where no key was visible
         all += weights[other].y * share;
-        for (var i = 0u; i < OWN; i++) {
+        for (var i = 0u; i < OWN; i++) { // unroll
             result[i] += shares[i * GROUP + other] * share;
         }
     }
-    for (var i = 0u; i < OWN; i++) {
+    for (var i = 0u; i < OWN; i++) { // unroll
         if (unit_of(i, lane) < DIM) {
             o[base + unit_of(i, lane)] = result[i] / all;
         }

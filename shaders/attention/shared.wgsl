@@ -6,7 +6,10 @@
 // - own_rows.wgsl, then lanes.wgsl, for software adapters: an invocation owns whole rows;
 // - dots.wgsl, own_rows.wgsl, then wide.wgsl, the same where rows are too wide for registers;
 // - dots.wgsl, teams.wgsl, then tiled.wgsl, for GPUs: a tile of rows meets a tile of the other side;
-// - dots.wgsl, teams.wgsl, then decode.wgsl, for few queries: a whole workgroup works on one query row;
+// - dots.wgsl, teams.wgsl, then split.wgsl, for GPUs and few queries: a workgroup has the rows that share a
+//   key head, and a slice of their keys; then combine.wgsl, where there are several slices;
+// - dots.wgsl, teams.wgsl, then decode.wgsl, for few queries on software adapters without subgroups: a whole
+//   workgroup works on one query row;
 // - row_dots.wgsl: what backward needs of o, on any adapter.
 //
 // Heads lie side by side in the last dimension: element (batch, time, head, i) is at
@@ -38,8 +41,8 @@ struct Params {
 @group(0) @binding(3) var<storage, read> v: array<E>; // [batch, tk, kv_heads, head_dim]
 
 // forward
-@group(0) @binding(4) var<storage, read_write> o: array<E>; // [batch, tq, heads, head_dim]
-@group(0) @binding(5) var<storage, read_write> lse_out: array<f32>; // [batch, heads, tq]
+@group(0) @binding(4) var<storage, read_write> o: array<E>; // [batch, tq, heads, head_dim]; split.wgsl: see `part_at`
+@group(0) @binding(5) var<storage, read_write> lse_out: array<f32>; // [batch, heads, tq]; split.wgsl: see `part_at`
 @group(0) @binding(6) var<storage, read> start: array<u32>; // [batch], if CACHED
 
 // backward_q and backward_kv

@@ -3,8 +3,9 @@
 // knobs
 const GROUP: u32 = 8u; // invocations of a workgroup
 const LANES: u32 = 4u; // invocations of a team; divides GROUP
+const PART: u32 = DIM; // units of each row's sum that a workgroup makes; divides DIM
 
-const OWN: u32 = (DIM + LANES - 1u) / LANES; // units of each row's sum that an invocation keeps
+const OWN: u32 = (PART + LANES - 1u) / LANES; // units of each row's sum that an invocation keeps
 
 // Softmax weights on their way from the invocations that make them to those that use them. tiled.wgsl:
 // of four rows each, see `weight_at`; decode.wgsl: of four keys, one quad an invocation.

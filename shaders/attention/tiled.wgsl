@@ -1,6 +1,7 @@
 // Attention for GPUs; after shared.wgsl, dots.wgsl and teams.wgsl. A tile of rows meets a tile of the
-// other side in workgroup memory. An invocation makes 4 x 4 of their scores and, for its four rows, a
-// part of their sums.
+// other side in workgroup memory. An invocation makes 4 x 4 of their scores and, for its four rows, some
+// units of their sums. Sums of wide heads are too many for a workgroup, so several make the same scores,
+// and each a part of the sums.
 
 // knobs
 const CHUNK: u32 = 4u; // units of a row that are staged at a time for scores; divides DIM
@@ -9,6 +10,7 @@ const SLAB: u32 = 8u; // rows that are staged at a time for sums; divides OTHERS
 const WEIGHTS: u32 = 4u * GROUP; // quads in `weights`
 const QUARTER: u32 = GROUP / LANES; // distance between the four rows of an invocation
 const TILE: u32 = 4u * QUARTER; // rows of a workgroup
+const PARTS: u32 = DIM / PART; // workgroups that share a tile of rows
 const OTHERS: u32 = 4u * LANES; // rows of the other side that they meet at a time
 
 alias Scores = array<vec4<f32>, 4>; // [j][r]: row r and other row j * LANES of this invocation
@@ -25,7 +27,7 @@ struct Stage {
 const STRIDE: u32 = CHUNK | 1u;
 const MINE: Stage = Stage(0u, TILE, CHUNK, STRIDE);
 const THEIRS: Stage = Stage(TILE * STRIDE, OTHERS, CHUNK, STRIDE);
-const WHOLE: Stage = Stage(0u, SLAB, DIM, OWN * LANES);
+const WHOLE: Stage = Stage(0u, SLAB, PART, OWN * LANES);
 
 var<workgroup> staged: array<E, max((TILE + OTHERS) * STRIDE, SLAB * OWN * LANES)>;
 
@@ -92,12 +94,12 @@ fn add_products(scores: ptr<function, Scores>, lane: u32) {
     let theirs = THEIRS.to + lane % LANES * STRIDE;
     for (var c = 0u; c < CHUNK; c++) {
         var x: array<E, 4>;
-        for (var r = 0u; r < 4u; r++) {
+        for (var r = 0u; r < 4u; r++) { // unroll
             x[r] = staged[mine + r * QUARTER * STRIDE + c];
         }
-        for (var j = 0u; j < 4u; j++) {
+        for (var j = 0u; j < 4u; j++) { // unroll
             let y = staged[theirs + j * LANES * STRIDE + c];
-            for (var r = 0u; r < 4u; r++) {
+            for (var r = 0u; r < 4u; r++) { // unroll
                 (*scores)[j][r] = add_dot(x[r], y, (*scores)[j][r]);
             }
         }
@@ -108,9 +110,9 @@ fn add_products(scores: ptr<function, Scores>, lane: u32) {
 fn add_weighted(sums: ptr<function, Sums>, lane: u32, first: u32) {
     for (var j = 0u; j < SLAB; j++) {
         let w = weights[weight_at(first + j, lane / LANES)];
-        for (var i = 0u; i < OWN; i++) {
+        for (var i = 0u; i < OWN; i++) { // unroll
             let x = staged[(j * OWN + i) * LANES + lane % LANES];
-            for (var r = 0u; r < 4u; r++) {
+            for (var r = 0u; r < 4u; r++) { // unroll
                 (*sums)[r][i] += w[r] * x;
             }
         }
@@ -123,10 +125,12 @@ fn tiled_forward(
     @builtin(num_workgroups) nwg: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let group = wid.x + wid.y * nwg.x;
-    if (group >= p.groups) {
+    let index = wid.x + wid.y * nwg.x;
+    if (index >= p.groups) {
         return;
     }
+    let group = index / PARTS;
+    let unit0 = index % PARTS * PART; // the first unit of the workgroup's sums
     var at = tile_place(group, p.heads);
     let rows = four(at.row0, lane);
     let before = ahead(at.batch);
@@ -146,7 +150,7 @@ fn tiled_forward(
             add_products(&s, lane);
         }
         var peak = top;
-        for (var j = 0u; j < 4u; j++) {
+        for (var j = 0u; j < 4u; j++) { // unroll
             let key = vec4<u32>(key0 + lane % LANES + j * LANES);
             s[j] = select(vec4<f32>(MASKED), s[j] * p.scale, key < seen);
             peak = max(peak, s[j]);
@@ -155,33 +159,33 @@ fn tiled_forward(
         let shrink = exp(top - peak);
         top = peak;
         norm *= shrink;
-        for (var j = 0u; j < 4u; j++) {
+        for (var j = 0u; j < 4u; j++) { // unroll
             let w = exp(s[j] - peak);
             norm += w;
             weights[weight_at(lane % LANES + j * LANES, lane / LANES)] = w;
         }
-        for (var r = 0u; r < 4u; r++) {
-            for (var i = 0u; i < OWN; i++) {
+        for (var r = 0u; r < 4u; r++) { // unroll
+            for (var i = 0u; i < OWN; i++) { // unroll
                 sums[r][i] *= shrink[r];
             }
         }
         for (var j = 0u; j < OTHERS; j += SLAB) {
             workgroupBarrier();
-            stage_v(at, lane, WHOLE, key0 + j, 0u);
+            stage_v(at, lane, WHOLE, key0 + j, unit0);
             workgroupBarrier();
             add_weighted(&sums, lane, j);
         }
     }
     workgroupBarrier();
     norm = combined(norm, lane, true);
-    for (var r = 0u; r < 4u; r++) {
+    for (var r = 0u; r < 4u; r++) { // unroll
         if (rows[r] < p.tq) {
-            for (var i = 0u; i < OWN; i++) {
-                if (unit_of(i, lane) < DIM) {
-                    o[q_at(at, rows[r]) + unit_of(i, lane)] = sums[r][i] / norm[r];
+            for (var i = 0u; i < OWN; i++) { // unroll
+                if (unit_of(i, lane) < PART) {
+                    o[q_at(at, rows[r]) + unit0 + unit_of(i, lane)] = sums[r][i] / norm[r];
                 }
             }
-            if (lane % LANES == 0u) {
+            if (lane % LANES == 0u && unit0 == 0u) {
                 lse_out[stat_at(at, rows[r])] = top[r] + log(norm[r]);
             }
         }
@@ -194,16 +198,18 @@ fn tiled_backward_q(
     @builtin(num_workgroups) nwg: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let group = wid.x + wid.y * nwg.x;
-    if (group >= p.groups) {
+    let index = wid.x + wid.y * nwg.x;
+    if (index >= p.groups) {
         return;
     }
+    let group = index / PARTS;
+    let unit0 = index % PARTS * PART; // the first unit of the workgroup's sums
     let at = tile_place(group, p.heads);
     let rows = four(at.row0, lane);
     let seen = visible4(rows, p.tk - p.tq);
     var row_lse: vec4<f32>;
     var row_delta: vec4<f32>;
-    for (var r = 0u; r < 4u; r++) {
+    for (var r = 0u; r < 4u; r++) { // unroll
         row_lse[r] = lse[stat_at(at, rows[r])];
         row_delta[r] = delta[stat_at(at, rows[r])];
     }
@@ -226,23 +232,23 @@ fn tiled_backward_q(
             workgroupBarrier();
             add_products(&dp, lane);
         }
-        for (var j = 0u; j < 4u; j++) {
+        for (var j = 0u; j < 4u; j++) { // unroll
             let key = vec4<u32>(key0 + lane % LANES + j * LANES);
             let prob = select(vec4<f32>(), exp(s[j] * p.scale - row_lse), key < seen);
             weights[weight_at(lane % LANES + j * LANES, lane / LANES)] = prob * (dp[j] - row_delta);
         }
         for (var j = 0u; j < OTHERS; j += SLAB) {
             workgroupBarrier();
-            stage_k(at, lane, WHOLE, key0 + j, 0u);
+            stage_k(at, lane, WHOLE, key0 + j, unit0);
             workgroupBarrier();
             add_weighted(&sums, lane, j);
         }
     }
-    for (var r = 0u; r < 4u; r++) {
+    for (var r = 0u; r < 4u; r++) { // unroll
         if (rows[r] < p.tq) {
-            for (var i = 0u; i < OWN; i++) {
-                if (unit_of(i, lane) < DIM) {
-                    dq[q_at(at, rows[r]) + unit_of(i, lane)] = sums[r][i] * p.scale;
+            for (var i = 0u; i < OWN; i++) { // unroll
+                if (unit_of(i, lane) < PART) {
+                    dq[q_at(at, rows[r]) + unit0 + unit_of(i, lane)] = sums[r][i] * p.scale;
                 }
             }
         }
@@ -255,13 +261,15 @@ fn tiled_backward_kv(
     @builtin(num_workgroups) nwg: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let group = wid.x + wid.y * nwg.x;
-    if (group >= p.groups) {
+    let index = wid.x + wid.y * nwg.x;
+    if (index >= p.groups) {
         return;
     }
-    let index = group / p.blocks;
+    let group = index / PARTS;
+    let unit0 = index % PARTS * PART; // the first unit of the workgroup's sums
     let sharing = p.heads / p.kv_heads;
-    var at = Place(index / p.kv_heads, index % p.kv_heads * sharing, (group % p.blocks) * TILE, p.tk - 1u);
+    let head = group / p.blocks; // counts (batch, key head)
+    var at = Place(head / p.kv_heads, head % p.kv_heads * sharing, (group % p.blocks) * TILE, p.tk - 1u);
     let keys = four(at.row0, lane);
     var dks: Sums;
     var dvs: Sums;
@@ -273,7 +281,6 @@ fn tiled_backward_kv(
     for (var h = 0u; h < sharing; h++) {
         for (var row0 = first; row0 < p.tq; row0 += OTHERS) {
             var s: Scores;
-            var dp: Scores;
             for (var c = 0u; c < DIM; c += CHUNK) {
                 workgroupBarrier();
                 stage_k(at, lane, MINE, at.row0, c);
@@ -281,6 +288,15 @@ fn tiled_backward_kv(
                 workgroupBarrier();
                 add_products(&s, lane);
             }
+            // Probabilities wait in workgroup memory, or registers would be too few: the M1 has 128.
+            for (var j = 0u; j < 4u; j++) { // unroll
+                let other = lane % LANES + j * LANES;
+                let row = row0 + other;
+                let sees = keys < vec4<u32>(select(0u, visible(row, p.tk - p.tq), row < p.tq));
+                let prob = select(vec4<f32>(), exp(s[j] * p.scale - lse[stat_at(at, row)]), sees);
+                weights[weight_at(other, lane / LANES)] = prob;
+            }
+            var dp: Scores;
             for (var c = 0u; c < DIM; c += CHUNK) {
                 workgroupBarrier();
                 stage_v(at, lane, MINE, at.row0, c);
@@ -288,28 +304,21 @@ fn tiled_backward_kv(
                 workgroupBarrier();
                 add_products(&dp, lane);
             }
-            for (var j = 0u; j < 4u; j++) {
-                let other = lane % LANES + j * LANES;
-                let row = row0 + other;
-                let stat = stat_at(at, row);
-                let sees = keys < vec4<u32>(select(0u, visible(row, p.tk - p.tq), row < p.tq));
-                let prob = select(vec4<f32>(), exp(s[j] * p.scale - lse[stat]), sees);
-                s[j] = prob * (dp[j] - delta[stat]);
-                weights[weight_at(other, lane / LANES)] = prob;
-            }
             for (var j = 0u; j < OTHERS; j += SLAB) {
                 workgroupBarrier();
-                stage_do(at, lane, WHOLE, row0 + j, 0u);
+                stage_do(at, lane, WHOLE, row0 + j, unit0);
                 workgroupBarrier();
                 add_weighted(&dvs, lane, j);
             }
             workgroupBarrier();
-            for (var j = 0u; j < 4u; j++) {
-                weights[weight_at(lane % LANES + j * LANES, lane / LANES)] = s[j];
+            for (var j = 0u; j < 4u; j++) { // unroll
+                let other = lane % LANES + j * LANES;
+                let mine = weight_at(other, lane / LANES);
+                weights[mine] *= dp[j] - delta[stat_at(at, row0 + other)];
             }
             for (var j = 0u; j < OTHERS; j += SLAB) {
                 workgroupBarrier();
-                stage_q(at, lane, WHOLE, row0 + j, 0u);
+                stage_q(at, lane, WHOLE, row0 + j, unit0);
                 workgroupBarrier();
                 add_weighted(&dks, lane, j);
             }
@@ -317,11 +326,11 @@ fn tiled_backward_kv(
         at.head++;
     }
     at.head--;
-    for (var r = 0u; r < 4u; r++) {
+    for (var r = 0u; r < 4u; r++) { // unroll
         if (keys[r] < p.tk) {
-            for (var i = 0u; i < OWN; i++) {
-                if (unit_of(i, lane) < DIM) {
-                    let to = kv_at(at, kv_head(at), keys[r]) + unit_of(i, lane);
+            for (var i = 0u; i < OWN; i++) { // unroll
+                if (unit_of(i, lane) < PART) {
+                    let to = kv_at(at, kv_head(at), keys[r]) + unit0 + unit_of(i, lane);
                     dk[to] = dks[r][i] * p.scale;
                     dv[to] = dvs[r][i];
                 }

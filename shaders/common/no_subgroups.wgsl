@@ -16,3 +16,7 @@ fn across(v: vec2<f32>, step: u32) -> vec2<f32> {
 fn across4(v: vec4<f32>, step: u32) -> vec4<f32> {
     return v;
 }
+
+fn across_moved(v: Moved, step: u32) -> Moved {
+    return v;
+}

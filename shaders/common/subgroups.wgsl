@@ -18,3 +18,8 @@ fn across(v: vec2<f32>, step: u32) -> vec2<f32> {
 fn across4(v: vec4<f32>, step: u32) -> vec4<f32> {
     return subgroupShuffleXor(v, step);
 }
+
+// The same for the type that `from_lane` moves.
+fn across_moved(v: Moved, step: u32) -> Moved {
+    return subgroupShuffleXor(v, step);
+}

@@ -11,13 +11,13 @@ const COLS: u32 = 4u * QUADS; // columns of an invocation
 fn b_quads(i: u32, last: u32) -> array<vec4<f32>, QUADS> {
     var quads: array<vec4<f32>, QUADS>;
     if (B_ALIGNED) {
-        for (var q = 0u; q < QUADS; q++) {
+        for (var q = 0u; q < QUADS; q++) { // unroll
             quads[q] = b[min(i / 4u + q, last / 4u)];
         }
         return quads;
     }
     var next = b[min(i, last) / 4u];
-    for (var q = 0u; q < QUADS; q++) {
+    for (var q = 0u; q < QUADS; q++) { // unroll
         let low = next;
         next = b[min(i / 4u + q + 1u, last / 4u)];
         quads[q] = shifted(low, next, i % 4u);
@@ -30,7 +30,7 @@ fn b_quads(i: u32, last: u32) -> array<vec4<f32>, QUADS> {
 fn b_block(col: u32, k: u32, b0: u32, last: u32) -> array<mat4x4<f32>, QUADS> {
     var block: array<mat4x4<f32>, QUADS>;
     if (B_TRANSPOSED) {
-        for (var q = 0u; q < QUADS; q++) {
+        for (var q = 0u; q < QUADS; q++) { // unroll
             let c = vec4<u32>(col + 4u * q) + vec4<u32>(0u, 1u, 2u, 3u);
             let at = vec4<u32>(b0 + k) + min(c, vec4<u32>(p.n - 1u)) * p.k;
             block[q] = transpose(mat4x4<f32>(
@@ -42,9 +42,9 @@ fn b_block(col: u32, k: u32, b0: u32, last: u32) -> array<mat4x4<f32>, QUADS> {
         }
         return block;
     }
-    for (var j = 0u; j < 4u; j++) {
+    for (var j = 0u; j < 4u; j++) { // unroll
         let row = b_quads(b0 + (k + j) * p.n + min(col, p.n - 1u), last);
-        for (var q = 0u; q < QUADS; q++) {
+        for (var q = 0u; q < QUADS; q++) { // unroll
             block[q][j] = mask(row[q], k + j, false);
         }
     }

@@ -28,14 +28,14 @@ fn stage_strips(row0: u32, col0: u32, k: u32, z: u32, lid: u32) {
     for (var t = lid; t < A_BLOCKS; t += COOPERATING) {
         let source = block(t, row0, p.m, A_WIDTH, a0, !A_TRANSPOSED);
         let rows = load_a(source, k, a0 + p.m * p.k - 1u);
-        for (var i = 0u; i < 16u; i++) {
+        for (var i = 0u; i < 16u; i++) { // unroll
             strip_a[(source.k + i / 4u) * TILE_M + 4u * source.x + i % 4u] = E(rows[i / 4u][i % 4u]);
         }
     }
     for (var t = lid; t < BLOCKS - A_BLOCKS; t += COOPERATING) {
         let source = block(t, col0, p.n, B_WIDTH, b0, B_TRANSPOSED);
         let rows = load_b(source, k, b0 + p.k * p.n - 1u);
-        for (var i = 0u; i < 16u; i++) {
+        for (var i = 0u; i < 16u; i++) { // unroll
             strip_b[(source.k + i / 4u) * TILE_N + 4u * source.x + i % 4u] = E(rows[i / 4u][i % 4u]);
         }
     }
@@ -51,37 +51,36 @@ fn forward_cooperative(
     if (group >= p.groups) {
         return;
     }
-    let row0 = (group / p.groups_n) * TILE_M;
-    let col0 = (group % p.groups_n) * TILE_N;
+    let w = work(group);
     var acc: array<array<MatrixC, MATRICES_N>, MATRICES_M>;
-    for (var k = 0u; k < p.k; k += TILE_K) {
-        stage_strips(row0, col0, k, wid.z, lid);
+    for (var k = w.k; k < w.k_end; k += TILE_K) {
+        stage_strips(w.row0, w.col0, k, w.matrix, lid);
         workgroupBarrier();
         for (var kk = 0u; kk < TILE_K; kk += SIZE) {
             var bs: array<MatrixB, MATRICES_N>;
-            for (var j = 0u; j < MATRICES_N; j++) {
+            for (var j = 0u; j < MATRICES_N; j++) { // unroll
                 bs[j] = coopLoadT<MatrixB>(&strip_b[kk * TILE_N + j * SIZE], TILE_N);
             }
-            for (var i = 0u; i < MATRICES_M; i++) {
+            for (var i = 0u; i < MATRICES_M; i++) { // unroll
                 let a_matrix = coopLoad<MatrixA>(&strip_a[kk * TILE_M + i * SIZE], TILE_M);
-                for (var j = 0u; j < MATRICES_N; j++) {
+                for (var j = 0u; j < MATRICES_N; j++) { // unroll
                     acc[i][j] = coopMultiplyAdd(a_matrix, bs[j], acc[i][j]);
                 }
             }
         }
         workgroupBarrier();
     }
-    for (var i = 0u; i < MATRICES_M; i++) {
-        for (var j = 0u; j < MATRICES_N; j++) {
+    for (var i = 0u; i < MATRICES_M; i++) { // unroll
+        for (var j = 0u; j < MATRICES_N; j++) { // unroll
             coopStoreT(acc[i][j], &tile[i * SIZE * TILE_N + j * SIZE], TILE_N);
         }
     }
     workgroupBarrier();
     for (var i = lid; i < TILE_M * TILE_N; i += COOPERATING) {
-        let row = row0 + i / TILE_N;
-        let col = col0 + i % TILE_N;
+        let row = w.row0 + i / TILE_N;
+        let col = w.col0 + i % TILE_N;
         if (row < p.m && col < p.n) {
-            store((wid.z * p.m + row) * p.n, col, tile[i]);
+            store((w.plane * p.m + row) * p.n, col, tile[i]);
         }
     }
 }

@@ -5,9 +5,25 @@
 // knobs
 const SLICES: u32 = 1u; // invocations that share a column
 const SUBGROUP: u32 = 1u; // how many of those can shuffle
+const WIDTH: u32 = COLS; // columns of an invocation that are its own: COLS, 2 or 1
 
 const FEW_GROUP: u32 = LANES * SLICES;
 var<workgroup> partial: array<vec4<f32>, FEW_GROUP * ROWS * QUADS>;
+
+// `b_block` for columns from `col` on, of which the first WIDTH count.
+fn few_block(col: u32, k: u32, b0: u32, last: u32) -> array<mat4x4<f32>, QUADS> {
+    if (!B_TRANSPOSED || WIDTH >= 4u) {
+        return b_block(col, k, b0, last);
+    }
+    let first = mask(b_quad(b0 + k + min(col, p.n - 1u) * p.k, last), k, true);
+    var second: vec4<f32>;
+    if (WIDTH == 2u) {
+        second = mask(b_quad(b0 + k + min(col + 1u, p.n - 1u) * p.k, last), k, true);
+    }
+    var block: array<mat4x4<f32>, QUADS>;
+    block[0] = transpose(mat4x4<f32>(first, second, vec4<f32>(), vec4<f32>()));
+    return block;
+}
 
 @compute @workgroup_size(FEW_GROUP)
 fn forward_few(
@@ -19,21 +35,24 @@ fn forward_few(
     if (group >= p.groups) {
         return;
     }
-    let col0 = (group * LANES + lid % LANES) * COLS;
-    let a0 = wid.z * ROWS * p.k;
-    let b0 = wid.z * p.k * p.n;
+    let own = (group * LANES + lid % LANES) * WIDTH;
+    // Whole quads are loaded where they are aligned, from the one that the first column is in.
+    let col0 = select(own, own / 4u * 4u, WIDTH < 4u && !B_TRANSPOSED && B_ALIGNED);
+    let a0 = wid.z / p.slices * ROWS * p.k;
+    let b0 = wid.z / p.slices * p.k * p.n;
+    let k0 = wid.z % p.slices * p.slice_k;
     var acc: array<vec4<f32>, ROWS * QUADS>;
-    for (var k = 4u * (lid / LANES); k < p.k; k += 4u * SLICES) {
-        let bs = b_block(col0, k, b0, b0 + p.k * p.n - 1u);
-        for (var r = 0u; r < ROWS; r++) {
+    for (var k = k0 + 4u * (lid / LANES); k < min(k0 + p.slice_k, p.k); k += 4u * SLICES) {
+        let bs = few_block(col0, k, b0, b0 + p.k * p.n - 1u);
+        for (var r = 0u; r < ROWS; r++) { // unroll
             let v = mask(a_quad(a0 + r * p.k + k, a0 + ROWS * p.k - 1u), k, true);
-            for (var q = 0u; q < QUADS; q++) {
+            for (var q = 0u; q < QUADS; q++) { // unroll
                 acc[r * QUADS + q] = add_products(acc[r * QUADS + q], v, bs[q]);
             }
         }
     }
     // Sums over slices, in a fixed order: within subgroups first, then through workgroup memory.
-    for (var i = 0u; i < ROWS * QUADS; i++) {
+    for (var i = 0u; i < ROWS * QUADS; i++) { // unroll
         var v = acc[i];
         for (var step = LANES; step < SUBGROUP; step *= 2u) {
             v += vec4<f32>(across(v.xy, step), across(v.zw, step));
@@ -50,7 +69,7 @@ fn forward_few(
     }
     if (lid < LANES) {
         for (var row = 0u; row < ROWS; row++) {
-            for (var col = col0; col < min(col0 + COLS, p.n); col++) {
+            for (var col = own; col < min(own + WIDTH, p.n); col++) {
                 let j = col - col0;
                 store((wid.z * ROWS + row) * p.n, col, partial[(row * QUADS + j / 4u) * FEW_GROUP + lid][j % 4u]);
             }

@@ -7,6 +7,8 @@
 // - strips.wgsl, then tiled.wgsl, for GPUs: tiles of y, strips of a and b in workgroup memory;
 // - strips.wgsl, then cooperative.wgsl, for GPUs with cooperative matrices.
 //
+// Where y has too few tiles to fill a GPU, k is split into slices, whose sums slices.wgsl adds up.
+//
 // All of them load quads, four consecutive elements, along whichever axis is contiguous in memory. A
 // 4 x 4 block is transposed in registers where that axis is the wrong one, which costs nothing.
 //
@@ -26,11 +28,16 @@ struct Params {
     n: u32,
     k: u32,
     groups_n: u32, // workgroups along n
-    groups: u32, // workgroups along m and n; z of the dispatch is the batch
+    groups: u32, // workgroups of the dispatch; of lanes and few, in each plane z
     // Flags and not knobs: the epilogue is short, and each pipeline takes software adapters half a
     // second to compile.
     has_bias: u32,
     accumulate: u32, // add to what y holds
+    slices: u32, // of k, each with sums of its own: y is [batch, slices, m, n] if there are several
+    slice_k: u32, // k of a slice
+    tiles: u32, // of a matrix, where they are numbered through all slices and matrices
+    first: u32, // the dispatch's first of these
+    accumulate_sums: u32, // add to what the column sums hold
 }
 
 // Shapes are in elements; a quad may hold the end of one row and the start of the next.

@@ -11,6 +11,31 @@ const B_WIDTH: u32 = TILE_N / 4u;
 const A_BLOCKS: u32 = A_WIDTH * TILE_K / 4u; // 4 x 4 blocks of a's strip
 const BLOCKS: u32 = A_BLOCKS + B_WIDTH * TILE_K / 4u; // of both strips
 
+// What a workgroup computes: the sums from `k` to `k_end` of a tile. `plane` is the matrix of y that they
+// go to, of all slices of all matrices.
+struct Work {
+    row0: u32,
+    col0: u32,
+    matrix: u32,
+    plane: u32,
+    k: u32,
+    k_end: u32,
+}
+
+fn work(group: u32) -> Work {
+    let plane = (p.first + group) / p.tiles;
+    let at = (p.first + group) % p.tiles;
+    let k = plane % p.slices * p.slice_k;
+    return Work(
+        at / p.groups_n * TILE_M,
+        at % p.groups_n * TILE_N,
+        plane / p.slices,
+        plane,
+        k,
+        min(k + p.slice_k, p.k),
+    );
+}
+
 // A 4 x 4 block on its way to a strip. Computed once a tile, since there is little time between barriers.
 struct Block {
     at: vec4<u32>, // where in memory its quads start in the strip at k = 0
@@ -35,7 +60,7 @@ fn block(t: u32, x0: u32, size: u32, width: u32, matrix: u32, along_k: bool) -> 
 fn load_a(source: Block, k: u32, last: u32) -> mat4x4<f32> {
     let at = source.at + vec4<u32>(k * select(1u, p.m, A_TRANSPOSED));
     var rows: mat4x4<f32>;
-    for (var j = 0u; j < 4u; j++) {
+    for (var j = 0u; j < 4u; j++) { // unroll
         rows[j] = mask(a_quad(at[j], last), source.k + k + select(0u, j, A_TRANSPOSED), !A_TRANSPOSED);
     }
     if (A_TRANSPOSED) {
@@ -48,7 +73,7 @@ fn load_a(source: Block, k: u32, last: u32) -> mat4x4<f32> {
 fn load_b(source: Block, k: u32, last: u32) -> mat4x4<f32> {
     let at = source.at + vec4<u32>(k * select(p.n, 1u, B_TRANSPOSED));
     var rows: mat4x4<f32>;
-    for (var j = 0u; j < 4u; j++) {
+    for (var j = 0u; j < 4u; j++) { // unroll
         rows[j] = mask(b_quad(at[j], last), source.k + k + select(j, 0u, B_TRANSPOSED), B_TRANSPOSED);
     }
     if (B_TRANSPOSED) {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::device::{ExecOptions, Executable, Gpu, SENTINEL, Tensor};
+use crate::device::{ExecOptions, Executable, Gpu, Memory, SENTINEL, Tensor};
 use crate::error::{Error, Result};
 use crate::graph::Value;
 use crate::plan::Plan;
@@ -23,7 +23,8 @@ pub struct Guarded {
 impl Guarded {
     /// Sets up a plan. Its inputs, and parameters without an initialisation, are to be written.
     pub fn new_blocking(gpu: &Gpu, plan: Arc<Plan>) -> Result<Guarded> {
-        let exec = gpu.run_blocking(Executable::with_guards(gpu, plan, ExecOptions::default(), GUARD))?;
+        let memory = Memory { guard: GUARD, ..Memory::default() };
+        let exec = gpu.run_blocking(Executable::with_memory(gpu, plan, ExecOptions::default(), memory))?;
         Ok(Guarded { exec })
     }
 

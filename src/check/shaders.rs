@@ -61,9 +61,9 @@ fn collect_case<'a>(gpu: &Gpu, case: &'a Case, texts: &mut Texts<'a>, failures: 
     targets.extend(cooperative.map(Target::of));
     let mut add = |plan: Plan| {
         for kernel in plan.steps.into_iter().flat_map(|s| s.dispatches).map(|d| d.kernel) {
-            // Kernels of generated text may differ in nothing but that.
+            // Kernels of generated text may differ in nothing but that, and those with marked loops in their class.
             let mut name = kernel.describe();
-            while texts.get(&name).is_some_and(|(_, known)| known.source != kernel.source) {
+            while texts.get(&name).is_some_and(|(_, known)| *known != kernel) {
                 name.push('\'');
             }
             texts.entry(name).or_insert((case, kernel));

@@ -37,8 +37,8 @@ pub struct Decoder {
     placed: Placed,
     pub(super) batch: usize,
     pub(super) capacity: usize,
-    chunk: Step,
-    single: Step,
+    /// By number of tokens per sequence; the first is for one.
+    pub(super) steps: Vec<Step>,
     /// For the logits of all rows: planned and created when it is first needed.
     all: Option<Step>,
     all_graph: Arc<StepGraph>,
@@ -142,12 +142,14 @@ impl Decoder {
     }
 
     async fn build(gpu: &Gpu, plan: &DecodePlan, mut shared: Uploaded) -> Result<Self> {
-        let chunk = Step::new(gpu, plan.chunk.clone(), &mut shared).await?;
-        let single = Step::new(gpu, plan.single.clone(), &mut shared).await?;
+        let mut steps = vec![];
+        for step in &plan.steps {
+            steps.push(Step::new(gpu, step.clone(), &mut shared).await?);
+        }
         let DecodePlan { batch, capacity, .. } = *plan;
         let (config, placed, all_graph) = (plan.config.clone(), plan.placed.clone(), plan.all.clone());
         let (gpu, cached) = (gpu.clone(), vec![vec![]; batch]);
-        Ok(Decoder { gpu, config, shared, placed, batch, capacity, chunk, single, all: None, all_graph, cached })
+        Ok(Decoder { gpu, config, shared, placed, batch, capacity, steps, all: None, all_graph, cached })
     }
 
     /// The configuration of the model.
@@ -184,8 +186,7 @@ impl Decoder {
     /// [`feed_all`](Self::feed_all) is first called.
     pub fn buffer_bytes(&self) -> usize {
         let shared: usize = self.shared.tensors.values().map(|t| t.ty().storage_bytes()).sum();
-        let steps = [Some(&self.chunk), Some(&self.single), self.all.as_ref()].into_iter().flatten();
-        shared + steps.map(|s| s.bytes).sum::<usize>()
+        shared + self.steps.iter().chain(&self.all).map(|s| s.bytes).sum::<usize>()
     }
 
     /// Empties the caches of all sequences, to start over.
@@ -314,14 +315,15 @@ impl Decoder {
         if self.batch == 1 { what.into() } else { format!("{what} of sequence {sequence}") }
     }
 
-    /// The step that these tokens go through.
+    /// The step that these tokens go through: the smallest that takes all in one pass, or else the largest.
     pub(super) fn step_for(&self, new: &[&[u32]]) -> &Step {
-        self.step(new.iter().any(|ids| ids.len() > 1))
+        &self.steps[self.kind_for(new.iter().map(|ids| ids.len()).max().unwrap_or(0))]
     }
 
-    /// The step for a single token per sequence, or for several.
-    pub(super) fn step(&self, several: bool) -> &Step {
-        if several { &self.chunk } else { &self.single }
+    /// The index of the step for this many tokens of a sequence.
+    pub(super) fn kind_for(&self, tokens: usize) -> usize {
+        let fits = self.steps.iter().position(|step| tokens <= step.shape.time);
+        fits.unwrap_or(self.steps.len() - 1)
     }
 
     /// Submits the passes for new tokens. `read` selects the values of the last pass to copy to the host.
@@ -352,7 +354,8 @@ impl Decoder {
 
 /// Returns an error if a parameter of a layer is none of the decoder's: it would compute something else.
 fn check_all_used(plan: &DecodePlan, params: &Arena) -> Result<()> {
-    let used: HashSet<&str> = plan.single.plan.externals.iter().map(|e| e.name.as_str()).collect();
+    let used: HashSet<&str> =
+        plan.steps.iter().flat_map(|step| &step.plan.externals).map(|e| e.name.as_str()).collect();
     let mut names = params.layout.tensors.iter().map(|(name, _)| name.as_str());
     match names.find(|name| layer_of(name).is_some() && !used.contains(name)) {
         None => Ok(()),
@@ -406,15 +409,15 @@ impl Step {
         Ok(())
     }
 
-    /// Runs up to `time` tokens of each sequence, in one submit with the copies of the values to read.
+    /// Runs up to `time` tokens of each sequence, in as many submits as that takes, with the copies of the values to
+    /// read.
     fn submit(&self, parts: &[&[u32]], starts: &[usize], read: &[Value]) -> Result<Vec<Readback>> {
-        let gpu = self.exec.gpu();
-        let mut encoder = gpu.encoder("decoding");
-        self.record_inputs(&mut encoder, parts, starts.iter().copied())?;
-        self.exec.record(&mut encoder)?;
-        let readbacks = self.record_read(&mut encoder, read)?;
-        gpu.submit(encoder)?;
-        Ok(readbacks)
+        let submitted = self.exec.submit_with("decoding", |submits| {
+            self.record_inputs(submits.encoder(), parts, starts.iter().copied())?;
+            self.exec.record_in(submits)?;
+            self.record_read(submits.encoder(), read)
+        });
+        submitted.map(|(readbacks, _)| readbacks)
     }
 
     /// Records the copies of values to the host.

@@ -66,14 +66,14 @@ pub enum Event {
 #[derive(Debug)]
 pub struct FrameDecoder {
     decoder: Decoder,
-    /// Times of the kernels and copies of a pass of each kind.
-    estimates: [Vec<Duration>; 2],
+    /// Times of the kernels and copies of a pass of each kind. A kind is an index into the decoder's steps.
+    estimates: Vec<Vec<Duration>>,
     sequences: Vec<Sequence>,
     /// The pass that is being recorded.
     pass: Option<Pass>,
     /// The pass of each kind whose logits are on their way. They stay in that pass's memory until everything is drawn,
     /// so the next pass of the kind waits. It then includes all texts that have come as far.
-    flights: [Option<Flight>; 2],
+    flights: Vec<Option<Flight>>,
     /// Kind of the last pass that was started.
     last: usize,
     /// Encoders with parts of passes, from the first that is not known to have run.
@@ -95,10 +95,6 @@ struct Recording {
     counted: Vec<Member>,
 }
 
-/// Kinds of passes: one token of each sequence, or a part of its prompt.
-const SINGLE: usize = 0;
-const CHUNK: usize = 1;
-
 #[derive(Debug)]
 struct Sequence {
     /// What it says, or has said. The tokens to feed from `fed` on are not in the cache, or not yet known to be.
@@ -110,10 +106,6 @@ struct Sequence {
 }
 
 impl Sequence {
-    fn kind(&self) -> usize {
-        if self.text.feed.len() > 1 { CHUNK } else { SINGLE }
-    }
-
     fn unfed(&self) -> &[u32] {
         &self.text.feed[self.fed..]
     }
@@ -207,14 +199,14 @@ impl FrameDecoder {
     /// see what they take; an `Err` where the device was opened without `TIMESTAMP_QUERY`. Resolves once the device
     /// has been polled.
     pub async fn new(decoder: Decoder) -> Result<Self> {
-        let mut estimates = [vec![], vec![]];
-        for (kind, estimates) in estimates.iter_mut().enumerate() {
-            let step = step_to_measure(&decoder, kind)?;
+        let mut estimates = vec![];
+        for step in &decoder.steps {
+            prepare_to_measure(&decoder, step)?;
             let mut profile = step.exec.profile().await?;
             for _ in 1..RUNS {
                 profile = profile.shorter(&step.exec.profile().await?);
             }
-            *estimates = command_times(&profile)?;
+            estimates.push(command_times(&profile)?);
         }
         Ok(Self::with_estimates(decoder, estimates))
     }
@@ -222,31 +214,32 @@ impl FrameDecoder {
     /// [`new`](Self::new), waiting for the GPU. On any device: without timestamps by the host's clock, by which
     /// kernels seem to take longer.
     pub fn new_blocking(decoder: Decoder) -> Result<Self> {
-        let mut estimates = [vec![], vec![]];
-        for (kind, estimates) in estimates.iter_mut().enumerate() {
-            let step = step_to_measure(&decoder, kind)?;
+        let mut estimates = vec![];
+        for step in &decoder.steps {
+            prepare_to_measure(&decoder, step)?;
             let mut profile = step.exec.profile_blocking()?;
             for _ in 1..RUNS {
                 profile = profile.shorter(&step.exec.profile_blocking()?);
             }
-            *estimates = command_times(&profile)?;
+            estimates.push(command_times(&profile)?);
         }
         Ok(Self::with_estimates(decoder, estimates))
     }
 
-    fn with_estimates(decoder: Decoder, estimates: [Vec<Duration>; 2]) -> Self {
+    fn with_estimates(decoder: Decoder, estimates: Vec<Vec<Duration>>) -> Self {
         let silent = || {
             let text = Text::new(&[], GenerationOptions::default());
             Sequence { text, fed: 0, speaks: false, waits: false }
         };
         let sequences = decoder.cached.iter().map(|_| silent()).collect();
+        let flights = decoder.steps.iter().map(|_| None).collect();
         FrameDecoder {
             decoder,
             estimates,
             sequences,
             pass: None,
-            flights: [None, None],
-            last: SINGLE,
+            flights,
+            last: 0,
             recordings: VecDeque::new(),
             settled: 0,
             counted: vec![],
@@ -342,10 +335,11 @@ impl FrameDecoder {
         self.events.is_empty() && self.sequences.iter().all(|s| !s.speaks)
     }
 
-    /// Estimated times of whole passes: of one token per sequence, and of a part of the prompts. They are for full
-    /// caches, so most passes take less.
+    /// Estimated times of whole passes: of one token per sequence, and of the largest part of the prompts that is
+    /// processed at a time. They are for full caches, so most passes take less.
     pub fn estimates(&self) -> [Duration; 2] {
-        [SINGLE, CHUNK].map(|kind| self.estimates[kind].iter().sum())
+        let whole = |pass: Option<&Vec<Duration>>| pass.into_iter().flatten().sum();
+        [whole(self.estimates.first()), whole(self.estimates.last())]
     }
 
     /// The decoder, for its settings and lengths. The lengths lag behind what is recorded.
@@ -381,7 +375,7 @@ impl FrameDecoder {
 
     /// Records into the encoder of this number.
     fn record_work(&mut self, encoder: &mut wgpu::CommandEncoder, budget: Duration, needs: u64) -> Result<Duration> {
-        for kind in [SINGLE, CHUNK] {
+        for kind in 0..self.flights.len() {
             self.record_scores(encoder, kind, needs)?;
         }
         let mut taken = Duration::ZERO;
@@ -398,7 +392,7 @@ impl FrameDecoder {
                 taken += more;
                 pass.next += 1;
             }
-            self.decoder.step(pass.kind == CHUNK).exec.record_range(encoder, first..pass.next);
+            self.decoder.steps[pass.kind].exec.record_range(encoder, first..pass.next);
             if pass.next < estimates.len() {
                 self.pass = Some(pass);
                 return Ok(taken);
@@ -410,7 +404,7 @@ impl FrameDecoder {
     /// Records the copy of all logits, if a flight needs them.
     fn record_scores(&mut self, encoder: &mut wgpu::CommandEncoder, kind: usize, needs: u64) -> Result<()> {
         if let Some(flight @ Flight { scores: Scores::Wanted, .. }) = &mut self.flights[kind] {
-            let step = self.decoder.step(kind == CHUNK);
+            let step = &self.decoder.steps[kind];
             let readback = step.exec.tensor(step.values.logits)?.record_read(&self.decoder.gpu, encoder);
             (flight.scores, flight.needs) = (Scores::All(Arriving::new(readback.take())), needs);
         }
@@ -427,7 +421,8 @@ impl FrameDecoder {
         if self.recordings.iter().any(|r| r.fate.is_dropped()) {
             self.uncount(|_| true);
             self.recordings.clear();
-            (self.pass, self.flights) = (None, [None, None]);
+            self.pass = None;
+            self.flights.fill_with(|| None);
             self.sequences.iter_mut().for_each(|s| s.waits = false);
             self.lost = true;
         }
@@ -442,16 +437,18 @@ impl FrameDecoder {
         }
     }
 
-    /// The kind of pass that may start. The kinds alternate if both may.
+    /// The kind of pass that may start. The kinds take turns if several may.
     fn ready(&self) -> Option<usize> {
         let may_begin = |&kind: &usize| self.flights[kind].is_none() && self.members(kind).next().is_some();
-        [1 - self.last, self.last].into_iter().find(may_begin)
+        let kinds = self.flights.len();
+        (1..=kinds).map(|i| (self.last + i) % kinds).find(may_begin)
     }
 
     /// The sequences that a pass of this kind would include now.
     fn members(&self, kind: usize) -> impl Iterator<Item = Member> {
-        let time = self.decoder.step(kind == CHUNK).shape.time;
-        let ready = move |s: &Sequence| s.speaks && !s.waits && s.kind() == kind;
+        let time = self.decoder.steps[kind].shape.time;
+        let of_kind = move |s: &Sequence| self.decoder.kind_for(s.text.feed.len()) == kind;
+        let ready = move |s: &Sequence| s.speaks && !s.waits && of_kind(s);
         // As in `Decoder::submit`, all parts of a prompt except the first are whole.
         let count = move |s: &Sequence| (s.unfed().len() - 1) % time + 1;
         let sequences = self.sequences.iter().enumerate().filter(move |(_, s)| ready(s));
@@ -475,7 +472,7 @@ impl FrameDecoder {
 
     /// Records the inputs of a pass.
     fn record_inputs(&self, encoder: &mut wgpu::CommandEncoder, pass: &Pass) -> Result<()> {
-        let step = self.decoder.step(pass.kind == CHUNK);
+        let step = &self.decoder.steps[pass.kind];
         let parts: Vec<&[u32]> = pass.inputs.parts.iter().map(Vec::as_slice).collect();
         step.record_inputs(encoder, &parts, pass.inputs.starts.iter().copied())?;
         match step.top {
@@ -489,7 +486,7 @@ impl FrameDecoder {
         let draws = |m: &Member| m.count == self.sequences[m.sequence].unfed().len();
         let (members, rest): (Vec<Member>, Vec<Member>) = pass.members.into_iter().partition(draws);
         if !members.is_empty() {
-            let scores = Scores::Likeliest(likeliest(self.decoder.step(pass.kind == CHUNK), encoder)?);
+            let scores = Scores::Likeliest(likeliest(&self.decoder.steps[pass.kind], encoder)?);
             members.iter().for_each(|m| self.sequences[m.sequence].waits = true);
             self.flights[pass.kind] = Some(Flight { members, scores, needs });
         }
@@ -519,7 +516,7 @@ impl FrameDecoder {
             let message = "the encoder of an earlier frame was not submitted: what it held is recorded again";
             return Err(self.decoder.gpu.error(message));
         }
-        for kind in [SINGLE, CHUNK] {
+        for kind in 0..self.flights.len() {
             let settled = self.settled;
             let Some(mut flight) = self.flights[kind].take_if(|flight| flight.needs <= settled) else { continue };
             let mut failed = vec![];
@@ -592,14 +589,13 @@ fn likeliest(step: &Step, encoder: &mut wgpu::CommandEncoder) -> Result<Arriving
     }))
 }
 
-/// The step of a kind with its inputs set for full caches: it then takes longest, and changes nothing in them.
-fn step_to_measure(decoder: &Decoder, kind: usize) -> Result<&Step> {
-    let step = decoder.step(kind == CHUNK);
+/// Sets the inputs of a step for full caches: it then takes longest, and changes nothing in them.
+fn prepare_to_measure(decoder: &Decoder, step: &Step) -> Result<()> {
     let mut encoder = decoder.gpu.encoder("measured decoding");
     let starts = decoder.cached.iter().map(|_| decoder.capacity);
     step.record_inputs(&mut encoder, &vec![&[][..]; decoder.batch], starts)?;
     decoder.gpu.submit(encoder)?;
-    Ok(step)
+    Ok(())
 }
 
 /// The time of each kernel and copy. Never zero, so that zero can mean that nothing was recorded.

@@ -22,6 +22,7 @@ mod generation;
 mod plan;
 pub mod sample;
 
+pub use crate::ops::packed_i8::Activations;
 #[cfg(feature = "tokenizers")]
 pub use chat::{Chat, Reply};
 pub use decoder::Decoder;

@@ -7,14 +7,22 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
 use crate::model::{Model, Placed};
 use crate::nn::{Block, DecodeRows, DecodeShape, StandardBlock, TransformerConfig, TransformerDecoder};
+use crate::ops::packed_i8::Activations;
 use crate::ops::top_k::MAX_K;
 use crate::plan::requirements::Requirements;
 use crate::plan::{External, Plan};
-use crate::profile::{Lanes, Profile};
+use crate::profile::{AdapterClass, Lanes, Profile};
 use crate::tensor::TensorType;
 
-/// Number of prompt tokens processed at a time.
-const CHUNK: usize = 32;
+/// Number of tokens per sequence of a step for short prompts, and of any prompt on software adapters.
+const SHORT: usize = 32;
+
+/// Numbers of tokens of a step for long prompts on GPUs, over all sequences. The first that suits is used: more rows
+/// give products more workgroups, and weights are read less often.
+const LONG: [usize; 3] = [512, 256, 128];
+
+/// Bytes that such a step may take whatever the size of the model.
+const LONG_BYTES: usize = 64 << 20;
 
 /// The likeliest tokens, in steps that compute logits for the last row only.
 #[derive(Clone, Copy, Debug)]
@@ -42,12 +50,15 @@ pub struct DecodeOptions<'a> {
     pub capacity: usize,
     /// The layers of the model: those that it was trained with.
     pub block: &'a dyn Block,
+    /// How products with packed weights read their inputs. [`Activations::I8`] is faster where arithmetic is the limit,
+    /// and less exact.
+    pub activations: Activations,
 }
 
 impl DecodeOptions<'_> {
     /// One sequence of at most `capacity` tokens, and standard blocks.
     pub fn new(capacity: usize) -> Self {
-        DecodeOptions { batch: 1, capacity, block: &StandardBlock }
+        DecodeOptions { batch: 1, capacity, block: &StandardBlock, activations: Activations::F32 }
     }
 }
 
@@ -83,8 +94,8 @@ pub struct DecodePlan {
     pub(super) placed: Placed,
     pub(super) batch: usize,
     pub(super) capacity: usize,
-    pub(super) chunk: StepPlan,
-    pub(super) single: StepPlan,
+    /// For one token per sequence, for short prompts, and on GPUs for long ones: by number of tokens.
+    pub(super) steps: Vec<StepPlan>,
     pub(super) all: Arc<StepGraph>,
     lanes: Lanes,
 }
@@ -194,7 +205,7 @@ impl DecodePlan {
             e => e,
         })?;
         TransformerDecoder::check_blocks(config, options.block, placed.max_bytes)?;
-        Ok(plan)
+        plan.with_long_step(options, profile)
     }
 
     /// The largest capacity that fits, below one that does not.
@@ -222,33 +233,86 @@ impl DecodePlan {
         options: DecodeOptions<'_>,
         profile: &Profile,
     ) -> Result<Self> {
-        let DecodeOptions { batch, capacity, block } = options;
+        let DecodeOptions { batch, capacity, block, activations } = options;
         let step = |time, rows| {
-            let shape = DecodeShape { batch, time, capacity, rows };
+            let shape = DecodeShape { batch, time, capacity, rows, activations };
             StepGraph::new(config, placed, block, shape)
         };
-        let several = CHUNK.min(capacity);
-        let chunk = step(several, DecodeRows::Last)?.plan(profile)?;
-        let single = step(1, DecodeRows::Last)?.plan(profile)?;
-        let all = Arc::new(step(several, DecodeRows::All)?);
+        let short = SHORT.min(capacity);
+        let mut steps = vec![step(1, DecodeRows::Last)?.plan(profile)?];
+        if short > 1 {
+            steps.push(step(short, DecodeRows::Last)?.plan(profile)?);
+        }
+        let all = Arc::new(step(short, DecodeRows::All)?);
         let (config, placed, lanes) = (config.clone(), placed.clone(), profile.lanes());
-        Ok(DecodePlan { config, placed, batch, capacity, chunk, single, all, lanes })
+        Ok(DecodePlan { config, placed, batch, capacity, steps, all, lanes })
     }
 
-    /// The plans of a step: for many tokens, and for one. A [`Tuner`](crate::Tuner) takes them.
-    pub fn plans(&self) -> [&Plan; 2] {
-        [&self.chunk.plan, &self.single.plan]
+    /// Adds the step for long prompts, on GPUs: the largest that the device can run and that takes no more memory than
+    /// the weights and caches, if that is much.
+    fn with_long_step(mut self, options: DecodeOptions<'_>, profile: &Profile) -> Result<Self> {
+        if profile.class == AdapterClass::Cpu {
+            return Ok(self);
+        }
+        let DecodeOptions { batch, capacity, block, activations } = options;
+        for tokens in LONG {
+            let time = (tokens / batch).min(capacity);
+            if time <= SHORT {
+                break;
+            }
+            let shape = DecodeShape { batch, time, capacity, rows: DecodeRows::Last, activations };
+            let graph = StepGraph::new(&self.config, &self.placed, block, shape);
+            match graph.and_then(|graph| graph.plan(profile)) {
+                Ok(step) if step.bytes() <= self.shared_bytes().max(LONG_BYTES) => {
+                    self.steps.push(step);
+                    break;
+                }
+                Ok(_) | Err(Error::Limit { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(self)
+    }
+
+    /// The plans of a step, by number of tokens per sequence: for one, for a short prompt, and on GPUs for a long one. A
+    /// [`Tuner`](crate::Tuner) takes them.
+    pub fn plans(&self) -> Vec<&Plan> {
+        self.steps.iter().map(|step| &*step.plan).collect()
+    }
+
+    /// The most tokens of a sequence that one pass takes: a longer prompt needs several. 32 on software adapters, up to
+    /// 512 on GPUs, whose kernels then have enough to do at a time.
+    ///
+    /// ```
+    /// # use throughline::decode::DecodePlan;
+    /// # use throughline::model::Model;
+    /// # use throughline::{AdapterClass, Profile};
+    /// # mod doctest { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/doctest.rs")); }
+    /// # let folder = doctest::qwen3();
+    /// # let model = Model::open(folder.path())?;
+    /// let plan = DecodePlan::new(&model, 64, &Profile::portable(AdapterClass::Cpu))?;
+    /// assert_eq!(plan.tokens_per_pass(), 32);
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub fn tokens_per_pass(&self) -> usize {
+        self.steps.iter().map(|step| step.shape.time).max().unwrap_or(1)
     }
 
     /// What a device must offer.
     pub fn requirements(&self) -> Requirements {
-        Requirements::of(&self.chunk.plan).and(Requirements::of(&self.single.plan))
+        let all = self.steps.iter().map(|step| Requirements::of(&step.plan));
+        all.reduce(Requirements::and).unwrap_or_default()
     }
 
     /// Bytes of GPU memory: weights, caches, activations.
     pub fn bytes(&self) -> usize {
-        let caches: usize = self.single.caches().map(|e| e.ty.storage_bytes()).sum();
-        self.placed.bytes() + caches + self.chunk.bytes() + self.single.bytes()
+        self.shared_bytes() + self.steps.iter().map(StepPlan::bytes).sum::<usize>()
+    }
+
+    /// Bytes of what all steps share: weights and caches.
+    fn shared_bytes(&self) -> usize {
+        let caches = self.steps.first().into_iter().flat_map(StepPlan::caches);
+        self.placed.bytes() + caches.map(|e| e.ty.storage_bytes()).sum::<usize>()
     }
 
     /// Bytes of the weights alone.

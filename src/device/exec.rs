@@ -1,18 +1,20 @@
 //! The executor: the only place that encodes and reads back.
 //!
 //! Buffers, bind groups and pipelines are created once. After that a step is one walk over a list, into an encoder of
-//! the caller's or one of its own, and one submit. Nothing is read back unless requested.
+//! the caller's, or into as many of its own as short submits take. Nothing is read back unless requested.
 
 use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::gpu::{Gpu, binding_size};
+use super::pool::lock;
 use super::readback::Readback;
 use super::stream::Uploads;
+use super::submits::{Meter, Rates, Submits};
 use super::tensor::Tensor;
 use super::ticks;
 use super::timeline::{self, Clock, NodeTime, Span, Timeline};
@@ -20,7 +22,7 @@ use crate::error::{Error, Result, joined};
 use crate::graph::{ParamInit, Source, Value};
 use crate::kernel::Kernel;
 use crate::plan::requirements::Requirements;
-use crate::plan::{BoundSlot, BufferCopy, External, Plan, Slot, Step, uniform_stride};
+use crate::plan::{BoundSlot, BufferCopy, BufferSpec, External, Plan, Slot, Step, uniform_stride};
 use crate::tensor::{Element, TensorType};
 
 /// Options of an [`Executable`]: your own tensors for inputs, parameters and states, and a seed.
@@ -56,8 +58,39 @@ pub struct Executable {
     /// Whether each external has contents that somebody gave it.
     set: Vec<Arc<AtomicBool>>,
     commands: Vec<Command>,
-    /// Bytes before and after every buffer of the plan, for `check::Guarded`; else 0.
+    /// [`Memory::guard`].
     guard: usize,
+    shared: Shared,
+}
+
+/// What executables on the same memory share besides it.
+#[derive(Clone, Debug)]
+struct Shared {
+    meter: Meter,
+    /// Held while a step is submitted, which may take several submits.
+    turn: Arc<Mutex<()>>,
+}
+
+/// What the buffers of a plan are made of.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    /// Bytes before and after every buffer of the plan, a multiple of 256, for `check::Guarded`; else 0. Kernels may
+    /// access those after a buffer.
+    pub guard: usize,
+    /// Buffers of another executable, which never runs at the same time, in place of some of the plan's. What is in
+    /// them is not preserved.
+    pub lent: Vec<Option<wgpu::Buffer>>,
+}
+
+impl Memory {
+    /// A buffer for each of the plan's.
+    fn buffers(&self, gpu: &Gpu, plan: &Plan) -> Result<Vec<wgpu::Buffer>> {
+        let buffer = |(i, b): (usize, &BufferSpec)| match self.lent.get(i) {
+            Some(Some(lent)) => Ok(lent.clone()),
+            _ => gpu.storage_buffer(&format!("b{i} {}", b.values[0]), (b.bytes + 2 * self.guard) as u64),
+        };
+        plan.buffers.iter().enumerate().map(buffer).collect()
+    }
 }
 
 /// A part of a step, returned by [`Executable::slices`].
@@ -73,6 +106,8 @@ struct Command {
     /// Index of the plan's step; past the last one for the final copies.
     step: usize,
     work: Work,
+    /// Time in nanoseconds, as guessed by its cost.
+    ns: f64,
 }
 
 #[derive(Debug)]
@@ -106,14 +141,13 @@ impl Executable {
     /// where the plan was made for a device that offers more. Resolves at once, or, if there are many parameters to
     /// initialise, when the device has been polled; outside of frames, use [`new_blocking`](Self::new_blocking).
     pub async fn new(gpu: &Gpu, plan: Arc<Plan>, options: ExecOptions) -> Result<Self> {
-        Self::with_guards(gpu, plan, options, 0).await
+        Self::with_memory(gpu, plan, options, Memory::default()).await
     }
 
-    /// [`new`](Self::new), with guards of this many bytes, a multiple of 256, before and after every buffer of the
-    /// plan. Kernels may access the guards after a buffer.
-    pub(crate) async fn with_guards(gpu: &Gpu, plan: Arc<Plan>, options: ExecOptions, guard: usize) -> Result<Self> {
+    /// [`new`](Self::new), with guards around the plan's buffers, or with some of them lent.
+    pub(crate) async fn with_memory(gpu: &Gpu, plan: Arc<Plan>, options: ExecOptions, memory: Memory) -> Result<Self> {
         let seed = options.seed;
-        let built = gpu.scoped(|| Self::build(gpu.clone(), plan.clone(), options, guard)).await;
+        let built = gpu.scoped(|| Self::build(gpu.clone(), plan.clone(), options, memory)).await;
         let exec = built.map_err(|e| match e {
             // What the device refuses may be something that it was not opened for; that error is more helpful.
             Error::Device(_) | Error::Node { .. } => {
@@ -146,13 +180,11 @@ impl Executable {
         gpu.run_blocking(Self::new(gpu, plan, options))
     }
 
-    fn build(gpu: Gpu, plan: Arc<Plan>, options: ExecOptions, guard: usize) -> Result<Self> {
+    fn build(gpu: Gpu, plan: Arc<Plan>, options: ExecOptions, memory: Memory) -> Result<Self> {
         if plan.lanes != gpu.profile().lanes() {
             gpu.check_lanes(plan.features(), plan.lanes)?;
         }
-        let buffers = (plan.buffers.iter().enumerate())
-            .map(|(i, b)| gpu.storage_buffer(&format!("b{i} {}", b.values[0]), (b.bytes + 2 * guard) as u64))
-            .collect::<Result<Vec<_>>>()?;
+        let (buffers, guard) = (memory.buffers(&gpu, &plan)?, memory.guard);
         check_bindings(&gpu, &plan, &options.bindings)?;
         let external = |e: &External| match options.bindings.get(&e.value) {
             Some(tensor) => Ok(tensor.clone()),
@@ -162,8 +194,9 @@ impl Executable {
         let is_set = |e: &External| matches!(e.source, Source::State) || options.bindings.contains_key(&e.value);
         let set = plan.externals.iter().map(|e| Arc::new(AtomicBool::new(is_set(e)))).collect();
         let uniforms = upload_uniforms(&gpu, &plan);
-        let commands = vec![];
-        let mut exec = Executable { gpu, plan: plan.clone(), buffers, uniforms, externals, set, commands, guard };
+        let (commands, shared) = (vec![], Shared { meter: Meter::new(), turn: Arc::default() });
+        let mut exec =
+            Executable { gpu, plan: plan.clone(), buffers, uniforms, externals, set, commands, guard, shared };
         exec.build_commands(&plan)?;
         Ok(exec)
     }
@@ -208,20 +241,41 @@ impl Executable {
             }
         }
         let (gpu, buffers, uniforms) = (self.gpu.clone(), self.buffers.clone(), self.uniforms.clone());
-        let (commands, guard) = (vec![], self.guard);
-        let mut exec = Executable { gpu, plan, buffers, uniforms, externals, set, commands, guard };
+        let (commands, guard, shared) = (vec![], self.guard, self.shared.clone());
+        let mut exec = Executable { gpu, plan, buffers, uniforms, externals, set, commands, guard, shared };
         self.gpu.guarded(|| exec.build_commands(&self.plan))?;
         Ok(exec)
+    }
+
+    /// The same with the plan's memory to itself. Inputs, parameters and states are shared.
+    pub(crate) async fn apart(&self) -> Result<Executable> {
+        let (plan, externals, set) = (self.plan.clone(), self.externals.clone(), self.set.clone());
+        let (gpu, uniforms, guard) = (self.gpu.clone(), self.uniforms.clone(), self.guard);
+        let shared = Shared { meter: self.shared.meter.clone(), turn: Arc::default() };
+        let build = || {
+            let buffers = Memory { guard, lent: vec![] }.buffers(&self.gpu, &self.plan)?;
+            let commands = vec![];
+            let mut exec = Executable { gpu, plan, buffers, uniforms, externals, set, commands, guard, shared };
+            exec.build_commands(&self.plan)?;
+            Ok(exec)
+        };
+        self.gpu.scoped(build).await
+    }
+
+    /// Some of the plan's buffers, by index, for [`Memory::lent`].
+    pub(crate) fn lend(&self, buffers: &[Option<usize>]) -> Vec<Option<wgpu::Buffer>> {
+        buffers.iter().map(|&i| self.buffers.get(i?).cloned()).collect()
     }
 
     fn build_commands(&mut self, plan: &Plan) -> Result<()> {
         let uniforms = self.uniforms.clone();
         let mut offset = 0;
+        let rates = Rates::of(self.gpu.info().device_type);
         for (i, step) in plan.steps.iter().enumerate() {
             for c in &step.copies {
                 self.push_copy(i, c)?;
             }
-            for d in &step.dispatches {
+            for (d, share) in step.dispatches.iter().zip(step.shares()) {
                 self.check_aliases(step, &d.binds)?;
                 let pipeline = self.gpu.pipeline(&d.kernel).map_err(|e| in_step(step, e))?;
                 let trusted = d.kernel.is_trusted();
@@ -244,7 +298,8 @@ impl Executable {
                 let name = format!("{}.{}", d.kernel.label, d.kernel.entry);
                 let work = Work::Dispatch { name, pipeline, bind_group, workgroups: d.workgroups };
                 d.copies_in.iter().try_for_each(|c| self.push_copy(i, c))?;
-                self.commands.push(Command { step: i, work });
+                let ns = rates.ns(step.flops as f64 * share, step.bytes as f64 * share);
+                self.commands.push(Command { step: i, work, ns });
                 d.copies_out.iter().try_for_each(|c| self.push_copy(i, c))?;
             }
         }
@@ -255,12 +310,15 @@ impl Executable {
     }
 
     /// Two externals may be ranges of one buffer (an arena): then no dispatch may write one and
-    /// read the other.
+    /// read the other. It may write both.
     fn check_aliases(&self, step: &Step, binds: &[Option<BoundSlot>]) -> Result<()> {
         let bound: Vec<_> = binds.iter().flatten().map(|b| (self.place(b.slot), b)).collect();
         for (i, (a, first)) in bound.iter().enumerate() {
             for (b, second) in &bound[i + 1..] {
-                if a.buffer == b.buffer && (first.writes || second.writes) {
+                let bytes = |b: &BoundSlot| self.bound_bytes(b.slot, b.bytes) as u64;
+                let apart = a.offset + bytes(first) <= b.offset || b.offset + bytes(second) <= a.offset;
+                let both_written = first.writes && second.writes && apart;
+                if a.buffer == b.buffer && (first.writes || second.writes) && !both_written {
                     let [first, second] = [first, second].map(|b| self.plan.slot_values(b.slot));
                     return Err(Error::Graph(format!(
                         "`{}` would read and write one buffer, that of {first} and {second}: bind tensors that a step \
@@ -334,11 +392,15 @@ impl Executable {
                 self.plan.slot_values(copy.to)
             )));
         }
-        self.commands.push(Command { step, work: Work::Copy { from, to, bytes: copy.bytes as u64 } });
+        let ns = Rates::of(self.gpu.info().device_type).ns(0.0, 2.0 * copy.bytes as f64);
+        self.commands.push(Command { step, work: Work::Copy { from, to, bytes: copy.bytes as u64 }, ns });
         Ok(())
     }
 
     /// Records one step into your encoder. It allocates nothing on the GPU, submits nothing and does not wait.
+    ///
+    /// All of it is one submit of yours, which must not take long: Windows resets a device after two seconds. For steps
+    /// of that order there are [`submit`](Self::submit), which cuts them, and [`slices`](Self::slices).
     ///
     /// # Errors
     ///
@@ -467,11 +529,60 @@ impl Executable {
         }
     }
 
-    /// Records one step and submits it, without waiting.
+    /// Records one step and submits it, without waiting. A step that takes long is cut into several submits of some 75
+    /// milliseconds, by estimates that are corrected by what submits take: see
+    /// [`set_submit_time`](Self::set_submit_time). This returns the last.
+    ///
+    /// Other threads may call this at the same time; but no encoder that was given a step of this executable may be
+    /// submitted meanwhile.
     pub fn submit(&self) -> Result<wgpu::SubmissionIndex> {
-        let mut encoder = self.gpu.encoder("step");
-        self.record(&mut encoder)?;
-        self.gpu.submit(encoder)
+        self.submit_with("step", |submits| self.record_in(submits)).map(|(_, submitted)| submitted)
+    }
+
+    /// Submits what `f` records, with nothing of another such call in between.
+    pub(crate) fn submit_with<T>(
+        &self,
+        what: &str,
+        f: impl FnOnce(&mut Submits) -> Result<T>,
+    ) -> Result<(T, wgpu::SubmissionIndex)> {
+        let _turn = lock(&self.shared.turn);
+        let mut submits = self.submits(what);
+        let value = f(&mut submits)?;
+        Ok((value, submits.submit()?))
+    }
+
+    /// Sets the time that a submit of [`submit`](Self::submit) takes at most, by estimate: 75 milliseconds at first. A
+    /// shorter one lets other users of the device in more often, such as an app that renders on another thread. Each
+    /// submit costs the host some ten microseconds. A single kernel is never cut.
+    pub fn set_submit_time(&self, time: Duration) {
+        self.shared.meter.set_submit_time(time);
+    }
+
+    /// Submits that the meter of this executable measures. What is submitted by [`submit_with`](Self::submit_with) may
+    /// come in between.
+    pub(crate) fn submits(&self, what: impl Into<String>) -> Submits {
+        Submits::new(&self.gpu, &self.shared.meter, what)
+    }
+
+    /// Begins a submit unless a whole step fits into the one that is being recorded.
+    pub(crate) fn make_room_in(&self, submits: &mut Submits) -> Result<()> {
+        submits.make_room(self.commands.iter().map(|command| command.ns).sum())
+    }
+
+    /// Records a step, cut where it is too long for one submit.
+    pub(crate) fn record_in(&self, submits: &mut Submits) -> Result<()> {
+        self.check_set()?;
+        let mut start = 0;
+        for (i, command) in self.commands.iter().enumerate() {
+            if submits.is_full(command.ns) {
+                self.record_range(submits.encoder(), start..i);
+                submits.submit()?;
+                start = i;
+            }
+            submits.add(command.ns);
+        }
+        self.record_range(submits.encoder(), start..self.commands.len());
+        Ok(())
     }
 
     /// Runs one step with a timestamp before and after every kernel, and returns where its time went. Resolves once the

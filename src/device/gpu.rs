@@ -20,7 +20,7 @@ use crate::graph::{Graph, Value};
 use crate::kernel::Kernel;
 use crate::plan::Plan;
 use crate::plan::requirements::Requirements;
-use crate::profile::{Choices, Cooperative, Lanes, Profile};
+use crate::profile::{AdapterClass, Choices, Cooperative, Lanes, Profile};
 
 /// Usages that the buffer of a tensor must have.
 pub(crate) const TENSOR_USAGES: wgpu::BufferUsages =
@@ -128,6 +128,13 @@ impl Gpu {
     /// [`Profile::choices`].
     pub fn with_choices(&self, choices: Choices) -> Self {
         let profile = Profile { choices, ..Profile::clone(&self.profile) };
+        Gpu { profile: Arc::new(profile), ..self.clone() }
+    }
+
+    /// A handle on the same device whose plans use the kernels of this class of adapters: to test those for GPUs on a
+    /// software adapter, where they are slower but give the same results up to rounding.
+    pub fn with_class(&self, class: AdapterClass) -> Self {
+        let profile = Profile { class, ..Profile::clone(&self.profile) };
         Gpu { profile: Arc::new(profile), ..self.clone() }
     }
 

@@ -22,6 +22,7 @@ pub(crate) mod pool;
 mod readback;
 mod self_test;
 mod stream;
+mod submits;
 mod tensor;
 pub mod texture;
 mod ticks;
@@ -29,6 +30,7 @@ pub mod timeline;
 pub mod tune;
 mod wait;
 
+pub(crate) use exec::Memory;
 #[cfg(feature = "check")]
 pub(crate) use exec::SENTINEL;
 pub use exec::{ExecOptions, Executable, Slice};
@@ -39,6 +41,7 @@ pub(crate) use gpu::now;
 pub use pace::Pace;
 pub use readback::Readback;
 pub(crate) use stream::{PIECE, PIECE_BYTES, Uploads, pieces, read_part};
+pub(crate) use submits::Submits;
 pub use tensor::Tensor;
 pub use timeline::Timeline;
 pub use tune::Tuner;

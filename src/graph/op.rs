@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::{Graph, Value};
 use crate::array::Array;
 use crate::error::{Error, Result};
-use crate::kernel::{Elementwise, Launch, Program};
+use crate::kernel::{Elementwise, Gemv, Launch, OnRead, Program};
 use crate::tensor::TensorType;
 
 /// A differentiable operation on tensors: shapes, gradient, kernels, and a definition in f64.
@@ -141,6 +141,21 @@ pub trait Op: Any + Debug + Send + Sync {
         None
     }
 
+    /// The op that computes the same and, as one more output, its last, the sums of the columns of input `input`: over
+    /// all of its dimensions but the last.
+    ///
+    /// The planner uses it on GPUs where a graph has both, as it does for the weight and the bias of a linear layer: the
+    /// op reads that input anyway.
+    fn with_column_sums(&self, _input: usize) -> Option<Arc<dyn Op>> {
+        None
+    }
+
+    /// Whether this is the sum of columns that `with_column_sums` makes needless: of its only input, over all dimensions
+    /// but the last.
+    fn is_column_sum(&self) -> bool {
+        false
+    }
+
     /// Whether this is the addition that `with_addend` folds.
     fn is_addition(&self) -> bool {
         false
@@ -155,6 +170,32 @@ pub trait Op: Any + Debug + Send + Sync {
         None
     }
 
+    /// The op as a product of its first input, of few rows, if it is one.
+    ///
+    /// On GPUs the planner then computes it in one dispatch with other products of that input, as part of
+    /// [`Products`](crate::ops::products::Products).
+    fn gemv(&self, _inputs: &[TensorType]) -> Option<Gemv> {
+        None
+    }
+
+    /// The op as a function that another kernel applies to the rows of its first input as it reads them, if it is one.
+    ///
+    /// On GPUs the planner then leaves it to the products of its result, where those have few rows.
+    fn on_read(&self, _inputs: &[TensorType]) -> Option<OnRead> {
+        None
+    }
+
+    /// The ops whose work it does, each after those that it is applied to. Empty for all but those that plans make of
+    /// several, such as [`Chain`](crate::ops::map::Chain).
+    fn parts(&self) -> &[Part] {
+        &[]
+    }
+
+    /// Which of its [`parts`](Self::parts) an output is the result of.
+    fn made_by(&self, _output: usize) -> Option<usize> {
+        None
+    }
+
     /// Whether the op is scheduled right after the last of its inputs, wherever it is in the graph. For ops that read
     /// values which are soon overwritten; see [`probe`](crate::probe).
     fn runs_early(&self) -> bool {
@@ -165,6 +206,27 @@ pub trait Op: Any + Debug + Send + Sync {
     fn is_view(&self) -> bool {
         false
     }
+}
+
+/// One of the ops whose work another does: the planner computes neighbours in a graph together where that saves
+/// dispatches. See [`Op::parts`].
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// Name of its node.
+    pub name: String,
+    /// The op.
+    pub op: Arc<dyn Op>,
+    /// What it is applied to.
+    pub operands: Vec<Operand>,
+}
+
+/// What a [`Part`] is applied to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operand {
+    /// The input of this index of the whole.
+    Input(usize),
+    /// The first output of an earlier part, by its index.
+    Part(usize),
 }
 
 /// The context of [`Op::vjp`]: the node's values, the cotangents of its outputs, and the graph to add backward nodes

@@ -3,14 +3,20 @@
 //! A kernel's text is one file under `shaders/`, or several, one after another; `ops::TABLE` lists them. Lines of the
 //! form `const NAME: T = v;` or `alias NAME = T;` are *knobs*: a launch may replace the right-hand side. Knobs are text
 //! because `override` constants cannot size a function-local array, which is the register tile that a matmul tunes.
+//!
+//! A loop with the comment `// unroll` after its `{` is written out in plans for GPUs: one block for each iteration, in
+//! which the loop's variable is a constant. Mark loops whose variable is an index into an array of the function, or into
+//! a vector or matrix. Compilers keep these in registers only if indices are constants, and DX12's FXC rejects some that
+//! are not.
 
 use std::any::TypeId;
 use std::borrow::Cow;
 
 use super::merge::{self, Bound};
+use super::unroll::{is_marked, unroll};
 use super::wgsl::Module;
 use crate::error::{Error, Result};
-use crate::profile::Cooperative;
+use crate::profile::{AdapterClass, Cooperative};
 
 /// A kernel before compilation: an entry point of a WGSL file, with settings for its knobs.
 ///
@@ -34,6 +40,8 @@ pub struct Kernel {
     /// What becomes of the file's storage bindings 1, 2, ...; empty if they stay as they are.
     pub merged: Vec<Bound>,
     trust: Trust,
+    /// Whether marked loops are written out.
+    unrolled: bool,
 }
 
 /// Who answers for a kernel's indices and loops. Each step towards [`Planned`](Trust::Planned) is this crate's to make:
@@ -51,7 +59,8 @@ enum Trust {
 impl Kernel {
     /// A kernel with the knobs as written in the file and all checks on.
     pub fn new(label: &'static str, source: impl Into<Cow<'static, str>>, entry: &'static str) -> Self {
-        Kernel { label, source: source.into(), entry, knobs: vec![], merged: vec![], trust: Trust::Checked }
+        let (knobs, merged) = Default::default();
+        Kernel { label, source: source.into(), entry, knobs, merged, trust: Trust::Checked, unrolled: false }
     }
 
     /// Whether it runs without injected bounds checks and loop bounds. Only a [plan](crate::Plan) has such kernels, and
@@ -90,6 +99,13 @@ impl Kernel {
         self
     }
 
+    /// As it runs on this class of adapters. Software adapters unroll loops themselves where it pays, and a longer text
+    /// takes them longer to compile.
+    pub(crate) fn on(mut self, class: AdapterClass) -> Self {
+        self.unrolled = class == AdapterClass::Gpu && is_marked(&self.source);
+        self
+    }
+
     /// Sets a knob. A knob that the file does not declare is an error of [`wgsl`](Self::wgsl).
     pub fn knob(mut self, name: &'static str, value: impl KnobValue) -> Self {
         self.knobs.push((name, value.wgsl()));
@@ -100,10 +116,13 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// [`Error::Kernel`] names a knob that the file does not declare, or the part of the text that keeps bindings from
-    /// being merged.
+    /// [`Error::Kernel`] names a knob that the file does not declare, a loop that cannot be unrolled, or the part of the
+    /// text that keeps bindings from being merged.
     pub fn wgsl(&self) -> Result<String> {
-        let text = self.with_knobs()?;
+        let mut text = self.with_knobs()?;
+        if self.unrolled {
+            text = unroll(&text).map_err(|message| self.error(message))?;
+        }
         if self.merged.is_empty() {
             return Ok(text);
         }

@@ -4,12 +4,18 @@
 //! ([`Kernel::wgsl`]).
 
 mod elementwise;
+mod gemv;
 mod knobs;
 pub(crate) mod merge;
+mod numbered;
 mod program;
+mod unroll;
 pub(crate) mod wgsl;
 
 pub use elementwise::Elementwise;
+pub(crate) use gemv::FEW_ROWS;
+pub use gemv::{Gemv, OnRead};
 pub use knobs::{Kernel, KnobValue};
 pub use merge::Bound;
+pub(crate) use numbered::suffixed;
 pub use program::{Bind, Dispatch, Launch, Program};

@@ -237,6 +237,13 @@ impl<'a> Module<'a> {
         (words.concat(), size_of(&words))
     }
 
+    /// The value of an expression of integers and the module's constants; `None` if this parser cannot tell.
+    pub fn value(&self, expression: Range<usize>) -> Option<i64> {
+        let mut words = vec![];
+        self.expanded(expression, 16, &mut words);
+        evaluate(&words)
+    }
+
     /// Bytes of workgroup memory that an entry point uses, as WebGPU counts them. `None` if the entry point is missing
     /// or uses a type that this parser does not know.
     pub fn workgroup_bytes(&self, entry: &str) -> Option<usize> {

@@ -10,6 +10,7 @@ use super::table::Table;
 use crate::error::{Error, Result};
 use crate::format::Packed;
 use crate::graph::{Graph, ParamInit, Source, Value};
+use crate::ops::packed_i8::Activations;
 use crate::ops::patches::Conv;
 use crate::tensor::split_rows;
 
@@ -67,6 +68,8 @@ pub struct Builder<'a> {
     kept: BTreeMap<String, Value>,
     /// Matrices that stay packed, by name, and the inputs that they became.
     packed: Option<&'a BTreeMap<String, Packed>>,
+    /// How packed products read their inputs.
+    pub(super) activations: Activations,
     packed_inputs: Vec<Value>,
     pub(super) caches: Option<Caches>,
 }
@@ -114,8 +117,8 @@ impl<'a> Builder<'a> {
     /// A builder for networks of any kind. Parts of transformers need [`with_config`](Self::with_config).
     pub fn new(g: &'a mut Graph) -> Self {
         let first = g.nodes().len();
-        let (config, training, kept, packed, packed_inputs, caches) = Default::default();
-        Builder { g, config, training, first, kept, packed, packed_inputs, caches }
+        let (config, training, kept, packed, activations, packed_inputs, caches) = Default::default();
+        Builder { g, config, training, first, kept, packed, activations, packed_inputs, caches }
     }
 
     /// A builder for parts of a transformer, such as a [`stack`](Self::stack), as well as for other layers.
@@ -229,7 +232,7 @@ impl<'a> Builder<'a> {
             false => None,
         };
         match packed {
-            Some((_, matrix)) => self.g.packed_linear(name, x, w, matrix, bias),
+            Some((_, matrix)) => self.g.packed_linear_of(name, [x, w], matrix, bias, self.activations),
             None => self.g.linear(name, x, w, bias),
         }
     }

@@ -132,7 +132,7 @@ impl Trial<'_> {
         let inputs = &self.graph.node(id).inputs;
         let rows = match op.downcast_ref::<Matmul>() {
             // A row of the first must not be of several tokens.
-            Some(m) if !m.batch && !m.transpose_a && self.has_whole_rows(inputs[0]) => 0,
+            Some(m) if !m.batch && !m.transpose_a && !m.column_sums && self.has_whole_rows(inputs[0]) => 0,
             None if op.is::<Embedding>() => 1,
             _ => return false,
         };

@@ -3,6 +3,7 @@
 use crate::error::Result;
 use crate::format::Packed;
 use crate::graph::{Graph, Value};
+use crate::ops::packed_i8::Activations;
 
 /// A matrix with a row per token, split into parts if it is too large for one tensor.
 #[derive(Clone, Debug)]
@@ -21,10 +22,10 @@ impl Table {
     }
 
     /// The product of `x` with every row.
-    pub fn scores(&self, g: &mut Graph, name: &str, x: Value) -> Result<Value> {
+    pub fn scores(&self, g: &mut Graph, name: &str, x: Value, activations: Activations) -> Result<Value> {
         match self {
             Table::Plain(parts) => g.matmul_nt_parts(name, x, parts),
-            Table::Packed(parts) => g.packed_linear_parts(name, x, parts),
+            Table::Packed(parts) => g.packed_linear_parts_of(name, x, parts, activations),
         }
     }
 }

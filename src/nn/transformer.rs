@@ -12,6 +12,7 @@ use super::table::Table;
 use crate::error::{Error, Result};
 use crate::format::Packed;
 use crate::graph::{Graph, Value};
+use crate::ops::packed_i8::Activations;
 use crate::tensor::TensorType;
 
 /// The values of a language model in a graph: what to write, what to read, what to train.
@@ -212,7 +213,7 @@ fn head(b: &mut Builder<'_>, embedding: Table, hidden: Value) -> Result<Value> {
         true => embedding,
         false => b.table("head.weight", [c.vocab_size, c.d_model], c.weight_init(false))?,
     };
-    table.scores(b.g, "head", hidden)
+    table.scores(b.g, "head", hidden, b.activations)
 }
 
 /// Which tokens a decoder computes logits for.
@@ -237,6 +238,8 @@ pub struct DecodeShape {
     pub capacity: usize,
     /// Which tokens get logits.
     pub rows: DecodeRows,
+    /// How packed products read their inputs.
+    pub activations: Activations,
 }
 
 /// The values of a model that decodes with a cache: what to write, what to read, what to bind.
@@ -297,7 +300,8 @@ impl TransformerDecoder {
     pub(crate) fn check_blocks(config: &TransformerConfig, block: &dyn Block, max_tensor_bytes: u64) -> Result<()> {
         let mut g = Graph::with_max_tensor_bytes(max_tensor_bytes);
         let time = decodable::TIME.min(config.context);
-        let shape = DecodeShape { batch: decodable::BATCH, time, capacity: time, rows: DecodeRows::All };
+        let (batch, rows, activations) = (decodable::BATCH, DecodeRows::All, Activations::F32);
+        let shape = DecodeShape { batch, time, capacity: time, rows, activations };
         let model = Self::assemble(&mut g, config, block, &BTreeMap::new(), shape)?;
         let inputs: Vec<Value> = [model.tokens].into_iter().chain(model.positions).collect();
         let stream = [model.stream[0], model.stream[config.n_layers]];
@@ -312,7 +316,7 @@ impl TransformerDecoder {
         packed: &BTreeMap<String, Packed>,
         shape: DecodeShape,
     ) -> Result<Self> {
-        let DecodeShape { batch, time, capacity, rows } = shape;
+        let DecodeShape { batch, time, capacity, rows, activations } = shape;
         if config.bidirectional || config.token_types > 0 {
             return Err(Error::config("bidirectional", "an encoder sees all tokens at once; it does not decode"));
         }
@@ -327,6 +331,7 @@ impl TransformerDecoder {
             Positions::Learned => Some(b.g.input("positions", TensorType::u32([batch, time]))?),
             Positions::Rope { .. } => None,
         };
+        b.activations = activations.of_rows(batch * time);
         b.caches = Some(Caches { start, capacity, states: vec![] });
         let (table, x) = embed(&mut b, tokens)?;
         let x = b.begin(x, positions)?;

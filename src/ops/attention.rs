@@ -27,6 +27,10 @@ const TILED: LaneSource =
     lane_source!("attention/shared.wgsl", "attention/dots.wgsl", "attention/teams.wgsl", "attention/tiled.wgsl");
 const DECODE: LaneSource =
     lane_source!("attention/shared.wgsl", "attention/dots.wgsl", "attention/teams.wgsl", "attention/decode.wgsl");
+const SPLIT: LaneSource =
+    lane_source!("attention/shared.wgsl", "attention/dots.wgsl", "attention/teams.wgsl", "attention/split.wgsl");
+const COMBINE: &str =
+    concat!(include_str!("../../shaders/attention/shared.wgsl"), include_str!("../../shaders/attention/combine.wgsl"),);
 const ROW_DOTS: &str = concat!(
     include_str!("../../shaders/attention/shared.wgsl"),
     include_str!("../../shaders/attention/row_dots.wgsl"),
@@ -35,14 +39,16 @@ const ROW_DOTS: &str = concat!(
 pub(super) const ROW: Row = Row {
     name: "attention",
     summary: "o = softmax(scale * q k^T) v by head, causal or full, grouped heads; no T x T matrix",
-    sources: &[LANES.plain, WIDE.plain, TILED.plain, DECODE.plain, ROW_DOTS],
+    sources: &[LANES.plain, WIDE.plain, TILED.plain, DECODE.plain, SPLIT.plain, COMBINE, ROW_DOTS],
     cases,
     bench: || {
         let square = |t: usize, heads: usize| case(1, (t, t), (heads, heads), 64, true);
         let decode = case(1, (1, 1024), (12, 12), 64, true);
         let ragged = cached((1, 1024), (12, 12), 64, &[1023.0, 511.0, 255.0, 127.0]);
         let wide = case(1, (1024, 1024), (2, 2), 256, true);
-        vec![square(256, 6), square(1024, 6), square(4096, 1), wide, decode, ragged]
+        let long = cached((1, 4096), (9, 3), 64, &[4095.0]);
+        let longer = cached((1, 32_768), (9, 3), 64, &[32_767.0]);
+        vec![square(256, 6), square(1024, 6), square(4096, 1), wide, decode, ragged, long, longer]
     },
 };
 
@@ -86,6 +92,17 @@ fn cases() -> Vec<Case> {
         cached((1, 66_000), (1, 1), 4, &[65_999.0]), // too many for an invocation that keeps its rows
         cached((3, 8), (1, 1), 4, &[100.0]),
         cached((6, 30), (2, 1), 8, &[20.0, 3.0, 4_294_967_295.0]),
+        // Caches that GPUs split: with few keys, with as many as they hold, and in between; for heads that share keys
+        // and heads that do not, for several queries, some of which see no key of the last slice.
+        cached((1, 2048), (9, 3), 64, &[0.0]),
+        cached((1, 2048), (3, 1), 64, &[2047.0]),
+        cached((1, 1300), (4, 2), 16, &[1299.0, 700.0, 0.0, 31.0]),
+        cached((4, 1100), (6, 2), 12, &[1000.0, 0.0, 30.0]),
+        cached((4, 1025), (2, 2), 7, &[4_294_967_295.0]),
+        cached((3, 1030), (14, 1), 20, &[64.0, 1.0]),
+        cached((2, 1040), (2, 1), 320, &[900.0]),
+        case(1, (1, 1100), (10, 1), 128, full),
+        case(1, (4, 2050), (1, 1), 8, causal),
     ]);
     cases
 }
@@ -177,7 +194,7 @@ impl Graph {
     }
 }
 
-/// The most elements of a head. An invocation on a GPU keeps sums of a 64th of it: of wider ones, too many.
+/// The most elements of a head that any case tests.
 const WIDEST: usize = 1024;
 
 /// Sizes of one attention.
@@ -187,6 +204,7 @@ struct Dims {
     tq: usize,
     tk: usize,
     dh: usize,
+    kv_heads: usize,
     /// Query heads that share a key and value head.
     sharing: usize,
 }
@@ -216,7 +234,7 @@ impl Attention {
         if self.causal && tq > tk {
             return Err(format!("causal attention of {tq} queries needs as many keys, got {tk}"));
         }
-        Ok(Dims { batch, tq, tk, dh, sharing: h / kv })
+        Ok(Dims { batch, tq, tk, dh, kv_heads: kv, sharing: h / kv })
     }
 
     fn scale(&self, dh: usize) -> f32 {
@@ -236,7 +254,7 @@ impl Attention {
     ) -> Result<(), String> {
         let d = self.dims(&cx.inputs[..3])?;
         let blocks = times.div_ceil(tile.rows_of_group());
-        let groups = blocks * heads * d.batch;
+        let groups = blocks * heads * d.batch * tile.parts(d.dh);
         let kernel = kernel.knob("CAUSAL", self.causal);
         let step = tile.others_of_dispatch(d.dh, loops).unwrap_or(others);
         for since in (0..others).step_by(step) {
@@ -255,8 +273,45 @@ impl Attention {
         let kernel = tile.kernel::<O>("forward", d.dh);
         let kernel = if cached { kernel.knob("CACHED", true) } else { kernel };
         let mut program = Program::default();
+        if let Cut::Split(split) = tile.cut {
+            self.launch_split::<O>(&mut program, cx, (kernel, &binds), split)?;
+            return Ok(program);
+        }
         self.dispatch(&mut program, cx, (kernel, &binds), (d.tq, self.heads), (d.tk, 2), tile)?;
         Ok(program)
+    }
+
+    /// Few queries on a GPU: the slices of their keys, and then the dispatch that combines them, if they are several.
+    fn launch_split<O: Op>(
+        &self,
+        program: &mut Program,
+        cx: &Launch<'_>,
+        (kernel, binds): (Kernel, &[Bind; 6]),
+        Split { rows, slices, .. }: Split,
+    ) -> Result<(), String> {
+        let d = self.dims(&cx.inputs[..3])?;
+        let blocks = (d.tq * d.sharing).div_ceil(rows);
+        let groups = d.batch * d.kv_heads * blocks * slices;
+        let kernel = kernel.knob("CAUSAL", self.causal);
+        let words = self.words(&d, blocks, groups, 0..d.tk);
+        let &[q, k, v, o, lse, start] = binds;
+        if slices == 1 {
+            program.dispatch(kernel, binds, &words, cx.profile.grid(groups));
+            return Ok(());
+        }
+        let all = d.batch * d.tq * self.heads;
+        let parts = program.scratch(TensorType::f32([all, slices, d.dh]));
+        let stats = program.scratch(TensorType::f32([all, slices, 2]));
+        let binds = [q, k, v, Bind::Scratch(parts), Bind::Scratch(stats), start];
+        program.dispatch(kernel, &binds, &words, cx.profile.grid(groups));
+        let blocks = units(d.dh).2.div_ceil(COMBINED);
+        let kernel = shared_kernel::<O>(COMBINE, "combine", d.dh)
+            .knob("SLICES", slices as u32)
+            .knob("SETS", slices.next_power_of_two().min(16) as u32);
+        let binds = [Bind::ScratchIn(parts), Bind::ScratchIn(stats), o, lse];
+        let words = self.words(&d, blocks, all * blocks, 0..d.tk);
+        program.dispatch(kernel, &binds, &words, cx.profile.grid(all * blocks));
+        Ok(())
     }
 
     /// `o` and `lse`, with `ahead(b)` keys before that of the first query of sequence `b`.
@@ -329,10 +384,25 @@ enum Cut {
     Rows(usize),
     /// Each invocation has this many rows, too wide to keep, which meet so many of the other side at a time.
     Wide(usize, usize),
-    /// This many invocations share four rows, and as many such sets form a workgroup.
-    Tiled(usize),
+    /// So many invocations share four rows, and make so many units of their sums.
+    Tiled { lanes: usize, part: usize },
     /// A workgroup works on one row, and this many invocations share its keys.
     Decode(usize),
+    /// A workgroup works on rows that share a key head, and on a slice of their keys.
+    Split(Split),
+}
+
+/// How few queries of many heads meet their keys on a GPU.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Split {
+    /// Rows of a workgroup.
+    rows: usize,
+    /// Invocations that share a key.
+    lanes: usize,
+    /// Neighbours whose sums shuffles can add.
+    reach: usize,
+    /// Workgroups that share the keys of a row.
+    slices: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -351,32 +421,38 @@ const WORKGROUP_QUADS: usize = 16_352 / 16;
 /// Up to this many queries, one workgroup for each wastes less than the unused part of a tile.
 const FEW: usize = 4;
 
+/// Keys that few queries meet in one dispatch: to read so many takes a workgroup about as long as it takes to start the
+/// dispatch that combines slices.
+const UNSPLIT: usize = 1024;
+
+/// The fewest keys of a full cache that are worth a slice.
+const SLICE: usize = 32;
+
+/// Units of a row that a workgroup of combine.wgsl makes.
+const COMBINED: usize = 16;
+
+/// Workgroups that keep a large GPU busy when all they do is read.
+const BUSY: usize = 160;
+
 impl Tile {
     /// The ways to split a forward pass.
     fn forward(cx: &Launch<'_>, d: &Dims) -> Vec<Tile> {
         let few = d.tq <= FEW;
+        if few && cx.profile.class == AdapterClass::Gpu {
+            // The tuner, whose caches are empty, could not tell what is best.
+            return vec![Tile::split(cx, d)];
+        }
         let rows = if d.dh <= 64 && !few { [2, 1] } else { [1, 2] };
         let mut tiles = Tile::all(cx, d, &rows, d.tk);
-        let decode = match (cx.profile.class, cx.profile.vector_lanes()) {
-            // Passing rows around costs no additional loads, and loads are what takes time.
-            (AdapterClass::Cpu, (_, true)) => vec![],
-            (AdapterClass::Cpu, (group, false)) => {
-                // Its invocations keep sums, too. They go over units, and over the keys of their team.
-                let dim = units(d.dh).2;
-                let iterations = (dim + group + 2) * d.tk.div_ceil(4 * group);
-                let fits = dim <= UNROLLED * group && iterations < LOOP_ITERATIONS;
-                let tile = Tile { cut: Cut::Decode(group), group, subgroups: false };
-                fits.then_some(tile).into_iter().collect()
+        if let (AdapterClass::Cpu, true, (group, false)) = (cx.profile.class, few, cx.profile.vector_lanes()) {
+            // Passing rows around would cost no additional loads, and loads are what takes time: so only without
+            // subgroups. Its invocations keep sums, too. They go over units, and over the keys of their team.
+            let dim = units(d.dh).2;
+            let iterations = (dim + group + 2) * d.tk.div_ceil(4 * group);
+            if dim <= UNROLLED * group && iterations < LOOP_ITERATIONS {
+                tiles.truncate(1);
+                tiles.insert(0, Tile { cut: Cut::Decode(group), group, subgroups: false });
             }
-            // As few lanes as keep the shares of an invocation at 64 elements.
-            (AdapterClass::Gpu, _) => {
-                let lanes = d.dh.div_ceil(16).next_power_of_two().max(16);
-                vec![Tile::gpu(cx, Cut::Decode, (128, lanes))]
-            }
-        };
-        if few && !decode.is_empty() {
-            tiles.truncate(1);
-            tiles.splice(..0, decode);
         }
         tiles
     }
@@ -394,7 +470,7 @@ impl Tile {
     /// On software adapters a row of the other side is expensive to load and registers spill cheaply, so an invocation
     /// keeps one of these numbers of `rows`, unless they are too wide, or meet so many `others` that it would run into
     /// the quirk `loops-end-early`. On GPUs workgroup memory is cheap and occupancy counts, so more invocations share
-    /// wide heads: no more than eight elements each of a row's sum.
+    /// wide heads: no more than eight elements each of a row's sum, or what Apple's M1 can keep in registers.
     fn all(cx: &Launch<'_>, d: &Dims, rows: &[usize], others: usize) -> Vec<Tile> {
         if cx.profile.class == AdapterClass::Cpu {
             let (group, subgroups) = cx.profile.vector_lanes();
@@ -412,7 +488,7 @@ impl Tile {
             129..=256 => &[(128, 32), (64, 32)],
             _ => &[(128, 64), (64, 64)],
         };
-        shapes.iter().map(|&t| Tile::gpu(cx, Cut::Tiled, t)).collect()
+        shapes.iter().map(|&shape| Tile::tiled(cx, d.dh, shape, 8)).collect()
     }
 
     /// Wide heads on a software adapter. More rows need fewer loads for each product, as many as registers allow.
@@ -423,10 +499,53 @@ impl Tile {
         }
     }
 
-    /// Subgroups help if each of them contains all invocations that share a row.
-    fn gpu(cx: &Launch<'_>, cut: fn(usize) -> Cut, (group, lanes): (usize, usize)) -> Tile {
+    /// Few queries on a GPU. Where the keys are not split, each row has a workgroup of its own unless there are plenty:
+    /// they start together, and what one reads again is in the cache.
+    fn split(cx: &Launch<'_>, d: &Dims) -> Tile {
+        let shuffles = cx.profile.subgroup_lanes().map_or(0, |n| n as usize);
+        // Elements of a row that an invocation has, and the most rows: what Apple's M1 can keep in registers.
+        let (own, most) = match d.dh {
+            0..=64 => (4, 8),
+            65..=128 => (4, 7),
+            129..=256 if shuffles < 32 => (4, 4),
+            _ => (8, 2),
+        };
+        let lanes = d.dh.div_ceil(own).next_power_of_two().max(4);
+        let all = d.sharing * d.tq;
+        let most = all.min(most).min(lanes);
+        let groups = |rows: usize| d.batch * d.kv_heads * all.div_ceil(rows);
+        let (rows, slices) = if d.tk <= UNSPLIT || groups(most) >= BUSY {
+            ((1..=most).rev().find(|&rows| groups(rows) >= BUSY).unwrap_or(1), 1)
+        } else {
+            (most, BUSY.div_ceil(groups(most)).next_power_of_two().min(d.tk.div_ceil(SLICE)))
+        };
+        let rows = all.div_ceil(all.div_ceil(rows)); // evenly
+        // As many invocations as meet all keys at once, within limits.
+        let allowed = 1 << cx.profile.max_invocations.clamp(128, 256).ilog2();
+        let group = (d.tk.div_ceil(slices) * lanes / 4).next_power_of_two().clamp(lanes.max(64), allowed);
+        let subgroups = shuffles >= lanes;
+        let reach = if subgroups { shuffles.min(group) } else { lanes };
+        let split = Split { rows, lanes, reach, slices };
+        Tile { cut: Cut::Split(split), group, subgroups }
+    }
+
+    /// `own` is how many elements of each row's sum an invocation can keep. If the lanes cannot keep all, it takes
+    /// several workgroups, unless no small number of them can share a row evenly. Subgroups help if each of them contains
+    /// all invocations that share a row.
+    fn tiled(cx: &Launch<'_>, dh: usize, (group, lanes): (usize, usize), own: usize) -> Tile {
+        let (_, width, dim) = units(dh);
+        let least = dh.div_ceil(lanes * own);
+        let parts = (least..=2 * least).find(|parts| dim.is_multiple_of(*parts) && dim / parts * width <= lanes * own);
         let subgroups = cx.profile.subgroup_lanes().is_some_and(|n| n as usize >= lanes);
-        Tile { cut: cut(lanes), group, subgroups }
+        Tile { cut: Cut::Tiled { lanes, part: dim / parts.unwrap_or(1) }, group, subgroups }
+    }
+
+    /// The one for the second half of a backward pass. On GPUs it has two sums for each row, so an invocation keeps less
+    /// of them.
+    fn for_keys(self, cx: &Launch<'_>, dh: usize) -> Tile {
+        let Cut::Tiled { lanes, .. } = self.cut else { return self };
+        let lanes = if dh > 4 * lanes { (2 * lanes).min(64) } else { lanes };
+        Tile::tiled(cx, dh, (self.group, lanes), 4)
     }
 
     /// The one that a launch selects.
@@ -438,17 +557,25 @@ impl Tile {
         let name = |t: &Tile| match t.cut {
             Cut::Rows(n) => format!("{n} rows a lane"),
             Cut::Wide(rows, others) => format!("{rows} rows a lane, {others} at a time"),
-            Cut::Tiled(lanes) => format!("{} rows x {}", t.rows_of_group(), 4 * lanes),
+            Cut::Tiled { lanes, .. } => format!("{} rows x {}", t.rows_of_group(), 4 * lanes),
             Cut::Decode(lanes) => format!("a row by {} of {lanes}", t.group),
+            Cut::Split(s) => format!("{} rows by {} of {}, {} slices", s.rows, t.group, s.lanes, s.slices),
         };
         tiles.iter().map(name).collect()
+    }
+
+    /// Workgroups that share a tile of rows with `dh` elements.
+    fn parts(&self, dh: usize) -> usize {
+        let Cut::Tiled { part, .. } = self.cut else { return 1 };
+        units(dh).2 / part
     }
 
     fn rows_of_group(&self) -> usize {
         match self.cut {
             Cut::Rows(n) | Cut::Wide(n, _) => self.group * n,
-            Cut::Tiled(lanes) => 4 * self.group / lanes,
+            Cut::Tiled { lanes, .. } => 4 * self.group / lanes,
             Cut::Decode(_) => 1,
+            Cut::Split(split) => split.rows,
         }
     }
 
@@ -469,9 +596,10 @@ impl Tile {
             (Cut::Wide(..), "backward_kv") => (WIDE, "wide_backward_kv"),
             (Cut::Wide(..), _) => (WIDE, "wide_forward"),
             (Cut::Decode(_), _) => (DECODE, "decode"),
-            (Cut::Tiled(_), "backward_q") => (TILED, "tiled_backward_q"),
-            (Cut::Tiled(_), "backward_kv") => (TILED, "tiled_backward_kv"),
-            (Cut::Tiled(_), _) => (TILED, "tiled_forward"),
+            (Cut::Split(_), _) => (SPLIT, "split"),
+            (Cut::Tiled { .. }, "backward_q") => (TILED, "tiled_backward_q"),
+            (Cut::Tiled { .. }, "backward_kv") => (TILED, "tiled_backward_kv"),
+            (Cut::Tiled { .. }, _) => (TILED, "tiled_forward"),
         }
     }
 
@@ -498,21 +626,26 @@ impl Tile {
                 let loads = if self.subgroups { others / self.group } else { others };
                 kernel.knob("ROWS", rows as u32).knob("OTHERS", others as u32).knob("LOADS", loads as u32)
             }
-            Cut::Tiled(lanes) => {
+            Cut::Tiled { lanes, part } => {
                 // 64 bytes of a row at a time, or what fits beside the weights; then as many whole rows as fit the same
                 // memory.
                 let (rows, others) = (self.rows_of_group(), 4 * lanes);
                 let stride = (WORKGROUP_QUADS - 4 * self.group) * 4 / width / (rows + others);
                 let chunk = divisor((16 / width).min((stride - 1) | 1));
                 let memory = (rows + others) * (chunk | 1);
-                let slab = (memory / dim.next_multiple_of(lanes)).clamp(1, others);
-                kernel.knob("LANES", lanes as u32).knob("CHUNK", chunk as u32).knob("SLAB", 1 << slab.ilog2())
+                let slab = (memory / part.next_multiple_of(lanes)).clamp(1, others);
+                kernel
+                    .knob("LANES", lanes as u32)
+                    .knob("PART", part as u32)
+                    .knob("CHUNK", chunk as u32)
+                    .knob("SLAB", 1 << slab.ilog2())
             }
-            // Compiling loads is slow on software adapters; GPUs like many in flight.
-            Cut::Decode(lanes) => {
-                let piece = divisor(if self.group == lanes { 1 } else { 4 });
-                kernel.knob("LANES", lanes as u32).knob("PIECE", piece as u32)
-            }
+            Cut::Decode(lanes) => kernel.knob("LANES", lanes as u32),
+            Cut::Split(Split { rows, lanes, reach, slices }) => kernel
+                .knob("LANES", lanes as u32)
+                .knob("ROWS", rows as u32)
+                .knob("REACH", reach as u32)
+                .knob("SLICES", slices as u32),
         }
     }
 }
@@ -649,6 +782,7 @@ impl Op for AttentionBackward {
         let kernel = tile.kernel::<Self>("backward_q", d.dh);
         op.dispatch(&mut program, cx, (kernel, &binds), (d.tq, op.heads), (d.tk, 3), tile)?;
         let binds = [&ins[..], &[Bind::Out(1), Bind::Out(2)]].concat();
+        let tile = tile.for_keys(cx, d.dh);
         let kernel = tile.kernel::<Self>("backward_kv", d.dh);
         op.dispatch(&mut program, cx, (kernel, &binds), (d.tk, op.kv_heads), (d.tq, 2 * d.sharing), tile)?;
         Ok(program)

@@ -54,7 +54,8 @@ pub(super) const ROW: Row = Row {
 #[derive(Clone, Copy, Debug)]
 pub struct CrossEntropy;
 
-/// `(logits, targets, lse, weight, dloss) -> dlogits`: the gradient of [`CrossEntropy`].
+/// `(logits, targets, lse, weight, dloss) -> dlogits`: the gradient of [`CrossEntropy`]. It takes the place of the
+/// logits, the largest tensor of a language model's step, unless something reads those afterwards.
 #[derive(Clone, Copy, Debug)]
 pub struct CrossEntropyBackward;
 
@@ -161,7 +162,7 @@ impl Op for CrossEntropyBackward {
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let (kernel, layout) = kernel::<Self>(cx, "backward")?;
-        let binds = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::In(3), Bind::In(4), Bind::Out(0)];
+        let binds = [Bind::Out(0), Bind::In(1), Bind::In(2), Bind::In(3), Bind::In(4)];
         let words = [cx.inputs[0].shape.rows(), cx.inputs[0].shape.cols(), layout.groups].map(|w| w as u32);
         Ok(Program::one(kernel, &binds, &words, cx.profile.grid(layout.groups)))
     }
@@ -180,6 +181,10 @@ impl Op for CrossEntropyBackward {
 
     fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
         4 * inputs[0].len() as u64
+    }
+
+    fn starts_as(&self, _output: usize) -> Option<usize> {
+        Some(0)
     }
 }
 

@@ -2,11 +2,11 @@
 //!
 //! `y[t] = table[ids[t] - first]`, where `first` is 0 except for tables that are parts of a larger one. An id without a
 //! row gives a row of zeros and passes no gradient, so such ids can serve as padding. Backward, `dtable[v]` is the sum
-//! of `dy[t]` where `ids[t] = first + v`, added in the order of `t`: the same bits on every run.
+//! of `dy[t]` where `ids[t] = first + v`, added in a fixed order: the same bits on every run.
 
 use std::sync::Arc;
 
-use super::cases::{Case, Row};
+use super::cases::{Case, InputFill, Row};
 use super::checks::{expect_f32, expect_ids, expect_shape};
 use super::elementwise;
 use super::source::table_kernel;
@@ -41,6 +41,12 @@ pub(super) const ROW: Row = Row {
         };
         let part_backward = EmbeddingBackward { vocab: 63, first: 20, accumulate: true };
         let part_backward = Case::new("part, backward by token", part_backward, &[&[40, 8]]).ids(&[40], 100);
+        // One id for most tokens: on GPUs its list is cut into many pieces. 99 has no row.
+        let frequent = |vocab: usize, dy: &[usize], ids: &'static [f64], accumulate: bool| {
+            let case = backward(vocab, dy, 1, accumulate);
+            let name = format!("{}, mostly one", case.name);
+            Case { name, ..case.fill(1, InputFill::Values(ids)) }
+        };
         vec![
             forward(&[1, 1], &[1], 1),
             forward(&[63, 12], &[2, 127], 63),
@@ -57,6 +63,10 @@ pub(super) const ROW: Row = Row {
             part(8),
             part(5),
             part_backward.also(&[63, 8]),
+            frequent(9, &[1757, 12], &[4.0, 4.0, 8.0, 4.0, 4.0, 4.0, 0.0, 4.0], false),
+            frequent(9, &[3, 331, 5], &[99.0, 99.0, 99.0, 1.0, 2.0, 99.0, 1.0], true),
+            frequent(2000, &[1027, 8], &[1999.0, 1999.0, 5.0, 1999.0, 99.0], true),
+            backward(65, &[640, 4], 70, false),
         ]
     },
     bench: || {
@@ -70,8 +80,23 @@ pub(super) const ROW: Row = Row {
                 .ids(&[tokens], vocab as u32)
                 .also(&[vocab, cols])
         };
-        vec![forward(50_257, 384, 1024), backward(65, 384, 4096), backward(50_257, 384, 1024)]
+        let op = EmbeddingBackward { vocab: 65, first: 0, accumulate: false };
+        let text = Case::new("backward 65x384 by 16384 of a text", op, &[&[16_384, 384]]).ids(&[16_384], 65);
+        let text = text.fill(1, InputFill::Values(&LETTERS));
+        vec![forward(50_257, 384, 1024), backward(65, 384, 4096), backward(50_257, 384, 1024), text]
     },
+};
+
+/// Ids of a character-level model: few, and some of them frequent.
+const LETTERS: [f64; 70] = {
+    let text = b"the rows of a table are looked up by the letters of a sentence like it.";
+    let mut ids = [0.0; 70];
+    let mut i = 0;
+    while i < ids.len() {
+        ids[i] = (text[i] % 65) as f64;
+        i += 1;
+    }
+    ids
 };
 
 /// `(table, ids) -> table[ids - first]`: `[vocab, d], u32 [..] -> [.., d]`. Zeros for ids without a row.
@@ -112,6 +137,13 @@ impl Graph {
         self.op1(name, Embedding::default(), &[table, ids])
     }
 }
+
+/// Tokens that an invocation of a GPU sums at most.
+const PIECE: usize = 32;
+
+/// Invocations of a workgroup that sorts tokens, and how many of those share a token.
+const SORT_GROUP: usize = 256;
+const SORT_SLICES: usize = 4;
 
 /// Checks that the ids of all rows fit a u32.
 pub(super) fn expect_rows(first: usize, rows: usize) -> Result<(), String> {
@@ -162,7 +194,7 @@ impl Op for Embedding {
         let tokens = cx.inputs[1].len();
         let (kernel, cols) = element::<Self>("forward", cols);
         let len = tokens * cols;
-        let words = [len, cols, vocab, tokens, self.first].map(|w| w as u32);
+        let words = [len, cols, vocab, tokens, self.first, 0].map(|w| w as u32);
         let binds = [Bind::In(0), Bind::In(1), Bind::Out(0)];
         let (kernel, groups) = elementwise::spread(cx.profile, len, kernel);
         Ok(Program::one(kernel, &binds, &words, groups))
@@ -188,6 +220,68 @@ impl Op for Embedding {
 }
 
 impl EmbeddingBackward {
+    /// The program for software adapters: the tokens of each id are linked into a list, and each list is walked.
+    fn by_lists(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let tokens = cx.inputs[1].len();
+        // If few rows of a large table change, visiting all rows would cost more than the update itself.
+        let by_token = self.accumulate && tokens < self.vocab;
+        let (kernel, cols) = element::<Self>("backward", cx.inputs[0].shape.cols());
+        let len = if by_token { tokens } else { self.vocab } * cols;
+        let words = self.words(len, cols, tokens, 0);
+        let mut program = Program::default();
+        let head = program.scratch(TensorType::u32([self.vocab]));
+        let next = program.scratch(TensorType::u32([tokens]));
+        self.chain(&mut program, cx, &words, [head, next])?;
+        let kernel = kernel.knob("BY_TOKEN", by_token).knob("ACCUMULATE", self.accumulate);
+        let binds = [Bind::In(0), Bind::In(1), Bind::ScratchIn(head), Bind::ScratchIn(next), Bind::Out(0)];
+        // Any number of the tokens may have the same id: the quirk `loops-end-early`.
+        cx.profile.quirks.check_loops("the number of tokens", tokens, tokens + 2)?;
+        let each = LOOP_ITERATIONS / (tokens + 2);
+        let (kernel, groups) = elementwise::spread_thinly(cx.profile, len, each, kernel);
+        program.dispatch(kernel, &binds, &words, groups);
+        Ok(program)
+    }
+
+    /// The program for GPUs: the tokens are sorted by row and summed in pieces, so that a frequent id does not keep the
+    /// others waiting.
+    fn by_pieces(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let tokens = cx.inputs[1].len();
+        let (kernel, cols) = element::<Self>("sort", cx.inputs[0].shape.cols());
+        let pieces = tokens.div_ceil(PIECE);
+        let mut program = Program::default();
+        let sorted = program.scratch(TensorType::u32([tokens, 2]));
+        let parts = program.scratch(TensorType::f32([pieces, cx.inputs[0].shape.cols()]));
+
+        // Invocations that have no token to sort only write zeros.
+        let zeros = if self.accumulate { 0 } else { self.vocab * cols };
+        let groups = tokens.div_ceil(SORT_GROUP / SORT_SLICES).max(zeros.div_ceil(32 * SORT_GROUP));
+        let iterations = tokens.div_ceil(4 * SORT_SLICES) + 32 + SORT_SLICES;
+        cx.profile.quirks.check_loops("the number of tokens", tokens, iterations)?;
+        let kernel = kernel
+            .knob("GROUP", SORT_GROUP as u32)
+            .knob("SLICES", SORT_SLICES as u32)
+            .knob("ACCUMULATE", self.accumulate);
+        let words = self.words(zeros, cols, tokens, groups * SORT_GROUP);
+        let binds = [Bind::In(1), Bind::Scratch(sorted), Bind::Out(0)];
+        program.dispatch(kernel, &binds, &words, cx.profile.grid(groups));
+
+        let mut level = |entry, pieces: usize, binds: &[Bind]| {
+            let (kernel, cols) = element::<Self>(entry, cx.inputs[0].shape.cols());
+            let kernel = kernel.knob("PIECE", PIECE as u32).knob("ACCUMULATE", self.accumulate);
+            let (kernel, groups) = elementwise::spread(cx.profile, pieces * cols, kernel);
+            program.dispatch(kernel, binds, &self.words(pieces * cols, cols, tokens, 0), groups);
+        };
+        level("pieces", pieces, &[Bind::In(0), Bind::ScratchIn(sorted), Bind::Out(0), Bind::Scratch(parts)]);
+        if pieces > 1 {
+            level("join", pieces - 1, &[Bind::ScratchIn(parts), Bind::ScratchIn(sorted), Bind::Out(0)]);
+        }
+        Ok(program)
+    }
+
+    fn words(&self, len: usize, cols: usize, tokens: usize, stride: usize) -> [u32; 6] {
+        [len, cols, self.vocab, tokens, self.first, stride].map(|w| w as u32)
+    }
+
     /// The dispatch that links the tokens of each id into a list.
     fn chain(
         &self,
@@ -196,12 +290,8 @@ impl EmbeddingBackward {
         words: &[u32],
         [head, next]: [usize; 2],
     ) -> Result<(), String> {
-        // On GPUs many invocations, because each waits for its loads. On software adapters just enough for a few
-        // threads, because each invocation walks over all tokens.
-        let (group, ways) = match cx.profile.class {
-            AdapterClass::Cpu => (8, 16),
-            AdapterClass::Gpu => (64, self.vocab.next_power_of_two().clamp(64, 4096)),
-        };
+        // Just enough for a few threads, because each invocation walks over all tokens.
+        let (group, ways) = (8, 16);
         let rows = self.vocab.div_ceil(ways) + 1;
         cx.profile.quirks.check_loops("the number of rows of the table", self.vocab, rows)?;
         let tokens = cx.inputs[1].len();
@@ -250,24 +340,10 @@ impl Op for EmbeddingBackward {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        let tokens = cx.inputs[1].len();
-        // If few rows of a large table change, visiting all rows would cost more than the update itself.
-        let by_token = self.accumulate && tokens < self.vocab;
-        let (kernel, cols) = element::<Self>("backward", cx.inputs[0].shape.cols());
-        let len = if by_token { tokens } else { self.vocab } * cols;
-        let words = [len, cols, self.vocab, tokens, self.first].map(|w| w as u32);
-        let mut program = Program::default();
-        let head = program.scratch(TensorType::u32([self.vocab]));
-        let next = program.scratch(TensorType::u32([tokens]));
-        self.chain(&mut program, cx, &words, [head, next])?;
-        let kernel = kernel.knob("BY_TOKEN", by_token).knob("ACCUMULATE", self.accumulate);
-        let binds = [Bind::In(0), Bind::In(1), Bind::ScratchIn(head), Bind::ScratchIn(next), Bind::Out(0)];
-        // Any number of the tokens may have the same id: the quirk `loops-end-early`.
-        cx.profile.quirks.check_loops("the number of tokens", tokens, tokens + 2)?;
-        let each = LOOP_ITERATIONS / (tokens + 2);
-        let (kernel, groups) = elementwise::spread_thinly(cx.profile, len, each, kernel);
-        program.dispatch(kernel, &binds, &words, groups);
-        Ok(program)
+        match cx.profile.class {
+            AdapterClass::Cpu => self.by_lists(cx),
+            AdapterClass::Gpu => self.by_pieces(cx),
+        }
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {

@@ -15,11 +15,22 @@ use super::sum;
 use crate::array::Array;
 use crate::error::Result;
 use crate::graph::{Graph, Op, Value, Vjp};
-use crate::kernel::{Bind, Launch, Program};
+use crate::kernel::{Bind, FEW_ROWS, Launch, OnRead, Program};
 use crate::profile::AdapterClass;
 use crate::tensor::TensorType;
 
 const SOURCE: LaneSource = lane_source!("common/rows.wgsl", "norm.wgsl");
+
+macro_rules! on_read_source {
+    ($file:literal) => {
+        concat!(
+            include_str!("../../shaders/products/norm.wgsl"),
+            include_str!(concat!("../../shaders/products/", $file))
+        )
+    };
+}
+const LAYER_NORM_ON_READ: &str = on_read_source!("layer_norm.wgsl");
+const RMS_NORM_ON_READ: &str = on_read_source!("rms_norm.wgsl");
 
 pub(super) const LAYERNORM: Row = Row {
     name: "layernorm",
@@ -140,6 +151,15 @@ impl Op for Norm {
     fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
         (if self.centered { 8 } else { 4 }) * inputs[0].len() as u64
     }
+
+    fn on_read(&self, inputs: &[TensorType]) -> Option<OnRead> {
+        let x = &inputs[0].shape;
+        let few = x.rows() <= FEW_ROWS && x.cols().is_multiple_of(4);
+        few.then(|| match self.centered {
+            true => OnRead::new::<Self>(LAYER_NORM_ON_READ, &["gamma", "beta"], self.eps),
+            false => OnRead::new::<Self>(RMS_NORM_ON_READ, &["gamma"], self.eps),
+        })
+    }
 }
 
 impl Op for NormBackward {
@@ -194,10 +214,8 @@ impl Op for NormBackward {
         let outs = [Bind::Out(0), Bind::Scratch(dgamma), Bind::Scratch(dbeta)];
         let words = words(&layout, rows, cols, 0.0, each);
         program.dispatch(kernel, &[&ins[..], &outs].concat(), &words, cx.profile.grid(layout.groups));
-        for (from, to) in [(dgamma, 1), (dbeta, 2)].into_iter().take(cx.outputs.len() - 1) {
-            let ends = (Bind::ScratchIn(from), Bind::Out(to));
-            sum::sum_rows::<Self>(&mut program, cx.profile, ends, (blocks, cols), false);
-        }
+        let ends = [(dgamma, 1), (dbeta, 2)].map(|(from, to)| (Bind::ScratchIn(from), Bind::Out(to)));
+        sum::sum_rows::<Self>(&mut program, cx.profile, &ends[..cx.outputs.len() - 1], (blocks, cols), false);
         Ok(program)
     }
 

@@ -19,17 +19,41 @@ use crate::array::Array;
 use crate::error::Result;
 use crate::format::{Packed, Stored, UNIT};
 use crate::graph::{Graph, Op, Value, Vjp};
-use crate::kernel::{Bind, Kernel, Launch, Program};
-use crate::profile::AdapterClass;
+use crate::kernel::{Bind, FEW_ROWS, Gemv, Kernel, Launch, Program};
+use crate::profile::{AdapterClass, Profile};
 use crate::quirks::LOOP_ITERATIONS;
 use crate::tensor::{DType, TensorType};
 
-const SOURCE: LaneSource = lane_source!("packed.wgsl");
+// The texts of each family of kernels; `shaders/packed/shared.wgsl` says what each is for.
+const GEMV: &str =
+    concat!(include_str!("../../shaders/packed/decode.wgsl"), include_str!("../../shaders/products/packed.wgsl"),);
+const LANES: LaneSource = lane_source!("packed/decode.wgsl", "packed/shared.wgsl", "packed/lanes.wgsl");
+const FEW_SOURCE: LaneSource = lane_source!(
+    "packed/decode.wgsl",
+    "packed/shared.wgsl",
+    "packed/teams.wgsl",
+    "packed/dots.wgsl",
+    "packed/few.wgsl"
+);
+
+macro_rules! source {
+    ($($file:literal),+) => {
+        concat!(
+            include_str!("../../shaders/packed/decode.wgsl"),
+            include_str!("../../shaders/packed/shared.wgsl"),
+            $(include_str!(concat!("../../shaders/packed/", $file)),)+
+        )
+    };
+}
+const TILED: &str = source!("tiles.wgsl", "tiled.wgsl");
+const ROWS: &str = source!("rows.wgsl");
+const BACKWARD: &str = source!("backward.wgsl");
+const BACKWARD_TILED: &str = source!("tiles.wgsl", "tiled_backward.wgsl");
 
 pub(super) const ROW: Row = Row {
     name: "packed",
     summary: "y = x w^T + bias, and rows of w by id, with w as f16, bf16 or in ggml's blocks",
-    sources: &[SOURCE.plain],
+    sources: &[LANES.plain, FEW_SOURCE.plain, TILED, ROWS, BACKWARD, BACKWARD_TILED],
     cases,
     bench: || {
         let case = |m, n, k, stored| linear(m, Packed { stored, n, k }, false);
@@ -37,6 +61,7 @@ pub(super) const ROW: Row = Row {
             case(1, 1536, 576, Stored::Q4_1),
             case(1, 49_152, 576, Stored::Q8_0),
             case(128, 1536, 576, Stored::Q4_1),
+            case(512, 1536, 576, Stored::Q8_0),
             case(1, 4096, 4096, Stored::Q4_K),
             case(1, 4096, 4096, Stored::F16),
         ]
@@ -57,6 +82,10 @@ fn cases() -> Vec<Case> {
     cases.push(linear(1, Packed { stored: Stored::F16, n: 65_600, k: 32 }, false));
     let plain = Packed { stored: Stored::Q4_1, n: 37, k: 96 };
     cases.extend([linear(1, plain, false), linear(17, Packed { n: 8, ..plain }, false)]);
+    // Larger than the largest tiles, and blocks of 256 in tiles.
+    cases.push(linear(130, Packed { stored: Stored::Q4_0, n: 131, k: 160 }, true));
+    cases.push(linear(35, Packed { stored: Stored::Q5_K, n: 66, k: 256 }, false));
+    cases.push(linear(35, Packed { stored: Stored::Q6_K, n: 19, k: 256 }, true));
     let wide = Packed { stored: Stored::Q4_1, n: 70, k: 1120 };
     let op = PackedLinear { matrix: wide, bias: true, accumulate: true };
     let case = Case::new("bias, accumulate", op, &[&[2, 5, 1120]]).packed(wide).also(&[70]).also(&[2, 5, 70]);
@@ -72,17 +101,18 @@ fn linear(m: usize, matrix: Packed, bias: bool) -> Case {
 }
 
 impl Packed {
-    fn kernel<O: Op>(&self, subgroups: bool, entry: &'static str, group: usize) -> Kernel {
-        table_kernel::<O>("packed", SOURCE.text(subgroups), entry)
+    fn kernel<O: Op>(&self, source: &'static str, entry: &'static str, group: usize) -> Kernel {
+        table_kernel::<O>("packed", source, entry)
             .knob("FORMAT", self.stored.name())
+            .knob("PIECE", piece(self.stored))
             .knob("GROUP", group as u32)
     }
 
-    /// `m, n, units, groups_n, groups, has_bias, accumulate, last, first, since, until`.
-    fn words(&self, m: usize, groups: [usize; 2], [bias, accumulate]: [bool; 2], first: usize) -> [u32; 11] {
-        let (last, n) = (self.bytes().div_ceil(4) - 1, self.n);
+    /// `m, n, units, groups_n, groups, has_bias, accumulate, first, since, until`.
+    pub(super) fn words(&self, m: usize, groups: [usize; 2], [bias, accumulate]: [bool; 2], first: usize) -> [u32; 10] {
         let [bias, accumulate] = [bias, accumulate].map(usize::from);
-        [m, n, self.k / UNIT, groups[0], groups[1], bias, accumulate, last, first, 0, n].map(|x| x as u32)
+        let n = self.n;
+        [m, n, self.k / UNIT, groups[0], groups[1], bias, accumulate, first, 0, n].map(|x| x as u32)
     }
 }
 
@@ -102,6 +132,36 @@ pub struct PackedLinear {
 pub struct PackedLinearBackward {
     matrix: Packed,
     accumulate: bool,
+}
+
+impl PackedLinearBackward {
+    /// The tiles worth trying on a GPU. None on a software adapter.
+    fn tiles(&self, cx: &Launch<'_>) -> Vec<Tile> {
+        match cx.profile.class {
+            AdapterClass::Cpu => vec![],
+            AdapterClass::Gpu => tiled(cx.inputs[0].shape.rows(), self.matrix.k, cx.profile),
+        }
+    }
+
+    /// The dispatches for software adapters: an invocation makes whole units.
+    fn launch_lanes(&self, m: usize, profile: &Profile) -> Program {
+        let group = profile.vector_lanes().0;
+        // Eight quads of sums per row, in registers.
+        let rows = m.next_power_of_two().min(4);
+        let groups_k = (self.matrix.k / UNIT).div_ceil(group);
+        let groups = groups_k * m.div_ceil(rows);
+        let kernel = self.matrix.kernel::<Self>(BACKWARD, "backward", group).knob("ROWS", rows as u32);
+        let binds = [Bind::In(1), Bind::In(0), Bind::Out(0)];
+        // A vocabulary may have more rows than a dispatch can sum over: the quirk `loops-end-early`.
+        let most = LOOP_ITERATIONS - 1;
+        let mut program = Program::default();
+        for since in (0..self.matrix.n).step_by(most) {
+            let mut words = self.matrix.words(m, [groups_k, groups], [false, self.accumulate || since > 0], 0);
+            words[8..].copy_from_slice(&[since, self.matrix.n.min(since + most)].map(|x| x as u32));
+            program.dispatch(kernel.clone(), &binds, &words, profile.grid(groups));
+        }
+        program
+    }
 }
 
 /// `(w, ids) -> w[ids - first]`: `words, u32 [..] -> [.., k]`. Zeros for ids without a row. Usually added by
@@ -139,31 +199,226 @@ impl Graph {
     }
 }
 
-/// How a product is tiled: invocations of a workgroup, how many of them split k, and the sums that each computes.
-#[derive(Clone, Copy)]
-struct Tile {
-    group: usize,
-    slices: usize,
-    rows: usize,
-    cols: usize,
-    subgroups: bool,
-}
-
-impl Tile {
-    /// On software adapters each lane has its own columns, and rows of `x` are passed around. On GPUs neighbouring
-    /// lanes read neighbouring blocks of one row of the weight.
-    fn new(cx: &Launch<'_>, m: usize) -> Self {
-        let rows = m.next_power_of_two().min(4);
-        match (cx.profile.class, cx.profile.vector_lanes()) {
-            (AdapterClass::Cpu, (group, shuffles)) => {
-                Tile { group, slices: 1, rows, cols: if rows > 2 { 2 } else { 1 }, subgroups: shuffles && group >= 8 }
-            }
-            (AdapterClass::Gpu, _) => Tile { group: 64, slices: 16, rows, cols: 1, subgroups: false },
-        }
+impl PackedLinear {
+    /// A product with this matrix that adds to nothing.
+    pub(super) fn of(matrix: Packed, bias: bool) -> Self {
+        PackedLinear { matrix, bias, accumulate: false }
     }
 }
 
-fn expect_f32(what: &str, ty: &TensorType, cols: usize) -> Result<(), String> {
+/// Ways to split a product into workgroups.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Tile {
+    /// For software adapters: rows and columns that each invocation sums by itself. Those of a workgroup are a vector.
+    Lanes { group: usize, rows: usize, cols: usize, shuffles: bool },
+    /// For few rows on GPUs: invocations of a workgroup, how many of them share columns and split k, and how many
+    /// rows and columns those share.
+    Few { group: usize, team: usize, rows: usize, cols: usize },
+    /// For many rows on GPUs: rows and columns of a workgroup, and of an invocation.
+    Tiled { m: usize, n: usize, rows: usize, cols: usize },
+}
+
+/// The most rows that take few-row tiles even where there are enough larger ones.
+pub(super) const FEW: usize = 8;
+
+/// Teams of few-row tiles, the largest first: invocations of a workgroup and of a team, and columns of a team.
+const TEAMS: [(usize, usize, usize); 8] =
+    [(128, 32, 4), (64, 32, 4), (128, 32, 2), (64, 32, 2), (64, 64, 2), (64, 32, 1), (64, 64, 1), (128, 128, 1)];
+
+/// Where there are few columns: one to a workgroup of two subgroups.
+const NARROW: (usize, usize, usize) = (64, 64, 1);
+
+/// Workgroups of few rows that keep a large GPU busy. Such a product waits for memory, so it takes several for each of
+/// a hundred units.
+const ENOUGH_TEAMS: usize = 640;
+
+/// The tiles of many rows, the largest first: rows and columns of a workgroup, and of an invocation.
+const TILES: [(usize, usize, usize, usize); 6] =
+    [(128, 128, 8, 8), (128, 64, 8, 8), (64, 64, 8, 8), (64, 32, 8, 4), (32, 32, 4, 4), (16, 64, 4, 4)];
+
+/// Length of a strip in workgroup memory, as in the WGSL.
+const STRIP: usize = 16;
+
+/// Workgroups of many rows that keep a large GPU busy.
+const ENOUGH_TILES: usize = 160;
+
+impl Tile {
+    /// The name, for measurements and messages.
+    pub(super) fn name(self) -> String {
+        match self {
+            Tile::Lanes { rows, cols, .. } => format!("{rows}x{cols}"),
+            Tile::Few { group, team, rows, cols } => format!("few {team}x{} {rows}x{cols}", group / team),
+            Tile::Tiled { m, n, .. } => format!("{m}x{n}"),
+        }
+    }
+
+    /// The tiles worth trying for a product. The first is used if nothing was measured.
+    fn of(matrix: Packed, m: usize, profile: &Profile) -> Vec<Tile> {
+        if profile.class == AdapterClass::Cpu {
+            let (group, shuffles) = profile.vector_lanes();
+            let rows = m.next_power_of_two().min(4);
+            let cols = if rows > 2 { 2 } else { 1 };
+            return vec![Tile::Lanes { group, rows, cols, shuffles: shuffles && group >= 8 }];
+        }
+        let (few, tiled) = (few(matrix, m, profile), tiled(m, matrix.n, profile));
+        let enough = tiled.first().is_some_and(|tile| tile.groups([m, matrix.n]) >= ENOUGH_TILES);
+        match m {
+            ..=FEW => few,
+            ..=32 if !enough => [few, tiled].concat(),
+            ..=32 => [tiled, few].concat(),
+            _ => tiled,
+        }
+    }
+
+    /// Rows and columns of y that a workgroup computes.
+    pub(super) fn size(self) -> [usize; 2] {
+        match self {
+            Tile::Lanes { group, rows, cols, .. } => [rows, group * cols],
+            Tile::Few { group, team, rows, cols } => [rows, group / team * cols],
+            Tile::Tiled { m, n, .. } => [m, n],
+        }
+    }
+
+    /// Number of workgroups for an output of this size.
+    pub(super) fn groups(self, [m, n]: [usize; 2]) -> usize {
+        let [rows, cols] = self.size();
+        m.div_ceil(rows) * n.div_ceil(cols)
+    }
+
+    fn workgroup_bytes(self) -> usize {
+        match self {
+            Tile::Lanes { .. } => 0,
+            Tile::Few { group, rows, cols, .. } => 4 * group * rows * cols,
+            Tile::Tiled { m, n, .. } => 4 * (m + n) * STRIP,
+        }
+    }
+
+    pub(super) fn invocations(self) -> usize {
+        match self {
+            Tile::Lanes { group, .. } | Tile::Few { group, .. } => group,
+            Tile::Tiled { m, n, rows, cols } => m / rows * (n / cols),
+        }
+    }
+
+    fn suits(self, profile: &Profile) -> bool {
+        self.workgroup_bytes() <= profile.max_workgroup_bytes as usize
+            && self.invocations() <= profile.max_invocations as usize
+    }
+
+    /// Iterations of an invocation's loops on a software adapter: along k, and to store its sums.
+    pub(super) fn iterations(self, k: usize) -> usize {
+        match self {
+            Tile::Lanes { .. } => k / UNIT + 12,
+            Tile::Few { team, .. } => (k / 8).div_ceil(team) + 12,
+            Tile::Tiled { .. } => k / STRIP + 12,
+        }
+    }
+
+    fn kernel(self, matrix: Packed, profile: &Profile) -> Kernel {
+        let group = self.invocations();
+        match self {
+            Tile::Lanes { rows, cols, shuffles, .. } => matrix
+                .kernel::<PackedLinear>(LANES.text(shuffles), "forward_lanes", group)
+                .knob("ROWS", rows as u32)
+                .knob("COLS", cols as u32),
+            Tile::Few { .. } => self.few(
+                matrix.kernel::<PackedLinear>(FEW_SOURCE.text(self.shuffles(profile)), "forward_few", group),
+                profile,
+            ),
+            Tile::Tiled { .. } => {
+                self.tiled(matrix.kernel::<PackedLinear>(TILED, "forward_tiled", group), matrix.stored)
+            }
+        }
+    }
+
+    /// How many invocations of a team can shuffle.
+    fn subgroup(self, profile: &Profile) -> u32 {
+        match self {
+            Tile::Few { team, .. } => profile.subgroup_lanes().map_or(1, |lanes| lanes.min(team as u32)),
+            Tile::Lanes { .. } | Tile::Tiled { .. } => 1,
+        }
+    }
+
+    /// Whether its teams shuffle.
+    pub(super) fn shuffles(self, profile: &Profile) -> bool {
+        self.subgroup(profile) > 1
+    }
+
+    /// Sets the knobs of tiles of few rows.
+    pub(super) fn few(self, kernel: Kernel, profile: &Profile) -> Kernel {
+        let Tile::Few { team, rows, cols, .. } = self else { return kernel };
+        kernel
+            .knob("TEAM", team as u32)
+            .knob("SUBGROUP", self.subgroup(profile))
+            .knob("ROWS", rows as u32)
+            .knob("COLS", cols as u32)
+    }
+
+    /// Sets the knobs of tiles of many rows.
+    fn tiled(self, kernel: Kernel, stored: Stored) -> Kernel {
+        let Tile::Tiled { m, n, rows, cols } = self else { return kernel };
+        // A strip is four quads.
+        let piece = piece(stored).min(4) as usize;
+        let knobs = [("TILE_M", m), ("TILE_N", n), ("TILE_ROWS", rows), ("TILE_COLS", cols), ("PIECE", piece)];
+        knobs.into_iter().fold(kernel, |kernel, (name, value)| kernel.knob(name, value as u32))
+    }
+}
+
+/// Quads that an invocation decodes at a time: of blocks of 256, which have long heads, more.
+fn piece(stored: Stored) -> u32 {
+    if stored.block_len() > UNIT { 8 } else { 2 }
+}
+
+/// The tiles for few rows on GPUs: first the largest that still gives enough workgroups.
+pub(super) fn few(matrix: Packed, m: usize, profile: &Profile) -> Vec<Tile> {
+    // Rows are shared out evenly.
+    let rows = m.div_ceil(m.div_ceil(FEW));
+    // Quads that an invocation decodes at a time. More than 16 leave too few registers, and so do more than 16 sums.
+    let piece = piece(matrix.stored) as usize;
+    let tile = |(group, team, cols)| Tile::Few { group, team, rows, cols };
+    let fits = |&(_, _, cols): &(usize, usize, usize)| cols * piece <= 16 && cols * rows <= 16;
+    let mut tiles: Vec<Tile> = TEAMS.into_iter().filter(fits).map(tile).filter(|tile| tile.suits(profile)).collect();
+    let enough = |tile: &Tile| tile.groups([m, matrix.n]) >= ENOUGH_TEAMS;
+    let narrow = |of: &Tile| *of == tile(NARROW);
+    let best = tiles.iter().position(enough).or_else(|| tiles.iter().position(narrow));
+    first(&mut tiles, best);
+    tiles
+}
+
+/// The tiles for many rows on GPUs, of an output of `m` rows and `n` columns: first the largest that still gives enough
+/// workgroups and wastes little on edges, or else the one that gives most.
+fn tiled(m: usize, n: usize, profile: &Profile) -> Vec<Tile> {
+    let wastes_little = |tile: &Tile| {
+        let [rows, cols] = tile.size();
+        4 * m.next_multiple_of(rows) * n.next_multiple_of(cols) <= 5 * m * n
+    };
+    let suits = |tile: &Tile| match tile.size() {
+        [16, _] => m <= 16,
+        [32, _] => true,
+        [rows, cols] => m > rows / 2 && n > cols / 2,
+    };
+    let tiles = TILES.into_iter().map(|(m, n, rows, cols)| Tile::Tiled { m, n, rows, cols });
+    let mut tiles: Vec<Tile> = tiles.filter(|tile| tile.suits(profile) && suits(tile)).collect();
+    let good = |tile: &Tile| tile.groups([m, n]) >= ENOUGH_TILES && wastes_little(tile);
+    let most = || (0..tiles.len()).max_by_key(|&i| tiles[i].groups([m, n]));
+    let best = tiles.iter().position(good).or_else(most);
+    first(&mut tiles, best);
+    tiles
+}
+
+/// Moves an element to the front.
+fn first(tiles: &mut [Tile], index: Option<usize>) {
+    if let Some(tiles) = index.and_then(|i| tiles.get_mut(..=i)) {
+        tiles.rotate_right(1);
+    }
+}
+
+/// The tile that a tuner has chosen, or the default one.
+pub(super) fn chosen(tiles: &[Tile], variant: usize) -> Result<Tile, String> {
+    tiles.get(variant).copied().ok_or_else(|| format!("no variant {variant} of {}", tiles.len()))
+}
+
+pub(super) fn expect_f32(what: &str, ty: &TensorType, cols: usize) -> Result<(), String> {
     match ty.dtype == DType::F32 && ty.shape.cols() == cols {
         true => Ok(()),
         false => Err(format!("{what} must be f32 [.., {cols}], got {ty}")),
@@ -212,21 +467,21 @@ impl Op for PackedLinear {
         Ok(())
     }
 
+    fn variants(&self, cx: &Launch<'_>) -> Vec<String> {
+        let tiles = Tile::of(self.matrix, cx.inputs[0].shape.rows(), cx.profile);
+        tiles.into_iter().map(Tile::name).collect()
+    }
+
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let Packed { n, k, .. } = self.matrix;
         let m = cx.inputs[0].shape.rows();
-        let tile = Tile::new(cx, m);
-        let groups_n = self.matrix.n.div_ceil(tile.group / tile.slices * tile.cols);
-        let groups = groups_n * m.div_ceil(tile.rows);
-        let kernel = (self.matrix.kernel::<Self>(tile.subgroups, "forward", tile.group))
-            .knob("SLICES", tile.slices as u32)
-            .knob("ROWS", tile.rows as u32)
-            .knob("COLS", tile.cols as u32);
-        let units = self.matrix.k / UNIT;
-        cx.profile.quirks.check_loops("the inner dimension", self.matrix.k, units / tile.slices + 12)?;
+        let tile = chosen(&Tile::of(self.matrix, m, cx.profile), cx.variant)?;
+        let groups = tile.groups([m, n]);
+        cx.profile.quirks.check_loops("the inner dimension", k, tile.iterations(k))?;
         let bias = if self.bias { Bind::In(2) } else { Bind::Null };
         let binds = [Bind::In(1), Bind::In(0), bias, Bind::Out(0)];
-        let words = self.matrix.words(m, [groups_n, groups], [self.bias, self.accumulate], 0);
-        Ok(Program::one(kernel, &binds, &words, cx.profile.grid(groups)))
+        let words = self.matrix.words(m, [n.div_ceil(tile.size()[1]), groups], [self.bias, self.accumulate], 0);
+        Ok(Program::one(tile.kernel(self.matrix, cx.profile), &binds, &words, cx.profile.grid(groups)))
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
@@ -247,6 +502,14 @@ impl Op for PackedLinear {
 
     fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
         2 * (inputs[0].len() * self.matrix.n) as u64
+    }
+
+    fn gemv(&self, inputs: &[TensorType]) -> Option<Gemv> {
+        let Packed { stored, n, k } = self.matrix;
+        let m = inputs[0].shape.rows();
+        let gemv =
+            || Gemv::new::<Self>(GEMV, "u32", [m, n, k]).knob("FORMAT", stored.name()).knob("PIECE", piece(stored));
+        (m <= FEW_ROWS && !self.accumulate).then(|| Gemv { bias: self.bias, ..gemv() })
     }
 
     fn starts_as(&self, _output: usize) -> Option<usize> {
@@ -281,24 +544,24 @@ impl Op for PackedLinearBackward {
         Err(cx.no_gradient("second derivatives of packed products are not implemented"))
     }
 
+    fn variants(&self, cx: &Launch<'_>) -> Vec<String> {
+        self.tiles(cx).into_iter().map(Tile::name).collect()
+    }
+
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        let Packed { n, k, .. } = self.matrix;
         let m = cx.inputs[0].shape.rows();
-        let group = if cx.profile.class == AdapterClass::Cpu { cx.profile.vector_lanes().0 } else { 32 };
-        // Eight quads of sums per row, in registers.
-        let rows = m.next_power_of_two().min(4);
-        let groups_k = (self.matrix.k / UNIT).div_ceil(group);
-        let groups = groups_k * m.div_ceil(rows);
-        let kernel = self.matrix.kernel::<Self>(false, "backward", group).knob("ROWS", rows as u32);
-        let binds = [Bind::In(1), Bind::In(0), Bind::Out(0)];
-        // A vocabulary may have more rows than a dispatch can sum over: the quirk `loops-end-early`.
-        let most = LOOP_ITERATIONS - 1;
-        let mut program = Program::default();
-        for since in (0..self.matrix.n).step_by(most) {
-            let mut words = self.matrix.words(m, [groups_k, groups], [false, self.accumulate || since > 0], 0);
-            words[9..].copy_from_slice(&[since, self.matrix.n.min(since + most)].map(|x| x as u32));
-            program.dispatch(kernel.clone(), &binds, &words, cx.profile.grid(groups));
+        let tiles = self.tiles(cx);
+        if tiles.is_empty() {
+            return Ok(self.launch_lanes(m, cx.profile));
         }
-        Ok(program)
+        let tile = chosen(&tiles, cx.variant)?;
+        cx.profile.quirks.check_loops("the outer dimension", n, n / STRIP + 12)?;
+        let groups = tile.groups([m, k]);
+        let words = self.matrix.words(m, [k.div_ceil(tile.size()[1]), groups], [false, self.accumulate], 0);
+        let kernel = self.matrix.kernel::<Self>(BACKWARD_TILED, "backward_tiled", tile.invocations());
+        let binds = [Bind::In(1), Bind::In(0), Bind::Out(0)];
+        Ok(Program::one(tile.tiled(kernel, self.matrix.stored), &binds, &words, cx.profile.grid(groups)))
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
@@ -355,7 +618,8 @@ impl Op for PackedRows {
         let groups = (tokens * self.matrix.k / UNIT).div_ceil(group);
         let words = self.matrix.words(tokens, [0, groups], [false; 2], self.first);
         let binds = [Bind::In(0), Bind::In(1), Bind::Out(0)];
-        Ok(Program::one(self.matrix.kernel::<Self>(false, "rows", group), &binds, &words, cx.profile.grid(groups)))
+        let kernel = self.matrix.kernel::<Self>(ROWS, "rows", group);
+        Ok(Program::one(kernel, &binds, &words, cx.profile.grid(groups)))
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {

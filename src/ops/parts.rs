@@ -9,6 +9,7 @@
 
 use super::embedding::Embedding;
 use super::packed::PackedRows;
+use super::packed_i8::Activations;
 use crate::error::{Error, Result};
 use crate::format::Packed;
 use crate::graph::{Graph, Value};
@@ -57,10 +58,24 @@ impl Graph {
     /// [`packed_linear`](Self::packed_linear) without a bias, with a packed matrix in parts as returned by
     /// [`Packed::split`].
     pub fn packed_linear_parts(&mut self, name: &str, x: Value, parts: &[(Value, Packed)]) -> Result<Value> {
-        match parts {
-            [(w, matrix)] => self.packed_linear(name, x, *w, *matrix, None),
-            _ => self
-                .side_by_side(name, parts.len(), |g, name, i| g.packed_linear(name, x, parts[i].0, parts[i].1, None)),
+        self.packed_linear_parts_of(name, x, parts, Activations::F32)
+    }
+
+    /// [`packed_linear_parts`](Self::packed_linear_parts) with these activations.
+    pub(crate) fn packed_linear_parts_of(
+        &mut self,
+        name: &str,
+        x: Value,
+        parts: &[(Value, Packed)],
+        activations: Activations,
+    ) -> Result<Value> {
+        let product = |g: &mut Graph, name: &str, i: usize| {
+            let (w, matrix) = parts[i];
+            g.packed_linear_of(name, [x, w], matrix, None, activations)
+        };
+        match parts.len() {
+            1 => product(self, name, 0),
+            n => self.side_by_side(name, n, product),
         }
     }
 

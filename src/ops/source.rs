@@ -25,12 +25,12 @@ macro_rules! lane_source {
     ($($file:literal),+) => {
         $crate::ops::source::LaneSource {
             plain: concat!(
-                include_str!("../../shaders/common/no_subgroups.wgsl"),
-                $(include_str!(concat!("../../shaders/", $file))),+
+                include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/common/no_subgroups.wgsl")),
+                $(include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/", $file))),+
             ),
             subgroups: concat!(
-                include_str!("../../shaders/common/subgroups.wgsl"),
-                $(include_str!(concat!("../../shaders/", $file))),+
+                include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/common/subgroups.wgsl")),
+                $(include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/", $file))),+
             ),
         }
     };

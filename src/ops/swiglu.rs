@@ -9,7 +9,7 @@ use super::source::table_kernel;
 use crate::array::Array;
 use crate::error::Result;
 use crate::graph::{Graph, Op, Value, Vjp};
-use crate::kernel::{Bind, Launch, Program};
+use crate::kernel::{Bind, Elementwise, Launch, Program};
 use crate::tensor::TensorType;
 
 const SOURCE: &str = include_str!("../../shaders/swiglu.wgsl");
@@ -77,6 +77,10 @@ impl Op for SwiGlu {
 
     fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
         vec![inputs[0].zip(inputs[1], |g, up| g * sigmoid(g) * up)]
+    }
+
+    fn elementwise(&self) -> Option<Elementwise> {
+        Some(Elementwise::trusted(&["gate", "up"][..], "gate * sigmoid(gate) * up"))
     }
 
     fn flops(&self, _: &[TensorType], outputs: &[TensorType]) -> u64 {

@@ -3,8 +3,8 @@
 use super::cases::Row;
 use super::{
     adamw, attention, cache, concat, cross_entropy, dropout, embedding, fill, gather, gelu, l2_norm, map, matmul, muon,
-    norm, packed, patches, pool, reduce, residual_add, rope, scale, sgd, slice, softmax, stats, sum, swiglu, top_k,
-    transpose,
+    norm, packed, packed_i8, patches, pool, products, reduce, residual_add, rope, scale, sgd, slice, softmax, stats,
+    sum, swiglu, top_k, transpose,
 };
 
 /// Every op that has a kernel. See [`Row`].
@@ -28,8 +28,10 @@ pub const TABLE: &[Row] = &[
     norm::LAYERNORM,
     norm::RMSNORM,
     packed::ROW,
+    packed_i8::ROW,
     patches::ROW,
     pool::ROW,
+    products::ROW,
     reduce::ROW,
     residual_add::ROW,
     rope::ROW,

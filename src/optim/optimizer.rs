@@ -4,7 +4,7 @@ use super::arena::{Arena, ArenaLayout};
 use super::config::OptimizerConfig;
 use super::plan::OptimizerPlan;
 use crate::device::timeline::Timeline;
-use crate::device::{ExecOptions, Executable, Gpu, Tensor};
+use crate::device::{ExecOptions, Executable, Gpu, Submits, Tensor};
 use crate::error::{Error, Result};
 use crate::graph::Value;
 use crate::plan::Plan;
@@ -68,6 +68,13 @@ impl Optimizer {
     pub fn record(&self, encoder: &mut wgpu::CommandEncoder, lr: f64, step: u64) -> Result<()> {
         self.record_hyper(encoder, lr, step)?;
         self.exec.record(encoder)
+    }
+
+    /// [`record`](Self::record), in as many submits as it takes.
+    pub(crate) fn record_in(&self, submits: &mut Submits, lr: f64, step: u64) -> Result<()> {
+        self.exec.make_room_in(submits)?;
+        self.record_hyper(submits.encoder(), lr, step)?;
+        self.exec.record_in(submits)
     }
 
     /// Runs an update like [`record`](Self::record) and times it kernel by kernel. Resolves once the device has been

@@ -8,8 +8,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use crate::graph::{Node, Op, Source, Value};
-use crate::ops::map::{Chain, Operand, Part};
+use crate::graph::{Node, Op, Operand, Part, Source, Value};
+use crate::ops::map::Chain;
 use crate::profile::Profile;
 
 /// Ops of a chain at most: compilers take long for long kernels.

@@ -1,13 +1,36 @@
-//! Epilogue fusion: folds `residual_add(x, f(...))` into `f`, if `f` can add to its output.
+//! Fusion into the ops that read or write a tensor anyway: column sums, and additions.
 //!
-//! One rule covers the residual stream forward (the matmul that ends a branch), its gradient backward (a norm's
+//! Column sums become another output of an op that reads the same tensor: on GPUs, the product that is the gradient of a
+//! weight also gives that of the bias.
+//!
+//! `residual_add(x, f(...))` is folded into `f`, if `f` can add to its output. One rule covers the residual stream forward (the matmul that ends a branch), its gradient backward (a norm's
 //! gradient added to that of the stream), and gradients with several contributions.
 
 use std::collections::HashMap;
 
 use crate::graph::{Node, Source, Value};
+use crate::profile::{AdapterClass, Profile};
 
-/// Rewrites `nodes` in place and returns where values moved. Dead nodes stay, unused.
+/// Leaves column sums to ops that read the same tensor. Rewrites `nodes` in place and returns where values moved. Dead
+/// nodes stay, unused.
+///
+/// Not on software adapters: what reads the tensor there has no spare loads, and sums of its own cost little.
+pub(crate) fn fold_column_sums(nodes: &mut [Node], keep: &[Value], profile: &Profile) -> HashMap<Value, Value> {
+    let mut fuser = Fuser { nodes, moved: HashMap::new(), uses: HashMap::new() };
+    if profile.class == AdapterClass::Cpu {
+        return fuser.moved;
+    }
+    fuser.count_uses(keep);
+    for id in 0..fuser.nodes.len() {
+        fuser.leave_column_sum(id);
+    }
+    for id in 0..fuser.nodes.len() {
+        fuser.redirect_inputs(id);
+    }
+    fuser.moved
+}
+
+/// Folds additions. Rewrites `nodes` in place and returns where values moved. Dead nodes stay, unused.
 pub(crate) fn fold_additions(nodes: &mut [Node], keep: &[Value]) -> HashMap<Value, Value> {
     let mut fuser = Fuser { nodes, moved: HashMap::new(), uses: HashMap::new() };
     fuser.count_uses(keep);
@@ -43,6 +66,37 @@ impl Fuser<'_> {
         for i in 0..self.nodes[id].inputs.len() {
             let input = &mut self.nodes[id].inputs[i];
             *input = self.moved.get(input).copied().unwrap_or(*input);
+        }
+    }
+
+    /// If `id` sums the columns of a tensor, makes the sums an output of another node that reads it.
+    fn leave_column_sum(&mut self, id: usize) {
+        let node = &self.nodes[id];
+        let Source::Op(op) = &node.source else { return };
+        let ([x], true) = (&node.inputs[..], op.is_column_sum()) else { return };
+        let (x, sums) = (*x, Value::local(id, 0));
+        let [ty, columns] = [&self.nodes[x.node()].outputs[x.output()], &node.outputs[0]];
+        // Sums that nobody needs are not computed.
+        let Some(&first_use) = self.uses.get(&sums).and_then(|users| users.iter().min()) else { return };
+        if columns.shape.dims() != [ty.shape.cols()] {
+            return;
+        }
+        let columns = columns.clone();
+        // Where there is a choice, the last: the sums need not live long.
+        for &user in self.uses[&x].iter().rev().filter(|&&user| user < first_use && user != id) {
+            let node = &self.nodes[user];
+            let Source::Op(op) = &node.source else { continue };
+            let is_needed = (0..node.outputs.len()).any(|o| self.uses.contains_key(&Value::local(user, o)));
+            let input = node.inputs.iter().position(|input| *input == x);
+            let Some(fused) = input.filter(|_| is_needed).and_then(|input| op.with_column_sums(input)) else {
+                continue;
+            };
+            let to = Value::local(user, node.outputs.len());
+            self.nodes[user].source = Source::Op(fused);
+            self.nodes[user].outputs.push(columns);
+            self.nodes[id].inputs.clear();
+            self.moved.insert(sums, to);
+            return;
         }
     }
 

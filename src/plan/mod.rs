@@ -56,15 +56,14 @@
 //! - [`Bound`](crate::kernel::Bound): what became of a binding on a device that binds fewer than the kernel has.
 //! - `bindings::Binding`: what the planner weighs to choose that, bytes and the cost of copies.
 
-use std::any::Any;
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Error, Result, joined};
-use crate::graph::{Names, Op, Source, Value};
+use crate::graph::{Names, Op, Part, Source, Value};
 use crate::kernel::Kernel;
-use crate::ops::map::{Chain, Part};
 use crate::profile::Lanes;
 use crate::tensor::TensorType;
 
@@ -73,6 +72,7 @@ mod chains;
 mod declared;
 mod fuse;
 mod planner;
+mod products;
 pub(crate) mod requirements;
 pub mod variants;
 
@@ -212,9 +212,10 @@ impl Step {
         &self.name
     }
 
-    /// The ops that it computes in one kernel, if it is a [chain](Chain) of elementwise ones; else none.
+    /// The ops whose work its kernels do, if they are several, such as a [chain](crate::ops::map::Chain) of elementwise
+    /// ones; else none.
     pub fn parts(&self) -> &[Part] {
-        (self.op.as_ref() as &dyn Any).downcast_ref::<Chain>().map_or(&[], Chain::parts)
+        self.op.parts()
     }
 
     /// Names of the other nodes that it computes: all but the last one's, which is its own.
@@ -261,6 +262,13 @@ impl Step {
     /// The least number of bytes that must move.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// The share of each dispatch in the work, by its workgroups.
+    pub(crate) fn shares(&self) -> impl Iterator<Item = f64> {
+        let groups = |d: &PlannedDispatch| d.workgroups.iter().map(|&n| f64::from(n)).product::<f64>();
+        let all: f64 = self.dispatches.iter().map(groups).sum();
+        self.dispatches.iter().map(move |d| groups(d) / all)
     }
 }
 
@@ -377,6 +385,23 @@ impl Plan {
         self.buffer_bytes() + self.uniform_bytes() + own.map(|e| e.ty.storage_bytes()).sum::<usize>()
     }
 
+    /// Which of this plan's buffers each of another's can be, where the two never run at the same time. Those with
+    /// outputs are not among them, since an output is read after a step; nor is one buffer given twice.
+    pub(crate) fn lend_to(&self, other: &Plan) -> Vec<Option<usize>> {
+        let kept: HashSet<Slot> = self.kept.values().map(|(slot, _)| *slot).collect();
+        let mut free: Vec<usize> = (0..self.buffers.len()).filter(|&i| !kept.contains(&Slot::Buffer(i))).collect();
+        let mut lent = vec![None; other.buffers.len()];
+        let mut wanted: Vec<usize> = (0..lent.len()).collect();
+        // The largest first: what one of these leaves is large enough for all that follow.
+        wanted.sort_by_key(|&i| Reverse(other.buffers[i].bytes));
+        for i in wanted {
+            let fits = free.iter().copied().filter(|&b| self.buffers[b].bytes >= other.buffers[i].bytes);
+            lent[i] = fits.min_by_key(|&b| self.buffers[b].bytes);
+            free.retain(|&b| Some(b) != lent[i]);
+        }
+        lent
+    }
+
     /// Bytes of the buffer that holds all uniforms.
     pub(crate) fn uniform_bytes(&self) -> usize {
         let words = self.steps.iter().flat_map(|s| &s.dispatches).flat_map(|d| [&d.words, &d.ranges]);
@@ -391,6 +416,16 @@ impl Plan {
     /// Floating-point operations per step.
     pub fn flops(&self) -> u64 {
         self.steps.iter().map(|s| s.flops).sum()
+    }
+
+    /// The largest dispatch: the node that it belongs to, and its floating-point operations. Those of a node with several
+    /// are shared out by workgroups.
+    ///
+    /// A dispatch runs as a whole, whatever [cuts](crate::Executable::submit) a step into short submits: one of 100 GFLOP
+    /// takes a second on an integrated GPU.
+    pub fn largest_dispatch(&self) -> Option<(&Step, u64)> {
+        let largest = |step: &Step| (step.flops as f64 * step.shares().fold(0.0, f64::max)) as u64;
+        self.steps.iter().map(|step| (step, largest(step))).max_by_key(|(_, flops)| *flops)
     }
 
     /// Dispatches per step.

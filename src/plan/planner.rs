@@ -9,12 +9,12 @@ use std::collections::{HashMap, HashSet};
 
 use super::bindings::{self, Binding};
 use super::{
-    BoundSlot, BufferCopy, BufferSpec, External, Plan, PlannedDispatch, Slot, Step, chains, declared, fuse, variants,
+    BoundSlot, BufferCopy, BufferSpec, External, Plan, PlannedDispatch, Slot, Step, chains, declared, fuse, products,
+    variants,
 };
 use crate::error::{Error, Result, joined};
 use crate::graph::{Graph, Node, Op, Source, Value, check_outputs};
 use crate::kernel::{Bind, Bound, Launch, Program};
-use crate::ops::map::Chain;
 use crate::profile::Profile;
 use crate::tensor::TensorType;
 
@@ -74,8 +74,18 @@ impl Plan {
             Value::local(place[v.node()], v.output())
         };
         wanted.iter_mut().for_each(|v| *v = placed(*v));
-        let moved = fuse::fold_additions(&mut nodes, &wanted);
-        let now = |v: Value| moved.get(&placed(v)).copied().unwrap_or(placed(v));
+        let sums = fuse::fold_column_sums(&mut nodes, &wanted, profile);
+        let to = |moved: &HashMap<Value, Value>, v: Value| moved.get(&v).copied().unwrap_or(v);
+        wanted.iter_mut().for_each(|v| *v = to(&sums, *v));
+        let added = fuse::fold_additions(&mut nodes, &wanted);
+        let joined = match fused {
+            true => {
+                let read: Vec<Value> = wanted.iter().map(|v| to(&added, *v)).collect();
+                products::join(&mut nodes, &read, profile)
+            }
+            false => HashMap::new(),
+        };
+        let now = |v: Value| to(&joined, to(&added, to(&sums, placed(v))));
         let stores: Vec<(Value, Value)> = graph.stores().iter().map(|&(v, s)| (now(v), placed(s))).collect();
         let keep: Vec<Value> = outputs.iter().map(|&v| now(v)).collect();
         let mut plan = plan(&nodes, &keep, &stores, profile)?;
@@ -211,7 +221,7 @@ impl<'a> Planner<'a> {
         let mut copies = vec![];
         let mut taken = HashSet::new();
         for output in 0..node.outputs.len() {
-            self.place_output(id, output, op.as_ref(), &program, &mut copies, &mut taken)?;
+            self.place_output(id, output, op.as_ref(), &mut copies, &mut taken)?;
         }
         let scratch: Vec<usize> = (program.scratch.iter().enumerate())
             .map(|(i, ty)| self.allocate(ty, format!("{} scratch {i}", node.name)))
@@ -269,7 +279,8 @@ impl<'a> Planner<'a> {
         for d in &program.dispatches {
             let binds: Vec<_> = d.binds.iter().map(slot).collect();
             self.check_dispatch(node, &binds, d.workgroups)?;
-            let (kernel, words) = (d.kernel.clone().planned_for(made_by), d.words.clone());
+            let kernel = d.kernel.clone().planned_for(made_by).on(self.profile.class);
+            let words = d.words.clone();
             let (ranges, copies_in, copies_out) = Default::default();
             let workgroups = d.workgroups;
             dispatches.push(PlannedDispatch { kernel, binds, words, ranges, copies_in, copies_out, workgroups });
@@ -354,14 +365,13 @@ impl<'a> Planner<'a> {
         id: usize,
         output: usize,
         op: &dyn Op,
-        program: &Program,
         copies: &mut Vec<BufferCopy>,
         taken: &mut HashSet<Slot>,
     ) -> Result<()> {
         let node = &self.nodes[id];
         let value = Value::local(id, output);
         let ty = &node.outputs[output];
-        let target = self.store_target(value);
+        let target = self.target(value);
         let slot = match op.starts_as(output) {
             Some(i) => {
                 let source = self.slot[&self.root[&node.inputs[i]]];
@@ -376,7 +386,7 @@ impl<'a> Planner<'a> {
                     to
                 }
             }
-            None => match target.filter(|t| self.external_is_free(*t, id) && !self.meets_state(id, output, program)) {
+            None => match target.filter(|t| self.external_is_free(*t, id)) {
                 Some(state) => self.slot[&state],
                 None => {
                     let label = label(&node.name, op, output);
@@ -397,22 +407,47 @@ impl<'a> Planner<'a> {
         states.into_iter().find(whole_quads)
     }
 
+    /// The state that the value is stored in, or that its sum with something else is: as gradients of a parameter that
+    /// is used twice.
+    fn target(&self, value: Value) -> Option<Value> {
+        let mut sum = value;
+        loop {
+            let target = self.store_target(sum);
+            if target.is_some() {
+                let made = &self.nodes[value.node()];
+                let reads_state = |v: &Value| self.is_state(self.root[v]);
+                // Both states may be ranges of one buffer.
+                return target.filter(|_| sum == value || !made.inputs.iter().any(reads_state));
+            }
+            sum = self.sum_with(sum)?;
+        }
+    }
+
+    /// The result that starts as the value, if the node that computes it has only that one, is the last to read the
+    /// value, and reads nothing besides that may be in a state.
+    fn sum_with(&self, value: Value) -> Option<Value> {
+        let &id = self.last_use.get(&value).filter(|&&last| last != END)?;
+        let node = &self.nodes[id];
+        let (Source::Op(op), [_]) = (&node.source, &node.outputs[..]) else { return None };
+        let starts = op.starts_as(0)?;
+        let passes = |(i, v): (usize, &Value)| {
+            let root = self.root[v];
+            let unchanged = !matches!(self.nodes[root.node()].source, Source::Op(_)) && !self.is_state(root);
+            (i == starts) == (root == value) && (i == starts || unchanged || self.last_use[&root] == id)
+        };
+        node.inputs.iter().enumerate().all(passes).then_some(Value::local(id, 0))
+    }
+
+    /// Whether a step may write this where it is stored.
+    fn is_state(&self, root: Value) -> bool {
+        let stored = |(value, state): &(Value, Value)| *state == root || self.root[value] == root;
+        matches!(self.nodes[root.node()].source, Source::State) || self.stores.iter().any(stored)
+    }
+
     /// Whether nothing reads the state from node `id` on, including that node.
     fn external_is_free(&self, state: Value, id: usize) -> bool {
         let unread = self.last_use.get(&state).is_none_or(|&last| last < id);
         unread && !self.stores.iter().any(|(v, _)| *v == state)
-    }
-
-    /// Whether a dispatch that writes this output also writes an earlier one that is in a state. Both states may be
-    /// ranges of one buffer, as gradients in an arena are, which a dispatch cannot bind twice.
-    fn meets_state(&self, id: usize, output: usize, program: &Program) -> bool {
-        let in_state = |i: usize| i < output && matches!(self.slot[&Value::local(id, i)], Slot::External(_));
-        program.dispatches.iter().any(|d| {
-            let writes = |found: &dyn Fn(usize) -> bool| {
-                d.binds.iter().any(|bind| matches!(*bind, Bind::Out(i) | Bind::OutIn(i) if found(i)))
-            };
-            writes(&|i| i == output) && writes(&in_state)
-        })
     }
 
     /// Whether node `id` may overwrite its input `i`: it is the last to read it, reads it only there, and the storage
@@ -426,7 +461,7 @@ impl<'a> Planner<'a> {
         let own = match slot {
             // If a buffer's contents must end up in a state, a copy at the end takes them there.
             Slot::Buffer(_) => true,
-            Slot::External(_) => target == Some(root),
+            Slot::External(_) => target.is_some_and(|state| self.slot[&state] == slot),
         };
         last && own && reads == 1
     }
@@ -566,10 +601,10 @@ fn check_types(op: &dyn Op, inputs: &[TensorType], outputs: &[TensorType]) -> Re
     }
 }
 
-/// What the buffer of an output is called: after its own node, where a chain computes several.
+/// What the buffer of an output is called: after its own node, where an op does the work of several.
 fn label(node: &str, op: &dyn Op, output: usize) -> String {
-    match (op as &dyn Any).downcast_ref::<Chain>() {
-        Some(chain) => chain.parts()[chain.outputs()[output]].name.clone(),
+    match op.made_by(output).and_then(|part| op.parts().get(part)) {
+        Some(part) => part.name.clone(),
         None if output == 0 => node.into(),
         None => format!("{node}:{output}"),
     }

@@ -153,6 +153,7 @@ impl Checkpoint {
     /// The state of a trainer after everything submitted so far, in host memory: to compare it, or to keep it without a
     /// file. Resolves once the device has been polled; outside of frames, use [`of_blocking`](Self::of_blocking).
     pub async fn of(trainer: &Trainer, alphabet: &str, text_hash: u64) -> Result<Self> {
+        trainer.graph_trainer().check_whole()?;
         let state = RunState::of(trainer, alphabet, text_hash).metadata("checkpoint")?;
         Self::from_bytes("checkpoint", optim::to_bytes(trainer.gpu(), "checkpoint", state, &arenas(trainer)).await?)
     }
@@ -168,6 +169,7 @@ impl Checkpoint {
     /// Resolves once the device has been polled, several times for a large model. Until then, submit nothing that
     /// changes the trainer. Outside of frames, use [`save_trainer_blocking`](Self::save_trainer_blocking).
     pub async fn save_trainer(trainer: &Trainer, alphabet: &str, text_hash: u64, path: &Path) -> Result<()> {
+        trainer.graph_trainer().check_whole()?;
         let state = RunState::of(trainer, alphabet, text_hash).metadata(path)?;
         optim::save(trainer.gpu(), path, state, &arenas(trainer)).await
     }

@@ -1,5 +1,5 @@
-//! Training: of any graph, and of language models. A step is one submit with forward, backward, clipping and the
-//! update, and nothing is read back.
+//! Training: of any graph, and of language models. A step is forward, backward, clipping and the update, submitted
+//! without waiting for anything, and nothing is read back.
 //!
 //! # A network of your own
 //!

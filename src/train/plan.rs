@@ -58,10 +58,13 @@ pub(super) struct Inputs {
     pub token_types: Option<Value>,
 }
 
-/// Forward and loss alone, on the same parameters.
+/// Forward and loss alone, on the same parameters, and as far as possible in the buffers of the training step: the two
+/// never run at the same time.
 #[derive(Clone, Debug)]
 pub(super) struct EvaluationPlan {
     pub plan: Arc<Plan>,
+    /// Which of the training step's buffers each of the plan's is.
+    pub lent: Vec<Option<usize>>,
     pub inputs: Inputs,
     pub loss: Value,
 }
@@ -84,9 +87,10 @@ impl TrainPlan {
             probes.extend(probe::standard(&graph, &gpt.stream, true));
         }
         let of_graph = GraphTrainOptions { probes, init: options.init, ..GraphTrainOptions::default() };
+        let training = GraphTrainPlan::new(graph, loss, &config.of_graph(), &of_graph, profile)?;
         let plan = TrainPlan {
-            training: GraphTrainPlan::new(graph, loss, &config.of_graph(), &of_graph, profile)?,
-            evaluation: EvaluationPlan::new(config, options, profile)?,
+            evaluation: EvaluationPlan::new(config, options, profile, training.plans()[0])?,
+            training,
             config: config.clone(),
             inputs,
         };
@@ -120,7 +124,8 @@ impl TrainPlan {
         self.training.parameter_count()
     }
 
-    /// Bytes of GPU memory: parameters, gradients, moments, activations, evaluation, inputs.
+    /// Bytes of GPU memory: parameters, gradients, moments, activations, inputs. Evaluation is in the memory of the
+    /// training step, unless it comes between slices of one: see [`Trainer::start_sliced`](super::Trainer::start_sliced).
     pub fn bytes(&self) -> usize {
         self.training.bytes() + self.evaluation.bytes()
     }
@@ -135,10 +140,11 @@ impl TrainConfig {
 }
 
 impl EvaluationPlan {
-    fn new(config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Result<Self> {
+    fn new(config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile, step: &Plan) -> Result<Self> {
         let (mut graph, gpt) = options.build(profile, config, false)?;
         let (inputs, loss) = add_loss(&mut graph, &gpt)?;
-        Ok(EvaluationPlan { plan: Arc::new(Plan::new(&graph, &[loss], profile)?), inputs, loss })
+        let plan = Arc::new(Plan::new(&graph, &[loss], profile)?);
+        Ok(EvaluationPlan { lent: step.lend_to(&plan), plan, inputs, loss })
     }
 
     /// Values and names of its parameters.
@@ -147,9 +153,11 @@ impl EvaluationPlan {
         params.map(|external| (external.value, &external.name[..]))
     }
 
-    /// Bytes, not counting the parameters.
+    /// Bytes, not counting the parameters and what is lent.
     fn bytes(&self) -> usize {
-        self.plan.allocated_bytes(|value| self.params().any(|(param, _)| param == value))
+        let lent = self.plan.buffers.iter().zip(&self.lent).filter(|(_, lent)| lent.is_some());
+        let lent: usize = lent.map(|(buffer, _)| buffer.bytes).sum();
+        self.plan.allocated_bytes(|value| self.params().any(|(param, _)| param == value)) - lent
     }
 }
 

@@ -1,6 +1,7 @@
 //! A language model in training: batches, the weights of micro-batches, and evaluation.
 
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::config::{TrainConfig, TrainOptions};
@@ -8,7 +9,7 @@ use super::data::{Batch, counted};
 use super::graph::{Feeds, GraphTrainer, SlicedStep, StepLoss, StepSlices};
 use super::plan::{EvaluationPlan, Inputs, TrainPlan};
 use crate::device::timeline::Timeline;
-use crate::device::{ExecOptions, Executable, Gpu, Readback, Tensor};
+use crate::device::{ExecOptions, Executable, Gpu, Memory, Readback, Tensor};
 use crate::error::{Error, Result};
 use crate::graph::Value;
 use crate::optim::{Arena, Optimizer};
@@ -51,7 +52,10 @@ pub struct Trainer {
 /// Forward and loss alone, on the same parameters.
 #[derive(Debug)]
 struct Evaluation {
+    /// In the buffers of the training step.
     exec: Executable,
+    /// In buffers of its own, made when evaluation first comes between slices of a step.
+    apart: Mutex<Option<Arc<Executable>>>,
     inputs: Inputs,
     loss: Value,
 }
@@ -60,25 +64,35 @@ impl Evaluation {
     async fn new(plan: &EvaluationPlan, training: &GraphTrainer) -> Result<Self> {
         let bound = plan.params().filter_map(|(value, name)| Some((value, training.param(name)?)));
         let options = ExecOptions::bound(bound.collect());
-        let exec = Executable::new(training.gpu(), plan.plan.clone(), options).await?;
-        let evaluation = Evaluation { exec, inputs: plan.inputs, loss: plan.loss };
+        let memory = Memory { lent: training.exec().lend(&plan.lent), ..Memory::default() };
+        let exec = Executable::with_memory(training.gpu(), plan.plan.clone(), options, memory).await?;
+        let evaluation = Evaluation { exec, apart: Mutex::default(), inputs: plan.inputs, loss: plan.loss };
         if let Some(types) = plan.inputs.token_types {
             evaluation.exec.leave_zero(types)?;
         }
         Ok(evaluation)
     }
 
-    /// Submits a pass over a batch. Returns the loss on its way to the host.
-    fn submit(&self, batch: &Batch) -> Result<Readback> {
-        let gpu = self.exec.gpu();
-        let mut encoder = gpu.encoder("evaluation");
-        for feed in self.inputs.feeds(batch) {
-            feed.record(&self.exec, &mut encoder)?;
+    /// The executable in buffers of its own.
+    async fn apart(&self) -> Result<Arc<Executable>> {
+        let made = || self.apart.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(exec) = made().clone() {
+            return Ok(exec);
         }
-        self.exec.record(&mut encoder)?;
-        let loss = self.exec.tensor(self.loss)?.record_read(gpu, &mut encoder);
-        gpu.submit(encoder)?;
-        Ok(loss)
+        let exec = Arc::new(self.exec.apart().await?);
+        Ok(made().get_or_insert(exec).clone())
+    }
+
+    /// Submits a pass over a batch. Returns the loss on its way to the host.
+    fn submit(&self, exec: &Executable, batch: &Batch) -> Result<Readback> {
+        let submitted = exec.submit_with("evaluation", |submits| {
+            for feed in self.inputs.feeds(batch) {
+                feed.record(exec, submits.encoder())?;
+            }
+            exec.record_in(submits)?;
+            Ok(exec.tensor(self.loss)?.record_read(exec.gpu(), submits.encoder()))
+        });
+        submitted.map(|(loss, _)| loss)
     }
 }
 
@@ -191,15 +205,25 @@ impl Trainer {
         self.bytes
     }
 
-    /// Runs one step on [`micro_batches`](TrainConfig::micro_batches) batches, in one submit and without waiting. The
-    /// loss can be read later, while the GPU is at work on the next steps.
+    /// Runs one step on [`micro_batches`](TrainConfig::micro_batches) batches, without waiting. The loss can be read
+    /// later, while the GPU is at work on the next steps. A step that takes long is cut into
+    /// [several submits](Self::set_submit_time).
     ///
     /// # Errors
     ///
     /// If a batch has not the size of the plan, an id is not in the vocabulary (the error names it and its place), or
     /// all targets are [`IGNORE_INDEX`](super::data::IGNORE_INDEX). This is found before anything is recorded.
+    ///
+    /// If a submit fails: see [`GraphTrainer::step`].
     pub fn step(&mut self, batches: &[Batch]) -> Result<StepLoss> {
         self.training.step(self.feeds(batches)?)
+    }
+
+    /// Sets the time that a submit of [`step`](Self::step) or [`evaluate`](Self::evaluate) takes at most, by estimate:
+    /// see [`GraphTrainer::set_submit_time`].
+    pub fn set_submit_time(&self, time: Duration) {
+        self.training.set_submit_time(time);
+        self.evaluation.exec.set_submit_time(time);
     }
 
     /// The answers of the probes in the last step, on their way to the host. Take them right after the step, and read
@@ -270,6 +294,10 @@ impl Trainer {
 
     /// Starts a step in slices. Records nothing yet. Errors are those of [`step`](Self::step).
     ///
+    /// Other steps run in the same memory as [evaluation](Self::evaluate). With slices, that may come in the middle of a
+    /// step, so from the first slice on it has memory of its own, which [`buffer_bytes`](Self::buffer_bytes) does not
+    /// count.
+    ///
     /// ```no_run
     /// # use throughline::train::{Trainer, data::Batch};
     /// # fn app(trainer: &mut Trainer, batches: &[Batch]) -> throughline::Result<()> {
@@ -335,10 +363,16 @@ impl Trainer {
         if batches.is_empty() {
             return Err(Error::data("batches", "at least one", "none"));
         }
+        self.training.check_whole()?;
         let (counts, total) = self.counted(batches)?;
+        let apart = match self.training.was_sliced() {
+            true => Some(self.evaluation.apart().await?),
+            false => None,
+        };
+        let exec = apart.as_deref().unwrap_or(&self.evaluation.exec);
         let mut losses = vec![];
         for (batch, count) in batches.iter().zip(counts).filter(|(_, count)| *count > 0) {
-            losses.push((self.evaluation.submit(batch)?, count));
+            losses.push((self.evaluation.submit(exec, batch)?, count));
         }
         let mut sum = 0.0;
         for (loss, count) in losses {

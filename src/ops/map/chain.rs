@@ -1,13 +1,12 @@
 //! Several elementwise ops in one kernel.
 
 use std::any::TypeId;
-use std::sync::Arc;
 
 use super::broadcast;
-use super::kernel::{self, Link, Operand};
+use super::kernel::{self, Link};
 use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Op, Vjp};
+use crate::graph::{Op, Operand, Part, Vjp};
 use crate::kernel::{Kernel, Launch, Program};
 use crate::ops::checks::expect_f32;
 use crate::tensor::{Shape, TensorType};
@@ -25,17 +24,6 @@ pub struct Chain {
     shape: Shape,
 }
 
-/// One of the ops of a [`Chain`].
-#[derive(Clone, Debug)]
-pub struct Part {
-    /// Name of its node.
-    pub name: String,
-    /// The op.
-    pub op: Arc<dyn Op>,
-    /// What it is applied to.
-    pub operands: Vec<Operand>,
-}
-
 impl Chain {
     /// Parts, each after those that it is applied to, and which of them are outputs. Their results have this shape.
     pub(crate) fn new(parts: Vec<Part>, outputs: Vec<usize>, shape: Shape) -> Self {
@@ -44,16 +32,6 @@ impl Chain {
             Operand::Part(_) => 0,
         });
         Chain { inputs: inputs.max().unwrap_or(0), parts, outputs, shape }
-    }
-
-    /// The ops, each after those that it is applied to.
-    pub fn parts(&self) -> &[Part] {
-        &self.parts
-    }
-
-    /// Which of the parts are outputs, in their order.
-    pub fn outputs(&self) -> &[usize] {
-        &self.outputs
     }
 
     /// The types of a part's operands.
@@ -122,5 +100,13 @@ impl Op for Chain {
     fn flops(&self, inputs: &[TensorType], outputs: &[TensorType]) -> u64 {
         let output = &outputs[..1];
         self.parts.iter().map(|part| part.op.flops(&self.types(part, inputs), output)).sum()
+    }
+
+    fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    fn made_by(&self, output: usize) -> Option<usize> {
+        self.outputs.get(output).copied()
     }
 }

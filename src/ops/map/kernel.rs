@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::broadcast::{Access, Walk};
+use crate::graph::Operand;
 use crate::kernel::{Bind, Elementwise, Kernel, Launch, Program};
 use crate::ops::elementwise;
 
@@ -20,15 +21,6 @@ pub(super) const SOURCES: &[&str] = &[SKELETON, HELPERS];
 pub(super) struct Link {
     pub function: Elementwise,
     pub operands: Vec<Operand>,
-}
-
-/// What one of several functions is applied to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operand {
-    /// The input of this index.
-    Input(usize),
-    /// The result of an earlier function, by its index.
-    Part(usize),
 }
 
 /// One dispatch that applies the links to the inputs, in order, and writes the results of some. `kernel` makes a kernel
@@ -162,7 +154,7 @@ impl Text {
         let mut written: Vec<&Elementwise> = vec![];
         for (j, link) in links.iter().enumerate() {
             let f = written.iter().position(|f| f.same_function(&link.function)).unwrap_or_else(|| {
-                self.add_function(written.len(), &link.function);
+                self.functions += &function(&format!("f_{}", written.len()), &link.function);
                 written.push(&link.function);
                 written.len() - 1
             });
@@ -172,28 +164,13 @@ impl Text {
                 self.words.push(value.to_bits());
                 settings.push(format!("p.constant_{j}_{k}"));
             }
-            let call = |component: &str| {
-                let operand = |operand: &Operand| match operand {
-                    Operand::Input(i) => format!("v_{i}{component}"),
-                    Operand::Part(i) => format!("t_{i}{component}"),
-                };
-                let arguments: Vec<String> =
-                    link.operands.iter().map(operand).chain(settings.iter().cloned()).collect();
-                format!("f_{f}({})", arguments.join(", "))
+            let operand = |operand: &Operand| match operand {
+                Operand::Input(i) => format!("v_{i}"),
+                Operand::Part(i) => format!("t_{i}"),
             };
-            let value = match self.quads {
-                true => format!("E({})", [".x", ".y", ".z", ".w"].map(call).join(", ")),
-                false => call(""),
-            };
-            line!(self.body, "        let t_{j} = {value};");
+            let operands: Vec<String> = link.operands.iter().map(operand).collect();
+            line!(self.body, "        let t_{j} = {};", call(&format!("f_{f}"), self.quads, &operands, &settings));
         }
-    }
-
-    fn add_function(&mut self, f: usize, function: &Elementwise) {
-        let names = function.operands.iter().chain(function.constants.iter().map(|(name, _)| name));
-        let parameters: Vec<String> = names.map(|name| format!("{name}: f32")).collect();
-        let (parameters, wgsl) = (parameters.join(", "), &function.wgsl);
-        line!(self.functions, "\nfn f_{f}({parameters}) -> f32 {{\n    return {wgsl};\n}}");
     }
 
     fn add_outputs(&mut self, inputs: usize, outputs: &[usize]) {
@@ -226,8 +203,28 @@ impl Text {
     }
 }
 
+/// The function as one of WGSL.
+pub(crate) fn function(name: &str, function: &Elementwise) -> String {
+    let names = function.operands.iter().chain(function.constants.iter().map(|(name, _)| name));
+    let parameters: Vec<String> = names.map(|name| format!("{name}: f32")).collect();
+    let (parameters, wgsl) = (parameters.join(", "), &function.wgsl);
+    format!("\nfn {name}({parameters}) -> f32 {{\n    return {wgsl};\n}}\n")
+}
+
+/// A call of it with these operands, elements or quads, and constants.
+pub(crate) fn call(name: &str, quads: bool, operands: &[String], constants: &[String]) -> String {
+    let component = |component: &str| {
+        let operands = operands.iter().map(|operand| format!("{operand}{component}"));
+        format!("{name}({})", operands.chain(constants.iter().cloned()).collect::<Vec<_>>().join(", "))
+    };
+    match quads {
+        true => format!("vec4<f32>({})", [".x", ".y", ".z", ".w"].map(component).join(", ")),
+        false => component(""),
+    }
+}
+
 /// The helpers that a text calls.
-fn helpers(text: &str) -> String {
+pub(crate) fn helpers(text: &str) -> String {
     let mut found = String::new();
     // From the end: each comes after those that it calls.
     for helper in HELPERS.rsplit("\n\n").filter(|part| part.contains("fn ")) {

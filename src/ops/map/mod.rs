@@ -37,9 +37,9 @@ mod kernel;
 mod methods;
 mod op;
 
-pub use chain::{Chain, Part};
+pub use chain::Chain;
 pub(super) use functions::{Entry, FUNCTIONS};
-pub use kernel::Operand;
+pub(super) use kernel::{call, function, helpers};
 pub use op::Map;
 
 use super::cases::Row;

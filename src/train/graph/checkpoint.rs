@@ -112,6 +112,7 @@ impl GraphTrainer {
     /// The file appears whole or not at all. Resolves once the device has been polled, several times for a large model.
     /// Until then, submit no further step. Outside of frames, use [`save_blocking`](Self::save_blocking).
     pub async fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.check_whole()?;
         optim::save(self.gpu(), path.as_ref(), HashMap::new(), &weights(self)).await
     }
 
@@ -140,6 +141,7 @@ impl GraphTrainer {
     /// Saves everything that the run needs to resume bit for bit: parameters, moments, step count, seed, settings. The
     /// data, and what is in inputs and states, is yours to restore. See [`save`](Self::save) for how it is written.
     pub async fn save_checkpoint(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.check_whole()?;
         let path = path.as_ref();
         let state = State { version: VERSION, config: self.config().clone(), step: self.step_count() };
         let state = serde_json::to_string(&state).map_err(|e| Error::format(path, e))?;

@@ -11,6 +11,9 @@ use crate::error::Result;
 pub struct StepLoss {
     /// The step that this is the loss of.
     pub step: u64,
+    /// The number of submits that the step was cut into: see
+    /// [`GraphTrainer::set_submit_time`](crate::train::GraphTrainer::set_submit_time).
+    pub submits: usize,
     pub(super) readback: Readback,
     pub(super) submitted: wgpu::SubmissionIndex,
 }

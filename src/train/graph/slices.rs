@@ -125,6 +125,7 @@ impl GraphTrainer {
         encoder: &mut wgpu::CommandEncoder,
         step: &mut SlicedStep,
     ) -> Result<Option<Readback>> {
+        self.check_whole()?;
         let count = self.step_count();
         if step.step < count {
             let expected = format!("slices of step {count}");
@@ -134,6 +135,7 @@ impl GraphTrainer {
             (step.step, step.micro_batch, step.next) = (count, 0, 0);
             step.fates.clear();
         }
+        self.sliced = true;
         step.fates.retain(|fate| !fate.is_done());
         step.fates.push(Fate::of(encoder));
         if step.micro_batch == self.config().micro_batches {

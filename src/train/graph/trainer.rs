@@ -1,13 +1,14 @@
-//! A training step of any graph as one submit: forward, backward, clipping and the update, with nothing read back.
+//! A training step of any graph: forward, backward, clipping and the update, with nothing read back.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use super::config::{GraphTrainConfig, GraphTrainOptions};
 use super::feed::{Feed, Feeds};
 use super::loss::StepLoss;
 use super::plan::{GraphTrainPlan, StepPlan};
 use crate::device::timeline::Timeline;
-use crate::device::{ExecOptions, Executable, Gpu, Readback, Tally, Tensor, Uploads};
+use crate::device::{ExecOptions, Executable, Gpu, Readback, Submits, Tally, Tensor, Uploads};
 use crate::error::{Error, Result, joined};
 use crate::graph::{Graph, Source, Value};
 use crate::optim::{Arena, ArenaLayout, Optimizer};
@@ -56,6 +57,10 @@ pub struct GraphTrainer {
     /// Bytes of GPU memory.
     bytes: usize,
     steps: Tally,
+    /// Whether a slice of a step was ever recorded.
+    pub(super) sliced: bool,
+    /// What happened to a step of which only a part was submitted.
+    broken: Option<String>,
     /// Probes of the last step, until they are taken.
     probes: Option<ProbeReadback>,
 }
@@ -141,6 +146,8 @@ impl GraphTrainer {
             grads,
             frozen,
             steps: Tally::default(),
+            sliced: false,
+            broken: None,
             probes: None,
         })
     }
@@ -155,9 +162,16 @@ impl GraphTrainer {
         self.steps.count()
     }
 
-    /// Sets the number of completed steps. The learning rate schedule and the bias correction follow it.
+    /// Sets the number of completed steps. The learning rate schedule and the bias correction follow it. After a step
+    /// that was [submitted in part](Self::step) this says that parameters and moments have been written again.
     pub fn set_step_count(&mut self, step: u64) {
         self.steps.set(step);
+        self.broken = None;
+    }
+
+    /// An error if only a part of a step was submitted.
+    pub(crate) fn check_whole(&self) -> Result<()> {
+        self.broken.as_ref().map_or(Ok(()), |message| Err(Error::Device(message.clone())))
     }
 
     /// The device that this trains on.
@@ -168,6 +182,11 @@ impl GraphTrainer {
     /// Forward and backward.
     pub(crate) fn exec(&self) -> &Executable {
         &self.exec
+    }
+
+    /// Whether a slice of a step was ever recorded: since then, what is submitted next may be in the middle of a step.
+    pub(crate) fn was_sliced(&self) -> bool {
+        self.sliced
     }
 
     /// The plan of forward and backward.
@@ -206,33 +225,82 @@ impl GraphTrainer {
         self.bytes
     }
 
-    /// Runs one step on this data, in one submit and without waiting. The loss can be read later, while the GPU is at
-    /// work on the next steps.
+    /// Runs one step on this data, without waiting. The loss can be read later, while the GPU is at work on the next
+    /// steps.
     ///
     /// Inputs that are not fed keep what they have, so what stays the same is fed once, or
     /// [written](Self::write). `&[]` is for steps that need nothing new.
+    ///
+    /// A step that takes long is cut into several submits, by estimates that are corrected by what submits take: see
+    /// [`set_submit_time`](Self::set_submit_time). What another thread submits may run in between, and may see a part of
+    /// the update.
     ///
     /// # Errors
     ///
     /// If the data of an input has another length or type, an input never got any, or an id is of no class or row: the
     /// error names it. This is found before anything is recorded.
+    ///
+    /// If a submit fails, the step does not count. If others of the same step went before it, weights may be half
+    /// updated: then steps, evaluation and saving are errors that say so, until a checkpoint is
+    /// [restored](super::GraphCheckpoint::restore).
     pub fn step<'a>(&mut self, feeds: impl Into<Feeds<'a>>) -> Result<StepLoss> {
+        let feeds = feeds.into();
+        let weights = self.check(&feeds)?;
         let step = self.step_count();
-        let mut encoder = self.gpu.encoder("training step");
-        let readback = self.record(&mut encoder, feeds)?;
-        let submitted = self.gpu.submit(encoder).inspect_err(|_| {
+        let mut submits = self.exec.submits(format!("training step {step}"));
+        let run = self.submit(&mut submits, &feeds, &weights);
+        let (readback, submitted) = run.inspect_err(|e| {
             self.steps.set(step);
             self.probes = None;
+            let before = submits.count();
+            if before > 0 {
+                let advice = "restore a checkpoint, or make a new trainer";
+                let what = format!("only {before} submits of step {step} went through, so weights may be half updated");
+                self.broken = Some(format!("{what}: {advice}. The error was: {e}"));
+            }
         })?;
         if let Some(probes) = &mut self.probes {
             probes.submitted = Some(submitted.clone());
         }
-        Ok(StepLoss { step, readback, submitted })
+        Ok(StepLoss { step, submits: submits.count(), readback, submitted })
+    }
+
+    /// Submits a step. Returns the loss on its way to the host.
+    fn submit(
+        &mut self,
+        submits: &mut Submits,
+        feeds: &Feeds<'_>,
+        weights: &[f32],
+    ) -> Result<(Readback, wgpu::SubmissionIndex)> {
+        self.clear(submits.encoder())?;
+        for (batch, &weight) in feeds.batches.iter().zip(weights) {
+            self.exec.make_room_in(submits)?;
+            self.feed(submits.encoder(), batch, weight)?;
+            self.exec.record_in(submits)?;
+        }
+        let step = self.step_count();
+        let loss = self.record_read(submits.encoder(), step)?;
+        self.optimizer.record_in(submits, self.config.schedule.at(step), step)?;
+        self.steps.record(submits.encoder());
+        Ok((loss, submits.submit()?))
+    }
+
+    /// Sets the time that a submit of [`step`](Self::step) takes at most, by estimate: 75 milliseconds at first. Each
+    /// micro-batch begins a new submit unless all of it fits into the one before.
+    ///
+    /// Systems reset a device whose submit takes long, Windows after two seconds. A shorter time lets other users of the
+    /// device in more often, such as an app that renders on another thread. Each submit costs the host some ten
+    /// microseconds. A single kernel is never cut.
+    pub fn set_submit_time(&self, time: Duration) {
+        self.exec.set_submit_time(time);
     }
 
     /// Records one step into your encoder. Several steps may follow each other in one encoder. Returns the loss, `[1]`,
     /// on its way to the host. From the second step on, nothing is allocated on the GPU. Errors are those of
     /// [`step`](Self::step).
+    ///
+    /// All of it is one submit of yours, which must not take long: Windows resets a device after two seconds. For steps
+    /// of that order there are [`step`](Self::step), which cuts them, and [slices](Self::start_sliced).
     ///
     /// Submit the encoder, or drop it: then the step does not count, and its loss and probes are an `Err`.
     pub fn record<'a>(&mut self, encoder: &mut wgpu::CommandEncoder, feeds: impl Into<Feeds<'a>>) -> Result<Readback> {
@@ -249,14 +317,19 @@ impl GraphTrainer {
     /// Records what follows the last micro-batch.
     pub(super) fn update(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<Readback> {
         let step = self.step_count();
-        if let Some(instruments) = &self.step.instruments {
-            self.probes = Some(instruments.record_read(&self.exec, encoder, step)?);
-        }
-        // Before the update: a loss may be a view of a parameter.
-        let loss = self.loss()?.record_read(&self.gpu, encoder);
+        let loss = self.record_read(encoder, step)?;
         self.optimizer.record(encoder, self.config.schedule.at(step), step)?;
         self.steps.record(encoder);
         Ok(loss)
+    }
+
+    /// Records the copies of probes and of the loss, which is returned. This comes before the update: a loss may be a
+    /// view of a parameter.
+    fn record_read(&mut self, encoder: &mut wgpu::CommandEncoder, step: u64) -> Result<Readback> {
+        if let Some(instruments) = &self.step.instruments {
+            self.probes = Some(instruments.record_read(&self.exec, encoder, step)?);
+        }
+        Ok(self.loss()?.record_read(&self.gpu, encoder))
     }
 
     /// The answers of the probes in the last step, on their way to the host. Take them right after the step, and read
@@ -325,6 +398,7 @@ impl GraphTrainer {
 
     /// Checks that this is the data of a step. Returns the weight of each micro-batch.
     pub(super) fn check(&self, feeds: &Feeds<'_>) -> Result<Vec<f32>> {
+        self.check_whole()?;
         let weights = feeds.weights(self.config.micro_batches)?;
         for batch in &feeds.batches {
             for (i, feed) in batch.iter().enumerate() {

@@ -16,6 +16,8 @@ pub struct Shader {
     pub words: Vec<u32>,
     /// What the entry point uses, all in group 0.
     pub bindings: Vec<Binding>,
+    /// Bytes of workgroup memory that it uses.
+    pub shared: u32,
 }
 
 /// A buffer that a shader uses.
@@ -40,7 +42,11 @@ pub fn translate(wgsl: &str, entry: &str) -> Result<Shader> {
     };
     let uses = info.get_entry_point(index);
     let mut bindings = vec![];
+    let mut shared = 0;
     for (handle, global) in module.global_variables.iter().filter(|(handle, _)| !uses[*handle].is_empty()) {
+        if global.space == AddressSpace::WorkGroup {
+            shared += module.types[global.ty].inner.size(module.to_ctx());
+        }
         let Some(place) = &global.binding else { continue };
         let uniform = match global.space {
             AddressSpace::Uniform => true,
@@ -59,7 +65,8 @@ pub fn translate(wgsl: &str, entry: &str) -> Result<Shader> {
         naga::back::pipeline_constants::process_overrides(&module, &info, Some((stage, entry)), &Default::default())
             .context("overrides")?;
     let words = spv::write_vec(&module, &info, &options(), Some(&pipeline)).context("writing SPIR-V")?;
-    Ok(Shader { entry: entry.into(), words, bindings: bindings.into_iter().map(|(binding, _)| binding).collect() })
+    let bindings = bindings.into_iter().map(|(binding, _)| binding).collect();
+    Ok(Shader { entry: entry.into(), words, bindings, shared })
 }
 
 fn options() -> spv::Options<'static> {

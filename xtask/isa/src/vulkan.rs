@@ -18,8 +18,8 @@ pub struct Compiled {
     pub statistics: BTreeMap<String, u64>,
     /// Invocations of a subgroup.
     pub subgroup_size: u32,
-    /// The final disassembly.
-    pub assembly: String,
+    /// The final disassembly, and the driver's name for it, where the driver has one.
+    pub assembly: Option<(String, String)>,
 }
 
 /// A device to compile for.
@@ -123,10 +123,11 @@ impl Device {
         };
         let [properties] = &properties[..] else { bail!("expected one executable, got {}", properties.len()) };
         let statistics = statistics.iter().map(|s| (text(&s.name), value(s))).collect();
-        Ok(Compiled { statistics, subgroup_size: properties.subgroup_size, assembly: self.assembly(&executable)? })
+        let assembly = self.assembly(&executable)?;
+        Ok(Compiled { statistics, subgroup_size: properties.subgroup_size, assembly })
     }
 
-    fn assembly(&self, executable: &vk::PipelineExecutableInfoKHR<'_>) -> Result<String> {
+    fn assembly(&self, executable: &vk::PipelineExecutableInfoKHR<'_>) -> Result<Option<(String, String)>> {
         let (get, device) =
             (self.executables.fp().get_pipeline_executable_internal_representations_khr, self.device.handle());
         // The sizes first, then the texts into buffers of these sizes: ash's own wrapper asks once.
@@ -142,11 +143,13 @@ impl Device {
                 f.p_data = text.as_mut_ptr().cast();
             }
             get(device, executable, &mut count, found.as_mut_ptr()).result().context("representations")?;
-            let names: Vec<String> = found.iter().map(|f| text(&f.name)).collect();
-            let Some(i) = names.iter().position(|name| name == "Assembly") else {
-                bail!("expected a representation `Assembly`, got {}", names.join(", "));
-            };
-            Ok(String::from_utf8_lossy(&texts[i]).trim_end_matches('\0').into())
+            // `Assembly`, `NAK assembly`, `IR3 Assembly`; the others are what it was made from.
+            let mut named = found.iter().map(|f| text(&f.name)).zip(&texts);
+            let assembly = named.find(|(name, _)| name.to_lowercase().ends_with("assembly"));
+            Ok(assembly.map(|(name, bytes)| {
+                let bytes = bytes.split(|&byte| byte == 0).next().unwrap_or_default();
+                (name, String::from_utf8_lossy(bytes).into_owned())
+            }))
         }
     }
 }
@@ -195,10 +198,8 @@ fn describe(instance: &ash::Instance, physical: vk::PhysicalDevice) -> String {
     let mut properties = vk::PhysicalDeviceProperties2::default().push_next(&mut driver);
     // SAFETY: `physical` is one of the instance's devices, and the structures outlive the call.
     unsafe { instance.get_physical_device_properties2(physical, &mut properties) };
-    // `Null hardware (RADV NAVI31)`, where the card is not there.
     let name = text(&properties.properties.device_name);
-    let name = name.trim_start_matches("Null hardware (").trim_end_matches(')');
-    format!("{name}, {}", text(&driver.driver_info))
+    format!("{}, {}", name.trim(), text(&driver.driver_info))
 }
 
 fn layout_binding(binding: &Binding) -> vk::DescriptorSetLayoutBinding<'static> {
