@@ -101,7 +101,7 @@ impl Kernel {
 
     /// As it runs on this class of adapters. Software adapters unroll loops themselves where it pays, and a longer text
     /// takes them longer to compile.
-    pub(crate) fn on(mut self, class: AdapterClass) -> Self {
+    pub fn on(mut self, class: AdapterClass) -> Self {
         self.unrolled = class == AdapterClass::Gpu && is_marked(&self.source);
         self
     }

@@ -141,7 +141,8 @@ fn of_op(
     for variant in 0..op.variants(&cx).len().max(1) {
         cx.variant = variant;
         let program = op.launch(&cx).map_err(|e| anyhow::anyhow!("`{}` ({}): {e}", node.name, op.name()))?;
-        to.extend(program.dispatches.into_iter().map(|d| (d.kernel, heavy && variant == 0)));
+        let kernels = program.dispatches.into_iter().map(|d| d.kernel.on(profile.class));
+        to.extend(kernels.map(|kernel| (kernel, heavy && variant == 0)));
     }
     Ok(())
 }
