@@ -11,6 +11,10 @@ const ACROSS: u32 = B_WIDTH / TILE_QUADS; // along n
 const TILE_GROUP: u32 = DOWN * ACROSS;
 const BLOCKS_EACH: u32 = (BLOCKS + TILE_GROUP - 1u) / TILE_GROUP; // blocks that an invocation stages
 
+// Quads that straddle two take registers that the sources of several blocks would need: those are computed
+// for each strip then, or cards with 128 registers spill.
+const BLOCKS_AGAIN: bool = BLOCKS_EACH > 1u && !(A_ALIGNED && B_ALIGNED);
+
 var<workgroup> tile_a: array<vec4<f32>, A_WIDTH * TILE_K>; // [k][m / 4]
 var<workgroup> tile_b: array<vec4<f32>, B_WIDTH * TILE_K>; // [k][n / 4]
 
@@ -18,6 +22,14 @@ var<workgroup> tile_b: array<vec4<f32>, B_WIDTH * TILE_K>; // [k][n / 4]
 // time; without this exchange of quads, those would be in the same banks of memory.
 fn slot(k4: u32, x: u32, width: u32) -> u32 {
     return 4u * k4 * width + (x ^ (2u * k4 % width));
+}
+
+// Block `t` of both strips, those of a first.
+fn staged_block(w: Work, t: u32) -> Block {
+    if (t < A_BLOCKS) {
+        return block(t, w.row0, p.m, A_WIDTH, w.matrix * p.m * p.k, !A_TRANSPOSED);
+    }
+    return block(t - A_BLOCKS, w.col0, p.n, B_WIDTH, w.matrix * p.k * p.n, B_TRANSPOSED);
 }
 
 // [row / 4][row % 4][quad of columns]
@@ -30,18 +42,16 @@ fn tile_sums(w: Work, lid: u32) -> TileSums {
     let b0 = w.matrix * p.k * p.n;
     var blocks: array<Block, BLOCKS_EACH>;
     for (var i = 0u; i < BLOCKS_EACH; i++) { // unroll
-        let t = i * TILE_GROUP + lid;
-        if (t < A_BLOCKS) {
-            blocks[i] = block(t, w.row0, p.m, A_WIDTH, a0, !A_TRANSPOSED);
-        } else {
-            blocks[i] = block(t - A_BLOCKS, w.col0, p.n, B_WIDTH, b0, B_TRANSPOSED);
-        }
+        blocks[i] = staged_block(w, i * TILE_GROUP + lid);
     }
     var acc: TileSums;
     var columns: array<vec4<f32>, BLOCKS_EACH>;
     for (var k = w.k; k < w.k_end; k += TILE_K) {
         for (var i = 0u; i < BLOCKS_EACH; i++) { // unroll
             let t = i * TILE_GROUP + lid;
+            if (BLOCKS_AGAIN) {
+                blocks[i] = staged_block(w, t);
+            }
             if (t < A_BLOCKS) {
                 let rows = load_a(blocks[i], k, a0 + p.m * p.k - 1u);
                 for (var j = 0u; j < 4u; j++) { // unroll

@@ -63,15 +63,12 @@ fn backward_tiled(
             }
             for (var c = 0u; c < QUADS; c++) { // unroll
                 let at = 4u * n4 * WIDE + lid % ACROSS + c * ACROSS;
-                let v0 = right[at];
-                let v1 = right[at + WIDE];
-                let v2 = right[at + 2u * WIDE];
-                let v3 = right[at + 3u * WIDE];
-                for (var r = 0u; r < TILE_ROWS; r++) { // unroll
-                    acc[r][c] = fma(vec4<f32>(ds[r].x), v0, acc[r][c]);
-                    acc[r][c] = fma(vec4<f32>(ds[r].y), v1, acc[r][c]);
-                    acc[r][c] = fma(vec4<f32>(ds[r].z), v2, acc[r][c]);
-                    acc[r][c] = fma(vec4<f32>(ds[r].w), v3, acc[r][c]);
+                // One row of w at a time: with the quads of all four, cards with 128 registers spill.
+                for (var j = 0u; j < 4u; j++) { // unroll
+                    let v = right[at + j * WIDE];
+                    for (var r = 0u; r < TILE_ROWS; r++) { // unroll
+                        acc[r][c] = fma(vec4<f32>(ds[r][j]), v, acc[r][c]);
+                    }
                 }
             }
         }
