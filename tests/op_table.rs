@@ -177,7 +177,7 @@ const OPEN_LOOPS: [(&str, &str); 4] = [
         "cross_entropy.backward cross_entropy.finish cross_entropy.forward embedding.backward embedding.chain \
          gather.backward matmul.forward_few matmul.forward_lanes matmul.forward_lanes_quads norm.backward \
          norm.forward packed.forward_lanes packed_i8.forward_i8 patches.backward patches.forward pool.backward pool.largest pool.sum \
-         reduce.extreme reduce.sum rope.halves rope.interleaved softmax.backward softmax.forward stats.forward \
+         products.forward reduce.extreme reduce.sum rope.halves rope.interleaved softmax.backward softmax.forward stats.forward \
          top_k.chunks top_k.pick",
     ),
 ];

@@ -196,7 +196,8 @@ impl Op for Products {
         let tiles = offers.tiles(cx, self.function);
         let tile = *tiles.get(cx.variant).ok_or_else(|| format!("no variant {} of {}", cx.variant, tiles.len()))?;
         if cx.profile.class == AdapterClass::Cpu {
-            cx.profile.quirks.check_loops("the inner dimension", offers.products[0].k, offers.products[0].k / 4)?;
+            let k = offers.products[0].k;
+            cx.profile.quirks.check_loops("the inner dimension", k, (k / 4).div_ceil(tile.slices))?;
         }
         let function = self.parts.last().filter(|_| self.function).and_then(|part| part.op.elementwise());
         let groups = offers.groups(tile, self.function);
