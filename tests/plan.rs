@@ -291,6 +291,12 @@ fn products_of_training_fill_a_card() {
         for (name, groups) in products(step) {
             assert!(groups >= 160, "{name} has {groups} workgroups with a batch of {batch}");
         }
+        // None is longer than a tenth of a second, if the card does 5% of 20 TFLOP/s.
+        let (longest, flops) = step.largest_dispatch().unwrap();
+        assert!(flops <= 160_000_000_000, "{} has {flops}", longest.name());
+        assert!(step.dispatches() <= 400, "{} dispatches with a batch of {batch}", step.dispatches());
+        let columns = step.steps().iter().flat_map(|s| s.dispatches()).filter(|d| d.kernel().label == "sum");
+        assert!(columns.count() <= 60);
         // No bias has a sum of its own.
         let sums: Vec<&str> = step.steps().iter().filter(|s| s.op().name() == "sum").map(|s| s.name()).collect();
         assert!(sums.iter().all(|name| !name.ends_with(".bias")), "{sums:?}");

@@ -106,6 +106,12 @@ fn a_token_is_few_dispatches_for_a_gpu() {
         let plan = DecodePlan::new(&model, capacity, profile).unwrap();
         let token = plan.plans()[0];
         assert!(token.dispatches() <= most, "{} at {capacity}:\n{token}", token.dispatches());
+        // And fills one of 80 units.
+        let products = token.steps().iter().flat_map(|s| s.dispatches());
+        for d in products.filter(|d| d.kernel().entry.starts_with("forward") && d.kernel().label != "attention") {
+            let groups: u32 = d.workgroups().iter().product();
+            assert!(groups >= 160 || !["products", "packed"].contains(&d.kernel().label), "{}", d.kernel().describe());
+        }
     }
 }
 

@@ -262,11 +262,13 @@ impl Tile {
         }
         let (few, tiled) = (few(matrix, m, profile), tiled(m, matrix.n, profile));
         let enough = tiled.first().is_some_and(|tile| tile.groups([m, matrix.n]) >= ENOUGH_TILES);
-        match m {
-            ..=FEW => few,
-            ..=32 if !enough => [few, tiled].concat(),
-            ..=32 => [tiled, few].concat(),
-            _ => tiled,
+        if m <= FEW {
+            return few;
+        }
+        match m <= 32 {
+            true if enough => [tiled, few].concat(),
+            true => [few, tiled].concat(),
+            false => tiled,
         }
     }
 

