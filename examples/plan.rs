@@ -37,6 +37,9 @@ struct Flags {
     /// GPU memory that training may use, in bytes
     #[arg(long)]
     max_bytes: Option<u64>,
+    /// Compute activations and results of norms again in backward rather than keep them
+    #[arg(long)]
+    recompute: bool,
     /// Omit the table of nodes and buffers
     #[arg(long)]
     brief: bool,
@@ -58,7 +61,7 @@ fn run(f: Flags) -> anyhow::Result<()> {
         schedule: Schedule::constant(1e-3),
         ..TrainConfig::new(f.shape.config(), f.shape.batch)
     };
-    let options = TrainOptions { max_bytes: f.max_bytes, ..TrainOptions::default() };
+    let options = TrainOptions { max_bytes: f.max_bytes, recompute: f.recompute, ..TrainOptions::default() };
     let start = Instant::now();
     let plan = TrainPlan::new(&config, &options, &profile)?;
     eprintln!("{:.1?}", start.elapsed());
@@ -69,6 +72,9 @@ fn run(f: Flags) -> anyhow::Result<()> {
     }
     let dispatches = [forward_backward, evaluation, update].map(|plan| plan.dispatches());
     println!("dispatches in forward and backward, evaluation, and update: {dispatches:?}");
+    if f.recompute {
+        println!("{} tensors are computed twice rather than kept", forward_backward.recomputed());
+    }
     println!("{} parameters in {} buffers", plan.parameter_count(), plan.layout().parts.len());
     println!("{} bytes, including gradients, moments, activations and evaluation", plan.bytes());
     let needs = plan.requirements();

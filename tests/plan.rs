@@ -303,6 +303,26 @@ fn products_of_training_fill_a_card() {
     }
 }
 
+/// Backward reads the results of activations and norms again: of each layer 4096 and twice 1024 values per token.
+#[test]
+fn recomputing_takes_less_memory() {
+    let medium = TransformerConfig::gpt2(50257, 1024, 24, 1024, 16);
+    let config = TrainConfig { schedule: Schedule::constant(1e-3), ..TrainConfig::new(medium, 1) };
+    let [kept, again] = [false, true].map(|recompute| {
+        let options = TrainOptions { recompute, ..TrainOptions::default() };
+        TrainPlan::new(&config, &options, &card()).unwrap()
+    });
+    let [of_kept, of_again] = [&kept, &again].map(|plan| plan.plans()[0]);
+    // An activation and two norms of each layer. The head reads the result of the last norm soon after it is made.
+    assert_eq!((of_kept.recomputed(), of_again.recomputed()), (0, 3 * 24));
+    assert_eq!(of_again.dispatches(), of_kept.dispatches() + 3 * 24);
+    assert!(again.bytes() <= 7_000_000_000, "{}", again.bytes());
+    let saved = kept.bytes() - again.bytes();
+    assert!(saved > 24 * 4 * 1024 * (4096 + 2 * 1024) * 9 / 10, "{saved}");
+    assert!(format!("{of_again}").contains("72 values are computed twice rather than kept"));
+    assert!(of_again.steps().iter().any(|step| step.name() == "h.3.mlp.gelu.again"));
+}
+
 #[test]
 fn products_of_few_rows_fill_a_card() {
     // (k, n) of the products of a SmolLM2-135M: o, k and v, up, down, and the tied head.

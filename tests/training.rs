@@ -256,6 +256,48 @@ fn evaluation_between_steps_changes_nothing() {
     assert_eq!(bits(&weights_and_moments(&plain)), bits(&weights_and_moments(&evaluated)));
 }
 
+/// What is computed twice has the same values both times: those of activations bit for bit, those of norms up to
+/// rounding.
+#[test]
+fn recomputing_changes_no_gradient() {
+    let tokens: Vec<u32> = dataset().batch(0, 0, 32, 16).unwrap().tokens;
+    for (model, of_layer) in
+        [(TransformerConfig::gpt2(31, 16, 3, 32, 4), 3), (TransformerConfig::llama(31, 16, 3, 32, 4), 3)]
+    {
+        let mut g = Graph::new();
+        let gpt = Transformer::build(&mut g, &model, 32, 16, true).unwrap();
+        let targets = g.input("targets", g.ty(gpt.tokens).clone()).unwrap();
+        let loss = g.cross_entropy("loss", gpt.logits, targets).unwrap();
+        let gradients = g.gradients(loss, &gpt.params).unwrap();
+        let mut rng = Rng::new(&[5]);
+        let params: Vec<Vec<f32>> =
+            gpt.params.iter().map(|&v| (0..g.ty(v).len()).map(|_| 0.1 + 0.2 * rng.normal() as f32).collect()).collect();
+        let run = |plan: Plan| {
+            let exec = Executable::new_blocking(gpu(), Arc::new(plan), ExecOptions::default()).unwrap();
+            for (&v, data) in gpt.params.iter().zip(&params) {
+                exec.write(v, &data[..]).unwrap();
+            }
+            exec.write(gpt.tokens, &tokens[..]).unwrap();
+            exec.write(targets, &tokens[..]).unwrap();
+            exec.submit().unwrap();
+            gradients.iter().map(|&v| exec.read_blocking::<f32>(v).unwrap()).collect::<Vec<_>>()
+        };
+        let profile = gpu().profile();
+        let again = Plan::recomputing(&g, &gradients, profile).unwrap();
+        assert!(again.recomputed() >= 2 * of_layer, "{}", again.recomputed());
+        let (kept, again) = (run(Plan::new(&g, &gradients, profile).unwrap()), run(again));
+        for ((&v, kept), again) in gpt.params.iter().zip(&kept).zip(&again) {
+            let largest = kept.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+            let apart = kept.iter().zip(again).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(largest > 0.0 && apart <= 1e-5 * largest, "{}: {apart} of {largest}", g.name(v));
+            // All but the gradients of what reads the result of a norm.
+            if ![".q", ".k", ".v", ".up", ".gate"].iter().any(|part| g.name(v).contains(part)) {
+                assert_eq!(bits(&[kept.clone()]), bits(&[again.clone()]), "{}", g.name(v));
+            }
+        }
+    }
+}
+
 /// All that a run leaves behind.
 fn weights_and_moments(trainer: &Trainer) -> Vec<Vec<f32>> {
     let arenas = [trainer.params(), &trainer.optimizer().m, &trainer.optimizer().v];

@@ -18,7 +18,7 @@ mod value;
 
 pub use init::ParamInit;
 pub(crate) use op::check_outputs;
-pub use op::{Op, Operand, Part, Vjp};
+pub use op::{Kept, Op, Operand, Part, Recomputed, Vjp};
 use value::Lineage;
 pub(crate) use value::Names;
 pub use value::Value;

@@ -195,6 +195,14 @@ pub trait Op: Any + Debug + Send + Sync {
         None
     }
 
+    /// How to compute an output again from what is kept anyway, if that is cheap: much less work than a product of
+    /// matrices.
+    ///
+    /// Plans that [recompute](crate::Plan::recomputing) do so rather than keep the output from forward to backward.
+    fn recomputed(&self, _output: usize, _inputs: &[TensorType]) -> Option<Recomputed> {
+        None
+    }
+
     /// Whether its launch is one dispatch whose invocations each do a little and need no others: it moves elements, or
     /// maps them.
     ///
@@ -245,6 +253,24 @@ pub enum Operand {
     Input(usize),
     /// The first output of an earlier part, by its index.
     Part(usize),
+}
+
+/// A cheap way to compute an output of an op again: see [`Op::recomputed`].
+#[derive(Clone, Debug)]
+pub struct Recomputed {
+    /// An op whose only output is of the same type, with the same values up to rounding.
+    pub op: Arc<dyn Op>,
+    /// What it is applied to.
+    pub from: Vec<Kept>,
+}
+
+/// What an output is computed from [again](Recomputed).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// The op's input of this index.
+    Input(usize),
+    /// Another of its outputs.
+    Output(usize),
 }
 
 /// The context of [`Op::vjp`]: the node's values, the cotangents of its outputs, and the graph to add backward nodes

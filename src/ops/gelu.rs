@@ -4,6 +4,7 @@
 //! tanh form, used by GPT-2, it is `(1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2`.
 
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
+use std::sync::Arc;
 
 use super::cases::{Case, InputFill, Row};
 use super::checks::{expect_f32, expect_shape};
@@ -11,7 +12,7 @@ use super::elementwise;
 use super::source::table_kernel;
 use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Op, Value, Vjp};
+use crate::graph::{Graph, Kept, Op, Recomputed, Value, Vjp};
 use crate::kernel::{Bind, Launch, Program};
 use crate::tensor::TensorType;
 
@@ -113,6 +114,10 @@ impl Op for Gelu {
     fn flops(&self, _: &[TensorType], outputs: &[TensorType]) -> u64 {
         // An exp counts as one.
         outputs[0].len() as u64 * if self.tanh { 9 } else { 22 }
+    }
+
+    fn recomputed(&self, _: usize, _: &[TensorType]) -> Option<Recomputed> {
+        Some(Recomputed { op: Arc::new(*self), from: vec![Kept::Input(0)] })
     }
 }
 

@@ -9,12 +9,13 @@ use std::sync::Arc;
 
 use super::cases::{Case, InputFill, Row};
 use super::checks::{POSITIVE, expect_f32, expect_shape, is_positive};
+use super::map::Chain;
 use super::rowwise::RowLayout;
 use super::source::{LaneSource, lane_source};
 use super::sum;
 use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Op, Value, Vjp};
+use crate::graph::{Graph, Kept, Op, Recomputed, Value, Vjp};
 use crate::kernel::{Bind, FEW_ROWS, Launch, OnRead, Program};
 use crate::profile::AdapterClass;
 use crate::tensor::TensorType;
@@ -150,6 +151,13 @@ impl Op for Norm {
 
     fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
         (if self.centered { 8 } else { 4 }) * inputs[0].len() as u64
+    }
+
+    fn recomputed(&self, output: usize, inputs: &[TensorType]) -> Option<Recomputed> {
+        let y = Chain::scale_and_shift(self.centered, inputs.first()?.shape.clone());
+        let from = [Kept::Output(1), Kept::Input(1), Kept::Input(2)];
+        let from = from[..2 + usize::from(self.centered)].to_vec();
+        (output == 0).then(|| Recomputed { op: Arc::new(y), from })
     }
 
     fn on_read(&self, inputs: &[TensorType]) -> Option<OnRead> {

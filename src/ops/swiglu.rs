@@ -2,13 +2,15 @@
 //!
 //! `y = silu(gate) * up` with `silu(g) = g * sigmoid(g)`. The three matrices of the layer are separate matmuls.
 
+use std::sync::Arc;
+
 use super::cases::{Case, InputFill, Row};
 use super::checks::{expect_f32, expect_shape};
 use super::elementwise;
 use super::source::table_kernel;
 use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Graph, Op, Value, Vjp};
+use crate::graph::{Graph, Kept, Op, Recomputed, Value, Vjp};
 use crate::kernel::{Bind, Elementwise, Launch, Program};
 use crate::tensor::TensorType;
 
@@ -85,6 +87,10 @@ impl Op for SwiGlu {
 
     fn flops(&self, _: &[TensorType], outputs: &[TensorType]) -> u64 {
         5 * outputs[0].len() as u64 // an exp counts as one
+    }
+
+    fn recomputed(&self, _: usize, _: &[TensorType]) -> Option<Recomputed> {
+        Some(Recomputed { op: Arc::new(*self), from: vec![Kept::Input(0), Kept::Input(1)] })
     }
 }
 

@@ -73,6 +73,7 @@ mod declared;
 mod fuse;
 mod planner;
 mod products;
+mod recompute;
 pub(crate) mod requirements;
 mod together;
 pub mod variants;
@@ -285,6 +286,7 @@ pub struct Plan {
     pub(crate) kept: HashMap<Value, (Slot, TensorType)>,
     pub(crate) names: Names,
     pub(crate) lanes: Lanes,
+    pub(crate) recomputed: usize,
 }
 
 impl Plan {
@@ -429,6 +431,12 @@ impl Plan {
         self.steps.iter().map(|step| (step, largest(step))).max_by_key(|(_, flops)| *flops)
     }
 
+    /// Values that are computed twice rather than kept: see [`recomputing`](Self::recomputing). The nodes that do so
+    /// have the names of the first ones, with `.again`.
+    pub fn recomputed(&self) -> usize {
+        self.recomputed
+    }
+
     /// Dispatches per step.
     pub fn dispatches(&self) -> usize {
         self.steps.iter().map(|s| s.dispatches.len()).sum()
@@ -452,6 +460,9 @@ impl fmt::Display for Plan {
             self.dispatches(),
             self.flops() as f64 / 1e6
         )?;
+        if self.recomputed > 0 {
+            writeln!(f, "{} values are computed twice rather than kept", self.recomputed)?;
+        }
         for step in &self.steps {
             let outs: Vec<String> = step.outputs.iter().map(|(s, ty)| format!("{} {ty}", slot(s))).collect();
             let copy = |c: &BufferCopy| format!("copy {} to {}", slot(&c.from), slot(&c.to));

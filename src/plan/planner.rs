@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 use super::bindings::{self, Binding};
 use super::{
     BoundSlot, BufferCopy, BufferSpec, External, Plan, PlannedDispatch, Slot, Step, chains, declared, fuse, products,
-    together, variants,
+    recompute, together, variants,
 };
 use crate::error::{Error, Result, joined};
 use crate::graph::{Graph, Node, Op, Source, Value, check_outputs};
@@ -37,16 +37,45 @@ impl Plan {
     /// # Ok::<(), throughline::Error>(())
     /// ```
     pub fn new(graph: &Graph, outputs: &[Value], profile: &Profile) -> Result<Plan> {
-        Plan::of(graph, outputs, profile, true)
+        Plan::of(graph, outputs, profile, Passes { fused: true, recomputed: false })
+    }
+
+    /// The same with less memory and a few more dispatches: large values that are cheap to compute and read again much
+    /// later are computed twice rather than kept. In training those are results of activations and norms, which take
+    /// up to a third of what backward needs of forward.
+    ///
+    /// Gradients are the same up to rounding.
+    ///
+    /// ```
+    /// use throughline::{AdapterClass, Graph, Plan, Profile, TensorType};
+    /// let mut g = Graph::new();
+    /// let mut x = g.input("x", TensorType::f32([1024, 64]))?;
+    /// let mut params = vec![];
+    /// for layer in 0..4 {
+    ///     params.push(g.param(&format!("w{layer}"), [64, 64])?);
+    ///     let product = g.matmul(&format!("product{layer}"), x, params[layer])?;
+    ///     x = g.gelu(&format!("gelu{layer}"), product)?;
+    /// }
+    /// let loss = g.sum("loss", x)?;
+    /// let gradients = g.gradients(loss, &params)?;
+    /// let profile = Profile::portable(AdapterClass::Gpu);
+    /// let [kept, again] = [Plan::new(&g, &gradients, &profile)?, Plan::recomputing(&g, &gradients, &profile)?];
+    /// let bytes = |plan: &Plan| plan.buffers().iter().map(|buffer| buffer.bytes).sum::<usize>();
+    /// assert!(again.recomputed() > 0 && bytes(&again) < bytes(&kept));
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub fn recomputing(graph: &Graph, outputs: &[Value], profile: &Profile) -> Result<Plan> {
+        Plan::of(graph, outputs, profile, Passes { fused: true, recomputed: true })
     }
 
     /// The same without [chains](crate::ops::map::Chain): each elementwise op has a kernel of its own. To see how long
     /// each takes, or to find out whether a difference comes from fusion.
     pub fn unfused(graph: &Graph, outputs: &[Value], profile: &Profile) -> Result<Plan> {
-        Plan::of(graph, outputs, profile, false)
+        Plan::of(graph, outputs, profile, Passes { fused: false, recomputed: false })
     }
 
-    fn of(graph: &Graph, outputs: &[Value], profile: &Profile, fused: bool) -> Result<Plan> {
+    fn of(graph: &Graph, outputs: &[Value], profile: &Profile, passes: Passes) -> Result<Plan> {
+        let Passes { fused, recomputed } = passes;
         graph.check_values(outputs, |i| format!("output {i} of the plan"))?;
         let local = |v: Value| Value::local(v.node(), v.output());
         let mut wanted: Vec<Value> = outputs.to_vec();
@@ -68,7 +97,7 @@ impl Plan {
             }
             false => HashMap::new(),
         };
-        let (mut nodes, place) = early_first(nodes);
+        let (mut nodes, mut place) = early_first(nodes);
         let placed = |v: Value| {
             let v = chained.get(&local(v)).copied().unwrap_or(v);
             Value::local(place[v.node()], v.output())
@@ -94,15 +123,32 @@ impl Plan {
             false => HashMap::new(),
         };
         let now = |v: Value| to(&launched, produced(v));
-        let stores: Vec<(Value, Value)> = graph.stores().iter().map(|&(v, s)| (now(v), placed(s))).collect();
-        let keep: Vec<Value> = outputs.iter().map(|&v| now(v)).collect();
+        let mut stores: Vec<(Value, Value)> = graph.stores().iter().map(|&(v, s)| (now(v), placed(s))).collect();
+        let mut keep: Vec<Value> = outputs.iter().map(|&v| now(v)).collect();
+        let mut twice = 0;
+        if recomputed {
+            let read = keep.iter().chain(stores.iter().map(|(v, _)| v)).copied().collect::<Vec<_>>();
+            let needed = reachable(&nodes, &keep, &stores);
+            let (moved, n) = recompute::insert(&mut nodes, &needed, &read);
+            let values = keep.iter_mut().chain(stores.iter_mut().flat_map(|(v, s)| [v, s]));
+            values.for_each(|v| *v = Value::local(moved[v.node()], v.output()));
+            place.iter_mut().for_each(|p| *p = moved[*p]);
+            twice = n;
+        }
         let mut plan = plan(&nodes, &keep, &stores, profile)?;
-        plan.kept = outputs.iter().map(|&v| (v, plan.kept[&now(v)].clone())).collect();
+        plan.recomputed = twice;
+        plan.kept = outputs.iter().zip(&keep).map(|(&v, now)| (v, plan.kept[now].clone())).collect();
         let original: HashMap<usize, usize> = place.iter().enumerate().map(|(old, &new)| (new, old)).collect();
         plan.externals.iter_mut().for_each(|e| e.value = graph.value(original[&e.value.node()], 0));
         plan.names = graph.names();
         Ok(plan)
     }
+}
+
+/// What is done to the nodes on the way to a plan, besides what always is.
+struct Passes {
+    fused: bool,
+    recomputed: bool,
 }
 
 /// Moves each node that runs early right after the last of its inputs, and returns where each node went.

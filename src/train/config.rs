@@ -135,12 +135,24 @@ pub struct TrainOptions<'a> {
     /// Limit on GPU memory for training ([`TrainPlan::bytes`](super::TrainPlan::bytes)). The error of a larger plan
     /// says what would fit.
     pub max_bytes: Option<u64>,
+    /// Whether to compute results of activations and norms again in backward rather than keep them. Use it where a
+    /// model does not fit otherwise: GPT-2 medium with 1,024 tokens then takes 0.6 GB less. It costs a few more
+    /// dispatches, and gradients are the same up to rounding. See [`Plan::recomputing`](crate::Plan::recomputing).
+    /// False by default.
+    pub recompute: bool,
 }
 
 impl Default for TrainOptions<'_> {
     fn default() -> Self {
-        let (probes, patches) = (vec![], vec![]);
-        TrainOptions { block: &StandardBlock, init: true, standard_probes: false, probes, patches, max_bytes: None }
+        TrainOptions {
+            block: &StandardBlock,
+            init: true,
+            standard_probes: false,
+            probes: vec![],
+            patches: vec![],
+            max_bytes: None,
+            recompute: false,
+        }
     }
 }
 

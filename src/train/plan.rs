@@ -86,7 +86,8 @@ impl TrainPlan {
         if options.standard_probes {
             probes.extend(probe::standard(&graph, &gpt.stream, true));
         }
-        let of_graph = GraphTrainOptions { probes, init: options.init, ..GraphTrainOptions::default() };
+        let TrainOptions { init, recompute, .. } = *options;
+        let of_graph = GraphTrainOptions { probes, init, recompute, ..GraphTrainOptions::default() };
         let training = GraphTrainPlan::new(graph, loss, &config.of_graph(), &of_graph, profile)?;
         let plan = TrainPlan {
             evaluation: EvaluationPlan::new(config, options, profile, training.plans()[0])?,

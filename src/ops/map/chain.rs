@@ -1,9 +1,12 @@
 //! Several elementwise ops in one kernel.
 
 use std::any::TypeId;
+use std::sync::Arc;
 
 use super::broadcast;
+use super::functions;
 use super::kernel::{self, Link};
+use super::op::Map;
 use crate::array::Array;
 use crate::error::Result;
 use crate::graph::{Op, Operand, Part, Vjp};
@@ -32,6 +35,20 @@ impl Chain {
             Operand::Part(_) => 0,
         });
         Chain { inputs: inputs.max().unwrap_or(0), parts, outputs, shape }
+    }
+
+    /// `(x, scale [, shift]) -> x * scale [+ shift]`, of the shape of `x`.
+    pub(crate) fn scale_and_shift(shifts: bool, shape: Shape) -> Self {
+        let part = |name: &str, entry, operands: [Operand; 2]| Part {
+            name: name.into(),
+            op: Arc::new(Map::of_table(entry, &[])),
+            operands: operands.into(),
+        };
+        let scaled = part("scaled", &functions::mul, [Operand::Input(0), Operand::Input(1)]);
+        let shifted = part("shifted", &functions::add, [Operand::Part(0), Operand::Input(2)]);
+        let parts = if shifts { vec![scaled, shifted] } else { vec![scaled] };
+        let last = parts.len() - 1;
+        Chain::new(parts, vec![last], shape)
     }
 
     /// The types of a part's operands.

@@ -86,6 +86,10 @@ pub struct GraphTrainOptions {
     pub muon: Option<Vec<Value>>,
     /// Limit on GPU memory ([`GraphTrainPlan::bytes`](super::GraphTrainPlan::bytes)).
     pub max_bytes: Option<u64>,
+    /// Whether to compute results of activations and norms again in backward rather than keep them: less memory, a few
+    /// more dispatches, and gradients that are the same up to rounding. See
+    /// [`Plan::recomputing`](crate::Plan::recomputing). False by default.
+    pub recompute: bool,
     /// Whether to draw initial parameters; true by default. Set it to false if all of them are loaded next: it saves
     /// the time, and parameters may then lack an initialisation. They are zero until then.
     pub init: bool,
@@ -100,6 +104,7 @@ impl Default for GraphTrainOptions {
             bindings: HashMap::new(),
             muon: None,
             max_bytes: None,
+            recompute: false,
             init: true,
         }
     }

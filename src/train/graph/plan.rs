@@ -218,7 +218,8 @@ impl StepPlan {
             _ => Some(Instruments::new(&mut g, &options.probes, &by_value)?),
         };
         let probed = instruments.as_ref().map_or(vec![], Instruments::outputs);
-        let plan = Arc::new(Plan::new(&g, &[&[loss], &options.outputs[..], &probed].concat(), profile)?);
+        let make = if options.recompute { Plan::recomputing } else { Plan::new };
+        let plan = Arc::new(make(&g, &[&[loss], &options.outputs[..], &probed].concat(), profile)?);
         let seed = g.find_step_seed().filter(|&seed| plan.bound(seed).is_ok());
         let bound = [&params, &grads, &frozen].into_iter().flatten().chain(options.bindings.keys()).copied().collect();
         let ids_below = ids_below(&g);
