@@ -16,6 +16,7 @@ use throughline::check::Guarded;
 use throughline::graph::Source;
 use throughline::ops::map::Map;
 use throughline::ops::random_array;
+use throughline::ops::rope::Rope;
 use throughline::ops::stats::Stats;
 use throughline::reference::{self, Array, nmse};
 use throughline::rng::Rng;
@@ -118,6 +119,115 @@ fn elementwise(seed: u64) -> Result<Built> {
     Ok(Built { graph: g, kept })
 }
 
+/// Graphs of what a decoder does for a few rows, in an order that no model has: norms and products of one input,
+/// functions of products, ropes and cache writes, and probes and outputs among them.
+#[test]
+fn few_rows_equal_the_reference() {
+    let (mut failures, mut joined) = (vec![], 0);
+    for seed in 0..GRAPHS {
+        let built = few_rows(seed).unwrap();
+        for profile in profiles() {
+            let max_storage_buffers = [4, 8, profile.max_storage_buffers][(seed % 3) as usize];
+            let profile = Profile { max_storage_buffers, ..profile };
+            let plan = match Plan::new(&built.graph, &built.kept, &profile) {
+                Ok(plan) => plan,
+                Err(e) => {
+                    failures.push(format!("graph {seed}: {e}\n{}", built.graph));
+                    continue;
+                }
+            };
+            joined += plan.steps().iter().filter(|s| ["products", "together"].contains(&s.op().name())).count();
+            let differences = differences(&built, &profile, seed);
+            if !differences.is_empty() {
+                failures.push(format!("graph {seed}: {}\n{}{plan}", differences.join("; "), built.graph));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{} failed:\n{}", failures.len(), failures.join("\n"));
+    assert!(joined > GRAPHS as usize, "only {joined} dispatches do the work of several");
+}
+
+fn few_rows(seed: u64) -> Result<Built> {
+    const D: usize = 16;
+    let mut rng = Rng::new(&[seed, 11]);
+    let [batch, time, capacity] = [[1, 1, 5], [1, 3, 4], [2, 2, 3]][(seed % 3) as usize];
+    let mut g = Graph::new();
+    let ty = TensorType::f32([batch, time, D]);
+    let mut values = vec![g.input("x0", ty.clone())?, g.input("x1", ty.clone())?, g.state("s", ty.clone())?];
+    let weights = [[D, D], [D, D], [D, 24]];
+    let weights: Vec<Value> =
+        weights.into_iter().enumerate().map(|(i, shape)| g.param(&format!("w{i}"), shape)).collect::<Result<_>>()?;
+    let rows = [g.param("gamma", [D])?, g.param("beta", [D])?];
+    let start = g.input("start", TensorType::u32([batch]))?;
+    let board = g.input("board", TensorType::f32([8, 8]))?;
+    let mut caches: Vec<Value> =
+        (0..3).map(|i| g.state(&format!("cache{i}"), TensorType::f32([batch, capacity, D]))).collect::<Result<_>>()?;
+    let mut kept = vec![];
+    for _ in 0..28 {
+        let mut late = || values[values.len() - 1 - (values.len() as f64 * rng.uniform().powi(3)) as usize];
+        let (a, b) = (late(), late());
+        let w = weights[rng.below(2) as usize];
+        let bias = (rng.below(2) == 0).then_some(rows[rng.below(2) as usize]);
+        let new = match rng.below(18) {
+            0..3 => g.rmsnorm("rmsnorm", a, rows[0], 1e-2)?,
+            3 => g.layernorm("layernorm", a, rows[0], rows[1], 1e-2)?,
+            4..8 => g.linear("linear", a, w, bias)?,
+            8 => g.matmul_nt("matmul_nt", a, w)?,
+            // As a rule a number of columns that is no multiple of 4, and a weight that may be the input itself.
+            9 => {
+                let scores = g.matmul_nt("scores", a, b)?;
+                kept.push(scores);
+                g.linear("again", a, w, None)?
+            }
+            10 => {
+                let (gate, up) = (g.linear("gate", a, weights[0], bias)?, g.linear("up", a, weights[1], None)?);
+                g.swiglu("swiglu", gate, up)?
+            }
+            11 => {
+                let wide = g.linear("wide", a, weights[2], None)?;
+                let part = g.slice("part", wide, 2, 4, D)?;
+                g.tanh("tanh", part)?
+            }
+            12 => {
+                g.rope_from("rope", a, start, Rope { heads: 2, interleaved: rng.below(2) == 0, ..Rope::default() })?
+            }
+            13 | 14 => {
+                let op = Rope { heads: 2, ..Rope::default() };
+                let rows = if rng.below(2) == 0 { g.rope_from("rope", a, start, op)? } else { a };
+                let at = rng.below(3) as usize;
+                caches[at] = g.cache_write("write", rows, start, caches[at])?;
+                kept.extend((rng.below(4) == 0).then_some(caches[at]));
+                continue;
+            }
+            15 => {
+                kept.push(g.op1("look", Stats { pair: false, row: 0 }, &[a, board])?);
+                continue;
+            }
+            16 => {
+                let normed = g.rmsnorm("own", a, rows[0], 1e-2)?;
+                kept.push(g.matmul_nt("square", normed, normed)?);
+                let product = g.linear("row", a, w, None)?;
+                kept.push(g.broadcast("broadcast", product, [2, batch, time, D])?);
+                continue;
+            }
+            _ => g.residual_add("residual_add", a, b)?,
+        };
+        // So that numbers stay in range.
+        let new = if rng.below(4) == 0 { g.tanh("tanh", new)? } else { new };
+        values.push(new);
+        kept.extend((rng.below(12) == 0).then_some(new));
+    }
+    kept.push(values[values.len() - 1]);
+    g.store(values[values.len() - 2], values[2])?;
+    for (i, &cache) in caches.iter().enumerate() {
+        let state = g.find(&format!("cache{i}")).unwrap();
+        if cache != state {
+            g.store(cache, state)?;
+        }
+    }
+    Ok(Built { graph: g, kept })
+}
+
 /// What differs from the reference in the first two steps.
 fn differences(built: &Built, profile: &Profile, seed: u64) -> Vec<String> {
     let Built { graph, kept } = built;
@@ -158,6 +268,7 @@ fn data(graph: &Graph, seed: u64) -> HashMap<Value, Array> {
         let array = random_array(&node.outputs[0].shape, 1000 * seed + i as u64).map(|x| f64::from(0.5 * x as f32));
         let array = match node.name.as_str() {
             "positive" => array.map(f64::abs),
+            "start" => array.map(|_| (seed % 4) as f64),
             "hyper" => Array::new([8], [0.1, 0.9, 0.99, 1e-3, 0.1, 0.1, 0.01, 1.0].map(|x: f32| x.into()).to_vec()),
             _ => array,
         };

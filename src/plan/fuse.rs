@@ -3,8 +3,9 @@
 //! Column sums become another output of an op that reads the same tensor: on GPUs, the product that is the gradient of a
 //! weight also gives that of the bias.
 //!
-//! `residual_add(x, f(...))` is folded into `f`, if `f` can add to its output. One rule covers the residual stream forward (the matmul that ends a branch), its gradient backward (a norm's
-//! gradient added to that of the stream), and gradients with several contributions.
+//! `residual_add(x, f(...))` is folded into `f`, if `f` can add to its output. One rule covers the residual stream
+//! forward (the matmul that ends a branch), its gradient backward (a norm's gradient added to that of the stream), and
+//! gradients with several contributions.
 
 use std::collections::HashMap;
 

@@ -175,8 +175,10 @@ impl<'a> Search<'a> {
         let source = node.inputs.first()?;
         let between = |&user: &usize| user > id && user < first;
         let own = x.output() == 0 && others && columns <= WIDE && !self.uses(*source).iter().any(between);
-        // Products that another dispatch computes read it, too.
-        (own && self.uses(x).iter().all(|user| group.products.contains(user))).then_some(id)
+        // Products that another dispatch computes read it, too, and one may have it as its weight.
+        let uses = self.uses(x);
+        let each_once = uses.len() == group.products.len() && uses.iter().all(|user| group.products.contains(user));
+        (own && each_once).then_some(id)
     }
 
     fn node(&self, group: &Group, norm: Option<usize>, first: usize) -> Option<Joined> {

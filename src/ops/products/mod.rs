@@ -119,7 +119,8 @@ impl Products {
         }
         if let Some(function) = self.parts.last().filter(|_| self.function) {
             let takes = function.op.elementwise().map_or(0, |f| f.operands.len());
-            let same = products.iter().all(|p| p.n == products[0].n);
+            // Also of its result: a broadcast has more elements than the products.
+            let same = types[self.products()].iter().all(|ty| Some(ty) == types.last());
             if takes != products.len() || function.operands.len() != takes || !same {
                 return Err(refused(function));
             }
