@@ -93,13 +93,7 @@ pub fn documented(reports: &[Report]) -> String {
         text += &heading(
             "The default kernels where arithmetic takes longer than memory: registers, occupancy, and the hot stretch's share of multiply-adds.",
         );
-        let all: Vec<Report> = heavy.iter().flatten().map(|r| (*r).clone()).collect();
-        let row = |kernel: &Vec<&Report>| {
-            let cells =
-                kernel.iter().map(|r| cell(r.spills(), r.figures.registers, r.figures.occupancy, r.hot.as_ref()));
-            [vec![name(&[kernel[0]], &all), kernel[0].shared.to_string()], cells.collect()].concat()
-        };
-        text += &with_cards(&["kernel", "shared"], &cards, heavy.iter().map(row));
+        text += &with_cards(&["kernel", "shared"], &cards, in_full(&heavy).into_iter());
     }
     if !light.is_empty() {
         text += &heading("All others, with all variants: the most registers and the least occupancy.");
@@ -127,6 +121,22 @@ fn cell(spills: bool, registers: u64, occupancy: u64, hot: Option<&Mix>) -> Stri
     let hot = hot.map_or(String::new(), |mix| format!(" {:.0}%", mix.fma_share()));
     let text = format!("{registers} {occupancy}%{hot}");
     if spills { format!("**{text}**") } else { text }
+}
+
+/// A row for each kernel; kernels of an entry point that do not differ in their figures share one.
+fn in_full(kernels: &[Vec<&Report>]) -> Vec<Vec<String>> {
+    let all: Vec<Report> = kernels.iter().flatten().map(|r| (*r).clone()).collect();
+    let mut groups: Vec<(Vec<String>, Vec<&Report>)> = vec![];
+    for kernel in kernels {
+        let cells = kernel.iter().map(|r| cell(r.spills(), r.figures.registers, r.figures.occupancy, r.hot.as_ref()));
+        let cells: Vec<String> = std::iter::once(kernel[0].shared.to_string()).chain(cells).collect();
+        let like = |first: &Report| (&first.job.op, &first.job.entry) == (&kernel[0].job.op, &kernel[0].job.entry);
+        match groups.iter_mut().find(|(c, group)| *c == cells && like(group[0])) {
+            Some((_, group)) => group.push(kernel[0]),
+            None => groups.push((cells, vec![kernel[0]])),
+        }
+    }
+    groups.into_iter().map(|(cells, group)| [vec![name(&group, &all)], cells].concat()).collect()
 }
 
 /// A row for the kernels of an entry point.
@@ -267,7 +277,17 @@ mod tests {
         reports.iter_mut().filter(|r| r.job.knob("TILE") == Some(&"8u".into())).for_each(|r| r.job.heavy = true);
         let table = documented(&reports);
         assert_eq!(cells(&table, 2)[1..5], ["op.forward", "4096", "24 50%", "24 50%"]);
+        assert_eq!(table.matches("op.forward").count(), 2, "{table}");
         assert_eq!(cells(&table, 5)[1..6], ["op.forward", "1", "4096", "48 50%", "48 50%"]);
+    }
+
+    #[test]
+    fn heavy_kernels_with_the_same_figures_share_a_row() {
+        let mut reports = [report("rdna2", 8, 24, 0), report("rdna2", 16, 24, 0), report("rdna2", 32, 48, 0)];
+        reports.iter_mut().for_each(|r| r.job.heavy = true);
+        let table = documented(&reports);
+        assert_eq!(cells(&table, 2)[1..4], ["op.forward (2 kernels)", "4096", "24 50%"]);
+        assert_eq!(cells(&table, 3)[1..4], ["op.forward TILE=32", "4096", "48 50%"]);
     }
 
     #[test]
