@@ -39,13 +39,16 @@ fn quantize(
     rounded_out[8u * count + i] = bitcast<u32>(most / 127.0);
 }
 
-// A piece as integers, four to a word: element = dm.x * integer + dm.y, by unit.
-const UNITS: u32 = select(1u, 2u, FORMAT == Q4_K);
+// knobs
+const UNITS: u32 = 1u; // of a piece: 2 of Q4_K
+
 const QUADS: u32 = PIECE / UNITS;
 
+// A piece as integers, four to a word: element = dm.x * integer + dm.y, by unit. The first PIECE words count, and
+// the first UNITS.
 struct Whole {
-    words: array<u32, PIECE>,
-    dm: array<vec2<f32>, UNITS>,
+    words: array<u32, 8>,
+    dm: array<vec2<f32>, 2>,
 }
 
 // Four integers from -8 to 7 for four from 0 to 15.
@@ -60,10 +63,10 @@ fn whole_piece(first_unit: u32, t: u32) -> Whole {
         let j = t % PIECES;
         let s = j / 2u * 2u;
         let head = k_head(first_unit / 8u + t / PIECES);
-        for (var u = 0u; u < UNITS; u++) {
+        for (var u = 0u; u < UNITS; u++) { // unroll
             q.dm[u] = k_scales(head, s + u) * vec2<f32>(1.0, -1.0);
         }
-        for (var i = 0u; i < QUADS; i++) {
+        for (var i = 0u; i < QUADS; i++) { // unroll
             let packed = weight(start + K_WORDS - 32u + QUADS * j + i);
             q.words[i] = packed & 0x0f0f0f0fu;
             q.words[PIECE - QUADS + i] = (packed >> 4u) & 0x0f0f0f0fu;
@@ -114,11 +117,11 @@ fn forward_i8(
         }
         for (var r = 0u; r < ROWS; r++) { // unroll
             let first = min(row0 + r, p.m - 1u) * units;
-            for (var u = 0u; u < UNITS; u++) {
+            for (var u = 0u; u < UNITS; u++) { // unroll
                 let scale = bitcast<f32>(rounded[scales + first + piece_quad(t, QUADS * u) / 8u]);
                 var sums: array<i32, COLS>;
                 var sum = 0;
-                for (var i = 0u; i < QUADS; i++) {
+                for (var i = 0u; i < QUADS; i++) { // unroll
                     let v = rounded[8u * first + piece_quad(t, QUADS * u + i)];
                     for (var c = 0u; c < COLS; c++) { // unroll
                         sums[c] += dot4I8Packed(ws[c].words[QUADS * u + i], v);

@@ -35,7 +35,7 @@ pub const SLOW_STRIDES: Quirk = Quirk {
     effect: "a matmul whose first matrix is transposed, without subgroups, takes two to seven times as long as a \
              packed one, and each run leaks memory in the driver",
     workaround: "the second matrix is packed first, also where few rows share the cost",
-    places: &["src/ops/matmul.rs"],
+    places: &["src/ops/matmul/tiles.rs"],
     retest: "cargo bench --bench ops matmul",
 };
 

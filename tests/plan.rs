@@ -407,7 +407,8 @@ fn products_of_few_rows_become_one_dispatch_with_the_norm_before_them() {
     let mut tapped = g.clone();
     let twice = tapped.scale("twice", q, 2.0).unwrap();
     let plan = checked(tapped, &[&outputs[..], &[twice]].concat());
-    assert_eq!(step_names(&plan)[..2], [vec!["norm", "q", "k", "v"], vec!["twice"]], "{plan}");
+    assert_eq!(step_names(&plan)[0], ["norm", "q", "k", "v"], "{plan}");
+    assert_eq!(*step_names(&plan).last().unwrap(), ["twice"], "{plan}");
 
     // Where a device binds fewer buffers, fewer products: x, gamma, two weights, two results.
     let few = Profile { max_storage_buffers: 6, ..Profile::portable(AdapterClass::Gpu) };

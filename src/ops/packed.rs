@@ -367,7 +367,7 @@ impl Tile {
 }
 
 /// Quads that an invocation decodes at a time: of blocks of 256, which have long heads, more.
-fn piece(stored: Stored) -> u32 {
+pub(super) fn piece(stored: Stored) -> u32 {
     if stored.block_len() > UNIT { 8 } else { 2 }
 }
 

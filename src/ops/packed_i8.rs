@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::cases::{Case, Row};
 use super::checks::expect_shape;
-use super::packed::{FEW, Tile, chosen, expect_f32, few};
+use super::packed::{FEW, Tile, chosen, expect_f32, few, piece};
 use super::source::{LaneSource, lane_source, table_kernel};
 use crate::array::Array;
 use crate::error::Result;
@@ -198,6 +198,8 @@ impl Op for PackedLinearI8 {
         let kernel = |entry, group: usize| {
             table_kernel::<Self>("packed_i8", SOURCE.text(tile.shuffles(cx.profile)), entry)
                 .knob("FORMAT", stored.name())
+                .knob("PIECE", piece(stored))
+                .knob("UNITS", if stored == Stored::Q4_K { 2u32 } else { 1 })
                 .knob("GROUP", group as u32)
         };
         let binds = [Bind::In(0), Bind::Scratch(scratch)];

@@ -202,7 +202,7 @@ impl Op for Products {
         }
         let function = self.parts.last().filter(|_| self.function).and_then(|part| part.op.elementwise());
         let groups = offers.groups(tile, self.function);
-        let mut text = text::Text::new(&offers, tile, cx.profile);
+        let mut text = text::Text::new(&offers, cx.profile);
         let mut binds = vec![Bind::In(0)];
         binds.extend(text.add_norm(offers.norm.as_ref()).map_err(|e| e.to_string())?.map(Bind::In));
         for (i, product) in offers.products.iter().enumerate() {

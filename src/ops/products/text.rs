@@ -65,7 +65,7 @@ pub(super) struct Text {
 }
 
 impl Text {
-    pub fn new(offers: &Offers, _: Tile, profile: &Profile) -> Self {
+    pub fn new(offers: &Offers, profile: &Profile) -> Self {
         let quads = offers.products[0].quads;
         let mut text = FRAME.text(reach(profile) > 1).to_string();
         text += if quads { QUAD } else { ELEMENT };
