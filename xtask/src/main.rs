@@ -31,8 +31,9 @@ Usage: cargo xtask <command>
   help              Print this help
 
 `demo`, `test` and `report` need a Vulkan, Metal or DX12 adapter. On Linux without one, they install Mesa's software
-driver with the system package manager, and print each command before they run it. `isa`, `mesa` and `validate` unpack Debian's
-packages of Mesa to target/mesa, without installing anything; `--mesa DIR` names a folder that has them.";
+driver with the system package manager, and print each command before they run it. `isa`, `mesa` and
+`validate` unpack Debian's packages of Mesa to target/mesa, without installing anything; `--mesa DIR` names
+a folder that has them.";
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);

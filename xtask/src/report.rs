@@ -150,14 +150,14 @@ fn markdown(report: &Value) -> String {
     let (os, arch) = (plain(&system["os"]), plain(&system["arch"]));
     // Writing to a string cannot fail.
     let _ = writeln!(page, "`cargo xtask report{quick}` on {os} {arch}, revision {revision}.");
-    section(&mut page, "Adapter", adapter, |page, adapter| facts(page, adapter));
+    section(&mut page, "Adapter", adapter, facts);
     section(&mut page, "Tests of the op table", &report["tests"], |page, tests| {
         let failed = tests["failed"].as_array().map_or(&[][..], Vec::as_slice);
         let _ = writeln!(page, "{} rows passed, {} failed.", plain(&tests["passed"]), failed.len());
         failed.iter().for_each(|row| _ = writeln!(page, "- `{}`", plain(row)));
     });
-    section(&mut page, "Training", &report["training"], |page, training| facts(page, training));
-    section(&mut page, "Decoding SmolLM2-135M", &report["decoding"], |page, decoding| facts(page, decoding));
+    section(&mut page, "Training", &report["training"], facts);
+    section(&mut page, "Decoding SmolLM2-135M", &report["decoding"], facts);
     section(&mut page, "Roofline", &report["roofline"], roofs);
     page
 }

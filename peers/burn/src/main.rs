@@ -32,7 +32,7 @@ fn matmul(device: &Device, name: &str, time: Duration, n: usize) {
         device.sync().expect("a product");
         y
     };
-    let first = |y: Tensor<2>| y.into_data().to_vec::<f32>().expect("floats")[0].into();
+    let first = |y: Tensor<2>| y.into_data().try_to_vec::<f32>().expect("floats")[0].into();
     measure(LIBRARY, name, time, run, first);
 }
 
