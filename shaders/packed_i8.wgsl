@@ -1,13 +1,12 @@
 // Packed products of few rows with x in 8 bits, by integer dot products of four elements at a time; after
-// common/subgroups.wgsl or no_subgroups.wgsl, packed/decode.wgsl, packed/shared.wgsl and packed/teams.wgsl.
+// common/subgroups.wgsl or no_subgroups.wgsl, packed/decode.wgsl, packed/shared.wgsl, packed/store.wgsl and
+// packed/teams.wgsl.
 
 // `quantize`: each unit of x as 32 signed bytes and a scale. Then y = x w^T + bias of those.
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>; // [m, units, 8] of vec4
 @group(0) @binding(2) var<storage, read_write> rounded_out: array<u32>; // [m, units, 9]: all words, then all scales
 
 @group(0) @binding(2) var<storage, read> rounded: array<u32>; // [m, units, 9]
-@group(0) @binding(3) var<storage, read> bias: array<f32>; // [n], if has_bias
-@group(0) @binding(4) var<storage, read_write> y: array<f32>; // [m, n]
 
 @compute @workgroup_size(GROUP)
 fn quantize(
@@ -144,18 +143,7 @@ fn forward_i8(
     }
     for (var r = 0u; r < ROWS; r++) { // unroll
         for (var c = 0u; c < COLS; c++) { // unroll
-            let row = row0 + r;
-            let col = col0 + c;
-            if (row < p.m && col < p.n) {
-                var v = acc[r][c];
-                if (p.has_bias != 0u) {
-                    v += bias[col];
-                }
-                if (p.accumulate != 0u) {
-                    v += y[row * p.n + col];
-                }
-                y[row * p.n + col] = v;
-            }
+            store(row0 + r, col0 + c, acc[r][c]);
         }
     }
 }

@@ -1,9 +1,8 @@
-// Packed products of few rows on GPUs, ROWS of them at a time; after dots.wgsl and what it needs, and shared.wgsl.
+// Packed products of few rows on GPUs, ROWS of them at a time; after dots.wgsl and what it needs,
+// shared.wgsl and store.wgsl.
 
 // y = x w^T + bias
 @group(0) @binding(2) var<storage, read> x: array<vec4<f32>>; // [m, units, 8] of vec4
-@group(0) @binding(3) var<storage, read> bias: array<f32>; // [n], if has_bias
-@group(0) @binding(4) var<storage, read_write> y: array<f32>; // [m, n]
 
 var<private> row0: u32;
 
@@ -29,18 +28,7 @@ fn forward_few(
     }
     for (var r = 0u; r < ROWS; r++) { // unroll
         for (var c = 0u; c < COLS; c++) { // unroll
-            let row = row0 + r;
-            let col = col0 + c;
-            if (row < p.m && col < p.n) {
-                var v = sums[r][c];
-                if (p.has_bias != 0u) {
-                    v += bias[col];
-                }
-                if (p.accumulate != 0u) {
-                    v += y[row * p.n + col];
-                }
-                y[row * p.n + col] = v;
-            }
+            store(row0 + r, col0 + c, sums[r][c]);
         }
     }
 }

@@ -1,5 +1,5 @@
-// Packed products on software adapters; after common/subgroups.wgsl or no_subgroups.wgsl, decode.wgsl and
-// shared.wgsl. An invocation sums ROWS x COLS elements of y.
+// Packed products on software adapters; after common/subgroups.wgsl or no_subgroups.wgsl, decode.wgsl,
+// shared.wgsl and store.wgsl. An invocation sums ROWS x COLS elements of y.
 
 // knobs
 const ROWS: u32 = 1u;
@@ -7,8 +7,6 @@ const COLS: u32 = 1u;
 
 // y = x w^T + bias
 @group(0) @binding(2) var<storage, read> x: array<vec4<f32>>; // [m, units, 8] of vec4
-@group(0) @binding(3) var<storage, read> bias: array<f32>; // [n], if has_bias
-@group(0) @binding(4) var<storage, read_write> y: array<f32>; // [m, n]
 
 @compute @workgroup_size(GROUP)
 fn forward_lanes(
@@ -51,18 +49,7 @@ fn forward_lanes(
     }
     for (var r = 0u; r < ROWS; r++) { // unroll
         for (var c = 0u; c < COLS; c++) { // unroll
-            let row = row0 + r;
-            let col = col0 + c;
-            if (row < p.m && col < p.n) {
-                var v = dot(acc[r][c], vec4<f32>(1.0));
-                if (p.has_bias != 0u) {
-                    v += bias[col];
-                }
-                if (p.accumulate != 0u) {
-                    v += y[row * p.n + col];
-                }
-                y[row * p.n + col] = v;
-            }
+            store(row0 + r, col0 + c, dot(acc[r][c], vec4<f32>(1.0)));
         }
     }
 }

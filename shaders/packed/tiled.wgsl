@@ -1,8 +1,7 @@
-// y = x w^T + bias for many rows, on GPUs; after decode.wgsl, shared.wgsl and tiles.wgsl.
+// y = x w^T + bias for many rows, on GPUs; after decode.wgsl, shared.wgsl, store.wgsl and
+// tiles.wgsl.
 
 @group(0) @binding(2) var<storage, read> x: array<vec4<f32>>; // [m, units, 8] of vec4
-@group(0) @binding(3) var<storage, read> bias: array<f32>; // [n], if has_bias
-@group(0) @binding(4) var<storage, read_write> y: array<f32>; // [m, n]
 
 const PARTS: u32 = 4u / PIECE; // pieces of a strip
 
@@ -68,18 +67,7 @@ fn forward_tiled(
     }
     for (var r = 0u; r < TILE_ROWS; r++) { // unroll
         for (var c = 0u; c < TILE_COLS; c++) { // unroll
-            let row = row0 + lid / ACROSS + r * DOWN;
-            let col = col0 + lid % ACROSS + c * ACROSS;
-            if (row < p.m && col < p.n) {
-                var v = acc[r][c];
-                if (p.has_bias != 0u) {
-                    v += bias[col];
-                }
-                if (p.accumulate != 0u) {
-                    v += y[row * p.n + col];
-                }
-                y[row * p.n + col] = v;
-            }
+            store(row0 + lid / ACROSS + r * DOWN, col0 + lid % ACROSS + c * ACROSS, acc[r][c]);
         }
     }
 }

@@ -202,7 +202,6 @@ impl Submits {
 
     /// Submits what has been recorded since the last submit.
     pub fn submit(&mut self) -> Result<wgpu::SubmissionIndex> {
-        self.encoder();
         let encoder = self.encoder.take().unwrap_or_else(|| self.gpu.encoder(&self.what));
         self.meter.measure(&encoder, self.recorded);
         self.recorded = 0.0;

@@ -50,6 +50,16 @@ pub struct Node {
     pub outputs: Vec<TensorType>,
 }
 
+impl Node {
+    /// The op that computes it, if one does.
+    pub(crate) fn op(&self) -> Option<&Arc<dyn Op>> {
+        match &self.source {
+            Source::Op(op) => Some(op),
+            _ => None,
+        }
+    }
+}
+
 /// A graph of tensor operations, under construction.
 ///
 /// Every method that adds a node takes a name and checks shapes at once, so an error names the node that is wrong.

@@ -246,6 +246,40 @@ pub struct Part {
     pub operands: Vec<Operand>,
 }
 
+impl Part {
+    pub(crate) fn new(name: &str, op: impl Op, operands: impl IntoIterator<Item = Operand>) -> Self {
+        Part { name: name.into(), op: Arc::new(op), operands: operands.into_iter().collect() }
+    }
+
+    /// The types of its operands, if the inputs of the whole and the earlier parts have these. The error names the part.
+    pub(crate) fn types(&self, inputs: &[TensorType], parts: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        let ty = |operand: &Operand| match *operand {
+            Operand::Input(i) => inputs.get(i).cloned(),
+            Operand::Part(i) => parts.get(i).cloned(),
+        };
+        let types = self.operands.iter().map(ty).collect::<Option<Vec<_>>>();
+        types.ok_or_else(|| format!("`{}` lacks an operand among {} inputs", self.name, inputs.len()))
+    }
+
+    /// The first output of each part in f64. `types` has the types of a part's outputs, by its index and operands.
+    pub(crate) fn results(
+        parts: &[Part],
+        inputs: &[&Array],
+        types: impl Fn(usize, &[&Array]) -> Vec<TensorType>,
+    ) -> Vec<Array> {
+        let mut results: Vec<Array> = vec![];
+        for (i, part) in parts.iter().enumerate() {
+            let operand = |operand: &Operand| match *operand {
+                Operand::Input(i) => inputs[i],
+                Operand::Part(i) => &results[i],
+            };
+            let operands: Vec<&Array> = part.operands.iter().map(operand).collect();
+            results.extend(part.op.reference(&operands, &types(i, &operands)).into_iter().next());
+        }
+        results
+    }
+}
+
 /// What a [`Part`] is applied to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operand {

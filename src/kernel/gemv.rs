@@ -3,7 +3,7 @@
 
 use std::any::{Any, TypeId};
 
-use super::knobs::{Kernel, KnobValue};
+use super::knobs::Kernel;
 use crate::error::Result;
 
 /// The most rows that count as few.
@@ -58,11 +58,12 @@ impl Gemv {
     /// A product `[rows, k] x [n, k]` of the op `O`, by this text.
     pub(crate) fn new<O: Any>(text: &'static str, element: &'static str, [rows, n, k]: [usize; 3]) -> Self {
         let excerpt = Excerpt::new::<O>(text, "share");
-        Gemv { excerpt, element, rows, n, k, quads: false, bias: false }.knob("N", n as u32)
+        Gemv { excerpt, element, rows, n, k, quads: false, bias: false }.with(|text| text.knob("N", n as u32))
     }
 
-    pub(crate) fn knob(mut self, name: &'static str, value: impl KnobValue) -> Self {
-        self.excerpt.text = self.excerpt.text.knob(name, value);
+    /// With these knobs of its text set.
+    pub(crate) fn with(mut self, knobs: impl FnOnce(Kernel) -> Kernel) -> Self {
+        self.excerpt.text = knobs(self.excerpt.text);
         self
     }
 }

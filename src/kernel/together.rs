@@ -7,6 +7,7 @@ use std::ops::Range;
 use super::knobs::Kernel;
 use super::numbered::suffixed;
 use super::program::{Bind, Dispatch};
+use super::text::{filled, line};
 use super::wgsl::{Item, Kind, Module};
 use crate::error::Result;
 use crate::profile::Profile;
@@ -57,13 +58,6 @@ struct Binding {
 
 /// Names of a part, and what they are in the whole.
 type Renamed<'a> = HashMap<&'a str, String>;
-
-/// Appends a line. A write to a String cannot fail.
-macro_rules! line {
-    ($to:expr, $($arg:tt)*) => {{
-        let _ = writeln!($to, $($arg)*);
-    }};
-}
 
 impl Text {
     fn add(&mut self, k: usize, dispatch: &Dispatch) -> Result<Option<()>> {
@@ -200,15 +194,13 @@ impl Text {
             let _ = write!(calls, "{before}{condition}{call}");
         }
         calls.push('\n');
-        let mut text = SKELETON.to_string();
-        for (line, new) in [
+        let lines: [(&str, &str); 4] = [
             ("    //: fields\n", &self.fields),
             ("//: bindings\n", &bindings),
             ("//: parts\n", &self.parts),
             ("    //: calls\n", &calls),
-        ] {
-            text = text.replacen(line, new, 1);
-        }
+        ];
+        let text = filled(SKELETON, &lines);
         let size = u32::try_from(self.size?).ok()?;
         let kernel = Kernel::new("together", text, "forward").knob("GROUP", size).knob("PARTS", parts as u32);
         let binds = self.bindings.iter().map(|b| b.bind).collect();

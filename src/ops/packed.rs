@@ -27,10 +27,12 @@ use crate::tensor::{DType, TensorType};
 // The texts of each family of kernels; `shaders/packed/shared.wgsl` says what each is for.
 const GEMV: &str =
     concat!(include_str!("../../shaders/packed/decode.wgsl"), include_str!("../../shaders/products/packed.wgsl"),);
-const LANES: LaneSource = lane_source!("packed/decode.wgsl", "packed/shared.wgsl", "packed/lanes.wgsl");
+const LANES: LaneSource =
+    lane_source!("packed/decode.wgsl", "packed/shared.wgsl", "packed/store.wgsl", "packed/lanes.wgsl");
 const FEW_SOURCE: LaneSource = lane_source!(
     "packed/decode.wgsl",
     "packed/shared.wgsl",
+    "packed/store.wgsl",
     "packed/teams.wgsl",
     "packed/dots.wgsl",
     "packed/few.wgsl"
@@ -45,7 +47,7 @@ macro_rules! source {
         )
     };
 }
-const TILED: &str = source!("tiles.wgsl", "tiled.wgsl");
+const TILED: &str = source!("store.wgsl", "tiles.wgsl", "tiled.wgsl");
 const ROWS: &str = source!("rows.wgsl");
 const BACKWARD: &str = source!("backward.wgsl");
 const BACKWARD_TILED: &str = source!("tiles.wgsl", "tiled_backward.wgsl");
@@ -102,10 +104,7 @@ fn linear(m: usize, matrix: Packed, bias: bool) -> Case {
 
 impl Packed {
     fn kernel<O: Op>(&self, source: &'static str, entry: &'static str, group: usize) -> Kernel {
-        table_kernel::<O>("packed", source, entry)
-            .knob("FORMAT", self.stored.name())
-            .knob("PIECE", piece(self.stored))
-            .knob("GROUP", group as u32)
+        decoding(table_kernel::<O>("packed", source, entry), self.stored).knob("GROUP", group as u32)
     }
 
     /// `m, n, units, groups_n, groups, has_bias, accumulate, first, since, until`.
@@ -367,8 +366,13 @@ impl Tile {
 }
 
 /// Quads that an invocation decodes at a time: of blocks of 256, which have long heads, more.
-pub(super) fn piece(stored: Stored) -> u32 {
+fn piece(stored: Stored) -> u32 {
     if stored.block_len() > UNIT { 8 } else { 2 }
+}
+
+/// A kernel that decodes weights in this format: with the knobs of packed/decode.wgsl.
+pub(super) fn decoding(kernel: Kernel, stored: Stored) -> Kernel {
+    kernel.knob("FORMAT", stored.name()).knob("PIECE", piece(stored))
 }
 
 /// The tiles for few rows on GPUs: first the largest that still gives enough workgroups.
@@ -420,11 +424,54 @@ pub(super) fn chosen(tiles: &[Tile], variant: usize) -> Result<Tile, String> {
     tiles.get(variant).copied().ok_or_else(|| format!("no variant {variant} of {}", tiles.len()))
 }
 
-pub(super) fn expect_f32(what: &str, ty: &TensorType, cols: usize) -> Result<(), String> {
+fn expect_f32(what: &str, ty: &TensorType, cols: usize) -> Result<(), String> {
     match ty.dtype == DType::F32 && ty.shape.cols() == cols {
         true => Ok(()),
         false => Err(format!("{what} must be f32 [.., {cols}], got {ty}")),
     }
+}
+
+/// The output of a product of inputs `(x, w [, bias] [, base])`.
+pub(super) fn infer(
+    matrix: Packed,
+    [bias, accumulate]: [bool; 2],
+    inputs: &[TensorType],
+) -> Result<Vec<TensorType>, String> {
+    let expected = 2 + usize::from(bias) + usize::from(accumulate);
+    if inputs.len() != expected {
+        return Err(format!("takes {expected} inputs, got {}", inputs.len()));
+    }
+    expect_f32("x", &inputs[0], matrix.k)?;
+    matrix.check(&inputs[1])?;
+    if bias {
+        expect_shape("the bias", &inputs[2], &[matrix.n])?;
+    }
+    let y = TensorType::f32(inputs[0].shape.with_cols(matrix.n));
+    if accumulate {
+        expect_shape("the tensor to add to", &inputs[expected - 1], y.shape.dims())?;
+    }
+    Ok(vec![y])
+}
+
+/// Such a product in f64, of rows `x`, which may be other than those of the first input.
+pub(super) fn product(
+    matrix: Packed,
+    [bias, accumulate]: [bool; 2],
+    x: &[f64],
+    inputs: &[&Array],
+    outputs: &[TensorType],
+) -> Array {
+    let (k, w) = (matrix.k, matrix.decode(inputs[1]));
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let y = x.chunks(k).flat_map(|x| w.chunks(k).map(move |w| dot(x, w))).collect();
+    let mut y = Array::new(outputs[0].shape.clone(), y);
+    if bias {
+        y = y.zip(inputs[2], |y, b| y + b);
+    }
+    if accumulate {
+        y = y.zip(inputs[inputs.len() - 1], |y, x| y + x);
+    }
+    y
 }
 
 impl Op for PackedLinear {
@@ -433,20 +480,7 @@ impl Op for PackedLinear {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
-        let expected = 2 + usize::from(self.bias) + usize::from(self.accumulate);
-        if inputs.len() != expected {
-            return Err(format!("takes {expected} inputs, got {}", inputs.len()));
-        }
-        expect_f32("x", &inputs[0], self.matrix.k)?;
-        self.matrix.check(&inputs[1])?;
-        if self.bias {
-            expect_shape("the bias", &inputs[2], &[self.matrix.n])?;
-        }
-        let y = TensorType::f32(inputs[0].shape.with_cols(self.matrix.n));
-        if self.accumulate {
-            expect_shape("the tensor to add to", &inputs[expected - 1], y.shape.dims())?;
-        }
-        Ok(vec![y])
+        infer(self.matrix, [self.bias, self.accumulate], inputs)
     }
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
@@ -487,19 +521,7 @@ impl Op for PackedLinear {
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
-        let Packed { k, n, .. } = self.matrix;
-        let (x, w) = (inputs[0], self.matrix.decode(inputs[1]));
-        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        let y = x.data.chunks(k).flat_map(|x| w.chunks(k).map(move |w| dot(x, w))).collect();
-        let mut y = Array::new(outputs[0].shape.clone(), y);
-        debug_assert_eq!(y.shape.cols(), n);
-        if self.bias {
-            y = y.zip(inputs[2], |y, b| y + b);
-        }
-        if self.accumulate {
-            y = y.zip(inputs[inputs.len() - 1], |y, x| y + x);
-        }
-        vec![y]
+        vec![product(self.matrix, [self.bias, self.accumulate], &inputs[0].data, inputs, outputs)]
     }
 
     fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
@@ -509,8 +531,7 @@ impl Op for PackedLinear {
     fn gemv(&self, inputs: &[TensorType]) -> Option<Gemv> {
         let Packed { stored, n, k } = self.matrix;
         let m = inputs[0].shape.rows();
-        let gemv =
-            || Gemv::new::<Self>(GEMV, "u32", [m, n, k]).knob("FORMAT", stored.name()).knob("PIECE", piece(stored));
+        let gemv = || Gemv::new::<Self>(GEMV, "u32", [m, n, k]).with(|text| decoding(text, stored));
         (m <= FEW_ROWS && !self.accumulate).then(|| Gemv { bias: self.bias, ..gemv() })
     }
 

@@ -7,8 +7,7 @@
 use std::sync::Arc;
 
 use super::cases::{Case, Row};
-use super::checks::expect_shape;
-use super::packed::{FEW, Tile, chosen, expect_f32, few, piece};
+use super::packed::{self, FEW, Tile, chosen, few};
 use super::source::{LaneSource, lane_source, table_kernel};
 use crate::array::Array;
 use crate::error::Result;
@@ -18,8 +17,13 @@ use crate::kernel::{Bind, Launch, Program};
 use crate::profile::{AdapterClass, Profile};
 use crate::tensor::TensorType;
 
-const SOURCE: LaneSource =
-    lane_source!("packed/decode.wgsl", "packed/shared.wgsl", "packed/teams.wgsl", "packed_i8.wgsl");
+const SOURCE: LaneSource = lane_source!(
+    "packed/decode.wgsl",
+    "packed/shared.wgsl",
+    "packed/store.wgsl",
+    "packed/teams.wgsl",
+    "packed_i8.wgsl"
+);
 
 pub(super) const ROW: Row = Row {
     name: "packed_i8",
@@ -156,24 +160,11 @@ impl Op for PackedLinearI8 {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
-        let expected = 2 + usize::from(self.bias) + usize::from(self.accumulate);
-        if inputs.len() != expected {
-            return Err(format!("takes {expected} inputs, got {}", inputs.len()));
-        }
         if !Self::takes(self.matrix.stored) {
             let stored = self.matrix.stored;
             return Err(format!("8-bit activations go with weights in Q4_0, Q4_1, Q4_K or Q8_0, got {stored}"));
         }
-        expect_f32("x", &inputs[0], self.matrix.k)?;
-        self.matrix.check(&inputs[1])?;
-        if self.bias {
-            expect_shape("the bias", &inputs[2], &[self.matrix.n])?;
-        }
-        let y = TensorType::f32(inputs[0].shape.with_cols(self.matrix.n));
-        if self.accumulate {
-            expect_shape("the tensor to add to", &inputs[expected - 1], y.shape.dims())?;
-        }
-        Ok(vec![y])
+        packed::infer(self.matrix, [self.bias, self.accumulate], inputs)
     }
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
@@ -196,9 +187,8 @@ impl Op for PackedLinearI8 {
         let scratch = program.scratch(TensorType::u32([units, 9]));
         let group = if cx.profile.class == AdapterClass::Cpu { cx.profile.vector_lanes().0 } else { 64 };
         let kernel = |entry, group: usize| {
-            table_kernel::<Self>("packed_i8", SOURCE.text(tile.shuffles(cx.profile)), entry)
-                .knob("FORMAT", stored.name())
-                .knob("PIECE", piece(stored))
+            let kernel = table_kernel::<Self>("packed_i8", SOURCE.text(tile.shuffles(cx.profile)), entry);
+            packed::decoding(kernel, stored)
                 .knob("UNITS", if stored == Stored::Q4_K { 2u32 } else { 1 })
                 .knob("GROUP", group as u32)
         };
@@ -212,19 +202,8 @@ impl Op for PackedLinearI8 {
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
-        let k = self.matrix.k;
-        let w = self.matrix.decode(inputs[1]);
         let x: Vec<f64> = inputs[0].data.chunks(UNIT).flat_map(rounded).collect();
-        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        let y = x.chunks(k).flat_map(|x| w.chunks(k).map(move |w| dot(x, w))).collect();
-        let mut y = Array::new(outputs[0].shape.clone(), y);
-        if self.bias {
-            y = y.zip(inputs[2], |y, b| y + b);
-        }
-        if self.accumulate {
-            y = y.zip(inputs[inputs.len() - 1], |y, x| y + x);
-        }
-        vec![y]
+        vec![packed::product(self.matrix, [self.bias, self.accumulate], &x, inputs, outputs)]
     }
 
     fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {

@@ -58,17 +58,10 @@ impl Together {
         Together { inputs: used.max().unwrap_or(0), members, parts, made_by }
     }
 
-    /// The types of a member's operands.
-    fn types(member: &Part, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
-        let ty = |operand: &Operand| input_of(operand).and_then(|i| inputs.get(i)).cloned();
-        let types = member.operands.iter().map(ty).collect::<Option<Vec<_>>>();
-        types.ok_or_else(|| format!("`{}` lacks an operand among {} inputs", member.name, inputs.len()))
-    }
-
     /// The only dispatch of member `m`, with the bindings of the whole, and whether it may run unchecked.
     fn dispatch(&self, m: usize, cx: &Launch<'_>) -> Result<(Dispatch, bool), String> {
         let member = &self.members[m];
-        let types = Self::types(member, cx.inputs)?;
+        let types = member.types(cx.inputs, &[])?;
         let program = member.op.launch(&Launch { inputs: &types, outputs: &cx.outputs[m..=m], variant: 0, ..*cx })?;
         let refused = || format!("`{}` ({}) cannot be launched with others", member.name, member.op.name());
         let [dispatch] = &program.dispatches[..] else { return Err(refused()) };
@@ -103,7 +96,7 @@ impl Op for Together {
         }
         let output = |member: &Part| {
             let named = |e: String| format!("`{}`: {e}", member.name);
-            let mut outputs = member.op.infer(&Self::types(member, inputs)?).map_err(named)?;
+            let mut outputs = member.op.infer(&member.types(inputs, &[])?).map_err(named)?;
             match outputs.len() {
                 1 => Ok(outputs.remove(0)),
                 n => Err(format!("`{}` ({}) has {n} outputs, not one", member.name, member.op.name())),
@@ -135,11 +128,7 @@ impl Op for Together {
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
-        let result = |(member, output): (&Part, &TensorType)| {
-            let operands: Vec<&Array> = member.operands.iter().filter_map(|o| Some(inputs[input_of(o)?])).collect();
-            member.op.reference(&operands, std::slice::from_ref(output)).remove(0)
-        };
-        self.members.iter().zip(outputs).map(result).collect()
+        Part::results(&self.members, inputs, |m, _| vec![outputs[m].clone()])
     }
 
     fn flops(&self, inputs: &[TensorType], outputs: &[TensorType]) -> u64 {
@@ -172,7 +161,7 @@ impl Together {
         cost: impl Fn(&dyn Op, &[TensorType], &[TensorType]) -> u64,
     ) -> u64 {
         let of = |(member, output): (&Part, &TensorType)| {
-            let types = Self::types(member, inputs).unwrap_or_default();
+            let types = member.types(inputs, &[]).unwrap_or_default();
             cost(member.op.as_ref(), &types, std::slice::from_ref(output))
         };
         self.members.iter().zip(outputs).map(of).sum()
@@ -180,11 +169,7 @@ impl Together {
 }
 
 fn part(name: &str, op: impl Op, operands: &[usize]) -> Part {
-    Part {
-        name: name.into(),
-        op: std::sync::Arc::new(op),
-        operands: operands.iter().map(|&i| Operand::Input(i)).collect(),
-    }
+    Part::new(name, op, operands.iter().map(|&i| Operand::Input(i)))
 }
 
 /// What a decoding step does before attention: queries and keys turned, keys and values written.

@@ -8,15 +8,13 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use crate::graph::{Node, Op, Operand, Part, Source, Value};
+use super::uses::{Inputs, Uses, now, part, redirect, roots, uses};
+use crate::graph::{Node, Operand, Source, Value};
 use crate::ops::map::Chain;
 use crate::profile::Profile;
 
 /// Ops of a chain at most: compilers take long for long kernels.
 const MAX_PARTS: usize = 24;
-
-/// As the position of a use: after the last node.
-const END: usize = usize::MAX;
 
 /// Rewrites `nodes` in place and returns where values moved. Nodes that became parts of others stay, unused. `keep` is
 /// read after the step, `stores` are values and the states that they replace.
@@ -31,9 +29,7 @@ pub(crate) fn fuse(
     for group in &groups {
         make_chain(nodes, group, &mut moved);
     }
-    for input in nodes.iter_mut().flat_map(|node| &mut node.inputs) {
-        *input = moved.get(input).copied().unwrap_or(*input);
-    }
+    redirect(nodes, &moved);
     moved
 }
 
@@ -48,7 +44,7 @@ struct Search<'a> {
     stores: &'a [(Value, Value)],
     max_bindings: usize,
     /// The nodes that read each value, in order.
-    uses: HashMap<Value, Vec<usize>>,
+    uses: Uses,
     /// The value whose storage a view shares.
     root: HashMap<Value, Value>,
     can_join: Vec<bool>,
@@ -57,32 +53,14 @@ struct Search<'a> {
     groups: Vec<Vec<usize>>,
 }
 
-fn op(node: &Node) -> Option<&dyn Op> {
-    match &node.source {
-        Source::Op(op) => Some(op.as_ref()),
-        _ => None,
-    }
-}
-
 impl<'a> Search<'a> {
     fn new(nodes: &'a [Node], keep: &[Value], stores: &'a [(Value, Value)], profile: &Profile) -> Self {
-        let mut uses: HashMap<Value, Vec<usize>> = HashMap::new();
-        let mut root = HashMap::new();
-        for (id, node) in nodes.iter().enumerate() {
-            node.inputs.iter().for_each(|&v| uses.entry(v).or_default().push(id));
-            if let (Some(true), [x]) = (op(node).map(Op::is_view), &node.inputs[..]) {
-                root.insert(Value::local(id, 0), root.get(x).copied().unwrap_or(*x));
-            }
-        }
-        for &v in keep.iter().chain(stores.iter().flat_map(|(value, state)| [value, state])) {
-            uses.entry(v).or_default().push(END);
-        }
         let mut search = Search {
             nodes,
             stores,
             max_bindings: profile.max_storage_buffers as usize,
-            uses,
-            root,
+            uses: uses(nodes, keep.iter().chain(stores.iter().flat_map(|(value, state)| [value, state]))),
+            root: roots(nodes),
             can_join: vec![],
             group_of: (0..nodes.len()).collect(),
             groups: (0..nodes.len()).map(|id| vec![id]).collect(),
@@ -97,17 +75,17 @@ impl<'a> Search<'a> {
     fn is_elementwise(&self, id: usize) -> bool {
         let node = &self.nodes[id];
         let needed = self.uses.contains_key(&Value::local(id, 0));
-        needed && node.outputs.len() == 1 && op(node).is_some_and(|op| op.elementwise().is_some())
+        needed && node.outputs.len() == 1 && node.op().is_some_and(|op| op.elementwise().is_some())
     }
 
     /// An addition that the op before it can do in its epilogue, in place, is left to that.
     fn leave_to_epilogue(&mut self, id: usize) {
         let node = &self.nodes[id];
-        if !op(node).is_some_and(Op::is_addition) {
+        if !node.op().is_some_and(|op| op.is_addition()) {
             return;
         }
         for v in &node.inputs {
-            let folds = op(&self.nodes[v.node()]).is_some_and(|op| op.with_addend(v.output()).is_some());
+            let folds = self.nodes[v.node()].op().is_some_and(|op| op.with_addend(v.output()).is_some());
             if folds && self.uses[v].len() == 1 {
                 self.can_join[id] = false;
                 self.can_join[v.node()] = false;
@@ -169,13 +147,13 @@ impl<'a> Search<'a> {
     }
 
     fn root_of(&self, value: Value) -> Value {
-        self.root.get(&value).copied().unwrap_or(value)
+        now(&self.root, value)
     }
 
     /// Whether node `k` would like to write its result where `value` is, which a later use of that would prevent.
     fn replaces(&self, k: usize, value: Value) -> bool {
         let node = &self.nodes[k];
-        let Some(op) = op(node) else { return false };
+        let Some(op) = node.op() else { return false };
         let reads = |i: usize| node.inputs.get(i).is_some_and(|&v| self.root_of(v) == value);
         let starts = (0..node.outputs.len()).any(|output| op.starts_as(output).is_some_and(reads));
         let adds = op.is_addition() && (0..node.inputs.len()).any(reads);
@@ -207,20 +185,15 @@ impl<'a> Search<'a> {
 /// Puts a group in the place of its last member.
 fn make_chain(nodes: &mut [Node], group: &Group, moved: &mut HashMap<Value, Value>) {
     let Some(&at) = group.members.last() else { return };
-    let mut inputs: Vec<Value> = vec![];
+    let mut inputs = Inputs::default();
     let mut parts = vec![];
     for &m in &group.members {
-        let node = &nodes[m];
-        let Source::Op(op) = &node.source else { return };
         let operand = |&v: &Value| match group.members.binary_search(&v.node()) {
             Ok(part) => Operand::Part(part),
-            Err(_) => Operand::Input(inputs.iter().position(|input| *input == v).unwrap_or_else(|| {
-                inputs.push(v);
-                inputs.len() - 1
-            })),
+            Err(_) => inputs.operand(v),
         };
-        let operands = node.inputs.iter().map(operand).collect();
-        parts.push(Part { name: node.name.clone(), op: op.clone(), operands });
+        let Some(part) = part(&nodes[m], nodes[m].inputs.iter().map(operand)) else { return };
+        parts.push(part);
     }
     let mut outputs = vec![];
     for (part, m) in group.members.iter().enumerate().filter(|(_, m)| group.outputs.contains(m)) {
@@ -233,5 +206,5 @@ fn make_chain(nodes: &mut [Node], group: &Group, moved: &mut HashMap<Value, Valu
     let node = &mut nodes[at];
     node.source = Source::Op(Arc::new(Chain::new(parts, outputs, ty.shape.clone())));
     node.outputs = types;
-    node.inputs = inputs;
+    node.inputs = inputs.0;
 }

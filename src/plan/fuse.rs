@@ -9,6 +9,7 @@
 
 use std::collections::HashMap;
 
+use super::uses::{Uses, now, redirect, uses};
 use crate::graph::{Node, Source, Value};
 use crate::profile::{AdapterClass, Profile};
 
@@ -17,24 +18,20 @@ use crate::profile::{AdapterClass, Profile};
 ///
 /// Not on software adapters: what reads the tensor there has no spare loads, and sums of its own cost little.
 pub(crate) fn fold_column_sums(nodes: &mut [Node], keep: &[Value], profile: &Profile) -> HashMap<Value, Value> {
-    let mut fuser = Fuser { nodes, moved: HashMap::new(), uses: HashMap::new() };
     if profile.class == AdapterClass::Cpu {
-        return fuser.moved;
+        return HashMap::new();
     }
-    fuser.count_uses(keep);
+    let mut fuser = Fuser::new(nodes, keep);
     for id in 0..fuser.nodes.len() {
         fuser.leave_column_sum(id);
     }
-    for id in 0..fuser.nodes.len() {
-        fuser.redirect_inputs(id);
-    }
+    redirect(fuser.nodes, &fuser.moved);
     fuser.moved
 }
 
 /// Folds additions. Rewrites `nodes` in place and returns where values moved. Dead nodes stay, unused.
 pub(crate) fn fold_additions(nodes: &mut [Node], keep: &[Value]) -> HashMap<Value, Value> {
-    let mut fuser = Fuser { nodes, moved: HashMap::new(), uses: HashMap::new() };
-    fuser.count_uses(keep);
+    let mut fuser = Fuser::new(nodes, keep);
     for id in 0..fuser.nodes.len() {
         fuser.redirect_inputs(id);
         fuser.try_fold(id);
@@ -47,26 +44,20 @@ struct Fuser<'a> {
     /// Maps a value of the original graph to its current place. One look-up suffices, not a chain: a node that absorbs
     /// another produces outputs under the names that its own had before.
     moved: HashMap<Value, Value>,
-    /// The nodes that read each value under its current name, in order. `usize::MAX` stands for the end of the step.
-    uses: HashMap<Value, Vec<usize>>,
+    /// Of each value under its current name.
+    uses: Uses,
 }
 
-impl Fuser<'_> {
-    fn count_uses(&mut self, keep: &[Value]) {
-        for (id, node) in self.nodes.iter().enumerate() {
-            for &v in &node.inputs {
-                self.uses.entry(v).or_default().push(id);
-            }
-        }
-        for &v in keep {
-            self.uses.entry(v).or_default().push(usize::MAX);
-        }
+impl<'a> Fuser<'a> {
+    fn new(nodes: &'a mut [Node], keep: &[Value]) -> Self {
+        let uses = uses(nodes, keep);
+        Fuser { nodes, moved: HashMap::new(), uses }
     }
 
     fn redirect_inputs(&mut self, id: usize) {
         for i in 0..self.nodes[id].inputs.len() {
             let input = &mut self.nodes[id].inputs[i];
-            *input = self.moved.get(input).copied().unwrap_or(*input);
+            *input = now(&self.moved, *input);
         }
     }
 

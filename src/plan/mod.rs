@@ -76,6 +76,7 @@ mod products;
 mod recompute;
 pub(crate) mod requirements;
 mod together;
+mod uses;
 pub mod variants;
 
 /// Where a value lives.

@@ -8,9 +8,10 @@ use std::any::Any;
 use std::collections::{HashMap, HashSet};
 
 use super::bindings::{self, Binding};
+use super::uses::END;
 use super::{
     BoundSlot, BufferCopy, BufferSpec, External, Plan, PlannedDispatch, Slot, Step, chains, declared, fuse, products,
-    recompute, together, variants,
+    recompute, together, uses, variants,
 };
 use crate::error::{Error, Result, joined};
 use crate::graph::{Graph, Node, Op, Source, Value, check_outputs};
@@ -104,17 +105,16 @@ impl Plan {
         };
         wanted.iter_mut().for_each(|v| *v = placed(*v));
         let sums = fuse::fold_column_sums(&mut nodes, &wanted, profile);
-        let to = |moved: &HashMap<Value, Value>, v: Value| moved.get(&v).copied().unwrap_or(v);
-        wanted.iter_mut().for_each(|v| *v = to(&sums, *v));
+        wanted.iter_mut().for_each(|v| *v = uses::now(&sums, *v));
         let added = fuse::fold_additions(&mut nodes, &wanted);
         let joined = match fused {
             true => {
-                let read: Vec<Value> = wanted.iter().map(|v| to(&added, *v)).collect();
+                let read: Vec<Value> = wanted.iter().map(|v| uses::now(&added, *v)).collect();
                 products::join(&mut nodes, &read, profile)
             }
             false => HashMap::new(),
         };
-        let produced = |v: Value| to(&joined, to(&added, to(&sums, placed(v))));
+        let produced = |v: Value| uses::now(&joined, uses::now(&added, uses::now(&sums, placed(v))));
         let launched = match fused {
             true => {
                 let read = outputs.iter().chain(graph.stores().iter().map(|(v, _)| v));
@@ -122,7 +122,7 @@ impl Plan {
             }
             false => HashMap::new(),
         };
-        let now = |v: Value| to(&launched, produced(v));
+        let now = |v: Value| uses::now(&launched, produced(v));
         let mut stores: Vec<(Value, Value)> = graph.stores().iter().map(|&(v, s)| (now(v), placed(s))).collect();
         let mut keep: Vec<Value> = outputs.iter().map(|&v| now(v)).collect();
         let mut twice = 0;
@@ -201,9 +201,6 @@ fn reachable(nodes: &[Node], keep: &[Value], stores: &[(Value, Value)]) -> Vec<u
     let (ops, externals): (Vec<usize>, Vec<usize>) = (0..nodes.len()).filter(|&id| live[id]).partition(is_op);
     externals.into_iter().chain(ops).collect()
 }
-
-/// As a last use: read after the last node.
-const END: usize = usize::MAX;
 
 struct Planner<'a> {
     nodes: &'a [Node],
@@ -665,5 +662,5 @@ fn label(node: &str, op: &dyn Op, output: usize) -> String {
 }
 
 fn is_view(node: &Node) -> bool {
-    matches!(&node.source, Source::Op(op) if op.is_view())
+    node.op().is_some_and(|op| op.is_view())
 }

@@ -7,7 +7,8 @@
 
 use std::collections::HashMap;
 
-use crate::graph::{Kept, Node, Op, Source, Value};
+use super::uses::Uses;
+use crate::graph::{Kept, Node, Source, Value};
 use crate::tensor::TensorType;
 
 /// Tensors of fewer bytes are kept: a dispatch costs more than they are worth.
@@ -57,21 +58,14 @@ struct Search<'a> {
     nodes: &'a [Node],
     needed: &'a [usize],
     /// The needed nodes that read each value, in order.
-    uses: HashMap<Value, Vec<usize>>,
+    uses: Uses,
     /// Needed nodes before each node.
     rank: Vec<usize>,
 }
 
-fn op(node: &Node) -> Option<&dyn Op> {
-    match &node.source {
-        Source::Op(op) => Some(op.as_ref()),
-        _ => None,
-    }
-}
-
 impl<'a> Search<'a> {
     fn new(nodes: &'a [Node], needed: &'a [usize], keep: &[Value]) -> Self {
-        let mut uses: HashMap<Value, Vec<usize>> = HashMap::new();
+        let mut uses = Uses::new();
         let mut rank = vec![0; nodes.len()];
         for (i, &id) in needed.iter().enumerate() {
             rank[id] = i;
@@ -93,7 +87,7 @@ impl<'a> Search<'a> {
         if maker.outputs[output].bytes() < MIN_BYTES {
             return None;
         }
-        let recomputed = op(maker)?.recomputed(output, &self.types(&maker.inputs))?;
+        let recomputed = maker.op()?.recomputed(output, &self.types(&maker.inputs))?;
         let before = self.first_late_reader(value)?;
         let from = |kept: &Kept| match *kept {
             Kept::Input(i) => maker.inputs.get(i).copied(),
@@ -118,7 +112,7 @@ impl<'a> Search<'a> {
     fn first_late_reader(&self, value: Value) -> Option<usize> {
         let readers = self.uses.get(&value)?;
         // A view shares the value's memory, for readers of its own.
-        if readers.iter().any(|&id| op(&self.nodes[id]).is_some_and(Op::is_view)) {
+        if readers.iter().any(|&id| self.nodes[id].op().is_some_and(|op| op.is_view())) {
             return None;
         }
         let wait = |pair: &[usize]| self.rank[pair[1]] - self.rank[pair[0]];

@@ -8,7 +8,8 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::graph::{Node, Op, Operand, Part, Source, Value};
+use super::uses::{Inputs, Uses, now, part, redirect, roots, uses};
+use crate::graph::{Node, Op, Operand, Source, Value};
 use crate::kernel::Launch;
 use crate::ops::cache::CacheWrite;
 use crate::ops::together::Together;
@@ -17,9 +18,6 @@ use crate::tensor::TensorType;
 
 /// Ops of a dispatch at most: compilers take long for long kernels.
 const MAX_MEMBERS: usize = 8;
-
-/// As the position of a use: after the last node.
-const END: usize = usize::MAX;
 
 /// Rewrites `nodes` in place and returns where values moved. Nodes that became parts of others stay, unused. `keep` is
 /// read after the step.
@@ -36,32 +34,8 @@ pub(crate) fn join(nodes: &mut [Node], keep: &[Value], profile: &Profile) -> Has
         members.iter().for_each(|&m| nodes[m].inputs.clear());
         nodes[at] = node;
     }
-    for input in nodes.iter_mut().flat_map(|node| &mut node.inputs) {
-        *input = moved.get(input).copied().unwrap_or(*input);
-    }
+    redirect(nodes, &moved);
     moved
-}
-
-fn op(node: &Node) -> Option<&Arc<dyn Op>> {
-    match &node.source {
-        Source::Op(op) => Some(op),
-        _ => None,
-    }
-}
-
-/// The nodes that read each value, in order.
-fn uses(nodes: &[Node], keep: &[Value]) -> HashMap<Value, Vec<usize>> {
-    let mut uses: HashMap<Value, Vec<usize>> = HashMap::new();
-    for (id, node) in nodes.iter().enumerate() {
-        node.inputs.iter().for_each(|&v| uses.entry(v).or_default().push(id));
-    }
-    keep.iter().for_each(|&v| uses.entry(v).or_default().push(END));
-    uses
-}
-
-/// A part that is applied to these inputs of the whole.
-fn part(node: &Node, operands: impl Iterator<Item = Operand>) -> Option<Part> {
-    Some(Part { name: node.name.clone(), op: op(node)?.clone(), operands: operands.collect() })
 }
 
 /// Where nothing but a write to a cache needs an op's result, the op writes it there.
@@ -69,7 +43,7 @@ fn write_at_once(nodes: &mut [Node], keep: &[Value]) {
     let uses = uses(nodes, keep);
     for id in 0..nodes.len() {
         let node = &nodes[id];
-        let is_write = op(node).is_some_and(|op| (op.as_ref() as &dyn Any).is::<CacheWrite>());
+        let is_write = node.op().is_some_and(|op| (op.as_ref() as &dyn Any).is::<CacheWrite>());
         let [rows, start, cache] = node.inputs[..] else { continue };
         let maker = &nodes[rows.node()];
         if !is_write || maker.outputs.len() != 1 || uses.get(&rows).is_none_or(|users| users[..] != [id]) {
@@ -79,7 +53,7 @@ fn write_at_once(nodes: &mut [Node], keep: &[Value]) {
         let write = [Operand::Part(0), Operand::Input(n), Operand::Input(n + 1)].into_iter();
         let parts = [part(maker, (0..n).map(Operand::Input)), part(node, write)];
         let [Some(made), Some(written)] = parts else { continue };
-        let Some(fused) = op(maker).and_then(|op| op.written_to_cache([made, written])) else { continue };
+        let Some(fused) = maker.op().and_then(|op| op.written_to_cache([made, written])) else { continue };
         let inputs = std::mem::take(&mut nodes[rows.node()].inputs);
         nodes[id].inputs = inputs.into_iter().chain([start, cache]).collect();
         nodes[id].source = Source::Op(fused);
@@ -95,20 +69,14 @@ struct Group {
 struct Search<'a> {
     nodes: &'a [Node],
     profile: &'a Profile,
-    uses: HashMap<Value, Vec<usize>>,
+    uses: Uses,
     /// The value whose storage a view shares.
     root: HashMap<Value, Value>,
 }
 
 impl<'a> Search<'a> {
     fn new(nodes: &'a [Node], keep: &[Value], profile: &'a Profile) -> Self {
-        let mut root = HashMap::new();
-        for (id, node) in nodes.iter().enumerate() {
-            if let (Some(true), [x]) = (op(node).map(|op| op.is_view()), &node.inputs[..]) {
-                root.insert(Value::local(id, 0), root.get(x).copied().unwrap_or(*x));
-            }
-        }
-        Search { nodes, profile, uses: uses(nodes, keep), root }
+        Search { nodes, profile, uses: uses(nodes, keep), root: roots(nodes) }
     }
 
     /// Groups of light ops with nothing but views in between, so that none has to wait long for the last.
@@ -118,7 +86,7 @@ impl<'a> Search<'a> {
         let mut members: Vec<usize> = vec![];
         for (id, node) in self.nodes.iter().enumerate() {
             let used = (0..node.outputs.len()).any(|o| self.uses.contains_key(&Value::local(id, o)));
-            let Some(op) = op(node).filter(|_| used) else { continue };
+            let Some(op) = node.op().filter(|_| used) else { continue };
             if op.is_view() && !self.depends(id, &members) {
                 continue;
             }
@@ -137,7 +105,7 @@ impl<'a> Search<'a> {
     }
 
     fn root_of(&self, value: Value) -> Value {
-        self.root.get(&value).copied().unwrap_or(value)
+        now(&self.root, value)
     }
 
     fn depends(&self, id: usize, members: &[usize]) -> bool {
@@ -148,7 +116,7 @@ impl<'a> Search<'a> {
     fn writes_what_another_reads(&self, members: &[usize]) -> bool {
         let start = |&m: &usize| {
             let node = &self.nodes[m];
-            let input = op(node)?.starts_as(0)?;
+            let input = node.op()?.starts_as(0)?;
             node.inputs.get(input).map(|v| (m, self.root_of(*v)))
         };
         let reads = |m: usize, value: Value| self.nodes[m].inputs.iter().any(|v| self.root_of(*v) == value);
@@ -166,21 +134,15 @@ impl<'a> Search<'a> {
         if !possible || self.writes_what_another_reads(members) {
             return None;
         }
-        let mut inputs: Vec<Value> = vec![];
+        let mut inputs = Inputs::default();
         let mut parts = vec![];
         for &m in members {
-            let place = |&v: &Value| {
-                Operand::Input(inputs.iter().position(|input| *input == v).unwrap_or_else(|| {
-                    inputs.push(v);
-                    inputs.len() - 1
-                }))
-            };
-            let operands: Vec<Operand> = self.nodes[m].inputs.iter().map(place).collect();
-            parts.push(part(&self.nodes[m], operands.into_iter())?);
+            let node = &self.nodes[m];
+            parts.push(part(node, node.inputs.iter().map(|&v| inputs.operand(v)))?);
         }
         let together = Together::new(parts);
         let ty = |v: &Value| self.nodes[v.node()].outputs[v.output()].clone();
-        let types: Vec<TensorType> = inputs.iter().map(ty).collect();
+        let types: Vec<TensorType> = inputs.0.iter().map(ty).collect();
         let outputs = together.infer(&types).ok()?;
         let cx = Launch { inputs: &types, outputs: &outputs, profile: self.profile, variant: 0 };
         let program = together.launch(&cx).ok()?;
@@ -189,7 +151,7 @@ impl<'a> Search<'a> {
         let name = node.name.clone();
         (binds <= self.profile.max_storage_buffers as usize).then(|| Group {
             members: members.to_vec(),
-            node: Node { name, outputs, source: Source::Op(Arc::new(together)), inputs },
+            node: Node { name, outputs, source: Source::Op(Arc::new(together)), inputs: inputs.0 },
         })
     }
 }

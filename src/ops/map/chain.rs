@@ -1,7 +1,6 @@
 //! Several elementwise ops in one kernel.
 
 use std::any::TypeId;
-use std::sync::Arc;
 
 use super::broadcast;
 use super::functions;
@@ -39,11 +38,7 @@ impl Chain {
 
     /// `(x, scale [, shift]) -> x * scale [+ shift]`, of the shape of `x`.
     pub(crate) fn scale_and_shift(shifts: bool, shape: Shape) -> Self {
-        let part = |name: &str, entry, operands: [Operand; 2]| Part {
-            name: name.into(),
-            op: Arc::new(Map::of_table(entry, &[])),
-            operands: operands.into(),
-        };
+        let part = |name: &str, entry, operands: [Operand; 2]| Part::new(name, Map::of_table(entry, &[]), operands);
         let scaled = part("scaled", &functions::mul, [Operand::Input(0), Operand::Input(1)]);
         let shifted = part("shifted", &functions::add, [Operand::Part(0), Operand::Input(2)]);
         let parts = if shifts { vec![scaled, shifted] } else { vec![scaled] };
@@ -100,17 +95,7 @@ impl Op for Chain {
     }
 
     fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
-        let output = [TensorType::f32(self.shape.clone())];
-        let mut results: Vec<Array> = vec![];
-        for part in &self.parts {
-            let operand = |operand: &Operand| match *operand {
-                Operand::Input(i) => inputs[i],
-                Operand::Part(i) => &results[i],
-            };
-            let operands: Vec<&Array> = part.operands.iter().map(operand).collect();
-            let result = part.op.reference(&operands, &output);
-            results.extend(result);
-        }
+        let results = Part::results(&self.parts, inputs, |_, _| vec![TensorType::f32(self.shape.clone())]);
         self.outputs.iter().map(|&i| results[i].clone()).collect()
     }
 

@@ -1,10 +1,8 @@
 //! The WGSL of elementwise functions, applied one after another.
 
-use std::fmt::Write;
-
 use super::broadcast::{Access, Walk};
 use crate::graph::Operand;
-use crate::kernel::{Bind, Elementwise, Kernel, Launch, Program};
+use crate::kernel::{Bind, Elementwise, Kernel, Launch, Program, filled, line};
 use crate::ops::elementwise;
 
 /// The text around them.
@@ -56,13 +54,6 @@ struct Text {
     body: String,
     /// What comes after the stores.
     advance: String,
-}
-
-/// Appends a line. A write to a String cannot fail.
-macro_rules! line {
-    ($to:expr, $($arg:tt)*) => {{
-        let _ = writeln!($to, $($arg)*);
-    }};
 }
 
 impl Text {
@@ -186,20 +177,19 @@ impl Text {
 
     fn finish(self) -> (String, Vec<u32>) {
         let functions = helpers(&self.functions) + &self.functions;
-        let mut text = SKELETON.to_string();
-        if !self.quads {
-            text = text.replace("alias E = vec4<f32>;", "alias E = f32;");
-        }
-        for (line, new) in [
+        let skeleton = match self.quads {
+            true => SKELETON.into(),
+            false => SKELETON.replace("alias E = vec4<f32>;", "alias E = f32;"),
+        };
+        let body = self.body + &self.advance;
+        let lines: [(&str, &str); 5] = [
             ("    //: fields\n", &self.fields),
             ("//: bindings\n", &self.bindings),
             ("//: functions\n", &functions),
             ("    //: start\n", &self.start),
-            ("        //: body\n", &(self.body + &self.advance)),
-        ] {
-            text = text.replacen(line, new, 1);
-        }
-        (text, self.words)
+            ("        //: body\n", &body),
+        ];
+        (filled(&skeleton, &lines), self.words)
     }
 }
 

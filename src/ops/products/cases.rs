@@ -1,6 +1,6 @@
 //! Test and benchmark cases.
 
-use super::{Products, part};
+use super::Products;
 use crate::format::{Packed, Stored};
 use crate::graph::{Op, Operand, Part};
 use crate::ops::cases::{Case, InputFill};
@@ -97,7 +97,7 @@ impl Shape {
         let x = if self.norm.is_some() { Operand::Part(0) } else { Operand::Input(0) };
         let norm = self
             .norm
-            .map(|centered| part("norm", Norm { centered, eps: 1e-5 }, (0..=vectors).map(Operand::Input).collect()));
+            .map(|centered| Part::new("norm", Norm { centered, eps: 1e-5 }, (0..=vectors).map(Operand::Input)));
         let mut products: Vec<Part> = vec![];
         let mut packed = vec![];
         for (i, &n) in self.columns.iter().enumerate() {
@@ -113,8 +113,8 @@ impl Shape {
             products.push(Part { name: format!("y{i}"), op, operands });
         }
         let before = usize::from(norm.is_some());
-        let operands = (0..products.len()).map(|i| Operand::Part(before + i)).collect();
-        let function = self.gated.then(|| part("swiglu", SwiGlu, operands));
+        let operands = (0..products.len()).map(|i| Operand::Part(before + i));
+        let function = self.gated.then(|| Part::new("swiglu", SwiGlu, operands));
         let (has_norm, has_function) = (norm.is_some(), function.is_some());
         let parts = norm.into_iter().chain(products).chain(function).collect();
         let op = Products { parts, norm: has_norm, function: has_function };

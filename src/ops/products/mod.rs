@@ -8,12 +8,11 @@ mod cases;
 mod text;
 
 use std::any::{Any, TypeId};
-use std::sync::Arc;
 
 use super::cases::Row;
 use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Op, Operand, Part, Vjp};
+use crate::graph::{Op, Part, Vjp};
 use crate::kernel::{Bind, Gemv, Kernel, Launch, OnRead, Program};
 use crate::profile::AdapterClass;
 use crate::tensor::TensorType;
@@ -52,18 +51,10 @@ struct Tile {
 }
 
 impl Products {
-    /// These products of one input, each part with its operands among the inputs of them all, after the norm that makes
-    /// that input, if any, and before an elementwise function of them, if any. `None` if the parts do not offer to be
-    /// computed so.
-    pub(crate) fn new(
-        norm: Option<Part>,
-        products: Vec<Part>,
-        function: Option<Part>,
-        inputs: &[TensorType],
-    ) -> Option<Self> {
-        let (has_norm, has_function) = (norm.is_some(), function.is_some());
-        let parts = norm.into_iter().chain(products).chain(function).collect();
-        let op = Products { parts, norm: has_norm, function: has_function };
+    /// These parts: first the norm that makes the input of the products, if there is one, then those, and last an
+    /// elementwise function of them in their order, if there is one. `None` if they do not offer to be computed so.
+    pub(crate) fn new(parts: Vec<Part>, norm: bool, function: bool, inputs: &[TensorType]) -> Option<Self> {
+        let op = Products { parts, norm, function };
         op.offers(inputs).ok().map(|_| op)
     }
 
@@ -88,7 +79,7 @@ impl Products {
     fn types(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         let mut types: Vec<TensorType> = vec![];
         for part in &self.parts {
-            let operands = operand_types(part, inputs, &types)?;
+            let operands = part.types(inputs, &types)?;
             let inferred = part.op.infer(&operands).map_err(|e| format!("`{}`: {e}", part.name))?;
             types.extend(inferred.into_iter().take(1));
         }
@@ -99,7 +90,7 @@ impl Products {
     fn offers(&self, inputs: &[TensorType]) -> Result<Offers, String> {
         let types = self.types(inputs)?;
         let refused = |part: &Part| format!("`{}` ({}) cannot be computed with others", part.name, part.op.name());
-        let operands = |part: &Part| operand_types(part, inputs, &types);
+        let operands = |part: &Part| part.types(inputs, &types);
         let norm = match self.parts.first().filter(|_| self.norm) {
             Some(part) => {
                 let offer = part.op.on_read(&operands(part)?);
@@ -127,15 +118,6 @@ impl Products {
         }
         Ok(Offers { norm, products })
     }
-}
-
-fn operand_types(part: &Part, inputs: &[TensorType], parts: &[TensorType]) -> Result<Vec<TensorType>, String> {
-    let ty = |operand: &Operand| match *operand {
-        Operand::Input(i) => inputs.get(i).cloned(),
-        Operand::Part(i) => parts.get(i).cloned(),
-    };
-    let types = part.operands.iter().map(ty).collect::<Option<Vec<_>>>();
-    types.ok_or_else(|| format!("`{}` lacks an operand among {} inputs", part.name, inputs.len()))
 }
 
 impl Offers {
@@ -222,32 +204,24 @@ impl Op for Products {
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
-        let mut results: Vec<Array> = vec![];
-        for (i, part) in self.parts.iter().enumerate() {
-            let operand = |operand: &Operand| match *operand {
-                Operand::Input(i) => inputs[i],
-                Operand::Part(i) => &results[i],
-            };
-            let operands: Vec<&Array> = part.operands.iter().map(operand).collect();
-            let types = match i.checked_sub(self.products().start) {
-                // Of a norm: all its inputs are f32.
-                None => {
-                    let types: Vec<_> = operands.iter().map(|a| TensorType::f32(a.shape.clone())).collect();
-                    part.op.infer(&types).unwrap_or_default()
-                }
-                // What a function takes has the type of its result.
-                Some(_) if self.function => outputs.to_vec(),
-                Some(product) => vec![outputs[product].clone()],
-            };
-            results.extend(part.op.reference(&operands, &types).into_iter().next());
-        }
+        let types = |i: usize, operands: &[&Array]| match i.checked_sub(self.products().start) {
+            // Of a norm: all its inputs are f32.
+            None => {
+                let types: Vec<_> = operands.iter().map(|a| TensorType::f32(a.shape.clone())).collect();
+                self.parts[i].op.infer(&types).unwrap_or_default()
+            }
+            // What a function takes has the type of its result.
+            Some(_) if self.function => outputs.to_vec(),
+            Some(product) => vec![outputs[product].clone()],
+        };
+        let results = Part::results(&self.parts, inputs, types);
         results[self.outputs()].to_vec()
     }
 
     fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
         let Ok(types) = self.types(inputs) else { return 0 };
         let flops = |(part, ty): (&Part, &TensorType)| {
-            let operands = operand_types(part, inputs, &types).unwrap_or_default();
+            let operands = part.types(inputs, &types).unwrap_or_default();
             part.op.flops(&operands, std::slice::from_ref(ty))
         };
         self.parts.iter().zip(&types).map(flops).sum()
@@ -260,9 +234,4 @@ impl Op for Products {
     fn made_by(&self, output: usize) -> Option<usize> {
         self.outputs().nth(output)
     }
-}
-
-/// A part on its own operands.
-fn part(name: &str, op: impl Op, operands: Vec<Operand>) -> Part {
-    Part { name: name.into(), op: Arc::new(op), operands }
 }

@@ -1,10 +1,8 @@
 //! The WGSL of several products: the frame, a text for each part, and an entry point that calls them.
 
-use std::fmt::Write;
-
 use super::{Offers, Tile};
 use crate::error::Result;
-use crate::kernel::{Elementwise, Gemv, Kernel, OnRead, suffixed};
+use crate::kernel::{Elementwise, Gemv, Kernel, OnRead, line, suffixed};
 use crate::ops::map;
 use crate::ops::source::{LaneSource, lane_source};
 use crate::profile::{AdapterClass, Profile};
@@ -50,13 +48,6 @@ pub(super) fn with_knobs(kernel: Kernel, offers: &Offers, tile: Tile, profile: &
     }
 }
 
-/// Appends a line. A write to a String cannot fail.
-macro_rules! line {
-    ($to:expr, $($arg:tt)*) => {{
-        let _ = writeln!($to, $($arg)*);
-    }};
-}
-
 pub(super) struct Text {
     text: String,
     /// The number of the next binding.
@@ -72,9 +63,11 @@ impl Text {
         Text { text, next: 2, quads }
     }
 
-    fn bind(&mut self, name: &str, access: &str, element: &str) {
-        line!(self.text, "@group(0) @binding({}) var<storage, {access}> {name}: array<{element}>;", self.next);
+    /// The declaration of the next binding.
+    fn declare(&mut self, name: &str, access: &str, element: &str) -> String {
+        let number = self.next;
         self.next += 1;
+        format!("@group(0) @binding({number}) var<storage, {access}> {name}: array<{element}>;\n")
     }
 
     /// Adds what reads x, and returns which inputs it takes besides.
@@ -85,7 +78,8 @@ impl Text {
         };
         let wgsl = norm.excerpt.wgsl()?;
         for name in norm.inputs {
-            self.bind(name, "read", "vec4<f32>");
+            let vector = self.declare(name, "read", "vec4<f32>");
+            self.text += &vector;
         }
         self.text += &wgsl;
         Ok(1..1 + norm.inputs.len())
@@ -93,15 +87,12 @@ impl Text {
 
     /// Adds what makes a share of product `i`, and returns how many inputs it takes besides x.
     pub fn add_product(&mut self, i: usize, product: &Gemv) -> Result<usize> {
-        let wgsl = product.excerpt.wgsl()?;
-        self.bind(&format!("w_{i}"), "read", product.element);
+        let mut text = self.declare("w", "read", product.element);
         if product.bias {
-            self.bind(&format!("bias_{i}"), "read", "E");
+            text += &self.declare("bias", "read", "E");
         }
-        // With the declaration of w, which gets a number, too.
-        let declared = format!("var<storage, read> w: array<{}>;\n{wgsl}", product.element);
-        let numbered = suffixed(&declared, &format!("_{i}"));
-        self.text += numbered.split_once('\n').map_or("", |(_, rest)| rest);
+        text += &product.excerpt.wgsl()?;
+        self.text += &suffixed(&text, &format!("_{i}"));
         Ok(1 + usize::from(product.bias))
     }
 
@@ -110,7 +101,8 @@ impl Text {
         let columns: Vec<usize> = offers.columns().collect();
         let outputs = if function.is_some() { 1 } else { offers.products.len() };
         for i in 0..outputs {
-            self.bind(&format!("y_{i}"), "read_write", "E");
+            let output = self.declare(&format!("y_{i}"), "read_write", "E");
+            self.text += &output;
         }
         let biased = |i: usize, value: &str| match offers.products[i].bias {
             true => format!("{value} + bias_{i}[col]"),
@@ -188,7 +180,7 @@ fn forward(
             end += count;
             let (before, condition) = (if i == 0 { "    " } else { " else " }, format!("if (group < {end}u) "));
             let last = i > 0 && i + 1 == groups.len();
-            let _ = writeln!(out, "{before}{}{{", if last { "" } else { &condition });
+            line!(out, "{before}{}{{", if last { "" } else { &condition });
             add(i, out);
             out.push_str("    }");
         }
