@@ -6,8 +6,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::graph::Graph;
 use crate::format::Packed;
+use crate::graph::Graph;
 use crate::model::Model;
 use crate::nn::{Block, Lora, StandardBlock, Transformer, TransformerConfig, TransformerOptions};
 use crate::optim::{AdamWConfig, MuonConfig, OptimizerConfig, Schedule};
