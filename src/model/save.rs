@@ -162,17 +162,17 @@ impl Model {
 }
 
 /// A tensor of a file, and the parameters in it.
-struct Saved {
-    name: String,
-    dims: Vec<usize>,
+pub(super) struct Saved {
+    pub name: String,
+    pub dims: Vec<usize>,
     /// One, or the three thirds from left to right.
-    params: Vec<(String, Shape)>,
+    pub params: Vec<(String, Shape)>,
     transposed: bool,
 }
 
 impl Saved {
     /// Its elements, from those of its parameters.
-    fn assemble(&self, config: &TransformerConfig, values: Vec<Vec<f32>>) -> Vec<f32> {
+    pub fn assemble(&self, config: &TransformerConfig, values: Vec<Vec<f32>>) -> Vec<f32> {
         let params = self.params.iter().zip(values);
         let params = params.map(|((name, shape), values)| (shape.cols(), halves(config, name, values)));
         let (cols, whole) = params
@@ -189,7 +189,7 @@ impl Saved {
 }
 
 /// The tensors of a model's file, by the usual names.
-fn layout(config: &TransformerConfig, names: &Names) -> Result<Vec<Saved>> {
+pub(super) fn layout(config: &TransformerConfig, names: &Names) -> Result<Vec<Saved>> {
     let mut tensors: Vec<Saved> = vec![];
     for (name, shape) in parameters(config)? {
         let place = names.place(&name, false);
