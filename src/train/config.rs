@@ -6,8 +6,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::format::Packed;
 use crate::graph::Graph;
+use crate::format::Packed;
 use crate::model::Model;
 use crate::nn::{Block, Lora, StandardBlock, Transformer, TransformerConfig, TransformerOptions};
 use crate::optim::{AdamWConfig, MuonConfig, OptimizerConfig, Schedule};
@@ -43,9 +43,6 @@ pub struct TrainConfig {
     pub lora: Option<Lora>,
     /// Seed of initial weights, batches and dropout.
     pub seed: u64,
-    /// SHIM
-    #[serde(default)]
-    pub packing: bool,
 }
 
 impl TrainConfig {
@@ -70,7 +67,6 @@ impl TrainConfig {
             muon: None,
             lora: None,
             seed: 0,
-            packing: false,
         }
     }
 

@@ -70,12 +70,7 @@ impl ChatTemplate {
 
     /// Several beginnings of a chat: of so many messages each, with or without the generation prompt. All together they
     /// may have `max_bytes`.
-    pub fn render_parts(
-        &self,
-        messages: &[Message],
-        parts: &[(usize, bool)],
-        max_bytes: usize,
-    ) -> Result<Vec<String>> {
+    pub fn render_parts(&self, messages: &[Message], parts: &[(usize, bool)], max_bytes: usize) -> Result<Vec<String>> {
         if self.source.len() > MAX_TEMPLATE_BYTES {
             let what = format!("expected a template of at most {MAX_TEMPLATE_BYTES} bytes, got {}", self.source.len());
             return Err(self.bad(&what));

@@ -56,7 +56,6 @@ pub struct Batches {
     sequences: Vec<Range<usize>>,
     stats: DataStats,
     batch: usize,
-    micro_batches: usize,
     packing: bool,
     seed: u64,
     /// The epoch whose order is known, and that order.
@@ -170,7 +169,6 @@ impl Batches {
             pieces,
             stats,
             batch,
-            micro_batches,
             packing: config.packing,
             seed: config.seed,
             order: None,
