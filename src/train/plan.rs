@@ -7,7 +7,7 @@ use super::base::BasePlan;
 use super::config::{TrainConfig, TrainOptions};
 use super::data::Batch;
 use super::graph::{Feed, GraphTrainConfig, GraphTrainOptions, GraphTrainPlan};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::Packed;
 use crate::graph::{Graph, Value};
 use crate::nn::Transformer;
@@ -88,6 +88,9 @@ impl TrainPlan {
     /// Like [`new`](Self::new), without advice on what would fit.
     pub(super) fn as_is(config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Result<Self> {
         config.validate()?;
+        if config.packing {
+            return Err(Error::config("packing", "is not built into graphs yet"));
+        }
         let base = BasePlan::of(config, options, profile)?;
         let (mut graph, gpt) = options.build(profile, config, packed(&base), true)?;
         let (inputs, loss) = add_loss(&mut graph, &gpt)?;

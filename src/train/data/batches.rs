@@ -238,36 +238,23 @@ impl Batches {
     /// A batch of these sequences, and of padding after them.
     fn gather(&self, sequences: &[usize]) -> Batch {
         let (time, len) = (self.stats.seq_len, self.batch * self.stats.seq_len);
-        let mut batch = Batch {
-            tokens: vec![PADDING; len],
-            targets: vec![IGNORE_INDEX; len],
-            starts: if self.packing { vec![0; len] } else { vec![] },
-        };
+        let (mut ids, mut targets) = (vec![PADDING; len], vec![IGNORE_INDEX; len]);
+        // Tokens of padding are texts of their own.
+        let mut starts: Vec<u32> = (0..len).map(|at| (at % time) as u32).collect();
         let (tokens, counts) = self.examples.flat();
-        for row in 0..self.batch {
-            let pieces = sequences.get(row).map_or(&[][..], |&i| &self.packed[self.sequences[i].clone()]);
-            let (mut at, end) = (row * time, (row + 1) * time);
-            for Piece { start, len } in pieces.iter().map(|&piece| self.pieces[piece]) {
-                batch.tokens[at..at + len].copy_from_slice(&tokens[start..start + len]);
+        for (row, sequence) in sequences.iter().enumerate() {
+            let mut at = row * time;
+            let pieces = self.packed[self.sequences[*sequence].clone()].iter().map(|&piece| self.pieces[piece]);
+            for Piece { start, len } in pieces {
+                ids[at..at + len].copy_from_slice(&tokens[start..start + len]);
                 for i in (0..len).filter(|i| counts[start + i + 1]) {
-                    batch.targets[at + i] = tokens[start + i + 1];
+                    targets[at + i] = tokens[start + i + 1];
                 }
-                batch.begin(at, row * time, len);
+                starts[at..at + len].fill((at - row * time) as u32);
                 at += len;
             }
-            batch.begin(at, row * time, end - at);
         }
-        batch
-    }
-}
-
-impl Batch {
-    /// Says of so many tokens that they are one text, which begins at the first of them. `row` is where their sequence
-    /// begins.
-    fn begin(&mut self, at: usize, row: usize, len: usize) {
-        if !self.starts.is_empty() {
-            self.starts[at..at + len].fill((at - row) as u32);
-        }
+        Batch { tokens: ids, targets, starts: self.packing.then_some(starts) }
     }
 }
 

@@ -189,8 +189,10 @@ pub(super) struct TextEncoding<'a> {
 impl TextEncoding<'_> {
     /// Adds a line, with its line break.
     pub fn push(&mut self, line: &str) -> Result<()> {
-        // Tokens do not reach from the end of a line into the next one, unless that begins with more space.
-        let may_end = !line.starts_with(char::is_whitespace) || self.chunk.len() >= 2 * CHUNK_BYTES;
+        // Tokens do not reach from one line into the next, unless there is more space before or after the line break.
+        let before = self.chunk.strip_suffix('\n').unwrap_or(&self.chunk);
+        let is_border = !before.ends_with(char::is_whitespace) && !line.starts_with(char::is_whitespace);
+        let may_end = is_border || self.chunk.len() >= 2 * CHUNK_BYTES;
         if self.chunk.len() >= CHUNK_BYTES && may_end {
             self.flush()?;
         }

@@ -127,7 +127,7 @@ impl Dataset {
             tokens.extend_from_slice(&ids[s..s + time]);
             targets.extend_from_slice(&ids[s + 1..s + time + 1]);
         }
-        Batch { tokens, targets, starts: vec![] }
+        Batch::new(tokens, targets)
     }
 }
 
