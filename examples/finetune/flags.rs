@@ -82,7 +82,7 @@ pub struct Flags {
     /// Stop after so many validations without a lower loss
     #[arg(long)]
     pub patience: Option<usize>,
-    /// Go on from the checkpoint in --out
+    /// Go on from the checkpoint in --out with its settings, but for --steps or --epochs
     #[arg(long)]
     pub resume: bool,
     /// Whole model to write in the end: a .gguf file, or a folder of safetensors
@@ -168,9 +168,15 @@ impl Flags {
             ensure!(same, "{} is not the data of this checkpoint; pass that with --data", self.data.display());
         }
         let batches = Batches::new(train, &config)?;
-        if checkpoint.is_none() {
-            let steps = self.steps.unwrap_or_else(|| batches.steps(self.epochs.unwrap_or(3.0)));
-            config.schedule = Schedule { warmup: steps / 20, steps, ..config.schedule };
+        match (&checkpoint, self.steps, self.epochs) {
+            (Some(_), None, None) => {}
+            (Some(_), steps, epochs) => {
+                config.schedule.steps = steps.unwrap_or_else(|| batches.steps(epochs.unwrap_or_default()));
+            }
+            (None, steps, epochs) => {
+                let steps = steps.unwrap_or_else(|| batches.steps(epochs.unwrap_or(3.0)));
+                config.schedule = Schedule { warmup: steps / 20, steps, ..config.schedule };
+            }
         }
         let validation = if val.is_empty() { None } else { Some(Batches::new(val, &config)?) };
         Ok(Job { model, config, batches, validation, checkpoint, data_hash })
