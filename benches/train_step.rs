@@ -47,7 +47,7 @@ fn main() {
         };
         let mut rng = Rng::new(&[1]);
         let mut ids = || (0..tokens).map(|_| rng.below(vocab as u64) as u32).collect::<Vec<_>>();
-        let data = Batch { tokens: ids(), targets: ids() };
+        let data = Batch::new(ids(), ids());
         let mut step = || trainer.step(std::slice::from_ref(&data)).expect("a step");
         let begin = Instant::now();
         step().wait_blocking().expect("a loss");
