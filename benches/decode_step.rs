@@ -71,9 +71,10 @@ fn executable(gpu: &Gpu, vocab: usize) -> Result<Executable> {
     let plan = Arc::new(Plan::new(&g, &[logits], gpu.profile())?);
     let exec = Executable::new_blocking(gpu, plan, ExecOptions::default())?;
     for (seed, external) in exec.plan().externals().iter().enumerate() {
-        if external.name == "start" {
-            exec.write(external.value, &[CONTEXT as u32 - 1])?;
-        } else if external.ty.dtype == DType::F32 {
+        if external.ty.dtype == DType::U32 {
+            let id = if external.name == "start" { CONTEXT as u32 - 1 } else { 0 };
+            exec.write(external.value, &[id])?;
+        } else {
             let noise = random_array(&[1 << 12].into(), seed as u64).data;
             let data: Vec<f32> = (0..external.ty.len()).map(|i| 0.02 * noise[i % noise.len()] as f32).collect();
             exec.write(external.value, &data)?;

@@ -4,10 +4,9 @@
 mod common;
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 
-use common::{gpu, profiles, write};
+use common::{gpu, profiles, repository, write};
 use safetensors::SafeTensors;
 use throughline::nn::{Transformer, TransformerConfig, is_hidden_matrix};
 use throughline::ops::muon::MuonStep;
@@ -223,8 +222,7 @@ fn zeros_are_no_direction() {
 /// Four steps of `torch.optim.Muon`, beside one of its AdamW.
 #[test]
 fn steps_match_pytorch() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/muon.safetensors");
-    let bytes = std::fs::read(path).unwrap();
+    let bytes = std::fs::read(repository("tests/data/muon.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let values = |name: &str| -> Vec<f32> { bytemuck::pod_collect_to_vec(file.tensor(name).unwrap().data()) };
     let shape = |name: &str| file.tensor(&format!("start/{name}")).unwrap().shape().to_vec();

@@ -4,10 +4,9 @@
 mod common;
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 
-use common::gpu;
+use common::{gpu, repository};
 use safetensors::SafeTensors;
 use throughline::nn::{Transformer, TransformerConfig};
 use throughline::optim::{Arena, Schedule};
@@ -19,7 +18,7 @@ use throughline::{ExecOptions, Executable, Graph, Plan};
 type Tensors = HashMap<String, (Vec<usize>, Vec<f32>)>;
 
 fn load(name: &str) -> Tensors {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
+    let path = repository("tests/data").join(name);
     let bytes = std::fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let tensor = |view: &safetensors::tensor::TensorView<'_>| {
@@ -108,7 +107,7 @@ fn batches(file: &Tensors) -> Vec<Batch> {
 }
 
 fn numbers(model: &Model) -> serde_json::Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(format!("{}.json", model.name));
+    let path = repository("tests/data").join(format!("{}.json", model.name));
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 

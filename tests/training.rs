@@ -5,7 +5,7 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{gpu, whole_and_split};
+use common::{gpu, repository, whole_and_split};
 use throughline::nn::{
     Biases, Init, Mlp, Norm, NormPlacement, Positions, Transformer, TransformerConfig, TransformerOptions,
 };
@@ -118,7 +118,7 @@ fn training_plan(config: &TransformerConfig, profile: &Profile) -> Plan {
 fn plan_of_a_gpt2_is_as_recorded() {
     let plan =
         training_plan(&TransformerConfig::gpt2(31, 16, 2, 32, 4), &Profile::portable(AdapterClass::Cpu)).to_string();
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/plan_gpt2.txt");
+    let path = repository("tests/data/plan_gpt2.txt");
     let recorded = std::fs::read_to_string(&path).unwrap_or_default();
     if plan != recorded {
         let new = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("plan_gpt2.txt");

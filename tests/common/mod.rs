@@ -39,9 +39,16 @@ pub fn read(exec: &Executable, value: Value) -> Vec<f32> {
     check::read_blocking(exec, value).unwrap()
 }
 
+/// A file of the repository. When the tests run, cargo says where that is, and so does a kit (`cargo xtask kit`), which
+/// runs them on machines that do not have the folder they were built in.
+pub fn repository(path: &str) -> PathBuf {
+    let root = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&root).join(path)
+}
+
 /// A folder of tests/data/hf: a tiny model of Hugging Face's, with what PyTorch made of it.
 pub fn hf_folder(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/hf").join(name)
+    repository("tests/data/hf").join(name)
 }
 
 /// An expected tensor of such a folder.

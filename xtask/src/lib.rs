@@ -1,6 +1,8 @@
 //! What the project's commands share.
 
 pub mod mesa;
+pub mod programs;
+pub mod report;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,6 +14,15 @@ pub type Outcome = Result<(), String>;
 pub fn root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     here.parent().unwrap_or(here).to_path_buf()
+}
+
+/// The file in which a kit says what it was built from.
+pub const MANIFEST: &str = "kit.json";
+
+/// The revision of the repository, where git knows it.
+pub fn revision() -> Option<String> {
+    let output = Command::new("git").current_dir(root()).args(["rev-parse", "--short", "HEAD"]).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_string())
 }
 
 /// A cargo command, run from the root.

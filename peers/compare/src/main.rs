@@ -12,10 +12,7 @@ const TASKS: [&str; 5] = ["matmul-512", "matmul-1024", "train-L4-d128", "train-L
 /// The programs, ours first.
 const PROGRAMS: [&str; 3] = ["peer-throughline", "peer-burn", "peer-meganeura"];
 
-/// Rounds, in each of which every program runs once: a busy machine then slows all of them.
-const ROUNDS: usize = 3;
-
-const USAGE: &str = "usage: [TASK...] [--seconds N]: the time of each measurement";
+const USAGE: &str = "usage: [TASK...] [--seconds N] [--rounds N]: the time of each measurement, and how many of each";
 
 fn main() -> ExitCode {
     match compare(std::env::args().skip(1).collect()) {
@@ -28,13 +25,13 @@ fn main() -> ExitCode {
 }
 
 fn compare(args: Vec<String>) -> Result<(), String> {
-    let Options { tasks, seconds } = Options::parse(&args)?;
+    let Options { tasks, seconds, rounds } = Options::parse(&args)?;
     let programs = programs()?;
     println!("| task | library | median | processor | first run | computed | time, ours = 1 | processor, ours = 1 |");
     println!("|------|---------|-------:|----------:|----------:|---------:|---------------:|--------------------:|");
     for task in &tasks {
         let mut reports: BTreeMap<usize, Vec<Report>> = BTreeMap::new();
-        for _ in 0..ROUNDS {
+        for _ in 0..rounds {
             for (i, program) in programs.iter().enumerate() {
                 if let Some(report) = measured(program, task, seconds)? {
                     reports.entry(i).or_default().push(report);
@@ -53,17 +50,27 @@ fn compare(args: Vec<String>) -> Result<(), String> {
 struct Options {
     tasks: Vec<String>,
     seconds: f64,
+    /// In each, every program runs once: a busy machine then slows all of them.
+    rounds: usize,
 }
 
 impl Options {
     fn parse(args: &[String]) -> Result<Self, String> {
-        let mut options = Options { tasks: vec![], seconds: 3.0 };
+        let mut options = Options { tasks: vec![], seconds: 3.0, rounds: 3 };
         let mut args = args.iter();
         while let Some(arg) = args.next() {
             match arg.as_str() {
                 "--seconds" => {
                     let value = args.next().map_or("", String::as_str);
                     options.seconds = value.parse().map_err(|_| format!("--seconds takes a number, got `{value}`"))?;
+                }
+                "--rounds" => {
+                    let value = args.next().map_or("", String::as_str);
+                    options.rounds = value
+                        .parse()
+                        .ok()
+                        .filter(|rounds| *rounds > 0)
+                        .ok_or_else(|| format!("--rounds takes a whole number from 1, got `{value}`"))?;
                 }
                 flag if flag.starts_with('-') => return Err(format!("no flag `{flag}`; {USAGE}")),
                 task => options.tasks.push(task.into()),
@@ -160,8 +167,9 @@ mod tests {
     fn options_name_what_is_wrong() {
         let parse = |args: &[&str]| Options::parse(&args.iter().map(|a| a.to_string()).collect::<Vec<_>>());
         assert_eq!(parse(&[]).unwrap().tasks.len(), TASKS.len());
-        let Options { tasks, seconds } = parse(&["smollm2-32", "--seconds", "0.5"]).unwrap();
-        assert_eq!((tasks, seconds), (vec!["smollm2-32".into()], 0.5));
+        let Options { tasks, seconds, rounds } = parse(&["smollm2-32", "--seconds", "0.5", "--rounds", "1"]).unwrap();
+        assert_eq!((tasks, seconds, rounds), (vec!["smollm2-32".into()], 0.5, 1));
+        assert!(parse(&["--rounds", "0"]).unwrap_err().contains("`0`"));
         assert!(parse(&["--seconds", "x"]).unwrap_err().contains("`x`"));
         assert!(parse(&["--fast"]).unwrap_err().contains("--fast"));
     }

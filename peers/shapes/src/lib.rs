@@ -64,34 +64,32 @@ pub fn not_offered(library: &str, task: &str) -> ! {
     std::process::exit(0)
 }
 
-/// Runs `run`, which must end with the device idle, for some time after a warm-up, and reports how long a run takes.
+/// Runs that are not counted: autotuning libraries measure their variants in the first ones.
+const WARM_UPS: usize = 3;
+
+/// Runs `run`, which must end with the device idle, for some time, and reports how long a run takes.
 ///
 /// `check` is what the last run computed, for a reader to see that it did: a loss, or an element of a product.
-pub fn measure<T>(
-    library: &str,
-    task: &str,
-    time: Duration,
-    mut run: impl FnMut() -> T,
-    check: impl FnOnce(T) -> f64,
-) {
+pub fn measure<T>(library: &str, task: &str, time: Duration, mut run: impl FnMut() -> T, check: impl FnOnce(T) -> f64) {
     let begin = Instant::now();
     run();
     let first = begin.elapsed();
-    // Autotuning libraries measure their variants in the first runs.
-    (0..3).for_each(|_| drop(run()));
-    let mut seconds = vec![];
-    let (begin, cpu) = (Instant::now(), cpu_seconds());
+    let (mut seconds, mut processor) = (vec![], vec![cpu_seconds()]);
+    let begin = Instant::now();
     let last = loop {
         let start = Instant::now();
         let result = run();
         seconds.push(start.elapsed().as_secs_f64());
-        if begin.elapsed() >= time && seconds.len() >= 3 {
+        processor.push(cpu_seconds());
+        if enough(seconds.len(), begin.elapsed(), time) {
             break result;
         }
     };
-    let cpu = (cpu_seconds() - cpu) / seconds.len() as f64;
-    let runs = seconds.len();
+    let warm = warm_ups(seconds.len());
+    let cpu = (processor[seconds.len()] - processor[warm]) / (seconds.len() - warm) as f64;
+    let mut seconds = seconds.split_off(warm);
     seconds.sort_by(f64::total_cmp);
+    let runs = seconds.len();
     let report = serde_json::json!({
         "library": library,
         "task": task,
@@ -104,6 +102,17 @@ pub fn measure<T>(
         "check": check(last),
     });
     println!("{report}");
+}
+
+/// Whether so many runs, after the first, will do: as many are counted as are not, or they took four times as long as
+/// they should.
+fn enough(runs: usize, took: Duration, time: Duration) -> bool {
+    took >= 4 * time || (took >= time && runs >= 2 * WARM_UPS)
+}
+
+/// How many of so many runs are not counted. At least as many are.
+fn warm_ups(runs: usize) -> usize {
+    WARM_UPS.min(runs / 2)
 }
 
 /// Processor time of this process, where the system says: on Linux, in steps of 10 ms. On a software adapter it is
@@ -138,7 +147,8 @@ impl Gpt {
         for row in 0..self.batch {
             let first = (step as usize * 31 + row * 17) % self.vocab;
             let follows = |token: usize| (3 * token + 7) % self.vocab;
-            let sequence: Vec<usize> = std::iter::successors(Some(first), |&t| Some(follows(t))).take(self.context + 1).collect();
+            let sequence: Vec<usize> =
+                std::iter::successors(Some(first), |&t| Some(follows(t))).take(self.context + 1).collect();
             tokens.extend(sequence[..self.context].iter().map(|&t| t as u32));
             targets.extend(sequence[1..].iter().map(|&t| t as u32));
         }
@@ -153,4 +163,24 @@ pub const SMOLLM2_VOCAB: usize = 49_152;
 pub fn smollm2_batch(tokens: usize) -> (Vec<u32>, Vec<u32>) {
     let ids = |from: usize| (from..from + tokens).map(|i| (i * 997 % SMOLLM2_VOCAB) as u32).collect();
     (ids(0), ids(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs until it is enough, and those that are counted, if each takes so long.
+    fn runs(each: f64) -> (usize, usize) {
+        let enough = |&n: &usize| enough(n, Duration::from_secs_f64(each * n as f64), Duration::from_secs(3));
+        let all = (1..).find(enough).unwrap();
+        (all, all - warm_ups(all))
+    }
+
+    #[test]
+    fn slow_tasks_run_less_often() {
+        assert_eq!(runs(0.01), (300, 297));
+        assert_eq!(runs(1.0), (6, 3));
+        assert_eq!(runs(5.0), (3, 2));
+        assert_eq!(runs(25.0), (1, 1));
+    }
 }
