@@ -156,6 +156,10 @@ struct InYourApp;
 #[doc = include_str!("../docs/models.md")]
 struct Models;
 
+#[cfg(all(doctest, feature = "tokenizers"))]
+#[doc = include_str!("../docs/fine_tuning.md")]
+struct FineTuning;
+
 #[cfg(all(doctest, feature = "check"))]
 #[doc = include_str!("../docs/your_own_network.md")]
 struct YourOwnNetwork;
