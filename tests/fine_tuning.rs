@@ -2,10 +2,9 @@
 
 mod common;
 
-use std::path::Path;
 use std::sync::Arc;
 
-use common::{gpu, hf_folder, worst};
+use common::{gpu, hf_folder, repository, worst};
 use safetensors::SafeTensors;
 use throughline::model::Model;
 use throughline::nn::Lora;
@@ -43,7 +42,7 @@ struct Expected(Vec<u8>);
 
 impl Expected {
     fn of(name: &str) -> Self {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/lora").join(name);
+        let folder = repository("tests/data/lora").join(name);
         Expected(std::fs::read(folder.join("expected.safetensors")).unwrap())
     }
 

@@ -14,10 +14,11 @@ use crate::{cargo, root, shown};
 
 /// All of them, by folder and file of their source. The tests are those of kernels, gradients, training and decoding:
 /// what can go wrong on an adapter that is new to us.
-pub const ALL: [&str; 17] = [
+pub const ALL: [&str; 18] = [
     "tests/ops",
     "tests/reference_models",
     "tests/training",
+    "tests/fine_tuning",
     "tests/decoding",
     "tests/packed",
     "tests/sampling",
@@ -259,6 +260,15 @@ mod tests {
         for name in ALL {
             let (file, folder) = (root().join(format!("{name}.rs")), root().join(name).join("main.rs"));
             assert!(file.exists() || folder.exists(), "{name}");
+        }
+    }
+
+    /// A kit runs where the folder of the build is not.
+    #[test]
+    fn tests_do_not_look_where_they_were_built() {
+        for name in ALL.iter().filter(|name| name.starts_with("tests/")) {
+            let text = fs::read_to_string(root().join(format!("{name}.rs"))).unwrap();
+            assert!(!text.contains("env!(\"CARGO_MANIFEST_DIR\")"), "{name}: use common::repository");
         }
     }
 
