@@ -34,12 +34,12 @@ struct Flags {
     /// Largest buffer of the device, in bytes [default: WebGPU's guaranteed limit]
     #[arg(long)]
     max_buffer: Option<u64>,
-    /// GPU memory that training may use, in bytes
+    /// GPU memory that training may use, in bytes: what does not fit is computed twice
     #[arg(long)]
     max_bytes: Option<u64>,
-    /// Compute activations and results of norms again in backward rather than keep them
+    /// Keep all that backward needs, rather than compute activations and results of norms twice
     #[arg(long)]
-    recompute: bool,
+    keep: bool,
     /// Omit the table of nodes and buffers
     #[arg(long)]
     brief: bool,
@@ -61,7 +61,7 @@ fn run(f: Flags) -> anyhow::Result<()> {
         schedule: Schedule::constant(1e-3),
         ..TrainConfig::new(f.shape.config(), f.shape.batch)
     };
-    let options = TrainOptions { max_bytes: f.max_bytes, recompute: f.recompute, ..TrainOptions::default() };
+    let options = TrainOptions { max_bytes: f.max_bytes, recompute: !f.keep, ..TrainOptions::default() };
     let start = Instant::now();
     let plan = TrainPlan::new(&config, &options, &profile)?;
     eprintln!("{:.1?}", start.elapsed());
@@ -72,9 +72,7 @@ fn run(f: Flags) -> anyhow::Result<()> {
     }
     let dispatches = [forward_backward, evaluation, update].map(|plan| plan.dispatches());
     println!("dispatches in forward and backward, evaluation, and update: {dispatches:?}");
-    if f.recompute {
-        println!("{} tensors are computed twice rather than kept", forward_backward.recomputed());
-    }
+    println!("{}", plan.recomputed());
     println!("{} parameters in {} buffers", plan.parameter_count(), plan.layout().parts.len());
     println!("{} bytes, including gradients, moments, activations and evaluation", plan.bytes());
     let needs = plan.requirements();

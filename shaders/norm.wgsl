@@ -104,7 +104,12 @@ fn forward(
                 let i = at[r] + c;
                 let v = (x[i] - E(row_mean[r])) * row_rstd[r];
                 xhat_out[i] = v;
-                y[i] = v * g + b;
+                // In the very operations that make y again from xhat, so that it has the same bits.
+                if (CENTERED) {
+                    y[i] = fma(v, g, b);
+                } else {
+                    y[i] = v * g;
+                }
             }
         }
     }

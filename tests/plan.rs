@@ -294,8 +294,8 @@ fn products_of_training_fill_a_card() {
         // None is longer than a tenth of a second, if the card does 5% of 20 TFLOP/s.
         let (longest, flops) = step.largest_dispatch().unwrap();
         assert!(flops <= 160_000_000_000, "{} has {flops}", longest.name());
-        // Ten for each chunk of logits, of which the larger batch has 25.
-        assert!(step.dispatches() <= 345 + 10 * 25, "{} dispatches with a batch of {batch}", step.dispatches());
+        // Ten for each chunk of logits, of which the larger batch has 25; three of each layer run twice.
+        assert!(step.dispatches() <= 390 + 10 * 25, "{} dispatches with a batch of {batch}", step.dispatches());
         let columns = step.steps().iter().flat_map(|s| s.dispatches()).filter(|d| d.kernel().label == "sum");
         assert!(columns.count() <= 60);
         // No bias has a sum of its own.
@@ -315,12 +315,13 @@ fn recomputing_takes_less_memory() {
     });
     let [of_kept, of_again] = [&kept, &again].map(|plan| plan.plans()[0]);
     // An activation and two norms of each layer. The head reads the result of the last norm soon after it is made.
-    assert_eq!((of_kept.recomputed(), of_again.recomputed()), (0, 3 * 24));
+    assert_eq!([of_kept, of_again].map(|plan| plan.recomputed().nodes.len()), [0, 3 * 24]);
+    assert!((1.0..1.01).contains(&again.recomputed().slowdown), "{}", again.recomputed());
     assert_eq!(of_again.dispatches(), of_kept.dispatches() + 3 * 24);
     assert!(again.bytes() <= 7_000_000_000, "{}", again.bytes());
     let saved = kept.bytes() - again.bytes();
     assert!(saved > 24 * 4 * 1024 * (4096 + 2 * 1024) * 9 / 10, "{saved}");
-    assert!(format!("{of_again}").contains("72 values are computed twice rather than kept"));
+    assert!(format!("{of_again}").contains("72 nodes are computed twice"));
     assert!(of_again.steps().iter().any(|step| step.name() == "h.3.mlp.gelu.again"));
 }
 

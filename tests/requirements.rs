@@ -170,17 +170,24 @@ fn bytes_are_known_before() {
     let muon = TrainConfig { muon: Some(MuonConfig::default()), micro_batches: 3, ..config(4, 64) };
     let patches = vec![Patch::new("h.0.attn.o", Edit::Add(vec![64, 32]))];
     let options = TrainOptions { standard_probes: true, patches, ..TrainOptions::default() };
-    for config in [config(8, 64), muon] {
-        let plan = TrainPlan::new(&config, &options, &Profile::of_adapter(&adapter)).unwrap();
+    let profile = Profile::of_adapter(&adapter);
+    // Half of the memory besides parameters, gradients and moments.
+    let large = TrainPlan::new(&config(64, 64), &options, &profile).unwrap();
+    let half = large.bytes() - large.plans()[0].buffer_bytes() / 2;
+    let within = TrainOptions { max_bytes: Some(half as u64), ..options.clone() };
+    for (config, options) in [(config(8, 64), &options), (muon, &options), (config(64, 64), &within)] {
+        let plan = TrainPlan::new(&config, options, &profile).unwrap();
+        assert!(options.max_bytes.is_none_or(|max| plan.bytes() as u64 <= max));
         let gpu = open(&adapter, &plan.requirements().descriptor(&adapter));
         let trainer = gpu.run_blocking(Trainer::from_plan(&gpu, &plan)).unwrap();
         assert_eq!((trainer.buffer_bytes(), trainer.parameter_count()), (plan.bytes(), plan.parameter_count()));
         if let Some(bytes) = allocated(&gpu) {
             println!("{bytes} bytes allocated, {} planned", plan.bytes());
             assert!(bytes >= plan.bytes(), "{bytes} {}", plan.bytes());
-            // Alignment comes on top, which is little here.
+            // Alignment comes on top, which is little here, and less where tensors are larger.
             let software = gpu.info().backend == wgpu::Backend::Vulkan && gpu.profile().class == AdapterClass::Cpu;
-            assert!(!software || bytes < plan.bytes() + plan.bytes() / 50, "{bytes} {}", plan.bytes());
+            let more = plan.bytes() / if options.max_bytes.is_some() { 100 } else { 50 };
+            assert!(!software || bytes < plan.bytes() + more, "{bytes} {}", plan.bytes());
         }
     }
 }
@@ -254,7 +261,9 @@ fn a_budget_of_memory_is_kept_to() {
     let plan = |c: &TrainConfig, max_bytes| TrainPlan::new(c, &within(max_bytes), profile);
     let bytes = plan(&large, u64::MAX).unwrap().bytes() as u64;
     plan(&large, bytes).unwrap();
-    expect(plan(&large, bytes - 1), &[&bytes.to_string(), &(bytes - 1).to_string(), "This fits: batch 8"]);
+    // A little less fits if more is computed twice, much less does not.
+    assert!(plan(&large, bytes - 1).unwrap().bytes() as u64 <= bytes - 1);
+    expect(plan(&large, bytes / 3), &[&(bytes / 3).to_string(), "nodes computed twice", "This fits: batch"]);
     let fitted = large.fitted(&within(bytes / 3), profile).unwrap();
     assert!(plan(&fitted, bytes / 3).unwrap().bytes() as u64 <= bytes / 3);
     assert!(fitted.batch < 8 && fitted.tokens_per_step() == large.tokens_per_step(), "{fitted:?}");

@@ -117,9 +117,9 @@ pub struct TrainFlags {
     /// Parts that blocks are built from [default: mixed]
     #[arg(long, value_enum)]
     pub parts: Option<PartsFlag>,
-    /// Compute activations and results of norms again in backward rather than keep them: less memory
+    /// GPU memory that training may use, in bytes: what does not fit is computed twice
     #[arg(long)]
-    pub recompute: bool,
+    pub max_bytes: Option<u64>,
     /// Folder for checkpoints and logs [default: target/train, or the folder given to --resume]
     #[arg(long)]
     pub out: Option<PathBuf>,
@@ -367,12 +367,12 @@ impl Run {
         }
         let mut gpu = Gpu::headless_blocking()?;
         if let Some(path) = &flags.tune {
-            let options = TrainOptions { recompute: flags.recompute, ..TrainOptions::default() };
+            let options = TrainOptions { max_bytes: flags.max_bytes, ..TrainOptions::default() };
             let plan = TrainPlan::new(&config, &options, gpu.profile())?;
             let choices = Tuner::open(path)?.tune_blocking(&gpu, plan.plans())?;
             gpu = gpu.with_choices(choices);
         }
-        let options = TrainOptions { init: resumed.is_none(), recompute: flags.recompute, ..TrainOptions::default() };
+        let options = TrainOptions { init: resumed.is_none(), max_bytes: flags.max_bytes, ..TrainOptions::default() };
         let mut trainer = Trainer::with_options_blocking(&gpu, config.clone(), &options)?;
         if let Some(checkpoint) = &resumed {
             checkpoint.restore_blocking(&mut trainer)?;

@@ -80,6 +80,8 @@ mod together;
 mod uses;
 pub mod variants;
 
+pub use recompute::{Recompute, Recomputed};
+
 /// Where a value lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Slot {
@@ -288,7 +290,7 @@ pub struct Plan {
     pub(crate) kept: HashMap<Value, (Slot, TensorType)>,
     pub(crate) names: Names,
     pub(crate) lanes: Lanes,
-    pub(crate) recomputed: usize,
+    pub(crate) recomputed: Recomputed,
 }
 
 impl Plan {
@@ -433,10 +435,9 @@ impl Plan {
         self.steps.iter().map(|step| (step, largest(step))).max_by_key(|(_, flops)| *flops)
     }
 
-    /// Values that are computed twice rather than kept: see [`recomputing`](Self::recomputing). The nodes that do so
-    /// have the names of the first ones, with `.again`.
-    pub fn recomputed(&self) -> usize {
-        self.recomputed
+    /// What is computed twice rather than kept: see [`recomputing`](Self::recomputing).
+    pub fn recomputed(&self) -> &Recomputed {
+        &self.recomputed
     }
 
     /// Dispatches per step.
@@ -462,8 +463,8 @@ impl fmt::Display for Plan {
             self.dispatches(),
             self.flops() as f64 / 1e6
         )?;
-        if self.recomputed > 0 {
-            writeln!(f, "{} values are computed twice rather than kept", self.recomputed)?;
+        if !self.recomputed.nodes.is_empty() {
+            writeln!(f, "{}", self.recomputed)?;
         }
         for step in &self.steps {
             let outs: Vec<String> = step.outputs.iter().map(|(s, ty)| format!("{} {ty}", slot(s))).collect();

@@ -8,10 +8,11 @@ use std::any::Any;
 use std::collections::{HashMap, HashSet};
 
 use super::bindings::{self, Binding};
+use super::recompute::{Candidates, Recompute, Rewritten};
 use super::uses::END;
 use super::{
     BoundSlot, BufferCopy, BufferSpec, External, Plan, PlannedDispatch, Slot, Step, chains, declared, fuse, order,
-    products, recompute, together, uses, variants,
+    products, together, uses, variants,
 };
 use crate::error::{Error, Result, joined};
 use crate::graph::{Graph, Node, Op, Source, Value, check_outputs};
@@ -38,21 +39,22 @@ impl Plan {
     /// # Ok::<(), throughline::Error>(())
     /// ```
     pub fn new(graph: &Graph, outputs: &[Value], profile: &Profile) -> Result<Plan> {
-        Plan::of(graph, outputs, profile, Passes { fused: true, recomputed: false })
+        Ready::new(graph, outputs, profile, true)?.plan()
     }
 
-    /// The same with less memory and a few more dispatches: large values that are cheap to compute and read again much
-    /// later are computed twice rather than kept. In training those are results of activations and norms, which take
-    /// up to a third of what backward needs of forward.
+    /// The same with less memory: values that are read again much later are computed twice rather than kept, the cheapest
+    /// for their bytes first. In training those are what forward leaves to backward. [`Recompute`] says how many;
+    /// [`recomputed`](Self::recomputed) which ones, and what that costs.
     ///
-    /// Gradients are the same up to rounding.
+    /// All results have the same bits.
     ///
     /// ```
+    /// use throughline::plan::Recompute;
     /// use throughline::{AdapterClass, Graph, Plan, Profile, TensorType};
     /// let mut g = Graph::new();
     /// let mut x = g.input("x", TensorType::f32([1024, 64]))?;
     /// let mut params = vec![];
-    /// for layer in 0..4 {
+    /// for layer in 0..8 {
     ///     params.push(g.param(&format!("w{layer}"), [64, 64])?);
     ///     let product = g.matmul(&format!("product{layer}"), x, params[layer])?;
     ///     x = g.gelu(&format!("gelu{layer}"), product)?;
@@ -60,23 +62,70 @@ impl Plan {
     /// let loss = g.sum("loss", x)?;
     /// let gradients = g.gradients(loss, &params)?;
     /// let profile = Profile::portable(AdapterClass::Gpu);
-    /// let [kept, again] = [Plan::new(&g, &gradients, &profile)?, Plan::recomputing(&g, &gradients, &profile)?];
-    /// let bytes = |plan: &Plan| plan.buffers().iter().map(|buffer| buffer.bytes).sum::<usize>();
-    /// assert!(again.recomputed() > 0 && bytes(&again) < bytes(&kept));
+    /// let kept = Plan::new(&g, &gradients, &profile)?;
+    /// let room = kept.buffer_bytes() * 2 / 3;
+    /// let again = Plan::recomputing(&g, &gradients, &profile, Recompute::UpTo(room))?;
+    /// assert!(again.buffer_bytes() <= room && again.flops() > kept.flops());
+    /// println!("{}", again.recomputed());
     /// # Ok::<(), throughline::Error>(())
     /// ```
-    pub fn recomputing(graph: &Graph, outputs: &[Value], profile: &Profile) -> Result<Plan> {
-        Plan::of(graph, outputs, profile, Passes { fused: true, recomputed: true })
+    pub fn recomputing(graph: &Graph, outputs: &[Value], profile: &Profile, recompute: Recompute) -> Result<Plan> {
+        let ready = Ready::new(graph, outputs, profile, true)?;
+        let read: Vec<Value> = ready.keep.iter().chain(ready.stores.iter().map(|(v, _)| v)).copied().collect();
+        let needed = reachable(&ready.nodes, &ready.keep, &ready.stores);
+        let candidates = match recompute {
+            Recompute::Nothing => return ready.plan(),
+            _ => Candidates::of(&ready.nodes, &needed, &read, profile.class),
+        };
+        let plan = |n: usize| ready.recomputing(candidates.insert(n, &ready.nodes, &needed, &read, profile.class));
+        match recompute {
+            Recompute::UpTo(room) => least(candidates.cheap, candidates.len(), room, plan),
+            _ => plan(candidates.cheap),
+        }
     }
 
     /// The same without [chains](crate::ops::map::Chain): each elementwise op has a kernel of its own. To see how long
     /// each takes, or to find out whether a difference comes from fusion.
     pub fn unfused(graph: &Graph, outputs: &[Value], profile: &Profile) -> Result<Plan> {
-        Plan::of(graph, outputs, profile, Passes { fused: false, recomputed: false })
+        Ready::new(graph, outputs, profile, false)?.plan()
     }
+}
 
-    fn of(graph: &Graph, outputs: &[Value], profile: &Profile, passes: Passes) -> Result<Plan> {
-        let Passes { fused, recomputed } = passes;
+/// The first plan whose buffers fit into so many bytes, of those with `low` to `high` values computed twice; the last, if
+/// none does. More of them take less memory.
+fn least(low: usize, high: usize, room: usize, plan: impl Fn(usize) -> Result<Plan>) -> Result<Plan> {
+    let fits = |plan: &Plan| plan.allocated_bytes(|_| true) <= room;
+    let first = plan(low)?;
+    if fits(&first) || low == high {
+        return Ok(first);
+    }
+    let (mut low, mut high, mut best) = (low, high, plan(high)?);
+    while fits(&best) && high - low > 1 {
+        let middle = low + (high - low) / 2;
+        let tried = plan(middle)?;
+        match fits(&tried) {
+            true => (high, best) = (middle, tried),
+            false => low = middle,
+        }
+    }
+    Ok(best)
+}
+
+/// A graph's nodes after fusion, in the order in which they run.
+struct Ready<'a> {
+    graph: &'a Graph,
+    outputs: &'a [Value],
+    profile: &'a Profile,
+    nodes: Vec<Node>,
+    /// Where each of the outputs is.
+    keep: Vec<Value>,
+    stores: Vec<(Value, Value)>,
+    /// Where each node of the graph is.
+    place: Vec<usize>,
+}
+
+impl<'a> Ready<'a> {
+    fn new(graph: &'a Graph, outputs: &'a [Value], profile: &'a Profile, fused: bool) -> Result<Self> {
         graph.check_values(outputs, |i| format!("output {i} of the plan"))?;
         let local = |v: Value| Value::local(v.node(), v.output());
         let mut wanted: Vec<Value> = outputs.to_vec();
@@ -98,7 +147,7 @@ impl Plan {
             }
             false => HashMap::new(),
         };
-        let (mut nodes, mut place) = order::ordered(nodes);
+        let (mut nodes, place) = order::ordered(nodes);
         let placed = |v: Value| {
             let v = chained.get(&local(v)).copied().unwrap_or(v);
             Value::local(place[v.node()], v.output())
@@ -123,32 +172,34 @@ impl Plan {
             false => HashMap::new(),
         };
         let now = |v: Value| uses::now(&launched, produced(v));
-        let mut stores: Vec<(Value, Value)> = graph.stores().iter().map(|&(v, s)| (now(v), placed(s))).collect();
-        let mut keep: Vec<Value> = outputs.iter().map(|&v| now(v)).collect();
-        let mut twice = 0;
-        if recomputed {
-            let read = keep.iter().chain(stores.iter().map(|(v, _)| v)).copied().collect::<Vec<_>>();
-            let needed = reachable(&nodes, &keep, &stores);
-            let (moved, n) = recompute::insert(&mut nodes, &needed, &read);
-            let values = keep.iter_mut().chain(stores.iter_mut().flat_map(|(v, s)| [v, s]));
-            values.for_each(|v| *v = Value::local(moved[v.node()], v.output()));
-            place.iter_mut().for_each(|p| *p = moved[*p]);
-            twice = n;
-        }
-        let mut plan = plan(&nodes, &keep, &stores, profile)?;
-        plan.recomputed = twice;
-        plan.kept = outputs.iter().zip(&keep).map(|(&v, now)| (v, plan.kept[now].clone())).collect();
+        let stores = graph.stores().iter().map(|&(v, s)| (now(v), placed(s))).collect();
+        let keep = outputs.iter().map(|&v| now(v)).collect();
+        Ok(Ready { graph, outputs, profile, nodes, keep, stores, place })
+    }
+
+    /// The plan in which some nodes run twice.
+    fn recomputing(&self, rewritten: Rewritten) -> Result<Plan> {
+        let Rewritten { nodes, place: moved, recomputed } = rewritten;
+        let now = |v: &Value| Value::local(moved[v.node()], v.output());
+        let ready = Ready {
+            nodes,
+            keep: self.keep.iter().map(now).collect(),
+            stores: self.stores.iter().map(|(v, s)| (now(v), now(s))).collect(),
+            place: self.place.iter().map(|&p| moved[p]).collect(),
+            ..*self
+        };
+        Ok(Plan { recomputed, ..ready.plan()? })
+    }
+
+    fn plan(&self) -> Result<Plan> {
+        let Ready { graph, outputs, profile, ref nodes, ref keep, ref stores, ref place } = *self;
+        let mut plan = plan(nodes, keep, stores, profile)?;
+        plan.kept = outputs.iter().zip(keep).map(|(&v, now)| (v, plan.kept[now].clone())).collect();
         let original: HashMap<usize, usize> = place.iter().enumerate().map(|(old, &new)| (new, old)).collect();
         plan.externals.iter_mut().for_each(|e| e.value = graph.value(original[&e.value.node()], 0));
         plan.names = graph.names();
         Ok(plan)
     }
-}
-
-/// What is done to the nodes on the way to a plan, besides what always is.
-struct Passes {
-    fused: bool,
-    recomputed: bool,
 }
 
 /// Plans nodes that have been through fusion, as far as `keep` and `stores` need them.

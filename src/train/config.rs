@@ -157,13 +157,15 @@ pub struct TrainOptions<'a> {
     /// Changes to the model, in training and evaluation alike. [`Trainer::write_patch`](super::Trainer::write_patch)
     /// writes their inputs.
     pub patches: Vec<Patch>,
-    /// Limit on GPU memory for training ([`TrainPlan::bytes`](super::TrainPlan::bytes)). The error of a larger plan
-    /// says what would fit.
+    /// Limit on GPU memory for training ([`TrainPlan::bytes`](super::TrainPlan::bytes)). What does not fit is made to by
+    /// computing more a second time in backward: whatever saves the most bytes for its time, up to products and
+    /// attention. [`TrainPlan::recomputed`](super::TrainPlan::recomputed) says what, and how much longer a step takes.
+    /// Weights are the same, bit for bit. The error of a plan that cannot fit says what would.
     pub max_bytes: Option<u64>,
-    /// Whether to compute results of activations and norms again in backward rather than keep them. Use it where a
-    /// model does not fit otherwise: GPT-2 medium with 1,024 tokens then takes 0.6 GB less. It costs a few more
-    /// dispatches, and gradients are the same up to rounding. See [`Plan::recomputing`](crate::Plan::recomputing).
-    /// False by default.
+    /// Whether backward may compute again what it would otherwise keep of forward. True by default: results of
+    /// activations and norms are made again as far as that takes next to no time, and others as
+    /// [`max_bytes`](Self::max_bytes) demands. False keeps everything. See
+    /// [`Plan::recomputing`](crate::Plan::recomputing).
     pub recompute: bool,
 }
 
@@ -177,7 +179,7 @@ impl Default for TrainOptions<'_> {
             probes: vec![],
             patches: vec![],
             max_bytes: None,
-            recompute: false,
+            recompute: true,
         }
     }
 }

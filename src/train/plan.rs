@@ -13,8 +13,8 @@ use crate::graph::{Graph, Value};
 use crate::nn::Transformer;
 use crate::ops::chunks::LOGIT_BYTES;
 use crate::optim::ArenaLayout;
-use crate::plan::Plan;
 use crate::plan::requirements::Requirements;
+use crate::plan::{Plan, Recomputed};
 use crate::probe::{self, Probe};
 use crate::profile::Profile;
 
@@ -107,15 +107,17 @@ impl TrainPlan {
         let (inputs, loss) = add_loss(&mut graph, &gpt, &probes)?;
         let TrainOptions { init, recompute, .. } = *options;
         let of_graph = GraphTrainOptions { probes, init, recompute, frozen, bound, ..GraphTrainOptions::default() };
-        let training = GraphTrainPlan::new(graph, loss, &config.of_graph(), &of_graph, profile)?;
-        let plan = TrainPlan {
-            evaluation: EvaluationPlan::new(config, options, profile, (training.plans()[0], &base))?,
-            training,
-            config: config.clone(),
-            inputs,
-            base,
-            init,
+        let planned = |max: Option<u64>| -> Result<TrainPlan> {
+            let training = GraphTrainPlan::within(graph.clone(), loss, &config.of_graph(), &of_graph, profile, max)?;
+            let evaluation = EvaluationPlan::new(config, options, profile, (training.plans()[0], &base))?;
+            Ok(TrainPlan { evaluation, training, config: config.clone(), inputs, base: base.clone(), init })
         };
+        let of_base = base.as_ref().map_or(0, BasePlan::bytes) as u64;
+        let mut plan = planned(options.max_bytes.map(|max| max.saturating_sub(of_base)))?;
+        if let Some(max) = options.max_bytes.filter(|&max| plan.bytes() as u64 > max) {
+            // Evaluation is known only once there is a step whose memory it is in.
+            plan = planned(Some(max.saturating_sub(of_base + plan.evaluation.bytes() as u64)))?;
+        }
         plan.training.check_memory(plan.bytes(), options.max_bytes)?;
         Ok(plan)
     }
@@ -129,6 +131,12 @@ impl TrainPlan {
     pub fn plans(&self) -> [&Plan; 3] {
         let [step, update] = self.training.plans();
         [step, &self.evaluation.plan, update]
+    }
+
+    /// What backward computes a second time rather than keep, and what that costs: see
+    /// [`TrainOptions::max_bytes`].
+    pub fn recomputed(&self) -> &Recomputed {
+        self.training.recomputed()
     }
 
     /// The layout of the parameters' arena, which is that of the gradients, too.

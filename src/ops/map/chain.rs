@@ -36,14 +36,11 @@ impl Chain {
         Chain { inputs: inputs.max().unwrap_or(0), parts, outputs, shape }
     }
 
-    /// `(x, scale [, shift]) -> x * scale [+ shift]`, of the shape of `x`.
+    /// `(x, scale [, shift]) -> x * scale [+ shift]`, of the shape of `x`: with `shifts` one `fma`.
     pub(crate) fn scale_and_shift(shifts: bool, shape: Shape) -> Self {
-        let part = |name: &str, entry, operands: [Operand; 2]| Part::new(name, Map::of_table(entry, &[]), operands);
-        let scaled = part("scaled", &functions::mul, [Operand::Input(0), Operand::Input(1)]);
-        let shifted = part("shifted", &functions::add, [Operand::Part(0), Operand::Input(2)]);
-        let parts = if shifts { vec![scaled, shifted] } else { vec![scaled] };
-        let last = parts.len() - 1;
-        Chain::new(parts, vec![last], shape)
+        let (entry, n) = if shifts { (&functions::fma, 3) } else { (&functions::mul, 2) };
+        let scaled = Part::new("scaled", Map::of_table(entry, &[]), (0..n).map(Operand::Input).collect::<Vec<_>>());
+        Chain::new(vec![scaled], vec![0], shape)
     }
 
     /// The types of a part's operands.

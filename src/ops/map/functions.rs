@@ -38,6 +38,9 @@ macro_rules! functions {
     sub(a, b) = "a - b" => a - b, { a: "dy" => dy, b: "-dy" => -dy }
     /// `a * b`, where shapes [broadcast](crate::ops::map#broadcasting): gates, masks, weights of rows.
     mul(a, b) = "a * b" => a * b, { a: "dy * b" => dy * b, b: "dy * a" => dy * a }
+    /// `a * b + c`, where shapes [broadcast](crate::ops::map#broadcasting): scale and shift. Rounded once where the
+    /// adapter can.
+    fma(a, b, c) = "fma(a, b, c)" => a * b + c, { a: "dy * b" => dy * b, b: "dy * a" => dy * a, c: "dy" => dy }
     /// `a / b`, where shapes [broadcast](crate::ops::map#broadcasting).
     div(a, b in POSITIVE) = "a / b" => a / b, { a: "dy / b" => dy / b, b: "-dy * y / b" => -dy * y / b }
     /// The larger of `a` and `b`, or NaN if either is; shapes [broadcast](crate::ops::map#broadcasting). Where both are

@@ -87,11 +87,14 @@ pub struct GraphTrainOptions {
     /// `None` chooses by name, which suits the models of [`nn`](crate::nn): see
     /// [`is_hidden_matrix`](crate::nn::is_hidden_matrix).
     pub muon: Option<Vec<Value>>,
-    /// Limit on GPU memory ([`GraphTrainPlan::bytes`](super::GraphTrainPlan::bytes)).
+    /// Limit on GPU memory ([`GraphTrainPlan::bytes`](super::GraphTrainPlan::bytes)). What does not fit is made to by
+    /// computing more a second time in backward: see
+    /// [`GraphTrainPlan::recomputed`](super::GraphTrainPlan::recomputed). It is an error if that is not enough.
     pub max_bytes: Option<u64>,
-    /// Whether to compute results of activations and norms again in backward rather than keep them: less memory, a few
-    /// more dispatches, and gradients that are the same up to rounding. See
-    /// [`Plan::recomputing`](crate::Plan::recomputing). False by default.
+    /// Whether backward may compute again what it would otherwise keep of forward. True by default: results of
+    /// activations and norms are made again as far as that takes next to no time, and others as
+    /// [`max_bytes`](Self::max_bytes) demands. Gradients are the same, bit for bit. See
+    /// [`Plan::recomputing`](crate::Plan::recomputing).
     pub recompute: bool,
     /// Whether to draw initial parameters; true by default. Set it to false if all of them are loaded next: it saves
     /// the time, and parameters may then lack an initialisation. They are zero until then.
@@ -115,7 +118,7 @@ impl Default for GraphTrainOptions {
             bound: vec![],
             muon: None,
             max_bytes: None,
-            recompute: false,
+            recompute: true,
             init: true,
         }
     }

@@ -12,8 +12,8 @@ use crate::nn::is_hidden_matrix;
 use crate::ops::cross_entropy::{CrossEntropy, TargetShare};
 use crate::ops::embedding::Embedding;
 use crate::optim::{ArenaLayout, OPTIMIZER, OptimizerPlan};
-use crate::plan::Plan;
 use crate::plan::requirements::Requirements;
+use crate::plan::{Plan, Recompute, Recomputed};
 use crate::probe::{self, Instruments};
 use crate::profile::{Lanes, Profile};
 use crate::tensor::{Shape, TensorType};
@@ -95,6 +95,20 @@ impl GraphTrainPlan {
         options: &GraphTrainOptions,
         profile: &Profile,
     ) -> Result<Self> {
+        let plan = Self::within(graph, loss, config, options, profile, options.max_bytes)?;
+        plan.check_memory(plan.bytes(), options.max_bytes)?;
+        Ok(plan)
+    }
+
+    /// A plan of at most so many bytes, if what is computed twice can achieve that; otherwise the smallest.
+    pub(crate) fn within(
+        graph: Graph,
+        loss: Value,
+        config: &GraphTrainConfig,
+        options: &GraphTrainOptions,
+        profile: &Profile,
+        max_bytes: Option<u64>,
+    ) -> Result<Self> {
         config.validate()?;
         check_values(&graph, loss, options)?;
         let params = trained(&graph, loss, options)?;
@@ -115,17 +129,18 @@ impl GraphTrainPlan {
             true => params.iter().chain(&frozen).map(|&v| init_of(&graph, v)).collect::<Result<_>>()?,
             false => vec![],
         };
-        let plan = GraphTrainPlan {
+        let optimizer = OptimizerPlan::new(config.optimizer, &layout, profile)?;
+        let arenas = 4 * (2 * layout.total_len() + frozen_layout.total_len()) + optimizer.bytes();
+        let room = max_bytes.map(|max| (max as usize).saturating_sub(arenas));
+        Ok(GraphTrainPlan {
             config: config.clone(),
-            step: StepPlan::new(graph, loss, [params, frozen], (config, options), profile)?,
-            optimizer: OptimizerPlan::new(config.optimizer, &layout, profile)?,
+            step: StepPlan::new(graph, loss, [params, frozen], (config, options), profile, room)?,
+            optimizer,
             frozen: Arc::new(frozen_layout),
             inits,
             layout,
             lanes: profile.lanes(),
-        };
-        plan.check_memory(plan.bytes(), options.max_bytes)?;
-        Ok(plan)
+        })
     }
 
     /// Returns an error if training takes more bytes than it may.
@@ -133,7 +148,11 @@ impl GraphTrainPlan {
         let Some(max) = max_bytes.filter(|&max| bytes as u64 > max) else { return Ok(()) };
         let arenas = 4 * (2 * self.layout.total_len() + self.optimizer.moments_len());
         let arenas = format!("{arenas} of them for {} parameters with gradients and moments", self.parameter_count());
-        let what = format!("bytes of GPU memory for training by `max_bytes` ({arenas})");
+        let twice = match self.recomputed().nodes.len() {
+            0 => String::new(),
+            n => format!(", with {n} nodes computed twice"),
+        };
+        let what = format!("bytes of GPU memory for training by `max_bytes` ({arenas}{twice})");
         Err(Error::limit(what, bytes as u64, max))
     }
 
@@ -145,6 +164,11 @@ impl GraphTrainPlan {
     /// The plans of forward and backward, and of the update. A [`Tuner`](crate::Tuner) takes them.
     pub fn plans(&self) -> [&Plan; 2] {
         [&self.step.plan, self.optimizer.plan()]
+    }
+
+    /// What backward computes a second time rather than keep, and what that costs.
+    pub fn recomputed(&self) -> &Recomputed {
+        self.step.plan.recomputed()
     }
 
     /// The layout of the arena of trained parameters, which is that of the gradients, too.
@@ -177,13 +201,14 @@ impl GraphTrainPlan {
 }
 
 impl StepPlan {
-    /// Adds the gradients, stored in states, and plans all of it.
+    /// Adds the gradients, stored in states, and plans all of it: in `room` bytes, if that can be.
     fn new(
         mut g: Graph,
         loss: Value,
         [params, frozen]: [Vec<Value>; 2],
         (config, options): (&GraphTrainConfig, &GraphTrainOptions),
         profile: &Profile,
+        room: Option<usize>,
     ) -> Result<Self> {
         let accumulate = config.micro_batches > 1;
         let (name, mut loss, mut weight) = (g.name(loss).to_string(), loss, None);
@@ -220,11 +245,19 @@ impl StepPlan {
             _ => Some(Instruments::new(&mut g, &options.probes, &by_value)?),
         };
         let probed = instruments.as_ref().map_or(vec![], Instruments::outputs);
-        let make = if options.recompute { Plan::recomputing } else { Plan::new };
-        let plan = Arc::new(make(&g, &[&[loss], &options.outputs[..], &probed].concat(), profile)?);
-        let seed = g.find_step_seed().filter(|&seed| plan.bound(seed).is_ok());
         let of_arenas = [&params, &grads, &frozen].into_iter().flatten();
-        let bound = of_arenas.chain(options.bindings.keys()).chain(&options.bound).copied().collect();
+        let bound: HashSet<Value> =
+            of_arenas.chain(options.bindings.keys()).chain(&options.bound).copied().collect();
+        let read = [&[loss], &options.outputs[..], &probed].concat();
+        let recompute = if options.recompute { Recompute::Cheap } else { Recompute::Nothing };
+        let mut plan = Plan::recomputing(&g, &read, profile, recompute)?;
+        let bytes = plan.allocated_bytes(|v| bound.contains(&v));
+        if let Some(room) = room.filter(|&room| bytes > room && options.recompute) {
+            let own = plan.allocated_bytes(|_| true);
+            plan = Plan::recomputing(&g, &read, profile, Recompute::UpTo(own.saturating_sub(bytes - room)))?;
+        }
+        let plan = Arc::new(plan);
+        let seed = g.find_step_seed().filter(|&seed| plan.bound(seed).is_ok());
         // A frozen parameter need not be part of the step.
         let awaited = options.bound.iter().copied().filter(|&value| plan.bound(value).is_ok()).collect();
         let ids_below = ids_below(&g);
