@@ -48,7 +48,8 @@ pub fn dry_run(job: &Job, flags: &Flags) -> Result<()> {
 
 fn memory(plan: &TrainPlan) -> String {
     let (all, base) = (HumanBytes(plan.bytes() as u64), HumanBytes(plan.base_bytes() as u64));
-    format!("{} trained parameters; {all} of device memory, of which the base has {base}", plan.parameter_count())
+    let parameters = plan.parameter_count();
+    format!("{parameters} trained parameters; {all} of device memory, of which the base has {base}\n{}", plan.recomputed())
 }
 
 /// A run in progress.
@@ -173,13 +174,16 @@ impl Run<'_> {
 
     /// Validates, and keeps what is best so far.
     fn evaluate(&mut self) -> Result<Option<f32>> {
-        let step = self.trainer.step_count();
+        let mut said = format!("step {}", self.trainer.step_count());
+        if self.last_loss.is_finite() {
+            said += &format!(", training loss {:.4}", self.last_loss);
+        }
         if self.validation.is_empty() {
-            self.say(&format!("step {step}: training loss {:.4}", self.last_loss));
+            self.say(&said);
             return Ok(None);
         }
         let loss = self.trainer.evaluate_blocking(&self.validation)?;
-        self.say(&format!("step {step}: training loss {:.4}, validation loss {loss:.4}", self.last_loss));
+        self.say(&format!("{said}, validation loss {loss:.4}"));
         match self.best.is_none_or(|best| loss < best) {
             true => (self.best, self.since_best) = (Some(loss), 0),
             false => self.since_best += 1,
