@@ -5,6 +5,7 @@ use std::ops::{Deref, DerefMut};
 
 use super::caches::Caches;
 use super::config::{Norm, TransformerConfig};
+use super::lora::{LORA_A, LORA_B, Lora};
 use super::names::part_name;
 use super::table::Table;
 use crate::error::{Error, Result};
@@ -71,6 +72,10 @@ pub struct Builder<'a> {
     /// How packed products read their inputs.
     pub(super) activations: Activations,
     packed_inputs: Vec<Value>,
+    /// Adapters of linear layers.
+    lora: Option<&'a Lora>,
+    /// Inputs times the first matrix of an adapter, by the layer that owns it.
+    low: BTreeMap<String, Value>,
     pub(super) caches: Option<Caches>,
 }
 
@@ -117,8 +122,9 @@ impl<'a> Builder<'a> {
     /// A builder for networks of any kind. Parts of transformers need [`with_config`](Self::with_config).
     pub fn new(g: &'a mut Graph) -> Self {
         let first = g.nodes().len();
-        let (config, training, kept, packed, activations, packed_inputs, caches) = Default::default();
-        Builder { g, config, training, first, kept, packed, activations, packed_inputs, caches }
+        let (config, training, kept, packed, activations, packed_inputs) = Default::default();
+        let (lora, low, caches) = Default::default();
+        Builder { g, config, training, first, kept, packed, activations, packed_inputs, lora, low, caches }
     }
 
     /// A builder for parts of a transformer, such as a [`stack`](Self::stack), as well as for other layers.
@@ -153,6 +159,28 @@ impl<'a> Builder<'a> {
     /// The graph then has the input [`Graph::step_seed`], which trainers write.
     pub fn training(mut self) -> Self {
         self.training = true;
+        self
+    }
+
+    /// With adapters beside the linear layers that they are for: see [`Lora`]. Call `validate` on settings from
+    /// elsewhere before.
+    ///
+    /// ```
+    /// use throughline::nn::{Builder, Lora};
+    /// use throughline::{Graph, TensorType};
+    /// let lora = Lora { targets: vec!["out".into()], ..Lora::new(4, 8.0) };
+    /// let mut g = Graph::new();
+    /// let x = g.input("x", TensorType::f32([16, 32]))?;
+    /// let y = Builder::new(&mut g).adapted(&lora).linear("out", x, 64)?;
+    /// let a = g.find("out.lora_a").unwrap();
+    /// assert_eq!(g.ty(a).shape.dims(), [32, 4]);
+    /// // For a trainer: everything but the adapters stays as it is.
+    /// let frozen: Vec<_> = g.params().into_iter().filter(|&p| !lora.trains(g.name(p))).collect();
+    /// assert_eq!(frozen.len(), 2);
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub fn adapted(mut self, lora: &'a Lora) -> Self {
+        self.lora = Some(lora);
         self
     }
 
@@ -231,10 +259,38 @@ impl<'a> Builder<'a> {
             true => Some(self.bias(name, d_out, d_in)?),
             false => None,
         };
-        match packed {
-            Some((_, matrix)) => self.g.packed_linear_of(name, [x, w], matrix, bias, self.activations),
-            None => self.g.linear(name, x, w, bias),
+        let adapter = self.lora.filter(|lora| lora.adapts(&self.g.full_name(name)));
+        let base = adapter.map(|_| format!("{name}.base"));
+        let product = base.as_deref().unwrap_or(name);
+        let y = match packed {
+            Some((_, matrix)) => self.g.packed_linear_of(product, [x, w], matrix, bias, self.activations)?,
+            None => self.g.linear(product, x, w, bias)?,
+        };
+        match adapter {
+            Some(lora) => self.add_adapter(lora, name, x, y),
+            None => Ok(y),
         }
+    }
+
+    /// `y + scale * (x a) b`. The sum has the layer's name.
+    fn add_adapter(&mut self, lora: &Lora, name: &str, x: Value, y: Value) -> Result<Value> {
+        let owner = lora.owner_of_a(name);
+        let (d_in, d_out) = (self.g.ty(x).shape.cols(), self.g.ty(y).shape.cols());
+        let key = self.g.full_name(&owner);
+        let low = match self.low.get(&key) {
+            Some(&low) => low,
+            None => {
+                let x = self.dropout(x, lora.dropout)?;
+                let a = self.g.param_with(&format!("{owner}.{LORA_A}"), [d_in, lora.rank], ParamInit::fan_in(d_in))?;
+                let low = self.g.matmul(&format!("{owner}.low"), x, a)?;
+                let low = self.g.scale(&format!("{owner}.scaled"), low, lora.scale())?;
+                self.low.insert(key, low);
+                low
+            }
+        };
+        let b = self.g.param_with(&format!("{name}.{LORA_B}"), [lora.rank, d_out], ParamInit::ZEROS)?;
+        let delta = self.g.matmul(&format!("{name}.delta"), low, b)?;
+        self.g.residual_add(name, y, delta)
     }
 
     /// The initialisation of a weight, if nothing else is asked for.

@@ -20,6 +20,7 @@ mod builder;
 mod caches;
 mod config;
 mod decodable;
+mod lora;
 mod names;
 mod parts;
 mod stack;
@@ -31,8 +32,12 @@ pub use block::{Block, StandardBlock};
 pub use builder::{Builder, Linear};
 pub(crate) use config::check_ids;
 pub use config::{Biases, Init, Mlp, Norm, NormPlacement, Positions, TransformerConfig};
+pub use lora::Lora;
+pub(crate) use lora::{LORA_A, LORA_B, QKV};
 pub use names::is_hidden_matrix;
 pub(crate) use names::{layer_of, part_name, rows_of_part, table_of_part};
 pub use stack::Stack;
 pub(crate) use transformer::TOKEN_TYPES;
-pub use transformer::{DecodeRows, DecodeShape, Transformer, TransformerDecoder, TransformerEncoder};
+pub use transformer::{
+    DecodeRows, DecodeShape, Transformer, TransformerDecoder, TransformerEncoder, TransformerOptions,
+};

@@ -7,6 +7,7 @@ use super::builder::Builder;
 use super::caches::Caches;
 use super::config::{Positions, TransformerConfig};
 use super::decodable::{self, Subject};
+use super::lora::Lora;
 use super::stack::Stack;
 use super::table::Table;
 use crate::error::{Error, Result};
@@ -63,12 +64,57 @@ impl Transformer {
         time: usize,
         train: bool,
     ) -> Result<Self> {
-        let mut b = for_tokens(g, config, train)?;
-        let (encoder, table) = encode(&mut b, block, [batch, time])?;
+        let options = TransformerOptions { block, training: train, ..TransformerOptions::default() };
+        Self::build_of(g, config, [batch, time], &options)
+    }
+
+    /// [`build`](Self::build) with all options: blocks of your own, adapters, weights in the format of their file.
+    ///
+    /// # Errors
+    ///
+    /// As for `build`. [`Error::Config`] names a target of the adapters that is no layer of the model.
+    pub fn build_of(
+        g: &mut Graph,
+        config: &TransformerConfig,
+        [batch, time]: [usize; 2],
+        options: &TransformerOptions<'_>,
+    ) -> Result<Self> {
+        let mut b = for_tokens(g, config, options.training)?;
+        if let Some(packed) = options.packed {
+            b = b.packed(packed);
+        }
+        if let Some(lora) = options.lora {
+            lora.validate()?;
+            b = b.adapted(lora);
+        }
+        let (encoder, table) = encode(&mut b, options.block, [batch, time])?;
         let logits = head(&mut b, table, encoder.hidden)?;
         let params = b.added_params();
+        if let Some(lora) = options.lora {
+            lora.check_names(params.iter().map(|&p| g.name(p)))?;
+        }
         let TransformerEncoder { tokens, token_types, dropout_seed, stream, hidden, .. } = encoder;
         Ok(Transformer { tokens, token_types, dropout_seed, stream, hidden, logits, params })
+    }
+}
+
+/// How [`Transformer::build_of`] builds a model. Start from the default: standard blocks, no dropout, all weights in
+/// f32 and no adapters.
+#[derive(Clone, Copy, Debug)]
+pub struct TransformerOptions<'a> {
+    /// The layers of the model.
+    pub block: &'a dyn Block,
+    /// Whether to apply dropout, that of the configuration and that of adapters.
+    pub training: bool,
+    /// Matrices that keep their stored format, by name. They become inputs, since nothing trains them.
+    pub packed: Option<&'a BTreeMap<String, Packed>>,
+    /// Adapters beside linear layers.
+    pub lora: Option<&'a Lora>,
+}
+
+impl Default for TransformerOptions<'_> {
+    fn default() -> Self {
+        TransformerOptions { block: &StandardBlock, training: false, packed: None, lora: None }
     }
 }
 
