@@ -1,5 +1,6 @@
 // What kernels of packed products share; after decode.wgsl. Then follows the text of a family: rows.wgsl looks up
-// rows; on software adapters, lanes.wgsl multiplies and backward.wgsl makes the gradient; on GPUs, dots.wgsl and
+// rows; on software adapters, lanes.wgsl multiplies, backward.wgsl makes the gradient, and with many rows unpack.wgsl
+// decodes the matrix for the kernels of plain products; on GPUs, dots.wgsl and
 // few.wgsl multiply few rows, tiles.wgsl and tiled.wgsl many, and tiles.wgsl and tiled_backward.wgsl make the
 // gradient.
 

@@ -12,9 +12,13 @@ use crate::device::{Gpu, PIECE_BYTES, Tensor, Uploads, pieces};
 use crate::error::{Error, Result, quoted};
 use crate::format::{Packed, Stored, StoredTensor, Weights, quant};
 use crate::graph::{Graph, Value};
+use crate::hash::fnv1a;
 use crate::nn::{Transformer, TransformerConfig, TransformerEncoder, rows_of_part, table_of_part};
 use crate::optim::Arena;
 use crate::tensor::Shape;
+
+/// Bytes of each tensor that tell a model from others.
+const FIRST_BYTES: usize = 1024;
 
 /// A model in files, of which tensors are read when they are asked for.
 ///
@@ -98,6 +102,18 @@ impl Model {
         &self.config
     }
 
+    /// A number that tells this model's weights from others: of names, shapes, formats, and the first elements of each
+    /// tensor.
+    pub(crate) fn fingerprint(&self) -> Result<u64> {
+        let mut hash = fnv1a([]);
+        for tensor in self.weights.iter() {
+            let header = format!("{} {:?} {}", tensor.name(), tensor.stored(), tensor.shape());
+            let first = tensor.part(0..tensor.byte_len().min(FIRST_BYTES))?;
+            hash = fnv1a(hash.to_le_bytes().into_iter().chain(header.bytes()).chain(first.iter().copied()));
+        }
+        Ok(hash)
+    }
+
     /// The files of the model.
     pub fn weights(&self) -> &Weights {
         &self.weights
@@ -179,8 +195,14 @@ impl Model {
     /// device has been polled, several times for a large model; outside of frames, use
     /// [`load_blocking`](Self::load_blocking).
     pub async fn load(&self, gpu: &Gpu, params: &Arena) -> Result<()> {
+        self.load_some(gpu, params, |_| true).await
+    }
+
+    /// [`load`](Self::load) for the tensors of an arena whose names `wanted` selects.
+    pub(crate) async fn load_some(&self, gpu: &Gpu, params: &Arena, wanted: impl Fn(&str) -> bool) -> Result<()> {
         let mut uploads = Uploads::new(gpu);
-        for ((name, shape), tensor) in params.layout.tensors.iter().zip(&params.tensors) {
+        let tensors = params.layout.tensors.iter().zip(&params.tensors);
+        for ((name, shape), tensor) in tensors.filter(|((name, _), _)| wanted(name)) {
             let (whole, _) = table_of_part(name);
             let dims = self.shape(whole)?;
             let rows = rows_of_part(name, shape, dims)

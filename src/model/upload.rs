@@ -11,6 +11,7 @@ use crate::format::Packed;
 use crate::graph::{Graph, Value};
 use crate::nn::part_name;
 use crate::optim::ArenaLayout;
+use crate::plan::Plan;
 use crate::tensor::{Shape, TensorType, split_rows};
 
 /// The tensors of a model on devices that bind at most this many bytes, known before there is a device.
@@ -40,6 +41,17 @@ impl Placed {
         Placed { params: layout.tensors.iter().map(param).collect(), max_bytes: layout.max_bytes }
     }
 
+    /// All but these parameters.
+    pub fn without(mut self, leave: impl Fn(&str) -> bool) -> Self {
+        self.params.retain(|param| !leave(&param.name));
+        self
+    }
+
+    /// Whether one of the tensors has this name.
+    pub fn contains(&self, tensor: &str) -> bool {
+        self.params.iter().flat_map(|param| &param.parts).any(|(part, ..)| part == tensor)
+    }
+
     /// The matrices that keep their stored format.
     pub fn packed(&self) -> BTreeMap<String, Packed> {
         self.params.iter().filter_map(|p| Some((p.name.clone(), p.matrix?))).collect()
@@ -64,6 +76,11 @@ impl Uploaded {
     /// The tensor of each value, found by the value's name.
     pub fn bind(&self, g: &Graph, values: impl Iterator<Item = Value>) -> Result<HashMap<Value, Tensor>> {
         values.map(|v| Ok((v, self.tensor(g.name(v))?))).collect()
+    }
+
+    /// The externals of a plan that are among the tensors, by name.
+    pub fn bindings(&self, plan: &Plan) -> HashMap<Value, Tensor> {
+        plan.externals.iter().filter_map(|e| Some((e.value, self.tensors.get(&e.name)?.clone()))).collect()
     }
 
     /// The tensor of this name.

@@ -62,15 +62,7 @@ pub struct Lora {
 impl Lora {
     /// Adapters of all linear layers in blocks, with a scale of `alpha / rank`.
     pub fn new(rank: usize, alpha: f32) -> Self {
-        Lora {
-            rank,
-            alpha,
-            rank_stabilized: false,
-            dropout: 0.0,
-            targets: vec![],
-            trained: vec![],
-            shared_qkv: false,
-        }
+        Lora { rank, alpha, rank_stabilized: false, dropout: 0.0, targets: vec![], trained: vec![], shared_qkv: false }
     }
 
     /// The factor of what the adapters add.

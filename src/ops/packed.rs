@@ -9,17 +9,19 @@
 //! changes nothing. `tests/packed.rs` checks this on the adapter at hand. It also lists what WGSL would allow another
 //! adapter to do, such as flushing subnormal scales to zero.
 
+use std::any::TypeId;
 use std::sync::Arc;
 
 use super::cases::{Case, Row};
 use super::checks::{expect_ids, expect_shape};
 use super::embedding::{expect_rows, row_of};
+use super::matmul::Matmul;
 use super::source::{LaneSource, lane_source, table_kernel};
 use crate::array::Array;
 use crate::error::Result;
 use crate::format::{Packed, Stored, UNIT};
 use crate::graph::{Graph, Op, Value, Vjp};
-use crate::kernel::{Bind, FEW_ROWS, Gemv, Kernel, Launch, Program};
+use crate::kernel::{Bind, Dispatch, FEW_ROWS, Gemv, Kernel, Launch, Program};
 use crate::profile::{AdapterClass, Profile};
 use crate::quirks::LOOP_ITERATIONS;
 use crate::tensor::{DType, TensorType};
@@ -49,13 +51,14 @@ macro_rules! source {
 }
 const TILED: &str = source!("store.wgsl", "tiles.wgsl", "tiled.wgsl");
 const ROWS: &str = source!("rows.wgsl");
+const UNPACK: &str = source!("unpack.wgsl");
 const BACKWARD: &str = source!("backward.wgsl");
 const BACKWARD_TILED: &str = source!("tiles.wgsl", "tiled_backward.wgsl");
 
 pub(super) const ROW: Row = Row {
     name: "packed",
     summary: "y = x w^T + bias, and rows of w by id, with w as f16, bf16 or in ggml's blocks",
-    sources: &[LANES.plain, FEW_SOURCE.plain, TILED, ROWS, BACKWARD, BACKWARD_TILED],
+    sources: &[LANES.plain, FEW_SOURCE.plain, TILED, ROWS, UNPACK, BACKWARD, BACKWARD_TILED],
     cases,
     bench: || {
         let case = |m, n, k, stored| linear(m, Packed { stored, n, k }, false);
@@ -84,6 +87,8 @@ fn cases() -> Vec<Case> {
     cases.push(linear(1, Packed { stored: Stored::F16, n: 65_600, k: 32 }, false));
     let plain = Packed { stored: Stored::Q4_1, n: 37, k: 96 };
     cases.extend([linear(1, plain, false), linear(17, Packed { n: 8, ..plain }, false)]);
+    // So many rows that software adapters decode the whole matrix first.
+    cases.push(linear(150, Packed { stored: Stored::Q4_K, n: 33, k: 256 }, true));
     // Larger than the largest tiles, and blocks of 256 in tiles.
     cases.push(linear(130, Packed { stored: Stored::Q4_0, n: 131, k: 160 }, true));
     cases.push(linear(35, Packed { stored: Stored::Q5_K, n: 66, k: 256 }, false));
@@ -133,12 +138,42 @@ pub struct PackedLinearBackward {
     accumulate: bool,
 }
 
+/// The dispatches of a product with many rows on software adapters: one decodes the whole matrix into scratch, and the
+/// kernels of the plain product, whose input 1 it is, do the rest.
+fn launch_unpacked<O: Op>(matrix: Packed, product: Matmul, cx: &Launch<'_>) -> Result<Program, String> {
+    let plain = TensorType::f32([matrix.n, matrix.k]);
+    let mut inputs = cx.inputs.to_vec();
+    inputs[1] = plain.clone();
+    let inner = product.launch(&Launch { inputs: &inputs, variant: 0, ..*cx })?;
+    let mut program = Program::default();
+    let w = program.scratch(plain);
+    let group = cx.profile.vector_lanes().0;
+    let groups = (matrix.n * matrix.k / UNIT).div_ceil(group);
+    let words = matrix.words(0, [0, groups], [false; 2], 0);
+    let binds = [Bind::In(1), Bind::Scratch(w)];
+    program.dispatch(matrix.kernel::<O>(UNPACK, "unpack", group), &binds, &words, cx.profile.grid(groups));
+    let first = program.scratch.len();
+    program.scratch.extend(inner.scratch);
+    for dispatch in inner.dispatches {
+        let binds = dispatch.binds.into_iter().map(|bind| match bind {
+            Bind::In(1) => Bind::ScratchIn(w),
+            Bind::Scratch(i) => Bind::Scratch(first + i),
+            Bind::ScratchIn(i) => Bind::ScratchIn(first + i),
+            bind => bind,
+        });
+        let kernel = dispatch.kernel.made_by(TypeId::of::<O>());
+        program.dispatches.push(Dispatch { kernel, binds: binds.collect(), ..dispatch });
+    }
+    Ok(program)
+}
+
 impl PackedLinearBackward {
-    /// The tiles worth trying on a GPU. None on a software adapter.
-    fn tiles(&self, cx: &Launch<'_>) -> Vec<Tile> {
+    /// The ways worth trying. The first is used if nothing was measured.
+    fn ways(&self, cx: &Launch<'_>) -> Vec<Way> {
+        let m = cx.inputs[0].shape.rows();
         match cx.profile.class {
-            AdapterClass::Cpu => vec![],
-            AdapterClass::Gpu => tiled(cx.inputs[0].shape.rows(), self.matrix.k, cx.profile),
+            AdapterClass::Cpu => Way::on_software(self.matrix, m, cx.profile),
+            AdapterClass::Gpu => tiled(m, self.matrix.k, cx.profile).into_iter().map(Way::Tiles).collect(),
         }
     }
 
@@ -217,6 +252,58 @@ pub(super) enum Tile {
     Tiled { m: usize, n: usize, rows: usize, cols: usize },
 }
 
+/// Ways to compute a product or its gradient.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    /// For many rows on software adapters: the whole matrix is decoded first, and plain products do the rest.
+    Unpacked,
+    /// The kernels decode what they need.
+    Tiles(Tile),
+}
+
+impl Way {
+    /// The ways worth trying for a product. The first is used if nothing was measured.
+    fn of(matrix: Packed, m: usize, profile: &Profile) -> Vec<Way> {
+        if profile.class == AdapterClass::Cpu {
+            return Self::on_software(matrix, m, profile);
+        }
+        let (few, tiled) = (few(matrix, m, profile), tiled(m, matrix.n, profile));
+        let enough = tiled.first().is_some_and(|tile| tile.groups([m, matrix.n]) >= ENOUGH_TILES);
+        let tiles = match m {
+            0..=FEW => few,
+            _ if m > 32 => tiled,
+            _ if enough => [tiled, few].concat(),
+            _ => [few, tiled].concat(),
+        };
+        tiles.into_iter().map(Way::Tiles).collect()
+    }
+
+    /// The ways on software adapters, also for the gradient.
+    fn on_software(matrix: Packed, m: usize, profile: &Profile) -> Vec<Way> {
+        let (group, shuffles) = profile.vector_lanes();
+        let rows = m.next_power_of_two().min(4);
+        let cols = if rows > 2 { 2 } else { 1 };
+        let lanes = Way::Tiles(Tile::Lanes { group, rows, cols, shuffles: shuffles && group >= 8 });
+        match m >= UNPACKED_ROWS && 4 * matrix.n * matrix.k <= UNPACKED_BYTES {
+            true => vec![Way::Unpacked, lanes],
+            false => vec![lanes],
+        }
+    }
+
+    fn name(self) -> String {
+        match self {
+            Way::Unpacked => "unpacked".into(),
+            Way::Tiles(tile) => tile.name(),
+        }
+    }
+}
+
+/// The fewest rows for which software adapters decode the whole matrix first.
+const UNPACKED_ROWS: usize = 64;
+
+/// The most bytes that the decoded matrix may take.
+const UNPACKED_BYTES: usize = 32 << 20;
+
 /// The most rows that take few-row tiles even where there are enough larger ones.
 pub(super) const FEW: usize = 8;
 
@@ -248,26 +335,6 @@ impl Tile {
             Tile::Lanes { rows, cols, .. } => format!("{rows}x{cols}"),
             Tile::Few { group, team, rows, cols } => format!("few {team}x{} {rows}x{cols}", group / team),
             Tile::Tiled { m, n, .. } => format!("{m}x{n}"),
-        }
-    }
-
-    /// The tiles worth trying for a product. The first is used if nothing was measured.
-    fn of(matrix: Packed, m: usize, profile: &Profile) -> Vec<Tile> {
-        if profile.class == AdapterClass::Cpu {
-            let (group, shuffles) = profile.vector_lanes();
-            let rows = m.next_power_of_two().min(4);
-            let cols = if rows > 2 { 2 } else { 1 };
-            return vec![Tile::Lanes { group, rows, cols, shuffles: shuffles && group >= 8 }];
-        }
-        let (few, tiled) = (few(matrix, m, profile), tiled(m, matrix.n, profile));
-        let enough = tiled.first().is_some_and(|tile| tile.groups([m, matrix.n]) >= ENOUGH_TILES);
-        if m <= FEW {
-            return few;
-        }
-        match m <= 32 {
-            true if enough => [tiled, few].concat(),
-            true => [few, tiled].concat(),
-            false => tiled,
         }
     }
 
@@ -419,9 +486,9 @@ fn first(tiles: &mut [Tile], index: Option<usize>) {
     }
 }
 
-/// The tile that a tuner has chosen, or the default one.
-pub(super) fn chosen(tiles: &[Tile], variant: usize) -> Result<Tile, String> {
-    tiles.get(variant).copied().ok_or_else(|| format!("no variant {variant} of {}", tiles.len()))
+/// The variant that a tuner has chosen, or the default one.
+pub(super) fn chosen<T: Copy>(variants: &[T], variant: usize) -> Result<T, String> {
+    variants.get(variant).copied().ok_or_else(|| format!("no variant {variant} of {}", variants.len()))
 }
 
 fn expect_f32(what: &str, ty: &TensorType, cols: usize) -> Result<(), String> {
@@ -504,14 +571,20 @@ impl Op for PackedLinear {
     }
 
     fn variants(&self, cx: &Launch<'_>) -> Vec<String> {
-        let tiles = Tile::of(self.matrix, cx.inputs[0].shape.rows(), cx.profile);
-        tiles.into_iter().map(Tile::name).collect()
+        Way::of(self.matrix, cx.inputs[0].shape.rows(), cx.profile).into_iter().map(Way::name).collect()
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let Packed { n, k, .. } = self.matrix;
         let m = cx.inputs[0].shape.rows();
-        let tile = chosen(&Tile::of(self.matrix, m, cx.profile), cx.variant)?;
+        let tile = match chosen(&Way::of(self.matrix, m, cx.profile), cx.variant)? {
+            Way::Unpacked => {
+                let PackedLinear { bias, accumulate, .. } = *self;
+                let product = Matmul { transpose_b: true, bias, accumulate, ..Matmul::default() };
+                return launch_unpacked::<Self>(self.matrix, product, cx);
+            }
+            Way::Tiles(tile) => tile,
+        };
         let groups = tile.groups([m, n]);
         cx.profile.quirks.check_loops("the inner dimension", k, tile.iterations(k))?;
         let bias = if self.bias { Bind::In(2) } else { Bind::Null };
@@ -568,17 +641,20 @@ impl Op for PackedLinearBackward {
     }
 
     fn variants(&self, cx: &Launch<'_>) -> Vec<String> {
-        self.tiles(cx).into_iter().map(Tile::name).collect()
+        self.ways(cx).into_iter().map(Way::name).collect()
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let Packed { n, k, .. } = self.matrix;
         let m = cx.inputs[0].shape.rows();
-        let tiles = self.tiles(cx);
-        if tiles.is_empty() {
-            return Ok(self.launch_lanes(m, cx.profile));
-        }
-        let tile = chosen(&tiles, cx.variant)?;
+        let tile = match chosen(&self.ways(cx), cx.variant)? {
+            Way::Unpacked => {
+                let product = Matmul { accumulate: self.accumulate, ..Matmul::default() };
+                return launch_unpacked::<Self>(self.matrix, product, cx);
+            }
+            Way::Tiles(Tile::Lanes { .. }) => return Ok(self.launch_lanes(m, cx.profile)),
+            Way::Tiles(tile) => tile,
+        };
         cx.profile.quirks.check_loops("the outer dimension", n, n / STRIP + 12)?;
         let groups = tile.groups([m, k]);
         let words = self.matrix.words(m, [k.div_ceil(tile.size()[1]), groups], [false, self.accumulate], 0);

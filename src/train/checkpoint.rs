@@ -41,6 +41,9 @@ pub struct RunState {
     pub alphabet: String,
     /// FNV-1a hash of the training text, so that a run cannot silently continue on another one.
     pub text_hash: u64,
+    /// Tells the base of adapters from other models. `None` if all weights are trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<u64>,
 }
 
 impl RunState {
@@ -55,6 +58,7 @@ impl RunState {
             step: trainer.step_count(),
             alphabet: alphabet.to_string(),
             text_hash,
+            base: trainer.base_fingerprint(),
         }
     }
 
@@ -74,7 +78,7 @@ impl RunState {
             return Err(format!("metadata `{KEY}`: step: expected fewer than {MAX_STEPS}, got {}", self.step));
         }
         // Each block has several tensors: reject impossible numbers before they cost time.
-        if model.n_layers > tensors {
+        if model.n_layers > tensors && self.config.lora.is_none() {
             return Err(format!("metadata `{KEY}`: {} blocks, but only {tensors} tensors", model.n_layers));
         }
         let valid = model.validate().and_then(|()| self.config.validate());
@@ -204,6 +208,14 @@ impl Checkpoint {
     /// If a tensor is missing, has another shape, or is not one of the trainer's: then the trainer is as it was. If the
     /// file cannot be read to its end, restore another one, since some of the tensors have been written.
     pub async fn restore(&self, trainer: &mut Trainer) -> Result<()> {
+        if self.state.base != trainer.base_fingerprint() {
+            let kind = |base: Option<u64>| if base.is_some() { "adapters" } else { "all weights" };
+            let message = match (self.state.base, trainer.base_fingerprint()) {
+                (Some(_), Some(_)) => "its adapters are for another model than the trainer's base".to_string(),
+                (file, here) => format!("has {}, but the trainer has {}", kind(file), kind(here)),
+            };
+            return Err(Error::format(self.tensors.path(), message));
+        }
         optim::restore(trainer.gpu(), &self.tensors, &arenas(trainer), "trainer's").await?;
         trainer.set_step_count(self.state.step);
         Ok(())

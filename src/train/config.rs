@@ -1,10 +1,15 @@
 //! The settings of a training run.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::format::Packed;
 use crate::graph::Graph;
-use crate::nn::{Block, StandardBlock, Transformer, TransformerConfig};
+use crate::model::Model;
+use crate::nn::{Block, Lora, StandardBlock, Transformer, TransformerConfig, TransformerOptions};
 use crate::optim::{AdamWConfig, MuonConfig, OptimizerConfig, Schedule};
 use crate::probe::{Patch, Probe};
 use crate::profile::Profile;
@@ -32,6 +37,10 @@ pub struct TrainConfig {
     /// everything.
     #[serde(default)]
     pub muon: Option<MuonConfig>,
+    /// Trains adapters beside the weights of a [base](TrainOptions::base), which stay as they are. `None` trains all
+    /// weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<Lora>,
     /// Seed of initial weights, batches and dropout.
     pub seed: u64,
 }
@@ -56,6 +65,7 @@ impl TrainConfig {
             schedule: Schedule::constant(1e-3),
             adamw: AdamWConfig::default(),
             muon: None,
+            lora: None,
             seed: 0,
         }
     }
@@ -95,6 +105,7 @@ impl TrainConfig {
         check_count("batch", self.batch)?;
         check_count("micro_batches", self.micro_batches)?;
         check_count("seq_len", self.seq_len())?;
+        self.lora.as_ref().map_or(Ok(()), Lora::validate)?;
         self.schedule.validate()?;
         self.optimizer().check_at(self.schedule.peak)
     }
@@ -109,7 +120,7 @@ pub(super) fn check_count(field: &'static str, n: usize) -> Result<()> {
 }
 
 /// Options of a [`Trainer`](super::Trainer) that are not part of the run's configuration: blocks of your own, probes,
-/// patches, a memory limit.
+/// patches, a memory limit, the model to fine-tune.
 ///
 /// ```
 /// use throughline::train::TrainOptions;
@@ -119,6 +130,11 @@ pub(super) fn check_count(field: &'static str, n: usize) -> Result<()> {
 pub struct TrainOptions<'a> {
     /// The layers of the model.
     pub block: &'a dyn Block,
+    /// The model that [adapters](TrainConfig::lora) are trained for. Its weights go to the device as the file has them,
+    /// in 16 bits or in blocks of few, and are neither changed nor saved.
+    ///
+    /// Without adapters there is none: to train all weights of a model, [load](crate::model::Model::load) it.
+    pub base: Option<Arc<Model>>,
     /// Whether to draw initial parameters; true by default. Set it to false if a [model](crate::model::Model::load) or
     /// a [checkpoint](super::checkpoint::Checkpoint::restore) is loaded next, which overwrites them: it saves the time.
     /// All parameters are zero until then.
@@ -146,6 +162,7 @@ impl Default for TrainOptions<'_> {
     fn default() -> Self {
         TrainOptions {
             block: &StandardBlock,
+            base: None,
             init: true,
             standard_probes: false,
             probes: vec![],
@@ -157,11 +174,18 @@ impl Default for TrainOptions<'_> {
 }
 
 impl TrainOptions<'_> {
-    /// A model with these options.
-    pub(super) fn build(&self, profile: &Profile, config: &TrainConfig, train: bool) -> Result<(Graph, Transformer)> {
+    /// A model with these options. `packed` are the matrices of the base that stay as they are stored.
+    pub(super) fn build(
+        &self,
+        profile: &Profile,
+        config: &TrainConfig,
+        packed: &BTreeMap<String, Packed>,
+        training: bool,
+    ) -> Result<(Graph, Transformer)> {
         let mut graph = Graph::with_max_tensor_bytes(profile.max_tensor_bytes());
-        let (batch, time) = (config.batch, config.seq_len());
-        let gpt = Transformer::build_with(&mut graph, &config.model, self.block, batch, time, train)?;
+        let (packed, lora) = (Some(packed), config.lora.as_ref());
+        let options = TransformerOptions { block: self.block, training, packed, lora };
+        let gpt = Transformer::build_of(&mut graph, &config.model, [config.batch, config.seq_len()], &options)?;
         if self.patches.is_empty() {
             return Ok((graph, gpt));
         }

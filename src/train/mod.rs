@@ -54,6 +54,7 @@
 //!
 //! `examples/train.rs` in the repository is a complete training program.
 
+mod base;
 pub mod checkpoint;
 mod config;
 pub mod data;

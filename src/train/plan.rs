@@ -1,12 +1,15 @@
 //! A trainer of a language model, planned before there is a device: its step, and evaluation on the same parameters.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::base::BasePlan;
 use super::config::{TrainConfig, TrainOptions};
 use super::data::Batch;
 use super::graph::{Feed, GraphTrainConfig, GraphTrainOptions, GraphTrainPlan};
 use crate::error::Result;
-use crate::graph::{Graph, Source, Value};
+use crate::format::Packed;
+use crate::graph::{Graph, Value};
 use crate::nn::Transformer;
 use crate::optim::ArenaLayout;
 use crate::plan::Plan;
@@ -47,6 +50,10 @@ pub struct TrainPlan {
     /// Inputs of the training step.
     pub(super) inputs: Inputs,
     pub(super) evaluation: EvaluationPlan,
+    /// The model that adapters are trained for.
+    pub(super) base: Option<BasePlan>,
+    /// Whether parameters are drawn or loaded, rather than left zero.
+    pub(super) init: bool,
 }
 
 /// What a graph with a model and a loss reads.
@@ -67,6 +74,7 @@ pub(super) struct EvaluationPlan {
     pub lent: Vec<Option<usize>>,
     pub inputs: Inputs,
     pub loss: Value,
+    params: Vec<Value>,
 }
 
 impl Inputs {
@@ -80,20 +88,24 @@ impl TrainPlan {
     /// Like [`new`](Self::new), without advice on what would fit.
     pub(super) fn as_is(config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Result<Self> {
         config.validate()?;
-        let (mut graph, gpt) = options.build(profile, config, true)?;
+        let base = BasePlan::of(config, options, profile)?;
+        let (mut graph, gpt) = options.build(profile, config, packed(&base), true)?;
         let (inputs, loss) = add_loss(&mut graph, &gpt)?;
+        let [frozen, bound] = base.as_ref().map_or([vec![], vec![]], |base| base.frozen(&graph, &gpt));
         let mut probes = options.probes.clone();
         if options.standard_probes {
             probes.extend(probe::standard(&graph, &gpt.stream, true));
         }
         let TrainOptions { init, recompute, .. } = *options;
-        let of_graph = GraphTrainOptions { probes, init, recompute, ..GraphTrainOptions::default() };
+        let of_graph = GraphTrainOptions { probes, init, recompute, frozen, bound, ..GraphTrainOptions::default() };
         let training = GraphTrainPlan::new(graph, loss, &config.of_graph(), &of_graph, profile)?;
         let plan = TrainPlan {
-            evaluation: EvaluationPlan::new(config, options, profile, training.plans()[0])?,
+            evaluation: EvaluationPlan::new(config, options, profile, (training.plans()[0], &base))?,
             training,
             config: config.clone(),
             inputs,
+            base,
+            init,
         };
         plan.training.check_memory(plan.bytes(), options.max_bytes)?;
         Ok(plan)
@@ -125,10 +137,16 @@ impl TrainPlan {
         self.training.parameter_count()
     }
 
-    /// Bytes of GPU memory: parameters, gradients, moments, activations, inputs. Evaluation is in the memory of the
-    /// training step, unless it comes between slices of one: see [`Trainer::start_sliced`](super::Trainer::start_sliced).
+    /// Bytes of GPU memory: parameters, gradients, moments, activations, inputs, the base of adapters. Evaluation is in
+    /// the memory of the training step, unless it comes between slices of one: see
+    /// [`Trainer::start_sliced`](super::Trainer::start_sliced).
     pub fn bytes(&self) -> usize {
-        self.training.bytes() + self.evaluation.bytes()
+        self.training.bytes() + self.evaluation.bytes() + self.base_bytes()
+    }
+
+    /// Bytes of the weights that adapters are trained for, as they are stored; 0 without adapters.
+    pub fn base_bytes(&self) -> usize {
+        self.base.as_ref().map_or(0, BasePlan::bytes)
     }
 }
 
@@ -141,16 +159,21 @@ impl TrainConfig {
 }
 
 impl EvaluationPlan {
-    fn new(config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile, step: &Plan) -> Result<Self> {
-        let (mut graph, gpt) = options.build(profile, config, false)?;
+    fn new(
+        config: &TrainConfig,
+        options: &TrainOptions<'_>,
+        profile: &Profile,
+        (step, base): (&Plan, &Option<BasePlan>),
+    ) -> Result<Self> {
+        let (mut graph, gpt) = options.build(profile, config, packed(base), false)?;
         let (inputs, loss) = add_loss(&mut graph, &gpt)?;
         let plan = Arc::new(Plan::new(&graph, &[loss], profile)?);
-        Ok(EvaluationPlan { lent: step.lend_to(&plan), plan, inputs, loss })
+        Ok(EvaluationPlan { lent: step.lend_to(&plan), plan, inputs, loss, params: gpt.params })
     }
 
-    /// Values and names of its parameters.
+    /// Values and names of its parameters and of matrices in their stored format.
     pub fn params(&self) -> impl Iterator<Item = (Value, &str)> {
-        let params = self.plan.externals.iter().filter(|external| matches!(external.source, Source::Param(_)));
+        let params = self.plan.externals.iter().filter(|external| self.params.contains(&external.value));
         params.map(|external| (external.value, &external.name[..]))
     }
 
@@ -160,6 +183,12 @@ impl EvaluationPlan {
         let lent: usize = lent.map(|(buffer, _)| buffer.bytes).sum();
         self.plan.allocated_bytes(|value| self.params().any(|(param, _)| param == value)) - lent
     }
+}
+
+/// The matrices of a base that stay as they are stored.
+fn packed(base: &Option<BasePlan>) -> &BTreeMap<String, Packed> {
+    static NONE: BTreeMap<String, Packed> = BTreeMap::new();
+    base.as_ref().map_or(&NONE, |base| &base.packed)
 }
 
 /// Adds the loss of a model's logits.

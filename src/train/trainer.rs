@@ -12,6 +12,7 @@ use crate::device::timeline::Timeline;
 use crate::device::{ExecOptions, Executable, Gpu, Memory, Readback, Tensor};
 use crate::error::{Error, Result};
 use crate::graph::Value;
+use crate::model::{Model, Uploaded};
 use crate::optim::{Arena, Optimizer};
 use crate::plan::Plan;
 use crate::probe::ProbeReadback;
@@ -45,8 +46,17 @@ pub struct Trainer {
     training: GraphTrainer,
     inputs: Inputs,
     evaluation: Evaluation,
+    base: Option<Base>,
     /// Bytes of GPU memory.
     bytes: usize,
+}
+
+/// The model that adapters are trained for.
+#[derive(Debug)]
+struct Base {
+    model: Arc<Model>,
+    fingerprint: u64,
+    weights: Uploaded,
 }
 
 /// Forward and loss alone, on the same parameters.
@@ -61,8 +71,10 @@ struct Evaluation {
 }
 
 impl Evaluation {
-    async fn new(plan: &EvaluationPlan, training: &GraphTrainer) -> Result<Self> {
-        let bound = plan.params().filter_map(|(value, name)| Some((value, training.param(name)?)));
+    async fn new(plan: &EvaluationPlan, training: &GraphTrainer, base: Option<&Base>) -> Result<Self> {
+        let of_base = |name: &str| base.and_then(|base| base.weights.tensors.get(name).cloned());
+        let tensor = |name: &str| of_base(name).or_else(|| training.param(name));
+        let bound = plan.params().filter_map(|(value, name)| Some((value, tensor(name)?)));
         let options = ExecOptions::bound(bound.collect());
         let memory = Memory { lent: training.exec().lend(&plan.lent), ..Memory::default() };
         let exec = Executable::with_memory(training.gpu(), plan.plan.clone(), options, memory).await?;
@@ -136,17 +148,33 @@ impl Trainer {
     /// # }
     /// ```
     pub async fn from_plan(gpu: &Gpu, plan: &TrainPlan) -> Result<Self> {
-        let training = GraphTrainer::from_plan(gpu, &plan.training, &HashMap::new()).await?;
+        let step = plan.training.plans()[0];
+        let (mut base, mut bindings) = (None, HashMap::new());
+        if let Some(planned) = &plan.base {
+            let weights = planned.upload(gpu).await?;
+            bindings = weights.bindings(step);
+            base = Some(Base { model: planned.model.clone(), fingerprint: planned.fingerprint, weights });
+        }
+        let training = GraphTrainer::from_plan(gpu, &plan.training, &bindings).await?;
+        if let (Some(planned), true) = (&plan.base, plan.init) {
+            planned.load_trained(gpu, training.params()).await?;
+        }
         if let Some(types) = plan.inputs.token_types {
             training.exec().leave_zero(types)?;
         }
-        Ok(Trainer {
-            evaluation: Evaluation::new(&plan.evaluation, &training).await?,
-            config: plan.config.clone(),
-            inputs: plan.inputs,
-            bytes: plan.bytes(),
-            training,
-        })
+        let evaluation = Evaluation::new(&plan.evaluation, &training, base.as_ref()).await?;
+        let (config, inputs, bytes) = (plan.config.clone(), plan.inputs, plan.bytes());
+        Ok(Trainer { config, training, inputs, evaluation, base, bytes })
+    }
+
+    /// The model that adapters are trained for, if they are.
+    pub fn base(&self) -> Option<&Arc<Model>> {
+        self.base.as_ref().map(|base| &base.model)
+    }
+
+    /// Tells the base from other models.
+    pub(super) fn base_fingerprint(&self) -> Option<u64> {
+        self.base.as_ref().map(|base| base.fingerprint)
     }
 
     /// The settings.

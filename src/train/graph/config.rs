@@ -80,6 +80,9 @@ pub struct GraphTrainOptions {
     pub probes: Vec<Probe>,
     /// Tensors of your own for inputs, states and frozen parameters.
     pub bindings: HashMap<Value, Tensor>,
+    /// Further values to be bound to tensors that do not exist yet: those that a plan, made before there is a device,
+    /// gets in [`GraphTrainer::from_plan`](super::GraphTrainer::from_plan).
+    pub bound: Vec<Value>,
     /// The matrices that Muon updates, if the optimiser is Muon: of hidden layers, not of the first or the last.
     /// `None` chooses by name, which suits the models of [`nn`](crate::nn): see
     /// [`is_hidden_matrix`](crate::nn::is_hidden_matrix).
@@ -95,6 +98,13 @@ pub struct GraphTrainOptions {
     pub init: bool,
 }
 
+impl GraphTrainOptions {
+    /// Whether a value is in a tensor of the caller's, now or later.
+    pub(super) fn binds(&self, value: Value) -> bool {
+        self.bindings.contains_key(&value) || self.bound.contains(&value)
+    }
+}
+
 impl Default for GraphTrainOptions {
     fn default() -> Self {
         GraphTrainOptions {
@@ -102,6 +112,7 @@ impl Default for GraphTrainOptions {
             frozen: vec![],
             probes: vec![],
             bindings: HashMap::new(),
+            bound: vec![],
             muon: None,
             max_bytes: None,
             recompute: false,

@@ -77,6 +77,8 @@ pub(super) struct StepPlan {
     pub ids_below: HashMap<Value, usize>,
     /// All that is bound to tensors: those of arenas, and the caller's.
     bound: HashSet<Value>,
+    /// What is to be bound to tensors that did not exist when this was planned.
+    awaited: Vec<Value>,
 }
 
 impl GraphTrainPlan {
@@ -98,7 +100,7 @@ impl GraphTrainPlan {
         let params = trained(&graph, loss, options)?;
         let mut frozen: Vec<Value> = vec![];
         for &v in &options.frozen {
-            if !options.bindings.contains_key(&v) && !frozen.contains(&v) {
+            if !options.binds(v) && !frozen.contains(&v) {
                 frozen.push(v);
             }
         }
@@ -221,21 +223,40 @@ impl StepPlan {
         let make = if options.recompute { Plan::recomputing } else { Plan::new };
         let plan = Arc::new(make(&g, &[&[loss], &options.outputs[..], &probed].concat(), profile)?);
         let seed = g.find_step_seed().filter(|&seed| plan.bound(seed).is_ok());
-        let bound = [&params, &grads, &frozen].into_iter().flatten().chain(options.bindings.keys()).copied().collect();
+        let of_arenas = [&params, &grads, &frozen].into_iter().flatten();
+        let bound = of_arenas.chain(options.bindings.keys()).chain(&options.bound).copied().collect();
+        // A frozen parameter need not be part of the step.
+        let awaited = options.bound.iter().copied().filter(|&value| plan.bound(value).is_ok()).collect();
         let ids_below = ids_below(&g);
-        Ok(StepPlan { plan, params, grads, frozen, weight, seed, loss, loss_state, instruments, ids_below, bound })
+        Ok(StepPlan {
+            plan,
+            params,
+            grads,
+            frozen,
+            weight,
+            seed,
+            loss,
+            loss_state,
+            instruments,
+            ids_below,
+            bound,
+            awaited,
+        })
     }
 
-    /// Returns an error if one of these is planned to be in an arena.
+    /// Returns an error if one of these is planned to be in an arena, or one is missing that was to come.
     pub fn check_bindings(&self, bindings: &HashMap<Value, Tensor>) -> Result<()> {
         let arenas = [&self.params, &self.grads, &self.frozen];
-        match bindings.keys().filter(|value| arenas.iter().any(|arena| arena.contains(value))).min() {
+        let problem = |value: Value, message: &str| match self.plan.names.of(value) {
+            Ok(name) => Error::Graph(format!("`{name}` {message}")),
+            Err(message) => Error::Graph(message),
+        };
+        if let Some(&value) = bindings.keys().filter(|value| arenas.iter().any(|arena| arena.contains(value))).min() {
+            return Err(problem(value, "cannot be bound: it was planned to be in memory of the trainer's"));
+        }
+        match self.awaited.iter().find(|value| !bindings.contains_key(value)) {
             None => Ok(()),
-            Some(&value) => {
-                let name = self.plan.names.of(value).map_err(Error::Graph)?;
-                let message = "cannot be bound: it was planned to be in memory of the trainer's";
-                Err(Error::Graph(format!("`{name}` {message}")))
-            }
+            Some(&value) => Err(problem(value, "was planned to be bound to a tensor of yours, but is not")),
         }
     }
 }
@@ -245,7 +266,7 @@ fn check_values(graph: &Graph, loss: Value, options: &GraphTrainOptions) -> Resu
     graph.check_values(&[loss], |_| "the loss".into())?;
     graph.check_values(&options.outputs, |i| format!("outputs[{i}]"))?;
     graph.check_values(&options.frozen, |i| format!("frozen[{i}]"))?;
-    let mut bound: Vec<Value> = options.bindings.keys().copied().collect();
+    let mut bound: Vec<Value> = options.bindings.keys().chain(&options.bound).copied().collect();
     bound.sort();
     graph.check_values(&bound, |_| "a binding".into())?;
     if let Some(&v) = options.frozen.iter().find(|&&v| !is_param(graph, v)) {

@@ -114,7 +114,8 @@ impl GraphTrainer {
     /// # Errors
     ///
     /// An error names a limit of the device that is too low for the plan, or a binding that it has no use for: a frozen
-    /// parameter is bound only if the plan's options had it bound.
+    /// parameter is bound only if the plan's options had it bound. [What the plan awaits](GraphTrainOptions::bound) must
+    /// be there.
     pub async fn from_plan(gpu: &Gpu, plan: &GraphTrainPlan, bindings: &HashMap<Value, Tensor>) -> Result<Self> {
         plan.check(gpu)?;
         plan.step.check_bindings(bindings)?;
