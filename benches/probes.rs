@@ -21,7 +21,7 @@ fn main() -> throughline::Result<()> {
     let config = TrainConfig { schedule, adamw, ..TrainConfig::new(model, 4) };
     let mut rng = Rng::new(&[1]);
     let mut ids = || (0..config.tokens_per_step()).map(|_| rng.below(65) as u32).collect::<Vec<_>>();
-    let batch = [Batch { tokens: ids(), targets: ids() }];
+    let batch = [Batch::new(ids(), ids())];
     let options = TrainOptions { standard_probes: true, ..TrainOptions::default() };
     let mut plain = Trainer::new_blocking(&gpu, config.clone())?;
     let mut probed = Trainer::with_options_blocking(&gpu, config, &options)?;

@@ -43,7 +43,7 @@ fn main() {
         };
         let mut rng = Rng::new(&[1]);
         let mut ids = || (0..tokens).map(|_| rng.below(vocab as u64) as u32).collect::<Vec<_>>();
-        let data = Batch { tokens: ids(), targets: ids() };
+        let data = Batch::new(ids(), ids());
         let mut step = || trainer.step(std::slice::from_ref(&data)).expect("a step");
         step().wait_blocking().expect("a loss");
         println!("{name}: first step after {:.2} s", started.elapsed().as_secs_f64());

@@ -62,7 +62,7 @@ fn run(f: Flags) -> anyhow::Result<()> {
     }
     let mut rng = Rng::new(&[1]);
     let mut ids = || (0..config.tokens_per_step()).map(|_| rng.below(f.shape.vocab as u64) as u32).collect::<Vec<_>>();
-    let batch = Batch { tokens: ids(), targets: ids() };
+    let batch = Batch::new(ids(), ids());
     let mut trainer = Trainer::new_blocking(&gpu, config)?;
     trainer.step(std::slice::from_ref(&batch))?.wait_blocking()?;
     println!("first step done after {:.2} s", started.elapsed().as_secs_f64());

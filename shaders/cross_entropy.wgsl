@@ -7,6 +7,7 @@
 // knobs
 const OFFSETS: E = vec4<f32>(0.0, 1.0, 2.0, 3.0); // of the elements of an E; 0.0 for f32
 const RAGGED: bool = true; // the columns are no multiple of WIDTH
+const MEAN: bool = true; // backward: of the mean over the rows that count; else of their sum
 
 struct Params {
     rows: u32,
@@ -22,15 +23,19 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> lse_out: array<f32>; // [rows]
 @group(0) @binding(4) var<storage, read_write> row_loss: array<vec2<f32>>; // [rows] of (loss, 1 if it counts)
 
-// finish
+// finish and finish_sum
 @group(0) @binding(1) var<storage, read> losses: array<vec2<f32>>; // [rows] of (loss, 1 if it counts)
 @group(0) @binding(2) var<storage, read_write> loss: array<f32>; // [1]
 @group(0) @binding(3) var<storage, read_write> weight_out: array<f32>; // [1]: one over the rows that count
 
+// share
+@group(0) @binding(1) var<storage, read> all_targets: array<u32>; // [rows]
+@group(0) @binding(2) var<storage, read_write> share_out: array<f32>; // [1]: one over the rows that count
+
 // backward: logits in, their gradient out
 @group(0) @binding(1) var<storage, read_write> dlogits: array<E>; // [rows, cols]
 @group(0) @binding(3) var<storage, read> lse: array<f32>; // [rows]
-@group(0) @binding(4) var<storage, read> weight: array<f32>; // [1]
+@group(0) @binding(4) var<storage, read> weight: array<f32>; // [1], if MEAN
 @group(0) @binding(5) var<storage, read> dloss: array<f32>; // [1]
 
 // The columns of the elements of logits[i], in a row that starts at element `start`; negative before
@@ -81,13 +86,17 @@ fn forward(
 }
 
 // Sums over all rows, in one workgroup, which takes them as the columns of a single row.
-@compute @workgroup_size(GROUP)
-fn finish(@builtin(local_invocation_index) lid: u32) {
+fn sums(lid: u32) -> vec2<f32> {
     var sum = vec2<f32>();
     for (var row = lid; row < p.rows; row += GROUP) {
         sum += losses[row];
     }
-    sum = row_sums(sum.x, sum.y, lid);
+    return row_sums(sum.x, sum.y, lid);
+}
+
+@compute @workgroup_size(GROUP)
+fn finish(@builtin(local_invocation_index) lid: u32) {
+    let sum = sums(lid);
     if (lid == 0u) {
         let w = 1.0 / max(sum.y, 1.0);
         loss[0] = sum.x * w;
@@ -95,7 +104,29 @@ fn finish(@builtin(local_invocation_index) lid: u32) {
     }
 }
 
-// What backward needs of a row: dlogits = (softmax - onehot(target)) * dloss / count.
+@compute @workgroup_size(GROUP)
+fn finish_sum(@builtin(local_invocation_index) lid: u32) {
+    let sum = sums(lid);
+    if (lid == 0u) {
+        loss[0] = sum.x;
+    }
+}
+
+// Counts the rows whose target is a class, in one workgroup. Counts are exact below 2^24.
+@compute @workgroup_size(GROUP)
+fn share(@builtin(local_invocation_index) lid: u32) {
+    var count = 0.0;
+    for (var row = lid; row < p.rows; row += GROUP) {
+        count += select(0.0, 1.0, all_targets[row] < p.cols);
+    }
+    count = row_sum(count, lid);
+    if (lid == 0u) {
+        share_out[0] = 1.0 / max(count, 1.0);
+    }
+}
+
+// What backward needs of a row: dlogits = (softmax - onehot(target)) * dloss / count, or without the
+// count.
 struct Row {
     hit: f32, // column of the target
     lse: f32,
@@ -106,7 +137,11 @@ fn row_of(row: u32) -> Row {
     let r = min(row, p.rows - 1u);
     let id = targets[r];
     if (id < p.cols) {
-        return Row(f32(id), lse[r], dloss[0] * weight[0]);
+        var scale = dloss[0];
+        if (MEAN) {
+            scale *= weight[0];
+        }
+        return Row(f32(id), lse[r], scale);
     }
     return Row(-1.0, lse[r], 0.0);
 }

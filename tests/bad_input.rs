@@ -315,7 +315,7 @@ fn batches_must_fit() {
     let model = TransformerConfig::gpt2(31, 16, 1, 32, 4);
     let config = TrainConfig { micro_batches: 2, ..TrainConfig::new(model, 2) };
     let mut trainer = Trainer::new_blocking(gpu(), config).unwrap();
-    let batch = |tokens, targets| Batch { tokens: vec![1; tokens], targets: vec![2; targets] };
+    let batch = |tokens, targets| Batch::new(vec![1; tokens], vec![2; targets]);
     let mut step = |batches: &[Batch]| trainer.step(batches).map(drop);
     step(&[batch(32, 32), batch(32, 32)]).unwrap();
     expect(step(&[batch(32, 32)]), &["`batches`", "expected 2", "got 1"]);
@@ -332,7 +332,7 @@ fn ids_past_the_vocabulary_are_errors_that_say_where() {
     let model = TransformerConfig::gpt2(31, 16, 1, 32, 4);
     let config = TrainConfig { micro_batches: 2, ..TrainConfig::new(model, 2) };
     let mut trainer = Trainer::new_blocking(gpu(), config).unwrap();
-    let good = Batch { tokens: vec![1; 32], targets: vec![2; 32] };
+    let good = Batch::new(vec![1; 32], vec![2; 32]);
     let profile = trainer.profile_blocking(&[good.clone(), good.clone()]).unwrap();
     let slices = trainer.slices(&profile, std::time::Duration::from_secs(1)).unwrap();
     let subject = Subject::of(&trainer);
@@ -608,7 +608,7 @@ fn learning_rates_and_schedules_are_checked() {
     }
     expect(trainer.optimizer().record(&mut encoder, 5.0, 0), &["`weight_decay`", "at most 1 / 5", "is 1"]);
     trainer.set_step_count(u64::MAX);
-    let loss = trainer.step(&[Batch { tokens: vec![1; 16], targets: vec![2; 16] }]).unwrap();
+    let loss = trainer.step(&[Batch::new(vec![1; 16], vec![2; 16])]).unwrap();
     assert!(loss.wait_blocking().unwrap().is_finite());
 }
 

@@ -383,12 +383,13 @@ const BAD_COMMAND_LINES: &[(&str, &str, &str)] = &[
     ("export", "--model @/nowhere --out @/x", "nowhere|No such file"),
     ("export", "--model @/text.txt --out @/x", "text.txt|safetensors"),
     ("finetune", "--nonsense", "--nonsense"),
-    ("finetune", "--text @/text.txt --out @/x", "--model <MODEL>"),
-    ("finetune", "--model @/nowhere --text @/text.txt --out @/x", "nowhere|No such file"),
-    ("finetune", "--model tests/data/hf/llama --text @/bytes --out @/x", "UTF-8"),
-    ("finetune", "--model tests/data/hf/llama --text @/text.txt --out @/x", "tokenizer.json"),
-    ("finetune", "--model tests/data/hf/llama --text @/text.txt --out @/bytes", "bytes is a file"),
-    ("finetune", "--model tests/data/hf/llama --text @/text.txt --out @/x --steps 0", "--steps must be at least 1"),
+    ("finetune", "--data @/text.txt --out @/x", "--model <MODEL>"),
+    ("finetune", "--model tests/data/hf/llama --data @/text.txt", "--out <OUT>"),
+    ("finetune", "--model @/nowhere --data @/text.txt --out @/x", "nowhere|No such file"),
+    ("finetune", "--model tests/data/hf/llama --data @/text.txt --out @/x", "tokenizer.json"),
+    ("finetune", "--model tests/data/hf/llama --data @/text.txt --out @/bytes", "bytes is a file"),
+    ("finetune", "--model tests/data/hf/llama --data @/text.txt --out @/x --steps 0", "--steps must be at least 1"),
+    ("finetune", "--model @/text.txt --data @/text.txt --out @/x --max-memory 3Q", "expected a number of bytes"),
     ("generate", "--nonsense", "--nonsense"),
     ("generate", "", "--model <MODEL>"),
     ("generate", "--model", "--model needs a value"),
@@ -830,8 +831,8 @@ fn a_fine_tuned_model_chats_as_the_original() {
         .unwrap();
     std::fs::write(model.join("generation_config.json"), r#"{"eos_token_id": [0, 2]}"#).unwrap();
     let [model, out] = [model, out].map(|d| d.to_str().unwrap().to_string());
-    let flags = ["--text", &text, "--steps", "2", "--seq-len", "8", "--out", &out];
-    ok("finetune", &[&["--model", &model], &flags[..]].concat());
+    let flags = ["--data", &text, "--steps", "2", "--seq-len", "8", "--val-fraction", "0"];
+    ok("finetune", &[&["--model", &model, "--out", &out, "--lora-rank", "0"], &flags[..]].concat());
     let chat = |model: &str| {
         let flags = ["--chat", "--prompt", "the tide", "--tokens", "4", "--greedy", "--json"];
         last_json(&ok("generate", &[&["--model", model], &flags[..]].concat()))["prompt_ids"].clone()
@@ -840,4 +841,19 @@ fn a_fine_tuned_model_chats_as_the_original() {
     let ends =
         |model: &str| throughline::tokenize::ModelTokenizer::open(model.as_ref()).unwrap().stop_tokens().to_vec();
     assert_eq!((ends(&out), ends(&model)), (vec![0, 2], vec![0, 2]));
+
+    // An adapter, and the model with it merged.
+    let [adapter, merged] = ["adapter", "merged"].map(|d| dir.path().join(d).to_str().unwrap().to_string());
+    let lora = ["--model", &model, "--out", &adapter, "--target-modules", "c_attn,c_fc", "--lora-rank", "2"];
+    let unknown = refused("finetune", &[&lora[..], &flags, &["--target-modules", "q_proj"]].concat());
+    assert!(unknown.contains("`q_proj`") && unknown.contains("`c_attn`"), "{unknown}");
+    ok("finetune", &[&lora[..], &flags, &["--dry-run"]].concat());
+    assert!(!Path::new(&adapter).exists());
+    let json = last_json(&ok("finetune", &[&lora[..], &flags, &["--export", &merged, "--json"]].concat()));
+    assert_eq!(json["parameters"], 2 * (16 + 3 * 16 + 16 + 64));
+    assert!(Path::new(&adapter).join("adapter_config.json").exists());
+    assert_eq!((chat(&merged), ends(&merged)), (chat(&model), vec![0, 2]));
+    // All that is left to do is the last step.
+    let longer: Vec<&str> = flags.iter().map(|flag| if *flag == "2" { "3" } else { flag }).collect();
+    ok("finetune", &[&lora[..], &longer, &["--resume"]].concat());
 }

@@ -58,7 +58,7 @@ impl Expected {
         let batch = |step: &[u32]| {
             let rows = || step.chunks(TIME + 1);
             let tokens = rows().flat_map(|row| row[..TIME].to_vec()).collect();
-            Batch { tokens, targets: rows().flat_map(|row| row[1..].to_vec()).collect() }
+            Batch::new(tokens, rows().flat_map(|row| row[1..].to_vec()).collect())
         };
         steps.chunks(2 * (TIME + 1)).map(batch).collect()
     }

@@ -380,7 +380,7 @@ fn a_model_in_training_speaks_from_the_trainers_own_parameters() {
     let mut trainer = Trainer::new_blocking(gpu(), config).unwrap();
     let mut decoder = gpu().run_blocking(Decoder::on_params(gpu(), &model, trainer.params(), 16)).unwrap();
     let ids: Vec<u32> = (0..32).map(|i| i * 5 % 31).collect();
-    let batch = throughline::train::data::Batch { tokens: ids.clone(), targets: ids };
+    let batch = throughline::train::data::Batch::new(ids.clone(), ids);
     let batch = std::slice::from_ref(&batch);
     // Minus the log of the softmax's share of the target.
     let nats = |(logits, target): (&[f32], &u32)| {

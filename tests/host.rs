@@ -35,7 +35,7 @@ fn config() -> TrainConfig {
 fn batches(step: u64) -> [Batch; 2] {
     let mut rng = Rng::new(&[17, step]);
     let mut ids = || (0..2 * TIME).map(|_| rng.below(VOCAB as u64) as u32).collect::<Vec<u32>>();
-    [(); 2].map(|()| Batch { tokens: ids(), targets: ids() })
+    [(); 2].map(|()| Batch::new(ids(), ids()))
 }
 
 fn trainer(gpu: &Gpu) -> Trainer {

@@ -474,7 +474,7 @@ fn trainer(gpu: &Gpu, model: &Model, seq_len: usize) -> Trainer {
 /// The first tokens of each sequence; the targets are the next ones.
 fn batch(ids: &[u32], seq_len: usize) -> Batch {
     let rows = |from: usize| ids.chunks(TIME).flat_map(|row| row[from..from + seq_len].to_vec()).collect();
-    Batch { tokens: rows(0), targets: rows(1) }
+    Batch::new(rows(0), rows(1))
 }
 
 #[test]

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use common::{gpu, profiles};
 use throughline::format::Packed;
 use throughline::format::Stored;
-use throughline::ops::random_array;
+use throughline::ops::cross_entropy::TargetShare;
+use throughline::ops::{Case, random_array};
+use throughline::plan::Step;
 use throughline::reference::{self, Array, nmse};
 use throughline::tensor::split_rows;
 use throughline::{AdapterClass, ExecOptions, Executable, Graph, Plan, Profile, Result, TensorType, Value};
@@ -205,6 +207,115 @@ fn a_table_that_no_binding_holds_is_planned_in_parts() {
     let plan = build(portable.max_tensor_bytes()).unwrap();
     let steps: Vec<&str> = plan.steps().iter().map(|s| s.name()).collect();
     assert_eq!(steps, ["embed.part0", "embed.part1", "embed", "head.part0", "head.part1", "head"]);
+}
+
+const PACKED: Packed = Packed { stored: Stored::Q8_0, n: 71, k: D };
+
+/// How a head makes logits of what is `[2, 25, D]`.
+type Head = fn(&mut Graph, Value) -> Result<Value>;
+
+/// A product with one table, with one in parts, with one that is packed, and with a low-rank one beside it.
+const HEADS: [(&str, Head); 4] = [
+    ("plain", |g, x| {
+        let table = g.param("table", [71, D])?;
+        g.matmul_nt("logits", x, table)
+    }),
+    ("parts", |g, x| {
+        let tables = [g.param("a", [36, D])?, g.param("b", [35, D])?];
+        g.matmul_nt_parts("logits", x, &tables)
+    }),
+    ("packed", |g, x| {
+        let w = g.input("w", PACKED.ty())?;
+        g.packed_linear("logits", x, w, PACKED, None)
+    }),
+    ("low rank", |g, x| {
+        let [table, a, b] = [g.param("table", [71, D])?, g.param("a", [D, 3])?, g.param("b", [3, 71])?];
+        let (base, inner) = (g.matmul_nt("base", x, table)?, g.matmul("inner", x, a)?);
+        let delta = g.matmul("delta", inner, b)?;
+        let delta = g.scale("scaled", delta, 0.5)?;
+        g.residual_add("logits", base, delta)
+    }),
+];
+
+/// A loss with a weight of its own, and its gradients. Logits take 14,200 bytes.
+fn loss_of(head: Head, max_bytes: usize) -> Result<(Graph, Vec<Value>)> {
+    let mut g = Graph::new();
+    let x = g.input("x", TensorType::f32([2, 25, D]))?;
+    let hidden = g.scale("hidden", x, 0.3)?;
+    let logits = head(&mut g, hidden)?;
+    let targets = g.input("targets", TensorType::u32([2, 25]))?;
+    let loss = g.cross_entropy_in_chunks("loss", logits, targets, max_bytes)?;
+    let weight = g.input("weight", TensorType::f32([1]))?;
+    let loss = g.mul("weighted", loss, weight)?;
+    let wrt: Vec<Value> = [x].into_iter().chain(g.params()).collect();
+    let gradients = g.gradients(loss, &wrt)?;
+    Ok((g, [loss].into_iter().chain(gradients).collect()))
+}
+
+/// Data for all inputs and parameters.
+fn given(g: &Graph) -> HashMap<Value, Array> {
+    let data = |v: Value| match (g.name(v), g.ty(v).shape.clone()) {
+        // Some are no class, so their rows do not count.
+        ("targets", shape) => Array::new(shape, (0..50).map(|i| f64::from(i * i % 90)).collect()),
+        ("w", _) => Case::new("w", TargetShare { classes: 1 }, &[]).packed(PACKED).data(9).remove(0),
+        (name, shape) => random_array(&shape, name.len() as u64),
+    };
+    let names = ["x", "targets", "weight", "w", "table", "a", "b"];
+    names.into_iter().filter_map(|name| g.find(name)).map(|v| (v, data(v))).collect()
+}
+
+#[test]
+fn losses_in_chunks_are_those_of_all_logits() {
+    for (name, head) in HEADS {
+        let (whole, wanted) = loss_of(head, usize::MAX).unwrap();
+        let wanted = reference::run(&whole, &given(&whole), &wanted).unwrap();
+        for rows in [32, 17, 1] {
+            let (g, outputs) = loss_of(head, 4 * 71 * rows).unwrap();
+            let got = reference::run(&g, &given(&g), &outputs).unwrap();
+            for (i, (got, wanted)) in got.iter().zip(&wanted).enumerate() {
+                let worst = got.data.iter().zip(&wanted.data).map(|(g, w)| (g - w).abs()).fold(0.0, f64::max);
+                assert!(worst < 1e-12, "{name}, {rows} rows, {i}: {worst}");
+            }
+        }
+        let (g, outputs) = loss_of(head, 4 * 71 * 17).unwrap();
+        for profile in profiles() {
+            let plan = Plan::new(&g, &outputs, &profile).unwrap();
+            let step = |name: &str| plan.steps().iter().position(|step| step.name() == name).unwrap();
+            let slot = |name: &str| plan.steps()[step(name)].outputs()[0].0;
+            // One chunk after the other, each with its gradient in place.
+            for (first, next) in [(34, Some(17)), (17, Some(0)), (0, None)] {
+                assert_eq!(slot(&format!("logits.rows{first}")), slot(&format!("loss.rows{first}.grad")), "{plan}");
+                let after = next.map(|next| step(&format!("logits.rows{next}")));
+                assert!(after.is_none_or(|after| after > step(&format!("loss.rows{first}.grad"))), "{plan}");
+            }
+            let large =
+                |step: &Step| step.outputs().iter().any(|(_, ty)| ty.shape.cols() == 71 && ty.shape.rows() > 32);
+            assert!(!plan.steps().iter().any(large), "{plan}");
+        }
+        for results in run(&g, &given(&g), &outputs) {
+            for ((got, wanted), &value) in results.iter().zip(&wanted).zip(&outputs) {
+                assert!(nmse(got, &wanted.data) < 1e-7, "{name}: {}", g.name(value));
+            }
+        }
+    }
+}
+
+/// What cannot be taken by rows, and what fits, is a plain cross-entropy.
+#[test]
+fn only_large_logits_are_in_chunks() {
+    let count = |max_bytes: usize, head: Head| {
+        let (g, _) = loss_of(head, max_bytes).unwrap();
+        let chunk = |name: &str| name.strip_prefix("loss.rows").is_some_and(|first| first.parse::<usize>().is_ok());
+        g.nodes().iter().filter(|node| chunk(&node.name)).count()
+    };
+    let plain = HEADS[0].1;
+    assert_eq!((count(4 * 71 * 50, plain), count(4 * 71 * 49, plain), count(4 * 71 * 7, plain)), (0, 2, 8));
+    let normed: Head = |g, x| {
+        let table = g.param("table", [D, 71])?;
+        let logits = g.matmul("product", x, table)?;
+        g.softmax("logits", logits)
+    };
+    assert_eq!(count(4 * 71 * 7, normed), 0);
 }
 
 #[test]

@@ -294,7 +294,8 @@ fn products_of_training_fill_a_card() {
         // None is longer than a tenth of a second, if the card does 5% of 20 TFLOP/s.
         let (longest, flops) = step.largest_dispatch().unwrap();
         assert!(flops <= 160_000_000_000, "{} has {flops}", longest.name());
-        assert!(step.dispatches() <= 400, "{} dispatches with a batch of {batch}", step.dispatches());
+        // Ten for each chunk of logits, of which the larger batch has 25.
+        assert!(step.dispatches() <= 345 + 10 * 25, "{} dispatches with a batch of {batch}", step.dispatches());
         let columns = step.steps().iter().flat_map(|s| s.dispatches()).filter(|d| d.kernel().label == "sum");
         assert!(columns.count() <= 60);
         // No bias has a sum of its own.

@@ -48,7 +48,7 @@ fn models() -> Vec<(TransformerConfig, &'static dyn Block)> {
 
 fn batch(seed: u32) -> Batch {
     let ids = |a: u32| (0..(BATCH * TIME) as u32).map(|i| (i * i * 7 + a * i + seed) % 31).collect();
-    Batch { tokens: ids(3), targets: ids(5) }
+    Batch::new(ids(3), ids(5))
 }
 
 fn config(model: TransformerConfig, micro_batches: usize) -> TrainConfig {
@@ -74,7 +74,7 @@ fn finish(mut graph: Graph, gpt: Transformer) -> Setup {
     let targets = graph.input("targets", graph.ty(gpt.tokens).clone()).unwrap();
     let loss = graph.cross_entropy("loss", gpt.logits, targets).unwrap();
     let ids = |ids: Vec<u32>| Array::new([BATCH, TIME], ids.into_iter().map(f64::from).collect());
-    let Batch { tokens, targets: wanted } = batch(0);
+    let Batch { tokens, targets: wanted, .. } = batch(0);
     let mut given = HashMap::from([(gpt.tokens, ids(tokens)), (targets, ids(wanted))]);
     for &p in &gpt.params {
         let values = graph.initial_values(p, 3).unwrap();

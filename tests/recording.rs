@@ -34,7 +34,7 @@ fn batches(config: &TrainConfig, step: u64) -> Vec<Batch> {
     let mut rng = Rng::new(&[17, step]);
     let n = config.batch * config.seq_len();
     let mut ids = || (0..n).map(|_| rng.below(VOCAB as u64) as u32).collect::<Vec<u32>>();
-    (0..config.micro_batches).map(|_| Batch { tokens: ids(), targets: ids() }).collect()
+    (0..config.micro_batches).map(|_| Batch::new(ids(), ids())).collect()
 }
 
 fn encoder(gpu: &Gpu) -> wgpu::CommandEncoder {

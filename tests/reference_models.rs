@@ -104,7 +104,7 @@ fn batches(file: &Tensors) -> Vec<Batch> {
     let ids = |name: &str| {
         file[name].1.chunks_exact(96).map(|c| c.iter().map(|&x| x as u32).collect::<Vec<_>>()).collect::<Vec<_>>()
     };
-    ids("x").into_iter().zip(ids("y")).map(|(tokens, targets)| Batch { tokens, targets }).collect()
+    ids("x").into_iter().zip(ids("y")).map(|(tokens, targets)| Batch::new(tokens, targets)).collect()
 }
 
 fn numbers(model: &Model) -> serde_json::Value {

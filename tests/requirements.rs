@@ -31,7 +31,8 @@ fn config(batch: usize, context: usize) -> TrainConfig {
 fn train(trainer: &mut Trainer) -> Vec<f32> {
     let c = trainer.config().clone();
     let tokens: Vec<u32> = (0..(c.batch * c.seq_len()) as u32).map(|i| i % 5).collect();
-    let batch = Batch { targets: tokens.iter().map(|i| (i + 1) % 5).collect(), tokens };
+    let targets = tokens.iter().map(|i| (i + 1) % 5).collect();
+    let batch = Batch::new(tokens, targets);
     let batches = vec![batch; c.micro_batches];
     (0..3).map(|_| trainer.step(&batches).unwrap().wait_blocking().unwrap()).collect()
 }
@@ -273,7 +274,7 @@ fn tables_stay_in_the_parts_that_were_planned() {
     let mut trainer = gpu().run_blocking(Trainer::from_plan(gpu(), &plan)).unwrap();
     train(&mut trainer);
     let lens = gpu().run_blocking(LogitLens::new(&Subject::of(&trainer), [1, 16])).unwrap();
-    let batch = Batch { tokens: vec![1; 16], targets: vec![2; 16] };
+    let batch = Batch::new(vec![1; 16], vec![2; 16]);
     assert!(lens.run_blocking(&batch).unwrap().iter().all(|r| r.value.is_finite()));
 }
 

@@ -20,7 +20,7 @@ const VOCAB: usize = 61;
 fn batch(step: u64, time: usize) -> Batch {
     let mut rng = Rng::new(&[11, step]);
     let mut ids = || (0..BATCH * time).map(|_| rng.below(VOCAB as u64) as u32).collect();
-    Batch { tokens: ids(), targets: ids() }
+    Batch::new(ids(), ids())
 }
 
 fn llama(n_layers: usize) -> TransformerConfig {

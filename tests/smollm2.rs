@@ -223,7 +223,7 @@ fn fine_tuning_lowers_the_loss() {
     let text = "Gonzalo: Had I plantation of this isle, my lord, and were the king on it, what would I do? I would with \
         such perfection govern, sir, to excel the golden age.";
     let ids = tokenizer.encode(text, false).unwrap();
-    let batch = Batch { tokens: ids[..32].to_vec(), targets: ids[1..33].to_vec() };
+    let batch = Batch::new(ids[..32].to_vec(), ids[1..33].to_vec());
     let losses = [(); 4].map(|()| trainer.step(std::slice::from_ref(&batch)).unwrap().wait_blocking().unwrap());
     println!("{losses:?}");
     assert!((2.0..6.0).contains(&losses[0]) && losses[3] < losses[0] - 0.3, "{losses:?}");

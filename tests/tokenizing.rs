@@ -13,6 +13,7 @@ use proptest::strategy::ValueTree;
 use serde_json::{Value, json};
 use throughline::format::{MetaArray, MetaValue, Weights};
 use throughline::tokenize::{Message, ModelTokenizer};
+use throughline::train::data::{Example, ExampleEncoder};
 use throughline::{Error, Result};
 
 const TINY: &str = "tests/data/tiny_chat";
@@ -921,6 +922,22 @@ proptest! {
         prop_assert_eq!(&ids, &by_the_rule(&text));
         prop_assert_eq!(tokenizer.decode(&ids, false).unwrap(), text.clone());
         prop_assert_eq!(tokenizer.encode(&text, true).unwrap(), [&[1], ids.as_slice()].concat());
+    }
+}
+
+/// Such a tokenizer puts a space before each text, also before one that goes on.
+#[test]
+fn what_goes_on_has_no_space_before_it() {
+    let tokenizer = ModelTokenizer::of(&weights(&sentence_piece(PIECES))).unwrap();
+    let encoder = ExampleEncoder::new(&tokenizer).unwrap();
+    let piece = |text: &str| 259 + PIECES.iter().position(|(piece, _)| *piece == text).unwrap() as u32;
+    // `▁a` would be one token, but the prompt has its space already. 1 and 2 are around a text.
+    let cases = [("b ", "ab"), ("b", " ab"), ("b", "ca"), ("c", "ab")];
+    let wants = [vec![piece("ab")], vec![piece("▁ab")], vec![piece("ca")], vec![piece("ab")]];
+    for ((prompt, completion), want) in cases.into_iter().zip(wants) {
+        let example = encoder.completion(prompt, completion).unwrap();
+        let before = tokenizer.encode(prompt, true).unwrap();
+        assert_eq!(example, Example::completion(&before, &[&want[..], &[2]].concat()), "{prompt:?} {completion:?}");
     }
 }
 

@@ -161,5 +161,5 @@ fn batch(seed: u64, step: u64) -> Batch {
     let tokens = Vec::from_iter((0..BATCH * TIME).map(|_| rng.below(VOCAB as u64) as u32));
     // 5 and V are coprime, so all tokens are targets equally often.
     let targets = tokens.iter().map(|t| (5 * t + 3) % VOCAB as u32).collect();
-    Batch { tokens, targets }
+    Batch::new(tokens, targets)
 }

@@ -14,20 +14,23 @@ use safetensors::tensor::{Dtype, TensorView};
 use tempfile::TempDir;
 use throughline::format::{Weights, gguf_header, safetensors_header};
 use throughline::model::{self, Model};
+use throughline::nn::TransformerConfig;
 use throughline::tokenize::{Message, ModelTokenizer};
-use throughline::train::GraphCheckpoint;
 use throughline::train::checkpoint::Checkpoint;
+use throughline::train::data::{Batch, Batches, Examples};
+use throughline::train::{GraphCheckpoint, TrainConfig};
 use throughline::{Result, Tuner};
 
 /// What a target does with a file.
 pub type Target = fn(&[u8]);
 
 /// All targets, by the names of their binaries and of their folders in `corpus/`.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 10] = [
     ("chat_template", chat_template),
     ("checkpoint", checkpoint),
     ("gguf_header", gguf),
     ("gguf_tokenizer", gguf_tokenizer),
+    ("jsonl", jsonl),
     ("model_config", model_config),
     ("safetensors_header", safetensors),
     ("safetensors_index", safetensors_index),
@@ -181,6 +184,27 @@ pub fn checkpoint(file: &[u8]) {
         first.save(&path).expect("what was read can be saved");
         assert!(Checkpoint::load(&path).expect("what was saved is read").same_bits(&first));
     });
+}
+
+/// Lines of chats, completions and texts: an `Err`, or examples whose targets are all in the batches of an epoch.
+pub fn jsonl(file: &[u8]) {
+    static TOKENIZER: OnceLock<ModelTokenizer> = OnceLock::new();
+    let tokenizer = TOKENIZER.get_or_init(|| {
+        let files: [(&str, &[u8]); 2] = [
+            ("tokenizer.json", include_bytes!("../../tests/data/tiny_chat/tokenizer.json")),
+            ("tokenizer_config.json", include_bytes!("../../tests/data/tiny_chat/tokenizer_config.json")),
+        ];
+        ModelTokenizer::from_files("tiny", files).expect("the tests read it")
+    });
+    let Ok(examples) = Examples::read_jsonl("fuzz".as_ref(), file, tokenizer) else { return };
+    for packing in [false, true] {
+        let model = TransformerConfig::llama(tokenizer.vocab_len(), 16, 1, 8, 1);
+        let config = TrainConfig { packing, ..TrainConfig::new(model, 2) };
+        let Ok(mut batches) = Batches::new(examples.clone(), &config) else { return };
+        let counted: usize = batches.evaluation(usize::MAX).expect("not none").iter().map(Batch::counted).sum();
+        assert_eq!(counted, batches.stats().counted);
+        assert!(batches.step(0).expect("a small step")[0].counted() > 0);
+    }
 }
 
 /// The file of a tuner.

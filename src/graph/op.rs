@@ -228,6 +228,30 @@ pub trait Op: Any + Debug + Send + Sync {
         false
     }
 
+    /// Whether the op is scheduled only once something else than a loss needs it, with the ops before it that nothing
+    /// else needed until then. What reads its first output, the loss, waits too.
+    ///
+    /// Where a loss is put together from several, as in [`Graph::cross_entropy_in_chunks`], each of these then comes
+    /// right before its gradient, and what the two work on need not outlive them.
+    fn runs_late(&self) -> bool {
+        false
+    }
+
+    /// Which inputs the op takes row by row, if each row of its only output, over all dimensions but the last, comes
+    /// from the same row of those inputs and from the others as a whole. Applied to some of the rows, the same op then
+    /// makes those rows of the output.
+    ///
+    /// By default this is known of [elementwise](Self::elementwise) ops.
+    fn by_rows(&self, inputs: &[TensorType]) -> Option<Vec<usize>> {
+        self.elementwise()?;
+        let outputs = self.infer(inputs).ok()?;
+        let [y] = &outputs[..] else { return None };
+        let is_whole = |x: &TensorType| x.shape.rank() == y.shape.rank() && x.shape.lead() == y.shape.lead();
+        let repeats = |x: &TensorType| x.len() == 1 || x.shape.dims() == [y.shape.cols()];
+        let known = inputs.iter().all(|x| is_whole(x) || repeats(x));
+        known.then(|| (0..inputs.len()).filter(|&i| is_whole(&inputs[i])).collect())
+    }
+
     /// Whether the output is the input's storage in another shape, so that no kernel runs.
     fn is_view(&self) -> bool {
         false

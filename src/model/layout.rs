@@ -54,9 +54,23 @@ pub(super) fn halves(config: &TransformerConfig, name: &str, values: Vec<f32>) -
         return values;
     }
     let dh = config.head_dim();
-    let source = |i: usize| match i % dh {
+    (0..values.len()).map(|i| values[neighbour(i, dh)]).collect()
+}
+
+/// The inverse of [`halves`]: from RoPE by halves of a head to that of neighbours.
+pub(super) fn neighbours(config: &TransformerConfig, name: &str, values: Vec<f32>) -> Vec<f32> {
+    if !is_rotated(config, name) {
+        return values;
+    }
+    let (dh, mut out) = (config.head_dim(), vec![0.0; values.len()]);
+    values.iter().enumerate().for_each(|(i, value)| out[neighbour(i, dh)] = *value);
+    out
+}
+
+/// Where column `i` of a model that rotates halves is in one that rotates neighbours.
+fn neighbour(i: usize, dh: usize) -> usize {
+    match i % dh {
         j if j < dh / 2 => i - j + 2 * j,
         j => i - j + 2 * (j - dh / 2) + 1,
-    };
-    (0..values.len()).map(|i| values[source(i)]).collect()
+    }
 }

@@ -16,6 +16,7 @@
 //! of a [`Trainer`](crate::train::Trainer), and [`Model::save`] writes a folder that PyTorch loads, with tokenizer and
 //! chat template. [`save`] does so for models that were trained from scratch.
 
+mod adapter;
 mod companions;
 mod config;
 mod gguf;
@@ -27,6 +28,7 @@ mod save;
 mod to_hugging_face;
 mod upload;
 
+pub use adapter::{Adapter, AdapterLayer};
 pub use hugging_face::config_from_json;
 pub use loaded::Model;
 pub use save::{save, save_arena, save_arena_blocking, save_with};

@@ -62,23 +62,11 @@ pub fn save(dir: &Path, config: &TransformerConfig, params: &[(String, Vec<f32>)
 pub fn save_with(
     dir: &Path,
     config: &TransformerConfig,
-    mut values: impl FnMut(&str) -> Result<Vec<f32>>,
+    values: impl FnMut(&str) -> Result<Vec<f32>>,
 ) -> Result<()> {
     let (json, names) = to_hugging_face::write(config)?;
-    let tensors = layout(config, names)?;
     let mut folder = Folder::new(dir);
-    let mut weights = folder.start_weights(&tensors)?;
-    for tensor in &tensors {
-        let values = tensor.params.iter().map(|(name, shape)| {
-            let values = values(name)?;
-            match values.len() == shape.len() {
-                true => Ok(values),
-                false => Err(Error::data(name, format!("{} values for {shape}", shape.len()), values.len())),
-            }
-        });
-        weights.write(bytemuck::cast_slice(&tensor.assemble(config, values.collect::<Result<_>>()?)))?;
-    }
-    folder.files.push(weights);
+    folder.add_values(config, &layout(config, names)?, values)?;
     folder.add_json("config.json", &json)?;
     folder.commit()
 }
@@ -140,19 +128,44 @@ impl Model {
     /// # Ok::<(), throughline::Error>(())
     /// ```
     pub async fn save(&self, dir: &Path, gpu: &Gpu, params: &Arena) -> Result<()> {
+        let (mut folder, tensors, rest) = self.start_folder(dir)?;
+        folder.add_weights(self.config(), &tensors, gpu, params).await?;
+        rest.finish(folder)
+    }
+
+    /// [`save`](Self::save) with some values of your own, asked for one parameter after another by our names. For `None`
+    /// the model's own are written. Only one parameter at a time is in host memory.
+    ///
+    /// Use it to write a model with an [adapter](super::Adapter::merged) in it. Errors are those of `save`, and those of
+    /// `values`.
+    ///
+    /// ```no_run
+    /// # fn main() -> throughline::Result<()> {
+    /// use throughline::model::{Adapter, Model};
+    /// let model = Model::open("SmolLM2-135M-Instruct.Q4_1.gguf".as_ref())?;
+    /// let adapter = Adapter::open("pirate".as_ref(), &model)?;
+    /// model.save_merged("pirate-merged".as_ref(), |name| adapter.merged(&model, name))?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn save_merged(&self, dir: &Path, mut values: impl FnMut(&str) -> Result<Option<Vec<f32>>>) -> Result<()> {
+        let (mut folder, tensors, rest) = self.start_folder(dir)?;
+        let all = |name: &str| values(name)?.map_or_else(|| self.values(name), Ok);
+        folder.add_values(self.config(), &tensors, all)?;
+        rest.finish(folder)
+    }
+
+    /// The folder that the model is saved to, its tensors, and what follows them.
+    fn start_folder(&self, dir: &Path) -> Result<(Folder, Vec<Saved>, Rest)> {
         let config = self.config();
         let (json, names) = match self.weights().config() {
             Some(json) => (in_f32(json, config), self.names),
             None => to_hugging_face::write(config)?,
         };
-        let tensors = layout(config, names)?;
         let companions = Companions::of(self)?;
         companions.check_strangers(self, dir)?;
-        let mut folder = Folder::new(dir);
-        folder.add_weights(config, &tensors, gpu, params).await?;
-        folder.add_json("config.json", &companions.with_ends(json))?;
-        folder.add_companions(&companions)?;
-        folder.commit()
+        let json = companions.with_ends(json);
+        Ok((Folder::new(dir), layout(config, names)?, Rest { json, companions }))
     }
 
     /// [`save`](Self::save), waiting for the GPU.
@@ -162,17 +175,17 @@ impl Model {
 }
 
 /// A tensor of a file, and the parameters in it.
-struct Saved {
-    name: String,
-    dims: Vec<usize>,
+pub(super) struct Saved {
+    pub name: String,
+    pub dims: Vec<usize>,
     /// One, or the three thirds from left to right.
-    params: Vec<(String, Shape)>,
+    pub params: Vec<(String, Shape)>,
     transposed: bool,
 }
 
 impl Saved {
     /// Its elements, from those of its parameters.
-    fn assemble(&self, config: &TransformerConfig, values: Vec<Vec<f32>>) -> Vec<f32> {
+    pub fn assemble(&self, config: &TransformerConfig, values: Vec<Vec<f32>>) -> Vec<f32> {
         let params = self.params.iter().zip(values);
         let params = params.map(|((name, shape), values)| (shape.cols(), halves(config, name, values)));
         let (cols, whole) = params
@@ -189,7 +202,7 @@ impl Saved {
 }
 
 /// The tensors of a model's file, by the usual names.
-fn layout(config: &TransformerConfig, names: &Names) -> Result<Vec<Saved>> {
+pub(super) fn layout(config: &TransformerConfig, names: &Names) -> Result<Vec<Saved>> {
     let mut tensors: Vec<Saved> = vec![];
     for (name, shape) in parameters(config)? {
         let place = names.place(&name, false);
@@ -209,6 +222,20 @@ fn layout(config: &TransformerConfig, names: &Names) -> Result<Vec<Saved>> {
         }
     }
     Ok(tensors)
+}
+
+/// What a model's folder has besides its weights.
+struct Rest {
+    json: Json,
+    companions: Companions,
+}
+
+impl Rest {
+    fn finish(self, mut folder: Folder) -> Result<()> {
+        folder.add_json("config.json", &self.json)?;
+        folder.add_companions(&self.companions)?;
+        folder.commit()
+    }
 }
 
 /// A model's folder in the making.
@@ -243,6 +270,28 @@ impl Folder {
         let mut file = NewFile::create(&path)?;
         file.write(&start)?;
         Ok(file)
+    }
+
+    /// Adds the weights, asking for the values of one parameter after another.
+    fn add_values(
+        &mut self,
+        config: &TransformerConfig,
+        tensors: &[Saved],
+        mut values: impl FnMut(&str) -> Result<Vec<f32>>,
+    ) -> Result<()> {
+        let mut weights = self.start_weights(tensors)?;
+        for tensor in tensors {
+            let values = tensor.params.iter().map(|(name, shape)| {
+                let values = values(name)?;
+                match values.len() == shape.len() {
+                    true => Ok(values),
+                    false => Err(Error::data(name, format!("{} values for {shape}", shape.len()), values.len())),
+                }
+            });
+            weights.write(bytemuck::cast_slice(&tensor.assemble(config, values.collect::<Result<_>>()?)))?;
+        }
+        self.files.push(weights);
+        Ok(())
     }
 
     async fn add_weights(

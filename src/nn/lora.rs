@@ -46,7 +46,7 @@ pub struct Lora {
     #[serde(default)]
     pub dropout: f32,
     /// The linear layers to adapt, by the end of their names: `q` or `attn.q` is that of every block, `h.3.attn.q` one.
-    /// Empty for all in blocks.
+    /// Empty for all in blocks. [`Model::lora`](crate::model::Model::lora) translates the names of other software.
     #[serde(default)]
     pub targets: Vec<String>,
     /// Modules of the model to train whole besides, by the end of their names: `embed`, `norm_f`, `attn_norm`. They
@@ -54,7 +54,7 @@ pub struct Lora {
     #[serde(default)]
     pub trained: Vec<String>,
     /// Whether q, k and v of a block share one `a`, called `qkv.lora_a`: the adapters of files whose model stacks the
-    /// three in one layer, such as GPT-2's.
+    /// three in one layer, such as GPT-2's. [`Model::lora`](crate::model::Model::lora) sets it.
     #[serde(default)]
     pub shared_qkv: bool,
 }
@@ -91,7 +91,7 @@ impl Lora {
     }
 
     /// The name of the layer whose `a` this one uses.
-    pub(super) fn owner_of_a(&self, layer: &str) -> String {
+    pub(crate) fn owner_of_a(&self, layer: &str) -> String {
         match layer.rsplit_once('.') {
             Some((block, "q" | "k" | "v")) if self.shared_qkv => format!("{block}.{QKV}"),
             None if self.shared_qkv && ["q", "k", "v"].contains(&layer) => QKV.into(),
@@ -132,7 +132,7 @@ impl Lora {
 }
 
 /// Whether a module is meant by this name: its own, or the end of it.
-fn is_called(module: &str, name: &str) -> bool {
+pub(crate) fn is_called(module: &str, name: &str) -> bool {
     module.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 

@@ -119,4 +119,9 @@ impl Op for Concat {
     fn flops(&self, _: &[TensorType], _: &[TensorType]) -> u64 {
         0
     }
+
+    fn by_rows(&self, inputs: &[TensorType]) -> Option<Vec<usize>> {
+        let side_by_side = inputs.first().is_some_and(|x| self.axis + 1 == x.shape.rank());
+        side_by_side.then(|| (0..inputs.len()).collect())
+    }
 }

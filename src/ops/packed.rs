@@ -608,6 +608,10 @@ impl Op for PackedLinear {
         (m <= FEW_ROWS && !self.accumulate).then(|| Gemv { bias: self.bias, ..gemv() })
     }
 
+    fn by_rows(&self, _: &[TensorType]) -> Option<Vec<usize>> {
+        Some([0].into_iter().chain(self.starts_as(0)).collect())
+    }
+
     fn starts_as(&self, _output: usize) -> Option<usize> {
         self.accumulate.then_some(2 + usize::from(self.bias))
     }

@@ -1,6 +1,5 @@
 //! The same storage in another shape. No kernel runs.
 
-use super::checks::expect_f32;
 use crate::array::Array;
 use crate::error::Result;
 use crate::graph::{Graph, Op, Value, Vjp};
@@ -38,11 +37,11 @@ impl Op for Reshape {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
-        expect_f32(inputs, 1)?;
-        if self.to.problem().is_some() || self.to.check_len("").is_err() || self.to.len() != inputs[0].len() {
-            return Err(format!("{} elements cannot take shape {}", inputs[0].len(), self.to));
+        let [x] = inputs else { return Err(format!("takes 1 input, got {}", inputs.len())) };
+        if self.to.problem().is_some() || self.to.check_len("").is_err() || self.to.len() != x.len() {
+            return Err(format!("{} elements cannot take shape {}", x.len(), self.to));
         }
-        Ok(vec![TensorType::f32(self.to.clone())])
+        Ok(vec![TensorType { shape: self.to.clone(), dtype: x.dtype }])
     }
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {

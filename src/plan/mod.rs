@@ -71,6 +71,7 @@ mod bindings;
 mod chains;
 mod declared;
 mod fuse;
+mod order;
 mod planner;
 mod products;
 mod recompute;

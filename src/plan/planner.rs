@@ -10,8 +10,8 @@ use std::collections::{HashMap, HashSet};
 use super::bindings::{self, Binding};
 use super::uses::END;
 use super::{
-    BoundSlot, BufferCopy, BufferSpec, External, Plan, PlannedDispatch, Slot, Step, chains, declared, fuse, products,
-    recompute, together, uses, variants,
+    BoundSlot, BufferCopy, BufferSpec, External, Plan, PlannedDispatch, Slot, Step, chains, declared, fuse, order,
+    products, recompute, together, uses, variants,
 };
 use crate::error::{Error, Result, joined};
 use crate::graph::{Graph, Node, Op, Source, Value, check_outputs};
@@ -98,7 +98,7 @@ impl Plan {
             }
             false => HashMap::new(),
         };
-        let (mut nodes, mut place) = early_first(nodes);
+        let (mut nodes, mut place) = order::ordered(nodes);
         let placed = |v: Value| {
             let v = chained.get(&local(v)).copied().unwrap_or(v);
             Value::local(place[v.node()], v.output())
@@ -149,34 +149,6 @@ impl Plan {
 struct Passes {
     fused: bool,
     recomputed: bool,
-}
-
-/// Moves each node that runs early right after the last of its inputs, and returns where each node went.
-fn early_first(nodes: Vec<Node>) -> (Vec<Node>, Vec<usize>) {
-    let early = |n: &Node| matches!(&n.source, Source::Op(op) if op.runs_early());
-    if !nodes.iter().any(early) {
-        let place = (0..nodes.len()).collect();
-        return (nodes, place);
-    }
-    // The node that each one follows: itself, or the node that it waits for. Externals are there from the start.
-    let mut after: Vec<usize> = vec![];
-    for (id, node) in nodes.iter().enumerate() {
-        after.push(match &node.source {
-            Source::Op(_) if !early(node) => id,
-            Source::Op(_) => node.inputs.iter().map(|v| after[v.node()]).max().unwrap_or(0),
-            _ => 0,
-        });
-    }
-    let mut order: Vec<usize> = (0..nodes.len()).collect();
-    order.sort_by_key(|&id| (after[id], id));
-    let mut place = vec![0; nodes.len()];
-    order.iter().enumerate().for_each(|(new, &old)| place[old] = new);
-    let mut nodes: Vec<Option<Node>> = nodes.into_iter().map(Some).collect();
-    let mut sorted: Vec<Node> = order.iter().filter_map(|&old| nodes[old].take()).collect();
-    for v in sorted.iter_mut().flat_map(|n| &mut n.inputs) {
-        *v = Value::local(place[v.node()], v.output());
-    }
-    (sorted, place)
 }
 
 /// Plans nodes that have been through fusion, as far as `keep` and `stores` need them.
@@ -484,9 +456,18 @@ impl<'a> Planner<'a> {
         let passes = |(i, v): (usize, &Value)| {
             let root = self.root[v];
             let unchanged = !matches!(self.nodes[root.node()].source, Source::Op(_)) && !self.is_state(root);
-            (i == starts) == (root == value) && (i == starts || unchanged || self.last_use[&root] == id)
+            (i == starts) == (root == value) && (i == starts || unchanged || self.is_never_stored(root))
         };
         node.inputs.iter().enumerate().all(passes).then_some(Value::local(id, 0))
+    }
+
+    /// Whether a computed value is the plan's alone: no state receives it, nor what starts as it.
+    fn is_never_stored(&self, root: Value) -> bool {
+        let is_computed = self.nodes[root.node()].op().is_some();
+        let last = self.last_use.get(&root).filter(|_| is_computed);
+        let Some(node) = last.and_then(|&last| self.nodes.get(last)) else { return false };
+        let begins = |o: usize| node.op().and_then(|op| op.starts_as(o)).and_then(|i| node.inputs.get(i));
+        !(0..node.outputs.len()).filter_map(begins).any(|v| self.root[v] == root)
     }
 
     /// Whether a step may write this where it is stored.

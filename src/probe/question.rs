@@ -92,6 +92,11 @@ impl Probe {
     pub(super) fn taps(&self) -> impl Iterator<Item = &Tap> {
         [&self.tap].into_iter().chain(self.measure.other())
     }
+
+    /// Whether it reads a value of the node of this name, or the gradient of one.
+    pub(crate) fn is_of(&self, name: &str) -> bool {
+        self.taps().any(|tap| tap.node() == name || tap.node().rsplit_once(':').is_some_and(|(node, _)| node == name))
+    }
 }
 
 /// The name by which [`Tap`]s find a value.

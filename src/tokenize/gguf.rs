@@ -133,6 +133,7 @@ pub(super) fn open(weights: &Weights) -> Result<ModelTokenizer> {
     };
     let (tokenizer, twins) = vocabulary.tokenizer()?;
     let tokenizer = ModelTokenizer {
+        eos: eos.map(|id| twins.get(&id).copied().unwrap_or(id)),
         before: before.into_iter().collect(),
         after: after.into_iter().collect(),
         chat,

@@ -52,7 +52,9 @@ fn around(files: &Files<'_>, config: &Settings, base: &dyn Base, special: &Speci
     if stop.is_empty() {
         stop = tokens::ids(&files.settings("config.json")?, "eos_token_id", is_token)?;
     }
-    stop.extend(special.text("eos_token").and_then(|token| tokenizer.token_to_id(token)));
+    let only = if let [only] = stop[..] { Some(only) } else { None };
+    let eos = special.text("eos_token").and_then(|token| tokenizer.token_to_id(token)).or(only);
+    stop.extend(eos);
     let sentences = files.settings("sentence_bert_config.json")?;
     let max_tokens = match sentences.limit("max_seq_length")? {
         Some(limit) => Some(limit),
@@ -62,9 +64,8 @@ fn around(files: &Files<'_>, config: &Settings, base: &dyn Base, special: &Speci
     let text = |key| special.text(key).map(String::from);
     let chat = chat_template(files, config, text("bos_token"), text("eos_token"))?;
     let lower_case = sentences.bool("do_lower_case")?.unwrap_or(false);
-    let tokenizer =
-        ModelTokenizer { max_tokens, chat, lower_case, ..ModelTokenizer::new(tokenizer, files.path(), HashMap::new()) };
-    Ok(tokenizer.with_stop(stop))
+    let bare = ModelTokenizer::new(tokenizer, files.path(), HashMap::new());
+    Ok(ModelTokenizer { eos, max_tokens, chat, lower_case, ..bare }.with_stop(stop))
 }
 
 /// A file of its own takes precedence over `tokenizer_config.json`. Of several templates there, the one named `default`

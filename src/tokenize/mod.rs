@@ -52,6 +52,8 @@ pub struct ModelTokenizer {
     /// Tokens to put around a text, if `tokenizer` does not add them itself.
     before: Vec<u32>,
     after: Vec<u32>,
+    /// The token that ends a text.
+    eos: Option<u32>,
     stop: Vec<u32>,
     max_tokens: Option<usize>,
     /// Whether a text that is too long loses its beginning, not its end.
@@ -68,6 +70,7 @@ impl ModelTokenizer {
             codec: Codec { tokenizer, path: path.into(), twins },
             before: vec![],
             after: vec![],
+            eos: None,
             stop: vec![],
             max_tokens: None,
             cut_start: false,
@@ -219,6 +222,17 @@ impl ModelTokenizer {
         self.template()?.render(messages, add_generation_prompt)
     }
 
+    /// [`chat`](Self::chat) for several beginnings of a chat at once: of so many messages each, with or without the
+    /// generation prompt. It is an error if they have more than `max_bytes` all together.
+    pub(crate) fn chat_parts(
+        &self,
+        messages: &[Message],
+        parts: &[(usize, bool)],
+        max_bytes: usize,
+    ) -> Result<Vec<String>> {
+        self.template()?.render_parts(messages, parts, max_bytes)
+    }
+
     fn template(&self) -> Result<&ChatTemplate> {
         self.chat.as_ref().ok_or_else(|| Error::format(&self.codec.path, "has no chat template"))
     }
@@ -247,6 +261,12 @@ impl ModelTokenizer {
     /// The tokens that end a text or a turn, in ascending order.
     pub fn stop_tokens(&self) -> &[u32] {
         &self.stop
+    }
+
+    /// The token that ends a text, if the files name one: what a text that a model is trained on ends with. Of models
+    /// that chat it is often the token that ends a turn.
+    pub fn eos(&self) -> Option<u32> {
+        self.eos
     }
 
     /// The longest text, in tokens, that the model is meant for, if a folder sets one. [`encode`](Self::encode) cuts

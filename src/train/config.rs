@@ -41,6 +41,11 @@ pub struct TrainConfig {
     /// weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<Lora>,
+    /// Whether sequences may hold several texts, one after another, each of which sees only itself: see
+    /// [`Batch::starts`](super::data::Batch::starts), which every batch then needs. Use it for many short texts: without
+    /// it, each takes a sequence of its own and most of a batch is padding. Loss and gradients are the same.
+    #[serde(default)]
+    pub packing: bool,
     /// Seed of initial weights, batches and dropout.
     pub seed: u64,
 }
@@ -66,6 +71,7 @@ impl TrainConfig {
             adamw: AdamWConfig::default(),
             muon: None,
             lora: None,
+            packing: false,
             seed: 0,
         }
     }
@@ -106,6 +112,9 @@ impl TrainConfig {
         check_count("micro_batches", self.micro_batches)?;
         check_count("seq_len", self.seq_len())?;
         self.lora.as_ref().map_or(Ok(()), Lora::validate)?;
+        if self.packing && self.model.bidirectional {
+            return Err(Error::config("packing", "needs a model whose tokens see only those before them"));
+        }
         self.schedule.validate()?;
         self.optimizer().check_at(self.schedule.peak)
     }

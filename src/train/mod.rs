@@ -50,10 +50,13 @@
 //! - [`Trainer`] runs it on a device, a step at a time, or [in slices](Trainer::start_sliced) over several frames.
 //! - [`TrainPlan`] knows memory and limits before there is a device; [`TrainConfig::fitted`] finds a configuration that
 //!   fits.
-//! - [`data`] turns text into batches, and [`checkpoint`] saves and resumes a run, bit for bit.
+//! - [`data`] turns chats, prompts with completions and texts into batches, and [`checkpoint`] saves and resumes a run,
+//!   bit for bit.
+//! - [`Progress`] and [`EarlyStop`] say how far a run is and when to end it.
 //!
 //! `examples/train.rs` in the repository is a complete training program.
 
+mod adapter;
 mod base;
 pub mod checkpoint;
 mod config;
@@ -61,6 +64,7 @@ pub mod data;
 mod fit;
 mod graph;
 mod plan;
+mod progress;
 mod trainer;
 
 pub use config::{TrainConfig, TrainOptions};
@@ -69,4 +73,5 @@ pub use graph::{
     StepLoss, StepSlices,
 };
 pub use plan::TrainPlan;
+pub use progress::{EarlyStop, Progress};
 pub use trainer::Trainer;

@@ -1,20 +1,21 @@
 //! A trainer of a language model, planned before there is a device: its step, and evaluation on the same parameters.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::base::BasePlan;
 use super::config::{TrainConfig, TrainOptions};
 use super::data::Batch;
 use super::graph::{Feed, GraphTrainConfig, GraphTrainOptions, GraphTrainPlan};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::Packed;
 use crate::graph::{Graph, Value};
 use crate::nn::Transformer;
+use crate::ops::chunks::LOGIT_BYTES;
 use crate::optim::ArenaLayout;
 use crate::plan::Plan;
 use crate::plan::requirements::Requirements;
-use crate::probe;
+use crate::probe::{self, Probe};
 use crate::profile::Profile;
 
 /// The plan of a [`Trainer`](super::Trainer): what it needs of a device and how much memory it takes, before there is
@@ -88,14 +89,17 @@ impl TrainPlan {
     /// Like [`new`](Self::new), without advice on what would fit.
     pub(super) fn as_is(config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Result<Self> {
         config.validate()?;
+        if config.packing {
+            return Err(Error::config("packing", "is not built into graphs yet"));
+        }
         let base = BasePlan::of(config, options, profile)?;
         let (mut graph, gpt) = options.build(profile, config, packed(&base), true)?;
-        let (inputs, loss) = add_loss(&mut graph, &gpt)?;
         let [frozen, bound] = base.as_ref().map_or([vec![], vec![]], |base| base.frozen(&graph, &gpt));
         let mut probes = options.probes.clone();
         if options.standard_probes {
             probes.extend(probe::standard(&graph, &gpt.stream, true));
         }
+        let (inputs, loss) = add_loss(&mut graph, &gpt, &probes)?;
         let TrainOptions { init, recompute, .. } = *options;
         let of_graph = GraphTrainOptions { probes, init, recompute, frozen, bound, ..GraphTrainOptions::default() };
         let training = GraphTrainPlan::new(graph, loss, &config.of_graph(), &of_graph, profile)?;
@@ -166,7 +170,7 @@ impl EvaluationPlan {
         (step, base): (&Plan, &Option<BasePlan>),
     ) -> Result<Self> {
         let (mut graph, gpt) = options.build(profile, config, packed(base), false)?;
-        let (inputs, loss) = add_loss(&mut graph, &gpt)?;
+        let (inputs, loss) = add_loss(&mut graph, &gpt, &[])?;
         let plan = Arc::new(Plan::new(&graph, &[loss], profile)?);
         Ok(EvaluationPlan { lent: step.lend_to(&plan), plan, inputs, loss, params: gpt.params })
     }
@@ -191,9 +195,15 @@ fn packed(base: &Option<BasePlan>) -> &BTreeMap<String, Packed> {
     base.as_ref().map_or(&NONE, |base| &base.packed)
 }
 
-/// Adds the loss of a model's logits.
-fn add_loss(g: &mut Graph, gpt: &Transformer) -> Result<(Inputs, Value)> {
+/// Adds the loss of a model's logits, in chunks if they are large and no probe looks at them.
+fn add_loss(g: &mut Graph, gpt: &Transformer, probes: &[Probe]) -> Result<(Inputs, Value)> {
     let targets = g.input("targets", g.ty(gpt.tokens).clone())?;
-    let loss = g.cross_entropy("loss", gpt.logits, targets)?;
+    let before: HashSet<usize> = g.needed(&[gpt.hidden]).into_iter().collect();
+    let head: Vec<usize> = g.needed(&[gpt.logits]).into_iter().filter(|id| !before.contains(id)).collect();
+    let looks = |id: &usize| g.node(*id).op().is_some() && probes.iter().any(|probe| probe.is_of(&g.node(*id).name));
+    let loss = match head.iter().any(looks) {
+        true => g.cross_entropy("loss", gpt.logits, targets)?,
+        false => g.cross_entropy_in_chunks("loss", gpt.logits, targets, LOGIT_BYTES)?,
+    };
     Ok((Inputs { tokens: gpt.tokens, targets, token_types: gpt.token_types }, loss))
 }

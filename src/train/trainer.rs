@@ -371,7 +371,7 @@ impl Trainer {
     fn counted(&self, batches: &[Batch]) -> Result<(Vec<usize>, usize)> {
         let shape = [self.config.batch, self.config.seq_len()];
         for (i, batch) in batches.iter().enumerate() {
-            batch.check(format_args!("batches[{i}]"), shape, self.config.model.vocab_size)?;
+            batch.check(format_args!("batches[{i}]"), shape, self.config.model.vocab_size, self.config.packing)?;
         }
         counted(batches)
     }

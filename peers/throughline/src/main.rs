@@ -57,7 +57,7 @@ fn train(
     let mut steps = 0..;
     let run = || {
         let (tokens, targets) = data(steps.next().unwrap_or_default());
-        trainer.step(&[Batch { tokens, targets }]).and_then(|loss| loss.wait_blocking()).expect("a step")
+        trainer.step(&[Batch::new(tokens, targets)]).and_then(|loss| loss.wait_blocking()).expect("a step")
     };
     measure(LIBRARY, name, time, run, f64::from);
     Ok(())

@@ -193,6 +193,11 @@ impl Op for Matmul {
         Some(Gemv { quads: !self.transpose_b, bias: self.bias, ..gemv })
     }
 
+    fn by_rows(&self, _: &[TensorType]) -> Option<Vec<usize>> {
+        let apart = !self.batch && !self.transpose_a && !self.column_sums;
+        apart.then(|| [0].into_iter().chain(self.base()).collect())
+    }
+
     fn starts_as(&self, output: usize) -> Option<usize> {
         if output == 0 { self.base() } else { self.base_of_sums() }
     }

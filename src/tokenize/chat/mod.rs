@@ -65,11 +65,17 @@ pub(super) struct ChatTemplate {
 
 impl ChatTemplate {
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
+        self.render_parts(messages, &[(messages.len(), add_generation_prompt)], usize::MAX).map(|texts| texts.concat())
+    }
+
+    /// Several beginnings of a chat: of so many messages each, with or without the generation prompt. All together they
+    /// may have `max_bytes`.
+    pub fn render_parts(&self, messages: &[Message], parts: &[(usize, bool)], max_bytes: usize) -> Result<Vec<String>> {
         if self.source.len() > MAX_TEMPLATE_BYTES {
             let what = format!("expected a template of at most {MAX_TEMPLATE_BYTES} bytes, got {}", self.source.len());
             return Err(self.bad(&what));
         }
-        let run = || self.run(messages, add_generation_prompt).map_err(|e| self.failed(&e));
+        let run = || self.run(messages, parts, max_bytes).map_err(|e| self.failed(&e));
         thread::scope(|scope| {
             let started = thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, run);
             let started = started.map_err(|e| self.bad(&format!("no thread to run the template in: {e}")))?;
@@ -77,15 +83,32 @@ impl ChatTemplate {
         })
     }
 
-    fn run(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, minijinja::Error> {
+    fn run(
+        &self,
+        messages: &[Message],
+        parts: &[(usize, bool)],
+        max_bytes: usize,
+    ) -> Result<Vec<String>, minijinja::Error> {
         // As in `transformers`: `tools` and `documents` are defined as none, but a token that the model lacks is
         // undefined.
         let tokens = [("bos_token", &self.bos), ("eos_token", &self.eos)].into_iter();
         let tokens = Value::from_pairs(tokens.filter_map(|(name, text)| Some((name, text.as_deref()?))));
         let turn = |m: &Message| Value::from_pairs([("role", m.role.as_str()), ("content", m.content.as_str())]);
-        let messages: Vec<Value> = messages.iter().map(turn).collect();
-        let values = context! { messages, add_generation_prompt, tools => (), documents => (), ..tokens };
-        environment().template_from_str(&translate(&self.source))?.render(values)
+        let turns: Vec<Value> = messages.iter().map(turn).collect();
+        let (environment, source) = (environment(), translate(&self.source));
+        let template = environment.template_from_str(&source)?;
+        let (mut texts, mut bytes) = (Vec::with_capacity(parts.len()), 0);
+        for &(len, add_generation_prompt) in parts {
+            let messages: Vec<Value> = turns.iter().take(len).cloned().collect();
+            let values = context! { messages, add_generation_prompt, tools => (), documents => (), ..tokens.clone() };
+            let text = template.render(values)?;
+            bytes += text.len();
+            if bytes > max_bytes {
+                return Err(python::bad(format!("writes more than {max_bytes} bytes for the turns of this chat")));
+            }
+            texts.push(text);
+        }
+        Ok(texts)
     }
 
     fn bad(&self, what: &str) -> Error {

@@ -9,7 +9,7 @@ use crate::device::{Gpu, Tensor};
 use crate::error::{Error, Result, quoted};
 use crate::graph::{Graph, ParamInit, Source, Value};
 use crate::nn::is_hidden_matrix;
-use crate::ops::cross_entropy::CrossEntropy;
+use crate::ops::cross_entropy::{CrossEntropy, TargetShare};
 use crate::ops::embedding::Embedding;
 use crate::optim::{ArenaLayout, OPTIMIZER, OptimizerPlan};
 use crate::plan::Plan;
@@ -285,12 +285,12 @@ fn check_values(graph: &Graph, loss: Value, options: &GraphTrainOptions) -> Resu
 fn ids_below(graph: &Graph) -> HashMap<Value, usize> {
     let mut found = HashMap::new();
     for node in graph.nodes() {
-        let (Source::Op(op), [of, ids]) = (&node.source, &node.inputs[..]) else { continue };
-        let (op, shape): (&dyn Any, _) = (op.as_ref(), &graph.ty(*of).shape);
-        let end = match op.downcast_ref::<Embedding>() {
-            Some(table) => table.first + shape.dims()[0],
-            None if op.is::<CrossEntropy>() => shape.cols(),
-            None => continue,
+        let Some(op) = node.op().map(|op| op.as_ref() as &dyn Any) else { continue };
+        let (ids, end) = match (op.downcast_ref::<Embedding>(), op.downcast_ref::<TargetShare>(), &node.inputs[..]) {
+            (Some(table), _, [rows, ids]) => (ids, table.first + graph.ty(*rows).shape.dims()[0]),
+            (_, Some(share), [targets]) => (targets, share.classes),
+            (_, _, [logits, targets]) if op.is::<CrossEntropy>() => (targets, graph.ty(*logits).shape.cols()),
+            _ => continue,
         };
         found.entry(*ids).and_modify(|n: &mut usize| *n = end.max(*n)).or_insert(end);
     }
