@@ -165,8 +165,7 @@ fn large_and_small() -> [Trainer; 2] {
 
 /// A batch of four sequences, cut in two.
 fn halves(batch: &Batch) -> [Batch; 2] {
-    [0..32, 32..64]
-        .map(|half| Batch::new(batch.tokens[half.clone()].to_vec(), batch.targets[half].to_vec()))
+    [0..32, 32..64].map(|half| Batch::new(batch.tokens[half.clone()].to_vec(), batch.targets[half].to_vec()))
 }
 
 /// Loss and gradients of the last step are equal, up to rounding.
@@ -675,8 +674,7 @@ fn any_settings_that_are_accepted_give_finite_weights() {
         let (len, vocab) = (config.batch * config.seq_len(), config.model.vocab_size as u64);
         let mut ids = || Vec::from_iter((0..len).map(|_| rng.below(vocab) as u32));
         for _ in 0..12 {
-            let batches: Vec<Batch> =
-                (0..config.micro_batches).map(|_| Batch::new(ids(), ids())).collect();
+            let batches: Vec<Batch> = (0..config.micro_batches).map(|_| Batch::new(ids(), ids())).collect();
             let loss = trainer.step(&batches).unwrap().wait_blocking().unwrap();
             assert!(loss.is_finite(), "the loss is {loss} at step {}: {config:#?}", trainer.step_count());
         }
