@@ -301,8 +301,12 @@ fn generate_refuses_what_is_no_model() {
 #[test]
 fn characters_talk_in_frames() {
     let flags = ["--train-steps", "20", "--frames", "60", "--characters", "3", "--budget-us", "1000000", "--json"];
-    let stdout = ok("npc_text", &flags);
+    let stdout = ok("npc_text", &[&flags[..], &["--adapter-steps", "3"]].concat());
     let json = last_json(&stdout);
+    let adapters = json["adapter_bytes"].as_array().unwrap();
+    assert!(adapters.len() == 3 && adapters.iter().all(|bytes| bytes == &adapters[0]), "{json}");
+    let alike = last_json(&ok("npc_text", &[&flags[..], &["--adapter-steps", "0"]].concat()));
+    assert_eq!((&alike["adapter_bytes"], &alike["weight_bytes"]), (&serde_json::json!([]), &json["weight_bytes"]));
     let said = stdout.lines().filter(|line| ["BRUTUS: ", "MACBETH: ", "DUKE: "].iter().any(|n| line.starts_with(n)));
     assert_eq!(said.count() as u64, json["texts"].as_u64().unwrap(), "{stdout}");
     let number = |path: &str| json.pointer(path).and_then(serde_json::Value::as_f64).unwrap_or(f64::NAN);
@@ -413,6 +417,8 @@ const BAD_COMMAND_LINES: &[(&str, &str, &str)] = &[
     ("mlp", "--out @/no/x.svg", "there is no folder"),
     ("npc_text", "--nonsense", "--nonsense"),
     ("npc_text", "--frames 0", "--frames must be at least 1"),
+    ("npc_text", "--adapter-steps x", "--adapter-steps"),
+    ("npc_text", "--adapter nowhere", "--model"),
     ("npc_text", "--train-steps 0", "--train-steps must be at least 1"),
     ("npc_text", "--budget-us -1", "-1|--budget-us"),
     ("npc_text", "--model @", "neither config.json nor"),

@@ -2,12 +2,19 @@
 
 mod common;
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use common::{gpu, hf_folder};
 use futures_util::StreamExt;
+use throughline::Gpu;
 use throughline::decode::sample::Sampling;
-use throughline::decode::{Chat, DecodeOptions, Decoder, Event, Finish, FrameDecoder, GenerationOptions};
-use throughline::model::Model;
-use throughline::nn::TransformerConfig;
+use throughline::decode::{AdapterSlots, Chat, DecodeOptions, Decoder, Event, Finish, FrameDecoder, GenerationOptions};
+use throughline::model::{Adapter, Model, save_arena_blocking, save_with};
+use throughline::nn::{Lora, TransformerConfig};
+use throughline::ops::random_array;
+use throughline::optim::{Arena, ArenaLayout};
+use throughline::tensor::Shape;
 use throughline::tokenize::{Message, ModelTokenizer};
 use throughline::train::{TrainConfig, Trainer};
 
@@ -227,6 +234,270 @@ fn a_batch_gives_each_sequence_what_it_gets_alone() {
     assert!(error.contains("3 sequences"), "{error}");
 }
 
+fn values(shape: &Shape, seed: u64, std: f64) -> Vec<f32> {
+    random_array(shape, seed).data.iter().map(|x| (x * std) as f32).collect()
+}
+
+/// A random adapter of a model, large enough to change what it says.
+fn tuned(model: &Model, lora: Lora, seed: u64) -> Adapter {
+    let mut tensors = vec![];
+    let adapted = |layer: &str| lora.targets.is_empty() || lora.targets.iter().any(|target| layer.ends_with(target));
+    for (i, (name, shape)) in (0..).zip(model.params()) {
+        let (Some(layer), &[d_in, d_out]) = (name.strip_suffix(".weight"), shape.dims()) else { continue };
+        if layer.starts_with("h.") && adapted(layer) {
+            let [a, b] = [[d_in, lora.rank], [lora.rank, d_out]].map(Shape::from);
+            tensors.push((format!("{layer}.lora_a"), values(&a, 100 * seed + 2 * i, 0.3)));
+            tensors.push((format!("{layer}.lora_b"), values(&b, 100 * seed + 2 * i + 1, 0.3)));
+        }
+    }
+    Adapter::new(&format!("adapter {seed}"), model, &lora, tensors).unwrap()
+}
+
+/// A decoder of the model with an adapter merged into its weights.
+fn merged(model: &Model, adapter: Option<&Adapter>) -> Decoder {
+    let layout = ArenaLayout::of_model(model.config(), gpu().profile().max_tensor_bytes()).unwrap();
+    let arena = Arena::zeros(gpu(), "merged", &Arc::new(layout)).unwrap();
+    model.load_blocking(gpu(), &arena).unwrap();
+    for ((name, _), tensor) in arena.layout.tensors.iter().zip(&arena.tensors) {
+        if let Some(values) = adapter.and_then(|adapter| adapter.merged(model, name).unwrap()) {
+            tensor.write(gpu(), &values).unwrap();
+        }
+    }
+    gpu().run_blocking(Decoder::on_params(gpu(), model.config(), &arena, 64)).unwrap()
+}
+
+/// A model, and two adapters for it: one of all layers, and one of another rank of some.
+fn model_and_adapters() -> (Model, [Adapter; 2]) {
+    let model = Model::open(&hf_folder("llama")).unwrap();
+    let some = ["attn.q", "attn.v", "mlp.down"].map(String::from).to_vec();
+    let all = tuned(&model, Lora::new(6, 3.0), 1);
+    let some = tuned(&model, Lora { targets: some, rank_stabilized: true, ..Lora::new(3, 2.0) }, 2);
+    (model, [all, some])
+}
+
+fn with_room_on(gpu: &Gpu, model: &Model, batch: usize, slots: &AdapterSlots) -> Decoder {
+    let options = DecodeOptions { batch, adapters: Some(slots), ..DecodeOptions::new(64) };
+    Decoder::new_blocking(gpu, model, options).unwrap()
+}
+
+fn with_room(model: &Model, batch: usize, slots: &AdapterSlots) -> Decoder {
+    with_room_on(gpu(), model, batch, slots)
+}
+
+#[test]
+fn each_sequence_says_what_its_adapter_merged_into_the_model_says() {
+    let (model, [all, some]) = model_and_adapters();
+    let mut lone = [merged(&model, Some(&all)), merged(&model, Some(&some)), merged(&model, None)];
+    let mut decoder = with_room(&model, 3, &AdapterSlots::new(3, 6));
+    decoder.load_adapter(2, &all).unwrap();
+    decoder.load_adapter(0, &some).unwrap();
+    decoder.set_adapter(0, Some(2)).unwrap();
+    decoder.set_adapter(1, Some(0)).unwrap();
+    assert_eq!([0, 1, 2].map(|i| decoder.adapter(i)), [Some(2), Some(0), None]);
+    // One of several passes.
+    let long: Vec<u32> = (0..40).map(|i| (i * 7) % 96).collect();
+    let prompts: [&[u32]; 3] = [&[5, 17, 80, 3], &long, &[44]];
+    let got = decoder.feed_batch_blocking(&prompts).unwrap();
+    for i in 0..3 {
+        lone.iter_mut().for_each(Decoder::clear);
+        let want = lone[i].feed_blocking(prompts[i]).unwrap();
+        let most = want.iter().fold(1.0f32, |most, x| most.max(x.abs()));
+        let worst = common::worst(&got[i], &want);
+        assert!(worst < 1e-5 * most, "sequence {i}: {worst} of {most}");
+        // Each says something else than the others would.
+        let other = lone[(i + 1) % 3].feed_blocking(prompts[i]).unwrap();
+        assert!(common::worst(&got[i], &other) > 0.1, "sequence {i}");
+    }
+    decoder.clear();
+    let texts = decoder.generate_batch_blocking(&prompts, &options(20, 7)).unwrap();
+    for (i, got) in texts.iter().enumerate() {
+        assert_eq!(*got, text(&mut lone[i], prompts[i], options(20, 7 + i as u64)), "sequence {i}");
+    }
+    // Another in the middle of a text: what comes next is another model's.
+    let before = decoder.feed_batch_blocking(&[&[9], &[9], &[9]]).unwrap();
+    decoder.truncate(2, decoder.lengths()[2] - 1);
+    decoder.set_adapter(2, Some(2)).unwrap();
+    let after = decoder.feed_batch_blocking(&[&[], &[], &[9]]).unwrap();
+    assert!(common::worst(&before[2], &after[2]) > 0.1);
+    // One sequence, all tokens.
+    let mut one = with_room(&model, 1, &AdapterSlots::new(1, 8));
+    one.load_adapter(0, &some).unwrap();
+    one.set_adapter(0, Some(0)).unwrap();
+    lone[1].clear();
+    let worst = common::worst(&one.feed_all_blocking(&long).unwrap(), &lone[1].feed_all_blocking(&long).unwrap());
+    assert!(worst < 1e-4, "{worst}");
+}
+
+#[test]
+fn an_adapter_takes_the_place_of_another_and_no_memory() {
+    let (model, [all, some]) = model_and_adapters();
+    let gpu = Gpu::headless_blocking().unwrap(); // on which no other test allocates
+    let mut decoder = with_room_on(&gpu, &model, 1, &AdapterSlots::new(1, 6));
+    let prompt = [5, 17, 80, 3];
+    let base = text(&mut decoder, &prompt, options(12, 5));
+    let mut said = |adapter: &Adapter| {
+        decoder.load_adapter(0, adapter).unwrap();
+        decoder.set_adapter(0, Some(0)).unwrap();
+        text(&mut decoder, &prompt, options(12, 5))
+    };
+    let first = [&all, &some].map(&mut said);
+    for (said, adapter) in first.iter().zip([&all, &some]) {
+        assert_eq!(*said, text(&mut merged(&model, Some(adapter)), &prompt, options(12, 5)));
+        assert_ne!(*said, base);
+    }
+    gpu.wait_blocking().unwrap();
+    let report = || gpu.device().generate_allocator_report().map(|r| (r.allocations.len(), r.total_allocated_bytes));
+    let before = report();
+    for _ in 0..3 {
+        assert_eq!([&all, &some].map(&mut said), first);
+    }
+    gpu.wait_blocking().unwrap();
+    assert_eq!(report(), before);
+    // What room takes beside the rest is matrices of this rank, and a number for each step to say which.
+    let plain = Decoder::new_blocking(&gpu, &model, 64).unwrap();
+    let matrices: usize = all.layers().map(|(_, layer)| 4 * (layer.a.len() + layer.b.len())).sum();
+    let more = decoder.buffer_bytes() - plain.buffer_bytes();
+    assert!((matrices..2 * matrices).contains(&more), "{more} bytes for matrices of {matrices}");
+}
+
+#[test]
+fn adapters_that_slots_cannot_hold_say_why() {
+    let (model, [all, some]) = model_and_adapters();
+    let mut plain = decoder(1, 16);
+    plain.set_adapter(0, None).unwrap();
+    let narrow = AdapterSlots { targets: vec!["attn.q".into(), "attn.v".into()], ..AdapterSlots::new(2, 4) };
+    let mut decoder = with_room(&model, 2, &narrow);
+    let error = |result: throughline::Result<()>, words: &[&str]| {
+        let error = result.unwrap_err().to_string();
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    };
+    error(plain.load_adapter(0, &all), &["`adapters`", "DecodeOptions::adapters"]);
+    error(plain.set_adapter(0, Some(0)), &["`adapters`"]);
+    error(decoder.load_adapter(0, &all), &["adapter 1", "rank 6", "rank 4"]);
+    error(decoder.load_adapter(0, &some), &["adapter 2", "`h.0.mlp.down`", "AdapterSlots::targets"]);
+    error(decoder.load_adapter(2, &some), &["slot", "one of 2", "got 2"]);
+    error(decoder.set_adapter(0, Some(1)), &["slot", "holds an adapter", "got 1"]);
+    error(decoder.set_adapter(2, None), &["sequence", "one of 2", "got 2"]);
+    let q = Lora { targets: vec!["h.1.attn.q".into()], ..Lora::new(2, 1e30) };
+    decoder.load_adapter(0, &tuned(&model, q.clone(), 3)).unwrap();
+    let [a, b] = ["a", "b"].map(|matrix| (format!("h.1.attn.q.lora_{matrix}"), vec![1e10; 2 * 32]));
+    let large = Adapter::new("adapter 4", &model, &q, [a, b]).unwrap();
+    error(decoder.load_adapter(0, &large), &["adapter 4", "`h.1.attn.q.lora_b`", "beyond f32"]);
+    let whole = ("norm_f.weight".to_string(), vec![1.0; 32]);
+    let lora = Lora { trained: vec!["norm_f".into()], ..q.clone() };
+    let [a, b] = ["a", "b"].map(|matrix| (format!("h.1.attn.q.lora_{matrix}"), vec![0.0; 2 * 32]));
+    let whole = Adapter::new("adapter 5", &model, &lora, [a, b, whole]).unwrap();
+    error(decoder.load_adapter(0, &whole), &["adapter 5", "`norm_f.weight`", "trained whole"]);
+    // For models of other shapes.
+    let other = |d_model: usize, layers: usize, target: &str, seed: u64| {
+        let config = TransformerConfig::llama(96, 64, layers, d_model, 4);
+        let dir = tempfile::tempdir().unwrap();
+        save_with(dir.path(), &config, |name| {
+            let layout = ArenaLayout::of_model(&config, u64::MAX)?;
+            let (_, shape) = layout.tensors.iter().find(|(param, _)| param == name).unwrap();
+            Ok(vec![0.5; shape.len()])
+        })
+        .unwrap();
+        let lora = Lora { targets: vec![target.into()], ..Lora::new(2, 4.0) };
+        tuned(&Model::open(dir.path()).unwrap(), lora, seed)
+    };
+    let narrow_model = other(24, 2, "attn.q", 6);
+    error(decoder.load_adapter(0, &narrow_model), &["adapter 6", "`h.0.attn.q.lora_a`", "[32, 2]", "[24, 2]"]);
+    error(decoder.load_adapter(0, &other(32, 2, "attn.v", 7)), &["`h.0.attn.v.lora_b`", "[2, 16]", "[2, 32]"]);
+    error(decoder.load_adapter(0, &other(32, 3, "h.2.attn.q", 8)), &["adapter 8", "`h.2.attn.q`", "no room"]);
+    decoder.set_adapter(0, Some(0)).unwrap();
+    let impossible = [
+        (AdapterSlots::new(0, 4), "`adapters.count`"),
+        (AdapterSlots::new(1, 0), "`adapters.rank`"),
+        (AdapterSlots { targets: vec!["attn.x".into()], ..narrow }, "`adapters.targets`"),
+    ];
+    for (slots, field) in impossible {
+        let options = DecodeOptions { adapters: Some(&slots), ..DecodeOptions::new(16) };
+        error(Decoder::new_blocking(gpu(), &model, options).map(drop), &[field]);
+    }
+}
+
+/// Characters with adapters of their own, one of whom gets another while the others speak on.
+#[test]
+fn adapters_are_loaded_in_frames_while_others_speak() {
+    let (model, [all, some]) = model_and_adapters();
+    let [all, some] = [all, some].map(Arc::new);
+    let mut lone = [merged(&model, Some(&all)), merged(&model, Some(&some)), merged(&model, None)];
+    let prompts: [&[u32]; 3] = [&[5, 17, 80, 3], &[9, 9, 4], &[44]];
+    let want = |lone: &mut [Decoder; 3], i: usize, by: usize| text(&mut lone[by], prompts[i], options(9, i as u64));
+    let mut frames = FrameDecoder::new_blocking(with_room(&model, 3, &AdapterSlots::new(2, 6))).unwrap();
+    assert!(frames.set_adapter(0, Some(1)).is_err());
+    frames.load_adapter(1, all.clone()).unwrap();
+    frames.load_adapter(0, some.clone()).unwrap();
+    frames.set_adapter(0, Some(1)).unwrap();
+    frames.set_adapter(1, Some(0)).unwrap();
+    for (budget, swapped) in [(Duration::ZERO, false), (Duration::from_micros(300), true), (Duration::MAX / 2, false)] {
+        let of = if swapped { [1, 0, 2] } else { [0, 1, 2] };
+        if frames.decoder().lengths()[0] > 0 {
+            // While nobody has begun, and below while one is in the middle of a text.
+            let [first, second] = [&all, &some].map(Arc::clone);
+            frames.load_adapter(1, if swapped { second.clone() } else { first.clone() }).unwrap();
+            frames.load_adapter(0, if swapped { first } else { second }).unwrap();
+        }
+        let mut said = [vec![], vec![], vec![]];
+        frames.say(2, prompts[2], options(9, 2)).unwrap();
+        for n in 0.. {
+            if n == 2 {
+                frames.say(0, prompts[0], options(9, 0)).unwrap();
+                frames.say(1, prompts[1], options(9, 1)).unwrap();
+            }
+            let mut encoder = gpu().device().create_command_encoder(&Default::default());
+            frames.record(&mut encoder, budget).unwrap();
+            gpu().submit(encoder).unwrap();
+            for (i, event) in frames.poll().unwrap() {
+                if let Event::Token(id) = event {
+                    said[i].push(id);
+                }
+            }
+            if n > 2 && frames.is_silent() {
+                break;
+            }
+            assert!(n < 100_000, "no end");
+        }
+        for (i, by) in of.into_iter().enumerate() {
+            assert_eq!(said[i], want(&mut lone, i, by), "sequence {i}, budget {budget:?}");
+        }
+    }
+    // A slot that is replaced in the middle of a text holds its sequence up, and nobody else.
+    frames.say(0, prompts[0], options(30, 0)).unwrap();
+    frames.say(2, prompts[2], options(9, 2)).unwrap();
+    let (mut said, mut replaced) = ([vec![], vec![], vec![]], false);
+    while !frames.is_silent() {
+        let mut encoder = gpu().device().create_command_encoder(&Default::default());
+        frames.record(&mut encoder, Duration::from_micros(200)).unwrap();
+        gpu().submit(encoder).unwrap();
+        for (i, event) in frames.poll().unwrap() {
+            if let Event::Token(id) = event {
+                said[i].push(id);
+            }
+        }
+        if said[0].len() == 3 && !replaced {
+            frames.load_adapter(1, some.clone()).unwrap();
+            replaced = true;
+        }
+    }
+    let whole = text(&mut lone[0], prompts[0], options(30, 0));
+    assert_eq!((said[0].len(), &said[0][..3]), (30, &whole[..3]));
+    assert_ne!(said[0], whole);
+    assert_eq!(said[2], want(&mut lone, 2, 2));
+    // On its way when the decoder is taken back: not there.
+    frames.load_adapter(1, all).unwrap();
+    let mut decoder = frames.into_decoder();
+    assert_eq!(decoder.adapter(0), Some(1));
+    let error = decoder.feed_batch_blocking(&[&[1], &[1], &[1]]).unwrap_err().to_string();
+    assert!(error.contains("holds an adapter"), "{error}");
+    decoder.load_adapter(1, &some).unwrap();
+    decoder.clear();
+    let got = decoder.feed_batch_blocking(&prompts).unwrap();
+    lone[1].clear();
+    assert!(common::worst(&got[0], &lone[1].feed_blocking(prompts[0]).unwrap()) < 1e-4);
+}
+
 #[test]
 fn what_prompts_have_in_common_is_fed_once() {
     let mut decoder = decoder(1, 64);
@@ -266,8 +537,7 @@ impl Speaker {
 
     fn chat(&self, max_tokens: usize) -> Chat {
         let mut chat = Chat::new(self.decoder(1), tokenizer()).unwrap();
-        let sampling = Sampling { temperature: 1.0, seed: 5, ..Default::default() };
-        *chat.options_mut() = GenerationOptions { max_tokens, sampling, ..Default::default() };
+        *chat.options_mut() = options_of_chats(max_tokens);
         chat.set_system("Speak of the harbour.");
         chat
     }
@@ -280,6 +550,11 @@ impl Speaker {
         let ids = text(&mut self.decoder(1), &tokenizer().chat_ids(&read, true).unwrap(), options);
         tokenizer().decode(&ids, true).unwrap()
     }
+}
+
+fn options_of_chats(max_tokens: usize) -> GenerationOptions {
+    let sampling = Sampling { temperature: 1.0, seed: 5, ..Default::default() };
+    GenerationOptions { max_tokens, sampling, ..Default::default() }
 }
 
 fn tokenizer() -> ModelTokenizer {
@@ -314,6 +589,35 @@ fn a_chat_feeds_only_what_is_new() {
     let other = chat.reply().unwrap().text_blocking().unwrap();
     assert_eq!(other, speaker.reply(&chat, &chat.messages()[..2], 0));
     assert_ne!(other, first);
+}
+
+#[test]
+fn a_chat_takes_an_adapter_up_and_lays_it_down() {
+    let speaker = Speaker::new(256);
+    let dir = tempfile::tempdir().unwrap();
+    save_arena_blocking(dir.path(), &speaker.trainer.config().model, gpu(), speaker.trainer.params()).unwrap();
+    let model = Model::open(dir.path()).unwrap();
+    let adapter = tuned(&model, Lora::new(4, 4.0), 1);
+    let chat = || {
+        let options = DecodeOptions { adapters: Some(&AdapterSlots::new(1, 4)), ..DecodeOptions::new(256) };
+        let mut chat = Chat::new(Decoder::new_blocking(gpu(), &model, options).unwrap(), tokenizer()).unwrap();
+        *chat.options_mut() = options_of_chats(12);
+        chat
+    };
+    let said = |chat: &mut Chat| {
+        chat.messages_mut().clear();
+        chat.say("When does it sail?").unwrap().text_blocking().unwrap()
+    };
+    let (mut one, mut other) = (chat(), chat());
+    let plain = said(&mut one);
+    one.set_adapter(Some(&adapter)).unwrap();
+    other.set_adapter(Some(&adapter)).unwrap();
+    let adapted = said(&mut one);
+    assert_eq!(adapted, said(&mut other));
+    assert_ne!(adapted, plain);
+    one.set_adapter(None).unwrap();
+    assert_eq!(said(&mut one), plain);
+    assert!(speaker.chat(1).set_adapter(Some(&adapter)).unwrap_err().to_string().contains("`adapters`"));
 }
 
 #[test]

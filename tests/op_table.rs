@@ -14,6 +14,7 @@ use throughline::ops::embedding::Embedding;
 use throughline::ops::gather::Gather;
 use throughline::ops::l2_norm::L2Norm;
 use throughline::ops::matmul::Matmul;
+use throughline::ops::matmul_by_id::MatmulById;
 use throughline::ops::norm::Norm;
 use throughline::ops::patches::Patches;
 use throughline::ops::pool::{PoolBy, Pooling};
@@ -102,7 +103,7 @@ fn kernels_of_wide_heads_stay_short() {
 #[test]
 fn kernels_of_long_rows_stay_short() {
     type OfSize = fn(usize) -> Case;
-    let ops: [([usize; 2], OfSize); 21] = [
+    let ops: [([usize; 2], OfSize); 23] = [
         ([64, 1024], |n| Case::new("rope", Rope { heads: 1, ..Rope::default() }, &[&[1, 3, n]])),
         ([768, 8192], |n| Case::new("norm", Norm { centered: true, eps: 1e-5 }, &[&[3, n], &[n], &[n]])),
         ([256, 1 << 16], |n| Case::new("softmax", Softmax, &[&[2, n]])),
@@ -129,6 +130,8 @@ fn kernels_of_long_rows_stay_short() {
         ([256, 1 << 18], |n| Case::new("l2_norm", L2Norm, &[&[n]])),
         ([256, 8192], |n| Case::new("swiglu", SwiGlu, &[&[3, n], &[3, n]])),
         ([256, 8192], |n| Case::new("matmul", Matmul::default(), &[&[64, n], &[n, 32]])),
+        ([256, 8192], |n| Case::new("down by id", MatmulById::default(), &[&[3, 9, n], &[4, n, 8]]).ids(&[3], 4)),
+        ([256, 8192], |n| Case::new("up by id", MatmulById::default(), &[&[3, 9, 8], &[4, 8, n]]).ids(&[3], 4)),
         ([256, 1 << 16], |n| Case::new("logits", Matmul::default(), &[&[1, 16], &[16, n]])),
     ];
     for ([short, long], case) in ops {
@@ -176,8 +179,9 @@ const OPEN_LOOPS: [(&str, &str); 5] = [
     (
         "planning is an error where it is too much: `Quirks::check_loops`",
         "cross_entropy.backward cross_entropy.finish cross_entropy.forward embedding.backward embedding.chain \
-         gather.backward matmul.forward_few matmul.forward_lanes matmul.forward_lanes_quads norm.backward \
-         norm.forward packed.forward_lanes packed_i8.forward_i8 patches.backward patches.forward pool.backward pool.largest pool.sum \
+         gather.backward matmul.forward_few matmul.forward_lanes matmul.forward_lanes_quads \
+         matmul_by_id.backward matmul_by_id.backward_quads matmul_by_id.forward matmul_by_id.forward_quads \
+         matmul_by_id.forward_shared_quads norm.backward norm.forward packed.forward_lanes packed_i8.forward_i8 patches.backward patches.forward pool.backward pool.largest pool.sum \
          products.forward reduce.extreme reduce.sum rope.halves rope.interleaved softmax.backward softmax.forward stats.forward \
          top_k.chunks top_k.pick",
     ),
@@ -214,10 +218,16 @@ fn what_would_end_loops_early_is_an_error() {
         Profile { max_binding_bytes: 1 << 32, max_buffer_bytes: 1 << 32, ..Profile::portable(AdapterClass::Cpu) };
     let sound = Profile { quirks: Quirks::default(), ..large.clone() };
     type OfSize = fn(usize) -> Case;
-    let ops: [([usize; 2], &str, OfSize); 14] = [
+    let ops: [([usize; 2], &str, OfSize); 16] = [
         ([261_000, 263_000], "the inner dimension", |n| Case::new("", Matmul::default(), &[&[64, n], &[n, 32]])),
         // The gradient of the weight sums over rows.
         ([261_000, 263_000], "the inner dimension", |n| Case::new("", Matmul::default(), &[&[n, 8], &[8, 8]])),
+        ([260_000, 263_000], "the inner dimension", |n| {
+            Case::new("", MatmulById::default(), &[&[3, 1, n], &[1, n, 32]]).ids(&[3], 1)
+        }),
+        ([65_000, 66_000], "the number of rows", |n| {
+            Case::new("", MatmulById::default(), &[&[1, n, 8], &[1, 8, 8]]).ids(&[1], 1)
+        }),
         ([261_000, 263_000], "the length of a row", |n| Case::new("", Softmax, &[&[64, n + 1]])),
         ([1_000_000, 1 << 21], "the length of a row", |n| Case::new("", Softmax, &[&[2, n]])),
         ([1_000_000, 1 << 21], "the length of a row", |n| {

@@ -1,5 +1,6 @@
 //! A game loop without a window, in which characters talk to each other. Each frame records as much of the language
-//! model's work as a time budget allows, and no frame waits for it.
+//! model's work as a time budget allows, and no frame waits for it. Each character has an adapter of its own, trained on
+//! the lines that it has in its play; of the model beneath there is one.
 //!
 //! `cargo run --release --example npc_text`, optionally with `-- --model` and a GGUF file, model folder or checkpoint
 
@@ -19,9 +20,10 @@ use anyhow::{Result, ensure};
 use clap::Parser;
 use throughline::decode::sample::Sampling;
 use throughline::decode::{Event, FrameDecoder, GenerationOptions};
+use throughline::model::Adapter;
 use throughline::rng::Rng;
 use throughline::{Gpu, Pace};
-use words::Words;
+use words::{Cast, NAMES, Words};
 use world::World;
 
 #[derive(Parser)]
@@ -30,9 +32,16 @@ struct Flags {
     /// GGUF file, folder with config.json and safetensors, or checkpoint of `train` [default: train a small one]
     #[arg(long)]
     model: Option<PathBuf>,
+    /// Adapter of a character, for the model: a folder of peft's, or a GGUF file; once for each of the first characters,
+    /// then in turn
+    #[arg(long, value_name = "FILE", requires = "model")]
+    adapter: Vec<PathBuf>,
     /// Training steps of the model that is trained first
     #[arg(long, default_value_t = 300, conflicts_with = "model")]
     train_steps: u64,
+    /// Training steps of each character's adapter for that model; 0 for characters that all talk alike
+    #[arg(long, default_value_t = 60, conflicts_with = "model")]
+    adapter_steps: u64,
     /// Number of characters
     #[arg(long, default_value_t = 4)]
     characters: usize,
@@ -57,11 +66,24 @@ fn run(flags: Flags) -> Result<()> {
     ensure!(flags.train_steps > 0, "--train-steps must be at least 1");
     // A game would call `Gpu::from_device` with the device it draws with.
     let gpu = Gpu::headless_blocking()?;
-    let (decoder, words) = match &flags.model {
-        Some(path) => words::load(&gpu, path, flags.characters)?,
-        None => words::train(&gpu, flags.train_steps, flags.characters)?,
+    let Cast { decoder, words, adapters } = match &flags.model {
+        Some(path) => words::load(&gpu, path, &flags.adapter, flags.characters)?,
+        None => words::train(&gpu, [flags.train_steps, flags.adapter_steps], flags.characters)?,
     };
-    let mut game = Game::new(&gpu, FrameDecoder::new_blocking(decoder)?, words, &flags)?;
+    let bytes = |adapter: &Adapter| adapter.layers().map(|(_, layer)| 4 * (layer.a.len() + layer.b.len())).sum();
+    let weight_bytes = decoder.weight_bytes();
+    let adapter_bytes: Vec<usize> = adapters.iter().map(bytes).collect();
+    let mut cast = FrameDecoder::new_blocking(decoder)?;
+    // They are written in the first frames, a part in each.
+    for (slot, adapter) in adapters.into_iter().enumerate() {
+        cast.load_adapter(slot, adapter)?;
+    }
+    if !adapter_bytes.is_empty() {
+        for i in 0..flags.characters {
+            cast.set_adapter(i, Some(i % adapter_bytes.len()))?;
+        }
+    }
+    let mut game = Game::new(&gpu, cast, words, &flags)?;
     let silent = (0..flags.frames).map(|_| game.frame(false)).collect::<Result<Vec<_>>>()?;
     let start = Instant::now();
     let talking = (0..flags.frames).map(|_| game.frame(true)).collect::<Result<Vec<_>>>()?;
@@ -74,6 +96,9 @@ fn run(flags: Flags) -> Result<()> {
         let figures = serde_json::json!({
             "adapter": gpu.describe(),
             "characters": flags.characters,
+            // Of one model, and of the adapters beside it.
+            "weight_bytes": weight_bytes,
+            "adapter_bytes": adapter_bytes,
             "frames": flags.frames,
             "budget_us": flags.budget_us,
             "pass_us": { "token": token, "prompt": chunk },
@@ -116,9 +141,8 @@ struct Character {
 
 impl Game {
     fn new(gpu: &Gpu, cast: FrameDecoder, words: Words, flags: &Flags) -> Result<Game> {
-        let names = ["BRUTUS", "MACBETH", "DUKE", "OTHELLO", "IAGO", "CASSIUS", "ROMEO", "JULIET"];
         let character = |i: usize| Character {
-            name: names[i % names.len()].into(),
+            name: NAMES[i % NAMES.len()].into(),
             ids: vec![],
             said: String::new(),
             pause: 3 * i,

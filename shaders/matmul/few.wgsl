@@ -1,14 +1,9 @@
-// matmul where y has few rows, ROWS of them, for any adapter; after shared.wgsl and columns.wgsl. Each
-// element of b is used only a few times, so all that counts is reading b in order. A workgroup is LANES
-// invocations along n by SLICES along k.
+// matmul where y has few rows, ROWS of them, for any adapter; after shared.wgsl, columns.wgsl and
+// reduce.wgsl. Each element of b is used only a few times, so all that counts is reading b in order. A
+// workgroup is LANES invocations along n by SLICES along k.
 
 // knobs
-const SLICES: u32 = 1u; // invocations that share a column
-const SUBGROUP: u32 = 1u; // how many of those can shuffle
 const WIDTH: u32 = COLS; // columns of an invocation that are its own: COLS, 2 or 1
-
-const FEW_GROUP: u32 = LANES * SLICES;
-var<workgroup> partial: array<vec4<f32>, FEW_GROUP * ROWS * QUADS>;
 
 // `b_block` for columns from `col` on, of which the first WIDTH count.
 fn few_block(col: u32, k: u32, b0: u32, last: u32) -> array<mat4x4<f32>, QUADS> {
@@ -25,7 +20,7 @@ fn few_block(col: u32, k: u32, b0: u32, last: u32) -> array<mat4x4<f32>, QUADS> 
     return block;
 }
 
-@compute @workgroup_size(FEW_GROUP)
+@compute @workgroup_size(GROUP)
 fn forward_few(
     @builtin(workgroup_id) wid: vec3<u32>,
     @builtin(num_workgroups) nwg: vec3<u32>,
@@ -41,7 +36,7 @@ fn forward_few(
     let a0 = wid.z / p.slices * ROWS * p.k;
     let b0 = wid.z / p.slices * p.k * p.n;
     let k0 = wid.z % p.slices * p.slice_k;
-    var acc: array<vec4<f32>, ROWS * QUADS>;
+    var acc: Sums;
     for (var k = k0 + 4u * (lid / LANES); k < min(k0 + p.slice_k, p.k); k += 4u * SLICES) {
         let bs = few_block(col0, k, b0, b0 + p.k * p.n - 1u);
         for (var r = 0u; r < ROWS; r++) { // unroll
@@ -51,27 +46,12 @@ fn forward_few(
             }
         }
     }
-    // Sums over slices, in a fixed order: within subgroups first, then through workgroup memory.
-    for (var i = 0u; i < ROWS * QUADS; i++) { // unroll
-        var v = acc[i];
-        for (var step = LANES; step < SUBGROUP; step *= 2u) {
-            v += vec4<f32>(across(v.xy, step), across(v.zw, step));
-        }
-        partial[i * FEW_GROUP + lid] = v;
-    }
-    for (var step = FEW_GROUP / 2u; step >= max(LANES, SUBGROUP); step /= 2u) {
-        workgroupBarrier();
-        if (lid < step) {
-            for (var i = 0u; i < ROWS * QUADS; i++) {
-                partial[i * FEW_GROUP + lid] += partial[i * FEW_GROUP + lid + step];
-            }
-        }
-    }
+    reduce(acc, lid);
     if (lid < LANES) {
         for (var row = 0u; row < ROWS; row++) {
             for (var col = own; col < min(own + WIDTH, p.n); col++) {
                 let j = col - col0;
-                store((wid.z * ROWS + row) * p.n, col, partial[(row * QUADS + j / 4u) * FEW_GROUP + lid][j % 4u]);
+                store((wid.z * ROWS + row) * p.n, col, partial[(row * QUADS + j / 4u) * GROUP + lid][j % 4u]);
             }
         }
     }

@@ -9,7 +9,7 @@ use super::decoder::Decoder;
 use super::generation::{Finish, Generation, GenerationOptions};
 use crate::device::Gpu;
 use crate::error::{Error, Result};
-use crate::model::Model;
+use crate::model::{Adapter, Model};
 use crate::tokenize::{Message, ModelTokenizer, TextStream};
 
 /// A conversation with a model, as text: it knows the model's chat template and stop tokens, and feeds only what the
@@ -95,6 +95,21 @@ impl Chat {
     /// messages before it, so that replies do not all draw alike.
     pub fn options_mut(&mut self) -> &mut GenerationOptions {
         &mut self.options
+    }
+
+    /// Replies with this adapter from now on, or with none. It goes into the first
+    /// [slot](super::DecodeOptions::adapters) of the decoder, and the history is read again.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Decoder::load_adapter`]. Everything is then as it was.
+    pub fn set_adapter(&mut self, adapter: Option<&Adapter>) -> Result<()> {
+        if let Some(adapter) = adapter {
+            self.decoder.load_adapter(0, adapter)?;
+        }
+        self.decoder.set_adapter(0, adapter.map(|_| 0))?;
+        self.decoder.clear();
+        Ok(())
     }
 
     /// The history: what was said by all sides, also what the model has [forgotten](Self::forgotten).

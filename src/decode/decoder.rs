@@ -3,12 +3,13 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::adapters::{Slots, Stacks};
 use super::plan::{DecodeOptions, DecodePlan, StepGraph, StepPlan, Top};
 use crate::device::{ExecOptions, Executable, Gpu, Readback, Tensor};
 use crate::error::{Error, Result};
 use crate::graph::Value;
-use crate::model::{Model, Placed, Uploaded};
-use crate::nn::{DecodeShape, TransformerConfig, TransformerDecoder, check_ids, layer_of};
+use crate::model::{Adapter, Model, Placed, Uploaded};
+use crate::nn::{DecodeShape, LORA_A, LORA_B, TransformerConfig, TransformerDecoder, check_ids, layer_of};
 use crate::optim::Arena;
 
 /// A model in GPU memory, with a cache of the tokens that it was fed.
@@ -44,6 +45,8 @@ pub struct Decoder {
     all_graph: Arc<StepGraph>,
     /// The tokens in the cache of each sequence.
     pub(super) cached: Vec<Vec<u32>>,
+    /// The adapters, if there is room for any.
+    pub(super) slots: Option<Slots>,
 }
 
 /// The executable for a fixed number of new tokens.
@@ -55,6 +58,16 @@ pub(super) struct Step {
     pub(super) top: Option<Top>,
     /// Bytes of GPU memory, not counting what steps share.
     bytes: usize,
+}
+
+/// The inputs of a pass, for each sequence.
+pub(super) struct Inputs<'a> {
+    /// Up to `time` tokens.
+    pub parts: Vec<&'a [u32]>,
+    /// The number of tokens before them.
+    pub starts: Vec<usize>,
+    /// Adapters by slot. Empty if there is no room for any.
+    pub slots: Vec<u32>,
 }
 
 /// A submitted step, and the values that were requested, on their way to the host.
@@ -147,9 +160,11 @@ impl Decoder {
             steps.push(Step::new(gpu, step.clone(), &mut shared).await?);
         }
         let DecodePlan { batch, capacity, .. } = *plan;
+        let slots = plan.adapters.clone().map(|room| Ok(Slots::new(room, stacks(plan, &shared)?, batch)));
         let (config, placed, all_graph) = (plan.config.clone(), plan.placed.clone(), plan.all.clone());
         let (gpu, cached) = (gpu.clone(), vec![vec![]; batch]);
-        Ok(Decoder { gpu, config, shared, placed, batch, capacity, steps, all: None, all_graph, cached })
+        let slots = slots.transpose()?;
+        Ok(Decoder { gpu, config, shared, placed, batch, capacity, steps, all: None, all_graph, cached, slots })
     }
 
     /// The configuration of the model.
@@ -182,11 +197,82 @@ impl Decoder {
         self.placed.bytes()
     }
 
-    /// Bytes of all buffers: weights, caches, activations. This is [`DecodePlan::bytes`] until
+    /// Bytes of all buffers: weights, slots of adapters, caches, activations. This is [`DecodePlan::bytes`] until
     /// [`feed_all`](Self::feed_all) is first called.
     pub fn buffer_bytes(&self) -> usize {
         let shared: usize = self.shared.tensors.values().map(|t| t.ty().storage_bytes()).sum();
         shared + self.steps.iter().chain(&self.all).map(|s| s.bytes).sum::<usize>()
+    }
+
+    /// Loads an adapter into a [slot](super::AdapterSlots), in place of the one that it holds. Sequences that use the slot
+    /// go on with the new one. The base stays as it is, and so do all pipelines and buffers; the writes are queued, and
+    /// nothing waits for them.
+    ///
+    /// ```no_run
+    /// use throughline::Gpu;
+    /// use throughline::decode::{AdapterSlots, DecodeOptions, Decoder, GenerationOptions};
+    /// use throughline::model::{Adapter, Model};
+    ///
+    /// let gpu = Gpu::headless_blocking()?;
+    /// let model = Model::open("SmolLM2-135M-Instruct.Q4_1.gguf".as_ref())?;
+    /// let options = DecodeOptions { batch: 3, adapters: Some(&AdapterSlots::new(2, 16)), ..DecodeOptions::new(512) };
+    /// let mut decoder = Decoder::new_blocking(&gpu, &model, options)?;
+    /// for (slot, folder) in ["knight", "ferryman"].into_iter().enumerate() {
+    ///     decoder.load_adapter(slot, &Adapter::open(folder.as_ref(), &model)?)?;
+    ///     decoder.set_adapter(slot, Some(slot))?; // of sequences 0 and 1; the third is the base
+    /// }
+    /// let prompt: &[u32] = &[504, 28899, 436];
+    /// let texts = decoder.generate_batch_blocking(&[prompt; 3], &GenerationOptions::default())?;
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If the decoder has no such slot, or the adapter is for layers of other shapes, of a larger rank, or for layers that
+    /// the slots have no room for: the error names file and tensor. The slot then holds what it held before.
+    pub fn load_adapter(&mut self, slot: usize, adapter: &Adapter) -> Result<()> {
+        let gpu = self.gpu.clone();
+        let slots = self.slots_mut()?;
+        slots.check(slot, adapter)?;
+        slots.set_filled(slot, false);
+        let mut layer = 0;
+        while slots.write(&gpu, slot, adapter, layer)?.is_some() {
+            layer += 1;
+        }
+        slots.set_filled(slot, true);
+        Ok(())
+    }
+
+    /// Lets a sequence use the adapter in a slot, or none, from the next tokens that it is fed. Of the tokens in the cache,
+    /// keys and values stay as they were made: [`truncate`](Self::truncate) forgets them, to begin anew.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such sequence or slot, or the slot holds nothing.
+    pub fn set_adapter(&mut self, sequence: usize, slot: Option<usize>) -> Result<()> {
+        if slot.is_none() && self.slots.is_none() && sequence < self.batch {
+            return Ok(());
+        }
+        let slots = self.slots_mut()?;
+        if let Some(slot) = slot {
+            slots.expect_filled(slot)?;
+        }
+        slots.choose(sequence, slot)
+    }
+
+    /// The slot that a sequence uses.
+    pub fn adapter(&self, sequence: usize) -> Option<usize> {
+        self.slots.as_ref().and_then(|slots| slots.of(sequence))
+    }
+
+    pub(super) fn slots_mut(&mut self) -> Result<&mut Slots> {
+        let none = || Error::config("adapters", "the decoder has no room for adapters: see `DecodeOptions::adapters`");
+        self.slots.as_mut().ok_or_else(none)
+    }
+
+    /// The slot of each sequence, as kernels read it.
+    pub(super) fn slot_ids(&self) -> Vec<u32> {
+        self.slots.as_ref().map_or(vec![], Slots::ids)
     }
 
     /// Empties the caches of all sequences, to start over.
@@ -272,7 +358,8 @@ impl Decoder {
         let mut all = vec![];
         let mut start = self.cached[0].len();
         for part in ids.chunks(step.shape.time) {
-            let logits = step.submit(&[part], &[start], &[step.values.logits])?.swap_remove(0);
+            let inputs = Inputs { parts: vec![part], starts: vec![start], slots: self.slot_ids() };
+            let logits = step.submit(&inputs, &[step.values.logits])?.swap_remove(0);
             let logits: Vec<f32> = logits.take().await?;
             all.extend_from_slice(&logits[..part.len() * self.config.vocab_size]);
             start += part.len();
@@ -293,6 +380,9 @@ impl Decoder {
         }
         if new.iter().all(|ids| ids.is_empty()) {
             return err("at least one token".into(), "none".into());
+        }
+        if let Some(slots) = &self.slots {
+            slots.check_ready()?;
         }
         let fits = |(i, (ids, cached)): (usize, (&&[u32], &Vec<u32>))| self.check_more(i, ids, cached.len());
         new.iter().zip(&self.cached).enumerate().try_for_each(fits)
@@ -342,7 +432,7 @@ impl Decoder {
             let parts: Vec<&[u32]> = new.iter().map(|ids| &ids[fed(ids, left)..fed(ids, left - 1)]).collect();
             let starts: Vec<usize> = new.iter().zip(&self.cached).map(|(ids, c)| c.len() + fed(ids, left)).collect();
             let wanted = if left == 1 { read(step) } else { vec![] };
-            readbacks = step.submit(&parts, &starts, &wanted)?;
+            readbacks = step.submit(&Inputs { parts, starts, slots: self.slot_ids() }, &wanted)?;
         }
         Ok(Submitted { step, readbacks })
     }
@@ -366,12 +456,22 @@ fn check_all_used(plan: &DecodePlan, params: &Arena) -> Result<()> {
     }
 }
 
+/// The tensors with the slots of each layer.
+fn stacks(plan: &DecodePlan, shared: &Uploaded) -> Result<Vec<Stacks>> {
+    let step = plan.steps.first();
+    let names = step.into_iter().flat_map(|step| step.made()).map(|e| e.name.as_str());
+    let layers = names.filter_map(|name| name.strip_suffix(LORA_A)?.strip_suffix('.'));
+    let tensor = |layer: &str, matrix: &str| shared.tensor(&format!("{layer}.{matrix}"));
+    layers
+        .map(|layer| Ok(Stacks { layer: layer.into(), a: tensor(layer, LORA_A)?, b: tensor(layer, LORA_B)? }))
+        .collect()
+}
+
 impl Step {
     async fn new(gpu: &Gpu, plan: StepPlan, shared: &mut Uploaded) -> Result<Step> {
-        // The first step that asks for a cache creates it.
-        for cache in plan.caches() {
-            if !shared.tensors.contains_key(&cache.name) {
-                shared.tensors.insert(cache.name.clone(), Tensor::zeros(gpu, &cache.name, cache.ty.clone())?);
+        for made in plan.made() {
+            if !shared.tensors.contains_key(&made.name) {
+                shared.tensors.insert(made.name.clone(), Tensor::zeros(gpu, &made.name, made.ty.clone())?);
             }
         }
         let bound = plan.plan.externals.iter().filter(|e| plan.is_shared(e.value));
@@ -386,21 +486,19 @@ impl Step {
         Ok(Step { exec, values, shape, top, bytes })
     }
 
-    /// Records the inputs of a pass: up to `time` tokens of each sequence, and the number of tokens before them. Unused
-    /// rows write keys after those in use, and the next tokens overwrite them.
-    pub(super) fn record_inputs(
-        &self,
-        encoder: &mut wgpu::CommandEncoder,
-        parts: &[&[u32]],
-        starts: impl Iterator<Item = usize> + Clone,
-    ) -> Result<()> {
+    /// Records the inputs of a pass. Unused rows write keys after those in use, and the next tokens overwrite them.
+    pub(super) fn record_inputs(&self, encoder: &mut wgpu::CommandEncoder, inputs: &Inputs<'_>) -> Result<()> {
+        let Inputs { parts, starts, slots } = inputs;
         let time = self.shape.time;
         let mut write = |value, words: Vec<u32>| self.exec.record_write(encoder, value, &words);
         let padded = |ids: &&[u32]| ids.iter().copied().chain(std::iter::repeat(0)).take(time).collect::<Vec<_>>();
         write(self.values.tokens, parts.iter().flat_map(padded).collect())?;
-        write(self.values.start, starts.clone().map(|n| n as u32).collect())?;
+        write(self.values.start, starts.iter().map(|&n| n as u32).collect())?;
+        if let Some(value) = self.values.slots {
+            write(value, slots.clone())?;
+        }
         if let Some(positions) = self.values.positions {
-            write(positions, starts.flat_map(|start| start..start + time).map(|p| p as u32).collect())?;
+            write(positions, starts.iter().flat_map(|&start| start..start + time).map(|p| p as u32).collect())?;
         }
         if let Some(last) = self.values.last {
             let row = |(b, ids): (usize, &&[u32])| (b * time + ids.len().saturating_sub(1)) as u32;
@@ -411,9 +509,9 @@ impl Step {
 
     /// Runs up to `time` tokens of each sequence, in as many submits as that takes, with the copies of the values to
     /// read.
-    fn submit(&self, parts: &[&[u32]], starts: &[usize], read: &[Value]) -> Result<Vec<Readback>> {
+    fn submit(&self, inputs: &Inputs<'_>, read: &[Value]) -> Result<Vec<Readback>> {
         let submitted = self.exec.submit_with("decoding", |submits| {
-            self.record_inputs(submits.encoder(), parts, starts.iter().copied())?;
+            self.record_inputs(submits.encoder(), inputs)?;
             self.exec.record_in(submits)?;
             self.record_read(submits.encoder(), read)
         });

@@ -9,15 +9,17 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::decoder::{Decoder, Step};
+use super::adapters::{NO_SLOT, Slots};
+use super::decoder::{Decoder, Inputs, Step};
 use super::generation::{Finish, GenerationOptions, Likeliest, Text};
 use super::sample::of_sequence;
 use crate::device::timeline::Timeline;
 use crate::device::{Fate, Readback, now};
 use crate::error::{Error, Result, joined};
+use crate::model::Adapter;
 
 /// What happened to a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +87,19 @@ pub struct FrameDecoder {
     /// Whether an encoder was dropped, which `poll` has yet to say.
     lost: bool,
     events: Vec<(usize, Event)>,
+    /// Adapters on their way into their slots.
+    loading: Vec<Loading>,
+    /// Of each slot, the number of the last encoder with a part of a pass that reads it.
+    slot_reads: Vec<u64>,
+}
+
+/// An adapter on its way into a slot.
+#[derive(Debug)]
+struct Loading {
+    slot: usize,
+    adapter: Arc<Adapter>,
+    /// Index of the next layer to write.
+    layer: usize,
 }
 
 /// What was recorded into an encoder.
@@ -135,6 +150,7 @@ struct PassInputs {
     parts: Vec<Vec<u32>>,
     starts: Vec<usize>,
     temperatures: Vec<f32>,
+    slots: Vec<u32>,
 }
 
 #[derive(Debug)]
@@ -191,6 +207,9 @@ impl<T> fmt::Debug for Arriving<T> {
     }
 }
 
+/// Bytes of adapters that a frame queues, roughly: a fraction of a millisecond.
+const LOADED_BYTES: usize = 1 << 20;
+
 /// Number of times that passes are measured.
 const RUNS: usize = 4;
 
@@ -233,6 +252,7 @@ impl FrameDecoder {
         };
         let sequences = decoder.cached.iter().map(|_| silent()).collect();
         let flights = decoder.steps.iter().map(|_| None).collect();
+        let slot_reads = vec![0; decoder.slots.as_ref().map_or(0, Slots::count)];
         FrameDecoder {
             decoder,
             estimates,
@@ -245,6 +265,8 @@ impl FrameDecoder {
             counted: vec![],
             lost: false,
             events: vec![],
+            loading: vec![],
+            slot_reads,
         }
     }
 
@@ -292,6 +314,36 @@ impl FrameDecoder {
         (s.text, s.fed, s.speaks) = (Text::new(&feed, options), 0, true);
         self.end_if_finished(sequence);
         Ok(())
+    }
+
+    /// Loads an adapter into a [slot](super::AdapterSlots), in place of the one that it holds. Nothing waits: the frames that
+    /// follow write about a megabyte each, beginning when none that was recorded still reads the slot. Sequences that use
+    /// it pause until it is there, and go on with the new one.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Decoder::load_adapter`]. Everything is then as it was.
+    pub fn load_adapter(&mut self, slot: usize, adapter: impl Into<Arc<Adapter>>) -> Result<()> {
+        let adapter = adapter.into();
+        let slots = self.decoder.slots_mut()?;
+        slots.check(slot, &adapter)?;
+        slots.set_filled(slot, false);
+        self.loading.retain(|loading| loading.slot != slot);
+        self.loading.push(Loading { slot, adapter, layer: 0 });
+        Ok(())
+    }
+
+    /// Lets a sequence use the adapter in a slot, or none, from the next pass that begins. Set it before
+    /// [`say`](Self::say) for all of a text. In the middle of one, its earlier tokens stay as they were read.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such sequence or slot, or no adapter is in the slot or on its way there.
+    pub fn set_adapter(&mut self, sequence: usize, slot: Option<usize>) -> Result<()> {
+        match slot.filter(|slot| self.loading.iter().any(|loading| loading.slot == *slot)) {
+            Some(slot) => self.decoder.slots_mut()?.choose(sequence, Some(slot)),
+            None => self.decoder.set_adapter(sequence, slot),
+        }
     }
 
     /// Silences a sequence: no more events of its text arrive. It remembers what it was told and has said, for
@@ -347,7 +399,8 @@ impl FrameDecoder {
         &self.decoder
     }
 
-    /// Returns the decoder. Unfinished texts stay where they are, without what is not known to have run.
+    /// Returns the decoder. Unfinished texts stay where they are, without what is not known to have run. A slot whose
+    /// adapter is still on its way holds none.
     pub fn into_decoder(mut self) -> Decoder {
         self.uncount(|_| true);
         self.decoder
@@ -375,6 +428,7 @@ impl FrameDecoder {
 
     /// Records into the encoder of this number.
     fn record_work(&mut self, encoder: &mut wgpu::CommandEncoder, budget: Duration, needs: u64) -> Result<Duration> {
+        self.load_some()?;
         for kind in 0..self.flights.len() {
             self.record_scores(encoder, kind, needs)?;
         }
@@ -387,6 +441,11 @@ impl FrameDecoder {
                 _ => return Ok(taken),
             };
             self.record_inputs(encoder, &pass)?;
+            for &slot in &pass.inputs.slots {
+                if let Some(read) = self.slot_reads.get_mut(slot as usize) {
+                    *read = needs;
+                }
+            }
             let (estimates, first) = (&self.estimates[pass.kind], pass.next);
             while let Some(&more) = estimates.get(pass.next).filter(|more| fits(taken, **more)) {
                 taken += more;
@@ -399,6 +458,26 @@ impl FrameDecoder {
             }
             self.end_pass(encoder, pass, needs)?;
         }
+    }
+
+    /// Queues the writes of some layers of an adapter, which so come before everything that is submitted from now on. What
+    /// reads the slot must have run.
+    fn load_some(&mut self) -> Result<()> {
+        let Some(slots) = &mut self.decoder.slots else { return Ok(()) };
+        let pass = self.pass.as_ref().map_or(&[][..], |pass| &pass.inputs.slots);
+        let is_free = |slot: usize| self.slot_reads[slot] <= self.settled && !pass.contains(&(slot as u32));
+        let Some(at) = self.loading.iter().position(|loading| is_free(loading.slot)) else { return Ok(()) };
+        let Loading { slot, adapter, layer } = &mut self.loading[at];
+        let mut queued = 0;
+        while queued < LOADED_BYTES {
+            let Some(bytes) = slots.write(&self.decoder.gpu, *slot, adapter, *layer)? else {
+                slots.set_filled(*slot, true);
+                self.loading.remove(at);
+                break;
+            };
+            (queued, *layer) = (queued + bytes, *layer + 1);
+        }
+        Ok(())
     }
 
     /// Records the copy of all logits, if a flight needs them.
@@ -423,6 +502,8 @@ impl FrameDecoder {
             self.recordings.clear();
             self.pass = None;
             self.flights.fill_with(|| None);
+            // What is left of it comes to nothing, whatever it reads.
+            self.slot_reads.fill(0);
             self.sequences.iter_mut().for_each(|s| s.waits = false);
             self.lost = true;
         }
@@ -448,10 +529,11 @@ impl FrameDecoder {
     fn members(&self, kind: usize) -> impl Iterator<Item = Member> {
         let time = self.decoder.steps[kind].shape.time;
         let of_kind = move |s: &Sequence| self.decoder.kind_for(s.text.feed.len()) == kind;
-        let ready = move |s: &Sequence| s.speaks && !s.waits && of_kind(s);
+        let has_adapter = |i| self.decoder.slots.as_ref().is_none_or(|slots| slots.is_ready(i));
+        let ready = move |i, s: &Sequence| s.speaks && !s.waits && of_kind(s) && has_adapter(i);
         // As in `Decoder::submit`, all parts of a prompt except the first are whole.
         let count = move |s: &Sequence| (s.unfed().len() - 1) % time + 1;
-        let sequences = self.sequences.iter().enumerate().filter(move |(_, s)| ready(s));
+        let sequences = self.sequences.iter().enumerate().filter(move |(i, s)| ready(*i, s));
         sequences.map(move |(sequence, s)| Member { sequence, count: count(s) })
     }
 
@@ -466,15 +548,19 @@ impl FrameDecoder {
         let start = |(s, c): (&Sequence, &Vec<u32>)| c.len() + if s.waits { s.unfed().len() } else { 0 };
         let starts = self.sequences.iter().zip(&self.decoder.cached).map(start).collect();
         let temperatures = self.sequences.iter().map(|s| s.text.options.sampling.temperature).collect();
+        // Only members read their slots: the others' may be about to change.
+        let ids = self.decoder.slot_ids().into_iter().enumerate();
+        let slots = ids.map(|(i, id)| if members.iter().any(|m| m.sequence == i) { id } else { NO_SLOT }).collect();
         self.last = kind;
-        Pass { kind, members, inputs: PassInputs { parts, starts, temperatures }, next: 0 }
+        Pass { kind, members, inputs: PassInputs { parts, starts, temperatures, slots }, next: 0 }
     }
 
     /// Records the inputs of a pass.
     fn record_inputs(&self, encoder: &mut wgpu::CommandEncoder, pass: &Pass) -> Result<()> {
         let step = &self.decoder.steps[pass.kind];
-        let parts: Vec<&[u32]> = pass.inputs.parts.iter().map(Vec::as_slice).collect();
-        step.record_inputs(encoder, &parts, pass.inputs.starts.iter().copied())?;
+        let PassInputs { parts, starts, slots, .. } = &pass.inputs;
+        let parts = parts.iter().map(Vec::as_slice).collect();
+        step.record_inputs(encoder, &Inputs { parts, starts: starts.clone(), slots: slots.clone() })?;
         match step.top {
             Some(top) => step.exec.record_write(encoder, top.temperature, &pass.inputs.temperatures),
             None => Ok(()),
@@ -592,8 +678,9 @@ fn likeliest(step: &Step, encoder: &mut wgpu::CommandEncoder) -> Result<Arriving
 /// Sets the inputs of a step for full caches: it then takes longest, and changes nothing in them.
 fn prepare_to_measure(decoder: &Decoder, step: &Step) -> Result<()> {
     let mut encoder = decoder.gpu.encoder("measured decoding");
-    let starts = decoder.cached.iter().map(|_| decoder.capacity);
-    step.record_inputs(&mut encoder, &vec![&[][..]; decoder.batch], starts)?;
+    let (parts, starts) = (vec![&[][..]; decoder.batch], vec![decoder.capacity; decoder.batch]);
+    let slots = decoder.slots.as_ref().map_or(vec![], Slots::ids_to_measure);
+    step.record_inputs(&mut encoder, &Inputs { parts, starts, slots })?;
     decoder.gpu.submit(encoder)?;
     Ok(())
 }

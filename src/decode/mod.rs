@@ -11,9 +11,10 @@
 //! - [`DecodePlan`] to know memory and limits before there is a device.
 //!
 //! Matrices keep the format of the file and are decoded inside the kernels. A prompt is processed in chunks; after that
-//! each token takes one submit. Several sequences of any lengths can run side by side. Models with blocks of one's own
-//! decode as well: see [`DecodeOptions`].
+//! each token takes one submit. Several sequences of any lengths can run side by side, each with an [adapter](AdapterSlots)
+//! of its own or none. Models with blocks of one's own decode as well: see [`DecodeOptions`].
 
+mod adapters;
 #[cfg(feature = "tokenizers")]
 mod chat;
 mod decoder;
@@ -22,6 +23,7 @@ mod generation;
 mod plan;
 pub mod sample;
 
+pub use crate::nn::AdapterSlots;
 pub use crate::ops::packed_i8::Activations;
 #[cfg(feature = "tokenizers")]
 pub use chat::{Chat, Reply};

@@ -6,7 +6,7 @@ use crate::device::Gpu;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
 use crate::model::{Model, Placed};
-use crate::nn::{Block, DecodeRows, DecodeShape, StandardBlock, TransformerConfig, TransformerDecoder};
+use crate::nn::{AdapterSlots, Block, DecodeRows, DecodeShape, StandardBlock, TransformerConfig, TransformerDecoder};
 use crate::ops::packed_i8::Activations;
 use crate::ops::top_k::MAX_K;
 use crate::plan::requirements::Requirements;
@@ -53,12 +53,14 @@ pub struct DecodeOptions<'a> {
     /// How products with packed weights read their inputs. [`Activations::I8`] is faster where arithmetic is the limit,
     /// and less exact.
     pub activations: Activations,
+    /// Room for adapters, of which each sequence can use one. None by default.
+    pub adapters: Option<&'a AdapterSlots>,
 }
 
 impl DecodeOptions<'_> {
     /// One sequence of at most `capacity` tokens, and standard blocks.
     pub fn new(capacity: usize) -> Self {
-        DecodeOptions { batch: 1, capacity, block: &StandardBlock, activations: Activations::F32 }
+        DecodeOptions { batch: 1, capacity, block: &StandardBlock, activations: Activations::F32, adapters: None }
     }
 }
 
@@ -94,6 +96,7 @@ pub struct DecodePlan {
     pub(super) placed: Placed,
     pub(super) batch: usize,
     pub(super) capacity: usize,
+    pub(super) adapters: Option<AdapterSlots>,
     /// For one token per sequence, for short prompts, and on GPUs for long ones: by number of tokens.
     pub(super) steps: Vec<StepPlan>,
     pub(super) all: Arc<StepGraph>,
@@ -119,9 +122,17 @@ pub(super) struct StepPlan {
 }
 
 impl StepGraph {
-    fn new(config: &TransformerConfig, placed: &Placed, block: &dyn Block, shape: DecodeShape) -> Result<Self> {
+    fn new(
+        config: &TransformerConfig,
+        placed: &Placed,
+        options: DecodeOptions<'_>,
+        time: usize,
+        rows: DecodeRows,
+    ) -> Result<Self> {
+        let DecodeOptions { batch, capacity, block, activations, adapters } = options;
+        let shape = DecodeShape { batch, time, capacity, rows, activations };
         let mut graph = Graph::with_max_tensor_bytes(placed.max_bytes);
-        let values = TransformerDecoder::assemble(&mut graph, config, block, &placed.packed(), shape)?;
+        let values = TransformerDecoder::assemble(&mut graph, config, block, &placed.packed(), shape, adapters)?;
         let top = match shape.rows {
             DecodeRows::Last => {
                 let temperature = graph.input("temperature", TensorType::f32([shape.batch]))?;
@@ -143,17 +154,18 @@ impl StepGraph {
 }
 
 impl StepPlan {
-    pub fn is_cache(&self, value: Value) -> bool {
-        self.values.caches.contains(&value)
+    fn is_made(&self, value: Value) -> bool {
+        self.values.caches.contains(&value) || self.values.adapters.contains(&value)
     }
 
-    /// Whether all steps share it: parameters and caches.
+    /// Whether all steps share it: parameters, caches and adapters.
     pub fn is_shared(&self, value: Value) -> bool {
-        self.is_cache(value) || self.values.params.contains(&value)
+        self.is_made(value) || self.values.params.contains(&value)
     }
 
-    pub fn caches(&self) -> impl Iterator<Item = &External> {
-        self.plan.externals.iter().filter(|e| self.is_cache(e.value))
+    /// What the first step makes for all of them: caches, and the slots of adapters.
+    pub fn made(&self) -> impl Iterator<Item = &External> {
+        self.plan.externals.iter().filter(|e| self.is_made(e.value))
     }
 
     /// Bytes of a step, not counting what steps share.
@@ -233,11 +245,8 @@ impl DecodePlan {
         options: DecodeOptions<'_>,
         profile: &Profile,
     ) -> Result<Self> {
-        let DecodeOptions { batch, capacity, block, activations } = options;
-        let step = |time, rows| {
-            let shape = DecodeShape { batch, time, capacity, rows, activations };
-            StepGraph::new(config, placed, block, shape)
-        };
+        let DecodeOptions { batch, capacity, .. } = options;
+        let step = |time, rows| StepGraph::new(config, placed, options, time, rows);
         let short = SHORT.min(capacity);
         let mut steps = vec![step(1, DecodeRows::Last)?.plan(profile)?];
         if short > 1 {
@@ -245,7 +254,7 @@ impl DecodePlan {
         }
         let all = Arc::new(step(short, DecodeRows::All)?);
         let (config, placed, lanes) = (config.clone(), placed.clone(), profile.lanes());
-        Ok(DecodePlan { config, placed, batch, capacity, steps, all, lanes })
+        Ok(DecodePlan { config, placed, batch, capacity, adapters: options.adapters.cloned(), steps, all, lanes })
     }
 
     /// Adds the step for long prompts, on GPUs: the largest that the device can run and that takes no more memory than
@@ -254,14 +263,12 @@ impl DecodePlan {
         if profile.class == AdapterClass::Cpu {
             return Ok(self);
         }
-        let DecodeOptions { batch, capacity, block, activations } = options;
         for tokens in LONG {
-            let time = (tokens / batch).min(capacity);
+            let time = (tokens / options.batch).min(options.capacity);
             if time <= SHORT {
                 break;
             }
-            let shape = DecodeShape { batch, time, capacity, rows: DecodeRows::Last, activations };
-            let graph = StepGraph::new(&self.config, &self.placed, block, shape);
+            let graph = StepGraph::new(&self.config, &self.placed, options, time, DecodeRows::Last);
             match graph.and_then(|graph| graph.plan(profile)) {
                 Ok(step) if step.bytes() <= self.shared_bytes().max(LONG_BYTES) => {
                     self.steps.push(step);
@@ -304,15 +311,15 @@ impl DecodePlan {
         all.reduce(Requirements::and).unwrap_or_default()
     }
 
-    /// Bytes of GPU memory: weights, caches, activations.
+    /// Bytes of GPU memory: weights, slots of adapters, caches, activations.
     pub fn bytes(&self) -> usize {
         self.shared_bytes() + self.steps.iter().map(StepPlan::bytes).sum::<usize>()
     }
 
-    /// Bytes of what all steps share: weights and caches.
+    /// Bytes of what all steps share: weights, slots and caches.
     fn shared_bytes(&self) -> usize {
-        let caches = self.steps.first().into_iter().flat_map(StepPlan::caches);
-        self.placed.bytes() + caches.map(|e| e.ty.storage_bytes()).sum::<usize>()
+        let made = self.steps.first().into_iter().flat_map(StepPlan::made);
+        self.placed.bytes() + made.map(|e| e.ty.storage_bytes()).sum::<usize>()
     }
 
     /// Bytes of the weights alone.

@@ -59,11 +59,7 @@ pub fn save(dir: &Path, config: &TransformerConfig, params: &[(String, Vec<f32>)
 
 /// [`save`], asking for the values of one parameter after another: for those of a
 /// [`Checkpoint`](crate::train::checkpoint::Checkpoint::values), say. Only one at a time is in host memory.
-pub fn save_with(
-    dir: &Path,
-    config: &TransformerConfig,
-    values: impl FnMut(&str) -> Result<Vec<f32>>,
-) -> Result<()> {
+pub fn save_with(dir: &Path, config: &TransformerConfig, values: impl FnMut(&str) -> Result<Vec<f32>>) -> Result<()> {
     let (json, names) = to_hugging_face::write(config)?;
     let mut folder = Folder::new(dir);
     folder.add_values(config, &layout(config, names)?, values)?;

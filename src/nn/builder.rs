@@ -7,6 +7,7 @@ use super::caches::Caches;
 use super::config::{Norm, TransformerConfig};
 use super::lora::{LORA_A, LORA_B, Lora};
 use super::names::part_name;
+use super::slots::Slots;
 use super::table::Table;
 use super::texts::Texts;
 use crate::error::{Error, Result};
@@ -77,6 +78,8 @@ pub struct Builder<'a> {
     lora: Option<&'a Lora>,
     /// Inputs times the first matrix of an adapter, by the layer that owns it.
     low: BTreeMap<String, Value>,
+    /// Adapters that each sequence of a decoder chooses.
+    pub(super) slots: Option<Slots>,
     pub(super) caches: Option<Caches>,
     /// Texts that share sequences.
     pub(super) texts: Option<Texts>,
@@ -126,8 +129,8 @@ impl<'a> Builder<'a> {
     pub fn new(g: &'a mut Graph) -> Self {
         let first = g.nodes().len();
         let (config, training, kept, packed, activations, packed_inputs) = Default::default();
-        let (lora, low, caches, texts) = Default::default();
-        Builder { g, config, training, first, kept, packed, activations, packed_inputs, lora, low, caches, texts }
+        let (lora, low, slots, caches, texts) = Default::default();
+        Builder { g, config, training, first, kept, packed, activations, packed_inputs, lora, low, slots, caches, texts }
     }
 
     /// A builder for parts of a transformer, such as a [`stack`](Self::stack), as well as for other layers.
@@ -263,15 +266,18 @@ impl<'a> Builder<'a> {
             false => None,
         };
         let adapter = self.lora.filter(|lora| lora.adapts(&self.g.full_name(name)));
-        let base = adapter.map(|_| format!("{name}.base"));
+        let full = self.g.full_name(name);
+        let by_sequence = self.slots.as_ref().is_some_and(|slots| slots.has_room_for(&full));
+        let base = (adapter.is_some() || by_sequence).then(|| format!("{name}.base"));
         let product = base.as_deref().unwrap_or(name);
         let y = match packed {
             Some((_, matrix)) => self.g.packed_linear_of(product, [x, w], matrix, bias, self.activations)?,
             None => self.g.linear(product, x, w, bias)?,
         };
-        match adapter {
-            Some(lora) => self.add_adapter(lora, name, x, y),
-            None => Ok(y),
+        match (adapter, &mut self.slots) {
+            (Some(lora), _) => self.add_adapter(lora, name, x, y),
+            (None, Some(slots)) if by_sequence => slots.add(self.g, name, x, y),
+            _ => Ok(y),
         }
     }
 

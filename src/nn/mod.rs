@@ -23,6 +23,7 @@ mod decodable;
 mod lora;
 mod names;
 mod parts;
+mod slots;
 mod stack;
 mod table;
 mod texts;
@@ -37,6 +38,7 @@ pub use lora::Lora;
 pub(crate) use lora::{LORA_A, LORA_B, QKV, is_called};
 pub use names::is_hidden_matrix;
 pub(crate) use names::{layer_of, part_name, rows_of_part, table_of_part};
+pub use slots::AdapterSlots;
 pub use stack::Stack;
 pub(crate) use transformer::TOKEN_TYPES;
 pub use transformer::{

@@ -8,6 +8,7 @@ use super::caches::Caches;
 use super::config::{Positions, TransformerConfig};
 use super::decodable::{self, Subject};
 use super::lora::Lora;
+use super::slots::{AdapterSlots, Slots};
 use super::stack::Stack;
 use super::table::Table;
 use super::texts::Texts;
@@ -325,6 +326,12 @@ pub struct TransformerDecoder {
     pub params: Vec<Value>,
     /// States: keys and values of each attention, `[batch, capacity, n_kv_heads * head_dim]`.
     pub caches: Vec<Value>,
+    /// Input, if there is room for adapters: the slot of each sequence, u32 `[batch]`. A number that is no slot stands
+    /// for no adapter.
+    pub slots: Option<Value>,
+    /// Inputs, if so: the matrices of all slots, `{layer}.lora_a` `[count, d_in, rank]` and `{layer}.lora_b`
+    /// `[count, rank, d_out]` of each layer.
+    pub adapters: Vec<Value>,
 }
 
 impl TransformerDecoder {
@@ -336,7 +343,7 @@ impl TransformerDecoder {
         packed: &BTreeMap<String, Packed>,
         shape: DecodeShape,
     ) -> Result<Self> {
-        Self::assemble(g, config, &StandardBlock, packed, shape)
+        Self::assemble(g, config, &StandardBlock, packed, shape, None)
     }
 
     /// The same with blocks of your own.
@@ -352,7 +359,7 @@ impl TransformerDecoder {
         shape: DecodeShape,
     ) -> Result<Self> {
         let max_tensor_bytes = g.max_tensor_bytes();
-        let model = Self::assemble(g, config, block, packed, shape)?;
+        let model = Self::assemble(g, config, block, packed, shape, None)?;
         Self::check_blocks(config, block, max_tensor_bytes)?;
         Ok(model)
     }
@@ -363,19 +370,20 @@ impl TransformerDecoder {
         let time = decodable::TIME.min(config.context);
         let (batch, rows, activations) = (decodable::BATCH, DecodeRows::All, Activations::F32);
         let shape = DecodeShape { batch, time, capacity: time, rows, activations };
-        let model = Self::assemble(&mut g, config, block, &BTreeMap::new(), shape)?;
+        let model = Self::assemble(&mut g, config, block, &BTreeMap::new(), shape, None)?;
         let inputs: Vec<Value> = [model.tokens].into_iter().chain(model.positions).collect();
         let stream = [model.stream[0], model.stream[config.n_layers]];
         decodable::check(&Subject { graph: &g, time, stream, inputs: &inputs, caches: &model.caches })
     }
 
-    /// [`build_with`](Self::build_with) without a look at what the blocks do.
+    /// [`build_with`](Self::build_with) without a look at what the blocks do, with room for adapters.
     pub(crate) fn assemble(
         g: &mut Graph,
         config: &TransformerConfig,
         block: &dyn Block,
         packed: &BTreeMap<String, Packed>,
         shape: DecodeShape,
+        adapters: Option<&AdapterSlots>,
     ) -> Result<Self> {
         let DecodeShape { batch, time, capacity, rows, activations } = shape;
         if config.bidirectional || config.token_types > 0 {
@@ -394,6 +402,10 @@ impl TransformerDecoder {
         };
         b.activations = activations.of_rows(batch * time);
         b.caches = Some(Caches { start, capacity, states: vec![] });
+        if let Some(room) = adapters {
+            room.validate()?;
+            b.slots = Some(Slots::new(b.g, room, batch)?);
+        }
         let (table, x) = embed(&mut b, tokens)?;
         let x = b.begin(x, positions)?;
         let stream = b.blocks(block, x)?;
@@ -409,6 +421,22 @@ impl TransformerDecoder {
         let logits = head(&mut b, table, x)?;
         let params = b.added_params();
         let caches = b.caches.map_or(vec![], |caches| caches.states);
-        Ok(TransformerDecoder { tokens, start, positions, last, stream, logits, params, caches })
+        let (slots, stacks) = b.slots.map(|slots| (slots.ids, slots.stacks)).unzip();
+        let stacks = stacks.unwrap_or_default();
+        if let Some(room) = adapters {
+            room.check_names(params.iter().chain(&stacks).map(|&v| g.name(v)))?;
+        }
+        Ok(TransformerDecoder {
+            tokens,
+            start,
+            positions,
+            last,
+            stream,
+            logits,
+            params,
+            caches,
+            slots,
+            adapters: stacks,
+        })
     }
 }

@@ -24,6 +24,7 @@ pub mod gelu;
 pub mod l2_norm;
 pub mod map;
 pub mod matmul;
+pub mod matmul_by_id;
 pub mod muon;
 pub mod norm;
 pub mod packed;

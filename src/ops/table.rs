@@ -2,9 +2,9 @@
 
 use super::cases::Row;
 use super::{
-    adamw, attention, cache, concat, cross_entropy, dropout, embedding, fill, gather, gelu, l2_norm, map, matmul, muon,
-    norm, packed, packed_i8, patches, pool, products, reduce, residual_add, rope, scale, sgd, slice, softmax, stats,
-    sum, swiglu, together, top_k, transpose,
+    adamw, attention, cache, concat, cross_entropy, dropout, embedding, fill, gather, gelu, l2_norm, map, matmul,
+    matmul_by_id, muon, norm, packed, packed_i8, patches, pool, products, reduce, residual_add, rope, scale, sgd,
+    slice, softmax, stats, sum, swiglu, together, top_k, transpose,
 };
 
 /// Every op that has a kernel. See [`Row`].
@@ -24,6 +24,7 @@ pub const TABLE: &[Row] = &[
     l2_norm::ROW,
     map::ROW,
     matmul::ROW,
+    matmul_by_id::ROW,
     muon::ROW,
     norm::LAYERNORM,
     norm::RMSNORM,

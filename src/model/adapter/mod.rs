@@ -152,6 +152,12 @@ impl Adapter {
         self.layers.iter().map(|(name, layer)| (&name[..], layer))
     }
 
+    /// The largest rank of its layers: that of the slots which a [`Decoder`](crate::decode::Decoder::load_adapter) needs
+    /// for it.
+    pub fn max_rank(&self) -> usize {
+        self.layers.values().map(|layer| layer.rank).max().unwrap_or(0)
+    }
+
     /// The adapter of a layer, if it has one.
     pub fn layer(&self, name: &str) -> Option<&AdapterLayer> {
         self.layers.get(name)

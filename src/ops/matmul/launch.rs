@@ -9,13 +9,21 @@ use crate::profile::{AdapterClass, Cooperative, Profile};
 use crate::tensor::TensorType;
 
 // The texts of each family of kernels; `shaders/matmul/shared.wgsl` says what each is for.
-const LANES: LaneSource = lane_source!("matmul/shared.wgsl", "matmul/columns.wgsl", "matmul/lanes.wgsl");
-const FEW_ROWS: LaneSource = lane_source!("matmul/shared.wgsl", "matmul/columns.wgsl", "matmul/few.wgsl");
+const LANES: LaneSource =
+    lane_source!("matmul/quads.wgsl", "matmul/shared.wgsl", "matmul/columns.wgsl", "matmul/lanes.wgsl");
+const FEW_ROWS: LaneSource = lane_source!(
+    "matmul/quads.wgsl",
+    "matmul/shared.wgsl",
+    "matmul/columns.wgsl",
+    "matmul/reduce.wgsl",
+    "matmul/few.wgsl"
+);
 
 macro_rules! strip_source {
     ($file:literal $(, $extension:literal)*) => {
         concat!(
             $("enable ", $extension, ";\n",)*
+            include_str!("../../../shaders/matmul/quads.wgsl"),
             include_str!("../../../shaders/matmul/shared.wgsl"),
             include_str!("../../../shaders/matmul/strips.wgsl"),
             include_str!(concat!("../../../shaders/matmul/", $file)),
