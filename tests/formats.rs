@@ -504,6 +504,22 @@ fn every_quantised_type_decodes_as_ggml_has_it() {
     }
 }
 
+/// Rows of all kinds and what ggml's own quantisers make of them: see tests/python/make_quantizer_golden.py.
+#[test]
+fn every_type_is_encoded_as_ggml_encodes_it() {
+    let file = fs::read("tests/data/quantizer_golden.safetensors").unwrap();
+    let golden = safetensors::SafeTensors::deserialize(&file).unwrap();
+    let source: Vec<f32> = bytemuck::pod_collect_to_vec(golden.tensor("source").unwrap().data());
+    for stored in Stored::ALL.into_iter().filter(|stored| *stored != Stored::F32) {
+        let (expected, blocks) = (golden.tensor(stored.name()).unwrap(), quant::quantize(stored, &source).unwrap());
+        let row_bytes = stored.bytes_of(&[256]).unwrap();
+        let rows = blocks.chunks(row_bytes).zip(expected.data().chunks(row_bytes));
+        for (row, (got, expected)) in rows.enumerate() {
+            assert_eq!(got, expected, "{stored}, row {row}");
+        }
+    }
+}
+
 #[test]
 fn what_cannot_be_saved_is_an_error_and_leaves_the_old_file() {
     let dir = tempfile::tempdir().unwrap();
