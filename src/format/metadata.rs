@@ -110,10 +110,40 @@ impl MetaValue {
     }
 }
 
+macro_rules! from {
+    ($($ty:ty => $variant:ident),*) => {$(
+        impl From<$ty> for MetaValue {
+            fn from(value: $ty) -> Self {
+                MetaValue::$variant(value.into())
+            }
+        }
+    )*};
+}
+
+from!(u32 => U32, i32 => I32, u64 => U64, f32 => F32, bool => Bool, String => String, &str => String);
+
+impl From<MetaArray> for MetaValue {
+    fn from(array: MetaArray) -> Self {
+        MetaValue::Array(array)
+    }
+}
+
 /// Keys and values in file order.
 ///
 /// Prefer the typed accessors: their errors name file and key if the key is missing or has another type. They accept
 /// integers of any width, since writers differ in that.
+///
+/// To write a file, start from an empty one or from a clone of another file's, and [`set`](Self::set) what is new.
+///
+/// ```
+/// use throughline::format::Metadata;
+///
+/// let mut metadata = Metadata::default();
+/// metadata.set("general.name", "harbour");
+/// metadata.set("general.name", "harbour 2");
+/// assert_eq!(metadata.str("general.name")?, "harbour 2");
+/// # Ok::<(), throughline::Error>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Metadata {
     path: String,
@@ -134,6 +164,18 @@ impl Metadata {
                 slot.insert(self.entries.len());
                 self.entries.push((key, value));
                 Ok(())
+            }
+        }
+    }
+
+    /// Sets a key to a value, in its place if the key is there and at the end if not.
+    pub fn set(&mut self, key: impl Into<String>, value: impl Into<MetaValue>) {
+        let (key, value) = (key.into(), value.into());
+        match self.by_key.get(&key) {
+            Some(&i) => self.entries[i].1 = value,
+            None => {
+                self.by_key.insert(key.clone(), self.entries.len());
+                self.entries.push((key, value));
             }
         }
     }
