@@ -12,7 +12,7 @@ use throughline::decode::{DecodeOptions, Decoder, FrameDecoder, GenerationOption
 use throughline::graph::{Op, ParamInit, Vjp};
 use throughline::kernel::{Bind, Kernel, Launch, Program};
 use throughline::model::Model;
-use throughline::nn::{Init, Positions, Transformer, TransformerConfig};
+use throughline::nn::{Init, Positions, Transformer, TransformerConfig, TransformerOptions};
 use throughline::ops::Elements;
 use throughline::ops::adamw::AdamWSettings;
 use throughline::ops::attention::Attention;
@@ -324,6 +324,38 @@ fn batches_must_fit() {
     trainer.evaluate_blocking(&[batch(32, 32)]).unwrap();
     expect(trainer.evaluate_blocking(&[]), &["`batches`", "at least one", "none"]);
     expect(trainer.evaluate_blocking(&[batch(32, 32), batch(32, 0)]), &["`batches[1].targets`", "32 ids", "got 0"]);
+}
+
+/// Starts are there if and only if texts share sequences, and no text starts after one of its tokens.
+#[test]
+fn starts_of_packed_texts_are_checked() {
+    let model = TransformerConfig::gpt2(31, 16, 1, 32, 4);
+    let plain = TrainConfig { micro_batches: 1, ..TrainConfig::new(model, 2) };
+    let mut packing = Trainer::new_blocking(gpu(), TrainConfig { packing: true, ..plain.clone() }).unwrap();
+    let with = |starts: Option<Vec<u32>>| [Batch { starts, ..Batch::new(vec![1; 32], vec![2; 32]) }];
+    packing.step(&with(Some(vec![0; 32]))).unwrap();
+    packing.evaluate_blocking(&with(Some(vec![0; 32]))).unwrap();
+    expect(packing.step(&with(None)).map(drop), &["`batches[0].starts`", "`packing` is set", "none"]);
+    expect(packing.step(&with(Some(vec![0; 31]))).map(drop), &["`batches[0].starts`", "32 places", "31"]);
+    let late = [vec![0; 17], vec![2; 15]].concat();
+    expect(packing.evaluate_blocking(&with(Some(late))), &["at most 1", "2 at index 17, sequence 1"]);
+    let mut without = Trainer::new_blocking(gpu(), plain).unwrap();
+    expect(without.step(&with(Some(vec![0; 32]))).map(drop), &["`batches[0].starts`", "one text each"]);
+    let encoder = TransformerConfig { bidirectional: true, ..TransformerConfig::gpt2(31, 16, 1, 32, 4) };
+    let options = TransformerOptions { packing: true, ..TransformerOptions::default() };
+    let built = Transformer::build_of(&mut Graph::new(), &encoder, [2, 16], &options);
+    expect(built, &["`packing`", "see only those before them"]);
+
+    let mut g = Graph::new();
+    let q = g.input("q", TensorType::f32([2, 5, 8])).unwrap();
+    let k = g.input("k", TensorType::f32([2, 6, 8])).unwrap();
+    let first = g.input("first", TensorType::u32([2, 5])).unwrap();
+    let one = g.input("one", TensorType::u32([2])).unwrap();
+    let op = Attention { heads: 2, kv_heads: 2, causal: true, scale: None };
+    let full = Attention { causal: false, ..op };
+    expect(g.attention_from("y", [q, q, q], first, full), &["`y`", "must be causal"]);
+    expect(g.attention_from("y", [q, k, k], first, op), &["`y`", "as many keys as queries, 5, got 6"]);
+    expect(g.attention_from("y", [q, q, q], one, op), &["`y`", "u32[2, 5], one for each query"]);
 }
 
 /// In whatever way a batch comes in, before anything is recorded.

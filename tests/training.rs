@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{gpu, whole_and_split};
-use throughline::nn::{Biases, Init, Mlp, Norm, NormPlacement, Positions, Transformer, TransformerConfig};
+use throughline::nn::{
+    Biases, Init, Mlp, Norm, NormPlacement, Positions, Transformer, TransformerConfig, TransformerOptions,
+};
 use throughline::ops::rope::Scaling;
 use throughline::optim::{AdamWConfig, Arena, Decay, MuonConfig, MuonScale, Schedule};
 use throughline::plan::Slot;
@@ -165,8 +167,7 @@ fn large_and_small() -> [Trainer; 2] {
 
 /// A batch of four sequences, cut in two.
 fn halves(batch: &Batch) -> [Batch; 2] {
-    [0..32, 32..64]
-        .map(|half| Batch::new(batch.tokens[half.clone()].to_vec(), batch.targets[half].to_vec()))
+    [0..32, 32..64].map(|half| Batch::new(batch.tokens[half.clone()].to_vec(), batch.targets[half].to_vec()))
 }
 
 /// Loss and gradients of the last step are equal, up to rounding.
@@ -191,6 +192,102 @@ fn accumulated_gradients_equal_those_of_one_large_batch() {
         trainers[0].step(std::slice::from_ref(&whole)).unwrap();
         trainers[1].step(&halves(&whole)).unwrap();
         expect_equal_steps(&trainers);
+    }
+}
+
+/// With learned positions, and with rotations and shared keys.
+fn models_of_texts(context: usize) -> [TransformerConfig; 2] {
+    let rope = TransformerConfig { n_kv_heads: 2, ..TransformerConfig::llama(31, context, 2, 32, 4) };
+    [TransformerConfig::gpt2(31, context, 2, 32, 4), rope]
+}
+
+/// Texts of seven, one and five tokens with three of padding, and a text of a whole sequence: packed, and each in a
+/// sequence of its own.
+fn packed_and_apart() -> (Batch, Vec<Batch>) {
+    let mut rng = Rng::new(&[5]);
+    let mut ids = |n: usize| Vec::from_iter((0..n).map(|_| rng.below(31) as u32));
+    let (mut tokens, mut targets, mut starts, mut apart) = (vec![], vec![], vec![], vec![]);
+    for lengths in [&[7, 1, 5][..], &[16]] {
+        let mut start = 0;
+        for &n in lengths {
+            let (text, next) = (ids(n), ids(n));
+            let padded = |ids: &[u32], with: u32| [ids, &vec![with; 16 - n]].concat();
+            apart.push(Batch::new(padded(&text, 0), padded(&next, IGNORE_INDEX)));
+            tokens.extend(text);
+            targets.extend(next);
+            starts.extend(vec![start; n]);
+            start += n as u32;
+        }
+        tokens.resize(tokens.len().next_multiple_of(16), 0);
+        targets.resize(tokens.len(), IGNORE_INDEX);
+        starts.extend(start..16);
+    }
+    (Batch { tokens, targets, starts: Some(starts) }, apart)
+}
+
+/// Loss and gradients of packed texts are those of the texts in sequences of their own.
+#[test]
+fn packed_texts_train_as_each_would_alone() {
+    let (packed, apart) = packed_and_apart();
+    for (model, class) in models_of_texts(16).into_iter().zip([AdapterClass::Cpu, AdapterClass::Gpu]) {
+        let profile = Profile { class, ..gpu().profile().clone() };
+        let trainer = |config: TrainConfig| {
+            let plan = TrainPlan::new(&config, &TrainOptions::default(), &profile).unwrap();
+            gpu().run_blocking(Trainer::from_plan(gpu(), &plan)).unwrap()
+        };
+        let together = TrainConfig { packing: true, ..tiny(model.clone()) };
+        let alone = TrainConfig { batch: 1, micro_batches: apart.len(), ..tiny(model.clone()) };
+        let mut trainers = [trainer(together), trainer(alone)];
+        let losses = [std::slice::from_ref(&packed), &apart].map(|batches| batches.to_vec());
+        let losses = [0, 1].map(|i: usize| trainers[i].evaluate_blocking(&losses[i]).unwrap());
+        assert!((losses[0] - losses[1]).abs() < 1e-5, "{losses:?}");
+        // The texts before do matter to a trainer that knows of no borders.
+        let unaware = trainer(tiny(model));
+        let loss = unaware.evaluate_blocking(&[Batch { starts: None, ..packed.clone() }]).unwrap();
+        assert!((loss - losses[0]).abs() > 1e-4, "{loss} {losses:?}");
+
+        trainers[0].step(std::slice::from_ref(&packed)).unwrap();
+        trainers[1].step(&apart).unwrap();
+        expect_equal_steps(&trainers);
+        let [a, b] = trainers.each_ref().map(|t| t.grads().read_blocking(gpu()).unwrap().concat());
+        assert!(common::worst(&a, &b) < 1e-5, "{}", common::worst(&a, &b));
+    }
+}
+
+/// Whatever comes before and after a text in its sequence, and in however many texts, its logits have the same bits.
+#[test]
+fn logits_of_a_text_do_not_depend_on_its_neighbours() {
+    const TIME: usize = 150;
+    let text = 70..110;
+    let mut rng = Rng::new(&[8]);
+    let mut ids = || Vec::from_iter((0..TIME).map(|_| rng.below(31) as u32));
+    let packed = |tokens: Vec<u32>, borders: &[usize]| {
+        let start = |i: usize| borders.iter().filter(|&&border| border <= i).max().map_or(0, |&border| border as u32);
+        Batch { targets: tokens.clone(), starts: Some((0..TIME).map(start).collect()), tokens }
+    };
+    let first = packed(ids(), &[0, 70, 110]);
+    let mut tokens = ids();
+    tokens[text.clone()].copy_from_slice(&first.tokens[text.clone()]);
+    let others = [packed(tokens.clone(), &[0, 70, 110]), packed(tokens, &[0, 3, 66, 70, 110, 111, 140])];
+    for (model, class) in models_of_texts(TIME).into_iter().zip([AdapterClass::Gpu, AdapterClass::Cpu]) {
+        let mut g = Graph::new();
+        let options = TransformerOptions { packing: true, ..TransformerOptions::default() };
+        let gpt = Transformer::build_of(&mut g, &model, [1, TIME], &options).unwrap();
+        let plan = Plan::new(&g, &[gpt.logits], &Profile { class, ..gpu().profile().clone() }).unwrap();
+        let exec = Executable::new_blocking(gpu(), Arc::new(plan), ExecOptions::default()).unwrap();
+        let run = |batch: &Batch| {
+            exec.write(gpt.tokens, &batch.tokens).unwrap();
+            exec.write(gpt.starts.unwrap(), batch.starts.as_ref().unwrap()).unwrap();
+            gpt.positions.map_or(Ok(()), |v| exec.write(v, &batch.positions(TIME))).unwrap();
+            exec.submit().unwrap();
+            exec.read_blocking::<f32>(gpt.logits).unwrap()
+        };
+        let want = run(&first);
+        for other in &others {
+            let got = run(other);
+            assert_ne!(got, want);
+            assert_eq!(got[text.start * 31..text.end * 31], want[text.start * 31..text.end * 31]);
+        }
     }
 }
 
@@ -675,8 +772,7 @@ fn any_settings_that_are_accepted_give_finite_weights() {
         let (len, vocab) = (config.batch * config.seq_len(), config.model.vocab_size as u64);
         let mut ids = || Vec::from_iter((0..len).map(|_| rng.below(vocab) as u32));
         for _ in 0..12 {
-            let batches: Vec<Batch> =
-                (0..config.micro_batches).map(|_| Batch::new(ids(), ids())).collect();
+            let batches: Vec<Batch> = (0..config.micro_batches).map(|_| Batch::new(ids(), ids())).collect();
             let loss = trainer.step(&batches).unwrap().wait_blocking().unwrap();
             assert!(loss.is_finite(), "the loss is {loss} at step {}: {config:#?}", trainer.step_count());
         }

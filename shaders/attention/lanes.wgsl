@@ -48,7 +48,8 @@ fn forward(
     }
     var at = place(group, lane, p.heads);
     let kv_head = at.head / (p.heads / p.kv_heads);
-    let before = ahead(group / p.blocks / p.heads); // at.batch, in a form that compilers see to be uniform
+    let batch = group / p.blocks / p.heads; // at.batch, in a form that compilers see to be uniform
+    let before = ahead(batch);
     let end = visible(last_row(group), before);
     if (STEP > 1u) { // else no later key is read
         at.last = end - 1u;
@@ -57,9 +58,11 @@ fn forward(
     var sums: array<Vector, ROWS>;
     var top: array<f32, ROWS>;
     var norm: array<f32, ROWS>;
+    var first: array<u32, ROWS>;
     var seen: array<u32, ROWS>;
     for (var r = 0u; r < ROWS; r++) {
         top[r] = MASKED;
+        first[r] = first_key(batch, at.row0 + r);
         seen[r] = visible(at.row0 + r, before);
     }
     for (var u = at.row0; u < at.row0 + DIM; u += PIECE) {
@@ -71,7 +74,7 @@ fn forward(
             }
         }
     }
-    for (var key0 = 0u; key0 < end; key0 += STEP) {
+    for (var key0 = first_key_of(batch, first_row(group), GROUP * ROWS); key0 < end; key0 += STEP) {
         let mine_at = kv_at(at, kv_head, key0 + lane / SPAN) + lane % SPAN;
         var k_mine: array<E, SPANS>;
         var v_mine: array<E, SPANS>;
@@ -94,7 +97,7 @@ fn forward(
             var score: array<f32, ROWS>;
             var grew = false;
             for (var r = 0u; r < ROWS; r++) {
-                score[r] = select(MASKED, total(s[r]), key < seen[r]);
+                score[r] = select(MASKED, total(s[r]), first[r] <= key && key < seen[r]);
                 grew = grew || score[r] > top[r];
             }
             // A new maximum is rare after the first keys, so only then is its cost paid.
@@ -156,14 +159,17 @@ fn backward_q(
     }
     let at = place(group, lane, p.heads);
     let kv_head = at.head / (p.heads / p.kv_heads);
+    let batch = group / p.blocks / p.heads; // at.batch, as above
     var qs: array<Vector, ROWS>;
     var dos: array<Vector, ROWS>;
     var sums: array<Vector, ROWS>;
     var row_lse: array<f32, ROWS>;
     var row_delta: array<f32, ROWS>;
+    var first: array<u32, ROWS>;
     for (var r = 0u; r < ROWS; r++) {
-        row_lse[r] = lse[stat_at(at, at.row0 + r)];
-        row_delta[r] = delta[stat_at(at, at.row0 + r)];
+        row_lse[r] = lse_at(stat_at(at, at.row0 + r));
+        row_delta[r] = delta_at(stat_at(at, at.row0 + r));
+        first[r] = first_key(batch, at.row0 + r);
     }
     for (var u = at.row0; u < at.row0 + DIM; u += PIECE) {
         for (var r = 0u; r < ROWS; r++) {
@@ -177,7 +183,7 @@ fn backward_q(
         }
     }
     let end = visible(last_row(group), p.tk - p.tq);
-    for (var key0 = 0u; key0 < end; key0 += STEP) {
+    for (var key0 = first_key_of(batch, first_row(group), GROUP * ROWS); key0 < end; key0 += STEP) {
         let mine_at = kv_at(at, kv_head, key0 + lane / SPAN) + lane % SPAN;
         var k_mine: array<E, SPANS>;
         var v_mine: array<E, SPANS>;
@@ -186,7 +192,8 @@ fn backward_q(
             v_mine[c] = v[mine_at + c * SPAN];
         }
         for (var j = 0u; j < STEP; j++) {
-            let base = kv_at(at, kv_head, key0 + j);
+            let key = key0 + j;
+            let base = kv_at(at, kv_head, key);
             var s: array<E, ROWS>;
             var dp: array<E, ROWS>;
             for (var c = 0u; c < SPANS; c++) {
@@ -201,7 +208,8 @@ fn backward_q(
             }
             var ds: array<f32, ROWS>;
             for (var r = 0u; r < ROWS; r++) {
-                let prob = select(0.0, exp(total(s[r]) - row_lse[r]), key0 + j < visible(at.row0 + r, p.tk - p.tq));
+                let sees = first[r] <= key && key < visible(at.row0 + r, p.tk - p.tq);
+                let prob = select(0.0, exp(total(s[r]) - row_lse[r]), sees);
                 ds[r] = prob * (total(dp[r]) - row_delta[r]);
             }
             for (var c = 0u; c < SPANS; c++) {
@@ -255,15 +263,17 @@ fn backward_kv(
             }
         }
     }
-    // The first query that sees the first of the workgroup's keys.
+    // The first query that sees the first of the workgroup's keys, and the last that sees any.
     var first = 0u;
     if (CAUSAL) {
-        first = max((group % p.blocks) * GROUP * ROWS + p.tq, p.tk) - p.tk;
+        first = max(first_row(group) + p.tq, p.tk) - p.tk;
     }
+    let batch = group / p.blocks / p.kv_heads; // at.batch, as above
+    let until = queries_until(batch, last_row(group));
     let sharing = p.heads / p.kv_heads;
     for (var h = 0u; h < sharing; h++) {
         at.head = kv_head * sharing + h;
-        for (var row0 = first; row0 < p.tq; row0 += STEP) {
+        for (var row0 = first; row0 < until; row0 += STEP) {
             let mine_at = q_at(at, row0 + lane / SPAN) + lane % SPAN;
             var q_mine: array<E, SPANS>;
             var do_mine: array<E, SPANS>;
@@ -289,10 +299,12 @@ fn backward_kv(
                 }
                 var prob: array<f32, ROWS>;
                 var ds: array<f32, ROWS>;
+                let row_first = first_key(batch, row);
                 for (var r = 0u; r < ROWS; r++) {
-                    let sees = row < p.tq && at.row0 + r < visible(row, p.tk - p.tq);
-                    prob[r] = select(0.0, exp(total(s[r]) - lse[stat]), sees);
-                    ds[r] = prob[r] * (total(dp[r]) - delta[stat]);
+                    let key = at.row0 + r;
+                    let sees = row < p.tq && row_first <= key && key < visible(row, p.tk - p.tq);
+                    prob[r] = select(0.0, exp(total(s[r]) - lse_at(stat)), sees);
+                    ds[r] = prob[r] * (total(dp[r]) - delta_at(stat));
                 }
                 for (var c = 0u; c < SPANS; c++) {
                     for (var i = 0u; i < SPAN; i++) {

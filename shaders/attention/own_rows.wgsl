@@ -5,6 +5,11 @@ fn place(group: u32, lane: u32, heads: u32) -> Place {
     return Place(index / heads, index % heads, ((group % p.blocks) * GROUP + lane) * ROWS, p.tk - 1u);
 }
 
+// The first row of a workgroup.
+fn first_row(group: u32) -> u32 {
+    return (group % p.blocks) * GROUP * ROWS;
+}
+
 // The last row of a workgroup.
 fn last_row(group: u32) -> u32 {
     return ((group % p.blocks) * GROUP + GROUP) * ROWS - 1u;

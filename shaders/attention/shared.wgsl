@@ -1,16 +1,18 @@
 // Scaled dot-product attention without the T x T matrix (Dao et al. 2022): keys pass by a few at a
 // time, with a running maximum and sum.
 //
-// This text comes first in every kernel of attention. After it comes one family of entry points:
+// This text comes first in every kernel of attention. Those that meet keys then have all_keys.wgsl, or from.wgsl
+// where a query sees no key before the first of its text. After that comes one family of entry points:
 //
 // - own_rows.wgsl, then lanes.wgsl, for software adapters: an invocation owns whole rows;
 // - dots.wgsl, own_rows.wgsl, then wide.wgsl, the same where rows are too wide for registers;
-// - dots.wgsl, teams.wgsl, then tiled.wgsl, for GPUs: a tile of rows meets a tile of the other side;
+// - dots.wgsl, teams.wgsl, make_deltas.wgsl or read_deltas.wgsl, then tiled.wgsl, for GPUs: a tile of rows meets a
+//   tile of the other side;
 // - dots.wgsl, teams.wgsl, then split.wgsl, for GPUs and few queries: a workgroup has the rows that share a
 //   key head, and a slice of their keys; then combine.wgsl, where there are several slices;
 // - dots.wgsl, teams.wgsl, then decode.wgsl, for few queries on software adapters without subgroups: a whole
 //   workgroup works on one query row;
-// - row_dots.wgsl: what backward needs of o, on software adapters.
+// - row_dots.wgsl: what backward needs of o, on software adapters and before from.wgsl.
 //
 // Heads lie side by side in the last dimension: element (batch, time, head, i) is at
 // ((batch * times + time) * heads + head) * head_dim + i. Shapes below are in elements; where E is
@@ -33,6 +35,7 @@ struct Params {
     groups: u32, // workgroups; row_dots: rows
     since: u32, // wide.wgsl: the first row of the other side that this dispatch meets
     until: u32, // and the first that it leaves to the next one
+    tokens: u32, // batch * tq
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -43,12 +46,9 @@ struct Params {
 // forward
 @group(0) @binding(4) var<storage, read_write> o: array<E>; // [batch, tq, heads, head_dim]; split.wgsl: see `part_at`
 @group(0) @binding(5) var<storage, read_write> lse_out: array<f32>; // [batch, heads, tq]; split.wgsl: see `part_at`
-@group(0) @binding(6) var<storage, read> start: array<u32>; // [batch], if CACHED
 
 // backward_q and backward_kv
 @group(0) @binding(4) var<storage, read> do_: array<E>; // [batch, tq, heads, head_dim]
-@group(0) @binding(5) var<storage, read> lse: array<f32>; // [batch, heads, tq]
-@group(0) @binding(6) var<storage, read> delta: array<f32>; // [batch, heads, tq]
 @group(0) @binding(7) var<storage, read_write> dq: array<E>; // [batch, tq, heads, head_dim]
 @group(0) @binding(7) var<storage, read_write> dk: array<E>; // [batch, tk, kv_heads, head_dim]
 @group(0) @binding(8) var<storage, read_write> dv: array<E>; // [batch, tk, kv_heads, head_dim]
@@ -82,14 +82,6 @@ fn kv_at(at: Place, kv_head: u32, key: u32) -> u32 {
 
 fn stat_at(at: Place, row: u32) -> u32 {
     return (at.batch * p.heads + at.head) * p.tq + min(row, p.tq - 1u);
-}
-
-// Keys before that of the first query, in kernels that may have a cache.
-fn ahead(batch: u32) -> u32 {
-    if (CACHED) {
-        return min(start[batch], p.tk);
-    }
-    return p.tk - p.tq;
 }
 
 // Keys that a query row sees, of which `ahead` come before that of the first query.

@@ -1,4 +1,4 @@
-// Attention for GPUs; after shared.wgsl, dots.wgsl and teams.wgsl. A tile of rows meets a tile of the
+// Attention for GPUs; after the texts that shared.wgsl lists. A tile of rows meets a tile of the
 // other side in workgroup memory. An invocation makes 4 x 4 of their scores and, for its four rows, some
 // units of their sums. Sums of wide heads are too many for a workgroup, so several make the same scores,
 // and each a part of the sums.
@@ -12,10 +12,6 @@ const QUARTER: u32 = GROUP / LANES; // distance between the four rows of an invo
 const TILE: u32 = 4u * QUARTER; // rows of a workgroup
 const PARTS: u32 = DIM / PART; // workgroups that share a tile of rows
 const OTHERS: u32 = 4u * LANES; // rows of the other side that they meet at a time
-
-// backward_q makes delta = sum(do * o), which backward_kv reads
-@group(0) @binding(6) var<storage, read_write> delta_out: array<f32>; // [batch, heads, tq]
-@group(0) @binding(8) var<storage, read> o_in: array<E>; // [batch, tq, heads, head_dim]
 
 alias Scores = array<vec4<f32>, 4>; // [j][r]: row r and other row j * LANES of this invocation
 alias Sums = array<array<E, OWN>, 4>; // [r][i]: unit unit_of(i) of row r
@@ -92,6 +88,21 @@ fn visible4(rows: vec4<u32>, ahead: u32) -> vec4<u32> {
     );
 }
 
+fn first_key4(batch: u32, rows: vec4<u32>) -> vec4<u32> {
+    return vec4<u32>(
+        first_key(batch, rows.x),
+        first_key(batch, rows.y),
+        first_key(batch, rows.z),
+        first_key(batch, rows.w),
+    );
+}
+
+// Where the keys begin that a tile of query rows meets. Tiles of keys are the same for all, so that sums do not depend on
+// where other texts begin.
+fn first_tile(at: Place) -> u32 {
+    return first_key_of(at.batch, at.row0, TILE) / OTHERS * OTHERS;
+}
+
 // scores += products of the rows staged as MINE and THEIRS.
 fn add_products(scores: ptr<function, Scores>, lane: u32) {
     let mine = lane / LANES * STRIDE;
@@ -138,13 +149,14 @@ fn tiled_forward(
     var at = tile_place(group, p.heads);
     let rows = four(at.row0, lane);
     let before = ahead(at.batch);
-    let seen = visible4(rows, before);
+    let first = first_key4(at.batch, rows);
+    let seen = visible4(rows, before) - first; // keys, counted from the first
     let end = visible(at.row0 + TILE - 1u, before);
     at.last = end - 1u;
     var sums: Sums;
     var top = vec4<f32>(MASKED);
     var norm: vec4<f32>; // this invocation's share
-    for (var key0 = 0u; key0 < end; key0 += OTHERS) {
+    for (var key0 = first_tile(at); key0 < end; key0 += OTHERS) {
         var s: Scores;
         for (var c = 0u; c < DIM; c += CHUNK) {
             workgroupBarrier();
@@ -156,7 +168,7 @@ fn tiled_forward(
         var peak = top;
         for (var j = 0u; j < 4u; j++) { // unroll
             let key = vec4<u32>(key0 + lane % LANES + j * LANES);
-            s[j] = select(vec4<f32>(MASKED), s[j] * p.scale, key < seen);
+            s[j] = select(vec4<f32>(MASKED), s[j] * p.scale, key - first < seen);
             peak = max(peak, s[j]);
         }
         peak = combined(peak, lane, false);
@@ -210,27 +222,16 @@ fn tiled_backward_q(
     let unit0 = index % PARTS * PART; // the first unit of the workgroup's sums
     let at = tile_place(group, p.heads);
     let rows = four(at.row0, lane);
-    let seen = visible4(rows, p.tk - p.tq);
+    let first = first_key4(at.batch, rows);
+    let seen = visible4(rows, p.tk - p.tq) - first; // keys, counted from the first
     var row_lse: vec4<f32>;
-    var row_delta: vec4<f32>;
     for (var r = 0u; r < 4u; r++) { // unroll
-        row_lse[r] = lse[stat_at(at, rows[r])];
-        let base = q_at(at, rows[r]);
-        var products: E;
-        for (var unit = lane % LANES; unit < DIM; unit += LANES) {
-            products += do_[base + unit] * o_in[base + unit];
-        }
-        row_delta[r] = total(products);
+        row_lse[r] = lse_at(stat_at(at, rows[r]));
     }
-    row_delta = combined(row_delta, lane, true);
-    for (var r = 0u; r < 4u; r++) { // unroll
-        if (lane % LANES == 0u && unit0 == 0u && rows[r] < p.tq) {
-            delta_out[stat_at(at, rows[r])] = row_delta[r];
-        }
-    }
+    let row_delta = deltas(at, rows, lane, unit0 == 0u);
     var sums: Sums;
     let end = visible(at.row0 + TILE - 1u, p.tk - p.tq);
-    for (var key0 = 0u; key0 < end; key0 += OTHERS) {
+    for (var key0 = first_tile(at); key0 < end; key0 += OTHERS) {
         var s: Scores;
         var dp: Scores;
         for (var c = 0u; c < DIM; c += CHUNK) {
@@ -249,7 +250,7 @@ fn tiled_backward_q(
         }
         for (var j = 0u; j < 4u; j++) { // unroll
             let key = vec4<u32>(key0 + lane % LANES + j * LANES);
-            let prob = select(vec4<f32>(), exp(s[j] * p.scale - row_lse), key < seen);
+            let prob = select(vec4<f32>(), exp(s[j] * p.scale - row_lse), key - first < seen);
             weights[weight_at(lane % LANES + j * LANES, lane / LANES)] = prob * (dp[j] - row_delta);
         }
         for (var j = 0u; j < OTHERS; j += SLAB) {
@@ -288,13 +289,14 @@ fn tiled_backward_kv(
     let keys = four(at.row0, lane);
     var dks: Sums;
     var dvs: Sums;
-    // The first query that sees the first of the workgroup's keys.
+    // The first query that sees the first of the workgroup's keys, and the last that sees any.
     var first = 0u;
     if (CAUSAL) {
         first = max(at.row0 + p.tq, p.tk) - p.tk;
     }
+    let until = queries_until(at.batch, at.row0 + TILE - 1u);
     for (var h = 0u; h < sharing; h++) {
-        for (var row0 = first; row0 < p.tq; row0 += OTHERS) {
+        for (var row0 = first; row0 < until; row0 += OTHERS) {
             var s: Scores;
             for (var c = 0u; c < DIM; c += CHUNK) {
                 workgroupBarrier();
@@ -307,8 +309,10 @@ fn tiled_backward_kv(
             for (var j = 0u; j < 4u; j++) { // unroll
                 let other = lane % LANES + j * LANES;
                 let row = row0 + other;
-                let sees = keys < vec4<u32>(select(0u, visible(row, p.tk - p.tq), row < p.tq));
-                let prob = select(vec4<f32>(), exp(s[j] * p.scale - lse[stat_at(at, row)]), sees);
+                let row_first = first_key(at.batch, row);
+                let seen = select(0u, visible(row, p.tk - p.tq) - row_first, row < p.tq);
+                let sees = keys - row_first < vec4<u32>(seen); // a key before the first has a number past all
+                let prob = select(vec4<f32>(), exp(s[j] * p.scale - lse_at(stat_at(at, row))), sees);
                 weights[weight_at(other, lane / LANES)] = prob;
             }
             var dp: Scores;
@@ -329,7 +333,7 @@ fn tiled_backward_kv(
             for (var j = 0u; j < 4u; j++) { // unroll
                 let other = lane % LANES + j * LANES;
                 let mine = weight_at(other, lane / LANES);
-                weights[mine] *= dp[j] - delta[stat_at(at, row0 + other)];
+                weights[mine] *= dp[j] - delta_at(stat_at(at, row0 + other));
             }
             for (var j = 0u; j < OTHERS; j += SLAB) {
                 workgroupBarrier();

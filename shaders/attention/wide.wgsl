@@ -104,6 +104,12 @@ fn q_by_k(at: Place, group: u32, lane: u32, key0: u32) -> Pairs {
     return s;
 }
 
+// The first keys that query rows of a workgroup meet. Sets of keys are the same for all, so that each is in one dispatch,
+// and sums do not depend on where other texts begin.
+fn first_set(batch: u32, group: u32) -> u32 {
+    return first_key_of(batch, first_row(group), GROUP * ROWS) / OTHERS * OTHERS;
+}
+
 @compute @workgroup_size(GROUP)
 fn wide_forward(
     @builtin(workgroup_id) wid: vec3<u32>,
@@ -115,9 +121,12 @@ fn wide_forward(
         return;
     }
     var at = place(group, lane, p.heads);
-    let before = ahead(group / p.blocks / p.heads); // at.batch, in a form that compilers see to be uniform
+    let batch = group / p.blocks / p.heads; // at.batch, in a form that compilers see to be uniform
+    let before = ahead(batch);
     let end = min(visible(last_row(group), before), p.until);
-    if (end <= p.since) {
+    let first = first_set(batch, group);
+    let begin = max(first, p.since);
+    if (end <= begin) {
         return;
     }
     at.last = end - 1u;
@@ -125,19 +134,21 @@ fn wide_forward(
     var norm: array<f32, ROWS>;
     for (var r = 0u; r < ROWS; r++) {
         top[r] = MASKED;
-        if (p.since > 0u && at.row0 + r < p.tq) {
+        if (p.since > first && at.row0 + r < p.tq) {
             top[r] = lse_out[stat_at(at, at.row0 + r)];
             norm[r] = 1.0;
         }
     }
-    for (var key0 = p.since; key0 < end; key0 += OTHERS) {
+    for (var key0 = begin; key0 < end; key0 += OTHERS) {
         var w = q_by_k(at, group, lane, key0);
         var shrink: array<f32, ROWS>;
         for (var r = 0u; r < ROWS; r++) {
+            let row_first = first_key(batch, at.row0 + r);
             let seen = visible(at.row0 + r, before);
             var peak = top[r];
             for (var j = 0u; j < OTHERS; j++) {
-                w[r][j] = select(MASKED, w[r][j] * p.scale, key0 + j < seen);
+                let sees = row_first <= key0 + j && key0 + j < seen;
+                w[r][j] = select(MASKED, w[r][j] * p.scale, sees);
                 peak = max(peak, w[r][j]);
             }
             shrink[r] = exp(top[r] - peak);
@@ -159,7 +170,7 @@ fn wide_forward(
             for (var r = 0u; r < ROWS; r++) {
                 if (at.row0 + r < p.tq) {
                     let to = q_at(at, at.row0 + r) + c - group;
-                    if (key0 > 0u) {
+                    if (key0 > first) {
                         sums[r] += o[to] * shrink[r];
                     }
                     o[to] = sums[r];
@@ -186,8 +197,10 @@ fn wide_backward_q(
         return;
     }
     let at = place(group, lane, p.heads);
+    let batch = group / p.blocks / p.heads; // at.batch, as above
+    let first = first_set(batch, group);
     let end = min(visible(last_row(group), p.tk - p.tq), p.until);
-    for (var key0 = p.since; key0 < end; key0 += OTHERS) {
+    for (var key0 = max(first, p.since); key0 < end; key0 += OTHERS) {
         var ds = q_by_k(at, group, lane, key0);
         var dp: Pairs;
         for (var c = group; c < group + DIM; c++) {
@@ -199,11 +212,13 @@ fn wide_backward_q(
         }
         for (var r = 0u; r < ROWS; r++) {
             let stat = stat_at(at, at.row0 + r);
-            let row_lse = lse[stat];
-            let row_delta = delta[stat];
+            let row_lse = lse_at(stat);
+            let row_delta = delta_at(stat);
+            let row_first = first_key(batch, at.row0 + r);
             let seen = visible(at.row0 + r, p.tk - p.tq);
             for (var j = 0u; j < OTHERS; j++) {
-                let prob = select(0.0, exp(ds[r][j] * p.scale - row_lse), key0 + j < seen);
+                let sees = row_first <= key0 + j && key0 + j < seen;
+                let prob = select(0.0, exp(ds[r][j] * p.scale - row_lse), sees);
                 ds[r][j] = prob * (dp[r][j] - row_delta) * p.scale;
             }
         }
@@ -212,7 +227,7 @@ fn wide_backward_q(
             for (var r = 0u; r < ROWS; r++) {
                 if (at.row0 + r < p.tq) {
                     let to = q_at(at, at.row0 + r) + c - group;
-                    if (key0 > 0u) {
+                    if (key0 > first) {
                         sums[r] += dq[to];
                     }
                     dq[to] = sums[r];
@@ -239,9 +254,10 @@ fn wide_backward_kv(
     // The first query that sees the first of the workgroup's keys.
     var first = 0u;
     if (CAUSAL) {
-        first = max((group % p.blocks) * GROUP * ROWS + p.tq, p.tk) - p.tk;
+        first = max(first_row(group) + p.tq, p.tk) - p.tk;
     }
-    let end = min(p.tq, p.until);
+    let batch = group / p.blocks / p.kv_heads; // at.batch, as above
+    let end = min(queries_until(batch, last_row(group)), p.until);
     for (var h = 0u; h < sharing; h++) {
         at.head = own_head * sharing + h;
         for (var row0 = max(first, p.since); row0 < end; row0 += OTHERS) {
@@ -262,16 +278,18 @@ fn wide_backward_kv(
             var deltas: Others;
             for (var l = 0u; l < LOADS; l++) {
                 let stat = stat_at(at, row0 + loaded(l, lane));
-                lses[l] = E(lse[stat]);
-                deltas[l] = E(delta[stat]);
+                lses[l] = E(lse_at(stat));
+                deltas[l] = E(delta_at(stat));
             }
             for (var j = 0u; j < OTHERS; j++) {
                 let row_lse = vec4<f32>(other(lses, j)).x;
                 let row_delta = vec4<f32>(other(deltas, j)).x;
                 let row = row0 + j;
+                let row_first = first_key(batch, row);
                 let seen = select(0u, visible(row, p.tk - p.tq), row < end);
                 for (var r = 0u; r < ROWS; r++) {
-                    prob[r][j] = select(0.0, exp(prob[r][j] * p.scale - row_lse), at.row0 + r < seen);
+                    let sees = row_first <= at.row0 + r && at.row0 + r < seen;
+                    prob[r][j] = select(0.0, exp(prob[r][j] * p.scale - row_lse), sees);
                     ds[r][j] = prob[r][j] * (ds[r][j] - row_delta) * p.scale;
                 }
             }

@@ -8,6 +8,7 @@ use super::config::{Norm, TransformerConfig};
 use super::lora::{LORA_A, LORA_B, Lora};
 use super::names::part_name;
 use super::table::Table;
+use super::texts::Texts;
 use crate::error::{Error, Result};
 use crate::format::Packed;
 use crate::graph::{Graph, ParamInit, Source, Value};
@@ -77,6 +78,8 @@ pub struct Builder<'a> {
     /// Inputs times the first matrix of an adapter, by the layer that owns it.
     low: BTreeMap<String, Value>,
     pub(super) caches: Option<Caches>,
+    /// Texts that share sequences.
+    pub(super) texts: Option<Texts>,
 }
 
 impl Deref for Builder<'_> {
@@ -123,8 +126,8 @@ impl<'a> Builder<'a> {
     pub fn new(g: &'a mut Graph) -> Self {
         let first = g.nodes().len();
         let (config, training, kept, packed, activations, packed_inputs) = Default::default();
-        let (lora, low, caches) = Default::default();
-        Builder { g, config, training, first, kept, packed, activations, packed_inputs, lora, low, caches }
+        let (lora, low, caches, texts) = Default::default();
+        Builder { g, config, training, first, kept, packed, activations, packed_inputs, lora, low, caches, texts }
     }
 
     /// A builder for parts of a transformer, such as a [`stack`](Self::stack), as well as for other layers.

@@ -25,6 +25,7 @@ mod names;
 mod parts;
 mod stack;
 mod table;
+mod texts;
 mod transformer;
 
 pub use crate::graph::ParamInit;

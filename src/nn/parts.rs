@@ -59,17 +59,19 @@ impl Builder<'_> {
     /// The outputs of all heads, concatenated: `[batch, time, n_heads * head_dim]`.
     ///
     /// A [`Decoder`](crate::decode::Decoder) keeps the keys and values that this is given of earlier tokens. It is the
-    /// only way for a block to look at other tokens and be decoded: see [`Block`](super::Block).
+    /// only way for a block to look at other tokens and be decoded: see [`Block`](super::Block). Where texts share
+    /// sequences ([`packing`](super::TransformerOptions::packing)), a token sees those of its own text.
     pub fn attend(&mut self, [q, k, v]: [Value; 3]) -> Result<Value> {
         let c = self.configured("attention")?;
         let (heads, kv_heads, causal) = (c.n_heads, c.n_kv_heads, !c.bidirectional);
         let op = Attention { heads, kv_heads, causal, scale: Some(c.attention_scale()) };
-        match &mut self.caches {
-            Some(caches) => {
+        match (&mut self.caches, self.texts) {
+            (Some(caches), _) => {
                 let written = [caches.write(self.g, "keys", k)?, caches.write(self.g, "values", v)?];
                 self.g.attention_cached("scores", q, written, caches.start, op)
             }
-            None => self.g.attention("scores", q, k, v, op),
+            (None, Some(texts)) => self.g.attention_from("scores", [q, k, v], texts.starts, op),
+            (None, None) => self.g.attention("scores", q, k, v, op),
         }
     }
 

@@ -41,7 +41,7 @@ impl Builder<'_> {
                 format!("f32 [batch, time, {}], as input of a stack, with at most {} steps", c.d_model, c.context);
             return Err(Error::data(self.g.name(x), expected, ty));
         }
-        let x = self.begin(x, None)?;
+        let x = self.begin(x, self.texts.and_then(|texts| texts.positions))?;
         let stream = self.blocks(block, x)?;
         let hidden = self.final_norm(stream[stream.len() - 1])?;
         Ok(Stack { stream, hidden })

@@ -10,6 +10,7 @@ use super::decodable::{self, Subject};
 use super::lora::Lora;
 use super::stack::Stack;
 use super::table::Table;
+use super::texts::Texts;
 use crate::error::{Error, Result};
 use crate::format::Packed;
 use crate::graph::{Graph, Value};
@@ -26,6 +27,11 @@ pub struct Transformer {
     pub tokens: Value,
     /// Input, if the model has token types: the type of each token, u32 `[batch, time]`. Usually zeros.
     pub token_types: Option<Value>,
+    /// Input, if sequences hold [several texts](TransformerOptions::packing): the place in its sequence where the text of
+    /// each token begins, u32 `[batch, time]`.
+    pub starts: Option<Value>,
+    /// Input, if they do and positions are learned: the place of each token in its text, u32 `[batch, time]`.
+    pub positions: Option<Value>,
     /// Input, if the graph has dropout: seed and step, u32 `[2]`.
     pub dropout_seed: Option<Value>,
     /// The residual stream `[batch, time, d_model]`: after the embedding, then after each block.
@@ -72,7 +78,8 @@ impl Transformer {
     ///
     /// # Errors
     ///
-    /// As for `build`. [`Error::Config`] names a target of the adapters that is no layer of the model.
+    /// As for `build`. [`Error::Config`] names a target of the adapters that is no layer of the model, and says that texts
+    /// cannot share sequences in a bidirectional one.
     pub fn build_of(
         g: &mut Graph,
         config: &TransformerConfig,
@@ -87,6 +94,10 @@ impl Transformer {
             lora.validate()?;
             b = b.adapted(lora);
         }
+        if options.packing {
+            b.texts = Some(Texts::add(b.g, config, [batch, time])?);
+        }
+        let (starts, positions) = (b.texts.map(|texts| texts.starts), b.texts.and_then(|texts| texts.positions));
         let (encoder, table) = encode(&mut b, options.block, [batch, time])?;
         let logits = head(&mut b, table, encoder.hidden)?;
         let params = b.added_params();
@@ -94,12 +105,12 @@ impl Transformer {
             lora.check_names(params.iter().map(|&p| g.name(p)))?;
         }
         let TransformerEncoder { tokens, token_types, dropout_seed, stream, hidden, .. } = encoder;
-        Ok(Transformer { tokens, token_types, dropout_seed, stream, hidden, logits, params })
+        Ok(Transformer { tokens, token_types, starts, positions, dropout_seed, stream, hidden, logits, params })
     }
 }
 
 /// How [`Transformer::build_of`] builds a model. Start from the default: standard blocks, no dropout, all weights in
-/// f32 and no adapters.
+/// f32, no adapters, and a text for each sequence.
 #[derive(Clone, Copy, Debug)]
 pub struct TransformerOptions<'a> {
     /// The layers of the model.
@@ -110,11 +121,15 @@ pub struct TransformerOptions<'a> {
     pub packed: Option<&'a BTreeMap<String, Packed>>,
     /// Adapters beside linear layers.
     pub lora: Option<&'a Lora>,
+    /// Whether sequences hold several texts, each of which sees only itself: the model then has the inputs
+    /// [`starts`](Transformer::starts) and, with learned positions, [`positions`](Transformer::positions). It holds for
+    /// whatever a block does by [`Builder::attend`]; a convolution over time, say, would see the text before.
+    pub packing: bool,
 }
 
 impl Default for TransformerOptions<'_> {
     fn default() -> Self {
-        TransformerOptions { block: &StandardBlock, training: false, packed: None, lora: None }
+        TransformerOptions { block: &StandardBlock, training: false, packed: None, lora: None, packing: false }
     }
 }
 

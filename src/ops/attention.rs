@@ -20,15 +20,54 @@ use crate::quirks::LOOP_ITERATIONS;
 use crate::tensor::TensorType;
 
 // The texts of each family of kernels; `shaders/attention/shared.wgsl` says what each is for.
-const LANES: LaneSource = lane_source!("attention/shared.wgsl", "attention/own_rows.wgsl", "attention/lanes.wgsl");
-const WIDE: LaneSource =
-    lane_source!("attention/shared.wgsl", "attention/dots.wgsl", "attention/own_rows.wgsl", "attention/wide.wgsl");
-const TILED: LaneSource =
-    lane_source!("attention/shared.wgsl", "attention/dots.wgsl", "attention/teams.wgsl", "attention/tiled.wgsl");
-const DECODE: LaneSource =
-    lane_source!("attention/shared.wgsl", "attention/dots.wgsl", "attention/teams.wgsl", "attention/decode.wgsl");
-const SPLIT: LaneSource =
-    lane_source!("attention/shared.wgsl", "attention/dots.wgsl", "attention/teams.wgsl", "attention/split.wgsl");
+const LANES: LaneSource =
+    lane_source!("attention/shared.wgsl", "attention/all_keys.wgsl", "attention/own_rows.wgsl", "attention/lanes.wgsl");
+const LANES_FROM: LaneSource =
+    lane_source!("attention/shared.wgsl", "attention/from.wgsl", "attention/own_rows.wgsl", "attention/lanes.wgsl");
+const WIDE: LaneSource = lane_source!(
+    "attention/shared.wgsl",
+    "attention/all_keys.wgsl",
+    "attention/dots.wgsl",
+    "attention/own_rows.wgsl",
+    "attention/wide.wgsl"
+);
+const WIDE_FROM: LaneSource = lane_source!(
+    "attention/shared.wgsl",
+    "attention/from.wgsl",
+    "attention/dots.wgsl",
+    "attention/own_rows.wgsl",
+    "attention/wide.wgsl"
+);
+const TILED: LaneSource = lane_source!(
+    "attention/shared.wgsl",
+    "attention/all_keys.wgsl",
+    "attention/dots.wgsl",
+    "attention/teams.wgsl",
+    "attention/make_deltas.wgsl",
+    "attention/tiled.wgsl"
+);
+const TILED_FROM: LaneSource = lane_source!(
+    "attention/shared.wgsl",
+    "attention/from.wgsl",
+    "attention/dots.wgsl",
+    "attention/teams.wgsl",
+    "attention/read_deltas.wgsl",
+    "attention/tiled.wgsl"
+);
+const DECODE: LaneSource = lane_source!(
+    "attention/shared.wgsl",
+    "attention/all_keys.wgsl",
+    "attention/dots.wgsl",
+    "attention/teams.wgsl",
+    "attention/decode.wgsl"
+);
+const SPLIT: LaneSource = lane_source!(
+    "attention/shared.wgsl",
+    "attention/all_keys.wgsl",
+    "attention/dots.wgsl",
+    "attention/teams.wgsl",
+    "attention/split.wgsl"
+);
 const COMBINE: &str =
     concat!(include_str!("../../shaders/attention/shared.wgsl"), include_str!("../../shaders/attention/combine.wgsl"),);
 const ROW_DOTS: &str = concat!(
@@ -39,7 +78,18 @@ const ROW_DOTS: &str = concat!(
 pub(super) const ROW: Row = Row {
     name: "attention",
     summary: "o = softmax(scale * q k^T) v by head, causal or full, grouped heads; no T x T matrix",
-    sources: &[LANES.plain, WIDE.plain, TILED.plain, DECODE.plain, SPLIT.plain, COMBINE, ROW_DOTS],
+    sources: &[
+        LANES.plain,
+        LANES_FROM.plain,
+        WIDE.plain,
+        WIDE_FROM.plain,
+        TILED.plain,
+        TILED_FROM.plain,
+        DECODE.plain,
+        SPLIT.plain,
+        COMBINE,
+        ROW_DOTS,
+    ],
     cases,
     bench: || {
         let square = |t: usize, heads: usize| case(1, (t, t), (heads, heads), 64, true);
@@ -48,7 +98,9 @@ pub(super) const ROW: Row = Row {
         let wide = case(1, (1024, 1024), (2, 2), 256, true);
         let long = cached((1, 4096), (9, 3), 64, &[4095.0]);
         let longer = cached((1, 32_768), (9, 3), 64, &[32_767.0]);
-        vec![square(256, 6), square(1024, 6), square(4096, 1), wide, decode, ragged, long, longer]
+        let one = texts(1, 1024, (6, 6), 64, "one text", &[0.0]);
+        let eight = texts(1, 1024, (6, 6), 64, "eight texts", &EIGHT);
+        vec![square(256, 6), square(1024, 6), square(4096, 1), wide, one, eight, decode, ragged, long, longer]
     },
 };
 
@@ -104,7 +156,57 @@ fn cases() -> Vec<Case> {
         case(1, (1, 1100), (10, 1), 128, full),
         case(1, (4, 2050), (1, 1), 8, causal),
     ]);
+    cases.extend(cases_of_texts());
     cases
+}
+
+/// The first keys of eight texts of 128 tokens.
+static EIGHT: [f64; 1024] = {
+    let mut firsts = [0.0; 1024];
+    let mut i = 0;
+    while i < 1024 {
+        firsts[i] = (i / 128 * 128) as f64;
+        i += 1;
+    }
+    firsts
+};
+
+/// Texts that share sequences, and first keys that are those of no text.
+fn cases_of_texts() -> Vec<Case> {
+    const PAST: f64 = 4_294_967_295.0; // every token is a text of its own
+    // In sequences of other lengths the values go on cyclically, so that texts begin anywhere.
+    const TEXTS: &[f64] = &[0.0, 0.0, 0.0, 3.0, 4.0, 4.0, 4.0, 4.0, 4.0, 9.0, 10.0];
+    const LONG: &[f64] = &[0.0, 0.0, 0.0, 70.0, 1.0, 140.0, 64.0, 33.0, PAST, 200.0, 5.0, 130.0, 129.0];
+    const FEW: &[f64] = &[0.0, 0.0, 2.0];
+    vec![
+        texts(1, 1, (1, 1), 1, "one token", &[0.0]),
+        texts(2, 3, (2, 1), 8, "two texts", FEW),
+        texts(1, 11, (2, 2), 5, "texts and padding", TEXTS),
+        texts(2, 64, (4, 2), 12, "one text", &[0.0]),
+        texts(2, 67, (2, 1), 16, "padding", &[PAST]),
+        texts(2, 130, (2, 1), 16, "any", TEXTS),
+        texts(1, 260, (4, 2), 64, "any", LONG),
+        texts(1, 300, (2, 2), 64, "eight texts", &EIGHT),
+        texts(2, 257, (2, 1), 4, "eight texts", &EIGHT),
+        texts(1, 520, (2, 1), 20, "any", LONG),
+        texts(1, 145, (2, 1), 80, "any", LONG),
+        texts(1, 160, (2, 1), 128, "eight texts", &EIGHT),
+        texts(1, 150, (2, 1), 192, "any", LONG),
+        texts(2, 35, (1, 1), 256, "texts", TEXTS),
+        texts(1, 5, (1, 1), 1024, "two texts", FEW),
+        // So many keys that without subgroups it takes several dispatches.
+        texts(1, 270, (1, 1), 1023, "eight texts", &EIGHT),
+        texts(1, 270, (1, 1), 1023, "any", LONG),
+    ]
+}
+
+/// `firsts` gives the first key that each query sees, `[batch, t]`, cyclically.
+fn texts(b: usize, t: usize, heads: (usize, usize), dh: usize, what: &str, firsts: &'static [f64]) -> Case {
+    let plain = case(b, (t, t), heads, dh, true);
+    let op = Attention { heads: heads.0, kv_heads: heads.1, causal: true, scale: None };
+    let mut case = Case::new(format!("{}, {what}", plain.name), AttentionFrom(op), &[]);
+    case.inputs = plain.inputs;
+    case.ids(&[b, t], 1).fill(3, InputFill::Values(firsts))
 }
 
 /// `starts` gives the number of keys before the first query of each sequence.
@@ -147,7 +249,15 @@ pub struct Attention {
 #[derive(Clone, Copy, Debug)]
 pub struct CachedAttention(Attention);
 
-/// `(q, k, v, o, lse, do) -> (dq, dk, dv)`: the gradient of [`Attention`].
+/// `(q, k, v, first) -> (o, lse)`: causal [`Attention`] from a first key on, for texts that share a sequence. `first`, u32
+/// `[batch, time]`, is the first key that each query sees: the place where its text begins.
+///
+/// Query `t` of sequence `b` sees the keys from `first[b, t]` to `t`, or only its own if `first[b, t]` is after that.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionFrom(Attention);
+
+/// `(q, k, v, o, lse, do) -> (dq, dk, dv)`: the gradient of [`Attention`], and with `first` as one more input that of
+/// [`AttentionFrom`].
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionBackward(Attention);
 
@@ -158,6 +268,28 @@ impl Graph {
     /// cache use [`attention_cached`](Self::attention_cached).
     pub fn attention(&mut self, name: &str, q: Value, k: Value, v: Value, op: Attention) -> Result<Value> {
         self.op1(name, op, &[q, k, v])
+    }
+
+    /// Causal [`attention`](Self::attention) for texts that share a sequence: query `t` of sequence `b` sees the keys
+    /// from `first[b, t]` to `t`.
+    ///
+    /// Use it to train on many short texts without a row of padding for each. `first`, u32 `[batch, time]`, is the place
+    /// in the sequence where the text of each token begins. Padding may be texts of one token. There are as many
+    /// queries as keys, and `op` must be causal. A query whose `first` is after itself sees its own key.
+    ///
+    /// ```
+    /// use throughline::ops::attention::Attention;
+    /// use throughline::{Graph, TensorType};
+    /// let mut g = Graph::new();
+    /// let [q, k, v] = ["q", "k", "v"].map(|n| g.input(n, TensorType::f32([1, 6, 64])));
+    /// let first = g.input("first", TensorType::u32([1, 6]))?; // 0, 0, 0, 3, 3, 5: of three, two and one token
+    /// let op = Attention { heads: 2, kv_heads: 2, causal: true, scale: None };
+    /// let o = g.attention_from("o", [q?, k?, v?], first, op)?;
+    /// assert_eq!(g.ty(o).shape.dims(), [1, 6, 64]);
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub fn attention_from(&mut self, name: &str, [q, k, v]: [Value; 3], first: Value, op: Attention) -> Result<Value> {
+        self.op1(name, AttentionFrom(op), &[q, k, v, first])
     }
 
     /// [`attention`](Self::attention) to a cache, `k` and `v` `[batch, capacity, kv_heads * dh]`.
@@ -196,6 +328,16 @@ impl Graph {
 
 /// The most elements of a head that any case tests.
 const WIDEST: usize = 1024;
+
+/// Which keys a query may see, apart from those after it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Keys {
+    All,
+    /// Those of a cache, of which input 3 says how many were there before.
+    Cached,
+    /// Those from a first one on, which input 3 gives; backward, the last input.
+    From,
+}
 
 /// Sizes of one attention.
 #[derive(Clone, Copy)]
@@ -264,14 +406,14 @@ impl Attention {
         Ok(())
     }
 
-    /// The forward pass. With a fourth input, `k` and `v` are a cache, and that input gives the number of rows in it.
-    fn launch_forward<O: Op>(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        let (d, cached) = (self.dims(&cx.inputs[..3])?, cx.inputs.len() > 3);
-        let start = if cached { Bind::In(3) } else { Bind::Null };
-        let binds = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::Out(0), Bind::Out(1), start];
-        let tile = Tile::pick(&Tile::forward(cx, &d), cx.variant)?;
+    /// The forward pass.
+    fn launch_forward<O: Op>(&self, cx: &Launch<'_>, keys: Keys) -> Result<Program, String> {
+        let d = self.dims(&cx.inputs[..3])?;
+        let of_keys = if keys == Keys::All { Bind::Null } else { Bind::In(3) };
+        let binds = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::Out(0), Bind::Out(1), of_keys];
+        let tile = Tile::pick(&Tile::forward(cx, &d, keys), cx.variant)?;
         let kernel = tile.kernel::<O>("forward", d.dh);
-        let kernel = if cached { kernel.knob("CACHED", true) } else { kernel };
+        let kernel = if keys == Keys::Cached { kernel.knob("CACHED", true) } else { kernel };
         let mut program = Program::default();
         if let Cut::Split(split) = tile.cut {
             self.launch_split::<O>(&mut program, cx, (kernel, &binds), split)?;
@@ -314,12 +456,12 @@ impl Attention {
         Ok(())
     }
 
-    /// `o` and `lse`, with `ahead(b)` keys before that of the first query of sequence `b`.
+    /// `o` and `lse`, where query `t` of sequence `b` sees the keys `seen(sizes, b, t)`.
     fn reference_forward(
         &self,
         inputs: &[&Array],
         outputs: &[TensorType],
-        ahead: impl Fn(usize) -> usize + Copy,
+        seen: impl Fn(&Dims, usize, usize) -> Range<usize>,
     ) -> Vec<Array> {
         let types: Vec<TensorType> = inputs[..3].iter().map(|a| TensorType::f32(a.shape.clone())).collect();
         // `infer` accepted these shapes.
@@ -330,13 +472,13 @@ impl Attention {
         let mut lse = vec![f64::NEG_INFINITY; d.batch * self.heads * d.tq];
         let stat = |b: usize, h: usize, t: usize| (b * self.heads + h) * d.tq + t;
         // Two passes: the sums of exponentials, then the weighted values.
-        self.for_each_pair(&d, ahead, |b, t, h, key| {
+        self.for_each_pair(&d, &seen, |b, t, h, key| {
             let [qr, kr] = self.ranges(&d, (b, t, h, key));
             let s = scale * dot(&q[qr], &k[kr]);
             let l = &mut lse[stat(b, h, t)];
             *l = l.max(s) + (-(*l - s).abs()).exp().ln_1p();
         });
-        self.for_each_pair(&d, ahead, |b, t, h, key| {
+        self.for_each_pair(&d, &seen, |b, t, h, key| {
             let [qr, kr] = self.ranges(&d, (b, t, h, key));
             let prob = (scale * dot(&q[qr.clone()], &k[kr.clone()]) - lse[stat(b, h, t)]).exp();
             o.data[qr].iter_mut().zip(&v[kr]).for_each(|(o, v)| *o += prob * v);
@@ -344,9 +486,25 @@ impl Attention {
         vec![o, Array::new(outputs[1].shape.clone(), lse)]
     }
 
-    fn words(&self, d: &Dims, blocks: usize, groups: usize, others: Range<usize>) -> [u32; 9] {
+    fn words(&self, d: &Dims, blocks: usize, groups: usize, others: Range<usize>) -> [u32; 10] {
         let [h, kv, tq, tk, blocks, groups] = [self.heads, self.kv_heads, d.tq, d.tk, blocks, groups].map(|x| x as u32);
-        [h, kv, tq, tk, self.scale(d.dh).to_bits(), blocks, groups, others.start as u32, others.end as u32]
+        let [since, until, tokens] = [others.start, others.end, d.batch * d.tq].map(|x| x as u32);
+        [h, kv, tq, tk, self.scale(d.dh).to_bits(), blocks, groups, since, until, tokens]
+    }
+
+    /// Adds the backward pass, with the first keys if they are input 3.
+    fn add_backward(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        let mut inputs = cx.inputs[..3].to_vec();
+        inputs.extend([cx.outputs[0], cx.outputs[1], cx.dy0()?]);
+        inputs.extend(cx.inputs.get(3));
+        let grads = cx.graph.op(&cx.name, AttentionBackward(*self), &inputs)?;
+        (0..3).for_each(|i| cx.set(i, grads[i]));
+        Ok(())
+    }
+
+    /// The variants of the forward pass.
+    fn forward_variants(&self, cx: &Launch<'_>, keys: Keys) -> Vec<String> {
+        self.dims(&cx.inputs[..3]).map(|d| Tile::names(&Tile::forward(cx, &d, keys))).unwrap_or_default()
     }
 
     /// The number of pairs of query and key that see each other, over all heads.
@@ -356,14 +514,23 @@ impl Attention {
         pairs * (d.batch * self.heads) as u64
     }
 
-    /// Calls `f(batch, query, head, key)` for all pairs that see each other, in order. `ahead(b)` is the number of keys
-    /// before that of the first query of sequence `b`.
-    fn for_each_pair(&self, d: &Dims, ahead: impl Fn(usize) -> usize, mut f: impl FnMut(usize, usize, usize, usize)) {
+    /// The keys that query `t` sees with `ahead` keys before that of the first query.
+    fn seen(&self, d: &Dims, t: usize, ahead: usize) -> Range<usize> {
+        0..if self.causal { (t + ahead + 1).min(d.tk) } else { d.tk }
+    }
+
+    /// Calls `f(batch, query, head, key)` for all pairs that see each other, in order. Query `t` of sequence `b` sees the
+    /// keys `seen(d, b, t)`.
+    fn for_each_pair(
+        &self,
+        d: &Dims,
+        seen: impl Fn(&Dims, usize, usize) -> Range<usize>,
+        mut f: impl FnMut(usize, usize, usize, usize),
+    ) {
         for b in 0..d.batch {
             for h in 0..self.heads {
                 for t in 0..d.tq {
-                    let visible = if self.causal { (t + ahead(b) + 1).min(d.tk) } else { d.tk };
-                    (0..visible).for_each(|key| f(b, t, h, key));
+                    seen(d, b, t).for_each(|key| f(b, t, h, key));
                 }
             }
         }
@@ -410,6 +577,8 @@ struct Tile {
     cut: Cut,
     group: usize,
     subgroups: bool,
+    /// Whether queries see keys from a first one on.
+    from: bool,
 }
 
 /// The most units of a row that an invocation on a software adapter can keep: the quirk `no-long-unrolling`.
@@ -417,6 +586,9 @@ const UNROLLED: usize = 32;
 
 /// Quads of workgroup memory that any device has: `wgpu::Limits::downlevel_defaults`.
 const WORKGROUP_QUADS: usize = 16_352 / 16;
+
+/// The most rows of a workgroup on a software adapter, which with [`Keys::From`] looks for the first key of all of them.
+const OWN_ROWS: usize = 128;
 
 /// Up to this many queries, one workgroup for each wastes less than the unused part of a tile.
 const FEW: usize = 4;
@@ -436,14 +608,14 @@ const BUSY: usize = 160;
 
 impl Tile {
     /// The ways to split a forward pass.
-    fn forward(cx: &Launch<'_>, d: &Dims) -> Vec<Tile> {
-        let few = d.tq <= FEW;
+    fn forward(cx: &Launch<'_>, d: &Dims, keys: Keys) -> Vec<Tile> {
+        let few = d.tq <= FEW && keys != Keys::From;
         if few && cx.profile.class == AdapterClass::Gpu {
             // The tuner, whose caches are empty, could not tell what is best.
             return vec![Tile::split(cx, d)];
         }
         let rows = if d.dh <= 64 && !few { [2, 1] } else { [1, 2] };
-        let mut tiles = Tile::all(cx, d, &rows, d.tk);
+        let mut tiles = Tile::all(cx, d, &rows, d.tk, keys);
         if let (AdapterClass::Cpu, true, (group, false)) = (cx.profile.class, few, cx.profile.vector_lanes()) {
             // Passing rows around would cost no additional loads, and loads are what takes time: so only without
             // subgroups. Its invocations keep sums, too. They go over units, and over the keys of their team.
@@ -451,35 +623,37 @@ impl Tile {
             let iterations = (dim + group + 2) * d.tk.div_ceil(4 * group);
             if dim <= UNROLLED * group && iterations < LOOP_ITERATIONS {
                 tiles.truncate(1);
-                tiles.insert(0, Tile { cut: Cut::Decode(group), group, subgroups: false });
+                tiles.insert(0, Tile { cut: Cut::Decode(group), group, subgroups: false, from: false });
             }
         }
         tiles
     }
 
     /// The ways to split a backward pass.
-    fn backward(cx: &Launch<'_>, d: &Dims) -> Vec<Tile> {
+    fn backward(cx: &Launch<'_>, d: &Dims, keys: Keys) -> Vec<Tile> {
         let rows: &[usize] = match d.dh {
             0..=32 => &[2, 1],
             33..=64 => &[1, 2],
             _ => &[1],
         };
-        Tile::all(cx, d, rows, d.tk.max(d.tq * d.sharing))
+        Tile::all(cx, d, rows, d.tk.max(d.tq * d.sharing), keys)
     }
 
     /// On software adapters a row of the other side is expensive to load and registers spill cheaply, so an invocation
     /// keeps one of these numbers of `rows`, unless they are too wide, or meet so many `others` that it would run into
     /// the quirk `loops-end-early`. On GPUs workgroup memory is cheap and occupancy counts, so more invocations share
     /// wide heads: no more than eight elements each of a row's sum, or what Apple's M1 can keep in registers.
-    fn all(cx: &Launch<'_>, d: &Dims, rows: &[usize], others: usize) -> Vec<Tile> {
+    fn all(cx: &Launch<'_>, d: &Dims, rows: &[usize], others: usize, keys: Keys) -> Vec<Tile> {
+        let from = keys == Keys::From;
         if cx.profile.class == AdapterClass::Cpu {
             let (group, subgroups) = cx.profile.vector_lanes();
-            let fits = units(d.dh).2 <= UNROLLED && others + 2 * UNROLLED < LOOP_ITERATIONS;
+            let looking = if from { OWN_ROWS } else { 0 };
+            let fits = units(d.dh).2 <= UNROLLED && others + 2 * UNROLLED + looking < LOOP_ITERATIONS;
             let cuts = match fits {
                 true => rows.iter().map(|&n| Cut::Rows(n)).collect(),
                 false => vec![Tile::wide(d, subgroups)],
             };
-            return cuts.into_iter().map(|cut| Tile { cut, group, subgroups }).collect();
+            return cuts.into_iter().map(|cut| Tile { cut, group, subgroups, from }).collect();
         }
         let shapes: &[(usize, usize)] = match d.dh {
             0..=16 => &[(64, 4), (64, 8)],
@@ -488,7 +662,7 @@ impl Tile {
             129..=256 => &[(128, 32), (64, 32)],
             _ => &[(128, 64), (64, 64)],
         };
-        shapes.iter().map(|&shape| Tile::tiled(cx, d.dh, shape, 8)).collect()
+        shapes.iter().map(|&shape| Tile { from, ..Tile::tiled(cx, d.dh, shape, 8) }).collect()
     }
 
     /// Wide heads on a software adapter. More rows need fewer loads for each product, as many as registers allow.
@@ -526,7 +700,7 @@ impl Tile {
         let subgroups = shuffles >= lanes;
         let reach = if subgroups { shuffles.min(group) } else { lanes };
         let split = Split { rows, lanes, reach, slices };
-        Tile { cut: Cut::Split(split), group, subgroups }
+        Tile { cut: Cut::Split(split), group, subgroups, from: false }
     }
 
     /// `own` is how many elements of each row's sum an invocation can keep. If the lanes cannot keep all, it takes
@@ -537,7 +711,7 @@ impl Tile {
         let least = dh.div_ceil(lanes * own);
         let parts = (least..=4 * least).find(|parts| dim.is_multiple_of(*parts) && dim / parts * width <= lanes * own);
         let subgroups = cx.profile.subgroup_lanes().is_some_and(|n| n as usize >= lanes);
-        Tile { cut: Cut::Tiled { lanes, part: dim / parts.unwrap_or(1) }, group, subgroups }
+        Tile { cut: Cut::Tiled { lanes, part: dim / parts.unwrap_or(1) }, group, subgroups, from: false }
     }
 
     /// The one for the second half of a backward pass. On GPUs it has two sums for each row, so an invocation keeps less
@@ -545,7 +719,7 @@ impl Tile {
     fn for_keys(self, cx: &Launch<'_>, dh: usize) -> Tile {
         let Cut::Tiled { lanes, .. } = self.cut else { return self };
         let lanes = if dh > 4 * lanes { (2 * lanes).min(64) } else { lanes };
-        Tile::tiled(cx, dh, (self.group, lanes), 4)
+        Tile { from: self.from, ..Tile::tiled(cx, dh, (self.group, lanes), 4) }
     }
 
     /// The one that a launch selects.
@@ -585,22 +759,34 @@ impl Tile {
         let Cut::Wide(_, others) = self.cut else { return None };
         // One more for each loop, and one for the loop over sets: the quirk `loops-end-early`.
         let iterations = (units(dh).2 + 2) * loops;
-        Some((LOOP_ITERATIONS / iterations).max(1) * others)
+        let looking = if self.from { OWN_ROWS } else { 0 };
+        Some(((LOOP_ITERATIONS - looking) / iterations).max(1) * others)
     }
 
     /// The texts and the entry point; `plain` is the name of the latter in `lanes.wgsl`.
     fn family(&self, plain: &'static str) -> (LaneSource, &'static str) {
-        match (self.cut, plain) {
-            (Cut::Rows(_), _) => (LANES, plain),
-            (Cut::Wide(..), "backward_q") => (WIDE, "wide_backward_q"),
-            (Cut::Wide(..), "backward_kv") => (WIDE, "wide_backward_kv"),
-            (Cut::Wide(..), _) => (WIDE, "wide_forward"),
-            (Cut::Decode(_), _) => (DECODE, "decode"),
-            (Cut::Split(_), _) => (SPLIT, "split"),
-            (Cut::Tiled { .. }, "backward_q") => (TILED, "tiled_backward_q"),
-            (Cut::Tiled { .. }, "backward_kv") => (TILED, "tiled_backward_kv"),
-            (Cut::Tiled { .. }, _) => (TILED, "tiled_forward"),
-        }
+        let entry = match (self.cut, plain) {
+            (Cut::Rows(_), _) => plain,
+            (Cut::Wide(..), "backward_q") => "wide_backward_q",
+            (Cut::Wide(..), "backward_kv") => "wide_backward_kv",
+            (Cut::Wide(..), _) => "wide_forward",
+            (Cut::Decode(_), _) => "decode",
+            (Cut::Split(_), _) => "split",
+            (Cut::Tiled { .. }, "backward_q") => "tiled_backward_q",
+            (Cut::Tiled { .. }, "backward_kv") => "tiled_backward_kv",
+            (Cut::Tiled { .. }, _) => "tiled_forward",
+        };
+        let text = match (self.cut, self.from) {
+            (Cut::Rows(_), false) => LANES,
+            (Cut::Rows(_), true) => LANES_FROM,
+            (Cut::Wide(..), false) => WIDE,
+            (Cut::Wide(..), true) => WIDE_FROM,
+            (Cut::Tiled { .. }, false) => TILED,
+            (Cut::Tiled { .. }, true) => TILED_FROM,
+            (Cut::Decode(_), _) => DECODE,
+            (Cut::Split(_), _) => SPLIT,
+        };
+        (text, entry)
     }
 
     fn kernel<O: Op>(&self, plain: &'static str, dh: usize) -> Kernel {
@@ -684,24 +870,19 @@ impl Op for Attention {
     }
 
     fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
-        let [q, k, v] = [cx.inputs[0], cx.inputs[1], cx.inputs[2]];
-        let inputs = [q, k, v, cx.outputs[0], cx.outputs[1], cx.dy0()?];
-        let grads = cx.graph.op(&cx.name, AttentionBackward(*self), &inputs)?;
-        (0..3).for_each(|i| cx.set(i, grads[i]));
-        Ok(())
+        self.add_backward(cx)
     }
 
     fn variants(&self, cx: &Launch<'_>) -> Vec<String> {
-        self.dims(cx.inputs).map(|d| Tile::names(&Tile::forward(cx, &d))).unwrap_or_default()
+        self.forward_variants(cx, Keys::All)
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        self.launch_forward::<Self>(cx)
+        self.launch_forward::<Self>(cx, Keys::All)
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
-        let [tq, tk] = [0, 1].map(|i: usize| inputs[i].shape.dims()[1]);
-        self.reference_forward(inputs, outputs, |_| tk.saturating_sub(tq))
+        self.reference_forward(inputs, outputs, |d, _, t| self.seen(d, t, d.tk.saturating_sub(d.tq)))
     }
 
     fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
@@ -728,15 +909,15 @@ impl Op for CachedAttention {
     }
 
     fn variants(&self, cx: &Launch<'_>) -> Vec<String> {
-        self.0.variants(&Launch { inputs: &cx.inputs[..3], ..*cx })
+        self.0.forward_variants(cx, Keys::Cached)
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        self.0.launch_forward::<Self>(cx)
+        self.0.launch_forward::<Self>(cx, Keys::Cached)
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
-        self.0.reference_forward(&inputs[..3], outputs, |b| inputs[3].data[b] as usize)
+        self.0.reference_forward(inputs, outputs, |d, b, t| self.0.seen(d, t, inputs[3].data[b] as usize))
     }
 
     /// As if the cache were full: its length is not known before the step.
@@ -745,14 +926,98 @@ impl Op for CachedAttention {
     }
 }
 
+impl AttentionBackward {
+    fn keys(&self, cx: &Launch<'_>) -> Keys {
+        if cx.inputs.len() > 6 { Keys::From } else { Keys::All }
+    }
+
+    /// Adds the dispatch for what both halves of the backward pass read of each row, if the first half does not make it
+    /// itself. Returns what to bind for it in the second half, and that with the output and what may follow in the first.
+    fn stats(&self, program: &mut Program, cx: &Launch<'_>, d: &Dims, tile: Tile) -> ([Bind; 2], Vec<Bind>) {
+        let rows = d.batch * self.0.heads * d.tq;
+        let (words, grid) = (self.0.words(d, 1, rows, 0..0), cx.profile.grid(rows.div_ceil(64)));
+        let kernel = |entry| shared_kernel::<Self>(ROW_DOTS, entry, d.dh);
+        if tile.from {
+            let stats = program.scratch(TensorType::f32([rows, 2]));
+            let firsts = program.scratch(TensorType::u32([2, d.batch, d.tq]));
+            let made = [Bind::Scratch(stats), Bind::Scratch(firsts)];
+            let binds = [&[Bind::In(3), Bind::In(5), Bind::In(4), Bind::In(6)][..], &made].concat();
+            program.dispatch(kernel("row_stats"), &binds, &words, grid);
+            let stats = [Bind::ScratchIn(stats), Bind::ScratchIn(firsts)];
+            return (stats, vec![stats[0], stats[1], Bind::Out(0)]);
+        }
+        let delta = program.scratch(TensorType::f32([rows]));
+        let stats = [Bind::In(4), Bind::ScratchIn(delta)];
+        if let Cut::Tiled { .. } = tile.cut {
+            return (stats, vec![Bind::In(4), Bind::Scratch(delta), Bind::Out(0), Bind::In(3)]);
+        }
+        program.dispatch(kernel("row_dots"), &[Bind::In(3), Bind::In(5), Bind::Scratch(delta)], &words, grid);
+        (stats, vec![stats[0], stats[1], Bind::Out(0)])
+    }
+}
+
+impl Op for AttentionFrom {
+    fn name(&self) -> &'static str {
+        "attention_from"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        let [q, k, _, first] = inputs else { return Err(format!("takes 4 inputs, got {}", inputs.len())) };
+        let outputs = self.0.infer(&inputs[..3])?;
+        if !self.0.causal {
+            return Err("attention from a first key on must be causal".into());
+        }
+        let (tokens, keys) = (&q.shape.dims()[..2], k.shape.dims()[1]);
+        if tokens[1] != keys {
+            return Err(format!(
+                "attention from a first key on takes as many keys as queries, {}, got {keys}",
+                tokens[1]
+            ));
+        }
+        if *first != TensorType::u32(tokens) {
+            return Err(format!("the first keys must be {}, one for each query, got {first}", TensorType::u32(tokens)));
+        }
+        Ok(outputs)
+    }
+
+    fn vjp(&self, cx: &mut Vjp<'_>) -> Result<()> {
+        self.0.add_backward(cx)
+    }
+
+    fn variants(&self, cx: &Launch<'_>) -> Vec<String> {
+        self.0.forward_variants(cx, Keys::From)
+    }
+
+    fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
+        self.0.launch_forward::<Self>(cx, Keys::From)
+    }
+
+    fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
+        self.0.reference_forward(inputs, outputs, |d, b, t| from_first(&inputs[3].data, d, b, t))
+    }
+
+    /// As if each sequence were one text: where texts begin is not known before the step.
+    fn flops(&self, inputs: &[TensorType], outputs: &[TensorType]) -> u64 {
+        self.0.flops(&inputs[..3], outputs)
+    }
+}
+
+/// The keys that query `t` of sequence `b` sees, from the first keys of all queries.
+fn from_first(firsts: &[f64], d: &Dims, b: usize, t: usize) -> Range<usize> {
+    (firsts[b * d.tq + t] as usize).min(t)..t + 1
+}
+
 impl Op for AttentionBackward {
     fn name(&self) -> &'static str {
         "attention_backward"
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
-        expect_f32(inputs, 6)?;
-        let forward = self.0.infer(&inputs[..3])?;
+        let forward = match inputs {
+            [q, k, v, _, _, _, first] => AttentionFrom(self.0).infer(&[q, k, v, first].map(TensorType::clone))?,
+            _ => self.0.infer(inputs.get(..3).unwrap_or_default())?,
+        };
+        expect_f32(&inputs[..inputs.len().min(6)], 6)?;
         for (what, ty, like) in [("y", &inputs[3], &forward[0]), ("lse", &inputs[4], &forward[1])] {
             expect_shape(what, ty, like.shape.dims())?;
         }
@@ -765,28 +1030,19 @@ impl Op for AttentionBackward {
     }
 
     fn variants(&self, cx: &Launch<'_>) -> Vec<String> {
-        self.0.dims(cx.inputs).map(|d| Tile::names(&Tile::backward(cx, &d))).unwrap_or_default()
+        self.0.dims(cx.inputs).map(|d| Tile::names(&Tile::backward(cx, &d, self.keys(cx)))).unwrap_or_default()
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let (op, d) = (&self.0, self.0.dims(cx.inputs)?);
         let mut program = Program::default();
-        let rows = d.batch * op.heads * d.tq;
-        let delta = program.scratch(TensorType::f32([rows]));
-        let tile = Tile::pick(&Tile::backward(cx, &d), cx.variant)?;
-        let ins = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::In(5), Bind::In(4)];
-        let binds = if let Cut::Tiled { .. } = tile.cut {
-            vec![Bind::Scratch(delta), Bind::Out(0), Bind::In(3)]
-        } else {
-            let kernel = shared_kernel::<Self>(ROW_DOTS, "row_dots", d.dh);
-            let binds = [Bind::In(3), Bind::In(5), Bind::Scratch(delta)];
-            program.dispatch(kernel, &binds, &op.words(&d, 1, rows, 0..0), cx.profile.grid(rows.div_ceil(64)));
-            vec![Bind::ScratchIn(delta), Bind::Out(0)]
-        };
+        let tile = Tile::pick(&Tile::backward(cx, &d, self.keys(cx)), cx.variant)?;
+        let ins = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::In(5)];
+        let (stats, mut binds) = self.stats(&mut program, cx, &d, tile);
+        binds.splice(0..0, ins);
         let kernel = tile.kernel::<Self>("backward_q", d.dh);
-        let binds = [&ins[..], &binds].concat();
         op.dispatch(&mut program, cx, (kernel, &binds), (d.tq, op.heads), (d.tk, 3), tile)?;
-        let binds = [&ins[..], &[Bind::ScratchIn(delta), Bind::Out(1), Bind::Out(2)]].concat();
+        let binds = [&ins[..], &stats, &[Bind::Out(1), Bind::Out(2)]].concat();
         let tile = tile.for_keys(cx, d.dh);
         let kernel = tile.kernel::<Self>("backward_kv", d.dh);
         op.dispatch(&mut program, cx, (kernel, &binds), (d.tk, op.kv_heads), (d.tq, 2 * d.sharing), tile)?;
@@ -802,7 +1058,10 @@ impl Op for AttentionBackward {
         let [mut dq, mut dk, mut dv] = [0, 1, 2].map(|i: usize| Array::zeros(outputs[i].shape.clone()));
         op.for_each_pair(
             &d,
-            |_| d.tk.saturating_sub(d.tq),
+            |d, b, t| match inputs.get(6) {
+                Some(firsts) => from_first(&firsts.data, d, b, t),
+                None => op.seen(d, t, d.tk.saturating_sub(d.tq)),
+            },
             |b, t, h, key| {
                 let [qr, kr] = op.ranges(&d, (b, t, h, key));
                 let (q, k, v, dy) = (&q[qr.clone()], &k[kr.clone()], &v[kr.clone()], &dy[qr.clone()]);

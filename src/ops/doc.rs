@@ -18,7 +18,14 @@ pub fn markdown(table: &[Row]) -> String {
     for row in table {
         let cases = (row.cases)();
         let worst = cases.iter().map(|c| c.nmse).fold(0.0, f64::max);
-        let kernels = row.sources.iter().flat_map(|text| entry_points(text)).collect::<Vec<_>>().join(", ");
+        let mut kernels: Vec<&str> = vec![];
+        for name in row.sources.iter().flat_map(|text| entry_points(text)) {
+            // Several texts may lead up to the same kernels.
+            if !kernels.contains(&name) {
+                kernels.push(name);
+            }
+        }
+        let kernels = kernels.join(", ");
         // A write to a String cannot fail.
         let _ = writeln!(page, "| {} | {} | {kernels} | {} | {worst:.0e} |", row.name, row.summary, cases.len());
     }

@@ -88,7 +88,8 @@ impl Patched {
     /// The values of a model, mapped to the new graph.
     pub fn transformer(&self, old: &Transformer) -> Transformer {
         let mut new = old.clone();
-        let inputs = new.token_types.iter_mut().chain(&mut new.dropout_seed).chain([&mut new.tokens]);
+        let inputs = [&mut new.token_types, &mut new.starts, &mut new.positions, &mut new.dropout_seed];
+        let inputs = inputs.into_iter().flatten().chain([&mut new.tokens]);
         for v in inputs.chain(&mut new.params) {
             *v = self.unpatched(*v);
         }

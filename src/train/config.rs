@@ -193,7 +193,7 @@ impl TrainOptions<'_> {
     ) -> Result<(Graph, Transformer)> {
         let mut graph = Graph::with_max_tensor_bytes(profile.max_tensor_bytes());
         let (packed, lora) = (Some(packed), config.lora.as_ref());
-        let options = TransformerOptions { block: self.block, training, packed, lora };
+        let options = TransformerOptions { block: self.block, training, packed, lora, packing: config.packing };
         let gpt = Transformer::build_of(&mut graph, &config.model, [config.batch, config.seq_len()], &options)?;
         if self.patches.is_empty() {
             return Ok((graph, gpt));

@@ -7,7 +7,7 @@ use super::base::BasePlan;
 use super::config::{TrainConfig, TrainOptions};
 use super::data::Batch;
 use super::graph::{Feed, GraphTrainConfig, GraphTrainOptions, GraphTrainPlan};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::Packed;
 use crate::graph::{Graph, Value};
 use crate::nn::Transformer;
@@ -62,6 +62,9 @@ pub struct TrainPlan {
 pub(super) struct Inputs {
     tokens: Value,
     targets: Value,
+    /// Where texts begin, and places in texts, if they share sequences.
+    starts: Option<Value>,
+    positions: Option<Value>,
     /// Zeros, if the model has token types.
     pub token_types: Option<Value>,
 }
@@ -75,13 +78,18 @@ pub(super) struct EvaluationPlan {
     pub lent: Vec<Option<usize>>,
     pub inputs: Inputs,
     pub loss: Value,
+    /// Tokens of a sequence.
+    pub time: usize,
     params: Vec<Value>,
 }
 
 impl Inputs {
-    /// The data of a batch.
-    pub fn feeds<'a>(&self, batch: &'a Batch) -> [Feed<'a>; 2] {
-        [self.tokens.with(&batch.tokens), self.targets.with(&batch.targets)]
+    /// The data of a batch of sequences of `time` tokens.
+    pub fn feeds<'a>(&self, batch: &'a Batch, time: usize) -> Vec<Feed<'a>> {
+        let mut feeds = vec![self.tokens.with(&batch.tokens), self.targets.with(&batch.targets)];
+        feeds.extend(self.starts.zip(batch.starts.as_ref()).map(|(input, starts)| input.with(starts)));
+        feeds.extend(self.positions.map(|input| input.with_owned(batch.positions(time))));
+        feeds
     }
 }
 
@@ -89,9 +97,6 @@ impl TrainPlan {
     /// Like [`new`](Self::new), without advice on what would fit.
     pub(super) fn as_is(config: &TrainConfig, options: &TrainOptions<'_>, profile: &Profile) -> Result<Self> {
         config.validate()?;
-        if config.packing {
-            return Err(Error::config("packing", "is not built into graphs yet"));
-        }
         let base = BasePlan::of(config, options, profile)?;
         let (mut graph, gpt) = options.build(profile, config, packed(&base), true)?;
         let [frozen, bound] = base.as_ref().map_or([vec![], vec![]], |base| base.frozen(&graph, &gpt));
@@ -172,7 +177,7 @@ impl EvaluationPlan {
         let (mut graph, gpt) = options.build(profile, config, packed(base), false)?;
         let (inputs, loss) = add_loss(&mut graph, &gpt, &[])?;
         let plan = Arc::new(Plan::new(&graph, &[loss], profile)?);
-        Ok(EvaluationPlan { lent: step.lend_to(&plan), plan, inputs, loss, params: gpt.params })
+        Ok(EvaluationPlan { lent: step.lend_to(&plan), plan, inputs, loss, time: config.seq_len(), params: gpt.params })
     }
 
     /// Values and names of its parameters and of matrices in their stored format.
@@ -205,5 +210,6 @@ fn add_loss(g: &mut Graph, gpt: &Transformer, probes: &[Probe]) -> Result<(Input
         true => g.cross_entropy("loss", gpt.logits, targets)?,
         false => g.cross_entropy_in_chunks("loss", gpt.logits, targets, LOGIT_BYTES)?,
     };
-    Ok((Inputs { tokens: gpt.tokens, targets, token_types: gpt.token_types }, loss))
+    let &Transformer { tokens, token_types, starts, positions, .. } = gpt;
+    Ok((Inputs { tokens, targets, starts, positions, token_types }, loss))
 }

@@ -68,6 +68,8 @@ struct Evaluation {
     apart: Mutex<Option<Arc<Executable>>>,
     inputs: Inputs,
     loss: Value,
+    /// Tokens of a sequence.
+    time: usize,
 }
 
 impl Evaluation {
@@ -78,7 +80,8 @@ impl Evaluation {
         let options = ExecOptions::bound(bound.collect());
         let memory = Memory { lent: training.exec().lend(&plan.lent), ..Memory::default() };
         let exec = Executable::with_memory(training.gpu(), plan.plan.clone(), options, memory).await?;
-        let evaluation = Evaluation { exec, apart: Mutex::default(), inputs: plan.inputs, loss: plan.loss };
+        let &EvaluationPlan { inputs, loss, time, .. } = plan;
+        let evaluation = Evaluation { exec, apart: Mutex::default(), inputs, loss, time };
         if let Some(types) = plan.inputs.token_types {
             evaluation.exec.leave_zero(types)?;
         }
@@ -98,7 +101,7 @@ impl Evaluation {
     /// Submits a pass over a batch. Returns the loss on its way to the host.
     fn submit(&self, exec: &Executable, batch: &Batch) -> Result<Readback> {
         let submitted = exec.submit_with("evaluation", |submits| {
-            for feed in self.inputs.feeds(batch) {
+            for feed in self.inputs.feeds(batch, self.time) {
                 feed.record(exec, submits.encoder())?;
             }
             exec.record_in(submits)?;
@@ -364,7 +367,8 @@ impl Trainer {
         }
         let (counts, total) = self.counted(batches)?;
         let weights: Vec<f32> = counts.into_iter().map(|count| (count as f64 / total as f64) as f32).collect();
-        Ok(Feeds::micro_batches(batches.iter().map(|batch| self.inputs.feeds(batch))).weighted(weights))
+        let feeds = batches.iter().map(|batch| self.inputs.feeds(batch, self.config.seq_len()));
+        Ok(Feeds::micro_batches(feeds).weighted(weights))
     }
 
     /// Checks sizes and ids of batches, and counts the targets of each and of all.

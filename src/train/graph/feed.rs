@@ -72,6 +72,11 @@ impl Value {
         };
         Feed { value: self, data }
     }
+
+    /// [`with`](Self::with) ids that the feed keeps.
+    pub(crate) fn with_owned(self, ids: Vec<u32>) -> Feed<'static> {
+        Feed { value: self, data: Data::U32(Cow::Owned(ids)) }
+    }
 }
 
 impl Feed<'_> {
