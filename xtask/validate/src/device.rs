@@ -1,12 +1,14 @@
-//! A Vulkan device as wgpu opens it, less `robustBufferAccess`.
+//! A Vulkan device as wgpu opens it, less `robustBufferAccess`, and what lavapipe needs to run kernels on it that the
+//! layer has changed.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use ash::vk;
 use throughline::wgpu::{self, hal};
 use throughline::{Cooperative, Gpu};
 
 /// The device, with its subgroup operations and cooperative matrices.
 pub fn open() -> Result<Gpu> {
+    map_page_zero()?;
     let backends = wgpu::Backends::VULKAN;
     // With flags for debugging, wgpu would receive the layer's messages.
     let flags = wgpu::InstanceFlags::empty();
@@ -41,6 +43,28 @@ pub fn open() -> Result<Gpu> {
     })
 }
 
+/// Makes zeros readable at address 0.
+///
+/// At the end of a loop, Mesa's lavapipe goes through its body once more with all lanes off. Loads from buffers then
+/// come from none, and are zero. The layer's own tables are behind an address in such a buffer, and what is at an
+/// address lavapipe loads all the same, if it is one address for all lanes: here, at one of the first few.
+#[cfg(unix)]
+fn map_page_zero() -> Result<()> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+    // SAFETY: nothing of the process is in that page.
+    let page = unsafe { libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_READ, flags, -1, 0) };
+    if page == libc::MAP_FAILED {
+        let error = std::io::Error::last_os_error();
+        bail!("no memory at address 0 ({error}): this needs root, or `sysctl vm.mmap_min_addr=0`");
+    }
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn map_page_zero() -> Result<()> {
+    bail!("this needs Linux")
+}
+
 /// wgpu's device for these features, but for `robustBufferAccess` and what needs it.
 ///
 /// # Safety
@@ -58,11 +82,10 @@ unsafe fn fragile(from: &wgpu::Adapter, features: wgpu::Features) -> Result<hal:
     let info = enabled.add_to_device_create(info);
     // SAFETY: the pointer is to the features in `enabled`, which lives until the end.
     let core = unsafe { info.p_enabled_features.as_ref() }.copied().context("no features")?;
-    // Mesa's lavapipe needs the feature for what the layer adds to kernels: without, it loads in lanes that are off. It
-    // takes a feature that is in either list, and the layer believes the second.
-    let mut hidden = vk::PhysicalDeviceFeatures2::default().features(core);
-    hidden.features.robust_buffer_access = vk::FALSE;
-    let info = info.push_next(&mut hidden);
+    // A device has a feature that is in either list, but the layer looks into the first alone.
+    let without = vk::PhysicalDeviceFeatures { robust_buffer_access: vk::FALSE, ..core };
+    let mut with = vk::PhysicalDeviceFeatures2::default().features(core);
+    let info = info.enabled_features(&without).push_next(&mut with);
     // SAFETY: extensions and features are those of this adapter, and all pointers live until the end.
     let device =
         unsafe { adapter.shared_instance().raw_instance().create_device(adapter.raw_physical_device(), &info, None) }?;

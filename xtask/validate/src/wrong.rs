@@ -4,10 +4,12 @@ use anyhow::{Context, Result};
 use throughline::{Gpu, wgpu};
 
 /// Names, and the bodies of kernels of 64 invocations with the index `i`, for bindings of 64 elements each.
-pub const KERNELS: [(&str, &str); 5] = [
+pub const KERNELS: [(&str, &str); 7] = [
     ("read-past-the-end", "y[i] = x[i + 1u];"),
     ("read-before-the-start", "y[i] = x[i - 1u];"),
     ("write-past-the-end", "y[i + 1u] = x[i];"),
+    ("read-past-the-end-in-a-loop", "for (var j = i; j < 65u; j += 8u) { y[i] += x[j]; }"),
+    ("write-past-the-end-in-a-loop", "for (var j = i; j < 65u; j += 8u) { y[j] = x[i]; }"),
     ("race", "shared_words[i / 2u] = x[i]; workgroupBarrier(); y[i] = shared_words[i];"),
     ("missing-barrier", "shared_words[i] = x[i]; y[i] = shared_words[63u - i];"),
 ];
