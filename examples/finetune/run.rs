@@ -49,7 +49,10 @@ pub fn dry_run(job: &Job, flags: &Flags) -> Result<()> {
 fn memory(plan: &TrainPlan) -> String {
     let (all, base) = (HumanBytes(plan.bytes() as u64), HumanBytes(plan.base_bytes() as u64));
     let parameters = plan.parameter_count();
-    format!("{parameters} trained parameters; {all} of device memory, of which the base has {base}\n{}", plan.recomputed())
+    format!(
+        "{parameters} trained parameters; {all} of device memory, of which the base has {base}\n{}",
+        plan.recomputed()
+    )
 }
 
 /// A run in progress.

@@ -130,7 +130,21 @@ impl<'a> Builder<'a> {
         let first = g.nodes().len();
         let (config, training, kept, packed, activations, packed_inputs) = Default::default();
         let (lora, low, slots, caches, texts) = Default::default();
-        Builder { g, config, training, first, kept, packed, activations, packed_inputs, lora, low, slots, caches, texts }
+        Builder {
+            g,
+            config,
+            training,
+            first,
+            kept,
+            packed,
+            activations,
+            packed_inputs,
+            lora,
+            low,
+            slots,
+            caches,
+            texts,
+        }
     }
 
     /// A builder for parts of a transformer, such as a [`stack`](Self::stack), as well as for other layers.

@@ -246,8 +246,7 @@ impl StepPlan {
         };
         let probed = instruments.as_ref().map_or(vec![], Instruments::outputs);
         let of_arenas = [&params, &grads, &frozen].into_iter().flatten();
-        let bound: HashSet<Value> =
-            of_arenas.chain(options.bindings.keys()).chain(&options.bound).copied().collect();
+        let bound: HashSet<Value> = of_arenas.chain(options.bindings.keys()).chain(&options.bound).copied().collect();
         let read = [&[loss], &options.outputs[..], &probed].concat();
         let recompute = if options.recompute { Recompute::Cheap } else { Recompute::Nothing };
         let mut plan = Plan::recomputing(&g, &read, profile, recompute)?;
