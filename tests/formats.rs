@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use gguf::{GgufTensor, Raw, gguf_file};
 use proptest::prelude::*;
 use throughline::format::{
-    Header, MetaArray, MetaValue, SaveTensor, Stored, Weights, gguf_header, quant, safetensors_header,
-    safetensors_index, save_safetensors,
+    self, GgufWriter, Header, MetaArray, MetaValue, Metadata, SaveTensor, Stored, Weights, gguf_header, quant,
+    safetensors_header, safetensors_index, save_safetensors,
 };
 use throughline::model::config_from_json;
 use throughline::rng::Rng;
@@ -375,6 +375,140 @@ fn the_fuzz_corpus_is_read() {
     };
     run("gguf_header", gguf_header, [hostile_gguf(), vec![gguf]].concat());
     run("safetensors_header", safetensors_header, [hostile_safetensors(), vec![safetensors]].concat());
+}
+
+/// Every type of value, alone and in arrays.
+fn every_value() -> Metadata {
+    let mut metadata = Metadata::default();
+    macro_rules! set {
+        ($($kind:ident: $($value:expr),+;)*) => {$(
+            metadata.set(stringify!($kind), [$($value),+][0].clone());
+            metadata.set(concat!(stringify!($kind), "s"), vec![$($value),+]);
+        )*};
+    }
+    set! {
+        U8: 255u8, 0; I8: -128i8, 1; U16: 65_535u16, 2; I16: -32_768i16, 3; U32: u32::MAX, 4; I32: i32::MIN, 5;
+        U64: u64::MAX, 6; I64: i64::MIN, 7; F32: f32::MIN_POSITIVE, f32::INFINITY; F64: 1e-300f64, -0.0;
+        Bool: true, false; String: "é\n".to_string(), String::new();
+    }
+    let nested = MetaArray::Array(vec![MetaArray::U16(vec![1, 2]), MetaArray::Array(vec![])]);
+    metadata.set("nested", MetaValue::Array(nested));
+    metadata.set("empty", Vec::<String>::new());
+    metadata.set("general.alignment", 128u32);
+    metadata
+}
+
+/// The tensors of `sample_gguf` as a writer takes them.
+fn described(weights: &Weights) -> Vec<format::GgufTensor> {
+    let tensor = |t: format::StoredTensor<'_>| format::GgufTensor {
+        name: t.name().into(),
+        stored: t.stored(),
+        shape: t.shape().clone(),
+    };
+    weights.iter().map(tensor).collect()
+}
+
+#[test]
+fn a_written_gguf_file_is_the_one_that_was_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("written.gguf");
+    let sample = sample_gguf();
+    let weights = Weights::from_bytes("sample.gguf", sample.clone()).unwrap();
+    let mut file = GgufWriter::create(&path, weights.metadata(), &described(&weights)).unwrap();
+    for tensor in weights.iter() {
+        // In pieces of any size.
+        for piece in tensor.bytes().unwrap().chunks(13) {
+            file.write(piece).unwrap();
+        }
+    }
+    file.finish().unwrap();
+    let written = fs::read(&path).unwrap();
+    assert_eq!(written[..sample.len()], sample);
+    assert!(written[sample.len()..].iter().all(|&byte| byte == 0) && written.len().is_multiple_of(8));
+
+    let metadata = every_value();
+    GgufWriter::create(&path, &metadata, &[]).unwrap().finish().unwrap();
+    let read = Weights::open(&path).unwrap();
+    assert!(read.is_empty() && read.metadata().iter().eq(metadata.iter()));
+}
+
+#[test]
+fn values_are_written_as_their_tensor_stores_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("values.gguf");
+    let mut rng = Rng::new(&[3]);
+    let values: Vec<f32> = (0..3 * 256).map(|_| rng.normal() as f32).collect();
+    let types = [Stored::F32, Stored::F16, Stored::BF16, Stored::Q4_0, Stored::Q4_1, Stored::Q8_0];
+    let tensor = |stored: Stored| format::GgufTensor { name: stored.name().into(), stored, shape: [3, 256].into() };
+    let mut file = GgufWriter::create(&path, &every_value(), &types.map(tensor)).unwrap();
+    for _ in types {
+        file.write_values(&values[..256]).unwrap();
+        file.write_values(&values[256..]).unwrap();
+    }
+    file.finish().unwrap();
+    let weights = Weights::open(&path).unwrap();
+    for stored in types {
+        let expected = quant::quantize(stored, &values).unwrap();
+        assert_eq!(*weights.get(stored.name()).unwrap().bytes().unwrap(), expected, "{stored}");
+    }
+}
+
+#[test]
+fn what_no_gguf_file_can_hold_is_an_error_and_leaves_the_old_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    fs::write(&path, "old").unwrap();
+    let tensor = |name: &str, stored: Stored, shape: &[usize]| format::GgufTensor {
+        name: name.into(),
+        stored,
+        shape: shape.into(),
+    };
+    let metadata = |key: &str, value: MetaValue| {
+        let mut metadata = Metadata::default();
+        metadata.set(key, value);
+        metadata
+    };
+    let one = tensor("a", Stored::F16, &[2, 4]);
+    let deep = (0..9).fold(MetaArray::U8(vec![]), |array, _| MetaArray::Array(vec![array]));
+    let create = |metadata: &Metadata, tensors: &[format::GgufTensor]| GgufWriter::create(&path, metadata, tensors);
+    let none = Metadata::default();
+    for (case, metadata, tensors, words) in [
+        ("name twice", none.clone(), vec![one.clone(), one.clone()], &["`a`", "twice"][..]),
+        ("no name", none.clone(), vec![tensor("", Stored::F32, &[1])], &["0 bytes"]),
+        ("long name", none.clone(), vec![tensor(&"n".repeat(64), Stored::F32, &[1])], &["64 bytes", "63"]),
+        ("rank", none.clone(), vec![tensor("b", Stored::F32, &[1, 1, 1, 1, 1])], &["`b`", "5 dimensions"]),
+        ("no dims", none.clone(), vec![tensor("b", Stored::F32, &[])], &["`b`", "empty"]),
+        ("zero", none.clone(), vec![tensor("b", Stored::F32, &[3, 0])], &["`b`", "empty"]),
+        ("half a block", none.clone(), vec![tensor("b", Stored::Q4_K, &[1, 128])], &["`b`", "128", "256"]),
+        ("overflow", none.clone(), vec![tensor("b", Stored::F32, &[usize::MAX / 2, 2])], &["`b`", "counted"]),
+        ("far", none.clone(), vec![tensor("b", Stored::F16, &[usize::MAX / 2])], &["`b`", "counted"]),
+        ("no key", metadata("", 1u8.into()), vec![], &["0 bytes"]),
+        ("long key", metadata(&"k".repeat(65_536), 1u8.into()), vec![], &["65536 bytes"]),
+        ("alignment", metadata("general.alignment", 24u32.into()), vec![], &["general.alignment", "24"]),
+        ("depth", metadata("deep", MetaValue::Array(deep)), vec![], &["`deep`", "nested"]),
+    ] {
+        expect(case, create(&metadata, &tensors), &[words, &["model.gguf"]].concat());
+    }
+    let of = |stored: Stored| create(&none, &[one.clone(), tensor("b", stored, &[64])]).unwrap();
+    expect("missing", of(Stored::F32).finish(), &["`a`", "16 bytes", "got 0"]);
+    expect("beyond", of(Stored::F32).write(&[0; 17]), &["`a`", "16 bytes", "got 17"]);
+    let after_a = |stored: Stored| {
+        let mut file = of(stored);
+        file.write(&[0; 16]).unwrap();
+        file
+    };
+    expect("missing", after_a(Stored::F32).finish(), &["`b`", "256 bytes", "got 0"]);
+    expect("NaN", after_a(Stored::Q8_0).write_values(&[[0.0; 40], [f32::NAN; 40]].concat()), &["`b`", "NaN", "40"]);
+    expect("too large", after_a(Stored::F16).write_values(&[0.0, -7e4]), &["`b`", "F16", "-70000", "element 1"]);
+    expect("scale", after_a(Stored::Q4_1).write_values(&[1e7; 32]), &["`b`", "Q4_1", "10000000"]);
+    expect("half a block", after_a(Stored::Q4_1).write_values(&[0.0; 31]), &["Q4_1", "31"]);
+    let mut file = after_a(Stored::F32);
+    file.write_values(&[0.0; 64]).unwrap();
+    expect("after", file.write(&[1]), &["model.gguf", "1 bytes after"]);
+    expect("after", file.write_values(&[1.0]), &["model.gguf", "1 values after"]);
+    drop(file);
+    assert_eq!(fs::read(&path).unwrap(), b"old");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a temporary file is left");
 }
 
 #[test]

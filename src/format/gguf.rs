@@ -18,14 +18,14 @@ use crate::tensor::Shape;
 pub(super) const MAGIC: &[u8; 4] = b"GGUF";
 
 /// Largest rank of a tensor in ggml.
-const MAX_DIMS: u32 = 4;
+pub(super) const MAX_DIMS: u32 = 4;
 
 /// Longest key and tensor name in bytes: the specification's limit for keys. (For tensor names it says 64 bytes, but
 /// not all writers keep to that.)
-const MAX_NAME: u64 = 65535;
+pub(super) const MAX_NAME: u64 = 65535;
 
 /// Nested arrays are read to this depth. No known writer nests them.
-const MAX_DEPTH: usize = 8;
+pub(super) const MAX_DEPTH: usize = 8;
 
 /// Size of the smallest possible entry. A count that the rest of the file cannot hold is rejected.
 const MIN_ENTRY_BYTES: usize = 8 + 1 + 4 + 1;
@@ -94,7 +94,7 @@ fn read_header(mut r: Reader<'_>) -> Result<Header> {
 }
 
 /// `general.alignment`, or the default of 32.
-fn alignment(path: &str, metadata: &Metadata) -> Result<usize> {
+pub(super) fn alignment(path: &str, metadata: &Metadata) -> Result<usize> {
     const KEY: &str = "general.alignment";
     match metadata.get(KEY) {
         None => Ok(32),

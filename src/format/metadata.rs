@@ -24,6 +24,34 @@ pub enum MetaValue {
     Array(MetaArray),
 }
 
+/// Values from Rust's own: the type that one gives is the type in the file.
+macro_rules! values_from {
+    ($($kind:ident: $ty:ty),*) => {
+        $(
+            impl From<$ty> for MetaValue {
+                fn from(value: $ty) -> Self {
+                    MetaValue::$kind(value)
+                }
+            }
+
+            impl From<Vec<$ty>> for MetaValue {
+                fn from(values: Vec<$ty>) -> Self {
+                    MetaValue::Array(MetaArray::$kind(values))
+                }
+            }
+        )*
+    };
+}
+
+values_from!(U8: u8, I8: i8, U16: u16, I16: i16, U32: u32, I32: i32, U64: u64, I64: i64);
+values_from!(F32: f32, F64: f64, Bool: bool, String: String);
+
+impl From<&str> for MetaValue {
+    fn from(value: &str) -> Self {
+        MetaValue::String(value.into())
+    }
+}
+
 /// An array whose elements have one type. The vectors are typed, so an array takes about as much memory as it takes in
 /// the file.
 #[derive(Clone, Debug, PartialEq)]
@@ -134,6 +162,31 @@ impl Metadata {
                 slot.insert(self.entries.len());
                 self.entries.push((key, value));
                 Ok(())
+            }
+        }
+    }
+
+    /// Sets a key to a value: in the place of the one that it had, or after all others. Use it to make the metadata of a
+    /// file that is to be [written](super::GgufWriter).
+    ///
+    /// ```
+    /// use throughline::format::{MetaValue, Metadata};
+    ///
+    /// let mut metadata = Metadata::default();
+    /// metadata.set("general.name", "Tides");
+    /// metadata.set("general.file_type", 7u32); // as u32 in the file
+    /// metadata.set("tokenizer.ggml.scores", vec![0.0f32, -1.0]);
+    /// metadata.set("general.file_type", 0u32);
+    /// assert_eq!(metadata.len(), 3);
+    /// assert_eq!(metadata.get("general.file_type"), Some(&MetaValue::U32(0)));
+    /// ```
+    pub fn set(&mut self, key: impl Into<String>, value: impl Into<MetaValue>) {
+        let (key, value) = (key.into(), value.into());
+        match self.by_key.get(&key) {
+            Some(&i) => self.entries[i].1 = value,
+            None => {
+                self.by_key.insert(key.clone(), self.entries.len());
+                self.entries.push((key, value));
             }
         }
     }
