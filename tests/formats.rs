@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use gguf::{GgufTensor, Raw, gguf_file};
 use proptest::prelude::*;
 use throughline::format::{
-    self, GgufWriter, Header, MetaArray, MetaValue, Metadata, SaveTensor, Stored, Weights, gguf_header, quant,
-    safetensors_header, safetensors_index, save_safetensors,
+    GgufTensor as Described, GgufWriter, Header, MetaArray, MetaValue, Metadata, SaveTensor, Stored, Weights,
+    gguf_header, quant, safetensors_header, safetensors_index, save_gguf, save_safetensors,
 };
 use throughline::model::config_from_json;
 use throughline::rng::Rng;
@@ -377,140 +377,6 @@ fn the_fuzz_corpus_is_read() {
     run("safetensors_header", safetensors_header, [hostile_safetensors(), vec![safetensors]].concat());
 }
 
-/// Every type of value, alone and in arrays.
-fn every_value() -> Metadata {
-    let mut metadata = Metadata::default();
-    macro_rules! set {
-        ($($kind:ident: $($value:expr),+;)*) => {$(
-            metadata.set(stringify!($kind), [$($value),+][0].clone());
-            metadata.set(concat!(stringify!($kind), "s"), vec![$($value),+]);
-        )*};
-    }
-    set! {
-        U8: 255u8, 0; I8: -128i8, 1; U16: 65_535u16, 2; I16: -32_768i16, 3; U32: u32::MAX, 4; I32: i32::MIN, 5;
-        U64: u64::MAX, 6; I64: i64::MIN, 7; F32: f32::MIN_POSITIVE, f32::INFINITY; F64: 1e-300f64, -0.0;
-        Bool: true, false; String: "é\n".to_string(), String::new();
-    }
-    let nested = MetaArray::Array(vec![MetaArray::U16(vec![1, 2]), MetaArray::Array(vec![])]);
-    metadata.set("nested", MetaValue::Array(nested));
-    metadata.set("empty", Vec::<String>::new());
-    metadata.set("general.alignment", 128u32);
-    metadata
-}
-
-/// The tensors of `sample_gguf` as a writer takes them.
-fn described(weights: &Weights) -> Vec<format::GgufTensor> {
-    let tensor = |t: format::StoredTensor<'_>| format::GgufTensor {
-        name: t.name().into(),
-        stored: t.stored(),
-        shape: t.shape().clone(),
-    };
-    weights.iter().map(tensor).collect()
-}
-
-#[test]
-fn a_written_gguf_file_is_the_one_that_was_read() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("written.gguf");
-    let sample = sample_gguf();
-    let weights = Weights::from_bytes("sample.gguf", sample.clone()).unwrap();
-    let mut file = GgufWriter::create(&path, weights.metadata(), &described(&weights)).unwrap();
-    for tensor in weights.iter() {
-        // In pieces of any size.
-        for piece in tensor.bytes().unwrap().chunks(13) {
-            file.write(piece).unwrap();
-        }
-    }
-    file.finish().unwrap();
-    let written = fs::read(&path).unwrap();
-    assert_eq!(written[..sample.len()], sample);
-    assert!(written[sample.len()..].iter().all(|&byte| byte == 0) && written.len().is_multiple_of(8));
-
-    let metadata = every_value();
-    GgufWriter::create(&path, &metadata, &[]).unwrap().finish().unwrap();
-    let read = Weights::open(&path).unwrap();
-    assert!(read.is_empty() && read.metadata().iter().eq(metadata.iter()));
-}
-
-#[test]
-fn values_are_written_as_their_tensor_stores_them() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("values.gguf");
-    let mut rng = Rng::new(&[3]);
-    let values: Vec<f32> = (0..3 * 256).map(|_| rng.normal() as f32).collect();
-    let types = [Stored::F32, Stored::F16, Stored::BF16, Stored::Q4_0, Stored::Q4_1, Stored::Q8_0];
-    let tensor = |stored: Stored| format::GgufTensor { name: stored.name().into(), stored, shape: [3, 256].into() };
-    let mut file = GgufWriter::create(&path, &every_value(), &types.map(tensor)).unwrap();
-    for _ in types {
-        file.write_values(&values[..256]).unwrap();
-        file.write_values(&values[256..]).unwrap();
-    }
-    file.finish().unwrap();
-    let weights = Weights::open(&path).unwrap();
-    for stored in types {
-        let expected = quant::quantize(stored, &values).unwrap();
-        assert_eq!(*weights.get(stored.name()).unwrap().bytes().unwrap(), expected, "{stored}");
-    }
-}
-
-#[test]
-fn what_no_gguf_file_can_hold_is_an_error_and_leaves_the_old_file() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("model.gguf");
-    fs::write(&path, "old").unwrap();
-    let tensor = |name: &str, stored: Stored, shape: &[usize]| format::GgufTensor {
-        name: name.into(),
-        stored,
-        shape: shape.into(),
-    };
-    let metadata = |key: &str, value: MetaValue| {
-        let mut metadata = Metadata::default();
-        metadata.set(key, value);
-        metadata
-    };
-    let one = tensor("a", Stored::F16, &[2, 4]);
-    let deep = (0..9).fold(MetaArray::U8(vec![]), |array, _| MetaArray::Array(vec![array]));
-    let create = |metadata: &Metadata, tensors: &[format::GgufTensor]| GgufWriter::create(&path, metadata, tensors);
-    let none = Metadata::default();
-    for (case, metadata, tensors, words) in [
-        ("name twice", none.clone(), vec![one.clone(), one.clone()], &["`a`", "twice"][..]),
-        ("no name", none.clone(), vec![tensor("", Stored::F32, &[1])], &["0 bytes"]),
-        ("long name", none.clone(), vec![tensor(&"n".repeat(64), Stored::F32, &[1])], &["64 bytes", "63"]),
-        ("rank", none.clone(), vec![tensor("b", Stored::F32, &[1, 1, 1, 1, 1])], &["`b`", "5 dimensions"]),
-        ("no dims", none.clone(), vec![tensor("b", Stored::F32, &[])], &["`b`", "empty"]),
-        ("zero", none.clone(), vec![tensor("b", Stored::F32, &[3, 0])], &["`b`", "empty"]),
-        ("half a block", none.clone(), vec![tensor("b", Stored::Q4_K, &[1, 128])], &["`b`", "128", "256"]),
-        ("overflow", none.clone(), vec![tensor("b", Stored::F32, &[usize::MAX / 2, 2])], &["`b`", "counted"]),
-        ("far", none.clone(), vec![tensor("b", Stored::F16, &[usize::MAX / 2])], &["`b`", "counted"]),
-        ("no key", metadata("", 1u8.into()), vec![], &["0 bytes"]),
-        ("long key", metadata(&"k".repeat(65_536), 1u8.into()), vec![], &["65536 bytes"]),
-        ("alignment", metadata("general.alignment", 24u32.into()), vec![], &["general.alignment", "24"]),
-        ("depth", metadata("deep", MetaValue::Array(deep)), vec![], &["`deep`", "nested"]),
-    ] {
-        expect(case, create(&metadata, &tensors), &[words, &["model.gguf"]].concat());
-    }
-    let of = |stored: Stored| create(&none, &[one.clone(), tensor("b", stored, &[64])]).unwrap();
-    expect("missing", of(Stored::F32).finish(), &["`a`", "16 bytes", "got 0"]);
-    expect("beyond", of(Stored::F32).write(&[0; 17]), &["`a`", "16 bytes", "got 17"]);
-    let after_a = |stored: Stored| {
-        let mut file = of(stored);
-        file.write(&[0; 16]).unwrap();
-        file
-    };
-    expect("missing", after_a(Stored::F32).finish(), &["`b`", "256 bytes", "got 0"]);
-    expect("NaN", after_a(Stored::Q8_0).write_values(&[[0.0; 40], [f32::NAN; 40]].concat()), &["`b`", "NaN", "40"]);
-    expect("too large", after_a(Stored::F16).write_values(&[0.0, -7e4]), &["`b`", "F16", "-70000", "element 1"]);
-    expect("scale", after_a(Stored::Q4_1).write_values(&[1e7; 32]), &["`b`", "Q4_1", "10000000"]);
-    expect("half a block", after_a(Stored::Q4_1).write_values(&[0.0; 31]), &["Q4_1", "31"]);
-    let mut file = after_a(Stored::F32);
-    file.write_values(&[0.0; 64]).unwrap();
-    expect("after", file.write(&[1]), &["model.gguf", "1 bytes after"]);
-    expect("after", file.write_values(&[1.0]), &["model.gguf", "1 values after"]);
-    drop(file);
-    assert_eq!(fs::read(&path).unwrap(), b"old");
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a temporary file is left");
-}
-
 #[test]
 fn a_gguf_file_is_read() {
     let file = sample_gguf();
@@ -638,6 +504,22 @@ fn every_quantised_type_decodes_as_ggml_has_it() {
     }
 }
 
+/// Rows of all kinds and what ggml's own quantisers make of them: see tests/python/make_quantizer_golden.py.
+#[test]
+fn every_type_is_encoded_as_ggml_encodes_it() {
+    let file = fs::read("tests/data/quantizer_golden.safetensors").unwrap();
+    let golden = safetensors::SafeTensors::deserialize(&file).unwrap();
+    let source: Vec<f32> = bytemuck::pod_collect_to_vec(golden.tensor("source").unwrap().data());
+    for stored in Stored::ALL.into_iter().filter(|stored| *stored != Stored::F32) {
+        let (expected, blocks) = (golden.tensor(stored.name()).unwrap(), quant::quantize(stored, &source).unwrap());
+        let row_bytes = stored.bytes_of(&[256]).unwrap();
+        let rows = blocks.chunks(row_bytes).zip(expected.data().chunks(row_bytes));
+        for (row, (got, expected)) in rows.enumerate() {
+            assert_eq!(got, expected, "{stored}, row {row}");
+        }
+    }
+}
+
 #[test]
 fn what_cannot_be_saved_is_an_error_and_leaves_the_old_file() {
     let dir = tempfile::tempdir().unwrap();
@@ -654,6 +536,88 @@ fn what_cannot_be_saved_is_an_error_and_leaves_the_old_file() {
     assert_eq!(fs::read(&path).unwrap(), b"old");
     let nowhere = dir.path().join("nowhere/model.safetensors");
     assert!(matches!(save_safetensors(&nowhere, &[t], &none()), Err(Error::Io { .. })));
+    save(&[t]).unwrap();
+    assert_eq!(Weights::open(&path).unwrap().get("w").unwrap().values().unwrap(), t.values);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a temporary file is left");
+}
+
+/// The tensors of a file as a writer wants them.
+fn described(weights: &Weights) -> Vec<Described> {
+    let one = |t: throughline::format::StoredTensor<'_>| Described {
+        name: t.name().into(),
+        shape: t.shape().clone(),
+        stored: t.stored(),
+    };
+    weights.iter().map(one).collect()
+}
+
+/// See tests/python/make_gguf_golden.py.
+#[test]
+fn gguf_files_are_written_as_ggml_writes_them() {
+    let golden = "tests/data/golden.gguf";
+    let weights = Weights::open(golden.as_ref()).unwrap();
+    assert_eq!(weights.metadata().get("a.u64"), Some(&MetaValue::U64(1 << 63)));
+    assert_eq!(weights.metadata().strs("b.texts").unwrap(), ["", "a", "⚓"]);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ours.gguf");
+    let mut writer = GgufWriter::create(&path, weights.metadata(), described(&weights)).unwrap();
+    for t in weights.iter() {
+        assert_eq!(writer.next_tensor().unwrap().name, t.name());
+        let bytes = t.bytes().unwrap();
+        bytes.chunks(7).for_each(|piece| writer.write(piece).unwrap());
+    }
+    assert_eq!(writer.next_tensor(), None);
+    writer.finish().unwrap();
+    assert!(fs::read(&path).unwrap() == fs::read(golden).unwrap());
+}
+
+#[test]
+fn what_a_gguf_file_cannot_have_is_an_error_and_leaves_the_old_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    fs::write(&path, "old").unwrap();
+    let t = SaveTensor { name: "w", shape: &[1, 64], values: &[1.5; 64], stored: Stored::Q4_0 };
+    let plain = Metadata::default();
+    let save = |tensors: &[SaveTensor<'_>]| save_gguf(&path, tensors, &plain);
+    expect("shape", save(&[SaveTensor { shape: &[3], ..t }]), &["`w`", "64", "[3]"]);
+    expect("overflow", save(&[SaveTensor { shape: &[usize::MAX, 64], ..t }]), &["`w`"]);
+    expect("none", save(&[SaveTensor { shape: &[0, 64], values: &[], ..t }]), &["`w`", "[0, 64]"]);
+    expect("rank", save(&[SaveTensor { shape: &[1, 1, 1, 1, 64], ..t }]), &["`w`", "4 dimensions"]);
+    expect("block", save(&[SaveTensor { shape: &[4, 16], ..t }]), &["`w`", "32", "Q4_0", "[4, 16]"]);
+    expect("name", save(&[t, t]), &["`w`", "taken"]);
+    expect("name", save(&[SaveTensor { name: "", ..t }]), &["63", "0 bytes"]);
+    expect("name", save(&[SaveTensor { name: &"n".repeat(64), ..t }]), &["nnn", "63", "64 bytes"]);
+    expect("NaN", save(&[SaveTensor { values: &[f32::NAN; 64], ..t }]), &["`w`", "NaN at element 0"]);
+    expect("range", save(&[SaveTensor { values: &[7e4; 64], stored: Stored::F16, ..t }]), &["`w`", "70000"]);
+    let with = |key: &str, value: MetaValue| {
+        let mut metadata = Metadata::default();
+        metadata.set(key, value);
+        save_gguf(&path, &[t], &metadata)
+    };
+    expect("key", with("", true.into()), &["1 to 65535"]);
+    expect("key", with(&"k".repeat(65536), true.into()), &["kkk", "65536"]);
+    expect("alignment", with("general.alignment", 48.into()), &["general.alignment", "power of two"]);
+    expect("alignment", with("general.alignment", (1 << 20).into()), &["general.alignment", "1048576"]);
+    let nested = (0..8).fold(MetaArray::U8(vec![]), |inner, _| MetaArray::Array(vec![inner]));
+    expect("depth", with("deep", nested.into()), &["`deep`", "8 deep"]);
+    assert!(matches!(save_gguf(&dir.path().join("nowhere/w"), &[t], &plain), Err(Error::Io { .. })));
+
+    let start = || {
+        let shape = t.shape.into();
+        GgufWriter::create(&path, &plain, vec![Described { name: "w".into(), shape, stored: t.stored }]).unwrap()
+    };
+    let mut writer = start();
+    writer.write(&[0; 30]).unwrap();
+    expect("too many bytes", writer.write(&[0; 7]), &["`w`", "6 bytes", "got 7"]);
+    expect("too many values", writer.write_values(&[0.0; 64]), &["`w`", "6 bytes"]);
+    expect("too few bytes", writer.finish(), &["`w`", "36 bytes", "got 30"]);
+    let mut writer = start();
+    writer.write(&[0; 36]).unwrap();
+    writer.write(&[]).unwrap();
+    expect("no tensor", writer.write(&[0]), &["last tensor"]);
+    expect("no tensor", writer.write_values(&[0.0; 32]), &["last tensor"]);
+    drop(writer);
+    assert_eq!(fs::read(&path).unwrap(), b"old");
     save(&[t]).unwrap();
     assert_eq!(Weights::open(&path).unwrap().get("w").unwrap().values().unwrap(), t.values);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a temporary file is left");
@@ -866,6 +830,25 @@ proptest! {
             prop_assert_eq!((read.name(), read.stored()), (t.name.as_str(), t.stored));
             prop_assert_eq!((read.shape().dims(), &read.bytes().unwrap()[..]), (&t.dims[..], &t.bytes[..]));
         }
+    }
+
+    #[test]
+    fn gguf_files_are_written_as_they_are_read((entries, tensors) in any_gguf()) {
+        let file = gguf_file(&entries, &tensors);
+        let weights = Weights::from_bytes("any.gguf", file.clone()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("any.gguf");
+        let writer = GgufWriter::create(&path, weights.metadata(), described(&weights));
+        if tensors.iter().any(|t| t.name.len() > 63) {
+            expect("name", writer, &["63"]);
+            return Ok(());
+        }
+        let mut writer = writer.unwrap();
+        tensors.iter().for_each(|t| writer.write(&t.bytes).unwrap());
+        writer.finish().unwrap();
+        let written = fs::read(&path).unwrap();
+        // The last tensor is padded as well.
+        prop_assert!(written.starts_with(&file) && written[file.len()..].iter().all(|&byte| byte == 0));
     }
 
     #[test]

@@ -1,217 +1,241 @@
-//! Writing a GGUF file: the counterpart of `gguf`, which reads one.
+//! GGUF files, written: version 3, little-endian. The format is described in [`gguf`](super::gguf), which reads it.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::finite::first_bad_block;
 use super::gguf::{MAGIC, MAX_DEPTH, MAX_DIMS, MAX_NAME, alignment};
 use super::metadata::{MetaArray, MetaValue, Metadata};
 use super::quant::{self, Stored};
+use super::safetensors::SaveTensor;
 use crate::error::{Error, Result, quoted};
 use crate::files::NewFile;
 use crate::tensor::Shape;
 
-/// Longest name of a tensor that ggml loads, in bytes: its buffer has 64 with the zero at the end.
+const VERSION: u32 = 3;
+
+/// Longest name of a tensor in bytes: ggml refuses files with longer ones.
 const MAX_TENSOR_NAME: usize = 63;
 
-/// A tensor of a file that a [`GgufWriter`] writes.
+/// Largest alignment: more would be padding without a use.
+const MAX_ALIGNMENT: usize = 1 << 16;
+
+/// Elements that are encoded at a time.
+const PART: usize = 1 << 20;
+
+/// A tensor that a [`GgufWriter`] is to write.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GgufTensor {
-    /// Name in the file.
+    /// Its name in the file.
     pub name: String,
-    /// Element type.
-    pub stored: Stored,
-    /// Dimensions, row-major: `[d_out, d_in]` for a linear layer. The file itself has them the other way round.
+    /// Its dimensions, row-major: one to four.
     pub shape: Shape,
+    /// The format of its elements. Rows are whole blocks.
+    pub stored: Stored,
 }
 
-/// Writes a GGUF file tensor by tensor, so that a model need never be in memory as a whole.
+/// Writes a GGUF file, one tensor after another, so that no more than a piece of a tensor needs to be in memory.
 ///
-/// Use it for files of your own, such as adapters; [`Model::save_gguf`](crate::model::Model::save_gguf) writes a whole
-/// model. [`create`](Self::create) takes all metadata, and the names, types and shapes of all tensors. Their bytes
-/// follow in the same order, in pieces of any size. The file is put in place atomically by [`finish`](Self::finish):
-/// its path holds either the old file or the new one, never a part.
-///
-/// Version 3 of the format is written, little-endian. Tensors start at multiples of `general.alignment`, if the metadata
-/// has it, or else of 32.
+/// Use it for files of your own, such as adapters. [`Model::save_gguf`](crate::model::Model::save_gguf) writes a whole
+/// model, and [`save_gguf`] tensors that are in memory already. The header comes first, so names, shapes and formats are
+/// known before any data. The data follows in the same order, in pieces of any length. The file takes its place with
+/// [`finish`](Self::finish), atomically; a writer that is dropped before leaves nothing behind.
 ///
 /// ```
 /// use throughline::format::{GgufTensor, GgufWriter, Metadata, Stored, Weights};
 ///
-/// let path = std::env::temp_dir().join(format!("doc-{}.gguf", std::process::id()));
 /// let mut metadata = Metadata::default();
-/// metadata.set("general.architecture", "llama");
-/// metadata.set("llama.block_count", 1u32);
-/// let table = GgufTensor { name: "token_embd.weight".into(), stored: Stored::Q8_0, shape: [2, 64].into() };
-/// let norm = GgufTensor { name: "output_norm.weight".into(), stored: Stored::F32, shape: [64].into() };
-///
-/// let mut file = GgufWriter::create(&path, &metadata, &[table, norm])?;
-/// file.write_values(&[0.5; 64])?; // the first row of the table
-/// file.write_values(&[0.25; 64])?;
-/// file.write(&[0; 64 * 4])?; // the norm's bytes
-/// file.finish()?;
+/// metadata.set("general.architecture", "example");
+/// let table = GgufTensor { name: "table".into(), shape: [4, 32].into(), stored: Stored::Q8_0 };
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let path = dir.path().join("example.gguf");
+/// let mut writer = GgufWriter::create(&path, &metadata, vec![table])?;
+/// for row in 0..4 {
+///     writer.write_values(&[row as f32; 32])?; // or `write`, for bytes that are encoded already
+/// }
+/// writer.finish()?;
 ///
 /// let weights = Weights::open(&path)?;
-/// assert_eq!(weights.metadata().usize("llama.block_count")?, 1);
-/// assert_eq!(weights.get("token_embd.weight")?.of_shape([2, 64])?.stored(), Stored::Q8_0);
-/// # drop(weights);
-/// # std::fs::remove_file(path).unwrap();
+/// assert_eq!(weights.metadata().str("general.architecture")?, "example");
+/// assert_eq!(weights.get("table")?.values()?[96..], [3.0; 32]);
 /// # Ok::<(), throughline::Error>(())
 /// ```
 #[derive(Debug)]
 pub struct GgufWriter {
-    path: PathBuf,
     file: NewFile,
+    tensors: Vec<GgufTensor>,
     alignment: usize,
-    tensors: Vec<Expected>,
-    /// The tensor that is being written, and how many of its bytes are.
-    at: usize,
+    /// The tensor that is being written.
+    current: usize,
+    /// How many of its bytes are written.
     written: usize,
 }
 
-/// A tensor, and the bytes that it takes.
-#[derive(Debug)]
-struct Expected {
-    name: String,
-    stored: Stored,
-    bytes: usize,
-}
-
 impl GgufWriter {
-    /// Starts a file with its header.
+    /// Starts a file that will be at `path`, with this metadata and these tensors.
     ///
     /// # Errors
     ///
-    /// If it could not be read again: two tensors have one name, a name or key is empty or too long, a shape has no
-    /// elements, more than 4 dimensions or rows that are not whole blocks of the type, or `general.alignment` is no
-    /// power of two. If the file cannot be created.
-    pub fn create(path: &Path, metadata: &Metadata, tensors: &[GgufTensor]) -> Result<Self> {
-        let bad = |message: String| Error::format(path, message);
-        let alignment = alignment(&path.display().to_string(), metadata)?;
-        let mut header = Header(vec![]);
-        header.0.extend(MAGIC);
-        header.u32(3);
-        header.u64(tensors.len());
-        header.u64(metadata.len());
+    /// If the format, or ggml, has no room for a key, a value or a tensor: the error names it. If two tensors have one
+    /// name. If the file cannot be created.
+    pub fn create(path: &Path, metadata: &Metadata, tensors: Vec<GgufTensor>) -> Result<GgufWriter> {
+        let shown = path.display().to_string();
+        let alignment = alignment(&shown, metadata)?;
+        if alignment > MAX_ALIGNMENT {
+            let message = format!("metadata `general.alignment`: expected at most {MAX_ALIGNMENT}, got {alignment}");
+            return Err(Error::format(path, message));
+        }
+        let mut header = Header(MAGIC.to_vec());
+        header.u32(VERSION);
+        header.len(tensors.len());
+        header.len(metadata.len());
         for (key, value) in metadata.iter() {
-            let of_key = |message: String| bad(format!("metadata {}: {message}", quoted(key)));
+            let bad = |what: String| Error::format(path, format!("metadata {}: {what}", quoted(key)));
             if key.is_empty() || key.len() as u64 > MAX_NAME {
-                return Err(of_key(format!("the key has {} bytes, expected 1 to {MAX_NAME}", key.len())));
+                return Err(bad(format!("expected a key of 1 to {MAX_NAME} bytes, got {}", key.len())));
             }
-            header.text(key);
-            header.value(value).map_err(of_key)?;
+            header.string(key);
+            header.value(value).map_err(bad)?;
         }
-        let (mut expected, mut names, mut offset) = (vec![], HashSet::new(), 0usize);
-        for tensor in tensors {
-            let of_tensor = |message: String| bad(format!("tensor {}: {message}", quoted(&tensor.name)));
-            if !names.insert(tensor.name.as_str()) {
-                return Err(of_tensor("is there twice".into()));
+        let (mut offset, mut names) = (0, HashSet::new());
+        for tensor in &tensors {
+            let bytes = bytes_of(tensor)?;
+            if !names.insert(&tensor.name) {
+                return Err(Error::data(&tensor.name, "a name of its own", "one that is taken"));
             }
-            let bytes = tensor.check().map_err(of_tensor)?;
-            header.tensor(tensor, offset);
-            let end = offset.checked_add(bytes).and_then(|end| end.checked_next_multiple_of(alignment));
-            offset = end.ok_or_else(|| of_tensor("has more bytes than can be counted".into()))?;
-            expected.push(Expected { name: tensor.name.clone(), stored: tensor.stored, bytes });
+            header.tensor(tensor, offset as u64);
+            let end = bytes.checked_next_multiple_of(alignment).and_then(|bytes| bytes.checked_add(offset));
+            offset =
+                end.ok_or_else(|| Error::data(&tensor.name, "a file that can be counted in bytes", "a larger one"))?;
         }
+        header.0.resize(header.0.len().next_multiple_of(alignment), 0);
         let mut file = NewFile::create(path)?;
         file.write(&header.0)?;
-        let mut writer = GgufWriter { path: path.into(), file, alignment, tensors: expected, at: 0, written: 0 };
-        writer.pad(header.0.len())?;
-        Ok(writer)
+        Ok(GgufWriter { file, tensors, alignment, current: 0, written: 0 })
     }
 
-    /// Appends bytes of the tensor that is next, as its type stores them: rows of whole blocks, little-endian. A piece
-    /// belongs to one tensor. Elements are not looked at.
+    /// The tensor that comes next, or whose data is incomplete. `None` once all are written.
+    pub fn next_tensor(&self) -> Option<&GgufTensor> {
+        self.tensors.get(self.current)
+    }
+
+    /// Appends bytes of the [next tensor](Self::next_tensor), as they are to be in the file.
+    ///
+    /// # Errors
+    ///
+    /// If they are more than it has left; the writer is as before. If the disk does not take them.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let Some(tensor) = self.tensors.get(self.at) else {
+        let Some(tensor) = self.next_tensor().filter(|_| !bytes.is_empty()) else {
             return match bytes.len() {
                 0 => Ok(()),
-                more => Err(Error::format(&self.path, format!("{more} bytes after those of the last tensor"))),
+                more => Err(Error::data("GGUF data", "no bytes after those of the last tensor", more)),
             };
         };
-        let left = tensor.bytes - self.written;
-        if bytes.len() > left {
-            return Err(Error::data(&tensor.name, format!("{left} bytes more of {}", tensor.bytes), bytes.len()));
+        let total = bytes_of(tensor)?;
+        if bytes.len() > total - self.written {
+            let expected =
+                format!("{} bytes at most, which {}{} has left", total - self.written, tensor.stored, tensor.shape);
+            return Err(Error::data(&tensor.name, expected, bytes.len()));
         }
         self.file.write(bytes)?;
         self.written += bytes.len();
-        if self.written == tensor.bytes {
-            let whole = std::mem::take(&mut self.written);
-            self.at += 1;
-            self.pad(whole)?;
+        if self.written == total {
+            let padding = total.next_multiple_of(self.alignment) - total;
+            self.file.write(&vec![0; padding])?;
+            (self.current, self.written) = (self.current + 1, 0);
         }
         Ok(())
     }
 
-    /// Appends elements of the tensor that is next, encoded as its type: whole blocks.
+    /// Appends elements of the [next tensor](Self::next_tensor), row-major, encoded in its format: whole blocks.
     ///
     /// # Errors
     ///
-    /// If an element is NaN or infinite, or its type cannot hold it; if they are not whole blocks, or more than the
-    /// tensor has left; if the type is one that is only read, see [`quant::quantize`].
+    /// Those of [`quantize`](quant::quantize), with the tensor's name, and those of [`write`](Self::write).
     pub fn write_values(&mut self, values: &[f32]) -> Result<()> {
-        let Some(tensor) = self.tensors.get(self.at) else {
-            return Err(Error::format(&self.path, format!("{} values after the last tensor", values.len())));
-        };
-        let (stored, name) = (tensor.stored, &tensor.name);
-        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-            let element = self.written / stored.block_bytes() * stored.block_len() + at;
-            return Err(Error::data(name, "finite values", format!("{} as element {element}", values[at])));
-        }
-        let bytes = quant::quantize(stored, values)?;
-        if let Some(block) = first_bad_block(stored, &bytes) {
-            let from = self.written / stored.block_bytes() * stored.block_len() + block * stored.block_len();
-            let largest = values[block * stored.block_len()..][..stored.block_len()].iter().copied();
-            let largest = largest.fold(0.0, |a: f32, v| if v.abs() > a.abs() { v } else { a });
-            let got = format!("{largest} at or after element {from}");
-            return Err(Error::data(name, format!("values that {stored} can hold"), got));
-        }
-        self.write(&bytes)
-    }
-
-    /// Puts the file in its place. An `Err` names the first tensor that lacks bytes, and the path keeps what it held.
-    pub fn finish(self) -> Result<()> {
-        match self.tensors.get(self.at) {
-            None => self.file.commit(),
-            Some(tensor) => Err(Error::data(&tensor.name, format!("{} bytes", tensor.bytes), self.written)),
-        }
-    }
-
-    /// Fills up what has this length.
-    fn pad(&mut self, len: usize) -> Result<()> {
-        const ZEROS: [u8; 64] = [0; 64];
-        let mut left = len.next_multiple_of(self.alignment) - len;
-        while left > 0 {
-            let some = left.min(ZEROS.len());
-            self.file.write(&ZEROS[..some])?;
-            left -= some;
+        for part in values.chunks(PART) {
+            let Some(tensor) = self.next_tensor() else {
+                return Err(Error::data("GGUF data", "no elements after those of the last tensor", part.len()));
+            };
+            let bytes = quant::quantize(tensor.stored, part).map_err(|e| match e {
+                Error::Data { expected, got, .. } => Error::data(&tensor.name, expected, got),
+                other => other,
+            })?;
+            self.write(&bytes)?;
         }
         Ok(())
     }
-}
 
-impl GgufTensor {
-    /// The bytes of its elements, or why such a tensor cannot be written.
-    fn check(&self) -> Result<usize, String> {
-        let (dims, stored) = (self.shape.dims(), self.stored);
-        if !(1..=MAX_TENSOR_NAME).contains(&self.name.len()) {
-            return Err(format!("the name has {} bytes, expected 1 to {MAX_TENSOR_NAME}", self.name.len()));
+    /// Puts the file in its place, once the disk has all of it.
+    ///
+    /// # Errors
+    ///
+    /// If a tensor lacks data, which the error names; if the file cannot be put there. What was at the path stays.
+    pub fn finish(self) -> Result<()> {
+        match self.next_tensor() {
+            Some(tensor) => Err(Error::data(
+                &tensor.name,
+                format!("{} bytes", bytes_of(tensor)?),
+                format!("{} bytes", self.written),
+            )),
+            None => self.file.commit(),
         }
-        if dims.len() > MAX_DIMS as usize {
-            return Err(format!("has {} dimensions, expected {MAX_DIMS} at most", dims.len()));
-        }
-        if let Some(problem) = self.shape.problem() {
-            return Err(problem);
-        }
-        let cols = self.shape.cols();
-        if !cols.is_multiple_of(stored.block_len()) {
-            return Err(format!("rows of {cols} are not whole blocks of {} ({stored})", stored.block_len()));
-        }
-        stored.bytes_of(dims).ok_or_else(|| format!("{stored}{} has more bytes than can be counted", self.shape))
     }
 }
 
-/// Bytes of a header in the making.
+/// Bytes of a tensor that a file can have.
+fn bytes_of(tensor: &GgufTensor) -> Result<usize> {
+    let GgufTensor { name, shape, stored } = tensor;
+    let err = |expected: String, got: String| Err(Error::data(name, expected, got));
+    if name.is_empty() || name.len() > MAX_TENSOR_NAME {
+        return err(format!("a tensor's name of 1 to {MAX_TENSOR_NAME} bytes"), format!("{} bytes", name.len()));
+    }
+    if shape.rank() == 0 || shape.rank() > MAX_DIMS as usize || shape.dims().contains(&0) {
+        return err(format!("1 to {MAX_DIMS} dimensions, none of them 0"), shape.to_string());
+    }
+    match stored.bytes_of(shape.dims()) {
+        Some(bytes) => Ok(bytes),
+        None => err(format!("rows of whole blocks of {} ({stored})", stored.block_len()), shape.to_string()),
+    }
+}
+
+/// Writes tensors to a GGUF file, version 3, which llama.cpp and others read.
+///
+/// Use it for your own tensors. [`GgufWriter`] writes those that are not all in memory at once. The file is put in
+/// place atomically: `path` holds either the old file or the new one, never a part.
+///
+/// # Errors
+///
+/// The error names the tensor or the key that the file cannot have; see [`GgufWriter`].
+///
+/// ```
+/// use throughline::format::{Metadata, SaveTensor, Stored, Weights, save_gguf};
+///
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let path = dir.path().join("example.gguf");
+/// let scales = SaveTensor { name: "scales", shape: &[2, 3], values: &[0.5; 6], stored: Stored::F16 };
+/// save_gguf(&path, &[scales], &Metadata::default())?;
+/// assert_eq!(Weights::open(&path)?.get("scales")?.values()?, [0.5; 6]);
+/// # Ok::<(), throughline::Error>(())
+/// ```
+pub fn save_gguf(path: &Path, tensors: &[SaveTensor<'_>], metadata: &Metadata) -> Result<()> {
+    for t in tensors {
+        if t.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)) != Some(t.values.len()) {
+            let got = format!("{} for {:?}", t.values.len(), t.shape);
+            return Err(Error::data(t.name, "as many values as the shape has", got));
+        }
+    }
+    let described = |t: &SaveTensor<'_>| GgufTensor {
+        name: t.name.into(),
+        // A scalar has one dimension here.
+        shape: if t.shape.is_empty() { Shape::from([1]) } else { Shape::new(t.shape.to_vec()) },
+        stored: t.stored,
+    };
+    let mut writer = GgufWriter::create(path, metadata, tensors.iter().map(described).collect())?;
+    tensors.iter().try_for_each(|t| writer.write_values(t.values))?;
+    writer.finish()
+}
+
+/// The bytes of a header in the making.
 struct Header(Vec<u8>);
 
 impl Header {
@@ -219,25 +243,21 @@ impl Header {
         self.0.extend(v.to_le_bytes());
     }
 
-    fn u64(&mut self, v: usize) {
-        self.0.extend((v as u64).to_le_bytes());
+    fn len(&mut self, len: usize) {
+        self.0.extend((len as u64).to_le_bytes());
     }
 
-    fn text(&mut self, text: &str) {
-        self.u64(text.len());
-        self.0.extend(text.as_bytes());
+    fn string(&mut self, text: &str) {
+        self.len(text.len());
+        self.0.extend(text.bytes());
     }
 
-    fn tensor(&mut self, tensor: &GgufTensor, offset: usize) {
-        self.text(&tensor.name);
-        self.u32(tensor.shape.dims().len() as u32);
-        // The contiguous dimension comes first.
-        tensor.shape.dims().iter().rev().for_each(|&dim| self.u64(dim));
-        self.u32(tensor.stored.ggml_id());
-        self.u64(offset);
+    /// A type's number and a number of this type.
+    fn number<const N: usize>(&mut self, kind: u32, bytes: [u8; N]) {
+        self.u32(kind);
+        self.0.extend(bytes);
     }
 
-    /// The number of a value's type in the specification, and the value.
     fn value(&mut self, value: &MetaValue) -> Result<(), String> {
         match value {
             MetaValue::U8(v) => self.number(0, v.to_le_bytes()),
@@ -250,11 +270,11 @@ impl Header {
             MetaValue::Bool(v) => self.number(7, [u8::from(*v)]),
             MetaValue::String(v) => {
                 self.u32(8);
-                self.text(v);
+                self.string(v);
             }
             MetaValue::Array(v) => {
                 self.u32(9);
-                self.array(v, MAX_DEPTH)?;
+                return self.array(v, MAX_DEPTH);
             }
             MetaValue::U64(v) => self.number(10, v.to_le_bytes()),
             MetaValue::I64(v) => self.number(11, v.to_le_bytes()),
@@ -263,15 +283,10 @@ impl Header {
         Ok(())
     }
 
-    fn number<const N: usize>(&mut self, kind: u32, bytes: [u8; N]) {
-        self.u32(kind);
-        self.0.extend(bytes);
-    }
-
-    /// Element type, count, elements.
+    /// `depth` is how many arrays may be within each other from here on.
     fn array(&mut self, array: &MetaArray, depth: usize) -> Result<(), String> {
         if depth == 0 {
-            return Err(format!("arrays are nested more than {MAX_DEPTH} deep"));
+            return Err(format!("arrays within arrays, more than {MAX_DEPTH} deep"));
         }
         match array {
             MetaArray::U8(v) => self.numbers(0, v, u8::to_le_bytes),
@@ -283,12 +298,14 @@ impl Header {
             MetaArray::F32(v) => self.numbers(6, v, f32::to_le_bytes),
             MetaArray::Bool(v) => self.numbers(7, v, |v| [u8::from(v)]),
             MetaArray::String(v) => {
-                self.count(8, v.len());
-                v.iter().for_each(|text| self.text(text));
+                self.u32(8);
+                self.len(v.len());
+                v.iter().for_each(|text| self.string(text));
             }
             MetaArray::Array(v) => {
-                self.count(9, v.len());
-                v.iter().try_for_each(|array| self.array(array, depth - 1))?;
+                self.u32(9);
+                self.len(v.len());
+                return v.iter().try_for_each(|array| self.array(array, depth - 1));
             }
             MetaArray::U64(v) => self.numbers(10, v, u64::to_le_bytes),
             MetaArray::I64(v) => self.numbers(11, v, i64::to_le_bytes),
@@ -297,13 +314,18 @@ impl Header {
         Ok(())
     }
 
-    fn count(&mut self, kind: u32, len: usize) {
+    fn numbers<T: Copy, const N: usize>(&mut self, kind: u32, v: &[T], bytes: fn(T) -> [u8; N]) {
         self.u32(kind);
-        self.u64(len);
+        self.len(v.len());
+        self.0.extend(v.iter().flat_map(|&v| bytes(v)));
     }
 
-    fn numbers<T: Copy, const N: usize>(&mut self, kind: u32, v: &[T], bytes: fn(T) -> [u8; N]) {
-        self.count(kind, v.len());
-        self.0.extend(v.iter().flat_map(|&v| bytes(v)));
+    fn tensor(&mut self, tensor: &GgufTensor, offset: u64) {
+        self.string(&tensor.name);
+        let dims = tensor.shape.dims();
+        self.u32(dims.len() as u32);
+        dims.iter().rev().for_each(|&dim| self.len(dim)); // the contiguous one first
+        self.u32(tensor.stored.ggml_id());
+        self.0.extend(offset.to_le_bytes());
     }
 }

@@ -24,34 +24,6 @@ pub enum MetaValue {
     Array(MetaArray),
 }
 
-/// Values from Rust's own: the type that one gives is the type in the file.
-macro_rules! values_from {
-    ($($kind:ident: $ty:ty),*) => {
-        $(
-            impl From<$ty> for MetaValue {
-                fn from(value: $ty) -> Self {
-                    MetaValue::$kind(value)
-                }
-            }
-
-            impl From<Vec<$ty>> for MetaValue {
-                fn from(values: Vec<$ty>) -> Self {
-                    MetaValue::Array(MetaArray::$kind(values))
-                }
-            }
-        )*
-    };
-}
-
-values_from!(U8: u8, I8: i8, U16: u16, I16: i16, U32: u32, I32: i32, U64: u64, I64: i64);
-values_from!(F32: f32, F64: f64, Bool: bool, String: String);
-
-impl From<&str> for MetaValue {
-    fn from(value: &str) -> Self {
-        MetaValue::String(value.into())
-    }
-}
-
 /// An array whose elements have one type. The vectors are typed, so an array takes about as much memory as it takes in
 /// the file.
 #[derive(Clone, Debug, PartialEq)]
@@ -138,10 +110,40 @@ impl MetaValue {
     }
 }
 
+macro_rules! from {
+    ($($ty:ty => $variant:ident),*) => {$(
+        impl From<$ty> for MetaValue {
+            fn from(value: $ty) -> Self {
+                MetaValue::$variant(value.into())
+            }
+        }
+    )*};
+}
+
+from!(u32 => U32, i32 => I32, u64 => U64, f32 => F32, bool => Bool, String => String, &str => String);
+
+impl From<MetaArray> for MetaValue {
+    fn from(array: MetaArray) -> Self {
+        MetaValue::Array(array)
+    }
+}
+
 /// Keys and values in file order.
 ///
 /// Prefer the typed accessors: their errors name file and key if the key is missing or has another type. They accept
 /// integers of any width, since writers differ in that.
+///
+/// To write a file, start from an empty one or from a clone of another file's, and [`set`](Self::set) what is new.
+///
+/// ```
+/// use throughline::format::Metadata;
+///
+/// let mut metadata = Metadata::default();
+/// metadata.set("general.name", "harbour");
+/// metadata.set("general.name", "harbour 2");
+/// assert_eq!(metadata.str("general.name")?, "harbour 2");
+/// # Ok::<(), throughline::Error>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Metadata {
     path: String,
@@ -166,20 +168,7 @@ impl Metadata {
         }
     }
 
-    /// Sets a key to a value: in the place of the one that it had, or after all others. Use it to make the metadata of a
-    /// file that is to be [written](super::GgufWriter).
-    ///
-    /// ```
-    /// use throughline::format::{MetaValue, Metadata};
-    ///
-    /// let mut metadata = Metadata::default();
-    /// metadata.set("general.name", "Tides");
-    /// metadata.set("general.file_type", 7u32); // as u32 in the file
-    /// metadata.set("tokenizer.ggml.scores", vec![0.0f32, -1.0]);
-    /// metadata.set("general.file_type", 0u32);
-    /// assert_eq!(metadata.len(), 3);
-    /// assert_eq!(metadata.get("general.file_type"), Some(&MetaValue::U32(0)));
-    /// ```
+    /// Sets a key to a value, in its place if the key is there and at the end if not.
     pub fn set(&mut self, key: impl Into<String>, value: impl Into<MetaValue>) {
         let (key, value) = (key.into(), value.into());
         match self.by_key.get(&key) {

@@ -1,4 +1,4 @@
-//! Model files: safetensors and GGUF, read as they are needed, and written.
+//! Model files: safetensors and GGUF, read as they are needed and written piece by piece.
 //!
 //! Use this module for the raw tensors of a file. For a whole model, with its configuration and its parameters under
 //! our names, use [`Model`](crate::model::Model) instead.
@@ -8,7 +8,7 @@
 //! (row-major, whatever the file's order) and storage type, and reads the bytes of those that you ask for: upload them
 //! as they are, or [decode](quant) them.
 //!
-//! [`save_safetensors`] and [`GgufWriter`] write such files; [`Model`](crate::model::Model) saves whole models.
+//! [`save_safetensors`] and [`save_gguf`] write tensors that are in memory, and a [`GgufWriter`] those that are not.
 //!
 //! Files may come from anywhere: whatever they hold, the result is an error that names file and field, or tensors whose
 //! bytes lie within the file, in time and memory proportional to the header. NaN among the weights is not an error;
@@ -46,7 +46,7 @@ mod settings;
 mod weights;
 
 pub use gguf::gguf_header;
-pub use gguf_writer::{GgufTensor, GgufWriter};
+pub use gguf_writer::{GgufTensor, GgufWriter, save_gguf};
 pub use header::{Header, TensorInfo};
 pub(crate) use json::float;
 #[cfg(feature = "tokenizers")]

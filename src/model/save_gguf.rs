@@ -97,8 +97,8 @@ impl Model {
             Some(_) => Export::of_folder(self, types)?,
             None => Export::of_gguf(self, types)?,
         };
-        let described = plan.tensors.iter().map(|tensor| tensor.target.clone()).collect::<Vec<_>>();
-        let mut file = GgufWriter::create(path, &plan.metadata, &described)?;
+        let described = plan.tensors.iter().map(|tensor| tensor.target.clone()).collect();
+        let mut file = GgufWriter::create(path, &plan.metadata, described)?;
         for tensor in &plan.tensors {
             let changed = tensor.params.iter().map(|(name, shape)| {
                 let changed = values(name)?;
@@ -115,9 +115,7 @@ impl Model {
                     for ((name, shape), changed) in tensor.params.iter().zip(changed) {
                         let values = changed.map_or_else(|| self.values(name), Ok)?;
                         let values = plan.in_rows(name, shape, values);
-                        let cols = tensor.target.shape.cols();
-                        let len = (rows_of_a_piece(4 * cols) * cols).min(values.len());
-                        values.chunks(len).try_for_each(|piece| file.write_values(piece))?;
+                        file.write_values(&values)?;
                     }
                 }
             }

@@ -17,7 +17,7 @@ use super::json::Merge;
 use super::save::NAMED;
 use super::text::byte_of;
 use crate::error::{Error, Result, quoted};
-use crate::format::Metadata;
+use crate::format::{MetaArray, Metadata};
 
 impl ModelTokenizer {
     /// The tokenizer and the chat template of a folder as the metadata of a GGUF file of a model with this many tokens.
@@ -99,13 +99,13 @@ impl Source<'_> {
         metadata.set(MODEL, "gpt2");
         metadata.set(PRE, pre);
         let (tokens, types) = self.tokens(|_, _| NORMAL)?;
-        metadata.set(TOKENS, tokens);
-        metadata.set(TYPES, types);
+        metadata.set(TOKENS, MetaArray::String(tokens));
+        metadata.set(TYPES, MetaArray::I32(types));
         let lines = self.merges()?.into_iter().map(|(a, b)| match a.contains(' ') || b.contains(' ') {
             true => Err(self.bad(format!("the merge of {} and {}", quoted(&a), quoted(&b)))),
             false => Ok(format!("{a} {b}")),
         });
-        metadata.set(MERGES, lines.collect::<Result<Vec<String>>>()?);
+        metadata.set(MERGES, MetaArray::String(lines.collect::<Result<_>>()?));
         Ok(())
     }
 
@@ -132,9 +132,9 @@ impl Source<'_> {
         let score = |token: &String| -(*ranks.get(token).unwrap_or(&ranks.len()) as f32);
         metadata.set(MODEL, "llama");
         metadata.set(PRE, "default");
-        metadata.set(SCORES, tokens.iter().map(score).collect::<Vec<f32>>());
-        metadata.set(TOKENS, tokens);
-        metadata.set(TYPES, types);
+        metadata.set(SCORES, MetaArray::F32(tokens.iter().map(score).collect()));
+        metadata.set(TOKENS, MetaArray::String(tokens));
+        metadata.set(TYPES, MetaArray::I32(types));
         let first = self.tokenizer.encode("a", false)?.first().and_then(|&id| self.tokenizer.inner().id_to_token(id));
         metadata.set("tokenizer.ggml.add_space_prefix", first.is_some_and(|token| token.starts_with('▁')));
         if let Some(id) = self.id(unknown) {
