@@ -34,6 +34,7 @@ fn example(name: &str) -> PathBuf {
             "finetune",
             "op_table",
             "plan",
+            "quantize",
         ];
         let args = names.iter().flat_map(|name| ["--example", name]);
         assert!(Command::new(env!("CARGO")).args(["build", "--quiet"]).args(args).status().unwrap().success());
@@ -340,6 +341,15 @@ fn tensors_lists_what_is_in_a_file() {
     assert!(refused("tensors", &["Cargo.toml"]).contains("neither a GGUF"));
 }
 
+#[test]
+fn quantize_writes_a_file_that_tensors_lists() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("model.gguf").to_str().unwrap().to_string();
+    ok("quantize", &["--model", "tests/data/hf/llama", "--out", &out, "--type", "q8_0"]);
+    let stdout = ok("tensors", &[&out, "--check"]);
+    assert!(stdout.contains("blk.1.attn_q.weight: Q8_0[32, 32]") && stdout.contains("tensors of F32"), "{stdout}");
+}
+
 /// Each is one line that says what is wrong. `@` stands for a folder with a text and a file that is no text.
 #[test]
 fn bad_command_lines_are_refused_in_one_line() {
@@ -382,6 +392,9 @@ const BAD_COMMAND_LINES: &[(&str, &str, &str)] = &[
     ("depth", "--seed MAX --out @/depth", "--seed plus --seeds"),
     ("depth", "--from @/nowhere --out @/depth", "nowhere|No such file"),
     ("depth", "--from @/text.txt --out @/depth", "text.txt is not a depth.json"),
+    ("quantize", "--model @/text.txt --out @/x --type Q3_K", "--type|Q3_K|Q4_K"),
+    ("quantize", "--model @/text.txt --out @/x", "text.txt|neither a GGUF"),
+    ("quantize", "--model @/text.txt --out @/none/x", "none"),
     ("export", "--nonsense", "--nonsense"),
     ("export", "", "required|--model <MODEL>|--out <OUT>"),
     ("export", "--model @/nowhere --out @/x", "nowhere|No such file"),

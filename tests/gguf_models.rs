@@ -10,9 +10,11 @@ use std::path::Path;
 use common::{gpu, hf_expected, hf_folder, worst};
 use gguf::{GgufTensor, gguf_file};
 use proptest::prelude::*;
+use serde_json::json;
+use throughline::Result;
 use throughline::decode::Decoder;
 use throughline::format::{MetaArray, MetaValue, Stored, Weights, is_gguf, quant};
-use throughline::model::Model;
+use throughline::model::{self, Model, TensorTypes};
 use throughline::nn::{Positions, TransformerConfig};
 use throughline::ops::rope::Scaling;
 use throughline::optim::{Arena, ArenaLayout};
@@ -49,10 +51,15 @@ fn neighbour(i: usize, dh: usize) -> usize {
 
 /// The tensors of a model as a GGUF file of an architecture has them; matrices in `stored`.
 fn tensors(model: &Model, arch: &str, stored: Stored) -> Vec<GgufTensor> {
+    tensors_of(model, arch, stored, |name| model.values(name).unwrap())
+}
+
+/// The same with these values of parameters.
+fn tensors_of(model: &Model, arch: &str, stored: Stored, values: impl Fn(&str) -> Vec<f32>) -> Vec<GgufTensor> {
     let dh = model.config().head_dim();
     let mut all = vec![];
     for (name, shape) in model.params() {
-        let values = model.values(name).unwrap();
+        let values = values(name);
         let linear = shape.rank() == 2 && !["embed.weight", "head.weight", "position.weight"].contains(&name.as_str());
         let (mut rows, cols) = match *shape.dims() {
             // Output-major, as in all GGUF files.
@@ -473,12 +480,291 @@ fn a_saved_gguf_means_what_the_file_does() {
         assert_eq!((a.has_chat(), b.has_chat()), (with_chat, with_chat), "{name}");
         let chat = |t: &ModelTokenizer| t.chat_ids(&[Message::new("user", "the tide")], true).ok();
         assert_eq!(chat(&a), chat(&b), "{name}");
+        // And back into a GGUF file.
+        let back = dir.path().join("back.gguf");
+        match saved.save_gguf(&back, TensorTypes::Keep, unchanged) {
+            Ok(()) => assert_same_tokenizer(name, &saved, &Model::open(&back).unwrap()),
+            // The bytes of this tokenizer are more tokens than the model has.
+            Err(e) => assert!(a.vocab_len() > 96 && e.to_string().contains("is beyond the 96 of the model"), "{e}"),
+        }
         // As `transformers` reads them: one id, or several.
         let config: serde_json::Value =
             serde_json::from_slice(&std::fs::read(dir.path().join("config.json")).unwrap()).unwrap();
         let ends = config["eos_token_id"].as_array().cloned().unwrap_or_else(|| vec![config["eos_token_id"].clone()]);
         assert_eq!(ends, a.stop_tokens(), "{name}");
     }
+}
+
+/// Folders of tests/data/hf, the architecture of their GGUF files, and the type of their matrices.
+const FOLDERS: [(&str, &str, Stored); 11] = [
+    ("gpt2", "gpt2", Stored::F32),
+    ("llama", "llama", Stored::F32),
+    ("llama_f16", "llama", Stored::F16),
+    ("llama_bf16", "llama", Stored::BF16),
+    ("llama_linear", "llama", Stored::F32),
+    ("llama_yarn", "llama", Stored::F32),
+    ("llama3", "llama", Stored::F32),
+    ("mistral", "llama", Stored::F32),
+    ("mistral_window", "llama", Stored::F32),
+    ("qwen2", "qwen2", Stored::F32),
+    ("qwen3", "qwen3", Stored::F32),
+];
+
+fn unchanged(_: &str) -> Result<Option<Vec<f32>>> {
+    Ok(None)
+}
+
+/// Checks that a file has just these tensors, but for the frequencies.
+fn assert_tensors(name: &str, model: &Model, expected: &[GgufTensor]) {
+    let saved: Vec<_> = model.weights().iter().filter(|t| t.name() != "rope_freqs.weight").collect();
+    assert_eq!(saved.len(), expected.len(), "{name}");
+    for t in expected {
+        let got = model.weights().get(&t.name).unwrap();
+        assert_eq!((got.stored(), got.shape().dims()), (t.stored, &t.dims[..]), "{name}: {}", t.name);
+        assert!(*got.bytes().unwrap() == t.bytes, "{name}: {}", t.name);
+    }
+}
+
+/// A folder's model with the rotation that its GGUF file has.
+fn config_in_gguf(hf: &Model, arch: &str) -> TransformerConfig {
+    let mut config = hf.config().clone();
+    if let Positions::Rope { interleaved, .. } = &mut config.positions {
+        *interleaved = arch == "llama";
+    }
+    config
+}
+
+#[test]
+fn a_folder_saved_as_a_gguf_file_gives_the_same_logits() {
+    let dir = tempfile::tempdir().unwrap();
+    let [path, again] = ["model.gguf", "again.gguf"].map(|name| dir.path().join(name));
+    for (name, arch, stored) in FOLDERS {
+        let hf = Model::open(&hf_folder(name)).unwrap();
+        hf.save_gguf(&path, TensorTypes::Keep, unchanged).unwrap();
+        let model = Model::open(&path).unwrap();
+        assert_eq!(model.config(), &config_in_gguf(&hf, arch), "{name}");
+        assert_eq!(model.weights().metadata().str("general.name").unwrap(), name);
+        assert_tensors(name, &model, &tensors(&hf, arch, stored));
+        let len = model.config().context.min(24);
+        let mut decoder = Decoder::new_blocking(gpu(), &model, len).unwrap();
+        let got = decoder.feed_all_blocking(&hf_expected(name, "ids")[..len]).unwrap();
+        let worst = worst(&got, &hf_expected(name, "logits")[..got.len()]);
+        assert!(worst < 1e-4, "{name}: {worst}");
+        // And once more, from the file: it is the same to the byte.
+        model.save_gguf(&again, TensorTypes::Keep, unchanged).unwrap();
+        assert!(std::fs::read(&again).unwrap() == std::fs::read(&path).unwrap(), "{name}");
+        model.save_gguf(&path, TensorTypes::Keep, unchanged).unwrap();
+        assert!(std::fs::read(&again).unwrap() == std::fs::read(&path).unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn values_that_have_changed_are_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let [path, again] = ["model.gguf", "again.gguf"].map(|name| dir.path().join(name));
+    for (name, arch, stored) in FOLDERS {
+        let hf = Model::open(&hf_folder(name)).unwrap();
+        // Exact in all types.
+        let twice = |values: Vec<f32>| values.into_iter().map(|v| 2.0 * v).collect::<Vec<_>>();
+        let is_changed =
+            |name: &str| ["embed.", "attn.k.", "attn.o.", "mlp.up.", "mlp_norm."].iter().any(|p| name.contains(p));
+        let mut asked = vec![];
+        hf.save_gguf(&path, TensorTypes::Keep, |param| {
+            asked.push(param.to_string());
+            is_changed(param).then(|| hf.values(param).map(twice)).transpose()
+        })
+        .unwrap();
+        asked.sort_unstable();
+        let mut params: Vec<String> = hf.params().iter().map(|(name, _)| name.clone()).collect();
+        params.sort_unstable();
+        assert_eq!(asked, params, "{name}");
+        let expected = tensors_of(&hf, arch, stored, |param| match hf.values(param).unwrap() {
+            values if is_changed(param) => twice(values),
+            values => values,
+        });
+        let model = Model::open(&path).unwrap();
+        assert_tensors(name, &model, &expected);
+
+        // Half of what is in the file is what the folder has. A head that is the table was doubled with it.
+        let half = |values: Vec<f32>| values.into_iter().map(|v| v / 2.0).collect::<Vec<_>>();
+        let changed = |param: &str| is_changed(param).then(|| model.values(param).map(half)).transpose();
+        model.save_gguf(&again, TensorTypes::Keep, changed).unwrap();
+        assert_tensors(name, &Model::open(&again).unwrap(), &tensors(&hf, arch, stored));
+    }
+}
+
+#[test]
+fn matrices_are_saved_in_another_type_and_all_else_in_f32() {
+    let dir = tempfile::tempdir().unwrap();
+    let [path, again] = ["model.gguf", "again.gguf"].map(|name| dir.path().join(name));
+    for (name, arch, stored) in FOLDERS {
+        let hf = Model::open(&hf_folder(name)).unwrap();
+        for (ty, file_type) in [
+            (Stored::F32, 0),
+            (Stored::F16, 1),
+            (Stored::BF16, 32),
+            (Stored::Q4_0, 2),
+            (Stored::Q4_1, 3),
+            (Stored::Q8_0, 7),
+            (Stored::Q5_1, 9),
+            (Stored::Q4_K, 14),
+            (Stored::Q6_K, 18),
+        ] {
+            let mut expected = tensors(&hf, arch, Stored::F32);
+            for t in expected.iter_mut().filter(|t| t.dims.len() == 2 && !t.name.starts_with("position")) {
+                // Rows that are not whole blocks. None here is of 256.
+                let smaller = match ty {
+                    Stored::Q4_K => Stored::Q5_0,
+                    Stored::Q6_K => Stored::Q8_0,
+                    other => other,
+                };
+                t.stored = if t.dims[1] % smaller.block_len() == 0 { smaller } else { Stored::F16 };
+                let values: Vec<f32> = bytemuck::pod_collect_to_vec(&t.bytes);
+                t.bytes = quant::quantize(t.stored, &values).unwrap();
+            }
+            hf.save_gguf(&path, TensorTypes::Matrices(ty), unchanged).unwrap();
+            let model = Model::open(&path).unwrap();
+            assert_tensors(name, &model, &expected);
+            assert_eq!(model.weights().metadata().usize("general.file_type").unwrap(), file_type);
+            assert_eq!(model.weights().metadata().contains("general.quantization_version"), ty.is_quantized());
+            // From a file as from a folder.
+            hf.save_gguf(&again, TensorTypes::Keep, unchanged).unwrap();
+            let kept = Model::open(&again).unwrap();
+            assert_tensors(name, &kept, &tensors(&hf, arch, stored));
+            kept.save_gguf(&again, TensorTypes::Matrices(ty), unchanged).unwrap();
+            assert_tensors(name, &Model::open(&again).unwrap(), &expected);
+        }
+    }
+}
+
+/// A model of the folder's tokens with the tokenizer of tests/data/tiny_chat, some of its files changed.
+fn tiny_chat(dir: &Path, change: impl Fn(&str, &mut serde_json::Value)) -> Model {
+    let config = TransformerConfig { tied_head: true, ..TransformerConfig::llama(320, 32, 1, 16, 2) };
+    let layout = ArenaLayout::of_model(&config, u64::MAX).unwrap();
+    let params = layout.tensors.into_iter().map(|(name, shape)| (name, vec![0.5; shape.len()]));
+    model::save(dir, &config, &params.collect::<Vec<_>>()).unwrap();
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tiny_chat");
+    for name in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
+        let mut json = serde_json::from_slice(&std::fs::read(from.join(name)).unwrap()).unwrap();
+        change(name, &mut json);
+        std::fs::write(dir.join(name), json.to_string()).unwrap();
+    }
+    Model::open(dir).unwrap()
+}
+
+/// Checks that two models tokenize, chat and stop alike.
+fn assert_same_tokenizer(name: &str, a: &Model, b: &Model) {
+    let [a, b] = [a, b].map(|model| ModelTokenizer::of(model.weights()).unwrap());
+    for text in ["the harbour  wall\n\n", "It's 1234 tides, é!", "", "<|im_start|>user", "the tide"] {
+        for special in [false, true] {
+            let ids = a.encode(text, special).unwrap();
+            assert_eq!(b.encode(text, special).unwrap(), ids, "{name}: {text:?}");
+            assert_eq!(b.decode(&ids, special).unwrap(), a.decode(&ids, special).unwrap(), "{name}");
+        }
+    }
+    assert!(a.stop_tokens().iter().all(|&id| b.is_stop(id)), "{name}: {a:?} {b:?}");
+    let chat = |t: &ModelTokenizer| t.chat_ids(&[Message::new("user", "the tide")], true).ok();
+    assert_eq!(chat(&a), chat(&b), "{name}");
+}
+
+#[test]
+fn the_tokenizer_of_a_folder_is_saved_in_a_gguf_file() {
+    const LLAMA_3: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}\
+        | ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+    let byte_level = |regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex });
+    let sequence = |first: serde_json::Value, regex: bool| json!({ "type": "Sequence", "pretokenizers": [first, byte_level(regex)] });
+    let split = |pattern: &str| json!({ "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false });
+    let cases = [
+        ("gpt-2", byte_level(true), json!(null), false),
+        ("mpt", byte_level(true), json!({ "type": "NFC" }), false),
+        ("smollm", sequence(json!({ "type": "Digits", "individual_digits": true }), true), json!(null), false),
+        ("llama-bpe", sequence(split(LLAMA_3), false), json!(null), true),
+        ("dbrx", sequence(split(LLAMA_3), false), json!(null), false),
+        ("qwen2", sequence(split(&LLAMA_3.replace("{1,3}", "")), false), json!({ "type": "NFC" }), false),
+    ];
+    let [from, to] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let path = to.path().join("model.gguf");
+    for (pre, splitter, normalizer, whole_words) in cases {
+        let model = tiny_chat(from.path(), |name, json| {
+            if name == "tokenizer.json" {
+                json["pre_tokenizer"] = splitter.clone();
+                json["normalizer"] = normalizer.clone();
+                json["model"]["ignore_merges"] = whole_words.into();
+            }
+        });
+        model.save_gguf(&path, TensorTypes::Keep, unchanged).unwrap();
+        let saved = Model::open(&path).unwrap();
+        let metadata = saved.weights().metadata();
+        assert_eq!(metadata.str("tokenizer.ggml.pre").unwrap(), pre);
+        assert_eq!(metadata.strs("tokenizer.ggml.tokens").unwrap().len(), 320);
+        assert_eq!(metadata.usize("tokenizer.ggml.eos_token_id").unwrap(), 2);
+        assert!(metadata.bool("tokenizer.ggml.add_bos_token").unwrap() && metadata.contains("tokenizer.chat_template"));
+        assert_same_tokenizer(pre, &model, &saved);
+    }
+}
+
+#[test]
+fn a_tokenizer_that_no_gguf_file_has_is_an_error() {
+    type Change = fn(&mut serde_json::Value);
+    let cases: [(&str, Change, &str); 9] = [
+        ("tokenizer.json", |j| j["pre_tokenizer"]["add_prefix_space"] = true.into(), "pre-tokenizer"),
+        ("tokenizer.json", |j| j["pre_tokenizer"] = json!({ "type": "Whitespace" }), "Whitespace"),
+        ("tokenizer.json", |j| j["normalizer"] = json!({ "type": "Lowercase" }), "Lowercase"),
+        ("tokenizer.json", |j| j["model"]["ignore_merges"] = true.into(), "ignore_merges"),
+        ("tokenizer.json", |j| j["model"]["dropout"] = 0.1.into(), "dropout"),
+        ("tokenizer.json", |j| j["added_tokens"][2]["lstrip"] = true.into(), "<|im_end|>"),
+        (
+            "tokenizer.json",
+            |j| {
+                let only = json!([j["post_processor"]["single"][0], j["post_processor"]["single"][0], { "Sequence": { "id": "A", "type_id": 0 } }]);
+                j["post_processor"]["single"] = only;
+            },
+            "[0, 0]",
+        ),
+        ("tokenizer_config.json", |j| j["bos_token"] = "<|im_start|>".into(), "[0]"),
+        ("generation_config.json", |j| j["eos_token_id"] = json!([3, 4, 5]), "4 tokens that end"),
+    ];
+    let [from, to] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let path = to.path().join("model.gguf");
+    std::fs::write(&path, "old").unwrap();
+    for (file, change, word) in cases {
+        let model = tiny_chat(from.path(), |name, json| {
+            if name == file {
+                change(json)
+            }
+        });
+        let error = model.save_gguf(&path, TensorTypes::Keep, unchanged).unwrap_err().to_string();
+        assert!(error.contains(word) && error.contains("GGUF file cannot say"), "{word}: {error}");
+    }
+    assert_eq!(std::fs::read(&path).unwrap(), b"old");
+}
+
+#[test]
+fn what_cannot_be_saved_as_a_gguf_file_is_an_error_and_leaves_the_old_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    std::fs::write(&path, "old").unwrap();
+    let refused = |model: &Model, types: TensorTypes, value: Option<(&str, Vec<f32>)>, words: &[&str]| {
+        let saved = model.save_gguf(&path, types, |name| {
+            Ok(value.as_ref().filter(|(param, _)| *param == name).map(|(_, values)| values.clone()))
+        });
+        let error = saved.unwrap_err().to_string();
+        assert!(words.iter().all(|word| error.contains(word)), "{words:?}: {error}");
+    };
+    let llama = Model::open(&hf_folder("llama")).unwrap();
+    let (keep, half) = (TensorTypes::Keep, TensorTypes::Matrices(Stored::F16));
+    refused(&llama, keep, Some(("norm_f.weight", vec![1.0; 31])), &["`norm_f.weight`", "32 values", "got 31"]);
+    refused(&llama, keep, Some(("h.1.attn.q.weight", vec![f32::NAN; 32 * 32])), &["`h.1.attn.q.weight`", "NaN"]);
+    refused(&llama, half, Some(("embed.weight", vec![1e6; 96 * 32])), &["`token_embd.weight`", "1000000"]);
+    let failed = llama.save_gguf(&path, keep, |_| Err(throughline::Error::Graph("no such adapter".into())));
+    assert!(failed.unwrap_err().to_string().contains("no such adapter"));
+    refused(&Model::open(&hf_folder("bert")).unwrap(), keep, None, &["norm_placement", "GGUF"]);
+    let odd = Model::new(Weights::from_bytes("odd.gguf", with_odd_tensor(&llama, "odd")).unwrap()).unwrap();
+    refused(&odd, keep, None, &["odd.gguf", "`odd`", "MXFP4", "cannot copy"]);
+    let nowhere = llama.save_gguf(&dir.path().join("none").join("model.gguf"), keep, unchanged);
+    assert!(nowhere.unwrap_err().to_string().contains("none"));
+    assert_eq!(std::fs::read(&path).unwrap(), b"old");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "a temporary file is left");
 }
 
 /// Any value that a stranger's file may have under a key.

@@ -9,7 +9,8 @@ use common::{gpu, whole_and_split, worst};
 use safetensors::SafeTensors;
 use throughline::decode::sample::Sampling;
 use throughline::decode::{Chat, DecodePlan, Decoder, Finish, GenerationOptions};
-use throughline::model::Model;
+use throughline::format::Stored;
+use throughline::model::{Model, TensorTypes};
 use throughline::optim::Schedule;
 use throughline::tokenize::{Message, ModelTokenizer};
 use throughline::train::data::Batch;
@@ -79,6 +80,27 @@ fn logits_and_continuations_are_those_of_pytorch() {
         let ids: Vec<u32> = decoder.generate(&prompt.ids, options).unwrap().blocking().map(Result::unwrap).collect();
         assert_eq!(ids, prompt.greedy);
     }
+}
+
+#[test]
+fn a_file_that_is_saved_again_is_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("saved.gguf");
+    let model = Model::open(&file()).unwrap();
+    model.save_gguf(&path, TensorTypes::Keep, |_| Ok(None)).unwrap();
+    assert!(std::fs::read(&path).unwrap() == std::fs::read(file()).unwrap());
+
+    // One layer with other values: all else is copied.
+    const CHANGED: &str = "h.3.mlp.down.weight";
+    let values = model.values(CHANGED).unwrap();
+    let zeros = |name: &str| Ok((name == CHANGED).then(|| vec![0.0; values.len()]));
+    model.save_gguf(&path, TensorTypes::Keep, zeros).unwrap();
+    let saved = Model::open(&path).unwrap();
+    for (a, b) in model.weights().iter().zip(saved.weights().iter()) {
+        let same = a.bytes().unwrap() == b.bytes().unwrap();
+        assert!(a.stored() == b.stored() && same == (a.name() != "blk.3.ffn_down.weight"), "{a:?}");
+    }
+    assert!(saved.values(CHANGED).unwrap().iter().all(|&v| v == 0.0));
 }
 
 /// On a software adapter, so only some tokens.
@@ -245,4 +267,16 @@ fn fine_tuning_lowers_the_loss() {
         assert_eq!(of_saved.encode(text, special).unwrap(), tokenizer.encode(text, special).unwrap());
     }
     assert_eq!(of_saved.decode(&ids, true).unwrap(), tokenizer.decode(&ids, true).unwrap());
+    // And as a file again, of 8 bits: with the rotation of neighbours, and the tokenizer as it was.
+    let path = dir.path().join("model.gguf");
+    saved.save_gguf(&path, TensorTypes::Matrices(Stored::Q8_0), |_| Ok(None)).unwrap();
+    let back = Model::open(&path).unwrap();
+    let mut decoder = Decoder::new_blocking(gpu(), &back, 32).unwrap();
+    let of_file = cross_entropy(&decoder.feed_all_blocking(&ids[..32]).unwrap(), &ids[1..33]);
+    assert!((of_file - loss).abs() < 0.02, "{of_file} in 8 bits, {loss} in f32");
+    let [a, b] = [&model, &back].map(|model| model.weights().metadata());
+    for key in ["model", "pre", "tokens", "token_type", "merges", "bos_token_id", "eos_token_id", "add_bos_token"] {
+        let key = format!("tokenizer.ggml.{key}");
+        assert!(a.contains(&key) && a.get(&key) == b.get(&key), "{key}");
+    }
 }

@@ -35,10 +35,10 @@ pub struct GgufTensor {
 
 /// Writes a GGUF file, one tensor after another, so that no more than a piece of a tensor needs to be in memory.
 ///
-/// Use it to convert or export models; [`save_gguf`] writes tensors that are in memory already. The header comes first,
-/// so names, shapes and formats are known before any data. The data follows in the same order, in pieces of any length.
-/// The file takes its place with [`finish`](Self::finish), atomically; a writer that is dropped before leaves nothing
-/// behind.
+/// Use it for files of your own, such as adapters. [`Model::save_gguf`](crate::model::Model::save_gguf) writes a whole
+/// model, and [`save_gguf`] tensors that are in memory already. The header comes first, so names, shapes and formats are
+/// known before any data. The data follows in the same order, in pieces of any length. The file takes its place with
+/// [`finish`](Self::finish), atomically; a writer that is dropped before leaves nothing behind.
 ///
 /// ```
 /// use throughline::format::{GgufTensor, GgufWriter, Metadata, Stored, Weights};

@@ -8,6 +8,7 @@ use serde_json::Value as Json;
 
 use super::loaded::Model;
 use crate::error::{Error, Result};
+use crate::format::Metadata;
 
 /// What a model's folder has besides weights and configuration.
 pub(super) enum Companions {
@@ -80,6 +81,34 @@ fn made_from(model: &Model) -> Result<Companions> {
 fn made_from(model: &Model) -> Result<Companions> {
     let message = "saving its tokenizer needs the feature `tokenizers`; `model::save_arena` saves a model without one";
     Err(Error::format(model.weights().path(), message))
+}
+
+/// The tokenizer and the chat template of a folder's model as the metadata of a GGUF file. Empty if it has none.
+pub(super) fn tokenizer_metadata(model: &Model) -> Result<Metadata> {
+    let folder = Path::new(model.weights().path());
+    if !folder.is_dir() {
+        return Ok(Metadata::default());
+    }
+    let settings = ["tokenizer_config.json", "chat_template.jinja", "generation_config.json"];
+    let is_tokenizer =
+        |name: &String| !settings.contains(&name.as_str()) && TOKENIZERS.iter().any(|t| name.contains(t));
+    match companions_in(folder)?.iter().any(is_tokenizer) {
+        true => tokenizer_in(folder, model.config().vocab_size),
+        false => Ok(Metadata::default()),
+    }
+}
+
+/// Parts of the names of files that hold a tokenizer.
+const TOKENIZERS: &[&str] = &["tokenizer", "vocab.", "spiece", "sentencepiece", "tekken", ".tiktoken"];
+
+#[cfg(feature = "tokenizers")]
+fn tokenizer_in(folder: &Path, vocab_size: usize) -> Result<Metadata> {
+    crate::tokenize::ModelTokenizer::gguf_metadata(folder, vocab_size)
+}
+
+#[cfg(not(feature = "tokenizers"))]
+fn tokenizer_in(folder: &Path, _: usize) -> Result<Metadata> {
+    Err(Error::format(folder, "writing its tokenizer to a GGUF file needs the feature `tokenizers`"))
 }
 
 /// Files of tokenizers, chats and sentence models besides those that begin with `tokenizer`.

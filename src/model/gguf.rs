@@ -211,7 +211,10 @@ fn yarn(keys: &Keys<'_>, factor: f32, attention: f32, context: usize) -> Result<
     }
 }
 
-const FREQUENCIES: &str = "rope_freqs.weight";
+pub(super) const FREQUENCIES: &str = "rope_freqs.weight";
+
+/// The context of Llama 3, which its rule of scaling starts from if the file has no other.
+pub(super) const LLAMA_3_CONTEXT: usize = 8192;
 
 /// GGUF files of Llama 3.1 and later store the divisor of each frequency instead of the rule that gives it.
 fn llama3(keys: &Keys<'_>, theta: f32, head_dim: usize) -> Result<Scaling> {
@@ -223,7 +226,8 @@ fn llama3(keys: &Keys<'_>, theta: f32, head_dim: usize) -> Result<Scaling> {
         return Ok(Scaling::None);
     }
     let factor = divisors.iter().copied().fold(1.0, f32::max);
-    let scaling = Scaling::Llama3 { factor, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 8192 };
+    let original_context = keys.usize("rope.scaling.original_context_length")?.unwrap_or(LLAMA_3_CONTEXT);
+    let scaling = Scaling::Llama3 { factor, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context };
     let ours = scaling.divisors(theta, head_dim);
     let same = divisors.iter().zip(&ours).all(|(a, b)| (f64::from(*a) - b).abs() <= 1e-3 * b);
     match same {

@@ -7,6 +7,11 @@ pub(super) fn is_linear(name: &str) -> bool {
     !["embed.weight", "head.weight", "position.weight", "token_type.weight"].contains(&name)
 }
 
+/// Whether a parameter is a matrix in GGUF files: what quantisers encode, unlike norms, biases and positions.
+pub(super) fn is_matrix(name: &str, rank: usize) -> bool {
+    rank == 2 && !["position.weight", "token_type.weight"].contains(&name)
+}
+
 /// Whether a parameter may be split into parts of whole rows.
 pub(super) fn is_table_of_tokens(name: &str) -> bool {
     ["embed.weight", "head.weight"].contains(&name)
@@ -45,6 +50,16 @@ pub(super) fn is_rotated(config: &TransformerConfig, name: &str) -> bool {
     let parts = ["attn.q.", "attn.k.", "attn.q_norm.", "attn.k_norm."];
     matches!(config.positions, Positions::Rope { interleaved: true, .. })
         && parts.iter().any(|part| name.contains(part))
+}
+
+/// The other way round, for rows: of each head of `head_dim` rows of `width` elements, rows `j` and `j + dh / 2` become
+/// `2 j` and `2 j + 1`.
+pub(super) fn neighbours(head_dim: usize, width: usize, values: &[f32]) -> Vec<f32> {
+    let source = |row: usize| match row % head_dim {
+        j if j % 2 == 0 => row - j + j / 2,
+        j => row - j + head_dim / 2 + j / 2,
+    };
+    (0..values.len() / width).flat_map(|row| &values[source(row) * width..][..width]).copied().collect()
 }
 
 /// Converts a parameter of a model that rotates neighbours to RoPE by halves of a head: columns `2 j` and `2 j + 1` of

@@ -130,7 +130,7 @@ impl Model {
     }
 
     /// The stored tensor that holds a parameter, its shape checked, and where in it.
-    fn find(&self, name: &str, shape: &Shape) -> Result<(StoredTensor<'_>, Place)> {
+    pub(super) fn find(&self, name: &str, shape: &Shape) -> Result<(StoredTensor<'_>, Place)> {
         let place = self.spelling.place(self.names, name, |tensor| self.weights.contains(tensor)).ok_or_else(|| {
             Error::format(self.weights.path(), format!("files of this kind have no place for `{name}`"))
         })?;
@@ -284,7 +284,7 @@ pub(super) fn rows_of_a_piece(row_bytes: usize) -> usize {
 }
 
 /// Some rows of a tensor, decoded. An `Err` if an element is NaN or infinite.
-fn decoded_rows(stored: &StoredTensor<'_>, rows: Range<usize>) -> Result<Vec<f32>> {
+pub(super) fn decoded_rows(stored: &StoredTensor<'_>, rows: Range<usize>) -> Result<Vec<f32>> {
     let row_bytes = stored.byte_len() / stored.shape().rows();
     let part = rows.start * row_bytes..rows.end * row_bytes;
     quant::dequantize(stored.stored(), &stored.finite_part(part)?)

@@ -14,7 +14,8 @@
 //! All of them become one [`TransformerConfig`](crate::nn::TransformerConfig). A model from a file decodes
 //! ([`crate::decode`]), embeds sentences ([`crate::sentence`]), or trains further: [`Model::load`] fills the parameters
 //! of a [`Trainer`](crate::train::Trainer), and [`Model::save`] writes a folder that PyTorch loads, with tokenizer and
-//! chat template. [`save`] does so for models that were trained from scratch.
+//! chat template. [`save`] does so for models that were trained from scratch. [`Model::save_gguf`] writes a GGUF file,
+//! in another precision if you like.
 
 mod adapter;
 mod companions;
@@ -25,6 +26,8 @@ mod layout;
 mod loaded;
 mod names;
 mod save;
+mod save_gguf;
+mod to_gguf;
 mod to_hugging_face;
 mod upload;
 
@@ -32,5 +35,6 @@ pub use adapter::{Adapter, AdapterLayer};
 pub use hugging_face::config_from_json;
 pub use loaded::Model;
 pub use save::{save, save_arena, save_arena_blocking, save_with};
+pub use save_gguf::TensorTypes;
 pub use to_hugging_face::config_to_json;
 pub(crate) use upload::{Placed, Uploaded};

@@ -86,6 +86,11 @@ impl Special {
         self.named.iter().map(|(_, token)| token).chain(&self.listed)
     }
 
+    /// The keys that name a token, and its text.
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.named.iter().map(|(key, token)| (*key, content(token)))
+    }
+
     /// The text of the token that a key names.
     pub fn text(&self, key: &str) -> Option<&str> {
         self.named.iter().find(|(name, _)| *name == key).map(|(_, token)| token.content.as_str())

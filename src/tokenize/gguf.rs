@@ -22,7 +22,10 @@ use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, DecoderWrapper, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer};
+use tokenizers::{
+    AddedToken, DecoderWrapper, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer as _,
+    PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer,
+};
 
 use super::ModelTokenizer;
 use super::chat::ChatTemplate;
@@ -31,27 +34,28 @@ use super::text::byte_of;
 use crate::error::{Error, Result, quoted};
 use crate::format::{MetaValue, Metadata, Weights};
 
-const MODEL: &str = "tokenizer.ggml.model";
-const PRE: &str = "tokenizer.ggml.pre";
-const TOKENS: &str = "tokenizer.ggml.tokens";
-const MERGES: &str = "tokenizer.ggml.merges";
-const SCORES: &str = "tokenizer.ggml.scores";
-const TYPES: &str = "tokenizer.ggml.token_type";
-const TEMPLATE: &str = "tokenizer.chat_template";
+pub(super) const MODEL: &str = "tokenizer.ggml.model";
+pub(super) const PRE: &str = "tokenizer.ggml.pre";
+pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
+pub(super) const MERGES: &str = "tokenizer.ggml.merges";
+pub(super) const SCORES: &str = "tokenizer.ggml.scores";
+pub(super) const TYPES: &str = "tokenizer.ggml.token_type";
+pub(super) const TEMPLATE: &str = "tokenizer.chat_template";
 
 /// Values of `tokenizer.ggml.token_type`.
-const NORMAL: i64 = 1;
-const UNKNOWN: i64 = 2;
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
-const BYTE: i64 = 6;
+pub(super) const NORMAL: i64 = 1;
+pub(super) const UNKNOWN: i64 = 2;
+pub(super) const CONTROL: i64 = 3;
+pub(super) const USER_DEFINED: i64 = 4;
+pub(super) const UNUSED: i64 = 5;
+pub(super) const BYTE: i64 = 6;
 
 /// The types of tokens that are found in a text before all others.
 const ADDED: &[i64] = &[UNKNOWN, CONTROL, USER_DEFINED];
 
 /// Tokens that end a turn or a text, whatever type the file gives them. Files often declare only one of them, or none.
 /// The list is llama.cpp's.
-const ENDS: &[&str] = &[
+pub(super) const ENDS: &[&str] = &[
     "<|eot_id|>",
     "<|eom_id|>",
     "<|im_end|>",
@@ -101,7 +105,12 @@ pub(super) fn has_tokenizer(weights: &Weights) -> bool {
 
 /// The tokenizer, and everything that the file defines around it.
 pub(super) fn open(weights: &Weights) -> Result<ModelTokenizer> {
-    let vocabulary = Vocabulary::of(weights)?;
+    of(weights.path(), weights.metadata())
+}
+
+/// The same for the metadata of a file.
+pub(super) fn of(path: &str, metadata: &Metadata) -> Result<ModelTokenizer> {
+    let vocabulary = Vocabulary::of(path, metadata)?;
     let defaults = Defaults::of(&vocabulary)?;
     let bos = vocabulary.id("tokenizer.ggml.bos_token_id", defaults.bos)?;
     let eos = vocabulary.id("tokenizer.ggml.eos_token_id", defaults.eos)?;
@@ -123,7 +132,7 @@ pub(super) fn open(weights: &Weights) -> Result<ModelTokenizer> {
     let text = |id: Option<u32>| id.map(|id| vocabulary.tokens[id as usize].clone());
     let chat = match vocabulary.meta.contains(TEMPLATE) {
         true => Some(ChatTemplate {
-            path: weights.path().into(),
+            path: path.into(),
             key: TEMPLATE.into(),
             source: vocabulary.meta.str(TEMPLATE)?.into(),
             bos: text(bos),
@@ -137,7 +146,7 @@ pub(super) fn open(weights: &Weights) -> Result<ModelTokenizer> {
         before: before.into_iter().collect(),
         after: after.into_iter().collect(),
         chat,
-        ..ModelTokenizer::new(tokenizer, weights.path(), twins)
+        ..ModelTokenizer::new(tokenizer, path, twins)
     };
     Ok(tokenizer.with_stop(stop))
 }
@@ -171,8 +180,7 @@ struct Vocabulary<'a> {
 }
 
 impl<'a> Vocabulary<'a> {
-    fn of(weights: &'a Weights) -> Result<Self> {
-        let (path, meta) = (weights.path(), weights.metadata());
+    fn of(path: &'a str, meta: &'a Metadata) -> Result<Self> {
         meta.str(MODEL)?;
         let tokens = meta.strs(TOKENS)?;
         let mut vocabulary = Vocabulary { path, meta, tokens, types: vec![], ids: HashMap::new() };
@@ -504,6 +512,41 @@ pub(super) fn pre_tokenizer(name: &str) -> Result<&'static PreTokenizer, String>
         format!("expected one of {}, got {}", known.join(", "), quoted(name))
     })
 }
+
+/// The name of the pre-tokenizer that splits texts as a `tokenizer.json` does, if GGUF files have one. `whole_words` and
+/// `composed` are what else comes with a name.
+pub(super) fn name_of(
+    path: &str,
+    splitter: &PreTokenizerWrapper,
+    whole_words: bool,
+    composed: bool,
+) -> Result<Option<&'static str>> {
+    let wanted = splits(path, splitter)?;
+    for pre in PRE_TOKENIZERS.iter().filter(|pre| pre.whole_words == whole_words) {
+        let name = pre.names.iter().find(|name| COMPOSED.contains(name) == composed);
+        if name.is_some() && splits(path, &pre.build(false)?.into())? == wanted {
+            return Ok(name.copied());
+        }
+    }
+    Ok(None)
+}
+
+/// Where a text of all kinds of characters is split.
+fn splits(path: &str, splitter: &PreTokenizerWrapper) -> Result<Vec<String>> {
+    guarded(path, || {
+        let mut text = PreTokenizedString::from(SAMPLE);
+        splitter.pre_tokenize(&mut text)?;
+        let splits = text.get_splits(OffsetReferential::Original, OffsetType::Byte);
+        Ok(splits.into_iter().map(|(text, ..)| text.to_string()).collect())
+    })
+}
+
+/// A text that known pre-tokenizers split differently: contractions in both cases, runs of digits, spaces, line ends and
+/// punctuation, other scripts and marks.
+pub(super) const SAMPLE: &str = "Hello, world! I'm sure they'LL've it's Don'T  gone  camelCase HTTPServer\n\n \n\t\tto 3 33 \
+    333 3333 33333333 places...\r\n\r\n  $50.00 +=~^|`code`<tag x=\"y\">{});// _a__b  \n élan nai\u{308}ve \
+    \u{65e5}\u{672c}\u{8a9e}\u{30c6}\u{30b9}\u{30c8}\u{3002} ру\u{301}сский ١٢٣ ½² \u{1f600}\u{1f44d}\u{1f3fd} \
+    \u{a0}x\u{3000}y हिन्दी\u{200d}ไทย!!!??  end   ";
 
 /// The pre-tokenizers of models whose `tokenizer.json` composes characters first (NFC), which GGUF files do not say.
 const COMPOSED: &[&str] = &["qwen2", "stablelm2", "hunyuan", "command-r", "olmo", "mpt", "modern-bert"];

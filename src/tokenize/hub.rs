@@ -44,6 +44,16 @@ pub(super) fn open(files: &Files<'_>) -> Result<ModelTokenizer> {
     Ok(tokenizer)
 }
 
+/// The texts of the tokens with a part to play, by what settings call them: `bos_token`.
+pub(super) fn named(files: &Files<'_>) -> Result<Vec<(&'static str, String)>> {
+    let config = files.settings("tokenizer_config.json")?;
+    let special = match files.has("tokenizer.json") {
+        true => Special::read(files, &config, &[])?,
+        false => VocabFile::read(files, &config)?.special,
+    };
+    Ok(special.named().map(|(key, text)| (key, text.to_string())).collect())
+}
+
 /// A vocabulary, and what the other files say about it.
 fn around(files: &Files<'_>, config: &Settings, base: &dyn Base, special: &Special) -> Result<ModelTokenizer> {
     let tokenizer = complete(base, special)?;

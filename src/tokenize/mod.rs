@@ -32,6 +32,7 @@ mod hub;
 mod json;
 mod save;
 mod text;
+mod to_gguf;
 mod tokens;
 mod vocab;
 

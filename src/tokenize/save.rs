@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::format::Metadata;
 
 /// Tokens with a part to play, and the keys of their ids. (The separator's is spelled like this.)
-const NAMED: &[(&str, &str)] = &[
+pub(super) const NAMED: &[(&str, &str)] = &[
     ("bos_token", "tokenizer.ggml.bos_token_id"),
     ("eos_token", "tokenizer.ggml.eos_token_id"),
     ("unk_token", "tokenizer.ggml.unknown_token_id"),
