@@ -10,7 +10,8 @@ use common::{gpu, hf_folder, worst};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde_json::{Value as Json, json};
-use throughline::model::{Adapter, Model};
+use throughline::format::{GgufTensor, GgufWriter, Metadata, Stored};
+use throughline::model::{Adapter, Model, TensorTypes};
 use throughline::nn::{Lora, Transformer, TransformerOptions};
 use throughline::optim::Schedule;
 use throughline::train::{TrainConfig, TrainOptions, Trainer};
@@ -117,6 +118,92 @@ fn ranks_scales_and_whole_modules_are_saved() {
     }
     let want: Vec<f32> = expected("llama_patterns", "logits");
     assert!(worst(&merged_logits(&model, &saved, "llama_patterns"), &want) < 1e-4);
+}
+
+/// A base that rotates neighbours, as Llama's GGUF files do, takes the same adapter, and so does one that does not take
+/// that of a GGUF file.
+#[test]
+fn adapters_follow_the_rotation_of_their_base() {
+    for name in ["llama", "gpt2"] {
+        let model = base(name);
+        let adapter = Adapter::open(&folder(name), &model).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let [file, saved] = ["base.gguf", "adapter.gguf"].map(|file| dir.path().join(file));
+        model.save_gguf(&file, TensorTypes::Keep, |_| Ok(None)).unwrap();
+        let rotated = Model::open(&file).unwrap();
+        let of_rotated = Adapter::open(&folder(name), &rotated).unwrap();
+        assert_eq!(adapter.layer("h.0.attn.q") == of_rotated.layer("h.0.attn.q"), name == "gpt2");
+        assert_eq!(adapter.layer("h.0.attn.v"), of_rotated.layer("h.0.attn.v"));
+        let want: Vec<f32> = expected(name, "logits");
+        assert!(worst(&merged_logits(&rotated, &of_rotated, name), &want) < 1e-4);
+
+        of_rotated.save_peft(&dir.path().join("peft"), "base").unwrap();
+        let again = Adapter::open(&dir.path().join("peft"), &model).unwrap();
+        assert!(again.layers().eq(adapter.layers()), "{name}");
+        for (from, on) in [(&adapter, &rotated), (&of_rotated, &model)] {
+            from.save_gguf(&saved).unwrap();
+            let read = Adapter::open(&saved, on).unwrap();
+            let same = if std::ptr::eq(on, &rotated) { &of_rotated } else { &adapter };
+            assert!(read.layers().eq(same.layers()), "{name}");
+        }
+        // What is merged into a GGUF file is there.
+        let merged = dir.path().join("merged.gguf");
+        model.save_gguf(&merged, TensorTypes::Keep, |param| adapter.merged(&model, param)).unwrap();
+        let got = logits(&Model::open(&merged).unwrap(), None, name, |param| {
+            Model::open(&merged).unwrap().values(param).unwrap()
+        });
+        assert!(worst(&got, &want) < 1e-4, "{name}");
+    }
+    let error = Adapter::open(&folder("llama_patterns"), &base("llama")).unwrap();
+    let error = error.save_gguf(Path::new("unwritten.gguf")).unwrap_err().to_string();
+    assert!(error.contains("trained whole"), "{error}");
+}
+
+#[test]
+fn hostile_gguf_adapters_are_errors_that_name_the_key_or_tensor() {
+    let (model, dir) = (base("llama"), tempfile::tempdir().unwrap());
+    let path = dir.path().join("adapter.gguf");
+    Adapter::open(&folder("llama"), &model).unwrap().save_gguf(&path).unwrap();
+    let good = throughline::format::Weights::open(&path).unwrap();
+    let write = |metadata: &Metadata, rename: &dyn Fn(&str) -> Option<(String, Vec<usize>)>| {
+        let out = dir.path().join("wrong.gguf");
+        let mut tensors = vec![];
+        for tensor in good.iter() {
+            let dims = tensor.shape().dims().to_vec();
+            if let Some((name, dims)) = rename(tensor.name()).map(|(n, d)| (n, if d.is_empty() { dims } else { d })) {
+                tensors.push(GgufTensor { name, shape: dims.into(), stored: Stored::F32 });
+            }
+        }
+        let sizes: Vec<usize> = tensors.iter().map(|t| t.shape.len()).collect();
+        let mut file = GgufWriter::create(&out, metadata, tensors).unwrap();
+        sizes.iter().for_each(|&n| file.write_values(&vec![0.5; n]).unwrap());
+        file.finish().unwrap();
+        Adapter::open(&out, &model).map(drop).map_err(|e| e.to_string())
+    };
+    let same = |name: &str| Some((name.to_string(), vec![]));
+    write(good.metadata(), &same).unwrap();
+    for (key, value) in [("general.type", "model"), ("adapter.type", "dora"), ("general.architecture", "qwen2")] {
+        let mut metadata = good.metadata().clone();
+        metadata.set(key, value);
+        let error = write(&metadata, &same).unwrap_err();
+        assert!(error.contains("wrong.gguf") && error.contains(key) && error.contains(value), "{error}");
+    }
+    let mut metadata = good.metadata().clone();
+    metadata.set("adapter.lora.alpha", f32::NAN);
+    assert!(write(&metadata, &same).unwrap_err().contains("wrong.gguf"));
+    type Change = fn(&str) -> Option<(String, Vec<usize>)>;
+    let changes: [(&str, Change); 4] = [
+        ("blk.0.attn_q", |n| (n != "blk.0.attn_q.weight.lora_a").then(|| (n.into(), vec![]))),
+        ("blk.9.attn_q", |n| Some((n.replace("blk.0.attn_q", "blk.9.attn_q"), vec![]))),
+        ("blk.0.attn_q.weight.lora_a", |n| {
+            Some((n.into(), if n.contains("0.attn_q.weight.lora_a") { vec![4, 31] } else { vec![] }))
+        }),
+        ("blk.0.attn_q.bias", |n| Some((n.replace("blk.0.attn_q.weight.lora_a", "blk.0.attn_q.bias"), vec![]))),
+    ];
+    for (named, change) in changes {
+        let error = write(good.metadata(), &change).unwrap_err();
+        assert!(error.contains("wrong.gguf") && error.contains(named), "{named}: {error}");
+    }
 }
 
 /// A copy of the adapter for the Llama, changed: its configuration, and its tensors by name.

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use throughline::model::Model;
+use throughline::format::Stored;
+use throughline::model::{Model, TensorTypes};
 use throughline::nn::Lora;
 use throughline::optim::{AdamWConfig, Decay, Schedule};
 use throughline::tokenize::ModelTokenizer;
@@ -134,6 +135,7 @@ impl Flags {
         for (flag, value) in [("steps", self.steps), ("eval-every", self.eval_every)] {
             ensure!(value != Some(0), "--{flag} must be at least 1");
         }
+        self.export_types()?;
         ensure!(self.epochs.is_none_or(|epochs| epochs > 0.0), "--epochs must be above 0");
         if let Some(out) = &self.out {
             ensure!(!out.is_file(), "--out {} is a file; name a folder", out.display());
@@ -142,6 +144,15 @@ impl Flags {
             crate::cli::check_output(Some(file))?;
         }
         Ok(())
+    }
+
+    /// The types of the tensors in an exported file.
+    pub fn export_types(&self) -> Result<TensorTypes> {
+        let Some(name) = &self.export_type else { return Ok(TensorTypes::Keep) };
+        let found = Stored::ALL.into_iter().find(|stored| stored.name().eq_ignore_ascii_case(name));
+        let names = || Stored::ALL.map(Stored::name).join(", ");
+        let stored = found.with_context(|| format!("--export-type {name}: expected one of {}", names()))?;
+        Ok(TensorTypes::Matrices(stored))
     }
 
     /// Opens model and data.

@@ -226,7 +226,7 @@ impl Run<'_> {
             (None, None) => Ok(None),
         };
         match is_gguf(path) {
-            true => anyhow::bail!("not yet {:?}", flags.export_type),
+            true => self.model.save_gguf(path, flags.export_types()?, &mut values)?,
             false => self.model.save_merged(path, &mut values)?,
         }
         eprintln!("exported to {}", path.display());

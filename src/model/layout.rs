@@ -52,9 +52,9 @@ pub(super) fn is_rotated(config: &TransformerConfig, name: &str) -> bool {
         && parts.iter().any(|part| name.contains(part))
 }
 
-/// The other way round, for rows: of each head of `head_dim` rows of `width` elements, rows `j` and `j + dh / 2` become
-/// `2 j` and `2 j + 1`.
-pub(super) fn neighbours(head_dim: usize, width: usize, values: &[f32]) -> Vec<f32> {
+/// From RoPE by halves of a head to that of neighbours, for rows: of each head of `head_dim` rows of `width` elements,
+/// rows `j` and `j + dh / 2` become `2 j` and `2 j + 1`.
+pub(super) fn neighbour_rows(head_dim: usize, width: usize, values: &[f32]) -> Vec<f32> {
     let source = |row: usize| match row % head_dim {
         j if j % 2 == 0 => row - j + j / 2,
         j => row - j + head_dim / 2 + j / 2,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::companions::tokenizer_metadata;
 use super::gguf::FREQUENCIES;
-use super::layout::{is_linear, is_matrix, neighbours, transpose};
+use super::layout::{is_linear, is_matrix, neighbour_rows, transpose};
 use super::loaded::{Model, decoded_rows, rows_of_a_piece};
 use super::to_gguf::{self, Described};
 use crate::device::pieces;
@@ -236,7 +236,7 @@ impl<'a> Export<'a> {
             _ => (1, values),
         };
         match self.permuted {
-            Some(head_dim) if is_query_or_key(name) => neighbours(head_dim, width, &values),
+            Some(head_dim) if is_query_or_key(name) => neighbour_rows(head_dim, width, &values),
             _ => values,
         }
     }
