@@ -1,16 +1,20 @@
 //! Data to train on: chats, completions and texts as examples, from files that may be broken, and examples as batches.
 //! `cargo xtask fetch smollm2` downloads the model whose template is used.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use common::gpu;
 use proptest::prelude::*;
 use throughline::nn::TransformerConfig;
+use throughline::optim::Schedule;
 use throughline::rng::Rng;
 use throughline::tokenize::{Message, ModelTokenizer};
-use throughline::train::TrainConfig;
 use throughline::train::data::{Batch, Batches, Example, ExampleEncoder, Examples, IGNORE_INDEX};
+use throughline::train::{TrainConfig, Trainer};
 use throughline::{Error, Result};
 
 const TINY: &str = "tests/data/tiny_chat";
@@ -428,6 +432,29 @@ fn packing_wastes_little() {
     let masks: Vec<Vec<bool>> = (0..1000).map(|_| vec![true; 2 + rng.below(20) as usize]).collect();
     let batches = Batches::new(numbered(&masks), &config(32, 1, true)).unwrap();
     assert!(batches.stats().padding() < 0.01, "{}", batches.stats());
+}
+
+#[test]
+fn packed_examples_have_the_loss_that_they_have_alone() {
+    let mut rng = Rng::new(&[2]);
+    let mut ids = |most: u64| (0..1 + rng.below(most)).map(|i| (i * i % 7) as u32).collect::<Vec<u32>>();
+    let mut examples = Examples::default();
+    (0..24).for_each(|_| examples.push(&Example::completion(&ids(5), &ids(6))).unwrap());
+    for model in [TransformerConfig::gpt2(31, 16, 1, 16, 2), TransformerConfig::llama(31, 16, 1, 16, 2)] {
+        let [alone, packed] = [false, true].map(|packing| {
+            let schedule = Schedule::constant(1e-2);
+            let config = TrainConfig { packing, schedule, ..TrainConfig::new(model.clone(), 2) };
+            let mut trainer = Trainer::new_blocking(gpu(), config.clone()).unwrap();
+            let mut batches = Batches::new(examples.clone(), &config).unwrap();
+            let all = batches.evaluation(usize::MAX).unwrap();
+            let before = trainer.evaluate_blocking(&all).unwrap();
+            (0..20).for_each(|step| drop(trainer.step(&batches.step(step).unwrap()).unwrap()));
+            assert!(trainer.evaluate_blocking(&all).unwrap() < 0.8 * before);
+            (before, batches.stats().sequences)
+        });
+        assert!((alone.0 - packed.0).abs() < 1e-5, "{alone:?} {packed:?}");
+        assert!(packed.1 < alone.1 / 2, "{alone:?} {packed:?}");
+    }
 }
 
 #[test]
