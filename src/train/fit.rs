@@ -27,7 +27,7 @@ impl TrainConfig {
     /// use throughline::train::TrainOptions;
     /// let options = TrainOptions { max_bytes: Some(100 << 20), ..TrainOptions::default() };
     /// let fitted = config.fitted(&options, &Profile::portable(AdapterClass::Gpu))?;
-    /// assert_eq!((config.batch, fitted.batch, fitted.micro_batches), (64, 16, 4));
+    /// assert_eq!((config.batch, fitted.batch, fitted.micro_batches), (64, 32, 2));
     /// # Ok::<(), throughline::Error>(())
     /// ```
     pub fn fitted(&self, options: &TrainOptions<'_>, profile: &Profile) -> Result<TrainConfig> {

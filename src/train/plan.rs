@@ -41,7 +41,7 @@ use crate::profile::Profile;
 /// let large = TrainConfig { batch: 64, seq_len: None, micro_batches: 1, ..config };
 /// let portable = Profile::portable(AdapterClass::Gpu);
 /// let error = TrainPlan::new(&large, &TrainOptions::default(), &portable).unwrap_err().to_string();
-/// assert!(error.contains("This fits: batch 1, seq_len 512, micro_batches 128"), "{error}");
+/// assert!(error.contains("This fits: batch 8, seq_len 1024, micro_batches 8"), "{error}");
 /// # Ok::<(), throughline::Error>(())
 /// ```
 #[derive(Clone, Debug)]
