@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::Adapter;
-use super::modules::{Modules, Pair};
+use super::modules::{Modules, Pair, Written};
 use crate::error::{Error, Result, quoted};
 use crate::format::{GgufTensor, GgufWriter, Metadata, Stored, Weights};
 use crate::model::loaded::Model;
@@ -74,14 +74,13 @@ impl Adapter {
         let (architecture, modules) = described(&self.config)?;
         let (mut tensors, mut values, mut alpha) = (vec![], vec![], None);
         for linear in &modules.linears {
-            let Some((rank, scale, a, mut b)) = linear.write(self, &modules)? else { continue };
+            let Some(Written { rank, scale, a, mut b, d_out }) = linear.write(self, &modules)? else { continue };
             // All layers of a file share one alpha, so what differs goes into `b`.
             let own = scale * rank as f32;
             let factor = own / *alpha.get_or_insert(own);
             if factor != 1.0 {
                 b.iter_mut().for_each(|b| *b *= factor);
             }
-            let d_out = b.len() / rank;
             for (matrix, shape, elements) in [("a", [rank, linear.d_in], a), ("b", [d_out, rank], b)] {
                 let name = format!("{}.weight.lora_{matrix}", linear.theirs);
                 tensors.push(GgufTensor { name, shape: shape.into(), stored: Stored::F32 });

@@ -67,7 +67,7 @@ impl Modules {
     }
 
     /// Columns of ours from those of a file.
-    fn from_file(&self, name: &str, values: Vec<f32>) -> Vec<f32> {
+    fn columns_of_ours(&self, name: &str, values: Vec<f32>) -> Vec<f32> {
         match [self.interleaved, is_interleaved(&self.config)] {
             [true, false] => halves(&self.rotated, name, values),
             [false, true] => neighbours(&self.rotated, name, values),
@@ -76,7 +76,7 @@ impl Modules {
     }
 
     /// Columns of a file from ours.
-    fn to_file(&self, name: &str, values: Vec<f32>) -> Vec<f32> {
+    fn columns_of_file(&self, name: &str, values: Vec<f32>) -> Vec<f32> {
         match [self.interleaved, is_interleaved(&self.config)] {
             [true, false] => neighbours(&self.rotated, name, values),
             [false, true] => halves(&self.rotated, name, values),
@@ -87,6 +87,17 @@ impl Modules {
 
 fn is_interleaved(config: &TransformerConfig) -> bool {
     matches!(config.positions, Positions::Rope { interleaved: true, .. })
+}
+
+/// What a file has of a linear layer's adapter.
+pub(super) struct Written {
+    pub rank: usize,
+    pub scale: f32,
+    /// `[rank, d_in]`.
+    pub a: Vec<f32>,
+    /// `[d_out, rank]`.
+    pub b: Vec<f32>,
+    pub d_out: usize,
 }
 
 /// The two matrices of a file's linear layer, `[rank, d_in]` and `[d_out, rank]`.
@@ -122,15 +133,15 @@ impl Linear {
             let rows = &b[first * rank..(first + width) * rank];
             first += width;
             // Names of parameters tell what is rotated.
-            let b = modules.from_file(&format!("{name}.weight"), transpose(rows, rank));
+            let b = modules.columns_of_ours(&format!("{name}.weight"), transpose(rows, rank));
             let layer = AdapterLayer { d_in: self.d_in, d_out: *width, rank, scale, a: a.clone(), b };
             adapter.layers.insert(name.clone(), layer);
         }
         Ok(())
     }
 
-    /// The pair of a file: rank, scale, `[rank, d_in]` and `[d_out, rank]`. `None` if no layer is adapted.
-    pub fn write(&self, adapter: &Adapter, modules: &Modules) -> Result<Option<(usize, f32, Vec<f32>, Vec<f32>)>> {
+    /// The pair for a file. `None` if no layer is adapted.
+    pub fn write(&self, adapter: &Adapter, modules: &Modules) -> Result<Option<Written>> {
         let found: Vec<Option<&AdapterLayer>> = self.ours.iter().map(|(name, _)| adapter.layers.get(name)).collect();
         let Some(first) = found.iter().copied().flatten().next() else { return Ok(None) };
         let (mut b, mut cols) = (vec![], 0);
@@ -142,17 +153,18 @@ impl Linear {
                     return Err(adapter.bad(format!("{} {message}", quoted(&self.theirs))));
                 }
             };
-            let part = modules.to_file(&format!("{name}.weight"), part.clone());
+            let part = modules.columns_of_file(&format!("{name}.weight"), part.clone());
             b = if cols == 0 { part } else { beside(&b, cols, &part, *width) };
             cols += width;
         }
-        Ok(Some((first.rank, first.scale, transpose(&first.a, first.rank), transpose(&b, cols))))
+        let (rank, scale) = (first.rank, first.scale);
+        Ok(Some(Written { rank, scale, a: transpose(&first.a, rank), b: transpose(&b, cols), d_out: cols }))
     }
 }
 
 /// The values of a tensor that must have this shape.
 pub(super) fn finite(tensor: &StoredTensor<'_>, shape: [usize; 2]) -> Result<Vec<f32>> {
-    let tensor = tensor.clone().of_shape(Shape::from(shape))?;
+    let tensor = tensor.of_shape(Shape::from(shape))?;
     tensor.check_finite()?;
     tensor.values()
 }

@@ -8,7 +8,7 @@ use regex_lite::Regex;
 use safetensors::Dtype;
 use serde_json::{Map, Value as Json, json};
 
-use super::modules::{Linear, Modules, Pair, last};
+use super::modules::{Linear, Modules, Pair, Written, last};
 use super::{Adapter, MAX_RANK};
 use crate::error::{Error, Result, quoted};
 use crate::files::NewFile;
@@ -123,7 +123,7 @@ fn read_whole(
     saved: &Saved,
     tensor: &StoredTensor<'_>,
 ) -> Result<()> {
-    let tensor = tensor.clone().of_shape(&saved.dims[..])?;
+    let tensor = tensor.of_shape(&saved.dims[..])?;
     tensor.check_finite()?;
     let mut values = tensor.values()?;
     if saved.dims.len() == 2 && is_linear(&saved.params[0].0) && !names.input_major {
@@ -228,9 +228,8 @@ impl Adapter {
         let modules = Modules::hugging_face(&self.config)?;
         let (mut tensors, mut adapted) = (vec![], vec![]);
         for linear in &modules.linears {
-            let Some((rank, scale, a, b)) = linear.write(self, &modules)? else { continue };
+            let Some(Written { rank, scale, a, b, d_out }) = linear.write(self, &modules)? else { continue };
             let name = |matrix: &str| format!("{PREFIX}{}.{matrix}.weight", linear.theirs);
-            let d_out = b.len() / rank;
             tensors.push((name("lora_A"), vec![rank, linear.d_in], a));
             tensors.push((name("lora_B"), vec![d_out, rank], b));
             adapted.push((&linear.theirs[..], rank, scale));
