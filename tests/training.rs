@@ -353,8 +353,8 @@ fn evaluation_between_steps_changes_nothing() {
     assert_eq!(bits(&weights_and_moments(&plain)), bits(&weights_and_moments(&evaluated)));
 }
 
-/// What is computed twice has the same bits both times, be it as little as is cheap or all that can be: activations, norms,
-/// products, attention, rotations.
+/// What is computed twice has the same bits both times, be it as little as is cheap or all that can be: activations,
+/// norms, products, attention, rotations.
 #[test]
 fn recomputing_changes_no_bit() {
     let tokens: Vec<u32> = dataset().batch(0, 0, 32, 16).unwrap().tokens;

@@ -198,8 +198,8 @@ pub trait Op: Any + Debug + Send + Sync {
     /// How to compute an output again from what is kept anyway, if that is cheap: much less work than a product of
     /// matrices.
     ///
-    /// Plans that [recompute](crate::Plan::recomputing) do so rather than keep the output from forward to backward. Other
-    /// outputs are made again, if memory is short, by running the whole op.
+    /// Plans that [recompute](crate::Plan::recomputing) do so rather than keep the output from forward to backward.
+    /// Other outputs are made again, if memory is short, by running the whole op.
     fn recomputed(&self, _output: usize, _inputs: &[TensorType]) -> Option<Recomputed> {
         None
     }
@@ -317,8 +317,8 @@ pub enum Operand {
 /// A cheap way to compute an output of an op again: see [`Op::recomputed`].
 #[derive(Clone, Debug)]
 pub struct Recomputed {
-    /// An op whose only output is of the same type and has the same bits: the op itself, or one whose kernel does the last
-    /// of the same operations.
+    /// An op whose only output is of the same type and has the same bits: the op itself, or one whose kernel does the
+    /// last of the same operations.
     pub op: Arc<dyn Op>,
     /// What it is applied to.
     pub from: Vec<Kept>,

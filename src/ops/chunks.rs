@@ -1,8 +1,9 @@
 //! The loss of logits of which never all exist at once.
 //!
-//! Logits are by far the largest tensor of a language model's step: those of 1,024 tokens and GPT-2's vocabulary take 206
-//! MB. But each row of them matters only for its own loss and gradient. So rows go through the output projection, the
-//! loss and its gradient in chunks: a plan finishes with one before it begins the next, and nothing is computed twice.
+//! Logits are by far the largest tensor of a language model's step: those of 1,024 tokens and GPT-2's vocabulary take
+//! 206 MB. But each row of them matters only for its own loss and gradient. So rows go through the output projection,
+//! the loss and its gradient in chunks: a plan finishes with one before it begins the next, and nothing is computed
+//! twice.
 
 use std::collections::HashMap;
 use std::sync::Arc;

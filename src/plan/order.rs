@@ -31,8 +31,9 @@ fn early_first(nodes: Vec<Node>) -> (Vec<Node>, Vec<usize>) {
 
 /// Moves the nodes that run late right before the first of those that need them and don't themselves wait.
 ///
-/// A loss in several parts is where it matters: in the graph, all of forward comes before all of backward. Backward needs
-/// of a part what its gradient reads, but not the loss. So the parts wait, and each comes right before its gradient.
+/// A loss in several parts is where it matters: in the graph, all of forward comes before all of backward. Backward
+/// needs of a part what its gradient reads, but not the loss. So the parts wait, and each comes right before its
+/// gradient.
 fn late_last(nodes: Vec<Node>) -> (Vec<Node>, Vec<usize>) {
     let late: Vec<bool> = nodes.iter().map(|n| n.op().is_some_and(|op| op.runs_late())).collect();
     if !late.contains(&true) {

@@ -42,9 +42,9 @@ impl Plan {
         Ready::new(graph, outputs, profile, true)?.plan()
     }
 
-    /// The same with less memory: values that are read again much later are computed twice rather than kept, the cheapest
-    /// for their bytes first. In training those are what forward leaves to backward. [`Recompute`] says how many;
-    /// [`recomputed`](Self::recomputed) which ones, and what that costs.
+    /// The same with less memory: values that are read again much later are computed twice rather than kept, the
+    /// cheapest for their bytes first. In training those are what forward leaves to backward. [`Recompute`] says how
+    /// many; [`recomputed`](Self::recomputed) which ones, and what that costs.
     ///
     /// All results have the same bits.
     ///
@@ -91,8 +91,8 @@ impl Plan {
     }
 }
 
-/// The first plan whose buffers fit into so many bytes, of those with `low` to `high` values computed twice; the last, if
-/// none does. More of them take less memory.
+/// The first plan whose buffers fit into so many bytes, of those with `low` to `high` values computed twice; the last,
+/// if none does. More of them take less memory.
 fn least(low: usize, high: usize, room: usize, plan: impl Fn(usize) -> Result<Plan>) -> Result<Plan> {
     let fits = |plan: &Plan| plan.allocated_bytes(|_| true) <= room;
     let first = plan(low)?;

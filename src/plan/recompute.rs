@@ -2,8 +2,8 @@
 //!
 //! Forward leaves many tensors to backward, and those take most of the memory that training has beside the parameters.
 //! Each can be made again, from others that are kept or made again themselves: the result of a norm from the normalised
-//! rows, an activation from its argument, that from a product. Its second maker comes right before its first late reader,
-//! and its first buffer is free in between (Chen et al. 2016, <https://arxiv.org/abs/1604.06174>).
+//! rows, an activation from its argument, that from a product. Its second maker comes right before its first late
+//! reader, and its first buffer is free in between (Chen et al. 2016, <https://arxiv.org/abs/1604.06174>).
 //!
 //! A second maker runs the kernel of the first on the same inputs, or one that [`Op::recomputed`] promises to give the
 //! same bits. So nothing changes but memory and time.
@@ -39,12 +39,13 @@ const CHEAP: f64 = 0.01;
 pub enum Recompute {
     /// Nothing.
     Nothing,
-    /// What costs next to nothing: the results of norms and activations, the cheapest first, as far as they take up to a
-    /// hundredth of the step.
+    /// What costs next to nothing: the results of norms and activations, the cheapest first, as far as they take up to
+    /// a hundredth of the step.
     #[default]
     Cheap,
-    /// As much as it takes for the plan's own buffers, uniforms included, to have no more than this many bytes: after what is cheap whatever
-    /// saves the most bytes for its time, up to products and attention. The plan is larger if all of that does not do.
+    /// As much as it takes for the plan's own buffers, uniforms included, to have no more than this many bytes: after
+    /// what is cheap whatever saves the most bytes for its time, up to products and attention. The plan is larger if
+    /// all of that does not do.
     UpTo(usize),
 }
 
@@ -319,8 +320,8 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// The node that each second maker goes before: the first late reader of what it makes, among those of the graph and
-    /// other second makers. Those that nothing reads are left out. In order.
+    /// The node that each second maker goes before: the first late reader of what it makes, among those of the graph
+    /// and other second makers. Those that nothing reads are left out. In order.
     fn places<'b>(&self, again: Vec<&'b Again>) -> Vec<(usize, &'b Again)> {
         let mut first: HashMap<Value, usize> = HashMap::new();
         let mut places = vec![];

@@ -157,8 +157,8 @@ pub struct TrainOptions<'a> {
     /// Changes to the model, in training and evaluation alike. [`Trainer::write_patch`](super::Trainer::write_patch)
     /// writes their inputs.
     pub patches: Vec<Patch>,
-    /// Limit on GPU memory for training ([`TrainPlan::bytes`](super::TrainPlan::bytes)). What does not fit is made to by
-    /// computing more a second time in backward: whatever saves the most bytes for its time, up to products and
+    /// Limit on GPU memory for training ([`TrainPlan::bytes`](super::TrainPlan::bytes)). What does not fit is made to
+    /// by computing more a second time in backward: whatever saves the most bytes for its time, up to products and
     /// attention. [`TrainPlan::recomputed`](super::TrainPlan::recomputed) says what, and how much longer a step takes.
     /// Weights are the same, bit for bit. The error of a plan that cannot fit says what would.
     pub max_bytes: Option<u64>,
