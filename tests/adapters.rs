@@ -17,6 +17,12 @@ use throughline::optim::Schedule;
 use throughline::train::{TrainConfig, TrainOptions, Trainer};
 use throughline::{ExecOptions, Executable, Graph, Plan};
 
+/// Shapes and elements by name.
+type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// The name of a tensor in a changed file, and its dimensions, if they change; `None` to leave it out.
+type Change = fn(&str) -> Option<(String, Vec<usize>)>;
+
 fn folder(name: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/lora").join(name)
 }
@@ -165,7 +171,7 @@ fn hostile_gguf_adapters_are_errors_that_name_the_key_or_tensor() {
     let path = dir.path().join("adapter.gguf");
     Adapter::open(&folder("llama"), &model).unwrap().save_gguf(&path).unwrap();
     let good = throughline::format::Weights::open(&path).unwrap();
-    let write = |metadata: &Metadata, rename: &dyn Fn(&str) -> Option<(String, Vec<usize>)>| {
+    let write = |metadata: &Metadata, rename: Change| {
         let out = dir.path().join("wrong.gguf");
         let mut tensors = vec![];
         for tensor in good.iter() {
@@ -180,18 +186,17 @@ fn hostile_gguf_adapters_are_errors_that_name_the_key_or_tensor() {
         file.finish().unwrap();
         Adapter::open(&out, &model).map(drop).map_err(|e| e.to_string())
     };
-    let same = |name: &str| Some((name.to_string(), vec![]));
-    write(good.metadata(), &same).unwrap();
+    let same: Change = |name| Some((name.to_string(), vec![]));
+    write(good.metadata(), same).unwrap();
     for (key, value) in [("general.type", "model"), ("adapter.type", "dora"), ("general.architecture", "qwen2")] {
         let mut metadata = good.metadata().clone();
         metadata.set(key, value);
-        let error = write(&metadata, &same).unwrap_err();
+        let error = write(&metadata, same).unwrap_err();
         assert!(error.contains("wrong.gguf") && error.contains(key) && error.contains(value), "{error}");
     }
     let mut metadata = good.metadata().clone();
     metadata.set("adapter.lora.alpha", f32::NAN);
-    assert!(write(&metadata, &same).unwrap_err().contains("wrong.gguf"));
-    type Change = fn(&str) -> Option<(String, Vec<usize>)>;
+    assert!(write(&metadata, same).unwrap_err().contains("wrong.gguf"));
     let changes: [(&str, Change); 4] = [
         ("blk.0.attn_q", |n| (n != "blk.0.attn_q.weight.lora_a").then(|| (n.into(), vec![]))),
         ("blk.9.attn_q", |n| Some((n.replace("blk.0.attn_q", "blk.9.attn_q"), vec![]))),
@@ -201,16 +206,13 @@ fn hostile_gguf_adapters_are_errors_that_name_the_key_or_tensor() {
         ("blk.0.attn_q.bias", |n| Some((n.replace("blk.0.attn_q.weight.lora_a", "blk.0.attn_q.bias"), vec![]))),
     ];
     for (named, change) in changes {
-        let error = write(good.metadata(), &change).unwrap_err();
+        let error = write(good.metadata(), change).unwrap_err();
         assert!(error.contains("wrong.gguf") && error.contains(named), "{named}: {error}");
     }
 }
 
 /// A copy of the adapter for the Llama, changed: its configuration, and its tensors by name.
-fn changed(
-    config: impl Fn(&mut Json),
-    tensors: impl Fn(&mut BTreeMap<String, (Vec<usize>, Vec<f32>)>),
-) -> Result<Adapter, String> {
+fn changed(config: impl Fn(&mut Json), tensors: impl Fn(&mut Tensors)) -> Result<Adapter, String> {
     let read = |file: &str| std::fs::read(folder("llama").join(file)).unwrap();
     let mut json: Json = serde_json::from_slice(&read("adapter_config.json")).unwrap();
     config(&mut json);
@@ -264,7 +266,7 @@ fn hostile_settings_are_errors_that_name_the_field() {
 
 #[test]
 fn hostile_tensors_are_errors_that_name_the_tensor() {
-    let check = |what: &str, named: &str, change: &dyn Fn(&mut BTreeMap<String, (Vec<usize>, Vec<f32>)>)| {
+    let check = |what: &str, named: &str, change: &dyn Fn(&mut Tensors)| {
         let error = changed(|_| {}, change).unwrap_err();
         assert!(error.contains("adapter_model.safetensors") && error.contains(named), "{what}: {error}");
     };
@@ -279,7 +281,7 @@ fn hostile_tensors_are_errors_that_name_the_tensor() {
     check("infinite", up, &|all| all.get_mut(&A.replace(q, up)).unwrap().1[0] = f32::INFINITY);
     let rename = |from: &'static str, to: &str| {
         let to = to.to_string();
-        move |all: &mut BTreeMap<String, (Vec<usize>, Vec<f32>)>| {
+        move |all: &mut Tensors| {
             for matrix in ["lora_A", "lora_B"] {
                 let name = A.replace("lora_A", matrix);
                 let tensor = all.remove(&name).unwrap();

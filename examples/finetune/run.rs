@@ -119,7 +119,7 @@ pub fn train(gpu: Gpu, job: Job, flags: &Flags) -> Result<()> {
         if let Some(loss) = pending.replace(run.trainer.step(&batches)?) {
             run.heard(loss)?;
         }
-        if (step + 1) % every == 0 && step + 1 < steps {
+        if (step + 1).is_multiple_of(every) && step + 1 < steps {
             pending.take().map_or(Ok(()), |loss| run.heard(loss))?;
             run.evaluate()?;
             run.save()?;
