@@ -373,7 +373,9 @@ fn adapters_that_slots_cannot_hold_say_why() {
     };
     error(plain.load_adapter(0, &all), &["`adapters`", "DecodeOptions::adapters"]);
     error(plain.set_adapter(0, Some(0)), &["`adapters`"]);
-    error(decoder.load_adapter(0, &all), &["adapter 1", "rank 6", "rank 4"]);
+    error(decoder.load_adapter(0, &all), &["adapter 1", "`h.0.attn.k`", "no room"]);
+    let wide = tuned(&model, Lora { targets: vec!["attn.q".into()], ..Lora::new(6, 3.0) }, 9);
+    error(decoder.load_adapter(0, &wide), &["adapter 9", "`h.0.attn.q`", "rank 6", "room for 4"]);
     error(decoder.load_adapter(0, &some), &["adapter 2", "`h.0.mlp.down`", "AdapterSlots::targets"]);
     error(decoder.load_adapter(2, &some), &["slot", "one of 2", "got 2"]);
     error(decoder.set_adapter(0, Some(1)), &["slot", "holds an adapter", "got 1"]);
