@@ -262,8 +262,8 @@ fn a_budget_of_memory_is_kept_to() {
     let bytes = plan(&large, u64::MAX).unwrap().bytes() as u64;
     plan(&large, bytes).unwrap();
     // A little less fits if more is computed twice, much less does not.
-    let within = plan(&large, bytes - 1).unwrap().bytes() as u64;
-    assert!(within < bytes);
+    let smaller = plan(&large, bytes - 1).unwrap().bytes() as u64;
+    assert!(smaller < bytes);
     expect(plan(&large, bytes / 3), &[&(bytes / 3).to_string(), "nodes computed twice", "This fits: batch"]);
     let fitted = large.fitted(&within(bytes / 3), profile).unwrap();
     assert!(plan(&fitted, bytes / 3).unwrap().bytes() as u64 <= bytes / 3);
