@@ -201,7 +201,7 @@ fn six_bit_block(index: u32) -> Unit {
     let start = SIX * (index / 8u);
     let s = index % 8u;
     let part = s % 4u;
-    let d = unpack2x16float(word(start + 104u)).x;
+    let d = small_head(start + 104u).x;
     let scales = signed_bytes(word(start + 96u + 4u * (s / 4u) + 2u * (part / 2u))) * d;
     let pair = select(scales.xy, scales.zw, part % 2u != 0u);
     let low = eight_words(start + 32u * (s / 4u) + 16u * (part % 2u));
@@ -323,7 +323,7 @@ fn six_bit_piece(block: u32, j: u32) -> Piece {
     let start = SIX * block;
     let part = 2u * j / PIECES; // of 128 elements
     let at = SIX_WORDS * j % 8u;
-    let d = unpack2x16float(word(start + 104u)).x;
+    let d = small_head(start + 104u).x;
     let scales = two_words(start + 96u + 4u * part);
     let even = two_words(start + 32u * part + 2u * at);
     let odd = two_words(start + 32u * part + 2u * at + 16u);

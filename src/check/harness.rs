@@ -264,6 +264,15 @@ pub fn profiles(gpu: &Gpu) -> Vec<Profile> {
     profiles
 }
 
+/// The plan with the loops of its kernels as they are written, where plans for GPUs repeat their bodies: for tools that
+/// take long over each access in a text. What is computed and accessed is the same.
+pub fn with_loops(mut plan: Plan) -> Plan {
+    for dispatch in plan.steps.iter_mut().flat_map(|step| &mut step.dispatches) {
+        dispatch.kernel = dispatch.kernel.clone().on(AdapterClass::Cpu);
+    }
+    plan
+}
+
 /// Writes an f64 array to an input, parameter or state, in its type.
 pub fn write(exec: &Executable, value: Value, array: &Array) -> Result<()> {
     match exec.tensor(value)?.ty().dtype {

@@ -62,7 +62,7 @@ use crate::reference::{self, Array, nmse};
 pub use crate::ops::{Case, InputFill, InputSpec};
 pub use failures::{Failure, Failures};
 pub use guarded::Guarded;
-pub use harness::{Harness, Target, profiles, read_blocking, write};
+pub use harness::{Harness, Target, profiles, read_blocking, with_loops, write};
 pub use shaders::{kernel, shaders, texts, wgsl};
 
 /// Everything: [`shaders`], [`gradients`], and, if all shaders are valid, [`kernels`]. One call is the whole test of an

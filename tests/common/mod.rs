@@ -24,6 +24,20 @@ pub fn gpu() -> &'static Gpu {
     })
 }
 
+/// A device as browsers give one to a page that asks for nothing: WebGPU's default limits and no features, and wgpu
+/// refuses what goes beyond the standard.
+pub fn webgpu() -> &'static Gpu {
+    static GPU: OnceLock<Gpu> = OnceLock::new();
+    GPU.get_or_init(|| {
+        let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
+        descriptor.flags = wgpu::InstanceFlags::STRICT_WEBGPU_COMPLIANCE;
+        let instance = wgpu::Instance::new(descriptor);
+        let adapter = pollster::block_on(wgpu::util::initialize_adapter_from_env_or_default(&instance, None)).unwrap();
+        let device = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor::default())).unwrap();
+        Gpu::from_device(device.0, device.1)
+    })
+}
+
 /// All kinds of profiles that can run here.
 pub fn profiles() -> Vec<Profile> {
     check::profiles(gpu())

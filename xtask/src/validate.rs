@@ -2,8 +2,9 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 use xtask::mesa::Mesa;
 use xtask::{Outcome, cargo, root, run, shown};
@@ -37,39 +38,59 @@ pub fn validate(args: &[String]) -> Outcome {
     let rows = if rows.is_empty() { lines(Command::new(&program).arg("list"))? } else { rows.to_vec() };
     let mut found = 0;
     for row in &rows {
+        let start = Instant::now();
         let messages = messages(["row", row])?;
-        println!("{row}: {} messages", messages.len());
+        println!("{row}: {} messages ({:.0} s)", messages.len(), start.elapsed().as_secs_f64());
         messages.iter().for_each(|message| println!("{message}"));
         found += messages.len();
     }
     if found == 0 { Ok(()) } else { Err(format!("the layer has {found} messages; see {}", logs.display())) }
 }
 
-/// What the layer says of a command of the program.
+/// What the layer says of a command of the program. It writes to stdout, as the program does.
 fn run_with_layer(mesa: &Mesa, program: &Path, logs: &Path, args: [&str; 2]) -> Result<Vec<String>, String> {
-    let log: PathBuf = logs.join(format!("{}.log", args.join("-")));
-    // The layer writes one if it has messages. Warnings of what it cannot check are among them.
-    let _ = fs::remove_file(&log);
     let mut command = mesa.command(None, OsStr::new(program))?;
-    command.args(args).envs(SETTINGS).env("VK_KHRONOS_VALIDATION_LOG_FILENAME", &log);
+    command.args(args).envs(SETTINGS);
     let output = command.output().map_err(|e| format!("{}: {e}", shown(&command)))?;
+    let (said, log) = (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+    let file = logs.join(format!("{}.log", args.join("-")));
+    fs::write(&file, &*log).map_err(|e| format!("{}: {e}", file.display()))?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        return Err(format!("`validate {}` failed ({})\n{said}", args.join(" "), output.status));
+        return Err(format!(
+            "`validate {}` failed ({}); see {}\n{said}",
+            args.join(" "),
+            output.status,
+            file.display()
+        ));
     }
-    let text = fs::read_to_string(&log).map_err(|e| format!("the layer wrote no log: {}: {e}", log.display()))?;
-    Ok(messages(&text))
+    if !EXPECTED[..2].iter().all(|note| log.contains(note)) {
+        return Err(format!("the layer does not say how it changed the device; see {}\n{said}", file.display()));
+    }
+    Ok(messages(&log))
 }
 
-/// Notes on what the layer had to change, and on how the program opens its device.
-const EXPECTED: [&str; 2] = ["WARNING-Setting-Limit-Adjusted", "VUID-VkDeviceCreateInfo-pNext-00373"];
+/// Notes on what the layer had to change, on how the program opens its device, and on kernels that take long to compile.
+const EXPECTED: [&str; 3] =
+    ["WARNING-Setting-Limit-Adjusted", "VUID-VkDeviceCreateInfo-pNext-00373", "GPUAV-Compile-time"];
 
-/// The errors and warnings of a log, but for those.
+/// The errors and warnings of a log but for those, each with the program's line before it, which says what runs.
 fn messages(log: &str) -> Vec<String> {
-    let parts = log.split("Validation ").skip(1);
-    let serious = parts.filter(|part| part.starts_with("Error") || part.starts_with("Warning"));
-    let ours = serious.filter(|part| !EXPECTED.iter().any(|note| part.contains(note)));
-    ours.map(|part| part.trim_end().to_string()).collect()
+    let (mut found, mut case, mut within) = (vec![], "", false);
+    for line in log.lines() {
+        if line.starts_with("case: ") {
+            (case, within) = (line, false);
+        } else if line.starts_with("Validation ") {
+            let serious = ["Validation Error", "Validation Warning"].iter().any(|kind| line.starts_with(kind));
+            within = serious && !EXPECTED.iter().any(|note| line.contains(note));
+            if within {
+                found.push(format!("{case}\n{line}"));
+            }
+        } else if let Some(message) = found.last_mut().filter(|_| within && !line.is_empty()) {
+            *message += "\n";
+            *message += line;
+        }
+    }
+    found
 }
 
 fn lines(command: &mut Command) -> Result<Vec<String>, String> {
@@ -87,11 +108,14 @@ mod tests {
     #[test]
     fn messages_are_told_from_notes_on_settings() {
         let log = "Validation Warning: [ WARNING-Setting-Limit-Adjusted ] | MessageID = 0x1\nForcing a to VK_TRUE\n\n\n\
+                   case: 1x2\n\
                    Validation Error: [ VUID-vkCmdDispatch-storageBuffers-06936 ] | MessageID = 0x2\nout of bounds\n\n\
-                   Validation Warning: [ WARNING-something-else ]\nmore\n";
+                   case: 3x4\n\
+                   Validation Warning: [ WARNING-something-else ]\nmore\n1 plans\n";
         let found = messages(log);
         assert_eq!(found.len(), 2);
-        assert!(found[0].contains("06936") && found[0].ends_with("out of bounds"));
+        assert!(found[0].starts_with("case: 1x2\nV") && found[0].ends_with("out of bounds"), "{found:?}");
+        assert!(found[1].starts_with("case: 3x4\nV") && found[1].contains("more"), "{found:?}");
         assert!(messages("").is_empty());
     }
 }

@@ -1,18 +1,22 @@
 //! Runs kernels for a validation layer to look at: `cargo xtask validate` starts this with the layer, and reads what that
-//! writes.
+//! writes among this program's own lines, which say what runs.
 //!
 //! Every case of a row of the op table runs with every kind of kernels, in bindings of just the size of its tensors. The
 //! tests of the op table cannot show an access past a tensor that changes nothing, since they give kernels more than
-//! that. And a layer reports nothing that a driver promises to catch, so the device is opened without that promise.
+//! that. Loops stay loops where plans for GPUs write them out, since the layer adds code to every access in a text, and
+//! compiling that is what takes time. And a layer reports nothing that a driver promises to catch, so the device is opened
+//! without that promise.
 
 mod device;
 mod wrong;
 
+use std::collections::HashSet;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use throughline::Gpu;
-use throughline::check::Harness;
+use throughline::check::{self, Harness};
+use throughline::kernel::Kernel;
 use throughline::ops::{Case, Row, TABLE};
 
 const HELP: &str = "\
@@ -54,27 +58,30 @@ fn main() -> ExitCode {
 fn run_row(name: &str) -> Result<()> {
     let row: &Row = TABLE.iter().find(|row| row.name == name).with_context(|| format!("no row `{name}`"))?;
     let gpu = device::open()?;
-    let mut steps = 0;
+    let (mut plans, mut kernels) = (0, HashSet::new());
     for (index, case) in (row.cases)().iter().enumerate() {
-        steps += run_case(&gpu, case, index).with_context(|| case.name.clone())?;
+        plans += run_case(&gpu, case, index, &mut kernels).with_context(|| case.name.clone())?;
     }
-    if steps == 0 {
+    if plans == 0 {
         bail!("no case ran");
     }
-    println!("{steps} plans");
+    println!("{plans} plans of {} kernels", kernels.len());
     Ok(())
 }
 
 /// Runs a case forward and backward with each kind of kernels; as in the tests of the op table, the first variant of
-/// each, and of the others a quarter. Returns how many plans ran.
-fn run_case(gpu: &Gpu, case: &Case, index: usize) -> Result<usize> {
+/// each, and of the others a quarter. Returns how many plans ran, and adds their kernels.
+fn run_case(gpu: &Gpu, case: &Case, index: usize, kernels: &mut HashSet<Kernel>) -> Result<usize> {
     let harness = Harness::new(case, 1)?;
     let mut plans = 0;
     for target in harness.targets(gpu)? {
         if target.variant > 0 && !(index + target.variant).is_multiple_of(4) {
             continue;
         }
-        let exec = harness.executable_blocking(gpu, harness.plan(&target.profile)?)?;
+        println!("case: {}, {target}", case.name);
+        let plan = check::with_loops(harness.plan(&target.profile)?);
+        kernels.extend(plan.steps().iter().flat_map(|step| step.dispatches()).map(|d| d.kernel().clone()));
+        let exec = harness.executable_blocking(gpu, plan)?;
         exec.submit()?;
         gpu.wait_blocking()?;
         plans += 1;
