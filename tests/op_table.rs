@@ -178,7 +178,8 @@ const OPEN_LOOPS: [(&str, &str); 5] = [
     ("a loop that ends early finds a bound that is too large, and still right", "attention.row_stats"),
     (
         "planning is an error where it is too much: `Quirks::check_loops`",
-        "cross_entropy.backward cross_entropy.finish cross_entropy.forward embedding.backward embedding.chain \
+        "cross_entropy.backward cross_entropy.finish cross_entropy.finish_sum cross_entropy.forward cross_entropy.share \
+         embedding.backward embedding.chain \
          gather.backward matmul.forward_few matmul.forward_lanes matmul.forward_lanes_quads \
          matmul_by_id.backward matmul_by_id.backward_quads matmul_by_id.forward matmul_by_id.forward_quads \
          matmul_by_id.forward_shared_quads norm.backward norm.forward packed.forward_lanes packed_i8.forward_i8 patches.backward patches.forward pool.backward pool.largest pool.sum \

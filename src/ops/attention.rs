@@ -259,7 +259,7 @@ pub struct AttentionFrom(Attention);
 /// `(q, k, v, o, lse, do) -> (dq, dk, dv)`: the gradient of [`Attention`], and with `first` as one more input that of
 /// [`AttentionFrom`].
 #[derive(Clone, Copy, Debug)]
-pub struct AttentionBackward(Attention);
+pub struct AttentionBackward(Attention, Keys);
 
 impl Graph {
     /// Attention by head: `q` `[batch, tq, heads * dh]`, `k` and `v` `[batch, tk, kv_heads * dh]`, result like `q`.
@@ -497,7 +497,8 @@ impl Attention {
         let mut inputs = cx.inputs[..3].to_vec();
         inputs.extend([cx.outputs[0], cx.outputs[1], cx.dy0()?]);
         inputs.extend(cx.inputs.get(3));
-        let grads = cx.graph.op(&cx.name, AttentionBackward(*self), &inputs)?;
+        let keys = if inputs.len() > 6 { Keys::From } else { Keys::All };
+        let grads = cx.graph.op(&cx.name, AttentionBackward(*self, keys), &inputs)?;
         (0..3).for_each(|i| cx.set(i, grads[i]));
         Ok(())
     }
@@ -927,10 +928,6 @@ impl Op for CachedAttention {
 }
 
 impl AttentionBackward {
-    fn keys(&self, cx: &Launch<'_>) -> Keys {
-        if cx.inputs.len() > 6 { Keys::From } else { Keys::All }
-    }
-
     /// Adds the dispatch for what both halves of the backward pass read of each row, if the first half does not make it
     /// itself. Returns what to bind for it in the second half, and that with the output and what may follow in the first.
     fn stats(&self, program: &mut Program, cx: &Launch<'_>, d: &Dims, tile: Tile) -> ([Bind; 2], Vec<Bind>) {
@@ -1013,11 +1010,17 @@ impl Op for AttentionBackward {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
-        let forward = match inputs {
-            [q, k, v, _, _, _, first] => AttentionFrom(self.0).infer(&[q, k, v, first].map(TensorType::clone))?,
-            _ => self.0.infer(inputs.get(..3).unwrap_or_default())?,
+        let forward = match (self.1, inputs) {
+            (Keys::From, [q, k, v, _, _, _, first]) => {
+                AttentionFrom(self.0).infer(&[q, k, v, first].map(TensorType::clone))?
+            }
+            (Keys::From, _) => return Err(format!("takes 7 inputs, got {}", inputs.len())),
+            _ => {
+                expect_f32(inputs, 6)?;
+                self.0.infer(&inputs[..3])?
+            }
         };
-        expect_f32(&inputs[..inputs.len().min(6)], 6)?;
+        expect_f32(&inputs[..6], 6)?;
         for (what, ty, like) in [("y", &inputs[3], &forward[0]), ("lse", &inputs[4], &forward[1])] {
             expect_shape(what, ty, like.shape.dims())?;
         }
@@ -1030,13 +1033,13 @@ impl Op for AttentionBackward {
     }
 
     fn variants(&self, cx: &Launch<'_>) -> Vec<String> {
-        self.0.dims(cx.inputs).map(|d| Tile::names(&Tile::backward(cx, &d, self.keys(cx)))).unwrap_or_default()
+        self.0.dims(cx.inputs).map(|d| Tile::names(&Tile::backward(cx, &d, self.1))).unwrap_or_default()
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let (op, d) = (&self.0, self.0.dims(cx.inputs)?);
         let mut program = Program::default();
-        let tile = Tile::pick(&Tile::backward(cx, &d, self.keys(cx)), cx.variant)?;
+        let tile = Tile::pick(&Tile::backward(cx, &d, self.1), cx.variant)?;
         let ins = [Bind::In(0), Bind::In(1), Bind::In(2), Bind::In(5)];
         let (stats, mut binds) = self.stats(&mut program, cx, &d, tile);
         binds.splice(0..0, ins);
