@@ -322,7 +322,9 @@ const FREE: &[(&str, usize)] = &[
     ("stats", 0),
     ("cross_entropy", 0),
     ("top_k", 0),
-    ("top_k", 1), // one temperature, or one a row
+    ("top_k", 1),             // one temperature, or one a row
+    ("matmul_by_id", 1),      // any number of matrices
+    ("cross_entropy_sum", 0), // any number of classes
     ("embedding", 0),
     ("gather", 0),
     ("slice_pad", 0),

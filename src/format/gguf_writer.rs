@@ -50,13 +50,13 @@ pub struct GgufTensor {
 /// # let path = dir.path().join("example.gguf");
 /// let mut writer = GgufWriter::create(&path, &metadata, vec![table])?;
 /// for row in 0..4 {
-///     writer.write_values(&[row as f32; 32])?; // or `write`, for bytes that are encoded already
+///     writer.write_values(&[127.0 * row as f32; 32])?; // or `write`, for bytes that are encoded already
 /// }
 /// writer.finish()?;
 ///
 /// let weights = Weights::open(&path)?;
 /// assert_eq!(weights.metadata().str("general.architecture")?, "example");
-/// assert_eq!(weights.get("table")?.values()?[96..], [3.0; 32]);
+/// assert_eq!(weights.get("table")?.values()?[96..], [381.0; 32]);
 /// # Ok::<(), throughline::Error>(())
 /// ```
 #[derive(Debug)]
