@@ -69,7 +69,7 @@ fn run_with_layer(mesa: &Mesa, program: &Path, logs: &Path, args: [&str; 2]) -> 
     Ok(messages(&log))
 }
 
-/// Notes on what the layer had to change, on how the program opens its device, and on kernels that take long to compile.
+/// Notes on what the layer had to change, on how the program opens its device, and on kernels that compile slowly.
 const EXPECTED: [&str; 3] =
     ["WARNING-Setting-Limit-Adjusted", "VUID-VkDeviceCreateInfo-pNext-00373", "GPUAV-Compile-time"];
 

@@ -1,11 +1,11 @@
 //! Runs kernels for a validation layer to look at: `cargo xtask validate` starts this with the layer, and reads what that
 //! writes among this program's own lines, which say what runs.
 //!
-//! Every case of a row of the op table runs with every kind of kernels, in bindings of just the size of its tensors. The
-//! tests of the op table cannot show an access past a tensor that changes nothing, since they give kernels more than
-//! that. Loops stay loops where plans for GPUs write them out, since the layer adds code to every access in a text, and
-//! compiling that is what takes time. And a layer reports nothing that a driver promises to catch, so the device is opened
-//! without that promise.
+//! Every case of a row of the op table runs with every kind of kernels, in bindings of just the size of its tensors.
+//! The tests of the op table cannot show an access past a tensor that changes nothing, since they give kernels more
+//! than that. Loops stay loops where plans for GPUs write them out, since the layer adds code to every access in a
+//! text, and compiling that is what takes time. And a layer reports nothing that a driver promises to catch, so the
+//! device is opened without that promise.
 
 mod device;
 mod wrong;
