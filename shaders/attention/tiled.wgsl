@@ -97,8 +97,8 @@ fn first_key4(batch: u32, rows: vec4<u32>) -> vec4<u32> {
     );
 }
 
-// Where the keys begin that a tile of query rows meets. Tiles of keys are the same for all, so that sums do not depend on
-// where other texts begin.
+// Where the keys begin that a tile of query rows meets. Tiles of keys are the same for all, so that sums do not
+// depend on where other texts begin.
 fn first_tile(at: Place) -> u32 {
     return first_key_of(at.batch, at.row0, TILE) / OTHERS * OTHERS;
 }

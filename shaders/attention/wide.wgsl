@@ -104,8 +104,8 @@ fn q_by_k(at: Place, group: u32, lane: u32, key0: u32) -> Pairs {
     return s;
 }
 
-// The first keys that query rows of a workgroup meet. Sets of keys are the same for all, so that each is in one dispatch,
-// and sums do not depend on where other texts begin.
+// The first keys that query rows of a workgroup meet. Sets of keys are the same for all, so that each is in one
+// dispatch, and sums do not depend on where other texts begin.
 fn first_set(batch: u32, group: u32) -> u32 {
     return first_key_of(batch, first_row(group), GROUP * ROWS) / OTHERS * OTHERS;
 }

@@ -28,8 +28,8 @@ pub struct Transformer {
     pub tokens: Value,
     /// Input, if the model has token types: the type of each token, u32 `[batch, time]`. Usually zeros.
     pub token_types: Option<Value>,
-    /// Input, if sequences hold [several texts](TransformerOptions::packing): the place in its sequence where the text of
-    /// each token begins, u32 `[batch, time]`.
+    /// Input, if sequences hold [several texts](TransformerOptions::packing): the place in its sequence where the text
+    /// of each token begins, u32 `[batch, time]`.
     pub starts: Option<Value>,
     /// Input, if they do and positions are learned: the place of each token in its text, u32 `[batch, time]`.
     pub positions: Option<Value>,
@@ -79,8 +79,8 @@ impl Transformer {
     ///
     /// # Errors
     ///
-    /// As for `build`. [`Error::Config`] names a target of the adapters that is no layer of the model, and says that texts
-    /// cannot share sequences in a bidirectional one.
+    /// As for `build`. [`Error::Config`] names a target of the adapters that is no layer of the model, and says that
+    /// texts cannot share sequences in a bidirectional one.
     pub fn build_of(
         g: &mut Graph,
         config: &TransformerConfig,

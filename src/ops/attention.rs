@@ -249,8 +249,8 @@ pub struct Attention {
 #[derive(Clone, Copy, Debug)]
 pub struct CachedAttention(Attention);
 
-/// `(q, k, v, first) -> (o, lse)`: causal [`Attention`] from a first key on, for texts that share a sequence. `first`, u32
-/// `[batch, time]`, is the first key that each query sees: the place where its text begins.
+/// `(q, k, v, first) -> (o, lse)`: causal [`Attention`] from a first key on, for texts that share a sequence. `first`,
+/// u32 `[batch, time]`, is the first key that each query sees: the place where its text begins.
 ///
 /// Query `t` of sequence `b` sees the keys from `first[b, t]` to `t`, or only its own if `first[b, t]` is after that.
 #[derive(Clone, Copy, Debug)]
@@ -520,8 +520,8 @@ impl Attention {
         0..if self.causal { (t + ahead + 1).min(d.tk) } else { d.tk }
     }
 
-    /// Calls `f(batch, query, head, key)` for all pairs that see each other, in order. Query `t` of sequence `b` sees the
-    /// keys `seen(d, b, t)`.
+    /// Calls `f(batch, query, head, key)` for all pairs that see each other, in order. Query `t` of sequence `b` sees
+    /// the keys `seen(d, b, t)`.
     fn for_each_pair(
         &self,
         d: &Dims,
@@ -588,7 +588,7 @@ const UNROLLED: usize = 32;
 /// Quads of workgroup memory that any device has: `wgpu::Limits::downlevel_defaults`.
 const WORKGROUP_QUADS: usize = 16_352 / 16;
 
-/// The most rows of a workgroup on a software adapter, which with [`Keys::From`] looks for the first key of all of them.
+/// The most rows of a workgroup on a software adapter, which with [`Keys::From`] looks for the first key of them all.
 const OWN_ROWS: usize = 128;
 
 /// Up to this many queries, one workgroup for each wastes less than the unused part of a tile.
@@ -929,7 +929,8 @@ impl Op for CachedAttention {
 
 impl AttentionBackward {
     /// Adds the dispatch for what both halves of the backward pass read of each row, if the first half does not make it
-    /// itself. Returns what to bind for it in the second half, and that with the output and what may follow in the first.
+    /// itself. Returns what to bind for it in the second half, and that with the output and what may follow in the
+    /// first.
     fn stats(&self, program: &mut Program, cx: &Launch<'_>, d: &Dims, tile: Tile) -> ([Bind; 2], Vec<Bind>) {
         let rows = d.batch * self.0.heads * d.tq;
         let (words, grid) = (self.0.words(d, 1, rows, 0..0), cx.profile.grid(rows.div_ceil(64)));
