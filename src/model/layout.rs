@@ -1,6 +1,8 @@
 //! The layout of matrices in files and in our parameters.
 
+use crate::error::{Error, Result};
 use crate::nn::{Positions, TransformerConfig};
+use crate::tensor::Shape;
 
 /// Whether a two-dimensional parameter belongs to a linear layer rather than being a table of rows.
 pub(super) fn is_linear(name: &str) -> bool {
@@ -45,39 +47,35 @@ pub(super) fn beside(a: &[f32], a_cols: usize, b: &[f32], b_cols: usize) -> Vec<
     a.chunks_exact(a_cols).zip(b.chunks_exact(b_cols)).flat_map(|(a, b)| a.iter().chain(b)).copied().collect()
 }
 
+/// Whether a parameter makes queries or keys, or normalises them: what RoPE rotates.
+pub(super) fn is_query_or_key(name: &str) -> bool {
+    ["attn.q.", "attn.k.", "attn.q_norm.", "attn.k_norm."].iter().any(|part| name.contains(part))
+}
+
+/// Whether a model rotates neighbours.
+pub(super) fn is_interleaved(config: &TransformerConfig) -> bool {
+    matches!(config.positions, Positions::Rope { interleaved: true, .. })
+}
+
 /// Whether a parameter belongs to what a model that rotates neighbours rotates.
 pub(super) fn is_rotated(config: &TransformerConfig, name: &str) -> bool {
-    let parts = ["attn.q.", "attn.k.", "attn.q_norm.", "attn.k_norm."];
-    matches!(config.positions, Positions::Rope { interleaved: true, .. })
-        && parts.iter().any(|part| name.contains(part))
+    is_interleaved(config) && is_query_or_key(name)
 }
 
-/// From RoPE by halves of a head to that of neighbours, for rows: of each head of `head_dim` rows of `width` elements,
-/// rows `j` and `j + dh / 2` become `2 j` and `2 j + 1`.
-pub(super) fn neighbour_rows(head_dim: usize, width: usize, values: &[f32]) -> Vec<f32> {
-    let source = |row: usize| match row % head_dim {
-        j if j % 2 == 0 => row - j + j / 2,
-        j => row - j + head_dim / 2 + j / 2,
-    };
-    (0..values.len() / width).flat_map(|row| &values[source(row) * width..][..width]).copied().collect()
-}
-
-/// Converts a parameter of a model that rotates neighbours to RoPE by halves of a head: columns `2 j` and `2 j + 1` of
-/// each head of q and k become columns `j` and `j + dh / 2`.
+/// Converts a parameter of a model that rotates neighbours to RoPE by halves of a head.
 pub(super) fn halves(config: &TransformerConfig, name: &str, values: Vec<f32>) -> Vec<f32> {
-    if !is_rotated(config, name) {
-        return values;
-    }
-    let dh = config.head_dim();
+    if is_rotated(config, name) { to_halves(config.head_dim(), &values) } else { values }
+}
+
+/// From RoPE by neighbours to that by halves of a head: columns `2 j` and `2 j + 1` of each head of `dh` columns become
+/// `j` and `j + dh / 2`.
+pub(super) fn to_halves(dh: usize, values: &[f32]) -> Vec<f32> {
     (0..values.len()).map(|i| values[neighbour(i, dh)]).collect()
 }
 
-/// The inverse of [`halves`]: from RoPE by halves of a head to that of neighbours.
-pub(super) fn neighbours(config: &TransformerConfig, name: &str, values: Vec<f32>) -> Vec<f32> {
-    if !is_rotated(config, name) {
-        return values;
-    }
-    let (dh, mut out) = (config.head_dim(), vec![0.0; values.len()]);
+/// The inverse of [`to_halves`].
+pub(super) fn to_neighbours(dh: usize, values: &[f32]) -> Vec<f32> {
+    let mut out = vec![0.0; values.len()];
     values.iter().enumerate().for_each(|(i, value)| out[neighbour(i, dh)] = *value);
     out
 }
@@ -87,5 +85,15 @@ fn neighbour(i: usize, dh: usize) -> usize {
     match i % dh {
         j if j < dh / 2 => i - j + 2 * j,
         j => i - j + 2 * (j - dh / 2) + 1,
+    }
+}
+
+pub(super) fn check_values(name: &str, shape: &Shape, values: &[f32]) -> Result<()> {
+    if values.len() != shape.len() {
+        return Err(Error::data(name, format!("{} values for {shape}", shape.len()), values.len()));
+    }
+    match values.iter().position(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(at) => Err(Error::data(name, "finite values", format!("{} as element {at}", values[at]))),
     }
 }

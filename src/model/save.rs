@@ -176,7 +176,7 @@ pub(super) struct Saved {
     pub dims: Vec<usize>,
     /// One, or the three thirds from left to right.
     pub params: Vec<(String, Shape)>,
-    transposed: bool,
+    pub transposed: bool,
 }
 
 impl Saved {
@@ -235,13 +235,13 @@ impl Rest {
 }
 
 /// A model's folder in the making.
-struct Folder {
+pub(super) struct Folder {
     dir: PathBuf,
-    files: Vec<NewFile>,
+    pub files: Vec<NewFile>,
 }
 
 impl Folder {
-    fn new(dir: &Path) -> Self {
+    pub fn new(dir: &Path) -> Self {
         Folder { dir: dir.into(), files: vec![] }
     }
 
@@ -252,15 +252,20 @@ impl Folder {
         Ok(())
     }
 
-    fn add_json(&mut self, name: &str, json: &Json) -> Result<()> {
+    pub fn add_json(&mut self, name: &str, json: &Json) -> Result<()> {
         self.add(name, format!("{json:#}\n").as_bytes())
     }
 
     /// The file of these tensors, up to their data: the first one of the folder, which is made for it.
     fn start_weights(&self, tensors: &[Saved]) -> Result<NewFile> {
+        self.start("model.safetensors", tensors.iter().map(|tensor| (tensor.name.clone(), tensor.dims.clone())))
+    }
+
+    /// A safetensors file of f32 tensors of these names and dimensions, up to their data. The folder is made for it.
+    pub fn start(&self, name: &str, tensors: impl Iterator<Item = (String, Vec<usize>)>) -> Result<NewFile> {
         fs::create_dir_all(&self.dir).map_err(Error::io(&self.dir))?;
-        let path = self.dir.join("model.safetensors");
-        let described = tensors.iter().map(|tensor| (tensor.name.clone(), Dtype::F32, tensor.dims.clone()));
+        let path = self.dir.join(name);
+        let described = tensors.map(|(name, dims)| (name, Dtype::F32, dims));
         let metadata = HashMap::from([("format".into(), "pt".into())]);
         let start = safetensors_start(described, metadata).map_err(|e| Error::format(&path, e))?;
         let mut file = NewFile::create(&path)?;
@@ -343,7 +348,7 @@ impl Folder {
     }
 
     /// Puts all files in their places, once the disk has them.
-    fn commit(mut self) -> Result<()> {
+    pub fn commit(mut self) -> Result<()> {
         self.files.iter_mut().try_for_each(NewFile::sync)?;
         self.files.into_iter().try_for_each(NewFile::commit)
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::companions::tokenizer_metadata;
 use super::gguf::FREQUENCIES;
-use super::layout::{is_linear, is_matrix, neighbour_rows, transpose};
+use super::layout::{check_values, is_linear, is_matrix, is_query_or_key, to_neighbours, transpose};
 use super::loaded::{Model, decoded_rows, rows_of_a_piece};
 use super::to_gguf::{self, Described};
 use crate::device::pieces;
@@ -124,16 +124,6 @@ impl Model {
     }
 }
 
-fn check_values(name: &str, shape: &Shape, values: &[f32]) -> Result<()> {
-    if values.len() != shape.len() {
-        return Err(Error::data(name, format!("{} values for {shape}", shape.len()), values.len()));
-    }
-    match values.iter().position(|value| !value.is_finite()) {
-        None => Ok(()),
-        Some(at) => Err(Error::data(name, "finite values", format!("{} as element {at}", values[at]))),
-    }
-}
-
 /// A model's file before it is written.
 struct Export<'a> {
     metadata: Metadata,
@@ -230,13 +220,12 @@ impl<'a> Export<'a> {
 
     /// The elements of a parameter as the rows of its tensor, or some of them.
     fn in_rows(&self, name: &str, shape: &Shape, values: Vec<f32>) -> Vec<f32> {
-        let (width, values) = match *shape.dims() {
-            [d_in, d_out] if is_linear(name) => (d_in, transpose(&values, d_out)),
-            [_, cols] => (cols, values),
-            _ => (1, values),
+        let values = match self.permuted {
+            Some(head_dim) if is_query_or_key(name) => to_neighbours(head_dim, &values),
+            _ => values,
         };
-        match self.permuted {
-            Some(head_dim) if is_query_or_key(name) => neighbour_rows(head_dim, width, &values),
+        match *shape.dims() {
+            [_, d_out] if is_linear(name) => transpose(&values, d_out),
             _ => values,
         }
     }
@@ -267,10 +256,6 @@ fn exported(
     let whole = *stored.shape() == shape && found.iter().all(|other| other.name() == stored.name());
     let source = if whole && !reordered { Source::Rows(stored) } else { Source::Params };
     Ok(Exported { target: GgufTensor { name, stored: ty, shape }, params, source })
-}
-
-fn is_query_or_key(name: &str) -> bool {
-    name.contains("attn.q.") || name.contains("attn.k.")
 }
 
 /// Writes all rows of a tensor in another type, or its bytes if that is the one that it has.

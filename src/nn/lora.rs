@@ -7,7 +7,7 @@ use crate::error::{Error, Result, joined, quoted};
 use crate::ops::{POSITIVE, is_positive};
 
 /// Ranks beyond this are no adapters.
-const MAX_RANK: usize = 1 << 14;
+pub(crate) const MAX_RANK: usize = 1 << 14;
 
 /// What the two matrices of an adapter are called, after the name of their layer.
 pub(crate) const LORA_A: &str = "lora_a";

@@ -35,7 +35,7 @@ pub use builder::{Builder, Linear};
 pub(crate) use config::check_ids;
 pub use config::{Biases, Init, Mlp, Norm, NormPlacement, Positions, TransformerConfig};
 pub use lora::Lora;
-pub(crate) use lora::{LORA_A, LORA_B, QKV, is_called};
+pub(crate) use lora::{LORA_A, LORA_B, MAX_RANK, QKV, is_called};
 pub use names::is_hidden_matrix;
 pub(crate) use names::{layer_of, part_name, rows_of_part, table_of_part};
 pub use slots::AdapterSlots;

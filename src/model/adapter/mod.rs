@@ -7,7 +7,7 @@ mod peft;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::layout::is_linear;
+use super::layout::{check_values, is_linear};
 use super::loaded::Model;
 use crate::error::{Error, Result, quoted};
 use crate::format::is_gguf;
@@ -54,9 +54,6 @@ pub struct AdapterLayer {
     /// `[rank, d_out]`.
     pub b: Vec<f32>,
 }
-
-/// Ranks beyond this are no adapters.
-const MAX_RANK: usize = 1 << 14;
 
 impl Adapter {
     /// Reads an adapter for a model: a folder of `peft`'s, or a GGUF file.
@@ -112,7 +109,7 @@ impl Adapter {
             let mut take = |name: String, rows: usize, cols: usize, keep: bool| {
                 let found = if keep { tensors.get(&name).cloned() } else { tensors.remove(&name) };
                 let values = found.ok_or_else(|| Error::data(&name, "a matrix of the adapter", "none"))?;
-                expect_len(&name, &Shape::from([rows, cols]), &values).map(|()| values)
+                check_values(&name, &Shape::from([rows, cols]), &values).map(|()| values)
             };
             // Matrices that several layers share are left for the others.
             let owner = lora.owner_of_a(layer);
@@ -137,7 +134,7 @@ impl Adapter {
     fn add_whole(&mut self, model: &Model, name: &str, values: Vec<f32>) -> Result<()> {
         let found = model.params().iter().find(|(param, _)| param == name);
         let (_, shape) = found.ok_or_else(|| Error::data(name, "a parameter of the model", "another name"))?;
-        expect_len(name, shape, &values)?;
+        check_values(name, shape, &values)?;
         self.whole.insert(name.into(), values);
         Ok(())
     }
@@ -238,7 +235,7 @@ impl Adapter {
             return Ok(None);
         };
         let mut w = model.values(name)?;
-        expect_len(name, &Shape::from([layer.d_in, layer.d_out]), &w)?;
+        check_values(name, &Shape::from([layer.d_in, layer.d_out]), &w)?;
         for (w, a) in w.chunks_exact_mut(layer.d_out).zip(layer.a.chunks_exact(layer.rank)) {
             for (a, b) in a.iter().zip(layer.b.chunks_exact(layer.d_out)) {
                 let a = layer.scale * a;
@@ -266,15 +263,4 @@ fn joined_tables(tensors: impl IntoIterator<Item = (String, Vec<f32>)>) -> BTree
         joined.entry(name).or_default().extend(values);
     }
     joined
-}
-
-/// Returns an error unless there are as many values as the shape has, all of them finite.
-fn expect_len(name: &str, shape: &Shape, values: &[f32]) -> Result<()> {
-    if values.len() != shape.len() {
-        return Err(Error::data(name, format!("{} values for {shape}", shape.len()), values.len()));
-    }
-    match values.iter().find(|x| !x.is_finite()) {
-        Some(x) => Err(Error::data(name, "finite values", x)),
-        None => Ok(()),
-    }
 }

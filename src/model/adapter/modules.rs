@@ -1,13 +1,13 @@
 //! The modules of a model by the names that files have for them, and what their matrices are in ours.
 
-use super::{Adapter, AdapterLayer, MAX_RANK};
+use super::{Adapter, AdapterLayer};
 use crate::error::{Error, Result, joined, quoted};
 use crate::format::StoredTensor;
-use crate::model::layout::{beside, halves, is_linear, neighbours, transpose};
+use crate::model::layout::{beside, is_interleaved, is_linear, is_query_or_key, to_halves, to_neighbours, transpose};
 use crate::model::loaded::{Model, parameters};
 use crate::model::names::Names;
 use crate::model::to_hugging_face;
-use crate::nn::{Lora, Positions, TransformerConfig, is_called, layer_of};
+use crate::nn::{Lora, MAX_RANK, TransformerConfig, is_called, layer_of};
 use crate::ops::is_positive;
 use crate::tensor::Shape;
 
@@ -23,11 +23,10 @@ pub(super) struct Linear {
 /// The linear layers of a model in one kind of file.
 pub(super) struct Modules {
     pub linears: Vec<Linear>,
-    config: TransformerConfig,
-    /// The same of a model that rotates neighbours.
-    rotated: TransformerConfig,
-    /// Whether the file is of such a model.
-    interleaved: bool,
+    pub names: &'static Names,
+    head_dim: usize,
+    /// Whether the file is of a model that rotates neighbours, and whether ours does.
+    interleaved: [bool; 2],
 }
 
 impl Modules {
@@ -38,7 +37,7 @@ impl Modules {
     }
 
     /// Those in files with these names.
-    pub fn of(config: &TransformerConfig, names: &Names, interleaved: bool) -> Result<Modules> {
+    pub fn of(config: &TransformerConfig, names: &'static Names, interleaved: bool) -> Result<Modules> {
         let mut linears: Vec<Linear> = vec![];
         for (name, shape) in parameters(config)? {
             if shape.rank() != 2 || !is_linear(&name) {
@@ -54,11 +53,7 @@ impl Modules {
                 None => linears.push(Linear { theirs, ours: vec![part], d_in: shape.rows() }),
             }
         }
-        let mut rotated = config.clone();
-        if let Positions::Rope { interleaved, .. } = &mut rotated.positions {
-            *interleaved = true;
-        }
-        Ok(Modules { linears, config: config.clone(), rotated, interleaved })
+        Ok(Modules { linears, names, head_dim: config.head_dim(), interleaved: [interleaved, is_interleaved(config)] })
     }
 
     /// Whether files have q, k and v in one layer.
@@ -67,26 +62,25 @@ impl Modules {
     }
 
     /// Columns of ours from those of a file.
-    fn columns_of_ours(&self, name: &str, values: Vec<f32>) -> Vec<f32> {
-        match [self.interleaved, is_interleaved(&self.config)] {
-            [true, false] => halves(&self.rotated, name, values),
-            [false, true] => neighbours(&self.rotated, name, values),
-            _ => values,
-        }
+    pub fn columns_of_ours(&self, name: &str, values: Vec<f32>) -> Vec<f32> {
+        let [file, ours] = self.interleaved;
+        self.rotated(name, values, [file, ours])
     }
 
     /// Columns of a file from ours.
     fn columns_of_file(&self, name: &str, values: Vec<f32>) -> Vec<f32> {
-        match [self.interleaved, is_interleaved(&self.config)] {
-            [true, false] => neighbours(&self.rotated, name, values),
-            [false, true] => halves(&self.rotated, name, values),
+        let [file, ours] = self.interleaved;
+        self.rotated(name, values, [ours, file])
+    }
+
+    /// Columns of a model that rotates neighbours or does not, from those of another.
+    fn rotated(&self, name: &str, values: Vec<f32>, from_to: [bool; 2]) -> Vec<f32> {
+        match from_to {
+            [true, false] if is_query_or_key(name) => to_halves(self.head_dim, &values),
+            [false, true] if is_query_or_key(name) => to_neighbours(self.head_dim, &values),
             _ => values,
         }
     }
-}
-
-fn is_interleaved(config: &TransformerConfig) -> bool {
-    matches!(config.positions, Positions::Rope { interleaved: true, .. })
 }
 
 /// What a file has of a linear layer's adapter.

@@ -1,23 +1,19 @@
 //! The files of Hugging Face's `peft`: `adapter_config.json` and `adapter_model.safetensors`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use regex_lite::Regex;
-use safetensors::Dtype;
 use serde_json::{Map, Value as Json, json};
 
+use super::Adapter;
 use super::modules::{Linear, Modules, Pair, Written, last};
-use super::{Adapter, MAX_RANK};
-use crate::error::{Error, Result, quoted};
-use crate::files::NewFile;
-use crate::format::{Settings, Stored, StoredTensor, Weights, safetensors_start};
-use crate::model::layout::{is_linear, neighbours, transpose};
+use crate::error::{Result, quoted};
+use crate::format::{Settings, Stored, StoredTensor, Weights};
+use crate::model::layout::transpose;
 use crate::model::loaded::Model;
-use crate::model::names::Names;
-use crate::model::save::{Saved, layout};
-use crate::model::to_hugging_face;
+use crate::model::save::{Folder, Saved, layout};
+use crate::nn::MAX_RANK;
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
@@ -86,11 +82,10 @@ fn from_parts(settings: Settings, weights: &Weights, model: &Model) -> Result<Ad
         };
         linear.read(&mut adapter, &modules, pair, |rank| scales.scale(module, rank))?;
     }
-    let (_, names) = to_hugging_face::write(model.config())?;
-    for saved in layout(model.config(), names)? {
+    for saved in layout(model.config(), modules.names)? {
         let found = whole.iter().position(|(name, _)| *name == saved.name || *name == bare(&saved.name));
         if let Some(i) = found {
-            read_whole(&mut adapter, model, names, &saved, &whole.swap_remove(i).1)?;
+            read_whole(&mut adapter, model, &modules, &saved, &whole.swap_remove(i).1)?;
         }
     }
     match whole.first() {
@@ -119,21 +114,21 @@ fn bare(name: &str) -> &str {
 fn read_whole(
     adapter: &mut Adapter,
     model: &Model,
-    names: &Names,
+    modules: &Modules,
     saved: &Saved,
     tensor: &StoredTensor<'_>,
 ) -> Result<()> {
     let tensor = tensor.of_shape(&saved.dims[..])?;
     tensor.check_finite()?;
     let mut values = tensor.values()?;
-    if saved.dims.len() == 2 && is_linear(&saved.params[0].0) && !names.input_major {
+    if saved.transposed {
         values = transpose(&values, saved.dims[1]);
     }
     let width: usize = saved.params.iter().map(|(_, shape)| shape.cols()).sum();
     let mut first = 0;
     for (name, shape) in &saved.params {
         let rows = values.chunks_exact(width).flat_map(|row| &row[first..first + shape.cols()]);
-        let values = neighbours(model.config(), name, rows.copied().collect());
+        let values = modules.columns_of_ours(name, rows.copied().collect());
         adapter.add_whole(model, name, values)?;
         first += shape.cols();
     }
@@ -234,9 +229,8 @@ impl Adapter {
             tensors.push((name("lora_B"), vec![d_out, rank], b));
             adapted.push((&linear.theirs[..], rank, scale));
         }
-        let (_, names) = to_hugging_face::write(&self.config)?;
         let mut whole = BTreeSet::new();
-        for saved in layout(&self.config, names)? {
+        for saved in layout(&self.config, modules.names)? {
             let values: Vec<_> = saved.params.iter().filter_map(|(name, _)| self.whole.get(name)).cloned().collect();
             if values.is_empty() {
                 continue;
@@ -249,36 +243,18 @@ impl Adapter {
             let values = saved.assemble(&self.config, values);
             tensors.push((format!("{PREFIX}{}", saved.name), saved.dims, values));
         }
-        let config = config_json(base, &modules, &adapted, &whole, names.input_major);
-        write(dir, &tensors, &config)
+        let mut folder = Folder::new(dir);
+        let described = tensors.iter().map(|(name, dims, _)| (name.clone(), dims.clone()));
+        let mut weights = folder.start(WEIGHTS, described)?;
+        tensors.iter().try_for_each(|(.., values)| weights.write(bytemuck::cast_slice(values)))?;
+        folder.files.push(weights);
+        folder.add_json(CONFIG, &config_json(base, &modules, &adapted, &whole))?;
+        folder.commit()
     }
 }
 
-/// Writes both files.
-fn write(dir: &Path, tensors: &[(String, Vec<usize>, Vec<f32>)], config: &Json) -> Result<()> {
-    fs::create_dir_all(dir).map_err(Error::io(dir))?;
-    let path = dir.join(WEIGHTS);
-    let described = tensors.iter().map(|(name, dims, _)| (name.clone(), Dtype::F32, dims.clone()));
-    let metadata = HashMap::from([("format".into(), "pt".into())]);
-    let start = safetensors_start(described, metadata).map_err(|e| Error::format(&path, e))?;
-    let mut weights = NewFile::create(&path)?;
-    weights.write(&start)?;
-    tensors.iter().try_for_each(|(.., values)| weights.write(bytemuck::cast_slice(values)))?;
-    let mut json = NewFile::create(&dir.join(CONFIG))?;
-    json.write(format!("{config:#}\n").as_bytes())?;
-    let mut files = [weights, json];
-    files.iter_mut().try_for_each(NewFile::sync)?;
-    files.into_iter().try_for_each(NewFile::commit)
-}
-
 /// The configuration of these adapted modules, with rank and scale of each.
-fn config_json(
-    base: &str,
-    modules: &Modules,
-    adapted: &[(&str, usize, f32)],
-    whole: &BTreeSet<String>,
-    fan_in_fan_out: bool,
-) -> Json {
+fn config_json(base: &str, modules: &Modules, adapted: &[(&str, usize, f32)], whole: &BTreeSet<String>) -> Json {
     let (rank, scale) = adapted.first().map_or((8, 1.0), |(_, rank, scale)| (*rank, *scale));
     let is_adapted = |name: &str| adapted.iter().any(|(module, ..)| *module == name);
     let mut targets = BTreeSet::new();
@@ -307,7 +283,7 @@ fn config_json(
         "use_rslora": false,
         "use_dora": false,
         "bias": "none",
-        "fan_in_fan_out": fan_in_fan_out,
+        "fan_in_fan_out": modules.names.input_major,
         "target_modules": targets,
         "modules_to_save": if whole.is_empty() { Json::Null } else { json!(whole) },
         "rank_pattern": ranks,
