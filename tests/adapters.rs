@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use common::{gpu, hf_folder, worst};
+use common::{gpu, hf_folder, lora_expected as expected, lora_folder as folder, worst};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use serde_json::{Value as Json, json};
@@ -23,19 +23,9 @@ type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 /// The name of a tensor in a changed file, and its dimensions, if they change; `None` to leave it out.
 type Change = fn(&str) -> Option<(String, Vec<usize>)>;
 
-fn folder(name: &str) -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/lora").join(name)
-}
-
 /// The base of an adapter of tests/data/lora.
 fn base(name: &str) -> Model {
     Model::open(&hf_folder(if name == "gpt2" { "gpt2" } else { "llama" })).unwrap()
-}
-
-fn expected<T: bytemuck::Pod>(name: &str, tensor: &str) -> Vec<T> {
-    let bytes = std::fs::read(folder(name).join("expected.safetensors")).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    bytemuck::pod_collect_to_vec(file.tensor(tensor).unwrap().data())
 }
 
 /// Logits for the first batch, two texts of 24 tokens, of a model with these values.

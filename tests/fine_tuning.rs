@@ -4,8 +4,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{gpu, hf_folder, repository, worst};
-use safetensors::SafeTensors;
+use common::{gpu, hf_folder, lora_expected, worst};
 use throughline::model::Model;
 use throughline::nn::Lora;
 use throughline::optim::{Arena, Schedule};
@@ -38,17 +37,11 @@ fn trainer(base: &Arc<Model>, lora: Lora) -> Trainer {
 }
 
 /// What `peft` made of an adapter of tests/data/lora.
-struct Expected(Vec<u8>);
+struct Expected(&'static str);
 
 impl Expected {
-    fn of(name: &str) -> Self {
-        let folder = repository("tests/data/lora").join(name);
-        Expected(std::fs::read(folder.join("expected.safetensors")).unwrap())
-    }
-
     fn get<T: bytemuck::Pod>(&self, tensor: &str) -> Vec<T> {
-        let file = SafeTensors::deserialize(&self.0).unwrap();
-        bytemuck::pod_collect_to_vec(file.tensor(tensor).unwrap_or_else(|e| panic!("{tensor}: {e}")).data())
+        lora_expected(self.0, tensor)
     }
 
     /// A batch for each step.
@@ -79,7 +72,7 @@ impl Expected {
 #[test]
 fn gradients_and_ten_steps_are_those_of_peft() {
     for name in ["llama", "gpt2"] {
-        let (base, expected) = (base(name), Expected::of(name));
+        let (base, expected) = (base(name), Expected(name));
         let mut trainer = trainer(&base, lora(name));
         trainer.params().write(gpu(), &expected.values("start", trainer.params())).unwrap();
         let losses: Vec<f32> = expected.get("loss");
@@ -102,7 +95,7 @@ fn a_base_stays_as_its_file_has_it() {
     let values = |name: &str| packed.values(name);
     throughline::model::save_with(dir.path(), packed.config(), values).unwrap();
     let plain = Arc::new(Model::open(dir.path()).unwrap());
-    let batches = Expected::of("llama").batches();
+    let batches = Expected("llama").batches();
     let bases = [&packed, &plain];
     let [small, large] = bases
         .map(|base| TrainPlan::new(&config(base, lora("llama")), &on(base), gpu().profile()).unwrap().base_bytes());
@@ -119,7 +112,7 @@ fn a_base_stays_as_its_file_has_it() {
 
 #[test]
 fn a_fresh_adapter_changes_nothing_and_training_it_does() {
-    let (base, expected) = (base("llama"), Expected::of("llama"));
+    let (base, expected) = (base("llama"), Expected("llama"));
     let batch = &expected.batches()[..1];
     let whole = TrainConfig { lora: None, ..config(&base, lora("llama")) };
     let mut all = Trainer::new_blocking(gpu(), whole).unwrap();
@@ -139,7 +132,7 @@ fn a_fresh_adapter_changes_nothing_and_training_it_does() {
 
 #[test]
 fn a_resumed_run_has_the_same_bits() {
-    let (base, batches) = (base("llama_bf16"), Expected::of("llama").batches());
+    let (base, batches) = (base("llama_bf16"), Expected("llama").batches());
     let lora = Lora { dropout: 0.1, trained: vec!["norm_f".into()], ..lora("llama") };
     let steps = |trainer: &mut Trainer, batches: &[Batch]| {
         batches.iter().for_each(|batch| drop(trainer.step(std::slice::from_ref(batch)).unwrap()));
@@ -187,7 +180,7 @@ fn modules_are_trained_whole_if_asked() {
     let before = trainer.params().read_blocking(gpu()).unwrap();
     assert_eq!(before[table], base.values("embed.weight").unwrap());
     assert_eq!(before[norm], base.values("h.0.attn_norm.weight").unwrap());
-    trainer.step(&Expected::of("gpt2").batches()[..1]).unwrap();
+    trainer.step(&Expected("gpt2").batches()[..1]).unwrap();
     let after = trainer.params().read_blocking(gpu()).unwrap();
     assert!(before.iter().zip(&after).all(|(before, after)| before != after));
 }

@@ -67,9 +67,23 @@ pub fn hf_folder(name: &str) -> PathBuf {
 
 /// An expected tensor of such a folder.
 pub fn hf_expected<T: bytemuck::Pod>(name: &str, tensor: &str) -> Vec<T> {
-    let bytes = std::fs::read(hf_folder(name).join("expected.safetensors")).unwrap();
+    expected(&hf_folder(name), tensor)
+}
+
+/// A folder of tests/data/lora: an adapter as `peft` saves it, with what PyTorch made of it.
+pub fn lora_folder(name: &str) -> PathBuf {
+    repository("tests/data/lora").join(name)
+}
+
+/// An expected tensor of such a folder.
+pub fn lora_expected<T: bytemuck::Pod>(name: &str, tensor: &str) -> Vec<T> {
+    expected(&lora_folder(name), tensor)
+}
+
+fn expected<T: bytemuck::Pod>(folder: &Path, tensor: &str) -> Vec<T> {
+    let bytes = std::fs::read(folder.join("expected.safetensors")).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    bytemuck::pod_collect_to_vec(file.tensor(tensor).unwrap().data())
+    bytemuck::pod_collect_to_vec(file.tensor(tensor).unwrap_or_else(|e| panic!("{tensor}: {e}")).data())
 }
 
 /// The largest difference between two arrays.
