@@ -10,7 +10,7 @@ use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use throughline::model::{Adapter, Model};
 use throughline::train::checkpoint::Checkpoint;
 use throughline::train::data::{Batch, Batches};
-use throughline::train::{StepLoss, TrainPlan, Trainer};
+use throughline::train::{EarlyStop, Progress, StepLoss, TrainPlan, Trainer};
 use throughline::{AdapterClass, Gpu, Profile};
 
 use crate::flags::{Flags, Job, is_gguf};
@@ -65,11 +65,11 @@ struct Run<'a> {
     out: &'a Path,
     bar: ProgressBar,
     started: Instant,
-    first_step: u64,
+    progress: Progress,
     last_loss: f32,
-    /// The lowest validation loss, and validations since.
-    best: Option<f32>,
-    since_best: usize,
+    early: EarlyStop,
+    /// Whether the last validation was the best, or there is none.
+    improved: bool,
 }
 
 /// Trains, saves and exports.
@@ -93,7 +93,7 @@ pub fn train(gpu: Gpu, job: Job, flags: &Flags) -> Result<()> {
     bar.reset_eta();
     let validation = job.validation.as_ref().map_or(Ok(vec![]), |val| val.evaluation(VAL_BATCHES))?;
     let mut run = Run {
-        first_step: trainer.step_count(),
+        progress: Progress::new(trainer.step_count().min(steps), steps)?,
         trainer,
         batches: job.batches,
         validation,
@@ -103,14 +103,11 @@ pub fn train(gpu: Gpu, job: Job, flags: &Flags) -> Result<()> {
         bar,
         started: Instant::now(),
         last_loss: f32::NAN,
-        best: None,
-        since_best: 0,
+        early: EarlyStop::new(flags.patience.unwrap_or(usize::MAX))?,
+        improved: true,
     };
-    let before = run.evaluate()?;
-    if job.checkpoint.is_none() {
-        // What is saved is better than the model was before, or the best that there is.
-        run.best = None;
-    }
+    // Of what is trained the best is saved, even if the model was better before.
+    let before = if job.checkpoint.is_some() { run.evaluate()? } else { run.validate()? };
     let every = flags.eval_every.unwrap_or(steps / 10).max(1);
     let mut pending: Option<StepLoss> = None;
     while run.trainer.step_count() < steps && !stop.load(Ordering::SeqCst) {
@@ -123,8 +120,8 @@ pub fn train(gpu: Gpu, job: Job, flags: &Flags) -> Result<()> {
             pending.take().map_or(Ok(()), |loss| run.heard(loss))?;
             run.evaluate()?;
             run.save()?;
-            if flags.patience.is_some_and(|patience| run.since_best >= patience) {
-                run.say(&format!("stopped: no lower validation loss in {} validations", run.since_best));
+            if run.early.is_over() {
+                run.say("stopped: the validation loss has not become lower");
                 break;
             }
         }
@@ -140,11 +137,12 @@ pub fn train(gpu: Gpu, job: Job, flags: &Flags) -> Result<()> {
         run.export(export, flags)?;
     }
     if flags.json {
-        let (tokens_per_s, bytes) = (run.tokens_per_s(), run.trainer.buffer_bytes());
+        let (tokens_per_s, bytes) = (run.progress.tokens_per_second(), run.trainer.buffer_bytes());
+        let best = run.early.best().map(|(_, loss)| loss);
         println!(
             "{}",
             serde_json::json!({
-                "before": before, "after": after, "best": run.best, "train_loss": run.last_loss,
+                "before": before, "after": after, "best": best, "train_loss": run.last_loss,
                 "steps": run.trainer.step_count(), "parameters": run.trainer.parameter_count(),
                 "tokens_per_s": tokens_per_s, "buffer_bytes": bytes, "adapter": gpu.describe(),
             })
@@ -164,19 +162,23 @@ impl Run<'_> {
             self.last_loss,
             self.out.display()
         );
+        self.progress.step(self.started.elapsed(), self.trainer.config().tokens_per_step(), self.last_loss);
         self.bar.set_position(step + 1);
-        let (rate, bytes) = (self.tokens_per_s(), HumanBytes(self.trainer.buffer_bytes() as u64));
+        let rate = self.progress.tokens_per_second().unwrap_or_default();
+        let bytes = HumanBytes(self.trainer.buffer_bytes() as u64);
         self.bar.set_message(format!("loss {:.3}, {rate:.0} tokens/s, {bytes}", self.last_loss));
         Ok(())
     }
 
-    fn tokens_per_s(&self) -> f64 {
-        let steps = self.trainer.step_count() - self.first_step;
-        steps as f64 * self.trainer.config().tokens_per_step() as f64 / self.started.elapsed().as_secs_f64().max(1e-9)
+    /// Validates, and says whether this is the best so far.
+    fn evaluate(&mut self) -> Result<Option<f32>> {
+        let loss = self.validate()?;
+        let step = self.trainer.step_count();
+        self.improved = loss.is_none_or(|loss| self.early.improves(step, loss));
+        Ok(loss)
     }
 
-    /// Validates, and keeps what is best so far.
-    fn evaluate(&mut self) -> Result<Option<f32>> {
+    fn validate(&mut self) -> Result<Option<f32>> {
         let mut said = format!("step {}", self.trainer.step_count());
         if self.last_loss.is_finite() {
             said += &format!(", training loss {:.4}", self.last_loss);
@@ -187,17 +189,13 @@ impl Run<'_> {
         }
         let loss = self.trainer.evaluate_blocking(&self.validation)?;
         self.say(&format!("{said}, validation loss {loss:.4}"));
-        match self.best.is_none_or(|best| loss < best) {
-            true => (self.best, self.since_best) = (Some(loss), 0),
-            false => self.since_best += 1,
-        }
         Ok(Some(loss))
     }
 
     /// Saves the checkpoint, and the adapter if it is the best so far.
     fn save(&self) -> Result<()> {
         Checkpoint::save_trainer_blocking(&self.trainer, "", self.data_hash, &checkpoint_path(self.out))?;
-        if self.since_best > 0 {
+        if !self.improved {
             return Ok(());
         }
         match self.trainer.base() {
