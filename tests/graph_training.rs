@@ -9,14 +9,16 @@ use std::time::{Duration, Instant};
 
 use common::gpu;
 use throughline::graph::ParamInit;
+use throughline::nn::Builder;
 use throughline::ops::muon::MuonStep;
+use throughline::ops::{Bind, Custom, Elements};
 use throughline::optim::{AdamWConfig, Decay, MuonConfig, OptimizerConfig, Schedule, SgdConfig};
 use throughline::plan::Step;
 use throughline::probe::{Measure, Probe, Tap};
 use throughline::reference::{self, Array};
 use throughline::rng::Rng;
 use throughline::train::{Feeds, GraphCheckpoint, GraphTrainConfig, GraphTrainOptions, GraphTrainPlan, GraphTrainer};
-use throughline::{ExecOptions, Executable, Graph, Result, Tensor, TensorType, Value};
+use throughline::{DType, ExecOptions, Executable, Graph, Precision, Result, Tensor, TensorType, Value};
 
 const ROWS: usize = 24;
 const WIDTH: usize = 12;
@@ -276,8 +278,8 @@ fn micro_batches_are_one_large_batch() {
 
 #[test]
 fn slices_are_the_step() {
-    for micro_batches in [1, 2] {
-        let config = GraphTrainConfig { micro_batches, ..config(AdamWConfig::default().into()) };
+    for (micro_batches, precision) in [(1, Precision::F32), (2, Precision::F32), (2, Precision::MIXED)] {
+        let config = GraphTrainConfig { micro_batches, precision, ..config(AdamWConfig::default().into()) };
         let (mut whole, [x, y, _]) = trainer(net(ROWS, WIDTH, 0.2), config.clone());
         let (mut sliced, [sliced_x, sliced_y, _]) = trainer(net(ROWS, WIDTH, 0.2), config);
         for step in 0..3 {
@@ -586,8 +588,9 @@ fn a_step_that_was_submitted_in_part_is_told_until_a_checkpoint_is_restored() {
 fn a_resumed_run_equals_an_unbroken_one_bit_for_bit() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("run.safetensors");
-    for optimizer in optimizers() {
-        let make = || trainer(net(ROWS, WIDTH, 0.2), config(optimizer));
+    let each = |precision| optimizers().into_iter().map(move |optimizer| (optimizer, precision));
+    for (optimizer, precision) in each(Precision::F32).chain(each(Precision::MIXED)) {
+        let make = || trainer(net(ROWS, WIDTH, 0.2), GraphTrainConfig { precision, ..config(optimizer) });
         let (mut whole, inputs) = make();
         let losses = train(&mut whole, inputs, 7);
         let (mut first, inputs) = make();
@@ -646,6 +649,61 @@ fn an_executable_loads_what_was_saved() {
     assert_eq!(loss(&exec, &wider).to_bits(), before.to_bits());
 }
 
+/// What an op does that cannot be rewritten for f16 stays f32, and only that. Parameters are read and written as they are.
+#[test]
+fn networks_of_ones_own_train_in_mixed_precision() {
+    let doubled = || {
+        // It asks for the length of its input, which in f16 may be another.
+        let body = "y[i] = 2.0 * x[min(i, arrayLength(&x) - 1u)];";
+        Custom::new(
+            "doubled",
+            |[x]| Ok([x.clone()]),
+            move |cx| {
+                let each = Elements::new("doubled", cx.outputs[0].len(), body);
+                each.bind("x", Bind::In(0)).bind("y", Bind::Out(0)).program(cx)
+            },
+            |[x]| [x.map(|x| 2.0 * x)],
+        )
+    };
+    let doubled = doubled().vjp(move |cx| {
+        let dy = cx.dy0()?;
+        let dx = cx.graph.scale(&cx.name, dy, 2.0)?;
+        cx.set(0, dx);
+        Ok(())
+    });
+    let mut g = gpu().graph();
+    let x = g.input("x", TensorType::f32([64, 16])).unwrap();
+    let mut b = Builder::new(&mut g);
+    let first = b.linear("first", x, 16).unwrap();
+    let own = b.op1("own", doubled, &[first]).unwrap();
+    let gelu = b.gelu("gelu", own).unwrap();
+    let out = b.linear("out", gelu, 16).unwrap();
+    let loss = b.mse("loss", out, x).unwrap();
+    let mut stored = g.clone();
+    stored.store_mixed(&[loss], &[], DType::F32, gpu().profile()).unwrap();
+    let types = [first, own, gelu, out, loss].map(|v| stored.ty(v).dtype);
+    assert_eq!(types, [DType::F32, DType::F32, DType::F16, DType::F16, DType::F32]);
+
+    let weight = g.find("first.weight").unwrap();
+    let config = GraphTrainConfig { precision: Precision::MIXED, ..GraphTrainConfig::adamw(0.01) };
+    let options = GraphTrainOptions { outputs: vec![out, weight], ..Default::default() };
+    let mut trainer = GraphTrainer::with_options_blocking(gpu(), g, loss, config, &options).unwrap();
+    let xs: Vec<f32> = (0..64 * 16).map(|i| ((i * i) % 17) as f32 / 17.0).collect();
+    let before = trainer.step(&[x.with(&xs)]).unwrap().wait_blocking().unwrap();
+    for _ in 0..60 {
+        trainer.step(&[]).unwrap();
+    }
+    let after = trainer.loss_blocking().unwrap();
+    assert!(after < 0.5 * before, "{before} to {after}");
+    assert_eq!(trainer.read_blocking::<f32>(out).unwrap().len(), 64 * 16);
+    let ours = trainer.read_blocking::<f32>(weight).unwrap();
+    assert_eq!(ours, trainer.params().read_blocking(gpu()).unwrap()[0]);
+    assert!(ours.iter().any(|x| half::f16::from_f32(*x).to_f32() != *x));
+    trainer.write(weight, &vec![0.0f32; 256]).unwrap();
+    trainer.step(&[]).unwrap();
+    assert!(trainer.loss_blocking().unwrap() > after);
+}
+
 #[test]
 fn a_run_with_other_settings_is_told_what_differs() {
     let dir = tempfile::tempdir().unwrap();
@@ -665,6 +723,8 @@ fn a_run_with_other_settings_is_told_what_differs() {
     fails(resumed(other.clone()), &["run.safetensors", "`optimizer.adamw.beta2` is 0.95 in the file and 0.99 here"]);
     let other = GraphTrainConfig { seed: 1, schedule: Schedule::constant(1e-3), ..config(adamw.into()) };
     fails(resumed(other), &["`seed` is 5 in the file and 1 here", "`schedule.peak` is 0.02 in the file and 0.001"]);
+    let other = GraphTrainConfig { precision: Precision::MIXED, ..config(adamw.into()) };
+    fails(resumed(other), &["`precision` is \"f32\" in the file and {\"mixed\":{\"stream\":\"f32\"}} here"]);
     let sgd = config(SgdConfig::default().into());
     fails(resumed(sgd.clone()), &["`optimizer.adamw` is only in the file", "`optimizer.sgd` is not in the file"]);
 

@@ -313,7 +313,7 @@ impl Graph {
     }
 
     /// Sets the type of a value, and of all that shares its storage.
-    fn set_dtype(&mut self, value: Value, dtype: DType) {
+    pub(crate) fn set_dtype(&mut self, value: Value, dtype: DType) {
         self.nodes[value.node()].outputs[value.output()].dtype = dtype;
         let views = (value.node() + 1..self.nodes.len())
             .filter(|&id| self.nodes[id].inputs.first() == Some(&value))

@@ -257,6 +257,13 @@ pub trait Op: Any + Debug + Send + Sync {
         known.then(|| (0..inputs.len()).filter(|&i| is_whole(&inputs[i])).collect())
     }
 
+    /// Whether an output is stored in f32 in [mixed precision](crate::Precision), too: because it is a sum or another
+    /// statistic that is worth the precision, or because it may exceed what f16 holds, as powers and exponentials do.
+    /// Vectors and single numbers stay f32 without this.
+    fn stays_f32(&self, _output: usize) -> bool {
+        false
+    }
+
     /// Whether the output is the input's storage in another shape, so that no kernel runs.
     fn is_view(&self) -> bool {
         false

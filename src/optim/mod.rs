@@ -49,6 +49,7 @@
 
 mod arena;
 mod config;
+mod copies;
 mod file;
 mod muon;
 mod optimizer;
@@ -57,6 +58,7 @@ mod schedule;
 
 pub use arena::{Arena, ArenaLayout, ArenaPart, ArenaPlace};
 pub use config::{AdamWConfig, OptimizerConfig, SgdConfig};
+pub(crate) use copies::{Copies, CopiesPlan};
 pub(crate) use file::{Named, OPTIMIZER, restore, restore_some, save, start_of, to_bytes};
 pub use muon::{MuonConfig, MuonScale};
 pub use optimizer::Optimizer;

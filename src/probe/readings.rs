@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use half::f16;
 use serde::{Deserialize, Serialize};
 
 use super::question::{Measure, Probe};
 use crate::device::{Gpu, Readback};
 use crate::error::Result;
 use crate::ops::stats::Stats;
+use crate::tensor::DType;
 
 /// A number reported by a probe or a [view](crate::views).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -90,7 +92,8 @@ pub struct ProbeReadback {
     /// Number of the step.
     pub step: u64,
     pub(super) board: Option<Readback>,
-    pub(super) wholes: Vec<Readback>,
+    /// With the types that they are stored in.
+    pub(super) wholes: Vec<(Readback, DType)>,
     pub(super) recipes: Arc<Vec<(Probe, Recipe)>>,
     pub(super) gpu: Gpu,
     /// If known, waiting need not include later submissions.
@@ -105,8 +108,11 @@ impl ProbeReadback {
             None => vec![],
         };
         let mut wholes = vec![];
-        for readback in self.wholes {
-            wholes.push(readback.take::<f32>().await?);
+        for (readback, dtype) in self.wholes {
+            wholes.push(match dtype {
+                DType::F16 => readback.take::<f16>().await?.into_iter().map(f16::to_f32).collect(),
+                DType::F32 | DType::U32 => readback.take::<f32>().await?,
+            });
         }
         Ok(readings(self.step, &self.recipes, &board, &wholes))
     }

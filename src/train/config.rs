@@ -11,6 +11,7 @@ use crate::graph::Graph;
 use crate::model::Model;
 use crate::nn::{Block, Lora, StandardBlock, Transformer, TransformerConfig, TransformerOptions};
 use crate::optim::{AdamWConfig, MuonConfig, OptimizerConfig, Schedule};
+use crate::precision::Precision;
 use crate::probe::{Patch, Probe};
 use crate::profile::Profile;
 
@@ -48,6 +49,9 @@ pub struct TrainConfig {
     pub packing: bool,
     /// Seed of initial weights, batches and dropout.
     pub seed: u64,
+    /// How activations and gradients are stored: in f32, or mostly in f16. Evaluation is in the same precision.
+    #[serde(default)]
+    pub precision: Precision,
 }
 
 impl TrainConfig {
@@ -73,6 +77,7 @@ impl TrainConfig {
             lora: None,
             packing: false,
             seed: 0,
+            precision: Precision::F32,
         }
     }
 
@@ -115,6 +120,7 @@ impl TrainConfig {
         if self.packing && self.model.bidirectional {
             return Err(Error::config("packing", "needs a model whose tokens see only those before them"));
         }
+        self.precision.validate()?;
         self.schedule.validate()?;
         self.optimizer().check_at(self.schedule.peak)
     }

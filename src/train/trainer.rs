@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::graph::Value;
 use crate::model::{Model, Uploaded};
 use crate::optim::{Arena, Optimizer};
-use crate::plan::Plan;
+use crate::plan::{External, Plan};
 use crate::probe::ProbeReadback;
 
 /// A model in training: parameters and moments on the GPU, and the step that updates them.
@@ -75,8 +75,8 @@ struct Evaluation {
 impl Evaluation {
     async fn new(plan: &EvaluationPlan, training: &GraphTrainer, base: Option<&Base>) -> Result<Self> {
         let of_base = |name: &str| base.and_then(|base| base.weights.tensors.get(name).cloned());
-        let tensor = |name: &str| of_base(name).or_else(|| training.param(name));
-        let bound = plan.params().filter_map(|(value, name)| Some((value, tensor(name)?)));
+        let tensor = |p: &External| of_base(&p.name).or_else(|| training.read_param(&p.name, p.ty.dtype));
+        let bound = plan.params().filter_map(|param| Some((param.value, tensor(param)?)));
         let options = ExecOptions::bound(bound.collect());
         let memory = Memory { lent: training.exec().lend(&plan.lent), ..Memory::default() };
         let exec = Executable::with_memory(training.gpu(), plan.plan.clone(), options, memory).await?;
@@ -401,6 +401,7 @@ impl Trainer {
             true => Some(self.evaluation.apart().await?),
             false => None,
         };
+        self.training.refresh()?;
         let exec = apart.as_deref().unwrap_or(&self.evaluation.exec);
         let mut losses = vec![];
         for (batch, count) in batches.iter().zip(counts).filter(|(_, count)| *count > 0) {

@@ -8,6 +8,7 @@ use crate::device::Tensor;
 use crate::error::Result;
 use crate::graph::Value;
 use crate::optim::{AdamWConfig, MuonConfig, OptimizerConfig, Schedule, SgdConfig};
+use crate::precision::Precision;
 use crate::probe::Probe;
 use crate::train::config::check_count;
 
@@ -33,6 +34,9 @@ pub struct GraphTrainConfig {
     pub micro_batches: usize,
     /// Seed of initial parameters and of [`Graph::step_seed`](crate::Graph::step_seed).
     pub seed: u64,
+    /// How activations and gradients are stored: in f32, or mostly in f16.
+    #[serde(default)]
+    pub precision: Precision,
 }
 
 impl GraphTrainConfig {
@@ -55,13 +59,14 @@ impl GraphTrainConfig {
     /// This optimiser at a constant learning rate; one micro-batch; seed 0.
     pub fn new(optimizer: impl Into<OptimizerConfig>, lr: f64) -> Self {
         let schedule = Schedule::constant(lr);
-        GraphTrainConfig { optimizer: optimizer.into(), schedule, micro_batches: 1, seed: 0 }
+        GraphTrainConfig { optimizer: optimizer.into(), schedule, micro_batches: 1, seed: 0, precision: Precision::F32 }
     }
 
     /// Checks all settings. The error names the first field with an impossible value. Plans and trainers call this
     /// themselves.
     pub fn validate(&self) -> Result<()> {
         check_count("micro_batches", self.micro_batches)?;
+        self.precision.validate()?;
         self.schedule.validate()?;
         self.optimizer.check_at(self.schedule.peak)
     }

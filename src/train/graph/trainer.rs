@@ -11,10 +11,10 @@ use crate::device::timeline::Timeline;
 use crate::device::{ExecOptions, Executable, Gpu, Readback, Submits, Tally, Tensor, Uploads};
 use crate::error::{Error, Result, joined};
 use crate::graph::{Graph, Source, Value};
-use crate::optim::{Arena, ArenaLayout, Optimizer};
+use crate::optim::{Arena, ArenaLayout, Copies, Optimizer};
 use crate::plan::{External, Plan};
 use crate::probe::ProbeReadback;
-use crate::tensor::Element;
+use crate::tensor::{DType, Element};
 
 /// Trains the parameters of a graph of your own, so that a loss becomes small. Parameters and moments stay on the GPU.
 ///
@@ -51,6 +51,8 @@ pub struct GraphTrainer {
     grads: Arena,
     /// The frozen parameters that are not in tensors of the caller's.
     frozen: Arena,
+    /// What a step reads instead of parameters, in mixed precision.
+    copies: Option<Copies>,
     optimizer: Optimizer,
     exec: Executable,
     step: StepPlan,
@@ -130,8 +132,15 @@ impl GraphTrainer {
         }
         uploads.finish()?;
         let step = plan.step.clone();
-        let of_arenas = [(&step.params, &params), (&step.grads, &grads), (&step.frozen, &frozen)];
+        let copies = match &plan.copies {
+            Some(plan) => Some(Copies::from_plan(gpu, plan, &params).await?),
+            None => None,
+        };
+        let read = |(i, master)| copies.as_ref().and_then(|copies| copies.of(i)).unwrap_or(master);
+        let read: Vec<&Tensor> = params.tensors.iter().enumerate().map(read).collect();
+        let of_arenas = [(&step.grads, &grads), (&step.frozen, &frozen)];
         let bound = of_arenas.into_iter().flat_map(|(values, arena)| values.iter().copied().zip(&arena.tensors));
+        let bound = step.params.iter().copied().zip(read).chain(bound);
         // A frozen parameter need not be part of the step.
         let used = bound.filter(|&(value, _)| step.plan.bound(value).is_ok());
         let all = used.chain(bindings.iter().map(|(&value, tensor)| (value, tensor)));
@@ -146,6 +155,7 @@ impl GraphTrainer {
             params,
             grads,
             frozen,
+            copies,
             steps: Tally::default(),
             sliced: false,
             broken: None,
@@ -208,6 +218,26 @@ impl GraphTrainer {
     /// The [frozen](GraphTrainOptions::frozen) parameters, except those in tensors of yours.
     pub fn frozen(&self) -> &Arena {
         &self.frozen
+    }
+
+    /// What a step reads of a parameter: its copy in f16, if it has one.
+    pub(crate) fn read_param(&self, name: &str, dtype: DType) -> Option<Tensor> {
+        let i = self.params.layout.tensors.iter().position(|(known, _)| known == name);
+        match (&self.copies, i) {
+            (Some(copies), Some(i)) if dtype == DType::F16 => copies.of(i).cloned(),
+            _ => self.param(name),
+        }
+    }
+
+    /// Lets evaluation see what the arena holds now: makes the copies in f16.
+    pub(crate) fn refresh(&self) -> Result<()> {
+        self.copies.as_ref().map_or(Ok(()), Copies::submit)
+    }
+
+    /// The tensor of a trained parameter that a step reads from a copy.
+    fn master(&self, value: Value) -> Option<&Tensor> {
+        let i = self.step.params.iter().position(|&param| param == value)?;
+        self.copies.as_ref().filter(|copies| copies.of(i).is_some()).map(|_| &self.params.tensors[i])
     }
 
     /// The update, with its moments.
@@ -274,6 +304,9 @@ impl GraphTrainer {
         weights: &[f32],
     ) -> Result<(Readback, wgpu::SubmissionIndex)> {
         self.clear(submits.encoder())?;
+        if let Some(copies) = &self.copies {
+            copies.record_in(submits)?;
+        }
         for (batch, &weight) in feeds.batches.iter().zip(weights) {
             self.exec.make_room_in(submits)?;
             self.feed(submits.encoder(), batch, weight)?;
@@ -308,11 +341,22 @@ impl GraphTrainer {
         let feeds = feeds.into();
         let weights = self.check(&feeds)?;
         self.clear(encoder)?;
+        self.begin(encoder)?;
         for (batch, weight) in feeds.batches.iter().zip(weights) {
             self.feed(encoder, batch, weight)?;
             self.exec.record(encoder)?;
         }
         self.update(encoder)
+    }
+
+    /// Records what comes before the first micro-batch.
+    pub(super) fn begin(&self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+        self.copies.as_ref().map_or(Ok(()), |copies| copies.record(encoder))
+    }
+
+    /// Number of commands before the first micro-batch, as profiles count them.
+    pub(super) fn begin_count(&self) -> usize {
+        self.copies.as_ref().map_or(0, Copies::command_count)
     }
 
     /// Records what follows the last micro-batch.
@@ -360,6 +404,9 @@ impl GraphTrainer {
     ) -> Result<Timeline> {
         let weights = self.check(feeds)?;
         let mut timelines = vec![];
+        if let Some(copies) = &self.copies {
+            timelines.push(copies.profile_by(&profile).await?);
+        }
         for (i, (batch, weight)) in feeds.batches.iter().zip(weights).enumerate() {
             let mut encoder = self.gpu.encoder("profiled training step");
             if i == 0 {
@@ -447,25 +494,31 @@ impl GraphTrainer {
     ///
     /// If the value is none of these, or `data` has another length or type.
     pub fn write<T: Element>(&self, value: Value, data: &[T]) -> Result<()> {
-        self.exec.write(value, data)
+        match self.master(value) {
+            Some(master) => master.write(&self.gpu, data),
+            None => self.exec.write(value, data),
+        }
     }
 
     /// The tensor of one of the [outputs](GraphTrainOptions::outputs), or of an input, state or parameter: to read it
     /// from passes of your own.
     pub fn tensor(&self, value: Value) -> Result<Tensor> {
-        self.exec.tensor(value)
+        self.master(value).map_or_else(|| self.exec.tensor(value), |master| Ok(master.clone()))
     }
 
     /// Reads one of the [outputs](GraphTrainOptions::outputs), or an input, state or parameter, as the last submit left
     /// it. (Between slices of a step, read a state that the step stores to.) Resolves once the device has been polled;
     /// outside of frames, use [`read_blocking`](Self::read_blocking).
     pub async fn read<T: Element>(&self, value: Value) -> Result<Vec<T>> {
-        self.exec.read(value).await
+        match self.master(value) {
+            Some(master) => master.read(&self.gpu).await,
+            None => self.exec.read(value).await,
+        }
     }
 
     /// [`read`](Self::read), waiting for the GPU.
     pub fn read_blocking<T: Element>(&self, value: Value) -> Result<Vec<T>> {
-        self.exec.read_blocking(value)
+        self.gpu.run_blocking(self.read(value))
     }
 
     /// The loss of the last step, on the GPU: `[1]`.
