@@ -203,6 +203,9 @@ pub trait Op: Any + Debug + Send + Sync {
     ///
     /// Plans that [recompute](crate::Plan::recomputing) do so rather than keep the output from forward to backward.
     /// Other outputs are made again, if memory is short, by running the whole op.
+    ///
+    /// If it is made from another output of the op, and that is stored in f16, the op itself must make it from what it
+    /// has stored, too: [`Launch::outputs`] has the types.
     fn recomputed(&self, _output: usize, _inputs: &[TensorType]) -> Option<Recomputed> {
         None
     }

@@ -6,7 +6,8 @@
 //! reader, and its first buffer is free in between (Chen et al. 2016, <https://arxiv.org/abs/1604.06174>).
 //!
 //! A second maker runs the kernel of the first on the same inputs, or one that [`Op::recomputed`] promises to give the
-//! same bits. So nothing changes but memory and time.
+//! same bits. So nothing changes but memory and time. That holds for what is stored in f16, too: both read their inputs
+//! as they are stored, and a norm that keeps `xhat` in f16 makes `y` of what it has stored.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
