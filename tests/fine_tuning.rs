@@ -11,6 +11,7 @@ use throughline::optim::{Arena, Schedule};
 use throughline::train::checkpoint::Checkpoint;
 use throughline::train::data::Batch;
 use throughline::train::{TrainConfig, TrainOptions, TrainPlan, Trainer};
+use throughline::{DType, Precision};
 
 const TIME: usize = 24;
 
@@ -84,6 +85,24 @@ fn gradients_and_ten_steps_are_those_of_peft() {
             }
         }
         expected.check("final", trainer.params());
+    }
+}
+
+/// Losses in mixed precision are those of `peft` but for rounding: what is trained is f32, the base is as its file has it.
+#[test]
+fn adapters_train_in_mixed_precision() {
+    for (name, file) in [("llama", "llama"), ("gpt2", "gpt2"), ("llama", "llama_bf16")] {
+        let (base, expected) = (base(file), Expected(name));
+        let config = TrainConfig { precision: Precision::MIXED, ..config(&base, lora(name)) };
+        let mut trainer = Trainer::with_options_blocking(gpu(), config, &on(&base)).unwrap();
+        trainer.params().write(gpu(), &expected.values("start", trainer.params())).unwrap();
+        for (i, (batch, want)) in expected.batches().iter().zip(expected.get::<f32>("loss")).enumerate() {
+            let got = trainer.step(std::slice::from_ref(batch)).unwrap().wait_blocking().unwrap();
+            assert!((got - want).abs() < 1e-2, "{file}, step {i}: loss {got}, PyTorch in f32 {want}");
+        }
+        let adapters = trainer.plan().externals().iter().filter(|e| e.name.contains("lora_"));
+        assert!(adapters.map(|e| e.ty.dtype).all(|dtype| dtype == DType::F16));
+        assert!(trainer.params().tensors.iter().all(|tensor| tensor.ty().dtype == DType::F32));
     }
 }
 
