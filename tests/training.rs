@@ -10,7 +10,7 @@ use throughline::nn::{
     Biases, Init, Mlp, Norm, NormPlacement, Positions, Transformer, TransformerConfig, TransformerOptions,
 };
 use throughline::ops::rope::Scaling;
-use throughline::optim::{AdamWConfig, Arena, Decay, MuonConfig, MuonScale, Schedule};
+use throughline::optim::{AdamWConfig, Arena, Decay, LossScaling, MuonConfig, MuonScale, Schedule};
 use throughline::plan::{Recompute, Slot};
 use throughline::rng::Rng;
 use throughline::train::checkpoint::Checkpoint;
@@ -132,6 +132,10 @@ fn plan_of_a_gpt2_is_as_recorded() {
 fn a_resumed_run_equals_an_unbroken_one_bit_for_bit() {
     let config = tiny(TransformerConfig { dropout: 0.1, ..TransformerConfig::llama(31, 16, 2, 32, 4) });
     resumes_bit_for_bit(config.clone());
+    // The first three steps are skipped, and in the last ones the scale grows.
+    let (growth, backoff, largest) = (2f64.powi(16), 2f64.powi(-16), 2f64.powi(100));
+    let scaling = LossScaling { initial: largest, growth, backoff, growth_interval: 2, least: 1.0, largest };
+    resumes_bit_for_bit(TrainConfig { loss_scaling: Some(scaling), ..config.clone() });
     resumes_bit_for_bit(TrainConfig { muon: Some(MuonConfig::default()), ..config });
 }
 
@@ -153,6 +157,11 @@ fn resumes_bit_for_bit(config: TrainConfig) {
     let mut second = gpu().run_blocking(second).unwrap();
     assert!(weights_and_moments(&second).concat().iter().all(|&x| x == 0.0), "parameters were drawn");
     loaded.restore_blocking(&mut second).unwrap();
+    assert_eq!(second.graph_trainer().loss_scale_blocking().unwrap(), loaded.state.loss_scale);
+    assert_eq!(
+        loaded.state.loss_scale.map(|state| (state.applied, state.skipped)),
+        config.loss_scaling.map(|_| (0, 3))
+    );
     assert_eq!(bits(&[train(&mut second, 8)]), bits(&[losses[3..].to_vec()]));
 
     assert_eq!(bits(&weights_and_moments(&whole)), bits(&weights_and_moments(&second)));

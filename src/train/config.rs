@@ -10,7 +10,7 @@ use crate::format::Packed;
 use crate::graph::Graph;
 use crate::model::Model;
 use crate::nn::{Block, Lora, StandardBlock, Transformer, TransformerConfig, TransformerOptions};
-use crate::optim::{AdamWConfig, MuonConfig, OptimizerConfig, Schedule};
+use crate::optim::{AdamWConfig, LossScaling, MuonConfig, OptimizerConfig, Schedule};
 use crate::probe::{Patch, Probe};
 use crate::profile::Profile;
 
@@ -37,6 +37,10 @@ pub struct TrainConfig {
     /// everything.
     #[serde(default)]
     pub muon: Option<MuonConfig>,
+    /// Multiplies the loss by a scale before gradients are taken, and adapts that on the device: for gradients in 16
+    /// bits, which would vanish or overflow. `None` scales nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scaling: Option<LossScaling>,
     /// Trains adapters beside the weights of a [base](TrainOptions::base), which stay as they are. `None` trains all
     /// weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -70,6 +74,7 @@ impl TrainConfig {
             schedule: Schedule::constant(1e-3),
             adamw: AdamWConfig::default(),
             muon: None,
+            loss_scaling: None,
             lora: None,
             packing: false,
             seed: 0,
@@ -116,6 +121,7 @@ impl TrainConfig {
             return Err(Error::config("packing", "needs a model whose tokens see only those before them"));
         }
         self.schedule.validate()?;
+        self.loss_scaling.as_ref().map_or(Ok(()), LossScaling::validate)?;
         self.optimizer().check_at(self.schedule.peak)
     }
 }

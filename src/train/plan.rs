@@ -170,8 +170,8 @@ impl TrainPlan {
 impl TrainConfig {
     /// What a [`GraphTrainer`](super::GraphTrainer) knows of these settings.
     fn of_graph(&self) -> GraphTrainConfig {
-        let TrainConfig { schedule, micro_batches, seed, .. } = *self;
-        GraphTrainConfig { optimizer: self.optimizer(), schedule, micro_batches, seed }
+        let TrainConfig { schedule, micro_batches, loss_scaling, seed, .. } = *self;
+        GraphTrainConfig { optimizer: self.optimizer(), schedule, micro_batches, loss_scaling, seed }
     }
 }
 

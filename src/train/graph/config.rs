@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::device::Tensor;
 use crate::error::Result;
 use crate::graph::Value;
-use crate::optim::{AdamWConfig, MuonConfig, OptimizerConfig, Schedule, SgdConfig};
+use crate::optim::{AdamWConfig, LossScaling, MuonConfig, OptimizerConfig, Schedule, SgdConfig};
 use crate::probe::Probe;
 use crate::train::config::check_count;
 
@@ -31,6 +31,10 @@ pub struct GraphTrainConfig {
     pub schedule: Schedule,
     /// Number of micro-batches per step: larger batches without more memory. Their gradients are added up.
     pub micro_batches: usize,
+    /// Multiplies the loss by a scale before gradients are taken, and adapts that on the device: for gradients in 16
+    /// bits, which would vanish or overflow. `None` scales nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scaling: Option<LossScaling>,
     /// Seed of initial parameters and of [`Graph::step_seed`](crate::Graph::step_seed).
     pub seed: u64,
 }
@@ -52,10 +56,10 @@ impl GraphTrainConfig {
         Self::new(OptimizerConfig::Muon { muon: MuonConfig::default(), adamw: AdamWConfig::default() }, lr)
     }
 
-    /// This optimiser at a constant learning rate; one micro-batch; seed 0.
+    /// This optimiser at a constant learning rate; one micro-batch; no loss scaling; seed 0.
     pub fn new(optimizer: impl Into<OptimizerConfig>, lr: f64) -> Self {
         let schedule = Schedule::constant(lr);
-        GraphTrainConfig { optimizer: optimizer.into(), schedule, micro_batches: 1, seed: 0 }
+        GraphTrainConfig { optimizer: optimizer.into(), schedule, micro_batches: 1, loss_scaling: None, seed: 0 }
     }
 
     /// Checks all settings. The error names the first field with an impossible value. Plans and trainers call this
@@ -63,6 +67,7 @@ impl GraphTrainConfig {
     pub fn validate(&self) -> Result<()> {
         check_count("micro_batches", self.micro_batches)?;
         self.schedule.validate()?;
+        self.loss_scaling.as_ref().map_or(Ok(()), LossScaling::validate)?;
         self.optimizer.check_at(self.schedule.peak)
     }
 }

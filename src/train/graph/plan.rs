@@ -72,6 +72,8 @@ pub(super) struct StepPlan {
     pub seed: Option<Value>,
     pub loss: Value,
     pub loss_state: Option<Value>,
+    /// Bound to the optimiser's scale of the loss, if there is loss scaling.
+    pub loss_scale: Option<Value>,
     pub instruments: Option<Instruments>,
     /// What ids must be below: the classes of cross-entropies, the rows of tables.
     pub ids_below: HashMap<Value, usize>,
@@ -129,7 +131,7 @@ impl GraphTrainPlan {
             true => params.iter().chain(&frozen).map(|&v| init_of(&graph, v)).collect::<Result<_>>()?,
             false => vec![],
         };
-        let optimizer = OptimizerPlan::new(config.optimizer, &layout, profile)?;
+        let optimizer = OptimizerPlan::scaled(config.optimizer, config.loss_scaling, &layout, profile)?;
         let arenas = 4 * (2 * layout.total_len() + frozen_layout.total_len()) + optimizer.bytes();
         let room = max_bytes.map(|max| (max as usize).saturating_sub(arenas));
         Ok(GraphTrainPlan {
@@ -217,8 +219,14 @@ impl StepPlan {
             loss = g.mul(&format!("{name}.mean"), loss, share)?;
             weight = Some(share);
         }
+        let (mut scaled, mut loss_scale) = (loss, None);
+        if config.loss_scaling.is_some() {
+            let scale = g.state(&format!("{name}.scale"), TensorType::f32([1]))?;
+            scaled = g.mul(&format!("{name}.scaled"), loss, scale)?;
+            loss_scale = Some(scale);
+        }
         let tapped = [&params[..], &probe::gradient_taps(&g, &options.probes)?].concat();
-        let gradients = g.gradients(loss, &tapped)?;
+        let gradients = g.gradients(scaled, &tapped)?;
         let mut by_value: HashMap<Value, Value> = tapped.into_iter().zip(gradients.iter().copied()).collect();
         let mut grads = vec![];
         // Where gradients accumulate, the addition to the state is a node. Fusion then folds it into the op that
@@ -245,8 +253,8 @@ impl StepPlan {
             _ => Some(Instruments::new(&mut g, &options.probes, &by_value)?),
         };
         let probed = instruments.as_ref().map_or(vec![], Instruments::outputs);
-        let of_arenas = [&params, &grads, &frozen].into_iter().flatten();
-        let bound: HashSet<Value> = of_arenas.chain(options.bindings.keys()).chain(&options.bound).copied().collect();
+        let ours = [&params, &grads, &frozen].into_iter().flatten().chain(&loss_scale);
+        let bound: HashSet<Value> = ours.chain(options.bindings.keys()).chain(&options.bound).copied().collect();
         let read = [&[loss], &options.outputs[..], &probed].concat();
         let recompute = if options.recompute { Recompute::Cheap } else { Recompute::Nothing };
         let mut plan = Plan::recomputing(&g, &read, profile, recompute)?;
@@ -269,6 +277,7 @@ impl StepPlan {
             seed,
             loss,
             loss_state,
+            loss_scale,
             instruments,
             ids_below,
             bound,
