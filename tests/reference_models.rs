@@ -192,16 +192,22 @@ fn gradients_in_mixed_precision_are_as_close_as_pytorchs() {
     for model in models() {
         let file = load(&format!("{}_autocast.safetensors", model.name));
         let full = load(&format!("{}_grads.safetensors", model.name));
-        let sparse: Tensors = full.iter().map(|(name, (shape, all))| {
-            let some = &file[&format!("grad/{name}")].1;
-            let stride = all.len().div_ceil(509);
-            let element = |i: usize| if i.is_multiple_of(stride) { some[i / stride] } else { f32::NAN };
-            (name.clone(), (shape.clone(), (0..all.len()).map(element).collect()))
-        }).collect();
-        let errors: Tensors = full.iter().map(|(name, (shape, all))| {
-            let error = file[&format!("error/{name}")].1[0];
-            (name.clone(), (shape.clone(), vec![error; all.len()]))
-        }).collect();
+        let sparse: Tensors = full
+            .iter()
+            .map(|(name, (shape, all))| {
+                let some = &file[&format!("grad/{name}")].1;
+                let stride = all.len().div_ceil(509);
+                let element = |i: usize| if i.is_multiple_of(stride) { some[i / stride] } else { f32::NAN };
+                (name.clone(), (shape.clone(), (0..all.len()).map(element).collect()))
+            })
+            .collect();
+        let errors: Tensors = full
+            .iter()
+            .map(|(name, (shape, all))| {
+                let error = file[&format!("error/{name}")].1[0];
+                (name.clone(), (shape.clone(), vec![error; all.len()]))
+            })
+            .collect();
         for stream in [DType::F32, DType::F16] {
             let mut trainer = trainer_in(&model, Precision::Mixed { stream });
             let batch = batches(&load(&format!("{}_batches.safetensors", model.name))).swap_remove(0);
@@ -217,7 +223,10 @@ fn gradients_in_mixed_precision_are_as_close_as_pytorchs() {
                 let relative = norm(got.iter().zip(&want).map(|(g, w)| g - w)) / norm(want.iter().copied());
                 let known = || got.iter().zip(&theirs).filter(|(_, t)| !t.is_nan());
                 let apart = norm(known().map(|(g, t)| g - t)) / norm(known().map(|(_, t)| *t));
-                println!("{} {name}: {relative:.1e} from f32 (autocast {:.1e}), {apart:.1e} from autocast", model.name, error[0]);
+                println!(
+                    "{} {name}: {relative:.1e} from f32 (autocast {:.1e}), {apart:.1e} from autocast",
+                    model.name, error[0]
+                );
                 let most = if stream == DType::F32 { 3e-3 } else { 6e-3 };
                 assert!(relative < most && apart < most, "{} {name}: {relative:.1e}, {apart:.1e}", model.name);
             }

@@ -14,8 +14,8 @@ use throughline::train::data::Batch;
 use throughline::train::{TrainConfig, TrainOptions, TrainPlan, Trainer};
 use throughline::views::{LogitLens, Subject};
 use throughline::{
-    AdapterClass, Cooperative, DType, Error, ExecOptions, Executable, Gpu, Graph, Plan, Precision, Profile, Requirements,
-    TensorType,
+    AdapterClass, Cooperative, DType, Error, ExecOptions, Executable, Gpu, Graph, Plan, Precision, Profile,
+    Requirements, TensorType,
 };
 
 const VOCAB: usize = 31;

@@ -10,7 +10,7 @@ use throughline::nn::{
     Biases, Init, Lora, Mlp, Norm, NormPlacement, Positions, Transformer, TransformerConfig, TransformerOptions,
 };
 use throughline::ops::rope::Scaling;
-use throughline::optim::{AdamWConfig, Arena, Decay, MuonConfig, MuonScale, Schedule};
+use throughline::optim::{AdamWConfig, Arena, Decay, LossScaling, MuonConfig, MuonScale, Schedule};
 use throughline::plan::{Recompute, Slot};
 use throughline::rng::Rng;
 use throughline::train::checkpoint::Checkpoint;
@@ -132,6 +132,10 @@ fn plan_of_a_gpt2_is_as_recorded() {
 fn a_resumed_run_equals_an_unbroken_one_bit_for_bit() {
     let config = tiny(TransformerConfig { dropout: 0.1, ..TransformerConfig::llama(31, 16, 2, 32, 4) });
     resumes_bit_for_bit(config.clone());
+    // The first three steps are skipped, and in the last ones the scale grows.
+    let (growth, backoff, largest) = (2f64.powi(16), 2f64.powi(-16), 2f64.powi(100));
+    let scaling = LossScaling { initial: largest, growth, backoff, growth_interval: 2, least: 1.0, largest };
+    resumes_bit_for_bit(TrainConfig { loss_scaling: Some(scaling), ..config.clone() });
     resumes_bit_for_bit(TrainConfig { muon: Some(MuonConfig::default()), ..config });
 }
 
@@ -172,6 +176,39 @@ fn mixed_precision_learns_as_f32_does() {
             assert!(worst < bound, "{precision:?} in words: {worst:.1e}");
         }
     }
+}
+
+/// At a scale that is far too large, steps are skipped and halve it until it does; then the model learns.
+#[test]
+fn an_overflow_in_mixed_precision_recovers() {
+    let scaling = LossScaling { initial: 2f64.powi(40), largest: 2f64.powi(40), ..LossScaling::default() };
+    let config = TrainConfig {
+        precision: Precision::MIXED,
+        loss_scaling: Some(scaling),
+        schedule: Schedule::constant(3e-3),
+        ..tiny(TransformerConfig::gpt2(31, 16, 2, 32, 4))
+    };
+    let options = TrainOptions { standard_probes: true, ..TrainOptions::default() };
+    let mut trainer = Trainer::with_options_blocking(gpu(), config, &options).unwrap();
+    let batch = [dataset().batch(0, 0, 2, 16).unwrap()];
+    let start = bits(&trainer.params().read_blocking(gpu()).unwrap());
+    let mut reports = vec![trainer.step(&batch).unwrap().report_blocking().unwrap()];
+    assert_eq!(bits(&trainer.params().read_blocking(gpu()).unwrap()), start);
+    for _ in 0..60 {
+        reports.push(trainer.step(&batch).unwrap().report_blocking().unwrap());
+    }
+    let skipped = reports.iter().take_while(|report| report.skipped).count();
+    assert!((5..40).contains(&skipped), "{skipped} skipped");
+    assert!(reports[skipped..].iter().all(|report| !report.skipped), "{reports:?}");
+    assert!(reports.iter().all(|report| report.loss.is_finite()));
+    assert!(reports[60].loss < 0.5 * reports[0].loss, "{reports:?}");
+    // How far the gradients are from another overflow: less than the last halving, and what others have to spare.
+    let readings = trainer.take_probes().unwrap().wait_blocking().unwrap();
+    let gradients = readings.values.iter().filter(|reading| reading.name == "weight_grad_rms");
+    let headroom: Vec<f64> = gradients.map(|reading| reading.f16_headroom()).collect();
+    assert!(headroom.iter().all(|bits| (-10.0..40.0).contains(bits)), "{headroom:?}");
+    let state = trainer.loss_scale_blocking().unwrap().unwrap();
+    assert_eq!((state.skipped as usize, state.applied as usize), (skipped, 61 - skipped));
 }
 
 /// Whatever writes to the parameters, a step and an evaluation read what they are now.
@@ -247,6 +284,11 @@ fn resumes_bit_for_bit(config: TrainConfig) {
     let mut second = gpu().run_blocking(second).unwrap();
     assert!(weights_and_moments(&second).concat().iter().all(|&x| x == 0.0), "parameters were drawn");
     loaded.restore_blocking(&mut second).unwrap();
+    assert_eq!(second.graph_trainer().loss_scale_blocking().unwrap(), loaded.state.loss_scale);
+    assert_eq!(
+        loaded.state.loss_scale.map(|state| (state.applied, state.skipped)),
+        config.loss_scaling.map(|_| (0, 3))
+    );
     assert_eq!(bits(&[train(&mut second, 8)]), bits(&[losses[3..].to_vec()]));
 
     assert_eq!(bits(&weights_and_moments(&whole)), bits(&weights_and_moments(&second)));

@@ -127,6 +127,17 @@ impl Case {
         self
     }
 
+    /// Gives input `i` another shape and other data.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such input.
+    pub fn input(mut self, i: usize, shape: &[usize], fill: InputFill) -> Self {
+        self.inputs[i] =
+            InputSpec { ty: TensorType { shape: shape.into(), ..self.inputs[i].ty.clone() }, fill, ..self.inputs[i] };
+        self
+    }
+
     /// Leaves the gradient of input `i` unchecked, because the op does not define one.
     ///
     /// # Panics

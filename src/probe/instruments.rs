@@ -113,6 +113,7 @@ impl Instruments {
             board: self.board.map(&mut read).transpose()?.map(|(board, _)| board),
             wholes: self.wholes.iter().map(|&v| read(v)).collect::<Result<_>>()?,
             recipes: self.recipes.clone(),
+            scale: None,
             gpu: exec.gpu().clone(),
             submitted: None,
         })

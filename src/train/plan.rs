@@ -171,8 +171,8 @@ impl TrainPlan {
 impl TrainConfig {
     /// What a [`GraphTrainer`](super::GraphTrainer) knows of these settings.
     fn of_graph(&self) -> GraphTrainConfig {
-        let TrainConfig { schedule, micro_batches, seed, precision, .. } = *self;
-        GraphTrainConfig { optimizer: self.optimizer(), schedule, micro_batches, seed, precision }
+        let TrainConfig { schedule, micro_batches, loss_scaling, seed, precision, .. } = *self;
+        GraphTrainConfig { optimizer: self.optimizer(), schedule, micro_batches, loss_scaling, seed, precision }
     }
 }
 
@@ -192,7 +192,14 @@ impl EvaluationPlan {
             graph.store_mixed(&[loss], &copied, stream, profile)?;
         }
         let plan = Arc::new(Plan::new(&graph, &[loss], profile)?);
-        Ok(EvaluationPlan { lent: training.plans()[0].lend_to(&plan), plan, inputs, loss, time: config.seq_len(), params: gpt.params })
+        Ok(EvaluationPlan {
+            lent: training.plans()[0].lend_to(&plan),
+            plan,
+            inputs,
+            loss,
+            time: config.seq_len(),
+            params: gpt.params,
+        })
     }
 
     /// Its parameters, and matrices in their stored format.

@@ -13,7 +13,7 @@ use crate::device::{ExecOptions, Executable, Gpu, Memory, Readback, Tensor};
 use crate::error::{Error, Result};
 use crate::graph::Value;
 use crate::model::{Model, Uploaded};
-use crate::optim::{Arena, Optimizer};
+use crate::optim::{Arena, LossScaleState, Optimizer};
 use crate::plan::{External, Plan};
 use crate::probe::ProbeReadback;
 
@@ -191,14 +191,21 @@ impl Trainer {
         &self.training
     }
 
-    /// Number of completed steps. One that was recorded counts as completed, unless its encoder was dropped.
+    /// Number of completed steps. One that was recorded counts as completed, unless its encoder was dropped; one that
+    /// [loss scaling](TrainConfig::loss_scaling) skipped does, too. See [`GraphTrainer::step_count`].
     pub fn step_count(&self) -> u64 {
         self.training.step_count()
     }
 
-    /// Sets the number of completed steps. The learning rate schedule and the bias correction follow it.
-    pub fn set_step_count(&mut self, step: u64) {
-        self.training.set_step_count(step);
+    /// Sets the number of completed steps. The learning rate schedule and the bias correction follow it. See
+    /// [`GraphTrainer::set_step_count`].
+    pub fn set_step_count(&mut self, step: u64) -> Result<()> {
+        self.training.set_step_count(step)
+    }
+
+    /// The same for a run that comes from a file, with what loss scaling had come to there.
+    pub(super) fn set_position(&mut self, step: u64, scaling: Option<&LossScaleState>) -> Result<()> {
+        self.training.set_position(step, scaling)
     }
 
     /// The device that this trains on.
@@ -216,7 +223,7 @@ impl Trainer {
         self.training.params()
     }
 
-    /// Gradients of the last step.
+    /// Gradients of the last step: see [`GraphTrainer::grads`].
     pub fn grads(&self) -> &Arena {
         self.training.grads()
     }

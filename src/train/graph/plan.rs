@@ -75,6 +75,8 @@ pub(super) struct StepPlan {
     pub seed: Option<Value>,
     pub loss: Value,
     pub loss_state: Option<Value>,
+    /// Bound to the optimiser's scale of the loss, if there is loss scaling.
+    pub loss_scale: Option<Value>,
     pub instruments: Option<Instruments>,
     /// What ids must be below: the classes of cross-entropies, the rows of tables.
     pub ids_below: HashMap<Value, usize>,
@@ -134,7 +136,7 @@ impl GraphTrainPlan {
             true => params.iter().chain(&frozen).map(|&v| init_of(&graph, v)).collect::<Result<_>>()?,
             false => vec![],
         };
-        let optimizer = OptimizerPlan::new(config.optimizer, &layout, profile)?;
+        let optimizer = OptimizerPlan::scaled(config.optimizer, config.scaling(), &layout, profile)?;
         let step = StepGraph::new(graph, loss, [params, frozen], (config, options), profile)?;
         let copies = match config.precision {
             Precision::F32 => None,
@@ -232,6 +234,7 @@ struct StepGraph {
     frozen: Vec<Value>,
     weight: Option<Value>,
     loss: Value,
+    loss_scale: Option<Value>,
     loss_state: Option<Value>,
     instruments: Option<Instruments>,
     /// What is read after a step.
@@ -254,8 +257,14 @@ impl StepGraph {
             loss = g.mul(&format!("{name}.mean"), loss, share)?;
             weight = Some(share);
         }
+        let (mut scaled, mut loss_scale) = (loss, None);
+        if config.scaling().is_some() {
+            let scale = g.state(&format!("{name}.scale"), TensorType::f32([1]))?;
+            scaled = g.mul(&format!("{name}.scaled"), loss, scale)?;
+            loss_scale = Some(scale);
+        }
         let tapped = [&params[..], &probe::gradient_taps(&g, &options.probes)?].concat();
-        let gradients = g.gradients(loss, &tapped)?;
+        let gradients = g.gradients(scaled, &tapped)?;
         let mut by_value: HashMap<Value, Value> = tapped.into_iter().zip(gradients.iter().copied()).collect();
         let mut grads = vec![];
         // Where gradients accumulate, the addition to the state is a node. Fusion then folds it into the op that
@@ -289,14 +298,14 @@ impl StepGraph {
             let outputs: Vec<Value> = outputs.copied().chain([loss]).collect();
             g.store_mixed(&outputs, &params, stream, profile)?;
         }
-        Ok(StepGraph { g, params, grads, frozen, weight, loss, loss_state, instruments, read })
+        Ok(StepGraph { g, params, grads, frozen, weight, loss, loss_scale, loss_state, instruments, read })
     }
 
     /// Plans all of it: in `room` bytes, if that can be.
     fn planned(self, options: &GraphTrainOptions, profile: &Profile, room: Option<usize>) -> Result<StepPlan> {
-        let StepGraph { g, params, grads, frozen, weight, loss, loss_state, instruments, read } = self;
-        let of_arenas = [&params, &grads, &frozen].into_iter().flatten();
-        let bound: HashSet<Value> = of_arenas.chain(options.bindings.keys()).chain(&options.bound).copied().collect();
+        let StepGraph { g, params, grads, frozen, weight, loss, loss_scale, loss_state, instruments, read } = self;
+        let ours = [&params, &grads, &frozen].into_iter().flatten().chain(&loss_scale);
+        let bound: HashSet<Value> = ours.chain(options.bindings.keys()).chain(&options.bound).copied().collect();
         let recompute = if options.recompute { Recompute::Cheap } else { Recompute::Nothing };
         let mut plan = Plan::recomputing(&g, &read, profile, recompute)?;
         let bytes = plan.allocated_bytes(|v| bound.contains(&v));
@@ -318,6 +327,7 @@ impl StepGraph {
             seed,
             loss,
             loss_state,
+            loss_scale,
             instruments,
             ids_below,
             bound,

@@ -29,7 +29,9 @@ impl StepSlices {
 
     /// The estimated time of a whole step.
     pub fn total(&self) -> Duration {
-        self.begin.unwrap_or_default() + self.update + self.passes.iter().map(|s| s.estimate).sum::<Duration>() * self.micro_batches as u32
+        self.begin.unwrap_or_default()
+            + self.update
+            + self.passes.iter().map(|s| s.estimate).sum::<Duration>() * self.micro_batches as u32
     }
 
     /// The estimated time of the longest slice. It exceeds the budget if a single kernel, or the update, does.

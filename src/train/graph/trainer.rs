@@ -11,7 +11,7 @@ use crate::device::timeline::Timeline;
 use crate::device::{ExecOptions, Executable, Gpu, Readback, Submits, Tally, Tensor, Uploads};
 use crate::error::{Error, Result, joined};
 use crate::graph::{Graph, Source, Value};
-use crate::optim::{Arena, ArenaLayout, Copies, Optimizer};
+use crate::optim::{Arena, ArenaLayout, Copies, LossScaleState, Optimizer};
 use crate::plan::{External, Plan};
 use crate::probe::ProbeReadback;
 use crate::tensor::{DType, Element};
@@ -143,11 +143,14 @@ impl GraphTrainer {
         let bound = step.params.iter().copied().zip(read).chain(bound);
         // A frozen parameter need not be part of the step.
         let used = bound.filter(|&(value, _)| step.plan.bound(value).is_ok());
-        let all = used.chain(bindings.iter().map(|(&value, tensor)| (value, tensor)));
+        let optimizer = Optimizer::from_plan(gpu, &plan.optimizer, &params, &grads).await?;
+        let scale = optimizer.loss_scale()?;
+        let scale = step.loss_scale.zip(scale.as_ref());
+        let all = used.chain(scale).chain(bindings.iter().map(|(&value, tensor)| (value, tensor)));
         let options = ExecOptions::bound(all.map(|(value, tensor)| (value, tensor.clone())).collect());
         Ok(GraphTrainer {
             exec: Executable::new(gpu, step.plan.clone(), options).await?,
-            optimizer: Optimizer::from_plan(gpu, &plan.optimizer, &params, &grads).await?,
+            optimizer,
             gpu: gpu.clone(),
             config: plan.config.clone(),
             bytes: plan.bytes(),
@@ -169,15 +172,62 @@ impl GraphTrainer {
     }
 
     /// Number of completed steps. One that was recorded counts as completed, unless its encoder was dropped.
+    ///
+    /// With [loss scaling](GraphTrainConfig::loss_scaling), steps that the device skips are completed too: this numbers
+    /// the data and the random numbers, and is what to log and to save by. The schedule and the bias correction go by
+    /// the steps that were applied, which the device counts: see [`loss_scale`](Self::loss_scale).
     pub fn step_count(&self) -> u64 {
         self.steps.count()
     }
 
     /// Sets the number of completed steps. The learning rate schedule and the bias correction follow it. After a step
     /// that was [submitted in part](Self::step) this says that parameters and moments have been written again.
-    pub fn set_step_count(&mut self, step: u64) {
+    ///
+    /// With loss scaling, all of them count as applied and none as skipped; the scale stays.
+    ///
+    /// # Errors
+    ///
+    /// With loss scaling, if the device is lost.
+    pub fn set_step_count(&mut self, step: u64) -> Result<()> {
+        self.optimizer.set_applied(step)?;
         self.steps.set(step);
         self.broken = None;
+        Ok(())
+    }
+
+    /// The same for a run that comes from a file, with what loss scaling had come to there. A run without it has applied
+    /// all steps.
+    pub(crate) fn set_position(&mut self, step: u64, scaling: Option<&LossScaleState>) -> Result<()> {
+        if let Some(settings) = self.optimizer.loss_scaling() {
+            let state = scaling.map_or(settings.state_at(step), |state| settings.bounded(state));
+            self.optimizer.set_loss_scale_state(&state)?;
+        }
+        self.steps.set(step);
+        self.broken = None;
+        Ok(())
+    }
+
+    /// What [loss scaling](GraphTrainConfig::loss_scaling) has come to after all that was submitted: the scale, and how
+    /// many steps were applied and skipped. `None` without it. Resolves once the device has been polled; outside of
+    /// frames, use [`loss_scale_blocking`](Self::loss_scale_blocking).
+    ///
+    /// Of a single step, [`StepLoss::report`] tells this without waiting for later ones.
+    pub async fn loss_scale(&self) -> Result<Option<LossScaleState>> {
+        self.optimizer.loss_scale_state().await
+    }
+
+    /// [`loss_scale`](Self::loss_scale), waiting for the GPU.
+    pub fn loss_scale_blocking(&self) -> Result<Option<LossScaleState>> {
+        self.optimizer.loss_scale_state_blocking()
+    }
+
+    /// Queues a write of the loss scale, to happen before the next submit.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] without loss scaling, or if this is not a power of two within the bounds of its settings.
+    pub fn set_loss_scale(&self, scale: f32) -> Result<()> {
+        self.optimizer.set_loss_scale(scale)
     }
 
     /// An error if only a part of a step was submitted.
@@ -210,7 +260,8 @@ impl GraphTrainer {
         &self.params
     }
 
-    /// The gradients of the last step, in the layout of the parameters.
+    /// The gradients of the last step, in the layout of the parameters. With [loss
+    /// scaling](GraphTrainConfig::loss_scaling) they are those of the loss times the scale that the step had.
     pub fn grads(&self) -> &Arena {
         &self.grads
     }
@@ -280,7 +331,7 @@ impl GraphTrainer {
         let step = self.step_count();
         let mut submits = self.exec.submits(format!("training step {step}"));
         let run = self.submit(&mut submits, &feeds, &weights);
-        let (readback, submitted) = run.inspect_err(|e| {
+        let (readback, outcome, submitted) = run.inspect_err(|e| {
             self.steps.set(step);
             self.probes = None;
             let before = submits.count();
@@ -293,16 +344,16 @@ impl GraphTrainer {
         if let Some(probes) = &mut self.probes {
             probes.submitted = Some(submitted.clone());
         }
-        Ok(StepLoss { step, submits: submits.count(), readback, submitted })
+        Ok(StepLoss { step, submits: submits.count(), readback, outcome, submitted })
     }
 
-    /// Submits a step. Returns the loss on its way to the host.
+    /// Submits a step. Returns the loss on its way to the host and, with loss scaling, what became of the step.
     fn submit(
         &mut self,
         submits: &mut Submits,
         feeds: &Feeds<'_>,
         weights: &[f32],
-    ) -> Result<(Readback, wgpu::SubmissionIndex)> {
+    ) -> Result<(Readback, Option<Readback>, wgpu::SubmissionIndex)> {
         self.clear(submits.encoder())?;
         if let Some(copies) = &self.copies {
             copies.record_in(submits)?;
@@ -314,9 +365,10 @@ impl GraphTrainer {
         }
         let step = self.step_count();
         let loss = self.record_read(submits.encoder(), step)?;
-        self.optimizer.record_in(submits, self.config.schedule.at(step), step)?;
+        self.optimizer.record_in(submits, &self.config.schedule, step)?;
+        let outcome = self.optimizer.outcome()?.map(|outcome| outcome.record_read(&self.gpu, submits.encoder()));
         self.steps.record(submits.encoder());
-        Ok((loss, submits.submit()?))
+        Ok((loss, outcome, submits.submit()?))
     }
 
     /// Sets the time that a submit of [`step`](Self::step) takes at most, by estimate: 75 milliseconds at first. Each
@@ -363,7 +415,7 @@ impl GraphTrainer {
     pub(super) fn update(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<Readback> {
         let step = self.step_count();
         let loss = self.record_read(encoder, step)?;
-        self.optimizer.record(encoder, self.config.schedule.at(step), step)?;
+        self.optimizer.record(encoder, self.config.schedule, step)?;
         self.steps.record(encoder);
         Ok(loss)
     }
@@ -372,7 +424,11 @@ impl GraphTrainer {
     /// view of a parameter.
     fn record_read(&mut self, encoder: &mut wgpu::CommandEncoder, step: u64) -> Result<Readback> {
         if let Some(instruments) = &self.step.instruments {
-            self.probes = Some(instruments.record_read(&self.exec, encoder, step)?);
+            let probes = instruments.record_read(&self.exec, encoder, step)?;
+            self.probes = Some(match self.optimizer.loss_scale()? {
+                Some(scale) => probes.with_scale(scale.record_read(&self.gpu, encoder)),
+                None => probes,
+            });
         }
         Ok(self.loss()?.record_read(&self.gpu, encoder))
     }
@@ -417,7 +473,7 @@ impl GraphTrainer {
             timelines.push(profile(&self.exec).await?);
         }
         let step = self.step_count();
-        let update = self.optimizer.profile_by(self.config.schedule.at(step), step, profile).await?;
+        let update = self.optimizer.profile_by(&self.config.schedule, step, profile).await?;
         self.steps.set(step.saturating_add(1));
         Ok(timelines.into_iter().rev().fold(update, |rest, part| part.then(rest)))
     }
