@@ -108,6 +108,8 @@ pub struct Profile {
     /// Sizes of the smallest and the largest subgroup, if the device was opened with subgroup operations: what its driver
     /// says, or what [`Gpu::self_test`](crate::Gpu::self_test) measured.
     pub subgroups: Option<[u32; 2]>,
+    /// Whether shaders have 16-bit floats. Without, kernels take tensors in f16 out of pairs.
+    pub shader_f16: bool,
     /// Kind of cooperative matrices, if the application opted in.
     pub cooperative: Option<Cooperative>,
     /// Quirks of its driver.
@@ -146,8 +148,10 @@ impl Lanes {
 impl Profile {
     /// Features that make throughline faster or let it measure itself. None is required: request those that the adapter
     /// has.
-    pub const USEFUL_FEATURES: wgpu::Features =
-        wgpu::Features::SUBGROUP.union(wgpu::Features::TIMESTAMP_QUERY).union(wgpu::Features::PIPELINE_CACHE);
+    pub const USEFUL_FEATURES: wgpu::Features = wgpu::Features::SUBGROUP
+        .union(wgpu::Features::SHADER_F16)
+        .union(wgpu::Features::TIMESTAMP_QUERY)
+        .union(wgpu::Features::PIPELINE_CACHE);
 
     /// The profile of WebGPU's default limits, which every adapter offers: plans made for it run anywhere.
     pub fn portable(class: AdapterClass) -> Self {
@@ -161,6 +165,7 @@ impl Profile {
             max_invocations: 256,
             max_workgroup_bytes: 16 << 10,
             subgroups: None,
+            shader_f16: false,
             cooperative: None,
             quirks: Quirks { loops_end_early: class == AdapterClass::Cpu, ..Quirks::default() },
             choices: Choices::default(),
@@ -190,6 +195,7 @@ impl Profile {
             subgroups: features
                 .contains(wgpu::Features::SUBGROUP)
                 .then_some([info.subgroup_min_size, info.subgroup_max_size]),
+            shader_f16: features.contains(wgpu::Features::SHADER_F16),
             cooperative: None,
             quirks: Quirks::of(info),
             choices: Choices::default(),

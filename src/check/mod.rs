@@ -113,6 +113,8 @@ struct Seen {
     /// Kernels whose workgroups were spread over x and y.
     folded: HashSet<(AdapterClass, Subgroups, &'static str, &'static str)>,
     variants: HashSet<(AdapterClass, Subgroups, String)>,
+    /// Kernels that have run on tensors in f16, and whether the shader has those.
+    halved: HashSet<(AdapterClass, Subgroups, bool, &'static str, &'static str)>,
 }
 
 impl Seen {
@@ -135,6 +137,13 @@ impl Seen {
         merged.filter(|k| self.merged.insert((target.profile.class, k.entry, k.merged.clone()))).count() > 0
     }
 
+    /// Whether a plan has a kernel that has not run on tensors in f16.
+    fn halves_anew(&mut self, plan: &Plan, target: &Target) -> bool {
+        let Profile { class, subgroups, shader_f16, .. } = target.profile;
+        let kernels = plan.steps.iter().flat_map(|s| &s.dispatches).map(|d| &d.kernel).filter(|k| k.has_halves());
+        kernels.filter(|k| self.halved.insert((class, subgroups, shader_f16, k.label, k.entry))).count() > 0
+    }
+
     /// Whether a plan has a kernel whose workgroups are in several rows for the first time.
     fn folds_anew(&mut self, plan: &Plan, target: &Target) -> bool {
         let Profile { class, subgroups, .. } = target.profile;
@@ -146,8 +155,11 @@ impl Seen {
 fn run_case(gpu: &Gpu, case: &Case, index: usize, seen: &mut Seen, failures: &mut Failures) -> Result<()> {
     let harness = Harness::new(case, 1)?;
     let want = harness.reference()?;
-    let mut run = |target: &Target| {
-        if let Err(e) = run_target(gpu, case, (&harness, &want), target, failures) {
+    let halved = case.halved();
+    let half = Harness::new(&halved, 1)?;
+    let mut half_want = None;
+    let run = |case: &Case, harness: (&Harness, &[Array]), target: &Target, failures: &mut Failures| {
+        if let Err(e) = run_target(gpu, case, harness, target, failures) {
             failures.push(case, target, e);
         }
     };
@@ -155,16 +167,26 @@ fn run_case(gpu: &Gpu, case: &Case, index: usize, seen: &mut Seen, failures: &mu
         if !seen.wants(index, &target) {
             continue;
         }
-        run(&target);
+        run(case, (&harness, &want), &target, failures);
+        for target in target.halves() {
+            if seen.halves_anew(&half.plan(&target.profile)?, &target) {
+                let want = match half_want.take() {
+                    Some(want) => want,
+                    None => half.reference()?,
+                };
+                run(&halved, (&half, &want), &target, failures);
+                half_want = Some(want);
+            }
+        }
         if target.variant > 0 {
             continue;
         }
         if case.op.elementwise().is_some() {
-            run(&Target { fused: true, ..target.clone() });
+            run(case, (&harness, &want), &Target { fused: true, ..target.clone() }, failures);
         }
         let few = target.downlevel();
         if seen.merges_anew(&harness.plan(&few.profile)?, &few) {
-            run(&few);
+            run(case, (&harness, &want), &few, failures);
         }
         if let Some(folded) = target.folded(&harness.plan(&target.profile)?) {
             match harness.plan(&folded.profile) {
@@ -172,7 +194,7 @@ fn run_case(gpu: &Gpu, case: &Case, index: usize, seen: &mut Seen, failures: &mu
                 Err(Error::Limit { .. }) => {}
                 plan => {
                     if seen.folds_anew(&plan?, &folded) {
-                        run(&folded);
+                        run(case, (&harness, &want), &folded, failures);
                     }
                 }
             }

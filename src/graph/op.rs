@@ -83,6 +83,9 @@ pub trait Op: Any + Debug + Send + Sync {
 
     /// Types of the outputs, or what is wrong with the inputs. The graph adds the name of the node and the types of its
     /// inputs to the message.
+    ///
+    /// These are the types that the op computes with. Floats are f32 here, and in WGSL, also where a graph
+    /// [stores](Graph::store_as) them in f16: the planner rewrites loads and stores.
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String>;
 
     /// Adds the nodes of the vector-Jacobian product: reads `cx.dy`, and calls `cx.set` for each input that `cx.needs`.
@@ -245,7 +248,8 @@ pub trait Op: Any + Debug + Send + Sync {
     /// By default this is known of [elementwise](Self::elementwise) ops.
     fn by_rows(&self, inputs: &[TensorType]) -> Option<Vec<usize>> {
         self.elementwise()?;
-        let outputs = self.infer(inputs).ok()?;
+        let computed: Vec<TensorType> = inputs.iter().map(TensorType::computed).collect();
+        let outputs = self.infer(&computed).ok()?;
         let [y] = &outputs[..] else { return None };
         let is_whole = |x: &TensorType| x.shape.rank() == y.shape.rank() && x.shape.lead() == y.shape.lead();
         let repeats = |x: &TensorType| x.len() == 1 || x.shape.dims() == [y.shape.cols()];
@@ -399,6 +403,24 @@ impl Vjp<'_> {
     }
 }
 
+/// The types of an op's outputs, as it computes them: however floats are stored, ops see f32.
+pub(crate) fn infer(op: &dyn Op, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+    let computed: Vec<TensorType> = inputs.iter().map(TensorType::computed).collect();
+    op.infer(&computed)
+}
+
+/// The types that the outputs of a new node are stored in: an output that starts as an input, or is its storage, as that
+/// one.
+pub(crate) fn stored(op: &dyn Op, inputs: &[TensorType], mut outputs: Vec<TensorType>) -> Vec<TensorType> {
+    for (o, output) in outputs.iter_mut().enumerate() {
+        let from = if op.is_view() { Some(0) } else { op.starts_as(o) };
+        if let Some(input) = from.and_then(|i| inputs.get(i)).filter(|input| input.computed().dtype == output.dtype) {
+            output.dtype = input.dtype;
+        }
+    }
+    outputs
+}
+
 /// Whether an op with these inputs and outputs is one that can be planned: it has outputs, and what it says of their
 /// storage is possible.
 pub(crate) fn check_outputs(op: &dyn Op, inputs: &[TensorType], outputs: &[TensorType]) -> Result<(), String> {
@@ -414,7 +436,7 @@ pub(crate) fn check_outputs(op: &dyn Op, inputs: &[TensorType], outputs: &[Tenso
     for (o, output) in outputs.iter().enumerate() {
         let Some(i) = op.starts_as(o) else { continue };
         match inputs.get(i) {
-            Some(input) if input.bytes() == output.bytes() => {}
+            Some(input) if input.computed().bytes() == output.computed().bytes() => {}
             Some(input) => return Err(format!("output {o}, {output}, cannot start as input {i}, {input}")),
             None => return Err(format!("output {o} starts as input {i}, but the inputs are only {}", inputs.len())),
         }

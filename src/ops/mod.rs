@@ -13,6 +13,7 @@
 pub mod adamw;
 pub mod attention;
 pub mod cache;
+pub mod cast;
 pub mod chunks;
 pub mod concat;
 pub mod cross_entropy;

@@ -2,7 +2,7 @@
 
 use super::cases::Row;
 use super::{
-    adamw, attention, cache, concat, cross_entropy, dropout, embedding, fill, gather, gelu, l2_norm, map, matmul,
+    adamw, attention, cache, cast, concat, cross_entropy, dropout, embedding, fill, gather, gelu, l2_norm, map, matmul,
     matmul_by_id, muon, norm, packed, packed_i8, patches, pool, products, reduce, residual_add, rope, scale, sgd,
     slice, softmax, stats, sum, swiglu, together, top_k, transpose,
 };
@@ -18,6 +18,7 @@ pub const TABLE: &[Row] = &[
     cross_entropy::ROW,
     dropout::ROW,
     embedding::ROW,
+    cast::ROW,
     fill::ROW,
     gather::ROW,
     gelu::ROW,

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use super::uses::Uses;
-use crate::graph::{Kept, Node, Op, Source, Value};
+use crate::graph::{Kept, Node, Op, Source, Value, infer};
 use crate::profile::AdapterClass;
 use crate::tensor::TensorType;
 
@@ -248,7 +248,8 @@ impl<'a> Search<'a> {
         };
         let inputs: Vec<Value> = recomputed.from.iter().map(from).collect::<Option<_>>()?;
         let outputs = vec![maker.outputs[output].clone()];
-        let fits = recomputed.op.infer(&self.types(&inputs)).is_ok_and(|types| types == outputs);
+        let fits =
+            infer(recomputed.op.as_ref(), &self.types(&inputs)).is_ok_and(|types| types[..] == [outputs[0].computed()]);
         if !fits || !can_repeat(recomputed.op.as_ref(), 1) || !inputs.iter().all(|&v| self.is_kept_until(v, before)) {
             return None;
         }
