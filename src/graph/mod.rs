@@ -301,25 +301,29 @@ impl Graph {
         if let Some(problem) = problem {
             return Err(Error::Graph(format!("`{}`, {ty}, cannot be stored as {dtype}: {problem}", node.name)));
         }
-        if let Some(&(_, state)) = self.stores.iter().find(|&&(v, s)| v == value && self.ty(s).dtype != dtype) {
+        let shared = self.sharing(value);
+        if let Some(&(_, state)) = self.stores.iter().find(|(v, s)| shared.contains(v) && self.ty(*s).dtype != dtype) {
             let (name, state) = (&node.name, self.name(state));
             return Err(Error::Graph(format!(
                 "`{name}` cannot be stored as {dtype}: a step leaves it in `{state}`, which is {}",
                 ty.dtype
             )));
         }
-        self.set_dtype(value, dtype);
+        shared.iter().for_each(|v| self.nodes[v.node()].outputs[v.output()].dtype = dtype);
         Ok(())
     }
 
-    /// Sets the type of a value, and of all that shares its storage.
-    fn set_dtype(&mut self, value: Value, dtype: DType) {
-        self.nodes[value.node()].outputs[value.output()].dtype = dtype;
-        let views = (value.node() + 1..self.nodes.len())
-            .filter(|&id| self.nodes[id].inputs.first() == Some(&value))
-            .filter(|&id| self.nodes[id].op().is_some_and(|op| op.is_view()));
-        let views: Vec<Value> = views.map(|id| self.value(id, 0)).collect();
-        views.into_iter().for_each(|view| self.set_dtype(view, dtype));
+    /// The value, and all views that share its storage.
+    fn sharing(&self, value: Value) -> Vec<Value> {
+        let mut shared = vec![value];
+        for id in value.node() + 1..self.nodes.len() {
+            let node = &self.nodes[id];
+            let is_view = node.op().is_some_and(|op| op.is_view());
+            if is_view && node.inputs.first().is_some_and(|input| shared.contains(input)) {
+                shared.push(self.value(id, 0));
+            }
+        }
+        shared
     }
 
     /// Runs `f` with `scope.` prepended to every name.
