@@ -258,7 +258,7 @@ fn wgsl_that_cannot_have_f16_is_an_error_that_names_the_node() {
     let bodies = [
         ("let p = &x[i]; y[i] = *p;", "`x` in f16: its WGSL takes the address"),
         ("for (y[i] = 0.0; y[i] < 1.0;) { y[i] = x[i] + 1.0; }", "`y` in f16: its WGSL stores to it in the head"),
-        ("let half_x = x[i]; y[i] = half_x;", "`half_x` is taken"),
+        ("let f16_x = x[i]; y[i] = f16_x;", "`f16_x` is taken"),
     ];
     for (body, expected) in bodies {
         for profile in both() {
@@ -289,7 +289,7 @@ fn wgsl_that_cannot_have_f16_is_an_error_that_names_the_node() {
     let op = Custom::new("whole", |[x]| Ok([x.clone()]), whole, |[x]| [x.clone()]);
     let y = g.op1("mine", op, &[x]).unwrap();
     let error = Plan::new(&g, &[y], &Profile::portable(AdapterClass::Gpu)).unwrap_err().to_string();
-    assert!(error.contains("`mine` (whole)") && error.contains("`x` in f16: its WGSL has it as S"), "{error}");
+    assert!(error.contains("`mine` (whole)") && error.contains("`x` in f16: its WGSL has it as S, and not"), "{error}");
 }
 
 #[test]

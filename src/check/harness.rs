@@ -227,7 +227,10 @@ impl Target {
             let profile = Profile { shader_f16, ..self.profile.clone() };
             Target { profile, halved: true, ..self.clone() }
         };
-        if self.profile.shader_f16 { vec![of(true), of(false)] } else { vec![of(false)] }
+        match self.profile.f16_in_words() {
+            true => vec![of(false)],
+            false => vec![of(true), of(false)],
+        }
     }
 
     /// The same with no more than `wgpu::Limits::downlevel_defaults` offers.

@@ -103,6 +103,14 @@ pub fn kernels(gpu: &Gpu, cases: &[Case]) -> Result<(), Failures> {
 /// off by 2^-12 at most, and the mean square of two is a fifth of this.
 const F16_NMSE: f64 = 2e-7;
 
+/// What the results of a case may be off on such an adapter.
+pub fn tolerance(case: &Case, profile: &Profile) -> f64 {
+    match profile.cooperative {
+        Some(kind) if kind.is_f16() => case.nmse.max(F16_NMSE),
+        _ => case.nmse,
+    }
+}
+
 type Subgroups = Option<[u32; 2]>;
 
 /// What has run so far, to choose what else need not.
@@ -216,10 +224,7 @@ fn run_target(
         failures.push(case, target, e);
     }
     let got = harness.read_blocking(guarded.executable())?;
-    let allowed = match target.profile.cooperative {
-        Some(kind) if kind.is_f16() => case.nmse.max(F16_NMSE),
-        _ => case.nmse,
-    };
+    let allowed = tolerance(case, &target.profile);
     for ((value, got), want) in harness.wanted().into_iter().zip(&got).zip(want) {
         let error = nmse(got, &want.data);
         if !error.is_nan() && error <= allowed {

@@ -22,41 +22,41 @@ pub(crate) struct Halves {
 }
 
 /// What all helpers start with: no text of a kernel may.
-const PREFIX: &str = "half_";
+const PREFIX: &str = "f16_";
 
 /// A conversion to f16 may round to the nearest or towards zero, as the driver likes, and then gives either infinity or
 /// 65504 for what is larger. Loss scaling looks for infinity.
 const OVERFLOW: &str = "\
-fn half_kept(v: f32) -> f32 {
+fn f16_kept(v: f32) -> f32 {
     return select(v, v * 3e38, abs(v) >= 65520.0);
 }
-fn half_kept2(v: vec2<f32>) -> vec2<f32> {
+fn f16_kept2(v: vec2<f32>) -> vec2<f32> {
     return select(v, v * 3e38, abs(v) >= vec2<f32>(65520.0));
 }
-fn half_kept4(v: vec4<f32>) -> vec4<f32> {
+fn f16_kept4(v: vec4<f32>) -> vec4<f32> {
     return select(v, v * 3e38, abs(v) >= vec4<f32>(65520.0));
 }
 ";
 
 const WORDS: &str = "\
-fn half_at(word: u32, i: u32) -> f32 {
+fn f16_at(word: u32, i: u32) -> f32 {
     return unpack2x16float(word >> (16u * (i & 1u))).x;
 }
-fn half_quad(words: vec2<u32>) -> vec4<f32> {
+fn f16_quad(words: vec2<u32>) -> vec4<f32> {
     return vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y));
 }
-fn half_words(v: vec4<f32>) -> vec2<u32> {
+fn f16_words(v: vec4<f32>) -> vec2<u32> {
     return vec2<u32>(pack2x16float(v.xy), pack2x16float(v.zw));
 }
-fn half_rest(i: u32) -> u32 {
+fn f16_rest(i: u32) -> u32 {
     return select(0xffff0000u, 0xffffu, (i & 1u) == 1u);
 }
-fn half_bits(v: f32, i: u32) -> u32 {
+fn f16_bits(v: f32, i: u32) -> u32 {
     return pack2x16float(vec2<f32>(v, 0.0)) << (16u * (i & 1u));
 }
 ";
 
-/// The type of an array's elements, as the kernel has it.
+/// How many numbers an array's elements have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lanes {
     One,
@@ -65,12 +65,24 @@ enum Lanes {
 }
 
 impl Lanes {
-    fn of(ty: &str) -> Option<Lanes> {
+    /// Of a type, and whether the kernel has the bits of floats there: what only moves elements has them as u32.
+    fn of(ty: &str) -> Option<(Lanes, bool)> {
         match ty {
-            "f32" => Some(Lanes::One),
-            "vec2<f32>" | "vec2f" => Some(Lanes::Two),
-            "vec4<f32>" | "vec4f" => Some(Lanes::Four),
+            "f32" => Some((Lanes::One, false)),
+            "vec2<f32>" | "vec2f" => Some((Lanes::Two, false)),
+            "vec4<f32>" | "vec4f" => Some((Lanes::Four, false)),
+            "u32" => Some((Lanes::One, true)),
+            "vec2<u32>" | "vec2u" => Some((Lanes::Two, true)),
+            "vec4<u32>" | "vec4u" => Some((Lanes::Four, true)),
             _ => None,
+        }
+    }
+
+    fn bits(self) -> &'static str {
+        match self {
+            Lanes::One => "u32",
+            Lanes::Two => "vec2<u32>",
+            Lanes::Four => "vec4<u32>",
         }
     }
 
@@ -93,9 +105,9 @@ impl Lanes {
     /// The function that makes infinities of what f16 cannot hold.
     fn kept(self) -> &'static str {
         match self {
-            Lanes::One => "half_kept",
-            Lanes::Two => "half_kept2",
-            Lanes::Four => "half_kept4",
+            Lanes::One => "f16_kept",
+            Lanes::Two => "f16_kept2",
+            Lanes::Four => "f16_kept4",
         }
     }
 }
@@ -104,6 +116,8 @@ impl Lanes {
 #[derive(Clone, Copy)]
 struct Half {
     lanes: Lanes,
+    /// The kernel has the bits of f32.
+    is_bits: bool,
     /// A word has two elements, and single ones are stored.
     shares_words: bool,
 }
@@ -130,10 +144,11 @@ pub(crate) fn rewrite(text: &str, entry: &str, halves: &Halves) -> Checked<Strin
         }
         let whole = module.type_of(ty.clone()).0;
         let element = whole.strip_prefix("array<").and_then(|rest| rest.strip_suffix('>'));
-        let lanes = element.and_then(Lanes::of).ok_or_else(|| {
-            format!("cannot store `{name}` in f16: its WGSL has it as {whole}, and that must be an array of f32, vec2 or vec4")
+        let (lanes, is_bits) = element.and_then(Lanes::of).ok_or_else(|| {
+            let wanted = "an array of f32, vec2 or vec4, or of their bits";
+            format!("cannot store `{name}` in f16: its WGSL has it as {whole}, and not as {wanted}")
         })?;
-        let half = Half { lanes, shares_words: halves.in_words && writes && lanes == Lanes::One };
+        let half = Half { lanes, is_bits, shares_words: halves.in_words && writes && lanes == Lanes::One };
         arrays.insert(name, half);
         declared.insert(i, (ty.clone(), half));
     }
@@ -143,7 +158,8 @@ pub(crate) fn rewrite(text: &str, entry: &str, halves: &Halves) -> Checked<Strin
         let Some(first) = module.tokens.get(item.tokens.start) else { continue };
         out.push_str(&text[end..first.at]);
         match (&item.kind, declared.get(&i)) {
-            (Kind::Function(_), _) => rewrite.function(i, &mut out)?,
+            (Kind::Function(_), _) if functions.contains(&i) => rewrite.function(i, &mut out)?,
+            (Kind::Function(_), _) => {} // of other entry points, which may use the arrays otherwise
             (_, Some((ty, half))) => {
                 out.push_str(&text[first.at..module.tokens[ty.start].at]);
                 let _ = write!(out, "array<{}>", rewrite.element(*half));
@@ -268,32 +284,36 @@ impl Rewrite<'_> {
     }
 
     fn load(&self, array: &str, half: Half, index: &str) -> String {
-        match (self.in_words, half.lanes) {
+        let number = match (self.in_words, half.lanes) {
             (false, lanes) => format!("{}({array}[{index}])", lanes.computed()),
             (true, Lanes::One) if half.shares_words => {
-                format!("half_at(atomicLoad(&{array}[u32({index}) >> 1u]), u32({index}))")
+                format!("f16_at(atomicLoad(&{array}[u32({index}) >> 1u]), u32({index}))")
             }
-            (true, Lanes::One) => format!("half_at({array}[u32({index}) >> 1u], u32({index}))"),
+            (true, Lanes::One) => format!("f16_at({array}[u32({index}) >> 1u], u32({index}))"),
             (true, Lanes::Two) => format!("unpack2x16float({array}[{index}])"),
-            (true, Lanes::Four) => format!("half_quad({array}[{index}])"),
-        }
+            (true, Lanes::Four) => format!("f16_quad({array}[{index}])"),
+        };
+        if half.is_bits { format!("bitcast<{}>({number})", half.lanes.bits()) } else { number }
     }
 
     /// The statement, without the semicolon at its end.
     fn store(&self, array: &str, half: Half, index: &str, value: &str) -> String {
-        let value = format!("{}({value})", half.lanes.kept());
+        let value = match half.is_bits {
+            true => format!("{}(bitcast<{}>({value}))", half.lanes.kept(), half.lanes.computed()),
+            false => format!("{}({value})", half.lanes.kept()),
+        };
         match (self.in_words, half.lanes) {
             (false, lanes) => format!("{array}[{index}] = {}({value})", lanes.stored()),
             (true, Lanes::One) => {
                 // The value may read the element, so it comes before its bits go. A block, as it has a name.
-                let word = format!("&{array}[half_i >> 1u]");
+                let word = format!("&{array}[f16_i >> 1u]");
                 format!(
-                    "{{ let half_i = u32({index}); let half_v = half_bits({value}, half_i); \
-                     atomicAnd({word}, half_rest(half_i)); atomicOr({word}, half_v); }}"
+                    "{{ let f16_i = u32({index}); let f16_v = f16_bits({value}, f16_i); \
+                     atomicAnd({word}, f16_rest(f16_i)); atomicOr({word}, f16_v); }}"
                 )
             }
             (true, Lanes::Two) => format!("{array}[{index}] = pack2x16float({value})"),
-            (true, Lanes::Four) => format!("{array}[{index}] = half_words({value})"),
+            (true, Lanes::Four) => format!("{array}[{index}] = f16_words({value})"),
         }
     }
 }
@@ -344,9 +364,9 @@ fn scaled(i: u32) -> E { return x[ids[i] * 2u] * 2.0; }
             "ids: array<u32>;",
             "z: array<f16>;",
             "return vec4<f32>(x[ids[i] * 2u]) * 2.0;",
-            "y[0] = vec4<f16>(half_kept4(scaled(1u) - vec4<f32>(x[1])));",
-            "y[1] = vec4<f16>(half_kept4(vec4<f32>(y[1]) + (vec4<f32>(y[2]))));",
-            "z[ids[0]] = f16(half_kept(f32(z[3]) + vec4<f32>(y[1]).x));",
+            "y[0] = vec4<f16>(f16_kept4(scaled(1u) - vec4<f32>(x[1])));",
+            "y[1] = vec4<f16>(f16_kept4(vec4<f32>(y[1]) + (vec4<f32>(y[2]))));",
+            "z[ids[0]] = f16(f16_kept(f32(z[3]) + vec4<f32>(y[1]).x));",
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }
@@ -358,13 +378,21 @@ fn scaled(i: u32) -> E { return x[ids[i] * 2u] * 2.0; }
         for part in [
             "x: array<vec2<u32>>;",
             "z: array<atomic<u32>>;",
-            "return half_quad(x[ids[i] * 2u]) * 2.0;",
-            "y[0] = half_words(half_kept4(scaled(1u) - half_quad(x[1])));",
-            "let half_v = half_bits(half_kept(half_at(atomicLoad(&z[u32(3) >> 1u]), u32(3)) + half_quad(y[1]).x), half_i);",
+            "return f16_quad(x[ids[i] * 2u]) * 2.0;",
+            "y[0] = f16_words(f16_kept4(scaled(1u) - f16_quad(x[1])));",
+            "let f16_v = f16_bits(f16_kept(f16_at(atomicLoad(&z[u32(3) >> 1u]), u32(3)) + f16_quad(y[1]).x), f16_i);",
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }
         assert!(!text.contains("enable f16"));
+    }
+
+    #[test]
+    fn what_moves_bits_gets_those_of_f32() {
+        let moves = TEXT.replace("array<f32>", "array<u32>").replace("z[3] + y[1].x", "z[3]");
+        let text = rewritten(&moves, &[4], false).unwrap();
+        let store = "z[ids[0]] = f16(f16_kept(bitcast<f32>(bitcast<u32>(f32(z[3])))));";
+        assert!(text.contains(store), "{text}");
     }
 
     #[test]
@@ -386,13 +414,13 @@ fn scaled(i: u32) -> E { return x[ids[i] * 2u] * 2.0; }
                 "for (y[0] = E(1.0); y[0].x == y[1].x;) { y[1] = y[0]; }",
                 "`y` in f16: its WGSL stores to it in the head",
             ),
-            ("let half_n = 1u;", "`half_n` is taken"),
+            ("let f16_n = 1u;", "`f16_n` is taken"),
         ] {
             let error = rewritten(&main(body), &[1, 3, 4], false).unwrap_err();
             assert!(error.contains(part), "{body}: {error}");
         }
-        let error = rewritten(TEXT, &[2], false).unwrap_err();
-        assert!(error.contains("`ids` in f16: its WGSL has it as array<u32>"), "{error}");
+        let error = rewritten(&TEXT.replace("array<u32>", "array<vec3<u32>>"), &[2], false).unwrap_err();
+        assert!(error.contains("`ids` in f16: its WGSL has it as array<vec3<u32>>"), "{error}");
         for n in 0..TEXT.len() {
             let _ = rewritten(&TEXT[..n], &[1, 3, 4], true);
             let _ = rewritten(&TEXT[n..], &[1, 3, 4], false);
