@@ -234,6 +234,12 @@ impl Profile {
         !self.shader_f16 || self.class == AdapterClass::Cpu
     }
 
+    /// Invocations that hold a cooperative matrix together, and whether all subgroups have that many. Where they may
+    /// have fewer, a kernel can't tell which subgroup an invocation is in, and workgroups are one of the largest.
+    pub(crate) fn cooperating(&self) -> (u32, bool) {
+        self.subgroups.map_or((32, false), |[min, max]| (max, min == max))
+    }
+
     /// Splits `n` workgroups over x and y so that neither exceeds the limit.
     ///
     /// Kernels compute `workgroup_id.x + workgroup_id.y * num_workgroups.x` as their index and return if it is `>= n`.

@@ -55,6 +55,7 @@ pub mod windows;
 mod axis;
 mod cases;
 mod checks;
+mod cooperative;
 mod custom;
 mod doc;
 mod elements;

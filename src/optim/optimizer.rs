@@ -148,6 +148,46 @@ impl Optimizer {
 
     /// With loss scaling, the scale, f32 `[1]`. Bind it to a state of your graph, multiply the loss by that, and take
     /// the gradients of the product.
+    ///
+    /// ```
+    /// use std::collections::HashMap;
+    /// use std::sync::Arc;
+    /// use throughline::optim::{Arena, ArenaLayout, LossScaling, Optimizer, OptimizerPlan, SgdConfig};
+    /// use throughline::{ExecOptions, Executable, Gpu, TensorType};
+    ///
+    /// let gpu = Gpu::headless_blocking()?;
+    /// let mut g = gpu.graph();
+    /// let x = g.input("x", TensorType::f32([1, 2]))?;
+    /// let w = g.param("w", [2, 1])?;
+    /// let y = g.matmul("y", x, w)?;
+    /// let loss = g.sum("loss", y)?;
+    /// let scale = g.state("scale", TensorType::f32([1]))?;
+    /// let scaled = g.mul("scaled", loss, scale)?;
+    /// let dw = g.gradients(scaled, &[w])?[0];
+    /// let state = g.state("dw", TensorType::f32([2, 1]))?;
+    /// g.store(dw, state)?;
+    ///
+    /// let layout = Arc::new(ArenaLayout::of(&g, &[w], gpu.profile().max_tensor_bytes())?);
+    /// let (params, grads) = (Arena::zeros(&gpu, "params", &layout)?, Arena::zeros(&gpu, "grads", &layout)?);
+    /// let scaling = Some(LossScaling::default());
+    /// let plan = OptimizerPlan::scaled(SgdConfig::default(), scaling, &layout, gpu.profile())?;
+    /// let optimizer = gpu.run_blocking(Optimizer::from_plan(&gpu, &plan, &params, &grads))?;
+    /// let mut bindings = HashMap::from([(w, params.tensors[0].clone()), (state, grads.tensors[0].clone())]);
+    /// bindings.extend(optimizer.loss_scale()?.map(|tensor| (scale, tensor)));
+    /// let exec = Executable::new_blocking(&gpu, Arc::new(gpu.plan(&g, &[loss])?), ExecOptions::bound(bindings))?;
+    ///
+    /// for x0 in [1.0, f32::INFINITY, 1.0] {
+    ///     exec.write(x, &[x0, 2.0])?;
+    ///     let mut encoder = gpu.device().create_command_encoder(&Default::default());
+    ///     exec.record(&mut encoder)?;
+    ///     optimizer.record(&mut encoder, 0.5, 0)?; // the device counts
+    ///     gpu.submit(encoder)?;
+    /// }
+    /// assert_eq!(params.read_blocking(&gpu)?, [[-1.0, -2.0]]); // two steps of -0.5 and -1
+    /// let state = optimizer.loss_scale_state_blocking()?.unwrap();
+    /// assert_eq!((state.applied, state.skipped, state.scale), (2, 1, 32768.0));
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
     pub fn loss_scale(&self) -> Result<Option<Tensor>> {
         self.scaling.map(|scaled| self.exec.tensor(scaled.scale)).transpose()
     }
@@ -168,8 +208,7 @@ impl Optimizer {
         let [scale, counts] = [scale?, counts?].map(|tensor| tensor.record_read(gpu, &mut encoder));
         gpu.submit(encoder)?;
         let (scale, counts) = (scale.take::<f32>().await?, counts.take::<u32>().await?);
-        let ([scale], [finite, applied, skipped]) = (&scale[..], &counts[..]) else { return Ok(None) };
-        Ok(Some(LossScaleState { scale: *scale, finite: *finite, applied: *applied, skipped: *skipped }))
+        Ok(Some(LossScaleState { scale: scale[0], finite: counts[0], applied: counts[1], skipped: counts[2] }))
     }
 
     /// [`loss_scale_state`](Self::loss_scale_state), waiting for the GPU.

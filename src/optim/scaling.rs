@@ -19,7 +19,8 @@ use crate::ops::loss_scale::{LossScale, SCALE, is_power_of_two, is_scale};
 /// evaluates itself. A few skipped steps in the beginning, and one every few thousand later, are as they should be. If
 /// most are skipped, the model has diverged, or the scale has come down to [`least`](Self::least).
 ///
-/// Use it for gradients in 16 bits. In f32 it changes nothing but the last digits of rates, for two small dispatches.
+/// Use it for gradients in 16 bits. In f32 it changes nothing but the last digits of rates, for two or three small
+/// dispatches.
 /// The defaults are PyTorch's, with bounds.
 ///
 /// ```
