@@ -74,6 +74,24 @@ fn a_device_tests_itself_once_it_is_asked() {
     assert!(Gpu::headless_blocking().unwrap().tested().is_some());
 }
 
+/// Matrix units round what they multiply to f16: training in f32 leaves them alone, even if the app has opted in.
+#[test]
+fn training_in_f32_uses_no_matrix_units() {
+    let matrices = Profile {
+        cooperative: Some(Cooperative::F16),
+        subgroups: Some([32, 32]),
+        shader_f16: true,
+        ..Profile::portable(AdapterClass::Gpu)
+    };
+    let model = TransformerConfig::gpt2(65, 256, 2, 384, 6);
+    let features = |precision| {
+        let config = TrainConfig { precision, ..TrainConfig::new(model.clone(), 4) };
+        let plan = TrainPlan::new(&config, &TrainOptions::default(), &matrices).unwrap();
+        plan.requirements().features.contains(Cooperative::F16.features())
+    };
+    assert_eq!([Precision::F32, Precision::MIXED].map(features), [false, true]);
+}
+
 /// What mixed precision saves, and what an f16 stream saves of the rest: bytes of whole plans, with parameters, gradients
 /// and moments.
 #[test]

@@ -207,7 +207,7 @@ fn an_overflow_in_mixed_precision_recovers() {
     let gradients = readings.values.iter().filter(|reading| reading.name == "weight_grad_rms");
     let headroom: Vec<f64> = gradients.map(|reading| reading.f16_headroom()).collect();
     assert!(headroom.iter().all(|bits| (-10.0..40.0).contains(bits)), "{headroom:?}");
-    let state = trainer.loss_scale_blocking().unwrap().unwrap();
+    let state = trainer.graph_trainer().loss_scale_blocking().unwrap().unwrap();
     assert_eq!((state.skipped as usize, state.applied as usize), (skipped, 61 - skipped));
 }
 

@@ -260,6 +260,8 @@ pub struct Summary {
     pub val_loss: f32,
     pub tokens_per_s: f64,
     pub first_step_s: f64,
+    /// Steps of the whole run that changed nothing but the loss scale.
+    pub skipped_steps: u32,
     pub peak_buffer_bytes: usize,
 }
 
@@ -337,6 +339,7 @@ pub fn run(flags: &TrainFlags) -> Result<Outcome> {
         val_loss: point.val_loss,
         tokens_per_s,
         first_step_s,
+        skipped_steps: run.trainer.graph_trainer().loss_scale_blocking()?.map_or(0, |state| state.skipped),
         peak_buffer_bytes: run.trainer.buffer_bytes(),
     };
     let Run { history, losses, trainer, out, .. } = run;
