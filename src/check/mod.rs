@@ -56,7 +56,7 @@ use crate::error::{Error, Result};
 use crate::graph::Value;
 use crate::kernel::Bound;
 use crate::plan::Plan;
-use crate::profile::{AdapterClass, Profile};
+use crate::profile::{AdapterClass, Cooperative, Profile};
 use crate::reference::{self, Array, nmse};
 
 pub use crate::ops::{Case, InputFill, InputSpec};
@@ -81,8 +81,8 @@ pub fn op(gpu: &Gpu, cases: &[Case]) -> Result<(), Failures> {
 }
 
 /// Runs every case on `gpu`, forward and backward, and compares outputs and gradients with the reference, within the
-/// case's tolerance. Each run is checked for writes past any tensor and for elements that are never written, and
-/// repeated to see whether it gives the same bits.
+/// case's tolerance. Kernels on cooperative matrices of f16 get inputs that are f16 numbers. Each run is checked for
+/// writes past any tensor and for elements that are never written, and repeated to see whether it gives the same bits.
 ///
 /// Each case runs with each of [`profiles`], and if the op is [elementwise](crate::ops::Op::elementwise), once more in one
 /// kernel with its neighbours. The first variant of an op runs on every case, the others on a quarter of
@@ -98,10 +98,6 @@ pub fn kernels(gpu: &Gpu, cases: &[Case]) -> Result<(), Failures> {
     }
     failures.into_result()
 }
-
-/// What a product of inputs that are rounded to f16 may be off, as cooperative matrices may have them: each rounding is
-/// off by 2^-12 at most, and the mean square of two is a fifth of this.
-const F16_NMSE: f64 = 2e-7;
 
 type Subgroups = Option<[u32; 2]>;
 
@@ -158,6 +154,9 @@ fn run_case(gpu: &Gpu, case: &Case, index: usize, seen: &mut Seen, failures: &mu
     let halved = case.halved();
     let half = Harness::new(&halved, 1)?;
     let mut half_want = None;
+    let rounded = case.rounded();
+    let round = Harness::new(&rounded, 1)?;
+    let mut round_want = None;
     let run = |case: &Case, harness: (&Harness, &[Array]), target: &Target, failures: &mut Failures| {
         if let Err(e) = run_target(gpu, case, harness, target, failures) {
             failures.push(case, target, e);
@@ -167,7 +166,16 @@ fn run_case(gpu: &Gpu, case: &Case, index: usize, seen: &mut Seen, failures: &mu
         if !seen.wants(index, &target) {
             continue;
         }
-        run(case, (&harness, &want), &target, failures);
+        let in_f16 = target.profile.cooperative.is_some_and(Cooperative::is_f16)
+            && multiplies_matrices(&harness.plan(&target.profile)?);
+        if in_f16 && round_want.is_none() {
+            round_want = Some(round.reference()?);
+        }
+        let (case, harness, want) = match &round_want {
+            Some(want) if in_f16 => (&rounded, &round, want),
+            _ => (case, &harness, &want),
+        };
+        run(case, (harness, want), &target, failures);
         for target in target.halves() {
             if seen.halves_anew(&half.plan(&target.profile)?, &target) {
                 let want = match half_want.take() {
@@ -182,11 +190,11 @@ fn run_case(gpu: &Gpu, case: &Case, index: usize, seen: &mut Seen, failures: &mu
             continue;
         }
         if case.op.elementwise().is_some() {
-            run(case, (&harness, &want), &Target { fused: true, ..target.clone() }, failures);
+            run(case, (harness, want), &Target { fused: true, ..target.clone() }, failures);
         }
         let few = target.downlevel();
         if seen.merges_anew(&harness.plan(&few.profile)?, &few) {
-            run(case, (&harness, &want), &few, failures);
+            run(case, (harness, want), &few, failures);
         }
         if let Some(folded) = target.folded(&harness.plan(&target.profile)?) {
             match harness.plan(&folded.profile) {
@@ -194,13 +202,19 @@ fn run_case(gpu: &Gpu, case: &Case, index: usize, seen: &mut Seen, failures: &mu
                 Err(Error::Limit { .. }) => {}
                 plan => {
                     if seen.folds_anew(&plan?, &folded) {
-                        run(case, (&harness, &want), &folded, failures);
+                        run(case, (harness, want), &folded, failures);
                     }
                 }
             }
         }
     }
     Ok(())
+}
+
+/// Whether a plan has kernels on cooperative matrices.
+fn multiplies_matrices(plan: &Plan) -> bool {
+    let mut kernels = plan.steps.iter().flat_map(|step| &step.dispatches).map(|dispatch| &dispatch.kernel);
+    kernels.any(|kernel| kernel.features().contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX))
 }
 
 /// Runs a case twice with one target.
@@ -216,19 +230,15 @@ fn run_target(
         failures.push(case, target, e);
     }
     let got = harness.read_blocking(guarded.executable())?;
-    let allowed = match target.profile.cooperative {
-        Some(kind) if kind.is_f16() => case.nmse.max(F16_NMSE),
-        _ => case.nmse,
-    };
     for ((value, got), want) in harness.wanted().into_iter().zip(&got).zip(want) {
         let error = nmse(got, &want.data);
-        if !error.is_nan() && error <= allowed {
+        if !error.is_nan() && error <= case.nmse {
             continue;
         }
         let name = harness.name(value);
         match guarded.unwritten_blocking(value)? {
             Some(i) => failures.push(case, target, format_args!("{name}[{i}] is never written, of {}", got.len())),
-            None => failures.push(case, target, difference(&name, got, &want.data, (error, allowed))),
+            None => failures.push(case, target, difference(&name, got, &want.data, (error, case.nmse))),
         }
     }
     guarded.step_blocking()?;
