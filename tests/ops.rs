@@ -31,7 +31,11 @@ fn main() {
     let trials = checks.iter().flat_map(|&(name, check)| {
         rows.iter().map(move |&row| Trial::test(format!("{}::{name}", row.name), move || check(row)))
     });
-    let trials = trials.chain([Trial::test("varying_indices_are_found", varying_indices_are_found)]);
+    let trials = trials.chain([
+        Trial::test("varying_indices_are_found", varying_indices_are_found),
+        Trial::test("matrices_of_the_adapter_are_used", matrices_of_the_adapter_are_used),
+        Trial::test("cases_have_every_kernel_on_matrices", cases_have_every_kernel_on_matrices),
+    ]);
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
 }
 
@@ -123,6 +127,47 @@ fn varying_indices_are_found() -> Result<(), Failed> {
         true => Ok(()),
         false => Err(Failed::from(format!("{found:#?}"))),
     }
+}
+
+/// No kernel is left out because the device has failed its own test.
+fn matrices_of_the_adapter_are_used() -> Result<(), Failed> {
+    match gpu().tested().map_or(&[][..], |test| &test.dropped) {
+        [] => Ok(()),
+        dropped => Err(Failed::from(dropped.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))),
+    }
+}
+
+/// On an adapter with matrices, `gpu_matches_reference` runs all kernels of products that multiply them.
+fn cases_have_every_kernel_on_matrices() -> Result<(), Failed> {
+    for kind in Cooperative::ALL {
+        let profile = Profile {
+            subgroups: Some([8, 8]),
+            cooperative: Some(kind),
+            max_workgroup_bytes: 32 << 10,
+            ..Profile::portable(AdapterClass::Gpu)
+        };
+        let mut entries = BTreeSet::new();
+        for row in TABLE.iter().filter(|row| ["matmul", "packed"].contains(&row.name)) {
+            for case in (row.cases)() {
+                let plan = Harness::new(&case, 1)?.plan(&profile)?;
+                let kernels = plan.steps().iter().flat_map(|step| step.dispatches()).map(|d| d.kernel());
+                entries.extend(kernels.map(|kernel| (kernel.label, kernel.entry)));
+            }
+        }
+        for entry in [
+            ("matmul", "forward_cooperative"),
+            ("matmul", "forward_cooperative_quads"),
+            ("matmul", "forward_cooperative_sums"),
+            ("matmul", "forward_cooperative_sums_quads"),
+            ("packed", "forward_cooperative"),
+            ("packed", "backward_cooperative"),
+        ] {
+            if !entries.contains(&entry) {
+                return Err(Failed::from(format!("no case runs {entry:?} with {kind:?}")));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Storage bindings whose line does not end with a shape, such as `// [rows, cols]`.

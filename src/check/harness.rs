@@ -48,7 +48,7 @@ impl Harness {
             let ty = graph.ty(y).clone();
             let dy = graph.input(&format!("dy{i}"), ty.clone())?;
             let random = random_array(&ty.shape, seed + 100 + i as u64);
-            given.insert(dy, if case.is_halved { random.map(|x| f16::from_f64(x).to_f64()) } else { random });
+            given.insert(dy, if case.is_rounded { random.map(|x| f16::from_f64(x).to_f64()) } else { random });
             let product = graph.mul(&format!("loss{i}"), y, dy)?;
             let part = graph.sum(&format!("loss{i}.sum"), product)?;
             loss = Some(match loss {

@@ -10,12 +10,12 @@ use crate::error::{Error, Result};
 use crate::kernel::{Bound, Kernel};
 use crate::ops::Case;
 use crate::plan::Plan;
-use crate::profile::{AdapterClass, Profile};
+use crate::profile::{AdapterClass, Cooperative, Profile};
 use crate::reference::nmse;
 
 /// Runs every case on `gpu`, forward and backward, and compares outputs and gradients with the reference, within the
-/// case's tolerance. Each run is checked for writes past any tensor and for elements that are never written, and
-/// repeated to see whether it gives the same bits.
+/// case's tolerance. Kernels on cooperative matrices of f16 get inputs that are f16 numbers. Each run is checked for
+/// writes past any tensor and for elements that are never written, and repeated to see whether it gives the same bits.
 ///
 /// Each case runs with each of [`profiles`](super::profiles), and if the op is
 /// [elementwise](crate::ops::Op::elementwise), once more in one kernel with its neighbours. The first variant of an op
@@ -35,14 +35,10 @@ pub fn kernels(gpu: &Gpu, cases: &[Case]) -> Result<(), Failures> {
     runs.failures.into_result()
 }
 
-/// What a product of inputs that are rounded to f16 may be off, as cooperative matrices may have them: each rounding is
-/// off by 2^-12 at most, and the mean square of two is a fifth of this.
-const F16_NMSE: f64 = 2e-7;
-
-/// What the results of a case may be off on such an adapter.
+/// What the results of a case may be off with this profile, where cooperative matrices may round its data to f16.
 pub fn tolerance(case: &Case, profile: &Profile) -> f64 {
     match profile.cooperative {
-        Some(kind) if kind.is_f16() => case.nmse.max(F16_NMSE),
+        Some(kind) if kind.is_f16() => case.nmse.max(case.matrix_nmse),
         _ => case.nmse,
     }
 }
@@ -113,6 +109,21 @@ struct Expected<'a> {
     want: Vec<Array>,
 }
 
+impl<'a> Expected<'a> {
+    fn of(case: &'a Case) -> Result<Self> {
+        let harness = Harness::new(case, 1)?;
+        let want = harness.reference()?;
+        Ok(Expected { case, harness, want })
+    }
+}
+
+/// Whether a plan has kernels on cooperative matrices of f16, to which other numbers are rounded.
+fn needs_rounding(plan: &Plan, target: &Target) -> bool {
+    let matrices = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+    let is_f16 = target.profile.cooperative.is_some_and(Cooperative::is_f16);
+    is_f16 && kernels_of(plan).any(|kernel| kernel.features().contains(matrices))
+}
+
 /// Runs on a device, and what was wrong with them.
 struct Runs<'a> {
     gpu: &'a Gpu,
@@ -123,16 +134,22 @@ struct Runs<'a> {
 impl Runs<'_> {
     /// Runs case `index` in all ways that are not known from other cases.
     fn whole(&mut self, case: &Case, index: usize) -> Result<()> {
-        let harness = Harness::new(case, 1)?;
-        let want = harness.reference()?;
-        let expected = Expected { case, harness, want };
+        let expected = Expected::of(case)?;
+        let (rounded, mut on_matrices) = (case.rounded(), None);
         for target in expected.harness.targets(self.gpu)? {
             if !self.seen.wants(index, &target) {
                 continue;
             }
-            self.run(&expected, &target);
+            let expected = match needs_rounding(&expected.harness.plan(&target.profile)?, &target) {
+                true => match on_matrices {
+                    Some(ref expected) => expected,
+                    None => on_matrices.insert(Expected::of(&rounded)?),
+                },
+                false => &expected,
+            };
+            self.run(expected, &target);
             if target.variant == 0 {
-                self.otherwise(&expected, &target)?;
+                self.otherwise(expected, &target)?;
             }
         }
         Ok(())
@@ -197,7 +214,7 @@ impl Runs<'_> {
             self.failures.push(case, target, e);
         }
         let got = harness.read_blocking(guarded.executable())?;
-        let allowed = tolerance(case, &target.profile);
+        let allowed = case.nmse;
         for ((value, got), want) in harness.wanted().into_iter().zip(&got).zip(want) {
             let error = nmse(got, &want.data);
             if !error.is_nan() && error <= allowed {
