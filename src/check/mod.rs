@@ -99,10 +99,6 @@ pub fn kernels(gpu: &Gpu, cases: &[Case]) -> Result<(), Failures> {
     failures.into_result()
 }
 
-/// What a product of inputs that are rounded to f16 may be off, as cooperative matrices may have them: each rounding is
-/// off by 2^-12 at most, and the mean square of two is a fifth of this.
-const F16_NMSE: f64 = 2e-7;
-
 type Subgroups = Option<[u32; 2]>;
 
 /// What has run so far, to choose what else need not.
@@ -195,7 +191,7 @@ fn run_target(
     }
     let got = harness.read_blocking(guarded.executable())?;
     let allowed = match target.profile.cooperative {
-        Some(kind) if kind.is_f16() => case.nmse.max(F16_NMSE),
+        Some(kind) if kind.is_f16() => case.nmse.max(case.rounded),
         _ => case.nmse,
     };
     for ((value, got), want) in harness.wanted().into_iter().zip(&got).zip(want) {
