@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Source, Value, Vjp};
 use crate::ops::fill::Fill;
 use crate::ops::residual_add::ResidualAdd;
-use crate::tensor::{DType, TensorType};
+use crate::tensor::TensorType;
 
 impl Graph {
     /// Adds the nodes that compute the gradient of `loss` with respect to each of `wrt`, and returns those gradients.
@@ -107,7 +107,7 @@ impl Graph {
             }
             let Some(new) = cotangent else {
                 // Integers have no gradient; whoever asks for it is told so at the end.
-                if zeros.contains(&i) || self.ty(input).dtype != DType::F32 {
+                if zeros.contains(&i) || !self.ty(input).dtype.is_float() {
                     continue;
                 }
                 let message = format!(
@@ -118,7 +118,7 @@ impl Graph {
                 return Err(self.wrong_vjp(&node, op.name(), message));
             };
             self.check_values(&[new], |_| format!("`{}`: the gradient that op {} gave", node.name, op.name()))?;
-            if self.ty(new) != self.ty(input) {
+            if self.ty(new).computed() != self.ty(input).computed() {
                 return Err(Error::Graph(format!(
                     "`{}`: op {} gave a gradient of {} for input `{}` of {}",
                     node.name,

@@ -7,14 +7,21 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::{Error, Result};
 
-/// Element type of a tensor. Both types take four bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Element type of a tensor: how it is stored. Kernels compute in f32, whatever the type of floats in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum DType {
     /// 32-bit float.
     F32,
+    /// 16-bit float: half the memory and traffic, 11 bits of precision, and values up to 65504; larger ones become
+    /// infinite. Kernels convert it as they load and store, and sum in f32. It needs nothing of a device: without 16-bit
+    /// floats in shaders, kernels unpack pairs.
+    F16,
     /// 32-bit unsigned integer: token ids, seeds.
     U32,
 }
@@ -22,7 +29,23 @@ pub enum DType {
 impl DType {
     /// Bytes of one element.
     pub const fn size(self) -> usize {
-        4
+        match self {
+            DType::F32 | DType::U32 => 4,
+            DType::F16 => 2,
+        }
+    }
+
+    /// Whether it is a float.
+    pub const fn is_float(self) -> bool {
+        matches!(self, DType::F32 | DType::F16)
+    }
+
+    /// The type that kernels compute in.
+    pub(crate) const fn computed(self) -> DType {
+        match self {
+            DType::F32 | DType::F16 => DType::F32,
+            DType::U32 => DType::U32,
+        }
     }
 }
 
@@ -30,6 +53,7 @@ impl fmt::Display for DType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             DType::F32 => "f32",
+            DType::F16 => "f16",
             DType::U32 => "u32",
         })
     }
@@ -152,9 +176,24 @@ impl TensorType {
         TensorType { shape: shape.into(), dtype: DType::F32 }
     }
 
+    /// An f16 tensor of this shape.
+    pub fn f16(shape: impl Into<Shape>) -> Self {
+        TensorType { shape: shape.into(), dtype: DType::F16 }
+    }
+
     /// A u32 tensor of this shape.
     pub fn u32(shape: impl Into<Shape>) -> Self {
         TensorType { shape: shape.into(), dtype: DType::U32 }
+    }
+
+    /// The same shape with other elements.
+    pub fn with_dtype(&self, dtype: DType) -> Self {
+        TensorType { shape: self.shape.clone(), dtype }
+    }
+
+    /// As kernels compute with it, however it is stored.
+    pub(crate) fn computed(&self) -> Self {
+        self.with_dtype(self.dtype.computed())
     }
 
     /// Number of elements.
@@ -170,6 +209,11 @@ impl TensorType {
     /// Bytes of the elements, without padding.
     pub fn bytes(&self) -> usize {
         self.len() * self.dtype.size()
+    }
+
+    /// Bytes of the elements in whole words, as copies have them.
+    pub(crate) fn word_bytes(&self) -> usize {
+        self.bytes().next_multiple_of(4)
     }
 
     /// Bytes of storage: [`bytes`](Self::bytes) rounded up to whole quads of 16 bytes.
@@ -190,7 +234,8 @@ impl fmt::Debug for TensorType {
     }
 }
 
-/// Host types that tensors can be read into and written from: `f32` and `u32`.
+/// Host types that tensors can be read into and written from: `f32`, `u32`, and `f16` of the crate
+/// [`half`](https://docs.rs/half).
 pub trait Element: bytemuck::Pod {
     /// The corresponding element type of tensors.
     const DTYPE: DType;
@@ -198,6 +243,10 @@ pub trait Element: bytemuck::Pod {
 
 impl Element for f32 {
     const DTYPE: DType = DType::F32;
+}
+
+impl Element for half::f16 {
+    const DTYPE: DType = DType::F16;
 }
 
 impl Element for u32 {

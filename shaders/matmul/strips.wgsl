@@ -56,28 +56,23 @@ fn block(t: u32, x0: u32, size: u32, width: u32, matrix: u32, along_k: bool) -> 
     return Block((vec4<u32>(k) + count) * size + vec4<u32>(matrix + min(x0 + 4u * x, size - 1u)), k, x);
 }
 
-// A block of the strip that starts at `k`, as quads along m, by k.
-fn load_a(source: Block, k: u32, last: u32) -> mat4x4<f32> {
+// A block of the strip that starts at `k`, as it lies in memory: quads along k, by m, or if A_TRANSPOSED
+// along m, by k.
+fn a_rows(source: Block, k: u32, last: u32) -> mat4x4<f32> {
     let at = source.at + vec4<u32>(k * select(1u, p.m, A_TRANSPOSED));
     var rows: mat4x4<f32>;
     for (var j = 0u; j < 4u; j++) { // unroll
         rows[j] = mask(a_quad(at[j], last), source.k + k + select(0u, j, A_TRANSPOSED), !A_TRANSPOSED);
     }
-    if (A_TRANSPOSED) {
-        return rows;
-    }
-    return transpose(rows);
+    return rows;
 }
 
-// The same of b: as quads along n, by k.
-fn load_b(source: Block, k: u32, last: u32) -> mat4x4<f32> {
+// The same of b: quads along n, by k, or if B_TRANSPOSED along k, by n.
+fn b_rows(source: Block, k: u32, last: u32) -> mat4x4<f32> {
     let at = source.at + vec4<u32>(k * select(p.n, 1u, B_TRANSPOSED));
     var rows: mat4x4<f32>;
     for (var j = 0u; j < 4u; j++) { // unroll
         rows[j] = mask(b_quad(at[j], last), source.k + k + select(j, 0u, B_TRANSPOSED), B_TRANSPOSED);
-    }
-    if (B_TRANSPOSED) {
-        return transpose(rows);
     }
     return rows;
 }

@@ -32,6 +32,24 @@ fn staged_block(w: Work, t: u32) -> Block {
     return block(t - A_BLOCKS, w.col0, p.n, B_WIDTH, w.matrix * p.k * p.n, B_TRANSPOSED);
 }
 
+// A block of a's strip as quads along m, by k.
+fn load_a(source: Block, k: u32, last: u32) -> mat4x4<f32> {
+    let rows = a_rows(source, k, last);
+    if (A_TRANSPOSED) {
+        return rows;
+    }
+    return transpose(rows);
+}
+
+// One of b's as quads along n, by k.
+fn load_b(source: Block, k: u32, last: u32) -> mat4x4<f32> {
+    let rows = b_rows(source, k, last);
+    if (B_TRANSPOSED) {
+        return transpose(rows);
+    }
+    return rows;
+}
+
 // [row / 4][row % 4][quad of columns]
 alias TileSums = array<array<array<vec4<f32>, TILE_QUADS>, 4>, TILE_ROWS>;
 

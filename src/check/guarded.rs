@@ -6,7 +6,7 @@ use crate::device::{ExecOptions, Executable, Gpu, Memory, SENTINEL, Tensor};
 use crate::error::{Error, Result};
 use crate::graph::Value;
 use crate::plan::Plan;
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 
 /// Bytes before and after every buffer; a binding's offset must be a multiple of this.
 const GUARD: usize = 256;
@@ -62,8 +62,13 @@ impl Guarded {
     /// Index of the first element of an output that the last step did not write.
     pub fn unwritten_blocking(&self, output: Value) -> Result<Option<usize>> {
         let tensor = self.exec.tensor(output)?;
-        let words = words_blocking(self.exec.gpu(), tensor.buffer(), tensor.offset(), tensor.ty().len())?;
-        Ok(words.iter().position(|w| *w == SENTINEL))
+        let ty = tensor.ty();
+        let words = words_blocking(self.exec.gpu(), tensor.buffer(), tensor.offset(), ty.word_bytes() / 4)?;
+        let half = |i: usize| (words[i / 2] ^ SENTINEL) >> (16 * (i % 2)) & 0xffff;
+        Ok(match ty.dtype {
+            DType::F16 => (0..ty.len()).find(|&i| half(i) == 0),
+            DType::F32 | DType::U32 => words.iter().position(|w| *w == SENTINEL),
+        })
     }
 }
 

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
+use half::f16;
+
 use super::guarded::Guarded;
 use crate::array::Array;
 use crate::device::{ExecOptions, Executable, Gpu};
@@ -45,7 +47,8 @@ impl Harness {
         for (i, &y) in outputs.iter().take(case.main_outputs).enumerate() {
             let ty = graph.ty(y).clone();
             let dy = graph.input(&format!("dy{i}"), ty.clone())?;
-            given.insert(dy, random_array(&ty.shape, seed + 100 + i as u64));
+            let random = random_array(&ty.shape, seed + 100 + i as u64);
+            given.insert(dy, if case.is_halved { random.map(|x| f16::from_f64(x).to_f64()) } else { random });
             let product = graph.mul(&format!("loss{i}"), y, dy)?;
             let part = graph.sum(&format!("loss{i}.sum"), product)?;
             loss = Some(match loss {
@@ -59,6 +62,11 @@ impl Harness {
                 inputs.iter().copied().enumerate().filter(|(i, _)| case.inputs[*i].grad).collect();
             let values: Vec<Value> = wrt.iter().map(|(_, v)| *v).collect();
             let computed = graph.gradients(loss, &values)?;
+            // Each as its input is.
+            for (_, &gradient) in wrt.iter().zip(&computed).filter(|((i, _), _)| case.inputs[*i].ty.dtype == DType::F16)
+            {
+                store_halved(&mut graph, gradient)?;
+            }
             gradients = (wrt.into_iter().zip(computed))
                 .map(|((index, input), gradient)| Gradient { index, input, gradient })
                 .collect();
@@ -179,6 +187,12 @@ impl Harness {
     }
 }
 
+/// Stores a gradient in f16, if an op computes it.
+fn store_halved(graph: &mut Graph, gradient: Value) -> Result<()> {
+    let computed = graph.nodes()[gradient.node()].op().is_some_and(|op| !op.is_view());
+    if computed { graph.store_as(gradient, DType::F16) } else { Ok(()) }
+}
+
 /// What a case runs with: a profile, which names the variants of ops.
 #[derive(Clone, Debug)]
 pub struct Target {
@@ -189,17 +203,26 @@ pub struct Target {
     pub(super) variants: Vec<String>,
     /// Whether elementwise ops are computed in one kernel with their neighbours.
     pub(super) fused: bool,
+    /// Whether floats are stored in f16.
+    pub(super) halved: bool,
 }
 
 impl Target {
     /// The first variants.
     pub(super) fn of(profile: Profile) -> Target {
-        Target { profile, variant: 0, variants: vec![], fused: false }
+        Target { profile, variant: 0, variants: vec![], fused: false, halved: false }
     }
 
     /// The variants of the case's ops that have several.
     pub fn variants(&self) -> &[String] {
         &self.variants
+    }
+
+    /// The same with tensors in f16, or as pairs in words, as devices without 16-bit floats in shaders have them. `None`
+    /// if this device has them as words in any case, and they are not to be.
+    pub(super) fn halved(&self, in_words: bool) -> Option<Target> {
+        let profile = Profile { shader_f16: !in_words, ..self.profile.clone() };
+        (in_words || !self.profile.f16_in_words()).then(|| Target { profile, halved: true, ..self.clone() })
     }
 
     /// The same with no more than `wgpu::Limits::downlevel_defaults` offers.
@@ -223,12 +246,16 @@ impl Target {
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Profile { class, subgroups, cooperative, max_storage_buffers, max_workgroups, .. } = &self.profile;
+        let Profile { class, subgroups, shader_f16, cooperative, max_storage_buffers, max_workgroups, .. } =
+            &self.profile;
         write!(f, "kernels for {class:?} adapters, ")?;
         match subgroups {
             Some([min, max]) if min == max => write!(f, "subgroups of {min}")?,
             Some([min, max]) => write!(f, "subgroups of {min} to {max}")?,
             None => write!(f, "no subgroups")?,
+        }
+        if self.halved {
+            write!(f, ", tensors in f16{}", if *shader_f16 { "" } else { " in words" })?;
         }
         if let Some(kind) = cooperative {
             write!(f, ", cooperative matrices of {kind:?}")?;
@@ -276,6 +303,7 @@ pub fn with_loops(mut plan: Plan) -> Plan {
 pub fn write(exec: &Executable, value: Value, array: &Array) -> Result<()> {
     match exec.tensor(value)?.ty().dtype {
         DType::F32 => exec.write(value, &array.data.iter().map(|&x| x as f32).collect::<Vec<_>>()),
+        DType::F16 => exec.write(value, &array.data.iter().map(|&x| f16::from_f64(x)).collect::<Vec<_>>()),
         DType::U32 => exec.write(value, &array.data.iter().map(|&x| x as u32).collect::<Vec<_>>()),
     }
 }
@@ -284,6 +312,7 @@ pub fn write(exec: &Executable, value: Value, array: &Array) -> Result<()> {
 pub fn read_blocking(exec: &Executable, value: Value) -> Result<Vec<f32>> {
     match exec.tensor(value)?.ty().dtype {
         DType::F32 => exec.read_blocking(value),
+        DType::F16 => Ok(exec.read_blocking::<f16>(value)?.iter().map(|&x| x.to_f32()).collect()),
         DType::U32 => Ok(exec.read_blocking::<u32>(value)?.iter().map(|&x| x as f32).collect()),
     }
 }

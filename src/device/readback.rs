@@ -60,7 +60,7 @@ impl Readback {
         from: Result<(&wgpu::Buffer, u64)>,
         ty: TensorType,
     ) -> Self {
-        let record = |from| gpu.guarded(|| Ok(Mapping::record(gpu, encoder, from, ty.bytes() as u64)));
+        let record = |from| gpu.guarded(|| Ok(Mapping::record(gpu, encoder, from, ty.word_bytes() as u64)));
         let staging = from.and_then(record);
         Readback { gpu: gpu.clone(), ty, staging }
     }
@@ -114,7 +114,7 @@ impl Readback {
         let mapping = std::mem::replace(&mut self.staging, Err(over))?;
         let failed = |e: String| self.gpu.error(format!("reading {} back: {e}", self.ty));
         match arrived {
-            Some(Ok(())) => mapping.copy_out().map_err(failed),
+            Some(Ok(())) => mapping.copy_out(self.ty.bytes()).map_err(failed),
             Some(Err(e)) => Err(failed(e.to_string())),
             None => Err(failed("the encoder that copies it was not submitted".into())),
         }
@@ -171,10 +171,10 @@ impl Mapping {
         Mapping { buffer, pool, mapped }
     }
 
-    fn copy_out<T: Element>(&self) -> Result<Vec<T>, String> {
+    fn copy_out<T: Element>(&self, bytes: usize) -> Result<Vec<T>, String> {
         let view = self.buffer.get_mapped_range(..).map_err(|e| e.to_string())?;
         // `pod_collect_to_vec` accepts a mapping that is not aligned for T.
-        let data = bytemuck::pod_collect_to_vec(&view[..]);
+        let data = bytemuck::pod_collect_to_vec(&view[..bytes.min(view.len())]);
         drop(view);
         put(&self.pool, self.buffer.clone());
         Ok(data)

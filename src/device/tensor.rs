@@ -1,5 +1,6 @@
 //! Tensors in GPU memory.
 
+use std::borrow::Cow;
 use std::fmt::Display;
 
 use super::gpu::{Gpu, Home, TENSOR_USAGES};
@@ -98,14 +99,14 @@ impl Tensor {
     /// Queues a write of all elements, to happen before the next submit. Does not wait.
     pub fn write<T: Element>(&self, gpu: &Gpu, data: &[T]) -> Result<()> {
         self.expect(gpu, data)?;
-        gpu.write(&self.buffer, self.offset, bytemuck::cast_slice(data))
+        gpu.write(&self.buffer, self.offset, &words(data))
     }
 
     /// Records a write of all elements into `encoder`: what is recorded after it sees the new data. The bytes go
     /// through recycled staging buffers, so repeated writes allocate nothing.
     pub fn record_write<T: Element>(&self, gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, data: &[T]) -> Result<()> {
         self.expect(gpu, data)?;
-        readback::upload(gpu, encoder, &self.buffer, self.offset, bytemuck::cast_slice(data))
+        readback::upload(gpu, encoder, &self.buffer, self.offset, &words(data))
     }
 
     fn expect<T: Element>(&self, gpu: &Gpu, data: &[T]) -> Result<()> {
@@ -138,5 +139,14 @@ impl Tensor {
     /// [`read`](Self::read), waiting for the GPU.
     pub fn read_blocking<T: Element>(&self, gpu: &Gpu) -> Result<Vec<T>> {
         gpu.run_blocking(self.read(gpu))
+    }
+}
+
+/// The bytes of elements, filled up to whole words, which is what can be copied.
+pub(super) fn words<T: Element>(data: &[T]) -> Cow<'_, [u8]> {
+    let bytes: &[u8] = bytemuck::cast_slice(data);
+    match bytes.len() % 4 {
+        0 => Cow::Borrowed(bytes),
+        rest => Cow::Owned([bytes, &[0; 4][rest..]].concat()),
     }
 }

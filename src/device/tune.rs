@@ -15,6 +15,8 @@ use super::exec::{ExecOptions, Executable};
 use super::gpu::Gpu;
 use super::ticks::LONGEST;
 use super::timeline::{Clock, Timeline};
+use half::f16;
+
 use crate::error::{Error, Result, quoted};
 use crate::files::write_atomically;
 use crate::hash::fnv1a;
@@ -261,9 +263,11 @@ fn least(rounds: &[Vec<Option<Timeline>>]) -> Option<Vec<f64>> {
 /// and stay zero.
 fn fill(exec: &Executable) -> Result<()> {
     for (seed, external) in exec.plan().externals.iter().enumerate() {
-        if external.ty.dtype == DType::F32 {
-            let data = random_array(&Shape::from([external.ty.len()]), seed as u64).data;
-            exec.write(external.value, &data.iter().map(|&x| x as f32).collect::<Vec<_>>())?;
+        let data = || random_array(&Shape::from([external.ty.len()]), seed as u64).data.into_iter();
+        match external.ty.dtype {
+            DType::F32 => exec.write(external.value, &data().map(|x| x as f32).collect::<Vec<_>>())?,
+            DType::F16 => exec.write(external.value, &data().map(f16::from_f64).collect::<Vec<_>>())?,
+            DType::U32 => {}
         }
     }
     Ok(())

@@ -10,15 +10,15 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::tensor::{Shape, TensorType};
+use crate::tensor::{DType, Shape, TensorType};
 
 mod init;
 mod op;
 mod value;
 
 pub use init::ParamInit;
-pub(crate) use op::check_outputs;
 pub use op::{Kept, Op, Operand, Part, Recomputed, Vjp};
+pub(crate) use op::{check_outputs, infer};
 use value::Lineage;
 pub(crate) use value::Names;
 pub use value::Value;
@@ -251,7 +251,7 @@ impl Graph {
         }
         let types: Vec<TensorType> = inputs.iter().map(|&v| self.ty(v).clone()).collect();
         let err = |message| Error::node(&name, op.name(), message, &types);
-        let outputs = op.infer(&types).map_err(err)?;
+        let outputs = op::stored(op.as_ref(), &types, op::infer(op.as_ref(), &types).map_err(err)?);
         if let Some(problem) = outputs.iter().find_map(|t| t.shape.problem()) {
             return Err(err(problem));
         }
@@ -261,6 +261,76 @@ impl Graph {
         let name = self.free_name(name);
         let node = self.push(Node { name, source: Source::Op(op), inputs: inputs.to_vec(), outputs });
         Ok((0..n).map(|output| self.value(node, output)).collect())
+    }
+
+    /// Stores a value that an op computes as this type of floats. Its shapes and gradients stay the same, and so does what
+    /// kernels do, which compute in f32: they convert as they store it and as they load it.
+    ///
+    /// Results are f32 unless you say otherwise, or they take the place of a tensor that is not. Use f16 for large
+    /// tensors that are written and read again: it halves their memory and traffic, for 11 bits of precision and values
+    /// up to 65504. To convert an input or parameter, there is [`cast`](Self::cast).
+    ///
+    /// ```
+    /// use throughline::{AdapterClass, DType, Graph, Plan, Profile, TensorType};
+    /// let mut g = Graph::new();
+    /// let x = g.input("x", TensorType::f32([64, 256]))?;
+    /// let up = g.param("up", [256, 1024])?;
+    /// let wide = g.matmul("wide", x, up)?;
+    /// g.store_as(wide, DType::F16)?;
+    /// assert_eq!(g.ty(wide).to_string(), "f16[64, 1024]");
+    /// let down = g.param("down", [1024, 256])?;
+    /// let y = g.matmul("y", wide, down)?; // f32 again
+    /// let plan = Plan::new(&g, &[y], &Profile::portable(AdapterClass::Gpu))?;
+    /// assert_eq!(plan.buffers()[0].bytes, 2 * 64 * 1024);
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Graph`] if the value is no float, is not computed by an op, is the storage of another value in a new
+    /// shape, or is to be left in a state of another type.
+    pub fn store_as(&mut self, value: Value, dtype: DType) -> Result<()> {
+        self.check_values(&[value], |_| "store_as: the value".into())?;
+        let (node, ty) = (self.node(value.node()), self.ty(value));
+        let problem = match &node.source {
+            _ if !ty.dtype.is_float() || !dtype.is_float() => Some("only floats are stored as other floats"),
+            Source::Op(op) if op.is_view() => Some("it has the storage of its input: store that"),
+            Source::Op(_) => None,
+            _ => Some("only what an op computes is: give it this type as you add it, or use `Graph::cast`"),
+        };
+        if let Some(problem) = problem {
+            return Err(Error::Graph(format!("`{}`, {ty}, cannot be stored as {dtype}: {problem}", node.name)));
+        }
+        let shared = self.sharing(value);
+        if let Some(&(_, state)) = self.stores.iter().find(|(v, s)| shared.contains(v) && self.ty(*s).dtype != dtype) {
+            let (name, state) = (&node.name, self.name(state));
+            return Err(Error::Graph(format!(
+                "`{name}` cannot be stored as {dtype}: a step leaves it in `{state}`, which is {}",
+                ty.dtype
+            )));
+        }
+        self.set_dtype(value, dtype);
+        Ok(())
+    }
+
+    /// The value, and all views that share its storage.
+    fn sharing(&self, value: Value) -> Vec<Value> {
+        let mut shared = vec![value];
+        for id in value.node() + 1..self.nodes.len() {
+            let node = &self.nodes[id];
+            let is_view = node.op().is_some_and(|op| op.is_view());
+            if is_view && node.inputs.first().is_some_and(|input| shared.contains(input)) {
+                shared.push(self.value(id, 0));
+            }
+        }
+        shared
+    }
+
+    /// Sets the type of a value, and of all that shares its storage.
+    pub(crate) fn set_dtype(&mut self, value: Value, dtype: DType) {
+        for value in self.sharing(value) {
+            self.nodes[value.node()].outputs[value.output()].dtype = dtype;
+        }
     }
 
     /// Runs `f` with `scope.` prepended to every name.

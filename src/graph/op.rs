@@ -83,6 +83,9 @@ pub trait Op: Any + Debug + Send + Sync {
 
     /// Types of the outputs, or what is wrong with the inputs. The graph adds the name of the node and the types of its
     /// inputs to the message.
+    ///
+    /// These are the types that the op computes with. Floats are f32 here, and in WGSL, also where a graph
+    /// [stores](Graph::store_as) them in f16: the planner rewrites loads and stores.
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String>;
 
     /// Adds the nodes of the vector-Jacobian product: reads `cx.dy`, and calls `cx.set` for each input that `cx.needs`.
@@ -200,6 +203,9 @@ pub trait Op: Any + Debug + Send + Sync {
     ///
     /// Plans that [recompute](crate::Plan::recomputing) do so rather than keep the output from forward to backward.
     /// Other outputs are made again, if memory is short, by running the whole op.
+    ///
+    /// If it is made from another output of the op, and that is stored in f16, the op itself must make it from what it
+    /// has stored, too: [`Launch::outputs`] has the types.
     fn recomputed(&self, _output: usize, _inputs: &[TensorType]) -> Option<Recomputed> {
         None
     }
@@ -245,12 +251,20 @@ pub trait Op: Any + Debug + Send + Sync {
     /// By default this is known of [elementwise](Self::elementwise) ops.
     fn by_rows(&self, inputs: &[TensorType]) -> Option<Vec<usize>> {
         self.elementwise()?;
-        let outputs = self.infer(inputs).ok()?;
+        let computed: Vec<TensorType> = inputs.iter().map(TensorType::computed).collect();
+        let outputs = self.infer(&computed).ok()?;
         let [y] = &outputs[..] else { return None };
         let is_whole = |x: &TensorType| x.shape.rank() == y.shape.rank() && x.shape.lead() == y.shape.lead();
         let repeats = |x: &TensorType| x.len() == 1 || x.shape.dims() == [y.shape.cols()];
         let known = inputs.iter().all(|x| is_whole(x) || repeats(x));
         known.then(|| (0..inputs.len()).filter(|&i| is_whole(&inputs[i])).collect())
+    }
+
+    /// Whether an output is stored in f32 in [mixed precision](crate::Precision), too: because it is a sum or another
+    /// statistic that is worth the precision, or because it may exceed what f16 holds, as powers and exponentials do.
+    /// Vectors and single numbers stay f32 without this.
+    fn stays_f32(&self, _output: usize) -> bool {
+        false
     }
 
     /// Whether the output is the input's storage in another shape, so that no kernel runs.
@@ -399,6 +413,24 @@ impl Vjp<'_> {
     }
 }
 
+/// The types of an op's outputs, as it computes them: however floats are stored, ops see f32.
+pub(crate) fn infer(op: &dyn Op, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+    let computed: Vec<TensorType> = inputs.iter().map(TensorType::computed).collect();
+    op.infer(&computed)
+}
+
+/// The types that the outputs of a new node are stored in: an output that starts as an input, or is its storage, as that
+/// one.
+pub(crate) fn stored(op: &dyn Op, inputs: &[TensorType], mut outputs: Vec<TensorType>) -> Vec<TensorType> {
+    for (o, output) in outputs.iter_mut().enumerate() {
+        let from = if op.is_view() { Some(0) } else { op.starts_as(o) };
+        if let Some(input) = from.and_then(|i| inputs.get(i)).filter(|input| input.computed().dtype == output.dtype) {
+            output.dtype = input.dtype;
+        }
+    }
+    outputs
+}
+
 /// Whether an op with these inputs and outputs is one that can be planned: it has outputs, and what it says of their
 /// storage is possible.
 pub(crate) fn check_outputs(op: &dyn Op, inputs: &[TensorType], outputs: &[TensorType]) -> Result<(), String> {
@@ -414,7 +446,7 @@ pub(crate) fn check_outputs(op: &dyn Op, inputs: &[TensorType], outputs: &[Tenso
     for (o, output) in outputs.iter().enumerate() {
         let Some(i) = op.starts_as(o) else { continue };
         match inputs.get(i) {
-            Some(input) if input.bytes() == output.bytes() => {}
+            Some(input) if input.computed().bytes() == output.computed().bytes() => {}
             Some(input) => return Err(format!("output {o}, {output}, cannot start as input {i}, {input}")),
             None => return Err(format!("output {o} starts as input {i}, but the inputs are only {}", inputs.len())),
         }

@@ -12,6 +12,7 @@
 use std::any::TypeId;
 use std::borrow::Cow;
 
+use super::halves::{self, Halves};
 use super::merge::{self, Bound};
 use super::unroll::{is_marked, unroll};
 use super::wgsl::Module;
@@ -40,6 +41,8 @@ pub struct Kernel {
     /// What becomes of the file's storage bindings 1, 2, ...; empty if they stay as they are.
     pub merged: Vec<Bound>,
     trust: Trust,
+    /// Which of the file's storage bindings are tensors of f16.
+    halves: Halves,
     /// Whether marked loops are written out.
     unrolled: bool,
 }
@@ -59,8 +62,8 @@ enum Trust {
 impl Kernel {
     /// A kernel with the knobs as written in the file and all checks on.
     pub fn new(label: &'static str, source: impl Into<Cow<'static, str>>, entry: &'static str) -> Self {
-        let (knobs, merged) = Default::default();
-        Kernel { label, source: source.into(), entry, knobs, merged, trust: Trust::Checked, unrolled: false }
+        let (knobs, merged, halves) = Default::default();
+        Kernel { label, source: source.into(), entry, knobs, merged, trust: Trust::Checked, halves, unrolled: false }
     }
 
     /// Whether it runs without injected bounds checks and loop bounds. Only a [plan](crate::Plan) has such kernels, and
@@ -106,6 +109,23 @@ impl Kernel {
         self
     }
 
+    /// With these of its storage bindings as tensors of f16.
+    pub(crate) fn with_halves(mut self, halves: Halves) -> Self {
+        self.halves = halves;
+        self
+    }
+
+    /// Whether an op of this crate made it.
+    pub(crate) fn is_of_table(&self) -> bool {
+        self.trust != Trust::Checked
+    }
+
+    /// Whether some of its storage bindings are tensors of f16.
+    #[cfg(feature = "check")]
+    pub(crate) fn has_halves(&self) -> bool {
+        !self.halves.bindings.is_empty()
+    }
+
     /// Sets a knob. A knob that the file does not declare is an error of [`wgsl`](Self::wgsl).
     pub fn knob(mut self, name: &'static str, value: impl KnobValue) -> Self {
         self.knobs.push((name, value.wgsl()));
@@ -117,9 +137,9 @@ impl Kernel {
     /// # Errors
     ///
     /// [`Error::Kernel`] names a knob that the file does not declare, a loop that cannot be unrolled, or the part of the
-    /// text that keeps bindings from being merged.
+    /// text that keeps bindings from being merged or stored in f16.
     pub fn wgsl(&self) -> Result<String> {
-        let mut text = self.with_knobs()?;
+        let mut text = self.as_stored()?;
         if self.unrolled {
             text = unroll(&text).map_err(|message| self.error(message))?;
         }
@@ -131,6 +151,15 @@ impl Kernel {
 
     pub(crate) fn error(&self, message: String) -> Error {
         Error::Kernel { kernel: self.label.into(), message }
+    }
+
+    /// The WGSL with knobs set, and with bindings of the types that tensors are stored in.
+    pub(crate) fn as_stored(&self) -> Result<String> {
+        let text = self.with_knobs()?;
+        match self.halves.bindings[..] {
+            [] => Ok(text),
+            _ => halves::rewrite(&text, self.entry, &self.halves).map_err(|message| self.error(message)),
+        }
     }
 
     /// The WGSL with knobs set, and with the file's own bindings.
@@ -155,14 +184,14 @@ impl Kernel {
         if module.enables("wgpu_cooperative_matrix") {
             features |= Cooperative::F32.features();
         }
-        if module.enables("f16") {
+        if module.enables("f16") || !self.halves.bindings.is_empty() && !self.halves.in_words {
             features |= wgpu::Features::SHADER_F16;
         }
         features
     }
 
     /// The kernel in the form `label.entry[KNOB=value ...]`, for plans and profiles. What became of merged bindings
-    /// follows a `|`.
+    /// follows a `|`, and what is stored in f16 an `f16:`.
     pub fn describe(&self) -> String {
         let bound = |b: &Bound| match b {
             Bound::Alone(n) => n.to_string(),
@@ -170,6 +199,10 @@ impl Kernel {
             Bound::Zero => "none".into(),
         };
         let mut all: Vec<String> = self.knobs.iter().map(|(n, v)| format!("{n}={v}")).collect();
+        if !self.halves.bindings.is_empty() {
+            let numbers = self.halves.bindings.iter().map(u32::to_string).collect::<Vec<_>>();
+            all.push(format!("f16: {}", numbers.join(", ")));
+        }
         if !self.merged.is_empty() {
             all.push(format!("| {}", self.merged.iter().map(bound).collect::<Vec<_>>().join(", ")));
         }

@@ -5,6 +5,7 @@
 
 mod elementwise;
 mod gemv;
+mod halves;
 mod knobs;
 pub(crate) mod merge;
 mod numbered;
@@ -17,6 +18,7 @@ pub(crate) mod wgsl;
 pub use elementwise::Elementwise;
 pub(crate) use gemv::FEW_ROWS;
 pub use gemv::{Gemv, OnRead};
+pub(crate) use halves::Halves;
 pub use knobs::{Kernel, KnobValue};
 pub use merge::Bound;
 pub(crate) use numbered::suffixed;

@@ -197,7 +197,7 @@ impl Trial<'_> {
         let numbers = |seed: u64| {
             let mut rng = Rng::new(&[seed, value.node() as u64, value.output() as u64]);
             let mut number = || match ty.dtype {
-                DType::F32 => least + 2.0 * rng.uniform(),
+                DType::F32 | DType::F16 => least + 2.0 * rng.uniform(),
                 _ => rng.below(4) as f64,
             };
             (0..ty.len()).map(|_| number()).collect::<Vec<f64>>()

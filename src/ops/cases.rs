@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use half::f16;
+
 use crate::array::Array;
 use crate::error::Result;
 use crate::format::Packed;
 use crate::graph::{Graph, Op, Value};
 use crate::rng::Rng;
-use crate::tensor::{Shape, TensorType};
+use crate::tensor::{DType, Shape, TensorType};
 
 /// One row of the table: everything that documentation, tests and benchmarks need to know about an op.
 #[derive(Clone, Copy, Debug)]
@@ -67,9 +69,16 @@ pub struct Case {
     /// Bound on the normalised mean squared error, `sum((got - want)^2) / sum(want^2)`, of outputs and gradients
     /// against the f64 reference. 1e-7 unless the row gives a reason.
     pub nmse: f64,
-    /// The same bound where kernels round what they multiply to f16, as on cooperative matrices: at least `nmse`, and 2e-7
-    /// unless the row gives a reason: a rounding is off by 2^-11 of the number at most, and the mean square of two is 8e-8.
-    pub rounded: f64,
+    /// The same where kernels round what they multiply to f16, as those on cooperative matrices do: the bound if it is more
+    /// than the other. 2e-7 unless the row gives a reason: a rounding is off by 2^-11 of the number at most, and the mean
+    /// square of two is 8e-8.
+    pub rounded_nmse: f64,
+    /// The same with tensors stored in f16: see [`halved`](Self::halved). 1e-6 unless the row gives a reason.
+    pub half_nmse: f64,
+    /// Inputs that stay f32 then, by index: settings and statistics that f16 cannot hold.
+    pub always_f32: Vec<usize>,
+    /// Whether results are stored in f16.
+    pub(crate) is_halved: bool,
     /// How many of the outputs, counted from the first, a loss may depend on. Side outputs such as `rstd` have no
     /// gradient.
     pub main_outputs: usize,
@@ -82,7 +91,17 @@ impl Case {
             .iter()
             .map(|&s| InputSpec { ty: TensorType::f32(s), fill: InputFill::Normal(1.0), grad: true })
             .collect();
-        Case { name: name.into(), op: Arc::new(op), inputs, nmse: 1e-7, rounded: 2e-7, main_outputs: 1 }
+        Case {
+            name: name.into(),
+            op: Arc::new(op),
+            inputs,
+            nmse: 1e-7,
+            rounded_nmse: 2e-7,
+            half_nmse: 1e-6,
+            always_f32: vec![],
+            is_halved: false,
+            main_outputs: 1,
+        }
     }
 
     /// Appends a u32 input of this shape with values below `n`.
@@ -113,6 +132,17 @@ impl Case {
         self
     }
 
+    /// Gives input `i` another shape and other data.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such input.
+    pub fn input(mut self, i: usize, shape: &[usize], fill: InputFill) -> Self {
+        self.inputs[i] =
+            InputSpec { ty: TensorType { shape: shape.into(), ..self.inputs[i].ty.clone() }, fill, ..self.inputs[i] };
+        self
+    }
+
     /// Leaves the gradient of input `i` unchecked, because the op does not define one.
     ///
     /// # Panics
@@ -129,10 +159,44 @@ impl Case {
         self
     }
 
-    /// Sets another tolerance where products are rounded to f16. Give the reason in the row.
-    pub fn rounded(mut self, nmse: f64) -> Self {
-        self.rounded = nmse;
+    /// Sets another tolerance for kernels that round what they multiply to f16. Give the reason in the row.
+    pub fn rounded_tolerance(mut self, nmse: f64) -> Self {
+        self.rounded_nmse = nmse;
         self
+    }
+
+    /// Sets another tolerance for tensors in f16. Give the reason in the row.
+    pub fn half_tolerance(mut self, nmse: f64) -> Self {
+        self.half_nmse = nmse;
+        self
+    }
+
+    /// Leaves these inputs in f32 where others are stored in f16. Give the reason in the row.
+    pub fn always_f32(mut self, inputs: &[usize]) -> Self {
+        self.always_f32 = inputs.to_vec();
+        self
+    }
+
+    /// The case with tensors in f16: inputs rounded to it, outputs and gradients left in it. Statistics that are side
+    /// outputs stay f32, as they do in training. Its tolerance is [`half_nmse`](Self::half_nmse).
+    ///
+    /// ```
+    /// use throughline::ops::Case;
+    /// use throughline::ops::swiglu::SwiGlu;
+    /// let case = Case::new("127x3", SwiGlu, &[&[127, 3], &[127, 3]]);
+    /// let both = [case.halved(), case];
+    /// # #[cfg(feature = "check")]
+    /// throughline::check::op(&throughline::Gpu::headless_blocking()?, &both)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn halved(&self) -> Case {
+        let mut case = Case { is_halved: true, nmse: self.half_nmse, ..self.clone() };
+        for (i, input) in case.inputs.iter_mut().enumerate() {
+            if input.ty.dtype.is_float() && !self.always_f32.contains(&i) {
+                input.ty.dtype = DType::F16;
+            }
+        }
+        case
     }
 
     /// Marks all outputs as not differentiable: optimiser steps, norms for clipping.
@@ -141,7 +205,7 @@ impl Case {
         self
     }
 
-    /// Deterministic data for every input, rounded to f32.
+    /// Deterministic data for every input, rounded to its type.
     pub fn data(&self, seed: u64) -> Vec<Array> {
         let mut rng = Rng::new(&[seed]);
         self.inputs
@@ -149,7 +213,7 @@ impl Case {
             .map(|spec| {
                 let data = match spec.fill {
                     InputFill::Packed(matrix) => matrix.random_words(&mut rng),
-                    fill => (0..spec.ty.len()).map(|i| sample(&mut rng, fill, i)).collect(),
+                    fill => (0..spec.ty.len()).map(|i| rounded(sample(&mut rng, fill, i), spec.ty.dtype)).collect(),
                 };
                 Array::new(spec.ty.shape.clone(), data)
             })
@@ -164,6 +228,14 @@ impl Case {
             inputs.push(g.input(&format!("x{i}"), spec.ty.clone())?);
         }
         let outputs = g.op_arc("y", self.op.clone(), &inputs)?;
+        if self.is_halved && !self.op.is_view() {
+            let stored = if self.main_outputs == 0 { outputs.len() } else { self.main_outputs };
+            for &y in outputs.iter().take(stored) {
+                if g.ty(y).dtype.is_float() {
+                    g.store_as(y, DType::F16)?;
+                }
+            }
+        }
         Ok((g, inputs, outputs))
     }
 
@@ -184,6 +256,14 @@ fn sample(rng: &mut Rng, fill: InputFill, i: usize) -> f64 {
         InputFill::Packed(_) => return 0.0, // whole matrices are made by `Packed::random_words`
     };
     f64::from(x as f32)
+}
+
+/// As this type holds it.
+fn rounded(x: f64, dtype: DType) -> f64 {
+    match dtype {
+        DType::F16 => f16::from_f64(x).to_f64(),
+        DType::F32 | DType::U32 => x,
+    }
 }
 
 /// A standard normal array, rounded to f32: random cotangents for tests.

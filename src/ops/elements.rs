@@ -227,7 +227,7 @@ impl<'a> Elements<'a> {
                 Bind::ScratchIn(i) => (program.scratch.get(i), "read"),
                 Bind::Null => (None, "read"),
             };
-            let ty = ty.map_or(DType::F32, |ty| ty.dtype);
+            let ty = ty.map_or(DType::F32, |ty| ty.dtype.computed());
             let _ = writeln!(text, "@group(0) @binding({number}) var<storage, {access}> {name}: array<{ty}>;");
         }
         let _ = write!(text, "fn element(i: u32) {{\n{words}{}\n}}\n{MAIN}", self.body);

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use super::cases::{Case, Row};
 use super::checks::{expect_ids, expect_shape};
+use super::cooperative::{MatrixTile, Sources, cooperative_sources};
 use super::embedding::{expect_rows, row_of};
 use super::matmul::Matmul;
 use super::source::{LaneSource, lane_source, table_kernel};
@@ -54,11 +55,34 @@ const ROWS: &str = source!("rows.wgsl");
 const UNPACK: &str = source!("unpack.wgsl");
 const BACKWARD: &str = source!("backward.wgsl");
 const BACKWARD_TILED: &str = source!("tiles.wgsl", "tiled_backward.wgsl");
+const COOPERATIVE: Sources = cooperative_sources!(
+    "packed/decode.wgsl",
+    "packed/shared.wgsl",
+    "packed/store.wgsl",
+    "common/matrices.wgsl",
+    "packed/cooperative.wgsl"
+);
+const BACKWARD_COOPERATIVE: Sources = cooperative_sources!(
+    "packed/decode.wgsl",
+    "packed/shared.wgsl",
+    "common/matrices.wgsl",
+    "packed/cooperative_backward.wgsl"
+);
 
 pub(super) const ROW: Row = Row {
     name: "packed",
     summary: "y = x w^T + bias, and rows of w by id, with w as f16, bf16 or in ggml's blocks",
-    sources: &[LANES.plain, FEW_SOURCE.plain, TILED, ROWS, UNPACK, BACKWARD, BACKWARD_TILED],
+    sources: &[
+        LANES.plain,
+        FEW_SOURCE.plain,
+        TILED,
+        COOPERATIVE.f32,
+        ROWS,
+        UNPACK,
+        BACKWARD,
+        BACKWARD_TILED,
+        BACKWARD_COOPERATIVE.f32,
+    ],
     cases,
     bench: || {
         let case = |m, n, k, stored| linear(m, Packed { stored, n, k }, false);
@@ -250,6 +274,8 @@ pub(super) enum Tile {
     Few { group: usize, team: usize, rows: usize, cols: usize },
     /// For many rows on GPUs: rows and columns of a workgroup, and of an invocation.
     Tiled { m: usize, n: usize, rows: usize, cols: usize },
+    /// For many rows on GPUs with cooperative matrices.
+    Cooperative(MatrixTile),
 }
 
 /// Ways to compute a product or its gradient.
@@ -268,7 +294,7 @@ impl Way {
             return Self::on_software(matrix, m, profile);
         }
         let (few, tiled) = (few(matrix, m, profile), tiled(m, matrix.n, profile));
-        let enough = tiled.first().is_some_and(|tile| tile.groups([m, matrix.n]) >= ENOUGH_TILES);
+        let enough = tiled.first().is_some_and(|tile| tile.enough([m, matrix.n]));
         let tiles = match m {
             0..=FEW => few,
             _ if m > 32 => tiled,
@@ -335,6 +361,7 @@ impl Tile {
             Tile::Lanes { rows, cols, .. } => format!("{rows}x{cols}"),
             Tile::Few { group, team, rows, cols } => format!("few {team}x{} {rows}x{cols}", group / team),
             Tile::Tiled { m, n, .. } => format!("{m}x{n}"),
+            Tile::Cooperative(tile) => tile.name(),
         }
     }
 
@@ -343,7 +370,7 @@ impl Tile {
         match self {
             Tile::Lanes { group, rows, cols, .. } => [rows, group * cols],
             Tile::Few { group, team, rows, cols } => [rows, group / team * cols],
-            Tile::Tiled { m, n, .. } => [m, n],
+            Tile::Tiled { m, n, .. } | Tile::Cooperative(MatrixTile { m, n, .. }) => [m, n],
         }
     }
 
@@ -353,11 +380,21 @@ impl Tile {
         m.div_ceil(rows) * n.div_ceil(cols)
     }
 
+    /// Whether an output of this size has enough of these tiles to keep a large GPU busy.
+    fn enough(self, size: [usize; 2]) -> bool {
+        let subgroups = match self {
+            Tile::Cooperative(tile) => tile.subgroups(),
+            _ => 1,
+        };
+        self.groups(size) * subgroups >= ENOUGH_TILES
+    }
+
     fn workgroup_bytes(self) -> usize {
         match self {
             Tile::Lanes { .. } => 0,
             Tile::Few { group, rows, cols, .. } => 4 * group * rows * cols,
             Tile::Tiled { m, n, .. } => 4 * (m + n) * STRIP,
+            Tile::Cooperative(tile) => tile.workgroup_bytes(),
         }
     }
 
@@ -365,6 +402,7 @@ impl Tile {
         match self {
             Tile::Lanes { group, .. } | Tile::Few { group, .. } => group,
             Tile::Tiled { m, n, rows, cols } => m / rows * (n / cols),
+            Tile::Cooperative(tile) => tile.invocations(),
         }
     }
 
@@ -378,7 +416,7 @@ impl Tile {
         match self {
             Tile::Lanes { .. } => k / UNIT + 12,
             Tile::Few { team, .. } => (k / 8).div_ceil(team) + 12,
-            Tile::Tiled { .. } => k / STRIP + 12,
+            Tile::Tiled { .. } | Tile::Cooperative(_) => k / STRIP + 12,
         }
     }
 
@@ -394,7 +432,11 @@ impl Tile {
                 profile,
             ),
             Tile::Tiled { .. } => {
-                self.tiled(matrix.kernel::<PackedLinear>(TILED, "forward_tiled", group), matrix.stored)
+                self.tiled(matrix.kernel::<PackedLinear>(TILED, "forward_tiled", group), matrix.stored, profile)
+            }
+            Tile::Cooperative(tile) => {
+                let kernel = matrix.kernel::<PackedLinear>(tile.text(&COOPERATIVE), "forward_cooperative", group);
+                self.tiled(kernel, matrix.stored, profile)
             }
         }
     }
@@ -403,7 +445,7 @@ impl Tile {
     fn subgroup(self, profile: &Profile) -> u32 {
         match self {
             Tile::Few { team, .. } => profile.subgroup_lanes().map_or(1, |lanes| lanes.min(team as u32)),
-            Tile::Lanes { .. } | Tile::Tiled { .. } => 1,
+            Tile::Lanes { .. } | Tile::Tiled { .. } | Tile::Cooperative(_) => 1,
         }
     }
 
@@ -423,12 +465,17 @@ impl Tile {
     }
 
     /// Sets the knobs of tiles of many rows.
-    fn tiled(self, kernel: Kernel, stored: Stored) -> Kernel {
-        let Tile::Tiled { m, n, rows, cols } = self else { return kernel };
+    fn tiled(self, kernel: Kernel, stored: Stored, profile: &Profile) -> Kernel {
         // A strip is four quads.
-        let piece = piece(stored).min(4) as usize;
-        let knobs = [("TILE_M", m), ("TILE_N", n), ("TILE_ROWS", rows), ("TILE_COLS", cols), ("PIECE", piece)];
-        knobs.into_iter().fold(kernel, |kernel, (name, value)| kernel.knob(name, value as u32))
+        let kernel = kernel.knob("PIECE", piece(stored).min(4));
+        match self {
+            Tile::Tiled { m, n, rows, cols } => {
+                let knobs = [("TILE_M", m), ("TILE_N", n), ("TILE_ROWS", rows), ("TILE_COLS", cols)];
+                knobs.into_iter().fold(kernel, |kernel, (name, value)| kernel.knob(name, value as u32))
+            }
+            Tile::Cooperative(tile) => tile.knobs(kernel, profile),
+            Tile::Lanes { .. } | Tile::Few { .. } => kernel,
+        }
     }
 }
 
@@ -470,9 +517,10 @@ fn tiled(m: usize, n: usize, profile: &Profile) -> Vec<Tile> {
         [32, _] => true,
         [rows, cols] => m > rows / 2 && n > cols / 2,
     };
+    let cooperative = MatrixTile::all(profile).into_iter().map(Tile::Cooperative);
     let tiles = TILES.into_iter().map(|(m, n, rows, cols)| Tile::Tiled { m, n, rows, cols });
-    let mut tiles: Vec<Tile> = tiles.filter(|tile| tile.suits(profile) && suits(tile)).collect();
-    let good = |tile: &Tile| tile.groups([m, n]) >= ENOUGH_TILES && wastes_little(tile);
+    let mut tiles: Vec<Tile> = cooperative.chain(tiles).filter(|tile| tile.suits(profile) && suits(tile)).collect();
+    let good = |tile: &Tile| tile.enough([m, n]) && wastes_little(tile);
     let most = || (0..tiles.len()).max_by_key(|&i| tiles[i].groups([m, n]));
     let best = tiles.iter().position(good).or_else(most);
     first(&mut tiles, best);
@@ -662,9 +710,16 @@ impl Op for PackedLinearBackward {
         cx.profile.quirks.check_loops("the outer dimension", n, n / STRIP + 12)?;
         let groups = tile.groups([m, k]);
         let words = self.matrix.words(m, [k.div_ceil(tile.size()[1]), groups], [false, self.accumulate], 0);
-        let kernel = self.matrix.kernel::<Self>(BACKWARD_TILED, "backward_tiled", tile.invocations());
+        let kernel = |text, entry| self.matrix.kernel::<Self>(text, entry, tile.invocations());
+        let kernel = match tile {
+            Tile::Cooperative(t) => {
+                kernel(t.text(&BACKWARD_COOPERATIVE), "backward_cooperative").knob("B_ALONG_N", true)
+            }
+            _ => kernel(BACKWARD_TILED, "backward_tiled"),
+        };
         let binds = [Bind::In(1), Bind::In(0), Bind::Out(0)];
-        Ok(Program::one(tile.tiled(kernel, self.matrix.stored), &binds, &words, cx.profile.grid(groups)))
+        let kernel = tile.tiled(kernel, self.matrix.stored, cx.profile);
+        Ok(Program::one(kernel, &binds, &words, cx.profile.grid(groups)))
     }
 
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {

@@ -9,7 +9,7 @@ use super::rope::Rope;
 use super::slice::Slice;
 use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Op, Operand, Part, Vjp};
+use crate::graph::{Op, Operand, Part, Vjp, infer};
 use crate::kernel::{self, Bind, Dispatch, Launch, Program};
 use crate::tensor::TensorType;
 
@@ -96,7 +96,7 @@ impl Op for Together {
         }
         let output = |member: &Part| {
             let named = |e: String| format!("`{}`: {e}", member.name);
-            let mut outputs = member.op.infer(&member.types(inputs, &[])?).map_err(named)?;
+            let mut outputs = infer(member.op.as_ref(), &member.types(inputs, &[])?).map_err(named)?;
             match outputs.len() {
                 1 => Ok(outputs.remove(0)),
                 n => Err(format!("`{}` ({}) has {n} outputs, not one", member.name, member.op.name())),

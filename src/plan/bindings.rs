@@ -111,7 +111,7 @@ pub(crate) fn choose(
     max: usize,
     max_bytes: u64,
 ) -> Result<Option<Merging>> {
-    let text = kernel.with_knobs()?;
+    let text = kernel.as_stored()?;
     let module = Module::parse(&text);
     let declared = declared(&module, kernel.entry, binds.len()).map_err(|message| kernel.error(message))?;
     let zero = |i: &usize| binds[*i].is_none() && !declared[*i].writes && declared[*i].element.is_some();

@@ -98,7 +98,7 @@ impl<'a> Search<'a> {
         for id in (0..self.nodes.len()).filter(|&id| self.can_join[id]).collect::<Vec<_>>() {
             let before: BTreeSet<usize> = self.nodes[id].inputs.iter().map(|v| v.node()).collect();
             for other in before.into_iter().rev() {
-                if self.can_join[other] && self.nodes[other].outputs == self.nodes[id].outputs {
+                if self.can_join[other] && self.nodes[other].outputs[0].shape == self.nodes[id].outputs[0].shape {
                     self.try_join(other, id);
                 }
             }
@@ -200,11 +200,11 @@ fn make_chain(nodes: &mut [Node], group: &Group, moved: &mut HashMap<Value, Valu
         moved.insert(Value::local(*m, 0), Value::local(at, outputs.len()));
         outputs.push(part);
     }
-    let ty = nodes[at].outputs[0].clone();
-    let types = vec![ty.clone(); outputs.len()];
+    let shape = nodes[at].outputs[0].shape.clone();
+    let types = outputs.iter().map(|&part| nodes[group.members[part]].outputs[0].clone()).collect();
     group.members.iter().for_each(|&m| nodes[m].inputs.clear());
     let node = &mut nodes[at];
-    node.source = Source::Op(Arc::new(Chain::new(parts, outputs, ty.shape.clone())));
+    node.source = Source::Op(Arc::new(Chain::new(parts, outputs, shape)));
     node.outputs = types;
     node.inputs = inputs.0;
 }

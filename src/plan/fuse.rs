@@ -114,7 +114,8 @@ impl<'a> Fuser<'a> {
         if self.uses.get(&addend).is_none_or(|u| u.len() != 1) {
             return false;
         }
-        let (outputs, mut inputs) = (maker.outputs.clone(), maker.inputs.clone());
+        let (mut outputs, mut inputs) = (maker.outputs.clone(), maker.inputs.clone());
+        outputs[addend.output()].dtype = self.nodes[id].outputs[0].dtype;
         let at = if self.base_is_ready(id, addend.node(), base) {
             let sum = Value::local(id, 0);
             let sum_uses = self.uses.remove(&sum).unwrap_or_default();

@@ -4,7 +4,7 @@
 //! disjoint ranges. An output that *starts as* one of its inputs takes over that input's buffer only if nothing reads
 //! the input afterwards; otherwise the plan contains a copy.
 
-use std::any::Any;
+use std::any::{Any, TypeId};
 use std::collections::{HashMap, HashSet};
 
 use super::bindings::{self, Binding};
@@ -15,10 +15,11 @@ use super::{
     products, together, uses, variants,
 };
 use crate::error::{Error, Result, joined};
-use crate::graph::{Graph, Node, Op, Source, Value, check_outputs};
-use crate::kernel::{Bind, Bound, Launch, Program};
+use crate::graph::{Graph, Node, Op, Source, Value, check_outputs, infer};
+use crate::kernel::{Bind, Bound, Dispatch, Halves, Launch, Program};
+use crate::ops::cast::Cast;
 use crate::profile::Profile;
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 
 impl Plan {
     /// Plans everything that `outputs` and the stores of the graph need. The outputs can be read after a step.
@@ -293,15 +294,19 @@ impl<'a> Planner<'a> {
         cx.variant = variants::chosen(&self.profile.choices, op.as_ref(), &cx);
         let program = op.launch(&cx).map_err(error)?;
         declared::check(op.as_ref(), &cx, &program).map_err(error)?;
-        let mut copies = vec![];
-        let mut taken = HashSet::new();
+        let mut started_as = Started::default();
         for output in 0..node.outputs.len() {
-            self.place_output(id, output, op.as_ref(), &mut copies, &mut taken)?;
+            self.place_output(id, output, op.as_ref(), &mut started_as)?;
         }
+        let Started { copies, taken, converted } = started_as;
         let scratch: Vec<usize> = (program.scratch.iter().enumerate())
             .map(|(i, ty)| self.allocate(ty, format!("{} scratch {i}", node.name)))
             .collect::<Result<_>>()?;
-        let mut dispatches = self.resolve(id, op.as_ref(), &inputs, &program, &scratch)?;
+        let mut dispatches = vec![];
+        for (i, output) in converted {
+            dispatches.extend(self.convert(id, i, output)?);
+        }
+        dispatches.extend(self.resolve(id, op.as_ref(), &inputs, &program, &scratch)?);
         let started = |output: &usize| op.starts_as(*output).is_some();
         let started: Vec<Slot> =
             (0..node.outputs.len()).filter(started).map(|o| self.slot[&Value::local(id, o)]).collect();
@@ -334,33 +339,71 @@ impl<'a> Planner<'a> {
         scratch: &[usize],
     ) -> Result<Vec<PlannedDispatch>> {
         let node = &self.nodes[id];
-        let input = |i: usize| (self.slot[&self.root[&node.inputs[i]]], inputs[i].storage_bytes());
-        let output = |i: usize| (self.slot[&Value::local(id, i)], node.outputs[i].storage_bytes());
-        let scratch = |i: usize| (Slot::Buffer(scratch[i]), program.scratch[i].storage_bytes());
-        let slot = |bind: &Bind| {
-            let ((slot, bytes), writes) = match *bind {
-                Bind::In(i) => (input(i), false),
-                Bind::Out(i) => (output(i), true),
-                Bind::OutIn(i) => (output(i), false),
-                Bind::Scratch(i) => (scratch(i), true),
-                Bind::ScratchIn(i) => (scratch(i), false),
-                Bind::Null => return None,
-            };
-            Some(BoundSlot { slot, bytes, writes })
+        let input = |i: usize| (self.slot[&self.root[&node.inputs[i]]], &inputs[i]);
+        let output = |i: usize| (self.slot[&Value::local(id, i)], &node.outputs[i]);
+        let scratch = |i: usize| (Slot::Buffer(scratch[i]), &program.scratch[i]);
+        let tensor = |bind: &Bind| match *bind {
+            Bind::In(i) => Some((input(i), false)),
+            Bind::Out(i) => Some((output(i), true)),
+            Bind::OutIn(i) => Some((output(i), false)),
+            Bind::Scratch(i) => Some((scratch(i), true)),
+            Bind::ScratchIn(i) => Some((scratch(i), false)),
+            Bind::Null => None,
         };
         // The concrete type, which no op can lie about.
         let made_by = (op as &dyn Any).type_id();
         let mut dispatches = vec![];
         for d in &program.dispatches {
-            let binds: Vec<_> = d.binds.iter().map(slot).collect();
+            let tensors: Vec<_> = d.binds.iter().map(tensor).collect();
+            let bound = |((slot, ty), writes): ((Slot, &TensorType), bool)| BoundSlot {
+                slot,
+                bytes: ty.storage_bytes(),
+                writes,
+            };
+            let binds: Vec<_> = tensors.iter().map(|t| t.map(bound)).collect();
             self.check_dispatch(node, &binds, d.workgroups)?;
-            let kernel = d.kernel.clone().planned_for(made_by).on(self.profile.class);
+            let stored = tensors.iter().map(|t| t.map(|((_, ty), _)| ty.dtype));
+            let halves = halves(stored, self.profile);
+            let has_halves = !halves.bindings.is_empty();
+            let kernel = d.kernel.clone().planned_for(made_by).on(self.profile.class).with_halves(halves);
+            if has_halves {
+                kernel.as_stored().map_err(|e| Error::node(&node.name, op.name(), e.to_string(), inputs))?;
+            }
             let words = d.words.clone();
             let (ranges, copies_in, copies_out) = Default::default();
             let workgroups = d.workgroups;
             dispatches.push(PlannedDispatch { kernel, binds, words, ranges, copies_in, copies_out, workgroups });
         }
         Ok(dispatches)
+    }
+
+    /// The dispatches that make output `output` of node `id` start as its input `i`, which is stored as another type.
+    fn convert(&self, id: usize, i: usize, output: usize) -> Result<Vec<PlannedDispatch>> {
+        let node = &self.nodes[id];
+        let (from, value) = (node.inputs[i], Value::local(id, output));
+        let (root, ty) = (self.root[&from], node.outputs[output].clone());
+        let (inputs, outputs) = ([self.nodes[from.node()].outputs[from.output()].clone()], [ty]);
+        let cx = Launch { inputs: &inputs, outputs: &outputs, profile: self.profile, variant: 0 };
+        let program = Cast.launch(&cx).map_err(|message| Error::node(&node.name, Cast.name(), message, &inputs))?;
+        let slots = [self.slot[&root], self.slot[&value]];
+        let dispatch = |d: &Dispatch| {
+            let stored = [&inputs[0], &outputs[0]].map(|ty| Some(ty.dtype));
+            let kernel = d.kernel.clone().planned_for(TypeId::of::<Cast>()).on(self.profile.class);
+            let bound = |i: usize| {
+                let bytes = [&inputs[0], &outputs[0]][i].storage_bytes();
+                Some(BoundSlot { slot: slots[i], bytes, writes: i == 1 })
+            };
+            PlannedDispatch {
+                kernel: kernel.with_halves(halves(stored.into_iter(), self.profile)),
+                binds: [0, 1].map(bound).to_vec(),
+                words: d.words.clone(),
+                ranges: vec![],
+                copies_in: vec![],
+                copies_out: vec![],
+                workgroups: d.workgroups,
+            }
+        };
+        Ok(program.dispatches.iter().map(dispatch).collect())
     }
 
     /// Merges bindings of dispatches that have more than the device allows.
@@ -435,29 +478,27 @@ impl<'a> Planner<'a> {
         self.check_size(&node.name, &node.outputs[0])
     }
 
-    fn place_output(
-        &mut self,
-        id: usize,
-        output: usize,
-        op: &dyn Op,
-        copies: &mut Vec<BufferCopy>,
-        taken: &mut HashSet<Slot>,
-    ) -> Result<()> {
+    fn place_output(&mut self, id: usize, output: usize, op: &dyn Op, started: &mut Started) -> Result<()> {
         let node = &self.nodes[id];
         let value = Value::local(id, output);
         let ty = &node.outputs[output];
         let target = self.target(value);
         let slot = match op.starts_as(output) {
             Some(i) => {
-                let source = self.slot[&self.root[&node.inputs[i]]];
-                if self.may_take_over(id, i, target) && taken.insert(source) {
+                let root = self.root[&node.inputs[i]];
+                let source = self.slot[&root];
+                let same = self.nodes[root.node()].outputs[root.output()].dtype == ty.dtype;
+                if same && self.may_take_over(id, i, target) && started.taken.insert(source) {
                     if let Slot::Buffer(b) = source {
                         self.plan.buffers[b].values.push(node.name.clone());
                     }
                     source
                 } else {
                     let to = Slot::Buffer(self.allocate(ty, node.name.clone())?);
-                    copies.push(BufferCopy::whole(source, to, ty.storage_bytes()));
+                    match same {
+                        true => started.copies.push(BufferCopy::whole(source, to, ty.storage_bytes())),
+                        false => started.converted.push((i, output)),
+                    }
                     to
                 }
             }
@@ -478,8 +519,12 @@ impl<'a> Planner<'a> {
     /// whole quads gets an exact copy too.
     fn store_target(&self, value: Value) -> Option<Value> {
         let whole_quads = |state: &Value| self.nodes[state.node()].outputs[0].len().is_multiple_of(4);
-        let states = self.stores.iter().filter(|(v, _)| self.root[v] == value).map(|&(_, state)| state);
-        states.into_iter().find(whole_quads)
+        let same = |state: Value| {
+            let dtype = |v: Value| self.nodes[v.node()].outputs[v.output()].dtype;
+            dtype(state) == dtype(value)
+        };
+        let stored = self.stores.iter().filter(|&&(v, state)| self.root[&v] == value && same(state));
+        stored.map(|&(_, state)| state).find(whole_quads)
     }
 
     /// The state that the value is stored in, or that its sum with something else is: as gradients of a parameter that
@@ -492,7 +537,9 @@ impl<'a> Planner<'a> {
                 let made = &self.nodes[value.node()];
                 let reads_state = |v: &Value| self.is_state(self.root[v]);
                 // Both states may be ranges of one buffer.
-                return target.filter(|_| sum == value || !made.inputs.iter().any(reads_state));
+                let dtype = |v: Value| self.nodes[v.node()].outputs[v.output()].dtype;
+                let same = |state: &Value| dtype(*state) == dtype(value);
+                return target.filter(same).filter(|_| sum == value || !made.inputs.iter().any(reads_state));
             }
             sum = self.sum_with(sum)?;
         }
@@ -634,7 +681,7 @@ impl<'a> Planner<'a> {
         for &(value, state) in self.stores {
             let (from, to) = (self.slot[&self.root[&value]], self.slot[&state]);
             if from != to {
-                let bytes = self.nodes[state.node()].outputs[0].bytes();
+                let bytes = self.nodes[state.node()].outputs[0].word_bytes();
                 copies.push(BufferCopy::whole(from, to, bytes));
             }
         }
@@ -672,14 +719,31 @@ impl<'a> Planner<'a> {
     }
 }
 
+/// How the outputs of a node come to start as inputs.
+#[derive(Default)]
+struct Started {
+    copies: Vec<BufferCopy>,
+    /// Slots of inputs that become those of outputs.
+    taken: HashSet<Slot>,
+    /// Inputs and outputs of different types.
+    converted: Vec<(usize, usize)>,
+}
+
+/// Which bindings, counted from 1, are stored in f16.
+fn halves(stored: impl Iterator<Item = Option<DType>>, profile: &Profile) -> Halves {
+    let bindings = (1..).zip(stored).filter(|(_, dtype)| *dtype == Some(DType::F16)).map(|(n, _)| n).collect();
+    Halves { bindings, in_words: profile.f16_in_words() }
+}
+
 /// Checks the types of a node again, which the graph has checked already for the op that the node had then: fusion puts
 /// others in, and an app's own op says which (`with_addend`). Unchecked kernels rely on it.
 fn check_types(op: &dyn Op, inputs: &[TensorType], outputs: &[TensorType]) -> Result<(), String> {
-    let inferred = op.infer(inputs)?;
-    match inferred == outputs {
+    let inferred = infer(op, inputs)?;
+    let computed: Vec<TensorType> = outputs.iter().map(TensorType::computed).collect();
+    match inferred == computed {
         true => check_outputs(op, inputs, outputs),
         false => {
-            let [ours, theirs] = [outputs, &inferred].map(|types| joined(types, ", "));
+            let [ours, theirs] = [&computed, &inferred].map(|types| joined(types, ", "));
             Err(format!("the graph has {ours} as its outputs, the op {theirs}"))
         }
     }

@@ -57,8 +57,9 @@ pub struct Requirements {
 
 impl Requirements {
     /// The [`Profile::USEFUL_FEATURES`], each with what it is good for. None of them is required.
-    pub const USEFUL_FEATURES: [(wgpu::Features, &'static str); 3] = [
+    pub const USEFUL_FEATURES: [(wgpu::Features, &'static str); 4] = [
         (wgpu::Features::SUBGROUP, "plans for a profile with subgroups share loads and sums by shuffles: faster rows"),
+        (wgpu::Features::SHADER_F16, "kernels load and store tensors in f16 as they are, not as pairs in words"),
         (wgpu::Features::TIMESTAMP_QUERY, "profiles have the GPU's own times of kernels, not the host's clock"),
         (wgpu::Features::PIPELINE_CACHE, "`Gpu::save_pipelines` keeps compiled kernels for the next start"),
     ];

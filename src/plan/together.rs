@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::uses::{Inputs, Uses, now, part, redirect, roots, uses};
-use crate::graph::{Node, Op, Operand, Source, Value};
+use crate::graph::{Node, Op, Operand, Source, Value, infer};
 use crate::kernel::Launch;
 use crate::ops::cache::CacheWrite;
 use crate::ops::together::Together;
@@ -143,7 +143,8 @@ impl<'a> Search<'a> {
         let together = Together::new(parts);
         let ty = |v: &Value| self.nodes[v.node()].outputs[v.output()].clone();
         let types: Vec<TensorType> = inputs.0.iter().map(ty).collect();
-        let outputs = together.infer(&types).ok()?;
+        infer(&together, &types).ok()?;
+        let outputs: Vec<TensorType> = members.iter().map(|&m| self.nodes[m].outputs[0].clone()).collect();
         let cx = Launch { inputs: &types, outputs: &outputs, profile: self.profile, variant: 0 };
         let program = together.launch(&cx).ok()?;
         let binds = program.dispatches.first()?.binds.len();

@@ -10,7 +10,6 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Source, Value};
 use crate::ops::fill::Fill;
 use crate::ops::stats::Stats;
-use crate::tensor::DType;
 
 /// The values whose gradients these probes read. Pass them to [`Graph::gradients`], together with what is trained.
 ///
@@ -105,12 +104,16 @@ impl Instruments {
         encoder: &mut wgpu::CommandEncoder,
         step: u64,
     ) -> Result<ProbeReadback> {
-        let mut read = |v: Value| Ok(exec.tensor(v)?.record_read(exec.gpu(), encoder));
+        let mut read = |v: Value| {
+            let tensor = exec.tensor(v)?;
+            Ok((tensor.record_read(exec.gpu(), encoder), tensor.ty().dtype))
+        };
         Ok(ProbeReadback {
             step,
-            board: self.board.map(&mut read).transpose()?,
+            board: self.board.map(&mut read).transpose()?.map(|(board, _)| board),
             wholes: self.wholes.iter().map(|&v| read(v)).collect::<Result<_>>()?,
             recipes: self.recipes.clone(),
+            scale: None,
             gpu: exec.gpu().clone(),
             submitted: None,
         })
@@ -132,8 +135,8 @@ fn tap_value(graph: &Graph, probe: &Probe, tap: &Tap, gradients: &HashMap<Value,
         graph.check_values(&[value], |_| format!("{who}: the gradient of `{}`", tap.node()))?;
     }
     let ty = graph.ty(value);
-    if ty.dtype != DType::F32 {
-        return Err(Error::Graph(format!("{who}: probes look at f32, but `{}` is {ty}", tap.node())));
+    if !ty.dtype.is_float() {
+        return Err(Error::Graph(format!("{who}: probes look at floats, but `{}` is {ty}", tap.node())));
     }
     Ok(value)
 }

@@ -45,7 +45,7 @@ pub(super) fn cases() -> Vec<Case> {
     let mut large = case(1, (65, 65), (2, 2), 16, causal);
     large.name += ", large scores";
     // Rounding makes scores of 16 off by 16 times as much as those of 1, and with them the exponents.
-    cases.push(large.fill(0, InputFill::Normal(4.0)).fill(1, InputFill::Normal(4.0)).rounded(2e-5));
+    cases.push(large.fill(0, InputFill::Normal(4.0)).fill(1, InputFill::Normal(4.0)).rounded_tolerance(2e-5));
     cases.extend([
         cached((1, 1), (1, 1), 1, &[0.0]),
         cached((1, 64), (4, 2), 16, &[33.0, 0.0, 63.0, 7.0]),
@@ -117,7 +117,7 @@ fn cases_of_texts() -> Vec<Case> {
 fn texts(b: usize, t: usize, heads: (usize, usize), dh: usize, what: &str, firsts: &'static [f64]) -> Case {
     let plain = case(b, (t, t), heads, dh, true);
     let op = Attention { heads: heads.0, kv_heads: heads.1, causal: true, scale: None };
-    let mut case = Case::new(format!("{}, {what}", plain.name), AttentionFrom(op), &[]).rounded(ROUNDED);
+    let mut case = Case::new(format!("{}, {what}", plain.name), AttentionFrom(op), &[]).rounded_tolerance(ROUNDED);
     case.inputs = plain.inputs;
     case.ids(&[b, t], 1).fill(3, InputFill::Values(firsts))
 }
@@ -127,7 +127,7 @@ fn cached(times: (usize, usize), heads: (usize, usize), dh: usize, starts: &'sta
     let plain = case(starts.len(), times, heads, dh, true);
     let op = Attention { heads: heads.0, kv_heads: heads.1, causal: true, scale: None };
     let mut case = Case::new(format!("{}, cache of {starts:?}", plain.name), CachedAttention(op), &[])
-        .rounded(ROUNDED)
+        .rounded_tolerance(ROUNDED)
         .forward_only();
     case.inputs = plain.inputs;
     case.ids(&[starts.len()], 1).fill(3, InputFill::Values(starts))
@@ -142,5 +142,5 @@ fn case(b: usize, (tq, tk): (usize, usize), (heads, kv_heads): (usize, usize), d
     let op = Attention { heads, kv_heads, causal, scale: None };
     let name = format!("b{b} t{tq}/{tk} h{heads}/{kv_heads} d{dh}{}", if causal { " causal" } else { "" });
     let kv = [b, tk, kv_heads * dh];
-    Case::new(name, op, &[&[b, tq, heads * dh], &kv, &kv]).rounded(ROUNDED)
+    Case::new(name, op, &[&[b, tq, heads * dh], &kv, &kv]).rounded_tolerance(ROUNDED)
 }

@@ -54,16 +54,15 @@ impl Matrices {
     /// there many subgroups have a column of the sums each, and all rows are in workgroup memory.
     pub(super) fn all(profile: &Profile, d: &Dims, pass: Pass) -> Vec<Matrices> {
         let Some(kind) = profile.cooperative else { return vec![] };
-        let [least, lanes] = profile.subgroups.unwrap_or([32, 32]).map(|n| n as usize);
-        let size = kind.size() as usize;
+        let (lanes, several) = profile.cooperating();
+        let (lanes, size) = (lanes as usize, kind.size() as usize);
         let held = lanes >= 32;
-        // Which invocations are a subgroup is known only if all have one size.
-        let (shapes, most_others): (&[_], usize) = match (least == lanes, held) {
+        let (shapes, most_others): (&[_], usize) = match (several, held) {
             (false, _) => (&[(1, 1)], 16),
             (true, true) => (&[(4, 2), (2, 2), (2, 1), (1, 1)], 32),
             (true, false) => (&[(1, 8), (1, 4), (1, 2), (1, 1)], 64),
         };
-        let widest = match (pass, least == lanes, held) {
+        let widest = match (pass, several, held) {
             (Pass::Forward, true, _) | (_, _, false) => 256,
             (Pass::Backward, false, _) => 128,
             _ => 192,

@@ -3,9 +3,10 @@
 use super::product::{Dims, Matmul};
 use super::tiles::{TILE_K, Tile, Way};
 use crate::kernel::{Bind, Kernel, Launch, Program};
+use crate::ops::cooperative::{Sources, cooperative_sources};
 use crate::ops::source::{LaneSource, lane_source, table_kernel};
 use crate::ops::sum::sum_rows;
-use crate::profile::{AdapterClass, Cooperative, Profile};
+use crate::profile::{AdapterClass, Profile};
 use crate::tensor::TensorType;
 
 // The texts of each family of kernels; `shaders/matmul/shared.wgsl` says what each is for.
@@ -19,24 +20,23 @@ const FEW_ROWS: LaneSource = lane_source!(
     "matmul/few.wgsl"
 );
 
-macro_rules! strip_source {
-    ($file:literal $(, $extension:literal)*) => {
-        concat!(
-            $("enable ", $extension, ";\n",)*
-            include_str!("../../../shaders/matmul/quads.wgsl"),
-            include_str!("../../../shaders/matmul/shared.wgsl"),
-            include_str!("../../../shaders/matmul/strips.wgsl"),
-            include_str!(concat!("../../../shaders/matmul/", $file)),
-        )
-    };
-}
-const TILED: &str = strip_source!("tiled.wgsl");
-const COOPERATIVE_F32: &str = strip_source!("cooperative.wgsl", "wgpu_cooperative_matrix");
-const COOPERATIVE_F16: &str = strip_source!("cooperative.wgsl", "wgpu_cooperative_matrix", "f16");
+const TILED: &str = concat!(
+    include_str!("../../../shaders/matmul/quads.wgsl"),
+    include_str!("../../../shaders/matmul/shared.wgsl"),
+    include_str!("../../../shaders/matmul/strips.wgsl"),
+    include_str!("../../../shaders/matmul/tiled.wgsl"),
+);
+const COOPERATIVE: Sources = cooperative_sources!(
+    "matmul/quads.wgsl",
+    "matmul/shared.wgsl",
+    "matmul/strips.wgsl",
+    "common/matrices.wgsl",
+    "matmul/cooperative.wgsl"
+);
 
 const SLICES: &str = include_str!("../../../shaders/matmul/slices.wgsl");
 
-pub(super) const SOURCES: &[&str] = &[LANES.plain, FEW_ROWS.plain, TILED, COOPERATIVE_F32, SLICES];
+pub(super) const SOURCES: &[&str] = &[LANES.plain, FEW_ROWS.plain, TILED, COOPERATIVE.f32, SLICES];
 
 /// The part of the workgroups of a product that a dispatch runs.
 struct Groups {
@@ -65,7 +65,7 @@ impl Matmul {
             slices => Bind::Scratch(program.scratch(TensorType::f32([d.batch * slices, dims[1], dims[2]]))),
         };
         let mut binds = vec![Bind::In(0), b, bias, out(0, [d.batch, d.m, d.n])];
-        let in_tile = self.column_sums && matches!(way.tile, Tile::Tiled { .. });
+        let in_tile = self.column_sums && matches!(way.tile, Tile::Tiled { .. } | Tile::Cooperative(_));
         if in_tile {
             binds.push(out(1, [1, 1, d.n]));
         }
@@ -78,7 +78,7 @@ impl Matmul {
                 let planes = (d.batch * way.slices) as u32;
                 program.dispatch(kernel, &binds, &self.words(&d, way, &groups), [x, y, planes]);
             }
-            Tile::Tiled { .. } | Tile::Cooperative { .. } => {
+            Tile::Tiled { .. } | Tile::Cooperative(_) => {
                 for groups in dispatches(&d, way, profile) {
                     let words = self.words(&d, way, &groups);
                     program.dispatch(kernel.clone(), &binds, &words, profile.grid(groups.count));
@@ -154,7 +154,7 @@ impl Matmul {
         let subgroups = match tile {
             Tile::Lanes { .. } => shuffles,
             Tile::Few { slices, .. } => slices > 1 && if software { shuffles } else { subgroup > 1 },
-            Tile::Tiled { .. } | Tile::Cooperative { .. } => false,
+            Tile::Tiled { .. } | Tile::Cooperative(_) => false,
         };
         let (source, entry, step) = match (tile, d.n % 4) {
             (Tile::Lanes { .. }, 0) => (LANES.text(subgroups), "forward_lanes_quads", 4),
@@ -164,8 +164,15 @@ impl Matmul {
             (Tile::Tiled { .. }, _) if self.column_sums => (TILED, "forward_tiled_sums", TILE_K),
             (Tile::Tiled { .. }, 0) => (TILED, "forward_tiled_quads", TILE_K),
             (Tile::Tiled { .. }, _) => (TILED, "forward_tiled", TILE_K),
-            (Tile::Cooperative { kind: Cooperative::F32, .. }, _) => (COOPERATIVE_F32, "forward_cooperative", TILE_K),
-            (Tile::Cooperative { .. }, _) => (COOPERATIVE_F16, "forward_cooperative", TILE_K),
+            (Tile::Cooperative(tile), n) => {
+                let entry = match (self.column_sums, n) {
+                    (true, 0) => "forward_cooperative_sums_quads",
+                    (true, _) => "forward_cooperative_sums",
+                    (false, 0) => "forward_cooperative_quads",
+                    (false, _) => "forward_cooperative",
+                };
+                (tile.text(&COOPERATIVE), entry, TILE_K)
+            }
         };
         // With one row, a column is as good as a row. Quads run along the contiguous axis.
         let transpose_a = self.transpose_a && d.m > 1;
@@ -197,13 +204,7 @@ impl Matmul {
                 .knob("TILE_N", n as u32)
                 .knob("TILE_ROWS", rows as u32)
                 .knob("TILE_QUADS", quads as u32),
-            Tile::Cooperative { kind, m, n } => {
-                let kernel = kernel
-                    .knob("TILE_M", m as u32)
-                    .knob("TILE_N", n as u32)
-                    .knob("COOPERATING", profile.subgroups.map_or(32, |[_, max]| max));
-                kind.knobs().into_iter().fold(kernel, |kernel, (name, value)| kernel.knob(name, value.as_str()))
-            }
+            Tile::Cooperative(tile) => tile.knobs(kernel.knob("COLUMN_SUMS", self.column_sums), profile),
         }
     }
 }

@@ -2,7 +2,8 @@
 
 use super::product::{Dims, Matmul};
 use crate::kernel::FEW_ROWS;
-use crate::profile::{AdapterClass, Cooperative, Profile};
+use crate::ops::cooperative::MatrixTile;
+use crate::profile::{AdapterClass, Profile};
 
 /// What a workgroup computes. Others that were tried are in docs/rejected.md.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -14,8 +15,8 @@ pub(super) enum Tile {
     Few { lanes: usize, slices: usize, cols: usize },
     /// For GPUs: rows and columns of a workgroup, quads of rows and of columns of an invocation.
     Tiled { m: usize, n: usize, rows: usize, quads: usize },
-    /// For GPUs with cooperative matrices: rows and columns of a subgroup.
-    Cooperative { kind: Cooperative, m: usize, n: usize },
+    /// For GPUs with cooperative matrices.
+    Cooperative(MatrixTile),
 }
 
 impl Tile {
@@ -24,7 +25,8 @@ impl Tile {
         match self {
             Tile::Few { lanes, slices, cols } => 16 * lanes * slices * d.m * cols.div_ceil(4),
             Tile::Tiled { m, n, .. } => 4 * (m + n) * TILE_K,
-            Tile::Lanes { .. } | Tile::Cooperative { .. } => 0,
+            Tile::Cooperative(tile) => tile.workgroup_bytes(),
+            Tile::Lanes { .. } => 0,
         }
     }
 
@@ -34,7 +36,7 @@ impl Tile {
         match self {
             Tile::Lanes { rows, quads, .. } => d.k.div_ceil(4) + stores(rows, 4 * quads),
             Tile::Few { slices, cols, .. } => d.k.div_ceil(4 * slices) + stores(d.m, cols),
-            Tile::Tiled { .. } | Tile::Cooperative { .. } => 0, // for GPUs
+            Tile::Tiled { .. } | Tile::Cooperative(_) => 0, // for GPUs
         }
     }
 
@@ -43,7 +45,7 @@ impl Tile {
         match self {
             Tile::Lanes { rows, quads, .. } => (rows, lanes * quads * 4),
             Tile::Few { lanes, cols, .. } => (d.m, lanes * cols),
-            Tile::Tiled { m, n, .. } | Tile::Cooperative { m, n, .. } => (m, n),
+            Tile::Tiled { m, n, .. } | Tile::Cooperative(MatrixTile { m, n, .. }) => (m, n),
         }
     }
 
@@ -74,7 +76,7 @@ impl Way {
             Tile::Lanes { rows, quads, packed: true } => format!("{rows}x{quads} packed"),
             Tile::Few { lanes, slices, cols } => format!("few {lanes}x{slices}x{cols}"),
             Tile::Tiled { m, n, .. } => format!("{m}x{n}"),
-            Tile::Cooperative { kind, m, n } => format!("cooperative {kind:?} {m}x{n}"),
+            Tile::Cooperative(tile) => tile.name(),
         };
         if self.slices == 1 { tile } else { format!("{tile} split") }
     }
@@ -91,9 +93,13 @@ impl Way {
     }
 
     /// Whether a GPU of so many units has enough workgroups to work on: one that waits for memory needs another beside
-    /// it.
+    /// it. The subgroups of a cooperative tile each multiply as much as a workgroup of the smaller tiles.
     fn fills(self, d: &Dims, units: usize) -> bool {
-        self.groups(d) / self.parts(d, units) >= 2 * units
+        let subgroups = match self.tile {
+            Tile::Cooperative(tile) => tile.subgroups(),
+            _ => 1,
+        };
+        self.groups(d) / self.parts(d, units) * subgroups >= 2 * units
     }
 
     /// How many dispatches it takes on a GPU so that none is long.
@@ -104,12 +110,20 @@ impl Way {
 
     /// An estimate of the time that it takes a GPU, in multiply-adds of one of its units.
     fn cost(self, d: &Dims, units: usize) -> f64 {
-        let Tile::Tiled { m, n, rows, quads } = self.tile else { return f64::INFINITY };
-        let invocations = (m * n / (16 * rows * quads)) as f64;
-        let fast = FAST.iter().find(|(size, _)| *size == [m, n]).map_or(1.0, |(_, fast)| *fast);
+        let (invocations, fast) = match self.tile {
+            Tile::Tiled { m, n, rows, quads } => (
+                m * n / (16 * rows * quads),
+                FAST.iter().find(|(size, _)| *size == [m, n]).map_or(1.0, |(_, fast)| *fast),
+            ),
+            Tile::Cooperative(tile) => (tile.busy(), tile.speed),
+            Tile::Lanes { .. } | Tile::Few { .. } => return f64::INFINITY,
+        };
+        let (m, n) = self.tile.size(d, 1);
         let parts = self.parts(d, units);
-        let turns = (self.groups(d).div_ceil(parts).div_ceil(units) as f64).max(BUSY / invocations);
-        let product = parts as f64 * turns * (m * n * (self.depth(d) + START)) as f64 / fast;
+        let turns = (self.groups(d).div_ceil(parts).div_ceil(units) as f64).max(BUSY / invocations as f64);
+        // What is faster than plain multiply-adds starts no sooner.
+        let depth = self.depth(d) as f64 / fast + START as f64 / fast.min(1.0);
+        let product = parts as f64 * turns * (m * n) as f64 * depth;
         let sums = match self.slices {
             1 => 0.0,
             slices => PASS + PER_SUM * (d.batch * slices * d.m * d.n) as f64 / units as f64,
@@ -191,13 +205,7 @@ impl Matmul {
         let mut ways = match profile.class {
             AdapterClass::Cpu => self.lanes(d, profile, few).into_iter().map(Way::whole).collect(),
             AdapterClass::Gpu if few => self.few(d, profile),
-            AdapterClass::Gpu => {
-                let mut ways = tiled(d, profile);
-                let sizes = |kind| if kind == Cooperative::F16 { [32, 64] } else { [32, 32] };
-                let cooperative = profile.cooperative.map(|kind| (kind, sizes(kind)));
-                ways.splice(0..0, cooperative.map(|(kind, [m, n])| Way::whole(Tile::Cooperative { kind, m, n })));
-                ways
-            }
+            AdapterClass::Gpu => tiled(d, profile),
         };
         ways.retain(|way| way.tile.workgroup_bytes(d) <= profile.max_workgroup_bytes as usize);
         let in_time = |way: &Way| profile.quirks.ends_loops(way.tile.iterations(d));
@@ -275,7 +283,8 @@ fn tiled(d: &Dims, profile: &Profile) -> Vec<Way> {
         (m, n) => d.m > m / 2 && d.n > n / 2,
     };
     let cost = |way: &Way| way.cost(d, units);
-    let tiles: Vec<Tile> = TILES.into_iter().filter(suits).collect();
+    let cooperative = MatrixTile::all(profile).into_iter().map(Tile::Cooperative);
+    let tiles: Vec<Tile> = cooperative.chain(TILES).filter(suits).collect();
     let mut whole: Vec<Way> = tiles.iter().copied().map(Way::whole).collect();
     let best = (0..whole.len()).min_by(|&i, &j| {
         let [(empty, slow), (other_empty, other)] = [i, j].map(|i| (!whole[i].fills(d, units), cost(&whole[i])));

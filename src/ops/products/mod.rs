@@ -12,7 +12,7 @@ use std::any::{Any, TypeId};
 use super::cases::Row;
 use crate::array::Array;
 use crate::error::Result;
-use crate::graph::{Op, Part, Vjp};
+use crate::graph::{Op, Part, Vjp, infer};
 use crate::kernel::{Bind, Gemv, Kernel, Launch, OnRead, Program};
 use crate::profile::AdapterClass;
 use crate::tensor::TensorType;
@@ -80,7 +80,7 @@ impl Products {
         let mut types: Vec<TensorType> = vec![];
         for part in &self.parts {
             let operands = part.types(inputs, &types)?;
-            let inferred = part.op.infer(&operands).map_err(|e| format!("`{}`: {e}", part.name))?;
+            let inferred = infer(part.op.as_ref(), &operands).map_err(|e| format!("`{}`: {e}", part.name))?;
             types.extend(inferred.into_iter().take(1));
         }
         Ok(types)

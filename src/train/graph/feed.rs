@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use half::f16;
+
 use crate::device::Executable;
 use crate::error::{Error, Result};
 use crate::graph::Value;
@@ -15,10 +17,11 @@ pub struct Feed<'a> {
     pub(super) data: Data<'a>,
 }
 
-/// Elements of either type.
+/// Elements of any type.
 #[derive(Clone, Debug)]
 pub(super) enum Data<'a> {
     F32(Cow<'a, [f32]>),
+    F16(Cow<'a, [f16]>),
     U32(Cow<'a, [u32]>),
 }
 
@@ -26,6 +29,7 @@ impl Data<'_> {
     fn dtype(&self) -> DType {
         match self {
             Data::F32(_) => DType::F32,
+            Data::F16(_) => DType::F16,
             Data::U32(_) => DType::U32,
         }
     }
@@ -33,6 +37,7 @@ impl Data<'_> {
     fn len(&self) -> usize {
         match self {
             Data::F32(data) => data.len(),
+            Data::F16(data) => data.len(),
             Data::U32(data) => data.len(),
         }
     }
@@ -64,10 +69,11 @@ impl Data<'_> {
 
 impl Value {
     /// This input with data, for a step of a [`GraphTrainer`](crate::train::GraphTrainer): `trainer.step(&[x.with(&xs),
-    /// y.with(&ys)])`. The elements are f32 or u32, as the input's are.
+    /// y.with(&ys)])`. The elements have the type of the input.
     pub fn with<T: Element>(self, data: &[T]) -> Feed<'_> {
         let data = match T::DTYPE {
             DType::F32 => Data::F32(Cow::Borrowed(bytemuck::cast_slice(data))),
+            DType::F16 => Data::F16(Cow::Borrowed(bytemuck::cast_slice(data))),
             DType::U32 => Data::U32(Cow::Borrowed(bytemuck::cast_slice(data))),
         };
         Feed { value: self, data }
@@ -84,6 +90,7 @@ impl Feed<'_> {
     pub(crate) fn record(&self, exec: &Executable, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
         match &self.data {
             Data::F32(data) => exec.record_write(encoder, self.value, data),
+            Data::F16(data) => exec.record_write(encoder, self.value, data),
             Data::U32(data) => exec.record_write(encoder, self.value, data),
         }
     }
@@ -92,6 +99,7 @@ impl Feed<'_> {
     fn owned(&self) -> Feed<'static> {
         let data = match &self.data {
             Data::F32(data) => Data::F32(Cow::Owned(data.to_vec())),
+            Data::F16(data) => Data::F16(Cow::Owned(data.to_vec())),
             Data::U32(data) => Data::U32(Cow::Owned(data.to_vec())),
         };
         Feed { value: self.value, data }
