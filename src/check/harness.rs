@@ -276,17 +276,16 @@ impl fmt::Display for Target {
     }
 }
 
-/// The device's profile with the kernels for each class of adapters, each with its subgroups and without; and with its
-/// cooperative matrices, if it has them. So all kernels that can run on a device run there.
+/// The device's profile with the kernels for each class of adapters: each without its subgroups, with them, and with its
+/// cooperative matrices too, if it has them. So all kernels that can run on a device run there.
 pub fn profiles(gpu: &Gpu) -> Vec<Profile> {
     let here = gpu.profile();
     let mut profiles = vec![];
     for class in [AdapterClass::Cpu, AdapterClass::Gpu] {
-        for subgroups in [None, here.subgroups] {
-            profiles.push(Profile { class, subgroups, cooperative: None, ..here.clone() });
+        for (subgroups, cooperative) in [(None, None), (here.subgroups, None), (here.subgroups, here.cooperative)] {
+            profiles.push(Profile { class, subgroups, cooperative, ..here.clone() });
         }
     }
-    profiles.push(Profile { class: AdapterClass::Gpu, ..here.clone() });
     profiles.dedup();
     profiles
 }

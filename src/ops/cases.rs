@@ -86,7 +86,7 @@ pub struct Case {
 }
 
 impl Case {
-    /// A case with standard normal f32 inputs of these shapes, a tolerance of 1e-7, and one differentiable output.
+    /// A case with standard normal f32 inputs of these shapes, the usual tolerances, and one differentiable output.
     pub fn new(name: impl Into<String>, op: impl Op, shapes: &[&[usize]]) -> Self {
         let inputs = shapes
             .iter()
