@@ -54,7 +54,7 @@ struct Seen {
     folded: HashSet<(AdapterClass, Subgroups, &'static str, &'static str)>,
     variants: HashSet<(AdapterClass, Subgroups, String)>,
     /// Kernels that have run on tensors in f16, with the types among their knobs, and whether the shader had f16.
-    halved: HashSet<(AdapterClass, bool, &'static str, &'static str, Vec<String>)>,
+    halved: HashSet<(bool, &'static str, &'static str, Vec<String>)>,
 }
 
 impl Seen {
@@ -77,12 +77,12 @@ impl Seen {
     }
 
     /// Whether a plan has a kernel that has not run on tensors in f16. How it loads and stores them depends on its types,
-    /// and not on subgroups or other knobs.
+    /// and not on subgroups or the numbers that it is compiled with.
     fn halves_anew(&mut self, plan: &Plan, target: &Target) -> bool {
-        let Profile { class, shader_f16, .. } = target.profile;
+        let shader_f16 = target.profile.shader_f16;
         let types = |k: &Kernel| k.knobs.iter().map(|(_, value)| value).filter(|v| is_type(v)).cloned().collect();
         let halved = kernels_of(plan).filter(|k| k.has_halves());
-        halved.filter(|k| self.halved.insert((class, shader_f16, k.label, k.entry, types(k)))).count() > 0
+        halved.filter(|k| self.halved.insert((shader_f16, k.label, k.entry, types(k)))).count() > 0
     }
 
     /// Whether a plan has a kernel whose workgroups are in several rows for the first time.
@@ -182,11 +182,14 @@ impl Runs<'_> {
     /// Runs a case with tensors in f16 where it has a kernel that has not run that way.
     fn halved(&mut self, case: &Case) -> Result<()> {
         let harness = Harness::new(case, 1)?;
-        let targets = harness.targets(self.gpu)?;
-        // Devices without subgroups are mostly those without f16. The other two pairs run for what those two leave out:
-        // a kernel that only one of them has.
-        let storage =
-            |likely: bool| targets.iter().filter_map(move |t| t.halved(t.profile.subgroups.is_none() == likely));
+        let mut targets = harness.targets(self.gpu)?;
+        targets.sort_by_key(|target| target.profile.subgroups.is_none());
+        // GPUs mostly have f16, and some software adapters do not. The other two pairs run for what those two leave out: a
+        // kernel that only one class has.
+        let storage = |likely: bool| {
+            let in_words = move |t: &Target| (t.profile.class == AdapterClass::Cpu) == likely;
+            targets.iter().filter_map(move |target| target.halved(in_words(target)))
+        };
         let mut anew = vec![];
         for target in storage(true).chain(storage(false)) {
             if self.seen.halves_anew(&harness.plan(&target.profile)?, &target) {
