@@ -15,7 +15,7 @@ pub enum AdapterClass {
     Gpu,
 }
 
-/// Cooperative matrices (tensor cores, simdgroup matrices) for matmuls.
+/// Cooperative matrices (tensor cores, simdgroup matrices) for products.
 ///
 /// They are never used by default, because wgpu calls them experimental. Opt in with
 /// [`Gpu::headless_cooperative`](crate::Gpu::headless_cooperative).
@@ -24,8 +24,8 @@ pub enum AdapterClass {
 pub enum Cooperative {
     /// 8 x 8 tiles of f32.
     F32,
-    /// 16 x 16 tiles of f16, summed in f32. Inputs of matmuls are rounded to 11 bits, and those beyond 65504 become
-    /// infinite. Cards of NVIDIA and AMD have them.
+    /// 16 x 16 tiles of f16, summed in f32. What is multiplied is rounded to 11 bits, and infinite beyond
+    /// 65504. Cards of NVIDIA and AMD have them.
     F16,
     /// 8 x 8 tiles of f16, summed in f32, with the same rounding. Apple's GPUs have them, and newer Mesa's software
     /// driver.

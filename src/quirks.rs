@@ -53,7 +53,7 @@ pub const LOOPS_END_EARLY: Quirk = Quirk {
                  vocabularies; where that is not so, a size that takes more is an error when it is planned",
     places: &[
         "shaders/attention/wide.wgsl",
-        "src/ops/attention.rs",
+        "src/ops/attention/tiles.rs",
         "src/ops/rowwise.rs",
         "src/ops/embedding.rs",
         "src/ops/gather.rs",
@@ -93,7 +93,7 @@ pub const QUIRKS: &[Quirk] = &[
         effect: "loops of more than 32 iterations are not unrolled, so that arrays which they index leave the registers: \
                  attention with heads of 192 ran at a third of the rate of 128",
         workaround: "wide heads have kernels of their own, which keep sums in memory",
-        places: &["src/ops/attention.rs"],
+        places: &["src/ops/attention/tiles.rs"],
         retest: "cargo bench --bench ops attention",
     },
     LOOPS_END_EARLY,

@@ -19,7 +19,7 @@ use throughline::{AdapterClass, Cooperative, Profile};
 fn main() {
     type Check = fn(&Row) -> Result<(), Failed>;
     let checks: [(&str, Check); 5] = [
-        ("gpu_matches_reference", |row| Ok(check::kernels(gpu(), &(row.cases)())?)),
+        ("gpu_matches_reference", |row| Ok(check::kernels(gpu(), &with_halved((row.cases)()))?)),
         ("reference_gradients_match_central_differences", |row| Ok(check::gradients(&(row.cases)())?)),
         ("keeps_to_webgpu", keeps_to_webgpu),
         ("shaders_are_valid", shaders_are_valid),
@@ -31,15 +31,25 @@ fn main() {
     let trials = checks.iter().flat_map(|&(name, check)| {
         rows.iter().map(move |&row| Trial::test(format!("{}::{name}", row.name), move || check(row)))
     });
-    let trials = trials.chain([Trial::test("varying_indices_are_found", varying_indices_are_found)]);
+    let trials = trials.chain([
+        Trial::test("varying_indices_are_found", varying_indices_are_found),
+        Trial::test("matrices_of_the_adapter_are_used", matrices_of_the_adapter_are_used),
+        Trial::test("cases_have_every_kernel_on_matrices", cases_have_every_kernel_on_matrices),
+    ]);
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
+}
+
+/// The cases, and the same with tensors in f16.
+fn with_halved(cases: Vec<Case>) -> Vec<Case> {
+    let halved: Vec<Case> = cases.iter().map(Case::halved).collect();
+    [cases, halved].concat()
 }
 
 /// As `gpu_matches_reference`, within what the WebGPU standard promises everywhere. That depends on kernels more than on
 /// shapes, so a sixth of the cases will do.
 fn keeps_to_webgpu(row: &Row) -> Result<(), Failed> {
     let cases: Vec<Case> = (row.cases)().into_iter().step_by(6).collect();
-    Ok(check::kernels(webgpu(), &cases)?)
+    Ok(check::kernels(webgpu(), &with_halved(cases))?)
 }
 
 /// Every kernel that any case of the row launches is valid WGSL, in naga and, where it is installed, in tint (Chrome's
@@ -52,7 +62,7 @@ fn shaders_are_valid(row: &Row) -> Result<(), Failed> {
         texts.iter().filter_map(|(name, text)| Some(format!("{name}: {}", check::wgsl(text).err()?))).collect();
     let shapeless = row.sources.iter().flat_map(|text| without_shape(text));
     failures.extend(shapeless.map(|line| format!("no shape: {line}")));
-    for (name, kernel) in check::texts(gpu(), &(row.cases)())? {
+    for (name, kernel) in check::texts(gpu(), &with_halved((row.cases)()))? {
         failures.extend(check::kernel(&kernel).err().map(|e| format!("{name}: {e}")));
         if kernel.workgroup_bytes().is_none() {
             failures.push(format!("{name}: plans do not know its workgroup memory"));
@@ -72,7 +82,7 @@ fn registers_have_constant_indices(row: &Row) -> Result<(), Failed> {
         ..Profile::portable(AdapterClass::Gpu)
     });
     let (mut seen, mut failures) = (HashSet::new(), BTreeSet::new());
-    for case in (row.cases)() {
+    for case in with_halved((row.cases)()) {
         let harness = Harness::new(&case, 1)?;
         let targets = harness.targets(gpu())?.into_iter().map(|target| target.profile);
         for profile in targets.chain(cooperative.clone()).filter(|p| p.class == AdapterClass::Gpu) {
@@ -117,6 +127,47 @@ fn varying_indices_are_found() -> Result<(), Failed> {
         true => Ok(()),
         false => Err(Failed::from(format!("{found:#?}"))),
     }
+}
+
+/// No kernel is left out because the device has failed its own test.
+fn matrices_of_the_adapter_are_used() -> Result<(), Failed> {
+    match gpu().tested().map_or(&[][..], |test| &test.dropped) {
+        [] => Ok(()),
+        dropped => Err(Failed::from(dropped.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))),
+    }
+}
+
+/// On an adapter with matrices, `gpu_matches_reference` runs all kernels of products that multiply them.
+fn cases_have_every_kernel_on_matrices() -> Result<(), Failed> {
+    for kind in Cooperative::ALL {
+        let profile = Profile {
+            subgroups: Some([8, 8]),
+            cooperative: Some(kind),
+            max_workgroup_bytes: 32 << 10,
+            ..Profile::portable(AdapterClass::Gpu)
+        };
+        let mut entries = BTreeSet::new();
+        for row in TABLE.iter().filter(|row| ["matmul", "packed"].contains(&row.name)) {
+            for case in (row.cases)() {
+                let plan = Harness::new(&case, 1)?.plan(&profile)?;
+                let kernels = plan.steps().iter().flat_map(|step| step.dispatches()).map(|d| d.kernel());
+                entries.extend(kernels.map(|kernel| (kernel.label, kernel.entry)));
+            }
+        }
+        for entry in [
+            ("matmul", "forward_cooperative"),
+            ("matmul", "forward_cooperative_quads"),
+            ("matmul", "forward_cooperative_sums"),
+            ("matmul", "forward_cooperative_sums_quads"),
+            ("packed", "forward_cooperative"),
+            ("packed", "backward_cooperative"),
+        ] {
+            if !entries.contains(&entry) {
+                return Err(Failed::from(format!("no case runs {entry:?} with {kind:?}")));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Storage bindings whose line does not end with a shape, such as `// [rows, cols]`.

@@ -9,6 +9,7 @@ use std::collections::{HashMap, HashSet};
 use graphs::{Built, Pair, recipes};
 use proptest::prelude::*;
 use throughline::graph::{Operand, Part, Source};
+use throughline::kernel::Kernel;
 use throughline::nn::TransformerConfig;
 use throughline::ops::attention::Attention;
 use throughline::ops::chunks::LOGIT_BYTES;
@@ -16,7 +17,7 @@ use throughline::ops::rope::Rope;
 use throughline::optim::Schedule;
 use throughline::plan::{BufferCopy, PlannedDispatch, Slot, Step};
 use throughline::train::{TrainConfig, TrainOptions, TrainPlan};
-use throughline::{AdapterClass, Graph, Plan, Profile, TensorType, Value};
+use throughline::{AdapterClass, Cooperative, Graph, Plan, Profile, TensorType, Value};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
@@ -304,6 +305,39 @@ fn products_of_training_fill_a_card() {
         // No bias has a sum of its own.
         let sums: Vec<&str> = step.steps().iter().filter(|s| s.op().name() == "sum").map(|s| s.name()).collect();
         assert!(sums.iter().all(|name| !name.ends_with(".bias")), "{sums:?}");
+    }
+}
+
+/// On a card opened with cooperative matrices, with subgroups of one size or of several.
+#[test]
+fn products_of_training_are_of_matrices_where_a_card_has_them() {
+    let config = TransformerConfig::gpt2(50257, 1024, 12, 768, 12);
+    let config = TrainConfig { schedule: Schedule::constant(1e-3), ..TrainConfig::new(config, 8) };
+    for (kind, sizes) in [
+        (Cooperative::F16, [32, 32]),
+        (Cooperative::F16, [32, 64]),
+        (Cooperative::F16x8, [32, 32]),
+        (Cooperative::F32, [32, 32]),
+    ] {
+        let profile = Profile { subgroups: Some(sizes), cooperative: Some(kind), ..card() };
+        let plan = TrainPlan::new(&config, &TrainOptions::default(), &profile).unwrap();
+        let dispatches = plan.plans()[0].steps().iter().flat_map(|s| s.dispatches().iter().map(move |d| (s.name(), d)));
+        let is_product = |kernel: &Kernel| kernel.label == "matmul" && kernel.entry.starts_with("forward");
+        for (name, dispatch) in dispatches.filter(|(_, d)| is_product(d.kernel())) {
+            let kernel = dispatch.kernel();
+            assert!(kernel.entry.starts_with("forward_cooperative"), "{name}: {}", kernel.describe());
+            // WebGPU's, which the profile has.
+            assert!(kernel.workgroup_bytes().unwrap() <= 16 << 10, "{name}: {}", kernel.describe());
+            let knob = |name: &str| {
+                let value = kernel.knobs.iter().find(|(knob, _)| *knob == name).map(|(_, value)| value.as_str());
+                value.and_then(|value| value.strip_suffix('u')?.parse::<u32>().ok()).unwrap()
+            };
+            let subgroups = knob("SUBGROUPS_M") * knob("SUBGROUPS_N");
+            assert!(subgroups == 1 || sizes[0] == sizes[1], "{name}: {}", kernel.describe());
+            assert_eq!(knob("COOPERATING"), sizes[1]);
+            let groups: u32 = dispatch.workgroups().iter().product();
+            assert!(groups * subgroups >= 160, "{name} has {groups} workgroups of {subgroups} subgroups");
+        }
     }
 }
 

@@ -1,5 +1,10 @@
-// What the gradient of attention needs of its output, on software adapters; after shared.wgsl. On GPUs
-// make_deltas.wgsl makes it. What from.wgsl reads is made here for both.
+// What the gradient of attention needs of its output, on software adapters and before
+// cooperative.wgsl; after shared.wgsl. Before tiled.wgsl make_deltas.wgsl makes it. What from.wgsl reads is made here for
+// all.
+
+// knob
+const ROUNDED: bool = false; // do as cooperative.wgsl multiplies it, rounded to f16: where a query sees one key, the
+// gradient of its score is zero, which takes the same do in both of the terms that cancel
 
 @group(0) @binding(1) var<storage, read> o_rows: array<E>; // [batch, tq, heads, head_dim]
 @group(0) @binding(2) var<storage, read> do_rows: array<E>; // [batch, tq, heads, head_dim]
@@ -21,7 +26,11 @@ fn row_dot(at: Place) -> f32 {
     let base = q_at(at, at.row0);
     var sum = E();
     for (var u = base; u < base + DIM; u++) { // not from 0, or Mesa would unroll it
-        sum += o_rows[u] * do_rows[u];
+        var cotangent = do_rows[u];
+        if (ROUNDED) {
+            cotangent = quantizeToF16(cotangent);
+        }
+        sum += o_rows[u] * cotangent;
     }
     return total(sum);
 }

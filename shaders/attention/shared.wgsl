@@ -6,13 +6,14 @@
 //
 // - own_rows.wgsl, then lanes.wgsl, for software adapters: an invocation owns whole rows;
 // - dots.wgsl, own_rows.wgsl, then wide.wgsl, the same where rows are too wide for registers;
-// - dots.wgsl, teams.wgsl, make_deltas.wgsl or read_deltas.wgsl, then tiled.wgsl, for GPUs: a tile of rows meets a
-//   tile of the other side;
+// - dots.wgsl, tiles.wgsl, teams.wgsl, make_deltas.wgsl or read_deltas.wgsl, then tiled.wgsl, for GPUs: a tile of rows
+//   meets a tile of the other side;
+// - dots.wgsl, tiles.wgsl, quads.wgsl or elements.wgsl, then cooperative.wgsl, the same on cooperative matrices;
 // - dots.wgsl, teams.wgsl, then split.wgsl, for GPUs and few queries: a workgroup has the rows that share a
 //   key head, and a slice of their keys; then combine.wgsl, where there are several slices;
 // - dots.wgsl, teams.wgsl, then decode.wgsl, for few queries on software adapters without subgroups: a whole
 //   workgroup works on one query row;
-// - row_dots.wgsl: what backward needs of o, on software adapters and before from.wgsl.
+// - row_dots.wgsl: what backward needs of o, on software adapters and before from.wgsl and cooperative.wgsl.
 //
 // Heads lie side by side in the last dimension: element (batch, time, head, i) is at
 // ((batch * times + time) * heads + head) * head_dim + i. Shapes below are in elements; where E is

@@ -67,13 +67,6 @@ fn stage_v(at: Place, lane: u32, s: Stage, key: u32, c: u32) {
     }
 }
 
-// The workgroup's place. Those with the most keys to see come first, so that none of them is left over
-// at the end.
-fn tile_place(group: u32, heads: u32) -> Place {
-    let index = group / p.blocks;
-    return Place(index / heads, index % heads, (p.blocks - 1u - group % p.blocks) * TILE, p.tk - 1u);
-}
-
 // The rows of an invocation.
 fn four(row0: u32, lane: u32) -> vec4<u32> {
     return row0 + lane / LANES + vec4<u32>(0u, 1u, 2u, 3u) * QUARTER;
@@ -95,12 +88,6 @@ fn first_key4(batch: u32, rows: vec4<u32>) -> vec4<u32> {
         first_key(batch, rows.z),
         first_key(batch, rows.w),
     );
-}
-
-// Where the keys begin that a tile of query rows meets. Tiles of keys are the same for all, so that sums do not
-// depend on where other texts begin.
-fn first_tile(at: Place) -> u32 {
-    return first_key_of(at.batch, at.row0, TILE) / OTHERS * OTHERS;
 }
 
 // scores += products of the rows staged as MINE and THEIRS.
@@ -283,19 +270,13 @@ fn tiled_backward_kv(
     }
     let group = index / PARTS;
     let unit0 = index % PARTS * PART; // the first unit of the workgroup's sums
-    let sharing = p.heads / p.kv_heads;
-    let head = group / p.blocks; // counts (batch, key head)
-    var at = Place(head / p.kv_heads, head % p.kv_heads * sharing, (group % p.blocks) * TILE, p.tk - 1u);
+    var at = key_place(group);
     let keys = four(at.row0, lane);
     var dks: Sums;
     var dvs: Sums;
-    // The first query that sees the first of the workgroup's keys, and the last that sees any.
-    var first = 0u;
-    if (CAUSAL) {
-        first = max(at.row0 + p.tq, p.tk) - p.tk;
-    }
+    let first = first_query(at);
     let until = queries_until(at.batch, at.row0 + TILE - 1u);
-    for (var h = 0u; h < sharing; h++) {
+    for (var h = 0u; h < p.heads / p.kv_heads; h++) {
         for (var row0 = first; row0 < until; row0 += OTHERS) {
             var s: Scores;
             for (var c = 0u; c < DIM; c += CHUNK) {

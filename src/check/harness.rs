@@ -48,7 +48,7 @@ impl Harness {
             let ty = graph.ty(y).clone();
             let dy = graph.input(&format!("dy{i}"), ty.clone())?;
             let random = random_array(&ty.shape, seed + 100 + i as u64);
-            given.insert(dy, if case.is_halved { random.map(|x| f16::from_f64(x).to_f64()) } else { random });
+            given.insert(dy, if case.is_rounded { random.map(|x| f16::from_f64(x).to_f64()) } else { random });
             let product = graph.mul(&format!("loss{i}"), y, dy)?;
             let part = graph.sum(&format!("loss{i}.sum"), product)?;
             loss = Some(match loss {
@@ -62,8 +62,10 @@ impl Harness {
                 inputs.iter().copied().enumerate().filter(|(i, _)| case.inputs[*i].grad).collect();
             let values: Vec<Value> = wrt.iter().map(|(_, v)| *v).collect();
             let computed = graph.gradients(loss, &values)?;
-            if case.is_halved {
-                store_computed(&mut graph, &computed)?;
+            // Each as its input is.
+            for (_, &gradient) in wrt.iter().zip(&computed).filter(|((i, _), _)| case.inputs[*i].ty.dtype == DType::F16)
+            {
+                store_halved(&mut graph, gradient)?;
             }
             gradients = (wrt.into_iter().zip(computed))
                 .map(|((index, input), gradient)| Gradient { index, input, gradient })
@@ -185,15 +187,10 @@ impl Harness {
     }
 }
 
-/// Stores what ops compute in f16.
-fn store_computed(graph: &mut Graph, values: &[Value]) -> Result<()> {
-    for &value in values {
-        let can = graph.nodes()[value.node()].op().is_some_and(|op| !op.is_view());
-        if can && graph.ty(value).dtype.is_float() {
-            graph.store_as(value, DType::F16)?;
-        }
-    }
-    Ok(())
+/// Stores a gradient in f16, if an op computes it.
+fn store_halved(graph: &mut Graph, gradient: Value) -> Result<()> {
+    let computed = graph.nodes()[gradient.node()].op().is_some_and(|op| !op.is_view());
+    if computed { graph.store_as(gradient, DType::F16) } else { Ok(()) }
 }
 
 /// What a case runs with: a profile, which names the variants of ops.
@@ -221,16 +218,11 @@ impl Target {
         &self.variants
     }
 
-    /// The same with floats stored in f16, as the device has them, and as words for a device without.
-    pub(super) fn halves(&self) -> Vec<Target> {
-        let of = |shader_f16: bool| {
-            let profile = Profile { shader_f16, ..self.profile.clone() };
-            Target { profile, halved: true, ..self.clone() }
-        };
-        match self.profile.f16_in_words() {
-            true => vec![of(false)],
-            false => vec![of(true), of(false)],
-        }
+    /// The same with tensors in f16, or as pairs in words, as devices without 16-bit floats in shaders have them. `None`
+    /// if this device has them as words in any case, and they are not to be.
+    pub(super) fn halved(&self, in_words: bool) -> Option<Target> {
+        let profile = Profile { shader_f16: !in_words, ..self.profile.clone() };
+        (in_words || !self.profile.f16_in_words()).then(|| Target { profile, halved: true, ..self.clone() })
     }
 
     /// The same with no more than `wgpu::Limits::downlevel_defaults` offers.
@@ -284,17 +276,16 @@ impl fmt::Display for Target {
     }
 }
 
-/// The device's profile with the kernels for each class of adapters, each with its subgroups and without; and with its
-/// cooperative matrices, if it has them. So all kernels that can run on a device run there.
+/// The device's profile with the kernels for each class of adapters: each without its subgroups, with them, and with its
+/// cooperative matrices too, if it has them. So all kernels that can run on a device run there.
 pub fn profiles(gpu: &Gpu) -> Vec<Profile> {
     let here = gpu.profile();
     let mut profiles = vec![];
     for class in [AdapterClass::Cpu, AdapterClass::Gpu] {
-        for subgroups in [None, here.subgroups] {
-            profiles.push(Profile { class, subgroups, cooperative: None, ..here.clone() });
+        for (subgroups, cooperative) in [(None, None), (here.subgroups, None), (here.subgroups, here.cooperative)] {
+            profiles.push(Profile { class, subgroups, cooperative, ..here.clone() });
         }
     }
-    profiles.push(Profile { class: AdapterClass::Gpu, ..here.clone() });
     profiles.dedup();
     profiles
 }

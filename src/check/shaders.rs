@@ -52,8 +52,9 @@ fn collect<'a>(gpu: &Gpu, cases: &'a [Case]) -> (Texts<'a>, Failures) {
 fn collect_case<'a>(gpu: &Gpu, case: &'a Case, texts: &mut Texts<'a>, failures: &mut Failures) -> Result<()> {
     let harness = Harness::new(case, 3)?;
     // To read their text, no device with cooperative matrices is needed.
-    let cooperative = Cooperative::ALL.map(|kind| Profile {
-        subgroups: Some([32, 32]),
+    let sizes = |kind| [(kind, [32, 32]), (kind, [32, 64])];
+    let cooperative = Cooperative::ALL.into_iter().flat_map(sizes).map(|(kind, subgroups)| Profile {
+        subgroups: Some(subgroups),
         cooperative: Some(kind),
         ..Profile::portable(AdapterClass::Gpu)
     });

@@ -135,24 +135,30 @@ pub(super) fn subgroup_size(seen: &[u32], advertised: [u32; 2]) -> Result<Option
     Ok(Some(size))
 }
 
-/// Rows, columns and inner dimension of the product in shaders/self_test/matrices.wgsl.
-pub(super) fn product_shape(kind: Cooperative) -> [usize; 3] {
-    [2, 3, 2].map(|n| n * kind.size() as usize)
+/// Rows, columns and inner dimension of the product in shaders/self_test/matrices.wgsl, by so many subgroups along rows
+/// and along columns.
+pub(super) fn product_shape(kind: Cooperative, subgroups: usize) -> [usize; 3] {
+    let side = 2 * subgroups * kind.size() as usize;
+    [side, side, 40]
 }
 
-fn product(kind: Cooperative) -> Vec<f32> {
-    let [m, n, k] = product_shape(kind);
-    let small = |hash: usize| (hash % 15) as f32 - 7.0;
-    let term = |i: usize, j: usize, k: usize| small(7 * i + 3 * k + i * k) * small(5 * k + 11 * j + k * k * j);
+fn product(kind: Cooperative, subgroups: usize) -> Vec<f32> {
+    let [m, n, k] = product_shape(kind, subgroups);
+    let eighths = |hash: usize| ((hash % 15) as f32 - 7.0) / 8.0;
+    let large = if kind.is_f16() { f32::INFINITY } else { 70_000.0 };
+    let a = |i: usize, k: usize| if (i, k) == (5, 3) { large } else { eighths(7 * i + 3 * k + i * k) };
+    let term = |i: usize, j: usize, k: usize| a(i, k) * eighths(5 * k + 11 * j + k * k * j);
     (0..m * n).map(|at| (0..k).map(|k| term(at / n, at % n, k)).sum()).collect()
 }
 
 /// How a product differs from the one that cooperative matrices should give.
-pub(super) fn product_problem(y: &[f32], kind: Cooperative) -> Option<String> {
-    let [_, n, _] = product_shape(kind);
-    let want = product(kind);
-    let wrong = y.iter().zip(&want).filter(|(y, want)| y != want).count();
-    let at = y.iter().zip(&want).position(|(y, want)| y != want)?;
+pub(super) fn product_problem(y: &[f32], kind: Cooperative, subgroups: usize) -> Option<String> {
+    let [_, n, _] = product_shape(kind, subgroups);
+    let want = product(kind, subgroups);
+    // What is infinite times zero is not a number.
+    let differ = |(y, want): (&f32, &f32)| y != want && !(y.is_nan() && want.is_nan());
+    let wrong = y.iter().zip(&want).filter(|&pair| differ(pair)).count();
+    let at = y.iter().zip(&want).position(differ)?;
     let (row, column) = (at / n, at % n);
     Some(format!(
         "of a product's {} elements {wrong} are wrong: [{row}, {column}] is {}, not {}",
@@ -214,21 +220,25 @@ mod tests {
 
     #[test]
     fn matrices_must_multiply_in_the_right_order_and_orientation() {
-        for kind in Cooperative::ALL {
-            let [m, n, _] = product_shape(kind);
-            let y = product(kind);
-            assert_eq!(product_problem(&y, kind), None);
+        for (kind, subgroups) in Cooperative::ALL.into_iter().flat_map(|kind| [(kind, 1), (kind, 2)]) {
+            let [m, n, _] = product_shape(kind, subgroups);
+            let problem = |y: &[f32]| product_problem(y, kind, subgroups);
+            let y = product(kind, subgroups);
+            assert_eq!(problem(&y), None);
             let transposed: Vec<f32> = (0..m * n).map(|i| y[i % m * n + i / m]).collect();
-            assert!(product_problem(&transposed, kind).is_some());
+            assert!(problem(&transposed).is_some());
             let size = kind.size() as usize;
             // Each matrix transposed in its place: a driver that takes rows for columns.
             let place = |r: usize, c: usize| (r - r % size + c % size) * n + c - c % size + r % size;
             let turned: Vec<f32> = (0..m * n).map(|i| y[place(i / n, i % n)]).collect();
-            assert!(product_problem(&turned, kind).unwrap().contains("elements"));
-            assert!(product_problem(&vec![0.0; m * n], kind).is_some());
+            assert!(problem(&turned).unwrap().contains("elements"));
+            assert!(problem(&vec![0.0; m * n]).is_some());
+            // What f16 can't hold, at its largest instead of infinite.
+            let kept: Vec<f32> = y.iter().map(|y| if y.is_finite() { *y } else { 65_504.0 }).collect();
+            assert_eq!(problem(&kept).is_some(), kind.is_f16());
             let mut one_off = y;
             one_off[n + 2] += 1.0;
-            assert!(product_problem(&one_off, kind).unwrap().contains("1 are wrong: [1, 2] is"));
+            assert!(problem(&one_off).unwrap().contains("1 are wrong: [1, 2] is"));
         }
     }
 

@@ -559,8 +559,8 @@ async fn open(cooperative: Option<Cooperative>) -> Result<(wgpu::Adapter, wgpu::
     let wanted = Gpu::USEFUL_FEATURES | cooperative.map_or(wgpu::Features::empty(), Cooperative::features);
     let experimental_features = match cooperative {
         // SAFETY: the token states that its holder knows of bugs that safe calls may run into; the caller opted in to
-        // that. The only feature requested with it is cooperative matrices, used by a single kernel whose loads and
-        // stores of matrices stay within its workgroup memory.
+        // that. The only feature requested with it is cooperative matrices, used by kernels whose loads and stores of
+        // matrices stay within their workgroup memory.
         Some(_) => unsafe { wgpu::ExperimentalFeatures::enabled() },
         None => wgpu::ExperimentalFeatures::disabled(),
     };

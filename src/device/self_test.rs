@@ -6,17 +6,23 @@ use super::gpu::Gpu;
 use super::readback::Readback;
 use crate::error::{Error, Result};
 use crate::kernel::Kernel;
-use crate::profile::Cooperative;
+use crate::profile::{Cooperative, Profile};
 use crate::tensor::TensorType;
 
 const SUBGROUPS: &str = concat!(
     include_str!("../../shaders/common/subgroups.wgsl"),
     include_str!("../../shaders/self_test/subgroups.wgsl"),
 );
-const MATRICES: &str =
-    concat!("enable wgpu_cooperative_matrix;\n", include_str!("../../shaders/self_test/matrices.wgsl"));
-const MATRICES_F16: &str =
-    concat!("enable wgpu_cooperative_matrix;\nenable f16;\n", include_str!("../../shaders/self_test/matrices.wgsl"));
+const MATRICES: &str = concat!(
+    "enable wgpu_cooperative_matrix;\n",
+    include_str!("../../shaders/common/matrices.wgsl"),
+    include_str!("../../shaders/self_test/matrices.wgsl"),
+);
+const MATRICES_F16: &str = concat!(
+    "enable wgpu_cooperative_matrix;\nenable f16;\n",
+    include_str!("../../shaders/common/matrices.wgsl"),
+    include_str!("../../shaders/self_test/matrices.wgsl"),
+);
 
 impl Gpu {
     /// Runs a small test on the device, and returns a handle whose plans use only what works as specified: whether
@@ -24,7 +30,8 @@ impl Gpu {
     /// whether cooperative matrices multiply. [`tested`](Self::tested) has what was found.
     ///
     /// [`headless`](Self::headless) does it by itself. In an app, call it once, on the way to the first plan:
-    /// `Gpu::from_device(device, queue).self_test().await?`. It takes two small kernels and one submit, and on Metal
+    /// `Gpu::from_device(device, queue).self_test().await?`. It takes a small kernel and a submit, two more kernels and a
+    /// submit on devices opened with cooperative matrices, and on Metal
     /// also makes plans faster, since what they know of subgroups there before is only that they have 4 to 64 lanes.
     /// Plans made before run on the new handle too, unless they use what it lacks.
     ///
@@ -36,44 +43,61 @@ impl Gpu {
     /// If the device is lost or has no memory left. What fails the test is no error.
     pub async fn self_test(self) -> Result<Gpu> {
         let (mut test, profile) = (SelfTest::default(), self.profile().clone());
-        let mut encoder = self.encoder("self-test");
-        let width = profile.max_invocations.min(256);
-        let subgroups = profile.subgroups.map(|advertised| {
-            let kernel = Kernel::new("self_test", SUBGROUPS, "subgroups").knob("WIDTH", width);
-            let ty = TensorType::u32([width as usize, findings::ROW]);
-            (advertised, attempt(self.dispatch(&mut encoder, &kernel, ty)))
-        });
-        let lanes = profile.subgroups.map_or(32, |[_, max]| max);
-        let matrices = profile.cooperative.map(|kind| {
-            let [m, n, _] = findings::product_shape(kind);
-            (kind, attempt(self.dispatch(&mut encoder, &product(kind, lanes), TensorType::f32([m, n]))))
-        });
-        if subgroups.is_some() || matrices.is_some() {
-            self.submit(encoder)?;
-        }
-        if let Some((advertised, attempted)) = subgroups {
-            let size = match attempted? {
-                Ok(readback) => findings::subgroup_size(&readback.take::<u32>().await?, advertised),
-                Err(message) => Err(message),
-            };
-            match size {
+        if let Some(advertised) = profile.subgroups {
+            match self.subgroup_size(advertised).await? {
                 Ok(size) => (test.subgroup_size, test.compiles_only) = (size, size.is_none()),
                 Err(reason) => test.drop(Capability::Subgroups, reason),
             }
         }
-        if let Some((kind, attempted)) = matrices {
-            let problem = match attempted? {
-                Ok(readback) => findings::product_problem(&readback.take::<f32>().await?, kind),
-                Err(message) => Some(message),
+        // How matrices are used depends on the size of subgroups.
+        let measured = test.corrected(&profile, self.info().backend);
+        if let Some(kind) = profile.cooperative.filter(|_| !test.compiles_only) {
+            let problem = match test.dropped.is_empty() {
+                true => self.matrix_problem(kind, &measured).await?,
+                false => Some("they need subgroup operations".into()),
             };
-            let without = || "they need subgroup operations".to_string();
-            let problem = if test.dropped.is_empty() { problem } else { Some(problem.unwrap_or_else(without)) };
-            if let Some(reason) = problem.filter(|_| !test.compiles_only) {
+            if let Some(reason) = problem {
                 test.drop(Capability::CooperativeMatrices, reason);
             }
         }
         let profile = test.corrected(&profile, self.info().backend);
         Ok(self.with_test(profile, test))
+    }
+
+    /// The size of subgroups, `None` if nothing runs, or how they differ from what is specified.
+    async fn subgroup_size(&self, advertised: [u32; 2]) -> Result<Result<Option<u32>, String>> {
+        let width = self.profile().max_invocations.min(256);
+        let kernel = Kernel::new("self_test", SUBGROUPS, "subgroups").knob("WIDTH", width);
+        let ty = TensorType::u32([width as usize, findings::ROW]);
+        let mut encoder = self.encoder("self-test");
+        let readback = match attempt(self.dispatch(&mut encoder, &kernel, ty))? {
+            Ok(readback) => readback,
+            Err(message) => return Ok(Err(message)),
+        };
+        self.submit(encoder)?;
+        Ok(findings::subgroup_size(&readback.take::<u32>().await?, advertised))
+    }
+
+    /// How products of matrices differ from what they should be, in either orientation.
+    async fn matrix_problem(&self, kind: Cooperative, profile: &Profile) -> Result<Option<String>> {
+        let subgroups = if profile.cooperating().1 { 2 } else { 1 };
+        let [m, n, _] = findings::product_shape(kind, subgroups);
+        let mut encoder = self.encoder("self-test");
+        let mut readbacks = vec![];
+        for kernel in products(kind, subgroups, profile) {
+            match attempt(self.dispatch(&mut encoder, &kernel, TensorType::f32([m, n])))? {
+                Ok(readback) => readbacks.push(readback),
+                Err(message) => return Ok(Some(message)),
+            }
+        }
+        self.submit(encoder)?;
+        for readback in readbacks {
+            let problem = findings::product_problem(&readback.take::<f32>().await?, kind, subgroups);
+            if problem.is_some() {
+                return Ok(problem);
+            }
+        }
+        Ok(None)
     }
 
     /// [`self_test`](Self::self_test), waiting for the GPU.
@@ -108,11 +132,21 @@ impl Gpu {
     }
 }
 
-/// The kernel that multiplies matrices of this kind, by subgroups of at most so many lanes.
-fn product(kind: Cooperative, lanes: u32) -> Kernel {
+/// The kernels that multiply matrices of this kind, by workgroups of so many subgroups along m and along n: with the
+/// second factor in memory along k, and along n.
+fn products(kind: Cooperative, subgroups: usize, profile: &Profile) -> [Kernel; 2] {
     let source = if kind.is_f16() { MATRICES_F16 } else { MATRICES };
-    let kernel = Kernel::new("self_test", source, "matrices").knob("COOPERATING", lanes);
-    kind.knobs().into_iter().fold(kernel, |kernel, (name, value)| kernel.knob(name, value.as_str()))
+    let [along_m, along_n] = [subgroups as u32; 2];
+    [false, true].map(|b_along_n| {
+        let kernel = Kernel::new("self_test", source, "matrices")
+            .knob("COOPERATING", profile.cooperating().0)
+            .knob("SUBGROUPS_M", along_m)
+            .knob("SUBGROUPS_N", along_n)
+            .knob("PAD", if kind.is_f16() { 8u32 } else { 4 })
+            .knob("BUFFERS", if kind.is_f16() && subgroups > 1 { 2u32 } else { 1 })
+            .knob("B_ALONG_N", b_along_n);
+        kind.knobs().into_iter().fold(kernel, |kernel, (name, value)| kernel.knob(name, value.as_str()))
+    })
 }
 
 /// A failure that says something about the driver is a result.
@@ -127,14 +161,20 @@ fn attempt<T>(result: Result<T>) -> Result<Result<T, String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::profile::AdapterClass;
 
     #[test]
     fn kernels_are_as_specified_for_every_kind() {
+        let profile = |sizes| Profile { subgroups: Some(sizes), ..Profile::portable(AdapterClass::Gpu) };
         for kind in Cooperative::ALL {
-            let kernel = product(kind, 32);
-            assert_eq!(kernel.features(), kind.features());
-            let wgsl = kernel.wgsl().unwrap();
-            assert!(wgsl.contains(&format!("const SIZE: u32 = {}u;", kind.size())), "{wgsl}");
+            for (sizes, subgroups) in [([32, 32], 2), ([32, 64], 1)] {
+                for kernel in products(kind, subgroups, &profile(sizes)) {
+                    assert_eq!(kernel.features(), kind.features());
+                    assert!(kernel.workgroup_bytes().is_some_and(|bytes| bytes <= 16 << 10));
+                    let wgsl = kernel.wgsl().unwrap();
+                    assert!(wgsl.contains(&format!("const SIZE: u32 = {}u;", kind.size())), "{wgsl}");
+                }
+            }
         }
         let kernel = Kernel::new("self_test", SUBGROUPS, "subgroups").knob("WIDTH", 64u32);
         assert_eq!(kernel.features(), wgpu::Features::SUBGROUP);

@@ -71,17 +71,22 @@ pub struct Case {
     pub nmse: f64,
     /// The same with tensors stored in f16: see [`halved`](Self::halved). 1e-6 unless the row gives a reason.
     pub half_nmse: f64,
-    /// Inputs that stay f32 then, by index: settings and statistics that f16 cannot hold.
+    /// The same where cooperative matrices of f16 multiply inputs that are f16 numbers, so that these lose nothing: see
+    /// [`rounded`](Self::rounded). 2e-7 unless the row gives a reason, which is what it takes to round both factors.
+    pub matrix_nmse: f64,
+    /// Inputs that stay f32 with tensors stored in f16, by index: settings and statistics that f16 cannot hold.
     pub always_f32: Vec<usize>,
     /// Whether results are stored in f16.
     pub(crate) is_halved: bool,
+    /// Whether data are rounded to f16.
+    pub(crate) is_rounded: bool,
     /// How many of the outputs, counted from the first, a loss may depend on. Side outputs such as `rstd` have no
     /// gradient.
     pub main_outputs: usize,
 }
 
 impl Case {
-    /// A case with standard normal f32 inputs of these shapes, a tolerance of 1e-7, and one differentiable output.
+    /// A case with standard normal f32 inputs of these shapes, the usual tolerances, and one differentiable output.
     pub fn new(name: impl Into<String>, op: impl Op, shapes: &[&[usize]]) -> Self {
         let inputs = shapes
             .iter()
@@ -93,8 +98,10 @@ impl Case {
             inputs,
             nmse: 1e-7,
             half_nmse: 1e-6,
+            matrix_nmse: 2e-7,
             always_f32: vec![],
             is_halved: false,
+            is_rounded: false,
             main_outputs: 1,
         }
     }
@@ -160,21 +167,44 @@ impl Case {
         self
     }
 
+    /// Sets another tolerance for cooperative matrices of f16. Give the reason in the row.
+    pub fn matrix_tolerance(mut self, nmse: f64) -> Self {
+        self.matrix_nmse = nmse;
+        self
+    }
+
     /// Leaves these inputs in f32 where others are stored in f16. Give the reason in the row.
     pub fn always_f32(mut self, inputs: &[usize]) -> Self {
         self.always_f32 = inputs.to_vec();
         self
     }
 
-    /// The case with floats stored in f16: inputs rounded to it, results and gradients left in it.
+    /// The case with tensors in f16: inputs rounded to it, outputs and gradients left in it. Statistics that are side
+    /// outputs stay f32, as they do in training. Its tolerance is [`half_nmse`](Self::half_nmse).
+    ///
+    /// ```
+    /// use throughline::ops::Case;
+    /// use throughline::ops::swiglu::SwiGlu;
+    /// let case = Case::new("127x3", SwiGlu, &[&[127, 3], &[127, 3]]);
+    /// let both = [case.halved(), case];
+    /// # #[cfg(feature = "check")]
+    /// throughline::check::op(&throughline::Gpu::headless_blocking()?, &both)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn halved(&self) -> Case {
-        let mut case = Case { is_halved: true, nmse: self.half_nmse, ..self.clone() };
+        let mut case = Case { is_halved: true, is_rounded: true, nmse: self.half_nmse, ..self.clone() };
         for (i, input) in case.inputs.iter_mut().enumerate() {
             if input.ty.dtype.is_float() && !self.always_f32.contains(&i) {
                 input.ty.dtype = DType::F16;
             }
         }
         case
+    }
+
+    /// The case with data that are f16 numbers, stored in f32: what cooperative matrices of f16 multiply without
+    /// rounding it.
+    pub fn rounded(&self) -> Case {
+        Case { is_rounded: true, nmse: self.matrix_nmse, ..self.clone() }
     }
 
     /// Marks all outputs as not differentiable: optimiser steps, norms for clipping.
@@ -191,7 +221,14 @@ impl Case {
             .map(|spec| {
                 let data = match spec.fill {
                     InputFill::Packed(matrix) => matrix.random_words(&mut rng),
-                    fill => (0..spec.ty.len()).map(|i| rounded(sample(&mut rng, fill, i), spec.ty.dtype)).collect(),
+                    fill => {
+                        let round = match spec.ty.dtype {
+                            DType::F16 => true,
+                            DType::F32 => self.is_rounded && !self.is_halved,
+                            DType::U32 => false,
+                        };
+                        (0..spec.ty.len()).map(|i| rounded(sample(&mut rng, fill, i), round)).collect()
+                    }
                 };
                 Array::new(spec.ty.shape.clone(), data)
             })
@@ -207,8 +244,11 @@ impl Case {
         }
         let outputs = g.op_arc("y", self.op.clone(), &inputs)?;
         if self.is_halved && !self.op.is_view() {
-            for &y in outputs.iter().filter(|&&y| g.ty(y).dtype.is_float()).collect::<Vec<_>>() {
-                g.store_as(y, DType::F16)?;
+            let stored = if self.main_outputs == 0 { outputs.len() } else { self.main_outputs };
+            for &y in outputs.iter().take(stored) {
+                if g.ty(y).dtype.is_float() {
+                    g.store_as(y, DType::F16)?;
+                }
             }
         }
         Ok((g, inputs, outputs))
@@ -233,12 +273,8 @@ fn sample(rng: &mut Rng, fill: InputFill, i: usize) -> f64 {
     f64::from(x as f32)
 }
 
-/// As this type holds it.
-fn rounded(x: f64, dtype: DType) -> f64 {
-    match dtype {
-        DType::F16 => f16::from_f64(x).to_f64(),
-        DType::F32 | DType::U32 => x,
-    }
+fn rounded(x: f64, to_f16: bool) -> f64 {
+    if to_f16 { f16::from_f64(x).to_f64() } else { x }
 }
 
 /// A standard normal array, rounded to f32: random cotangents for tests.

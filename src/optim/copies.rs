@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use super::arena::{Arena, ArenaLayout, ArenaPlace, numbered};
-use crate::device::timeline::Timeline;
 use crate::device::{ExecOptions, Executable, Gpu, Submits, Tensor};
 use crate::error::Result;
 use crate::graph::{Graph, Value};
@@ -139,9 +138,9 @@ impl Copies {
         self.exec.submit().map(drop)
     }
 
-    /// Runs and times it.
-    pub async fn profile_by(&self, profile: impl AsyncFn(&Executable) -> Result<Timeline>) -> Result<Timeline> {
-        profile(&self.exec).await
+    /// What runs it, to be timed.
+    pub fn executable(&self) -> &Executable {
+        &self.exec
     }
 
     /// Number of its commands, as profiles count them.

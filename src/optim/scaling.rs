@@ -20,8 +20,7 @@ use crate::ops::loss_scale::{LossScale, SCALE, is_power_of_two, is_scale};
 /// most are skipped, the model has diverged, or the scale has come down to [`least`](Self::least).
 ///
 /// Use it for gradients in 16 bits. In f32 it changes nothing but the last digits of rates, for two or three small
-/// dispatches.
-/// The defaults are PyTorch's, with bounds.
+/// dispatches. The defaults are PyTorch's, with bounds.
 ///
 /// ```
 /// use throughline::optim::LossScaling;

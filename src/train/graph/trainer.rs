@@ -461,7 +461,7 @@ impl GraphTrainer {
         let weights = self.check(feeds)?;
         let mut timelines = vec![];
         if let Some(copies) = &self.copies {
-            timelines.push(copies.profile_by(&profile).await?);
+            timelines.push(profile(copies.executable()).await?);
         }
         for (i, (batch, weight)) in feeds.batches.iter().zip(weights).enumerate() {
             let mut encoder = self.gpu.encoder("profiled training step");

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use throughline::graph::{Node, Op, Source};
 use throughline::kernel::{Kernel, Launch};
 use throughline::ops::{Case, TABLE};
-use throughline::{AdapterClass, Graph, Profile, TensorType};
+use throughline::{AdapterClass, Cooperative, Graph, Profile, TensorType};
 
 /// A kernel to compile.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,14 +55,30 @@ impl Job {
 }
 
 /// The GPUs that variants are collected for: one without subgroup operations, and AMD's.
-fn profiles() -> [Profile; 2] {
+pub fn profiles() -> Vec<Profile> {
     let portable = Profile::portable(AdapterClass::Gpu);
-    [portable.clone(), Profile { subgroups: Some([32, 64]), ..portable }]
+    vec![portable.clone(), Profile { subgroups: Some([32, 64]), ..portable }]
+}
+
+/// A GPU opened with cooperative matrices of this kind, whose subgroups have these sizes.
+pub fn with_matrices(kind: Cooperative, subgroups: [u32; 2]) -> Profile {
+    Profile {
+        subgroups: Some(subgroups),
+        cooperative: Some(kind),
+        // What all cards with matrices have.
+        max_workgroup_bytes: 32 << 10,
+        ..Profile::portable(AdapterClass::Gpu)
+    }
+}
+
+/// Whether a kernel multiplies matrices.
+pub fn has_matrices(job: &Job) -> bool {
+    job.wgsl.starts_with("enable wgpu_cooperative_matrix")
 }
 
 /// The kernels of the rows whose names are in `ops`, or of all. Each once, though several shapes and
-/// both profiles may launch it.
-pub fn collect(ops: &[String]) -> Result<Vec<Job>> {
+/// profiles may launch it.
+pub fn collect(ops: &[String], profiles: &[Profile]) -> Result<Vec<Job>> {
     if let Some(op) = ops.iter().find(|op| !TABLE.iter().any(|row| row.name == **op)) {
         let names: Vec<&str> = TABLE.iter().map(|row| row.name).collect();
         bail!("no op `{op}`; the ops are {}", names.join(", "));
@@ -73,9 +89,9 @@ pub fn collect(ops: &[String]) -> Result<Vec<Job>> {
         // An op that is not worth a benchmark has a kernel all the same.
         for case in if bench.is_empty() { (row.cases)() } else { bench } {
             let graph = with_gradients(&case).with_context(|| format!("{} {}", row.name, case.name))?;
-            for profile in profiles() {
+            for profile in profiles {
                 for (kernel, heavy) in
-                    of_graph(&graph, &profile).with_context(|| format!("{} {}", row.name, case.name))?
+                    of_graph(&graph, profile).with_context(|| format!("{} {}", row.name, case.name))?
                 {
                     let job = Job::new(&kernel, profile.subgroups.is_some())?;
                     // The profile without subgroups comes first, and gives its name to what both run.
@@ -155,10 +171,11 @@ mod tests {
     #[test]
     fn every_kernel_becomes_spirv_with_its_bindings_in_a_row() {
         for row in TABLE {
-            let jobs = collect(&[row.name.into()]).unwrap();
+            let jobs = collect(&[row.name.into()], &profiles()).unwrap();
             assert!(row.sources.is_empty() || !jobs.is_empty(), "{} has no kernels", row.name);
         }
-        for job in collect(&[]).unwrap() {
+        let matrices = Cooperative::ALL.map(|kind| with_matrices(kind, [32, 32]));
+        for job in collect(&[], &[&profiles()[..], &matrices].concat()).unwrap() {
             let shader = spirv::translate(&job.wgsl, &job.entry).unwrap();
             assert_eq!(shader.words[0], 0x0723_0203, "{}", job.describe());
             // The uniform is binding 0, where there is one; storage counts from 1.
@@ -171,7 +188,7 @@ mod tests {
     #[test]
     fn a_kernel_that_several_cases_launch_is_there_once() {
         let mut seen = std::collections::HashSet::new();
-        for job in collect(&["matmul".into(), "softmax".into()]).unwrap() {
+        for job in collect(&["matmul".into(), "softmax".into()], &profiles()).unwrap() {
             assert!(seen.insert((job.entry.clone(), job.wgsl.clone())), "{} twice", job.describe());
         }
     }

@@ -23,6 +23,7 @@ use driver::{Answer, Driver};
 use kernels::Job;
 use table::Report;
 use throughline::kernel::Kernel;
+use throughline::{AdapterClass, Cooperative};
 use xtask::mesa::Card;
 
 #[derive(Parser)]
@@ -41,6 +42,12 @@ struct Flags {
     /// Use the system's Mesa instead, which can compile for AMD cards
     #[arg(long)]
     system: bool,
+    /// Only kernels on cooperative matrices of this kind: F16, F16x8 or F32
+    #[arg(long, value_parser = kind, conflicts_with_all = ["wgsl", "system", "write"])]
+    cooperative: Option<Cooperative>,
+    /// Invocations of the smallest and the largest subgroup of a card with these matrices
+    #[arg(long, value_name = "MIN,MAX", value_parser = sizes, default_value = "32,32", requires = "cooperative")]
+    subgroups: Sizes,
     /// Only kernels whose description contains this
     #[arg(long, default_value = "")]
     kernel: String,
@@ -75,6 +82,19 @@ fn knob(text: &str) -> Result<(String, String), String> {
     Ok((name.into(), value.into()))
 }
 
+/// The smallest and the largest.
+type Sizes = [u32; 2];
+
+fn sizes(text: &str) -> Result<Sizes, String> {
+    let parsed = text.split_once(',').and_then(|(min, max)| Some([min.parse().ok()?, max.parse().ok()?]));
+    parsed.ok_or_else(|| format!("expected MIN,MAX, got `{text}`"))
+}
+
+fn kind(name: &str) -> Result<Cooperative, String> {
+    let found = Cooperative::ALL.into_iter().find(|kind| format!("{kind:?}").eq_ignore_ascii_case(name));
+    found.ok_or_else(|| format!("expected one of {:?}", Cooperative::ALL))
+}
+
 fn card(name: &str) -> Result<&'static Card, String> {
     Card::named(name)
 }
@@ -93,7 +113,15 @@ fn main() -> ExitCode {
 }
 
 fn run(flags: &Flags) -> Result<()> {
-    let mut jobs = if flags.wgsl.is_empty() { kernels::collect(&flags.ops)? } else { scratch(flags)? };
+    let mut jobs = match flags.cooperative {
+        _ if !flags.wgsl.is_empty() => scratch(flags)?,
+        Some(kind) => {
+            let mut jobs = kernels::collect(&flags.ops, &[kernels::with_matrices(kind, flags.subgroups)])?;
+            jobs.retain(kernels::has_matrices);
+            jobs
+        }
+        None => kernels::collect(&flags.ops, &kernels::profiles())?,
+    };
     jobs.retain(|job| job.describe().contains(&flags.kernel));
     ensure!(!jobs.is_empty(), "no kernel's description contains `{}`", flags.kernel);
     let driver = Driver::find(flags.system, flags.mesa.as_deref())?;
@@ -128,7 +156,7 @@ fn scratch(flags: &Flags) -> Result<Vec<Job>> {
     let job = |entry: String| {
         let kernel = Kernel::new(label, source, entry.leak());
         let set = |kernel: Kernel, (name, value): &(String, String)| kernel.knob(name.clone().leak(), value.as_str());
-        Job::new(&flags.knob.iter().fold(kernel, set), false)
+        Job::new(&flags.knob.iter().fold(kernel, set).on(AdapterClass::Gpu), false)
     };
     entries.into_iter().map(job).collect()
 }

@@ -18,6 +18,8 @@ pub struct Shader {
     pub bindings: Vec<Binding>,
     /// Bytes of workgroup memory that it uses.
     pub shared: u32,
+    /// Whether it multiplies cooperative matrices.
+    pub matrices: bool,
 }
 
 /// A buffer that a shader uses.
@@ -66,7 +68,8 @@ pub fn translate(wgsl: &str, entry: &str) -> Result<Shader> {
             .context("overrides")?;
     let words = spv::write_vec(&module, &info, &options(), Some(&pipeline)).context("writing SPIR-V")?;
     let bindings = bindings.into_iter().map(|(binding, _)| binding).collect();
-    Ok(Shader { entry: entry.into(), words, bindings, shared })
+    let matrices = wgsl.starts_with("enable wgpu_cooperative_matrix");
+    Ok(Shader { entry: entry.into(), words, bindings, shared, matrices })
 }
 
 fn options() -> spv::Options<'static> {

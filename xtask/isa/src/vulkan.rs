@@ -31,11 +31,13 @@ pub struct Device {
     executables: khr::pipeline_executable_properties::Device,
     /// Names of the device and driver.
     pub name: String,
+    /// Whether it has cooperative matrices.
+    matrices: bool,
 }
 
 impl Device {
     /// Opens the first device, with the features that wgpu turns on and that matter to code
-    /// generation.
+    /// generation, and with cooperative matrices if it has them.
     pub fn open() -> Result<Device> {
         // SAFETY: loading the system's Vulkan loader runs its initialisers, which are sound.
         let entry =
@@ -54,11 +56,15 @@ impl Device {
         let device = create_device(&instance, physical, &extensions)?;
         let executables = khr::pipeline_executable_properties::Device::new(&instance, &device);
         let name = describe(&instance, physical);
-        Ok(Device { _entry: entry, instance, device, executables, name })
+        let matrices = extensions.contains(&khr::cooperative_matrix::NAME);
+        Ok(Device { _entry: entry, instance, device, executables, name, matrices })
     }
 
     /// Compiles a shader.
     pub fn compile(&self, shader: &Shader) -> Result<Compiled> {
+        if shader.matrices && !self.matrices {
+            bail!("the card has no cooperative matrices");
+        }
         let layouts = self.layouts(&shader.bindings)?;
         let pipeline = self.pipeline(shader, layouts.1);
         let result = pipeline.and_then(|pipeline| {
@@ -167,27 +173,42 @@ impl Drop for Device {
 fn extensions(instance: &ash::Instance, physical: vk::PhysicalDevice) -> Result<Vec<&'static CStr>> {
     // SAFETY: the instance is alive, and `physical` is one of its devices.
     let found = unsafe { instance.enumerate_device_extension_properties(physical) }.context("listing extensions")?;
-    let mut wanted = vec![khr::pipeline_executable_properties::NAME, ext::robustness2::NAME];
+    let mut wanted = vec![
+        khr::pipeline_executable_properties::NAME,
+        ext::robustness2::NAME,
+        // With what naga declares beside matrices.
+        khr::cooperative_matrix::NAME,
+    ];
     wanted.retain(|name| found.iter().any(|f| f.extension_name_as_c_str() == Ok(name)));
     Ok(wanted)
 }
 
 fn create_device(instance: &ash::Instance, physical: vk::PhysicalDevice, names: &[&CStr]) -> Result<ash::Device> {
-    let names: Vec<_> = names.iter().map(|name| name.as_ptr()).collect();
+    let has = |name: &CStr| names.contains(&name);
+    let pointers: Vec<_> = names.iter().map(|name| name.as_ptr()).collect();
     let queues = [vk::DeviceQueueCreateInfo::default().queue_priorities(&[1.0])];
     let robust = vk::PhysicalDeviceFeatures::default().robust_buffer_access(true);
     let mut executables =
         vk::PhysicalDevicePipelineExecutablePropertiesFeaturesKHR::default().pipeline_executable_info(true);
     let mut robustness2 = vk::PhysicalDeviceRobustness2FeaturesEXT::default().robust_buffer_access2(true);
     let mut sizes = vk::PhysicalDeviceSubgroupSizeControlFeatures::default().subgroup_size_control(true);
+    let mut matrices = vk::PhysicalDeviceCooperativeMatrixFeaturesKHR::default().cooperative_matrix(true);
+    let mut model = vk::PhysicalDeviceVulkanMemoryModelFeatures::default()
+        .vulkan_memory_model(true)
+        .vulkan_memory_model_device_scope(true);
+    let mut f16 = vk::PhysicalDeviceShaderFloat16Int8Features::default().shader_float16(true);
+    let mut f16_in_memory = vk::PhysicalDevice16BitStorageFeatures::default().storage_buffer16_bit_access(true);
     let mut info = vk::DeviceCreateInfo::default()
         .queue_create_infos(&queues)
-        .enabled_extension_names(&names)
+        .enabled_extension_names(&pointers)
         .enabled_features(&robust)
         .push_next(&mut executables)
         .push_next(&mut sizes);
-    if names.len() > 1 {
+    if has(ext::robustness2::NAME) {
         info = info.push_next(&mut robustness2);
+    }
+    if has(khr::cooperative_matrix::NAME) {
+        info = info.push_next(&mut matrices).push_next(&mut model).push_next(&mut f16).push_next(&mut f16_in_memory);
     }
     // SAFETY: `physical` is one of the instance's devices, and the structures outlive the call.
     unsafe { instance.create_device(physical, &info, None) }.context("opening the device")
