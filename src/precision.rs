@@ -85,9 +85,9 @@ impl Graph {
     /// - what an op of your own reads or writes in a way that [cannot be rewritten](Self::store_as) for f16.
     ///
     /// The residual stream is found by what it is: a value to which something is [added](Op::is_addition) that was
-    /// computed from it, `x + f(x)`. That holds before and after norms, for parallel branches, for its gradient in the
-    /// backward pass, and for networks of any kind that use [`residual_add`](Self::residual_add); not for two terms that
-    /// know nothing of each other, such as a layer and a low-rank adapter.
+    /// computed from it, `x + f(x)`. That holds for norms before and after branches, for parallel branches, for the
+    /// gradient in the backward pass, and for networks of any kind that use [`residual_add`](Self::residual_add); not for
+    /// two terms that know nothing of each other, such as a layer and a low-rank adapter.
     ///
     /// `copied` are parameters whose values are to be bound in f16: of those, the ones that some op reads as a whole.
     /// They become tensors of f16 in this graph, and are returned. Their gradients stay f32. Lookups alone are not

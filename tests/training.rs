@@ -285,10 +285,9 @@ fn resumes_bit_for_bit(config: TrainConfig) {
     assert!(weights_and_moments(&second).concat().iter().all(|&x| x == 0.0), "parameters were drawn");
     loaded.restore_blocking(&mut second).unwrap();
     assert_eq!(second.graph_trainer().loss_scale_blocking().unwrap(), loaded.state.loss_scale);
-    assert_eq!(
-        loaded.state.loss_scale.map(|state| (state.applied, state.skipped)),
-        config.loss_scaling.map(|_| (0, 3))
-    );
+    // Where one is chosen here, it is too large for the first steps.
+    let counts = if config.loss_scaling.is_some() { (0, 3) } else { (3, 0) };
+    assert_eq!(loaded.state.loss_scale.map(|state| (state.applied, state.skipped)), config.scaling().map(|_| counts));
     assert_eq!(bits(&[train(&mut second, 8)]), bits(&[losses[3..].to_vec()]));
 
     assert_eq!(bits(&weights_and_moments(&whole)), bits(&weights_and_moments(&second)));

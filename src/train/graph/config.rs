@@ -98,7 +98,8 @@ impl GraphTrainConfig {
 /// read, tensors of your own, a memory limit.
 #[derive(Clone, Debug)]
 pub struct GraphTrainOptions {
-    /// Values to [read](super::GraphTrainer::read) after a step, besides the loss.
+    /// Values to [read](super::GraphTrainer::read) after a step, besides the loss. They are stored in f32 in mixed
+    /// precision, too.
     pub outputs: Vec<Value>,
     /// Parameters that are not trained. They are part of the model all the same: initialised, saved and loaded.
     pub frozen: Vec<Value>,

@@ -11,8 +11,11 @@ use crate::precision::Precision;
 
 impl GraphTrainer {
     /// A second graph on the same parameters, matched by name: for evaluation, with another batch size, without dropout,
-    /// or with other outputs, in the same [precision](crate::Precision) (but it reads the parameters in f32). It sees every step that was submitted before. Outside of frames, use
+    /// or with other outputs. It sees every step that was submitted before. Outside of frames, use
     /// [`executable_blocking`](Self::executable_blocking).
+    ///
+    /// In [mixed precision](crate::Precision) it stores what it computes as training does, but for its outputs, and reads
+    /// the parameters in f32.
     ///
     /// # Errors
     ///
