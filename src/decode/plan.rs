@@ -60,14 +60,13 @@ pub struct DecodeOptions<'a> {
     /// computes in f32 either way. With the default, [`DType::F32`], logits are those of a pass without a cache, up to the
     /// order of sums.
     ///
-    /// FIGURES
+    /// For 2,048 tokens, SmolLM2-135M's takes 47 MB in place of 94, beside 97 MB of weights in Q4_1.
     pub cache: DType,
     /// How passes of several tokens store what blocks compute: those of prompts, and of
     /// [`feed_all`](super::Decoder::feed_all). [`DType::F16`] halves the memory of their activations and what moves between
     /// kernels; use it on GPUs, for long prompts. The residual stream and all logits stay f32, and so do passes of one
     /// token. The default is [`DType::F32`].
     ///
-    /// FIGURES
     /// Values beyond 65504 become infinite: logits are then no numbers, and to draw from them is an error.
     pub prompts: DType,
     /// Room for adapters, of which each sequence can use one. None by default.
