@@ -61,6 +61,8 @@ pub struct DecodeOptions<'a> {
     /// order of sums.
     ///
     /// For 2,048 tokens, SmolLM2-135M's takes 47 MB in place of 94, beside 97 MB of weights in Q4_1.
+    /// With caches and prompts in f16, its logits after two prompts are off by at most 0.026, 64 greedy tokens after each are
+    /// the same, and 64 tokens of prose have 3.4990 nats each in place of 3.4992.
     pub cache: DType,
     /// How passes of several tokens store what blocks compute: those of prompts, and of
     /// [`feed_all`](super::Decoder::feed_all). [`DType::F16`] halves the memory of their activations and what moves between
