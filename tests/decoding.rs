@@ -429,6 +429,64 @@ fn decoding_in_f16_says_nearly_what_decoding_in_f32_says() {
     }
 }
 
+/// The keys and values of a model of an odd width, which share words with those of the next token.
+#[test]
+fn caches_in_f16_hold_what_caches_in_f32_hold() {
+    let model = TransformerConfig::gpt2(37, CAPACITY, 2, 21, 3);
+    let trainer = trainer(&config(model.clone()), &StandardBlock);
+    let profiles = profiles().into_iter().flat_map(|profile| {
+        let here = profile.shader_f16 && profile.class == AdapterClass::Gpu;
+        let of = move |shader_f16| Profile { shader_f16, ..profile.clone() };
+        BTreeSet::from([here, false]).into_iter().map(of)
+    });
+    for profile in profiles {
+        let caches = |cache: DType| {
+            let mut g = gpu().graph();
+            let (activations, prompts) = (Default::default(), DType::F32);
+            let shape = DecodeShape {
+                batch: 2,
+                time: 3,
+                capacity: CAPACITY,
+                rows: DecodeRows::All,
+                activations,
+                cache,
+                prompts,
+            };
+            let decoder =
+                TransformerDecoder::build(&mut g, &config(model.clone()), &Default::default(), shape).unwrap();
+            let plan = Arc::new(Plan::new(&g, &[decoder.logits], &profile).unwrap());
+            let names = trainer.params().layout.tensors.iter().map(|(name, _)| g.find(name).unwrap());
+            let bindings = names.zip(trainer.params().tensors.iter().cloned()).collect();
+            let exec = Executable::new_blocking(gpu(), plan, ExecOptions::bound(bindings)).unwrap();
+            let mut logits = vec![];
+            // The second sequence begins later, and the last pass ends past the capacity.
+            for start in [[0u32, 4], [3, 7], [19, 10]] {
+                exec.write(decoder.tokens, &[5u32, 7, 11, 13, 17, 19].map(|id| (id + start[0]) % 37)).unwrap();
+                exec.write(decoder.start, &start).unwrap();
+                let positions = |i: usize| (start[i / 3] + i as u32 % 3).min(CAPACITY as u32 - 1);
+                exec.write(decoder.positions.unwrap(), &[0, 1, 2, 3, 4, 5].map(positions)).unwrap();
+                exec.submit().unwrap();
+                logits.extend(exec.read_blocking::<f32>(decoder.logits).unwrap());
+            }
+            let read = |&cache: &Value| common::read(&exec, cache);
+            (decoder.caches.iter().map(read).collect::<Vec<_>>(), logits)
+        };
+        let [(want, exact), (got, near)] = [DType::F32, DType::F16].map(caches);
+        assert_eq!(got.len(), 4);
+        for (layer, (got, want)) in got.iter().zip(&want).enumerate() {
+            assert_eq!(got.len(), 2 * CAPACITY * 21);
+            // Those of the first layer are the same numbers, rounded.
+            let most = if layer < 2 { 1e-3 } else { 2e-2 };
+            let off = |(got, want): (&f32, &f32)| (got - want).abs() / (want.abs() + 1e-4);
+            let off = if layer < 2 { got.iter().zip(want).map(off).fold(0.0, f32::max) } else { worst(got, want) };
+            assert!(off < most, "{profile:?}: {off} in cache {layer}");
+            let zeros = |cache: &[f32]| cache.iter().filter(|x| **x == 0.0).count();
+            assert_eq!(zeros(got), zeros(want), "{profile:?}: cache {layer}");
+        }
+        assert!(worst(&near, &exact) < 0.05, "{profile:?}: {}", worst(&near, &exact));
+    }
+}
+
 #[test]
 fn caches_in_f16_take_half_the_memory() {
     let model = Model::open(&common::hf_folder("llama")).unwrap();
