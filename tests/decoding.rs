@@ -455,8 +455,6 @@ fn caches_in_f16_hold_what_caches_in_f32_hold() {
             let decoder =
                 TransformerDecoder::build(&mut g, &config(model.clone()), &Default::default(), shape).unwrap();
             let plan = Arc::new(Plan::new(&g, &[decoder.logits], &profile).unwrap());
-            let copies = plan.steps().iter().map(|s| s.copies().len()).sum::<usize>() + plan.final_copies().len();
-            assert_eq!(copies, 0, "{plan}");
             let names = trainer.params().layout.tensors.iter().map(|(name, _)| g.find(name).unwrap());
             let bindings = names.zip(trainer.params().tensors.iter().cloned()).collect();
             let exec = Executable::new_blocking(gpu(), plan, ExecOptions::bound(bindings)).unwrap();
