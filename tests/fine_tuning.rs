@@ -104,7 +104,7 @@ fn adapters_train_in_mixed_precision() {
         trainer.params().write(gpu(), &expected.values("start", trainer.params())).unwrap();
         for (i, (batch, want)) in expected.batches().iter().zip(expected.get::<f32>("loss")).enumerate() {
             let got = trainer.step(std::slice::from_ref(batch)).unwrap().wait_blocking().unwrap();
-            assert!((got - want).abs() < 1e-2, "{file}, step {i}: loss {got}, PyTorch in f32 {want}");
+            assert!((got - want).abs() < 5e-3 * want, "{file}, step {i}: loss {got}, PyTorch in f32 {want}");
         }
         let adapters = trainer.plan().externals().iter().filter(|e| e.name.contains("lora_"));
         assert!(adapters.map(|e| e.ty.dtype).all(|dtype| dtype == DType::F16));
