@@ -37,6 +37,7 @@ fn main() -> std::process::ExitCode {
             Some([min, max]) => println!("subgroups of {min} to {max} lanes"),
             None => println!("no subgroup operations"),
         }
+        println!("{}", if p.shader_f16 { "16-bit floats in shaders" } else { "no 16-bit floats in shaders" });
         for (kind, gpu) in &with_matrices {
             if gpu.profile().cooperative.is_some() {
                 println!("cooperative matrices of {kind:?}, on request");
@@ -83,6 +84,7 @@ fn json(gpu: &Gpu, with_matrices: &[(Cooperative, Gpu)]) -> serde_json::Value {
         "units": p.units,
         "subgroups": p.subgroups,
         "subgroup_size": gpu.tested().and_then(|test| test.subgroup_size),
+        "shader_f16": p.shader_f16,
         "cooperative_matrices": usable.map(|(kind, _)| format!("{kind:?}")).collect::<Vec<_>>(),
         "slow_strides": p.quirks.slow_strides,
         "loops_end_early": p.quirks.loops_end_early,

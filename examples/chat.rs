@@ -8,6 +8,8 @@
 #[macro_use]
 #[path = "shared/cli.rs"]
 mod cli;
+#[path = "shared/storage.rs"]
+mod storage;
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -54,6 +56,8 @@ struct Flags {
     /// Seed for sampling
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    storage: storage::Storage,
 }
 
 /// A chat, and what it takes to make it anew with more room for adapters.
@@ -61,7 +65,7 @@ struct Session {
     gpu: Gpu,
     model: Model,
     tokenizer: Arc<ModelTokenizer>,
-    capacity: usize,
+    options: DecodeOptions<'static>,
     /// The largest rank of an adapter that there is room for.
     rank: usize,
     chat: Chat,
@@ -117,13 +121,14 @@ impl Session {
         let gpu = Gpu::headless_blocking()?;
         let model = Model::open(&flags.model)?;
         let tokenizer = Arc::new(ModelTokenizer::of(model.weights())?);
-        let mut chat = Chat::new(decoder(&gpu, &model, flags.capacity, 0)?, tokenizer.clone())?;
+        let options = flags.storage.options(flags.capacity);
+        let mut chat = Chat::new(decoder(&gpu, &model, options, 0)?, tokenizer.clone())?;
         let sampling = Sampling { temperature: flags.temperature, seed: flags.seed, ..Default::default() };
         *chat.options_mut() = GenerationOptions { max_tokens: flags.tokens, sampling, ..Default::default() };
         if let Some(system) = &flags.system {
             chat.set_system(system);
         }
-        let mut session = Session { gpu, model, tokenizer, capacity: flags.capacity, rank: 0, chat };
+        let mut session = Session { gpu, model, tokenizer, options, rank: 0, chat };
         if let Some(adapter) = &flags.adapter {
             session.use_adapter(Some(adapter))?;
         }
@@ -157,7 +162,7 @@ impl Session {
         let rank = adapter.layers().map(|(_, layer)| layer.rank).max().unwrap_or(0);
         if rank > self.rank {
             // A decoder has room for the ranks that it was made for.
-            let mut larger = Chat::new(decoder(&self.gpu, &self.model, self.capacity, rank)?, self.tokenizer.clone())?;
+            let mut larger = Chat::new(decoder(&self.gpu, &self.model, self.options, rank)?, self.tokenizer.clone())?;
             *larger.options_mut() = self.chat.options().clone();
             *larger.messages_mut() = self.chat.messages().to_vec();
             (self.chat, self.rank) = (larger, rank);
@@ -167,10 +172,10 @@ impl Session {
 }
 
 /// A decoder with room for an adapter of this rank; none for 0.
-fn decoder(gpu: &Gpu, model: &Model, capacity: usize, rank: usize) -> throughline::Result<Decoder> {
+fn decoder(gpu: &Gpu, model: &Model, options: DecodeOptions<'_>, rank: usize) -> throughline::Result<Decoder> {
     let slots = AdapterSlots::new(1, rank);
     let adapters = (rank > 0).then_some(&slots);
-    Decoder::new_blocking(gpu, model, DecodeOptions { adapters, ..DecodeOptions::new(capacity) })
+    Decoder::new_blocking(gpu, model, DecodeOptions { adapters, ..options })
 }
 
 /// Asks whoever sits there for the next message.

@@ -10,6 +10,8 @@
 mod cli;
 #[path = "shared/model.rs"]
 mod model;
+#[path = "shared/storage.rs"]
+mod storage;
 #[path = "shared/training.rs"]
 mod training;
 
@@ -63,6 +65,8 @@ struct Flags {
     /// Seed for sampling
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    #[command(flatten)]
+    storage: storage::Storage,
     /// Also write the logits at every token of the prompt to this safetensors file; not for checkpoints
     #[arg(long)]
     dump_logits: Option<PathBuf>,
@@ -119,7 +123,7 @@ fn decode(flags: &Flags) -> anyhow::Result<()> {
         prompt.len(),
         flags.tokens
     );
-    let mut decoder = Decoder::new_blocking(&gpu, &model, capacity)?;
+    let mut decoder = Decoder::new_blocking(&gpu, &model, flags.storage.options(capacity))?;
     if let Some(path) = &flags.dump_logits {
         dump_logits(&mut decoder, &prompt, path)?;
     }
@@ -186,7 +190,8 @@ fn write_text(flags: &Flags) -> anyhow::Result<()> {
     let layout = ArenaLayout::of_model(config, gpu.profile().max_tensor_bytes())?;
     let params = Arena::zeros(&gpu, "parameters", &Arc::new(layout))?;
     checkpoint.restore_weights_blocking(&gpu, &params)?;
-    let mut decoder = gpu.run_blocking(Decoder::on_params(&gpu, config, &params, config.context))?;
+    let mut decoder =
+        gpu.run_blocking(Decoder::on_params(&gpu, config, &params, flags.storage.options(config.context)))?;
 
     // Both the prompt and the text may be longer than the context.
     let window = &ids[ids.len().saturating_sub(config.context)..];

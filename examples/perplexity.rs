@@ -5,6 +5,8 @@
 #[macro_use]
 #[path = "shared/cli.rs"]
 mod cli;
+#[path = "shared/storage.rs"]
+mod storage;
 
 use std::path::PathBuf;
 
@@ -27,6 +29,8 @@ struct Flags {
     /// Number of tokens to read; each is predicted from all the tokens before it
     #[arg(long, default_value_t = 512)]
     tokens: usize,
+    #[command(flatten)]
+    storage: storage::Storage,
     /// Print the results as JSON on the last line
     #[arg(long)]
     json: bool,
@@ -46,7 +50,7 @@ fn run(flags: Flags) -> anyhow::Result<()> {
     ids.truncate(flags.tokens);
     ensure!(ids.len() > 1, "{}: expected at least two tokens, got {}", flags.text.display(), ids.len());
     let gpu = Gpu::headless_blocking()?;
-    let mut decoder = Decoder::new_blocking(&gpu, &model, ids.len())?;
+    let mut decoder = Decoder::new_blocking(&gpu, &model, flags.storage.options(ids.len()))?;
     let vocab = model.config().vocab_size;
     let (mut nats, mut predicted) = (0.0, 0);
     for (i, part) in ids.chunks(128).enumerate() {

@@ -6,12 +6,15 @@
 #[macro_use]
 #[path = "shared/cli.rs"]
 mod cli;
+#[path = "shared/precision.rs"]
+mod precision;
 #[path = "shared/shape.rs"]
 mod shape;
 
 use std::time::Instant;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
+use precision::PrecisionFlag;
 use shape::Shape;
 use throughline::optim::Schedule;
 use throughline::train::{TrainConfig, TrainOptions, TrainPlan};
@@ -40,6 +43,9 @@ struct Flags {
     /// Keep all that backward needs, rather than compute activations and results of norms twice
     #[arg(long)]
     keep: bool,
+    /// How activations and gradients are stored
+    #[arg(long, value_enum, default_value = "f32")]
+    precision: PrecisionFlag,
     /// Omit the table of nodes and buffers
     #[arg(long)]
     brief: bool,
@@ -59,6 +65,7 @@ fn run(f: Flags) -> anyhow::Result<()> {
     let config = TrainConfig {
         micro_batches: f.micro_batches,
         schedule: Schedule::constant(1e-3),
+        precision: f.precision.into(),
         ..TrainConfig::new(f.shape.config(), f.shape.batch)
     };
     let options = TrainOptions { max_bytes: f.max_bytes, recompute: !f.keep, ..TrainOptions::default() };
@@ -75,6 +82,13 @@ fn run(f: Flags) -> anyhow::Result<()> {
     println!("{}", plan.recomputed());
     println!("{} parameters in {} buffers", plan.parameter_count(), plan.layout().parts.len());
     println!("{} bytes, including gradients, moments, activations and evaluation", plan.bytes());
+    for other in PrecisionFlag::value_variants().iter().filter(|other| **other != f.precision) {
+        let other = (TrainConfig { precision: (*other).into(), ..config.clone() }, other);
+        match TrainPlan::new(&other.0, &options, &profile) {
+            Ok(plan) => println!("with --precision {}: {} bytes", name(*other.1), plan.bytes()),
+            Err(e) => println!("with --precision {}: {e}", name(*other.1)),
+        }
+    }
     let needs = plan.requirements();
     println!("required: bindings of {} bytes, buffers of {} bytes", needs.binding_bytes, needs.buffer_bytes);
     println!("required: {} storage buffers, {} workgroups", needs.storage_buffers, needs.workgroups);
@@ -87,4 +101,9 @@ fn run(f: Flags) -> anyhow::Result<()> {
         println!("useful feature: {}: {why}", names(feature));
     }
     Ok(())
+}
+
+/// The flag's value.
+fn name(precision: PrecisionFlag) -> String {
+    precision.to_possible_value().map_or_else(String::new, |value| value.get_name().into())
 }

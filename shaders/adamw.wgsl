@@ -8,6 +8,7 @@
 // knobs
 const INVOCATIONS: u32 = 64u; // of a workgroup
 const EACH: u32 = 1u; // quads that an invocation updates, INVOCATIONS apart
+const SCALED: bool = false; // norm is an outcome of loss_scale: the factor of the gradient, and 1 to skip the step
 
 struct Params {
     quads: u32,
@@ -17,7 +18,7 @@ struct Params {
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> grad: array<vec4<f32>>; // [quads]
 @group(0) @binding(2) var<storage, read> hyper: array<vec4<f32>>; // [2] of vec4: see AdamWSettings::at_step
-// A vec4, so that it can share a binding with the other arrays; its x alone counts.
+// A vec4, so that it can share a binding with the other arrays. Of a norm, its x alone counts.
 @group(0) @binding(3) var<storage, read> norm: array<vec4<f32>>; // [1]
 @group(0) @binding(4) var<storage, read_write> param: array<vec4<f32>>; // [quads]
 @group(0) @binding(5) var<storage, read_write> moment1: array<vec4<f32>>; // [quads]
@@ -36,7 +37,12 @@ fn forward(
     let rates = hyper[0]; // lr, beta1, beta2, eps
     let rest = hyper[1]; // weight decay, both bias corrections, largest norm
     var clip = 1.0;
-    if (rest.w > 0.0) {
+    if (SCALED) {
+        clip = norm[0].x;
+        if (norm[0].y != 0.0) {
+            return;
+        }
+    } else if (rest.w > 0.0) {
         clip = min(1.0, rest.w / (norm[0].x + 1e-6));
     }
     let keep = 1.0 - rates.x * rest.x;

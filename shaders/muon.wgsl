@@ -6,6 +6,7 @@
 
 // knobs
 const NESTEROV: bool = true;
+const SCALED: bool = false; // norm is an outcome of loss_scale: the factor of the gradient, and 1 to skip the step
 const INVOCATIONS: u32 = 64u; // of a workgroup, in shift and update
 const EACH: u32 = 1u; // quads that an invocation of these makes, INVOCATIONS apart
 
@@ -25,7 +26,7 @@ struct Params {
 // momentum: m += (grad * clip - m) * (1 - momentum), and sums of squares of what is to be orthogonalised
 @group(0) @binding(1) var<storage, read> grad: array<vec4<f32>>; // [all]
 @group(0) @binding(2) var<storage, read> hyper: array<vec4<f32>>; // [1] of vec4: see MuonSettings::values
-// A vec4, so that it can share a binding with the other arrays; its x alone counts.
+// A vec4, so that it can share a binding with the other arrays. Of a norm, its x alone counts.
 @group(0) @binding(3) var<storage, read> norm: array<vec4<f32>>; // [1]
 @group(0) @binding(4) var<storage, read_write> moment: array<vec4<f32>>; // [all]
 @group(0) @binding(5) var<storage, read_write> direction: array<vec4<f32>>; // [all]
@@ -43,12 +44,15 @@ fn momentum(
     }
     let settings = hyper[0]; // lr, momentum, weight decay, largest norm
     var clip = 1.0;
-    if (settings.w > 0.0) {
+    if (SCALED) {
+        clip = norm[0].x;
+    } else if (settings.w > 0.0) {
         clip = min(1.0, settings.w / (norm[0].x + 1e-6));
     }
     let start = group / p.chunks * p.quads;
     let first = group % p.chunks * p.chunk;
     let end = min(first + p.chunk, p.quads);
+    let skip = SCALED && norm[0].y != 0.0;
     let len = vec4<u32>(p.len);
     var sum = vec4<f32>();
     for (var i = first + lid; i < end; i += GROUP) {
@@ -56,7 +60,9 @@ fn momentum(
         let old = moment[start + i];
         let m = old + (g - old) * (1.0 - settings.y);
         let u = select(m, g + (m - g) * settings.y, NESTEROV);
-        moment[start + i] = m;
+        if (!skip) {
+            moment[start + i] = m;
+        }
         direction[start + i] = u;
         // Past the last element there may be anything, even NaN.
         let inside = vec4<u32>(i * 4u) + vec4<u32>(0u, 1u, 2u, 3u) < len;
@@ -121,18 +127,35 @@ fn shift(
 @group(0) @binding(1) var<storage, read> step: array<vec4<f32>>; // [all]; binding 2 is hyper
 @group(0) @binding(3) var<storage, read_write> param: array<vec4<f32>>; // [all]
 
-@compute @workgroup_size(INVOCATIONS)
-fn update(
-    @builtin(workgroup_id) wid: vec3<u32>,
-    @builtin(num_workgroups) nwg: vec3<u32>,
-    @builtin(local_invocation_index) lid: u32,
-) {
-    let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
+fn update_from(first: u32) {
     let end = min(first + INVOCATIONS * EACH, p.quads);
     let settings = hyper[0];
     let keep = 1.0 - settings.x * settings.z;
     let rate = settings.x * p.x;
     for (var i = first; i < end; i += INVOCATIONS) {
         param[i] = param[i] * keep - rate * step[i];
+    }
+}
+
+@compute @workgroup_size(INVOCATIONS)
+fn update(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) nwg: vec3<u32>,
+    @builtin(local_invocation_index) lid: u32,
+) {
+    update_from((wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid);
+}
+
+// The same, unless the step is to be skipped.
+@group(0) @binding(4) var<storage, read> outcome: array<vec4<f32>>; // [1] of vec4, of loss_scale; its y is 1 to skip
+
+@compute @workgroup_size(INVOCATIONS)
+fn update_scaled(
+    @builtin(workgroup_id) wid: vec3<u32>,
+    @builtin(num_workgroups) nwg: vec3<u32>,
+    @builtin(local_invocation_index) lid: u32,
+) {
+    if (outcome[0].y == 0.0) {
+        update_from((wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid);
     }
 }

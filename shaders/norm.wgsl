@@ -8,6 +8,7 @@
 const CENTERED: bool = true; // layer norm; else RMS norm
 const ACCUMULATE: bool = false; // backward adds dx to what is there
 const ROWS: u32 = 1u;
+const FROM_STORED: bool = false; // y is made of xhat as it was stored, in fewer bits
 const HELD: u32 = 1u; // backward_held: elements E of a row that a lane holds
 
 struct Params {
@@ -102,8 +103,11 @@ fn forward(
         for (var r = 0u; r < ROWS; r++) { // unroll
             if (row0 + r < rows) {
                 let i = at[r] + c;
-                let v = (x[i] - E(row_mean[r])) * row_rstd[r];
+                var v = (x[i] - E(row_mean[r])) * row_rstd[r];
                 xhat_out[i] = v;
+                if (FROM_STORED) {
+                    v = xhat_out[i];
+                }
                 // In the very operations that make y again from xhat, so that it has the same bits.
                 if (CENTERED) {
                     y[i] = fma(v, g, b);

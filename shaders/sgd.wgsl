@@ -7,6 +7,7 @@
 // knobs
 const INVOCATIONS: u32 = 64u; // of a workgroup
 const EACH: u32 = 1u; // quads that an invocation updates, INVOCATIONS apart
+const SCALED: bool = false; // norm is an outcome of loss_scale: the factor of the gradient, and 1 to skip the step
 const NESTEROV: bool = false;
 
 struct Params {
@@ -16,14 +17,22 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> grad: array<vec4<f32>>; // [quads]
-// A vec4, so that it can share a binding with the other arrays, as can the norm, of which x alone counts.
+// A vec4, so that it can share a binding with the other arrays, as can the norm. Of that, x alone counts.
 @group(0) @binding(2) var<storage, read> hyper: array<vec4<f32>>; // [1] of vec4: lr, momentum, weight decay, max norm
 @group(0) @binding(3) var<storage, read> norm: array<vec4<f32>>; // [1]
 @group(0) @binding(4) var<storage, read_write> param: array<vec4<f32>>; // [quads]
 @group(0) @binding(5) var<storage, read_write> velocity: array<vec4<f32>>; // [quads]
 
+/// Whether the step is to be skipped.
+fn skips() -> bool {
+    return SCALED && norm[0].y != 0.0;
+}
+
 /// The factor of the gradient that clips it.
 fn clip() -> f32 {
+    if (SCALED) {
+        return norm[0].x;
+    }
     let max_norm = hyper[0].w;
     return select(1.0, min(1.0, max_norm / (norm[0].x + 1e-6)), max_norm > 0.0);
 }
@@ -41,7 +50,7 @@ fn momentum(
     @builtin(local_invocation_index) lid: u32,
 ) {
     let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
-    if (first >= p.quads) {
+    if (first >= p.quads || skips()) {
         return;
     }
     let scale = clip();
@@ -65,7 +74,7 @@ fn plain(
     @builtin(local_invocation_index) lid: u32,
 ) {
     let first = (wid.x + wid.y * nwg.x) * (INVOCATIONS * EACH) + lid;
-    if (first >= p.quads) {
+    if (first >= p.quads || skips()) {
         return;
     }
     let scale = clip();

@@ -115,6 +115,7 @@ pub mod nn;
 pub mod ops;
 pub mod optim;
 pub mod plan;
+mod precision;
 pub mod probe;
 mod profile;
 pub mod quirks;
@@ -137,6 +138,7 @@ pub use graph::{Graph, Value};
 pub use plan::Plan;
 #[doc(inline)]
 pub use plan::requirements::Requirements;
+pub use precision::Precision;
 pub use profile::{AdapterClass, Choices, Cooperative, Profile};
 #[doc(inline)]
 pub use tensor::{DType, Element, Shape, TensorType};

@@ -180,7 +180,7 @@ impl LogitLens {
         let mut readings = vec![];
         for (name, node, layer, readback) in pending {
             let value = number(readback).await?;
-            readings.push(Reading { name: name.into(), node: node.clone(), layer: Some(layer), value });
+            readings.push(Reading { name: name.into(), node: node.clone(), layer: Some(layer), value, scale: 1.0 });
         }
         Ok(readings)
     }
@@ -285,7 +285,7 @@ impl DropLayer {
         let mut readings = vec![];
         for (layer, readback) in pending {
             let (name, node) = (if layer.is_some() { "dropped_loss" } else { "loss" }.into(), "loss".into());
-            readings.push(Reading { name, node, layer, value: number(readback).await? });
+            readings.push(Reading { name, node, layer, value: number(readback).await?, scale: 1.0 });
         }
         Ok(readings)
     }

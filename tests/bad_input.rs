@@ -639,7 +639,7 @@ fn learning_rates_and_schedules_are_checked() {
         expect(trainer.optimizer().record(&mut encoder, lr, 0), &["`lr`", "from 0 to 10", &format!("is {lr}")]);
     }
     expect(trainer.optimizer().record(&mut encoder, 5.0, 0), &["`weight_decay`", "at most 1 / 5", "is 1"]);
-    trainer.set_step_count(u64::MAX);
+    trainer.set_step_count(u64::MAX).unwrap();
     let loss = trainer.step(&[Batch::new(vec![1; 16], vec![2; 16])]).unwrap();
     assert!(loss.wait_blocking().unwrap().is_finite());
 }

@@ -117,6 +117,28 @@ fn each_fault_is_found_by_the_check_for_it() {
     expect(check::op(gpu(), &cases(Fault::Gradient)), &["gradient of input 0"]);
 }
 
+/// Only if one asks for it, since not every text can be rewritten.
+#[test]
+fn halved_cases_run_in_f16_and_say_so() {
+    let halved = || cases(Fault::None).into_iter().map(|case| case.halved()).collect::<Vec<_>>();
+    check::op(gpu(), &[cases(Fault::None), halved()].concat()).unwrap();
+    let strict: Vec<Case> = cases(Fault::None).into_iter().map(|case| case.half_tolerance(1e-12).halved()).collect();
+    expect(check::kernels(gpu(), &strict), &["tensors in f16", "`y", "more than 1e-12"]);
+    let strict = check::kernels(gpu(), &strict).unwrap_err();
+    let on_words = strict.iter().filter(|failure| failure.target.contains("in f16 in words")).count();
+    let natively = strict.iter().count() - on_words;
+    assert!(on_words > 0 && (natively > 0) == gpu().profile().shader_f16, "{strict}");
+    expect(
+        check::kernels(gpu(), &cases(Fault::FewWorkgroups)[1..].iter().map(Case::halved).collect::<Vec<_>>()),
+        &["`900 elements`", "tensors in f16", "`y`[896] is never written"],
+    );
+
+    let op = || tripled("if (i < arrayLength(&x)) { y[i] = 3.0 * x[i]; }");
+    let case = Case::new("8", op(), &[&[8]]).forward_only();
+    check::op(gpu(), std::slice::from_ref(&case)).unwrap();
+    expect(check::kernels(gpu(), &[case.halved()]), &["tripled, case `8`: node `y`", "cannot store `x` in f16"]);
+}
+
 /// As it is shown where a test unwraps the result.
 #[test]
 fn failures_are_shown_in_a_line_each_and_once() {

@@ -13,7 +13,7 @@ const FLOORS: &[&[&str]] = &[
     &["format", "kernel"],
     &["graph"],
     &["ops"],
-    &["autodiff", "reference"],
+    &["autodiff", "precision", "reference"],
     &["plan"],
     &["device"],
     &["check", "nn", "optim", "probe", "tokenize"],

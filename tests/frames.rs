@@ -12,7 +12,7 @@ use throughline::model::Model;
 use throughline::nn::TransformerConfig;
 use throughline::optim::Schedule;
 use throughline::train::{TrainConfig, Trainer};
-use throughline::{Error, Gpu};
+use throughline::{DType, Error, Gpu};
 
 const BUDGETS: [Duration; 3] = [Duration::ZERO, Duration::from_micros(300), Duration::from_secs(9)];
 
@@ -117,6 +117,26 @@ fn texts_started_at_any_frame_are_those_of_generate_whatever_the_budget() {
         // Silent, it records nothing.
         assert!(frame(&mut frames, budget, &mut said).is_zero());
     }
+}
+
+/// With caches and prompts in f16.
+#[test]
+fn texts_in_frames_are_those_of_generate_in_f16_too() {
+    let decoder = |batch| {
+        let options = DecodeOptions { batch, cache: DType::F16, prompts: DType::F16, ..DecodeOptions::new(64) };
+        Decoder::new_blocking(gpu(), &Model::open(&hf_folder("llama")).unwrap(), options).unwrap()
+    };
+    let texts = [(prompt(40, 1), options(9, 0.0, 1)), (prompt(3, 2), options(12, 0.8, 2))];
+    let mut lone = decoder(1);
+    let want = texts.each_ref().map(|(prompt, options)| alone(&mut lone, &[(prompt, options.clone())]));
+    let mut frames = FrameDecoder::new_blocking(decoder(2)).unwrap();
+    let mut said = vec![(vec![], None); 2];
+    for (i, (prompt, options)) in texts.iter().enumerate() {
+        frames.say(i, prompt, options.clone()).unwrap();
+        frame(&mut frames, BUDGETS[1], &mut said);
+    }
+    until_silent(&mut frames, BUDGETS[1], &mut said);
+    assert_eq!(said, want);
 }
 
 #[test]

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use common::{gpu, hf_folder};
 use futures_util::StreamExt;
-use throughline::Gpu;
 use throughline::decode::sample::Sampling;
 use throughline::decode::{AdapterSlots, Chat, DecodeOptions, Decoder, Event, Finish, FrameDecoder, GenerationOptions};
 use throughline::model::{Adapter, Model, save_arena_blocking, save_with};
@@ -17,6 +16,7 @@ use throughline::optim::{Arena, ArenaLayout};
 use throughline::tensor::Shape;
 use throughline::tokenize::{Message, ModelTokenizer};
 use throughline::train::{TrainConfig, Trainer};
+use throughline::{AdapterClass, DType, Gpu};
 
 fn decoder(batch: usize, capacity: usize) -> Decoder {
     let options = DecodeOptions { batch, ..DecodeOptions::new(capacity) };
@@ -326,6 +326,34 @@ fn each_sequence_says_what_its_adapter_merged_into_the_model_says() {
     lone[1].clear();
     let worst = common::worst(&one.feed_all_blocking(&long).unwrap(), &lone[1].feed_all_blocking(&long).unwrap());
     assert!(worst < 1e-4, "{worst}");
+}
+
+/// With caches and prompts in f16: what an adapter adds is added where its layer's product is.
+#[test]
+fn adapters_work_in_f16_too() {
+    let (model, [all, _]) = model_and_adapters();
+    let mut lone = [merged(&model, Some(&all)), merged(&model, None)];
+    for class in [AdapterClass::Cpu, AdapterClass::Gpu] {
+        let gpu = gpu().with_class(class);
+        let slots = AdapterSlots::new(1, 6);
+        let options = DecodeOptions { cache: DType::F16, prompts: DType::F16, ..DecodeOptions::new(64) };
+        let options = DecodeOptions { batch: 2, adapters: Some(&slots), ..options };
+        let mut decoder = Decoder::new_blocking(&gpu, &model, options).unwrap();
+        decoder.load_adapter(0, &all).unwrap();
+        decoder.set_adapter(0, Some(0)).unwrap();
+        let prompt: Vec<u32> = (0..40).map(|i| (i * 7) % 96).collect();
+        lone.iter_mut().for_each(Decoder::clear);
+        for part in [&prompt[..], &[3], &[44]] {
+            let got = decoder.feed_batch_blocking(&[part; 2]).unwrap();
+            let want = lone.each_mut().map(|decoder| decoder.feed_blocking(part).unwrap());
+            for i in 0..2 {
+                let most = want[i].iter().fold(1.0f32, |most, x| most.max(x.abs()));
+                let worst = common::worst(&got[i], &want[i]);
+                assert!(worst < 4e-3 * most, "{class:?}, sequence {i}: {worst} of {most}");
+            }
+            assert!(common::worst(&got[0], &got[1]) > 0.1);
+        }
+    }
 }
 
 #[test]

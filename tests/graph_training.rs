@@ -9,14 +9,21 @@ use std::time::{Duration, Instant};
 
 use common::gpu;
 use throughline::graph::ParamInit;
+use throughline::nn::Builder;
+use throughline::ops::adamw::AdamWSettings;
 use throughline::ops::muon::MuonStep;
-use throughline::optim::{AdamWConfig, Decay, MuonConfig, OptimizerConfig, Schedule, SgdConfig};
+use throughline::ops::{Bind, Custom, Elements};
+use throughline::optim::{
+    AdamWConfig, Decay, LossScaleState, LossScaling, MuonConfig, OptimizerConfig, Schedule, SgdConfig,
+};
 use throughline::plan::Step;
 use throughline::probe::{Measure, Probe, Tap};
 use throughline::reference::{self, Array};
 use throughline::rng::Rng;
-use throughline::train::{Feeds, GraphCheckpoint, GraphTrainConfig, GraphTrainOptions, GraphTrainPlan, GraphTrainer};
-use throughline::{ExecOptions, Executable, Graph, Result, Tensor, TensorType, Value};
+use throughline::train::{
+    Feeds, GraphCheckpoint, GraphTrainConfig, GraphTrainOptions, GraphTrainPlan, GraphTrainer, StepReport,
+};
+use throughline::{DType, ExecOptions, Executable, Graph, Precision, Result, Tensor, TensorType, Value};
 
 const ROWS: usize = 24;
 const WIDTH: usize = 12;
@@ -276,8 +283,8 @@ fn micro_batches_are_one_large_batch() {
 
 #[test]
 fn slices_are_the_step() {
-    for micro_batches in [1, 2] {
-        let config = GraphTrainConfig { micro_batches, ..config(AdamWConfig::default().into()) };
+    for (micro_batches, precision) in [(1, Precision::F32), (2, Precision::F32), (2, Precision::MIXED)] {
+        let config = GraphTrainConfig { micro_batches, precision, ..config(AdamWConfig::default().into()) };
         let (mut whole, [x, y, _]) = trainer(net(ROWS, WIDTH, 0.2), config.clone());
         let (mut sliced, [sliced_x, sliced_y, _]) = trainer(net(ROWS, WIDTH, 0.2), config);
         for step in 0..3 {
@@ -586,8 +593,9 @@ fn a_step_that_was_submitted_in_part_is_told_until_a_checkpoint_is_restored() {
 fn a_resumed_run_equals_an_unbroken_one_bit_for_bit() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("run.safetensors");
-    for optimizer in optimizers() {
-        let make = || trainer(net(ROWS, WIDTH, 0.2), config(optimizer));
+    let each = |precision| optimizers().into_iter().map(move |optimizer| (optimizer, precision));
+    for (optimizer, precision) in each(Precision::F32).chain(each(Precision::MIXED)) {
+        let make = || trainer(net(ROWS, WIDTH, 0.2), GraphTrainConfig { precision, ..config(optimizer) });
         let (mut whole, inputs) = make();
         let losses = train(&mut whole, inputs, 7);
         let (mut first, inputs) = make();
@@ -605,6 +613,295 @@ fn a_resumed_run_equals_an_unbroken_one_bit_for_bit() {
         third.load_blocking(&path).unwrap();
         assert_eq!(third.step_count(), 0);
     }
+}
+
+// Loss scaling.
+
+/// Scales from tiny ones to one at which squares of any gradient overflow in f32.
+fn scaling() -> LossScaling {
+    let (least, largest) = (2f64.powi(-40), 2f64.powi(100));
+    LossScaling { initial: 1024.0, backoff: 2f64.powi(-16), least, largest, ..LossScaling::default() }
+}
+
+fn scaled(optimizer: OptimizerConfig) -> GraphTrainConfig {
+    GraphTrainConfig { loss_scaling: Some(scaling()), ..config(optimizer) }
+}
+
+fn state(trainer: &GraphTrainer) -> LossScaleState {
+    trainer.loss_scale_blocking().unwrap().unwrap()
+}
+
+/// A step on this data, the same for all micro-batches.
+fn step_on(trainer: &mut GraphTrainer, [x, y, _]: [Value; 3], index: u64) -> StepReport {
+    let [xs, ys] = data(index, ROWS);
+    let micro_batches = trainer.config().micro_batches;
+    let feeds = Feeds::micro_batches(vec![[x.with(&xs), y.with(&ys)]; micro_batches]);
+    trainer.step(feeds).unwrap().report_blocking().unwrap()
+}
+
+#[test]
+fn a_step_that_overflows_changes_nothing_but_the_scale() {
+    let norm = |t: &GraphTrainer| t.optimizer().grad_norm().unwrap().read_blocking::<f32>(gpu()).unwrap();
+    let cases = optimizers().into_iter().flat_map(|optimizer| [1, 3].map(|micro_batches| (optimizer, micro_batches)));
+    for (optimizer, micro_batches) in cases {
+        let config = GraphTrainConfig { micro_batches, ..scaled(optimizer) };
+        let (mut whole, inputs) = trainer(net(ROWS, WIDTH, 0.0), config.clone());
+        let want = Vec::from_iter((0..6).map(|i| step_on(&mut whole, inputs, i)));
+        let (mut other, inputs) = trainer(net(ROWS, WIDTH, 0.0), config);
+        for (i, want) in want[..3].iter().enumerate() {
+            assert_eq!(step_on(&mut other, inputs, i as u64), *want);
+            assert!(!want.skipped && want.loss_scale == 1024.0);
+        }
+        let before = values(&other);
+        other.set_loss_scale(2f32.powi(100)).unwrap();
+        let mut scale = 2f32.powi(100);
+        for skipped in 1..=3 {
+            let report = step_on(&mut other, inputs, 3);
+            let expected = StepReport { loss: want[3].loss, loss_scale: scale, skipped: true };
+            assert_eq!(report, expected, "{optimizer:?}");
+            assert_eq!(bits(&values(&other)), bits(&before), "{optimizer:?}");
+            scale *= 2f32.powi(-16);
+            assert_eq!(state(&other), LossScaleState { scale, finite: 0, applied: 3, skipped });
+            assert_eq!(norm(&other), [f32::INFINITY]);
+        }
+        // The scale is now 2^52, and powers of two change no digit: what follows is what would have.
+        for (i, want) in want.iter().enumerate().skip(3) {
+            let report = step_on(&mut other, inputs, i as u64);
+            assert_eq!(report, StepReport { loss_scale: 2f32.powi(52), ..*want }, "{optimizer:?}");
+        }
+        assert_eq!(bits(&values(&other)), bits(&values(&whole)), "{optimizer:?}, {micro_batches} micro-batches");
+        assert_eq!((other.step_count(), state(&other).applied), (9, 6));
+        assert_eq!(norm(&other), norm(&whole));
+    }
+}
+
+/// Rates and bias corrections are computed on the device in f32, to within some units in the last place of those that
+/// the host computes in f64. Everything else has the same bits.
+#[test]
+fn scaled_steps_are_those_without_a_scale() {
+    for optimizer in optimizers() {
+        for constant in [false, true] {
+            let mut plain = config(optimizer);
+            if constant {
+                plain.schedule = Schedule::constant(0.02);
+            }
+            let run = |config: GraphTrainConfig| {
+                let (mut trainer, inputs) = trainer(net(ROWS, WIDTH, 0.0), config);
+                let losses = Vec::from_iter((0..6).map(|i| step_on(&mut trainer, inputs, i).loss));
+                (losses, values(&trainer))
+            };
+            let (losses, want) = run(plain.clone());
+            let (scaled_losses, got) = run(GraphTrainConfig { loss_scaling: Some(scaling()), ..plain });
+            let worst = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            let off = worst(&got.concat(), &want.concat());
+            println!("{optimizer:?}, constant {constant}: {off:.1e}");
+            // Steps of up to 0.02 are off by less than a millionth, which may round a parameter to its neighbour, of
+            // which those near 1 are 1.2e-7 apart. Muon's iteration amplifies what is small in a matrix.
+            let allowed = if matches!(optimizer, OptimizerConfig::Muon { .. }) { 2e-6 } else { 2.4e-7 };
+            assert!(off <= allowed && worst(&losses, &scaled_losses) < 1e-6, "{optimizer:?}: {off:.1e}");
+            if constant && matches!(optimizer, OptimizerConfig::Sgd(_)) {
+                assert_eq!(bits(&got), bits(&want), "{optimizer:?}");
+            }
+        }
+    }
+}
+
+/// The device's rate and bias corrections at every step, as the host has them.
+#[test]
+fn schedules_of_the_device_are_those_of_the_host() {
+    let mut g = gpu().graph();
+    let hyper = g.input("hyper", TensorType::f32([8])).unwrap();
+    let schedule = g.input("schedule", TensorType::f32([5])).unwrap();
+    let counts = g.input("counts", TensorType::u32([3])).unwrap();
+    let settings = g.scheduled("settings", hyper, schedule, counts).unwrap();
+    let plan = gpu().plan(&g, &[settings]).unwrap();
+    let exec = Executable::new_blocking(gpu(), plan.into(), ExecOptions::default()).unwrap();
+    let (beta1, beta2) = (0.9f32, 0.999f32);
+    let [log1, log2] = [beta1, beta2].map(|beta| f64::from(beta).ln() as f32);
+    exec.write(hyper, &[1.0, beta1, beta2, 1e-8, 0.1, log1, log2, 1.0]).unwrap();
+    let mut worst = 0.0f64;
+    for (kind, decay) in [Decay::Constant, Decay::Cosine, Decay::Linear].into_iter().enumerate() {
+        let on_host = Schedule { peak: 3e-3, warmup: 10, steps: 150, final_fraction: 0.0, decay };
+        exec.write(schedule, &[3e-3, 10.0, 150.0, 0.0, kind as f32]).unwrap();
+        for step in (0..160).step_by(3).chain([149, 150, 4000, 16_000_000]) {
+            exec.write(counts, &[0, step + 1, 0]).unwrap();
+            exec.submit().unwrap();
+            let got = exec.read_blocking::<f32>(settings).unwrap();
+            let lr = on_host.at(step.into()) as f32;
+            let settings = AdamWSettings { lr, beta1, beta2, eps: 1e-8, weight_decay: 0.1, max_grad_norm: 1.0 };
+            let want = settings.at_step(u64::from(step) + 1).unwrap();
+            for (i, (got, want)) in got.into_iter().zip(want).map(|(a, b)| (f64::from(a), f64::from(b))).enumerate() {
+                let off = if want == 0.0 { got.abs() } else { (got / want - 1.0).abs() };
+                assert!(off < 6e-7, "{decay:?} at {step}: setting {i} is {got:e}, expected {want:e}");
+                worst = worst.max(off);
+            }
+        }
+    }
+    println!("off by {worst:.1e}");
+}
+
+#[test]
+fn scales_grow_and_shrink_within_their_bounds() {
+    let growing = LossScaling { growth: 4.0, growth_interval: 2, initial: 16.0, largest: 128.0, ..scaling() };
+    let config = |scaling| GraphTrainConfig { loss_scaling: Some(scaling), ..config(SgdConfig::default().into()) };
+    let (mut trainer, inputs) = trainer(net(ROWS, WIDTH, 0.0), config(growing));
+    let expected = [(16.0, 1), (64.0, 0), (64.0, 1), (128.0, 0), (128.0, 1), (128.0, 0)];
+    for (i, (scale, finite)) in expected.into_iter().enumerate() {
+        step_on(&mut trainer, inputs, i as u64);
+        assert_eq!(state(&trainer), LossScaleState { scale, finite, applied: i as u32 + 1, skipped: 0 });
+    }
+    // What the user says of the count of steps is what the device counts on from.
+    trainer.set_step_count(70).unwrap();
+    assert_eq!(state(&trainer), LossScaleState { scale: 128.0, finite: 0, applied: 70, skipped: 0 });
+
+    let stuck = LossScaling { initial: 2f64.powi(97), least: 2f64.powi(90), ..scaling() };
+    let (mut trainer, inputs) = self::trainer(net(ROWS, WIDTH, 0.0), config(stuck));
+    let before = values(&trainer);
+    for (skipped, scale) in [(1, 90), (2, 90)] {
+        assert!(step_on(&mut trainer, inputs, 0).skipped);
+        assert_eq!(state(&trainer), LossScaleState { scale: 2f32.powi(scale), finite: 0, applied: 0, skipped });
+    }
+    assert_eq!(bits(&values(&trainer)), bits(&before));
+}
+
+/// With steps that overflow, some before the checkpoint and some after it.
+#[test]
+fn a_scaled_run_resumes_bit_for_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("run.safetensors");
+    let growing = LossScaling { growth: 2f64.powi(16), growth_interval: 2, initial: 2f64.powi(40), ..scaling() };
+    for optimizer in optimizers() {
+        let make =
+            || trainer(net(ROWS, WIDTH, 0.2), GraphTrainConfig { loss_scaling: Some(growing), ..config(optimizer) });
+        let run = |trainer: &mut GraphTrainer, inputs: [Value; 3], until: u64| {
+            let steps = trainer.step_count()..until;
+            Vec::from_iter(steps.map(|i| step_on(trainer, inputs, i)))
+        };
+        let (mut whole, inputs) = make();
+        let reports = run(&mut whole, inputs, 12);
+        let skipped = |reports: &[StepReport]| reports.iter().filter(|report| report.skipped).count();
+        assert!(skipped(&reports[..7]) > 0 && skipped(&reports[7..]) > 0, "{reports:?}");
+        let (mut first, inputs) = make();
+        run(&mut first, inputs, 7);
+        first.save_checkpoint_blocking(&path).unwrap();
+        let (mut second, inputs) = make();
+        second.resume_blocking(&path).unwrap();
+        assert_eq!((second.step_count(), state(&second)), (7, state(&first)));
+        assert_eq!(run(&mut second, inputs, 12), reports[7..], "{optimizer:?}");
+        assert_eq!(bits(&values(&second)), bits(&values(&whole)), "{optimizer:?}");
+        assert_eq!(state(&second), state(&whole));
+    }
+}
+
+#[test]
+fn checkpoints_with_and_without_a_scale_are_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("run.safetensors");
+    let optimizer: OptimizerConfig = AdamWConfig::default().into();
+    let (mut plain, inputs) = trainer(net(ROWS, WIDTH, 0.0), config(optimizer));
+    train(&mut plain, inputs, 2);
+    assert_eq!(plain.loss_scale_blocking().unwrap(), None);
+    fails(plain.set_loss_scale(2.0), &["`loss_scaling`", "off"]);
+    plain.save_checkpoint_blocking(&path).unwrap();
+    let (mut other, inputs) = trainer(net(ROWS, WIDTH, 0.0), scaled(optimizer));
+    fails(other.resume_blocking(&path), &["run.safetensors", "`loss_scaling` is not in the file"]);
+    // Whoever means it. All steps so far were applied.
+    GraphCheckpoint::open(&path).unwrap().restore_blocking(&mut other).unwrap();
+    let expected = LossScaleState { scale: 1024.0, finite: 0, applied: 2, skipped: 0 };
+    assert_eq!((other.step_count(), state(&other)), (2, expected));
+
+    other.set_loss_scale(2f32.powi(100)).unwrap();
+    assert!(step_on(&mut other, inputs, 2).skipped);
+    other.save_checkpoint_blocking(&path).unwrap();
+    fails(plain.resume_blocking(&path), &["run.safetensors", "`loss_scaling` is only in the file"]);
+    let checkpoint = GraphCheckpoint::open(&path).unwrap();
+    assert_eq!(checkpoint.loss_scale, Some(state(&other)));
+    checkpoint.restore_blocking(&mut plain).unwrap();
+    assert_eq!(plain.step_count(), 3);
+    // A scale that other settings do not allow is brought within their bounds.
+    let small = LossScaling { largest: 4096.0, ..scaling() };
+    let small = GraphTrainConfig { loss_scaling: Some(small), ..config(optimizer) };
+    let (mut small, _) = trainer(net(ROWS, WIDTH, 0.0), small);
+    checkpoint.restore_blocking(&mut small).unwrap();
+    assert_eq!(state(&small), LossScaleState { scale: 4096.0, finite: 0, applied: 2, skipped: 1 });
+
+    // Of the same length, so that the header need not be written anew.
+    let file = std::fs::read(&path).unwrap();
+    let edited = |from: &str, to: &str, words: &[&str]| {
+        assert_eq!(from.len(), to.len());
+        let at = file.windows(from.len()).position(|bytes| bytes == from.as_bytes()).unwrap();
+        let mut file = file.clone();
+        file[at..at + to.len()].copy_from_slice(to.as_bytes());
+        fails(GraphCheckpoint::from_bytes("some.file", file), &[&["some.file"], words].concat());
+    };
+    edited("loss_scale\\\"", "lost_scale\\\"", &["`loss_scale`", "is missing", "`loss_scaling`"]);
+    edited("loss_scaling", "lost_scaling", &["`loss_scale`", "is there", "no `loss_scaling`"]);
+    edited("initial\\\":1024", "initial\\\":1023", &["`loss_scaling.initial`", "a power of two", "is 1023"]);
+    edited("skipped\\\":1", "skipped\\\":-", &["throughline.training"]);
+    let scale = format!("scale\\\":{}", serde_json::to_string(&state(&other).scale).unwrap());
+    let odd = format!("{}4", &scale[..scale.len() - 1]);
+    edited(&scale, &odd, &["`loss_scale.scale`", "a power of two"]);
+}
+
+#[test]
+fn settings_of_loss_scaling_are_checked() {
+    let bad = |f: fn(&mut LossScaling), words: &[&str]| {
+        let mut scaling = LossScaling::default();
+        f(&mut scaling);
+        let config = GraphTrainConfig { loss_scaling: Some(scaling), ..GraphTrainConfig::sgd(0.1) };
+        fails(config.validate(), words);
+        let Net { g, loss, .. } = net(2, 2, 0.0);
+        fails(GraphTrainer::new_blocking(gpu(), g, loss, config), words);
+    };
+    bad(|s| s.initial = 3.0, &["`loss_scaling.initial`", "a power of two from 1 to 16777216", "is 3"]);
+    bad(|s| s.initial = 0.5, &["`loss_scaling.initial`", "is 0.5"]);
+    bad(|s| s.initial = f64::NAN, &["`loss_scaling.initial`", "is NaN"]);
+    bad(|s| s.growth = 1.5, &["`loss_scaling.growth`", "from 1 to 2^16", "is 1.5"]);
+    bad(|s| s.growth = 0.5, &["`loss_scaling.growth`", "is 0.5"]);
+    bad(|s| s.backoff = 1.0, &["`loss_scaling.backoff`", "from 2^-16 to 1/2", "is 1"]);
+    bad(|s| s.backoff = 0.0, &["`loss_scaling.backoff`", "is 0"]);
+    bad(|s| s.growth_interval = 0, &["`loss_scaling.growth_interval`", "at least 1", "is 0"]);
+    bad(|s| s.least = 0.0, &["`loss_scaling.least`", "from 2^-100 to 2^100", "is 0"]);
+    bad(|s| s.largest = f64::INFINITY, &["`loss_scaling.largest`", "is inf"]);
+    bad(|s| s.largest = 0.25, &["`loss_scaling.largest`", "at least `loss_scaling.least`, 1", "is 0.25"]);
+    let (trainer, _) = trainer(net(2, 2, 0.0), scaled(SgdConfig::default().into()));
+    for scale in [0.0, 3.0, -2.0, f32::NAN, f32::INFINITY, 2f32.powi(101)] {
+        fails(trainer.set_loss_scale(scale), &["`loss_scale.scale`", "a power of two"]);
+    }
+    assert_eq!(state(&trainer).scale, 1024.0);
+}
+
+/// Gradients are told without the scale, and how far they are from overflow with it.
+#[test]
+fn probes_tell_gradients_without_their_scale() {
+    let taps = [("w", "hidden.weight"), ("h", "gelu")];
+    let mut probes = vec![Probe::new("out", Tap::forward("out"), Measure::MaxAbs)];
+    for (name, node) in taps {
+        let tap = || Tap::gradient(node);
+        probes.extend([Measure::MaxAbs, Measure::Rms, Measure::Whole].map(|m| Probe::new(name, tap(), m)));
+        probes.push(Probe::new(name, tap(), Measure::Ratio(Tap::forward("out"))));
+        probes.push(Probe::new(name, tap(), Measure::Cosine(tap())));
+    }
+    let read = |loss_scaling: Option<LossScaling>| {
+        let Net { g, x, y, loss, .. } = net(ROWS, WIDTH, 0.0);
+        let options = GraphTrainOptions { probes: probes.clone(), ..Default::default() };
+        let config = GraphTrainConfig { loss_scaling, ..GraphTrainConfig::sgd(0.01) };
+        let mut trainer = GraphTrainer::with_options_blocking(gpu(), g, loss, config, &options).unwrap();
+        let [xs, ys] = data(0, ROWS);
+        trainer.step(&[x.with(&xs), y.with(&ys)]).unwrap();
+        trainer.take_probes().unwrap().wait_blocking().unwrap()
+    };
+    let (plain, scaled) = (read(None), read(Some(scaling())));
+    assert_eq!(scaled.tensors, plain.tensors);
+    for (plain, scaled) in plain.values.iter().zip(&scaled.values) {
+        assert!((plain.value - scaled.value).abs() <= 1e-6 * plain.value.abs(), "{plain:?} and {scaled:?}");
+        assert_eq!(plain.scale, 1.0);
+    }
+    let largest = |name: &str| scaled.values.iter().find(|r| r.name == name).unwrap();
+    let (out, w) = (largest("out"), largest("w"));
+    assert_eq!((out.scale, w.scale), (1.0, 1024.0));
+    assert!((w.f16_headroom() - (65504.0 / 1024.0 / w.value).log2()).abs() < 1e-9);
+    assert!((out.f16_headroom() - (65504.0 / out.value).log2()).abs() < 1e-9);
 }
 
 #[test]
@@ -646,6 +943,61 @@ fn an_executable_loads_what_was_saved() {
     assert_eq!(loss(&exec, &wider).to_bits(), before.to_bits());
 }
 
+/// What an op does that cannot be rewritten for f16 stays f32, and only that. Parameters are read and written as they are.
+#[test]
+fn networks_of_ones_own_train_in_mixed_precision() {
+    let doubled = || {
+        // It asks for the length of its input, which in f16 may be another.
+        let body = "y[i] = 2.0 * x[min(i, arrayLength(&x) - 1u)];";
+        Custom::new(
+            "doubled",
+            |[x]| Ok([x.clone()]),
+            move |cx| {
+                let each = Elements::new("doubled", cx.outputs[0].len(), body);
+                each.bind("x", Bind::In(0)).bind("y", Bind::Out(0)).program(cx)
+            },
+            |[x]| [x.map(|x| 2.0 * x)],
+        )
+    };
+    let doubled = doubled().vjp(move |cx| {
+        let dy = cx.dy0()?;
+        let dx = cx.graph.scale(&cx.name, dy, 2.0)?;
+        cx.set(0, dx);
+        Ok(())
+    });
+    let mut g = gpu().graph();
+    let x = g.input("x", TensorType::f32([64, 16])).unwrap();
+    let mut b = Builder::new(&mut g);
+    let first = b.linear("first", x, 16).unwrap();
+    let own = b.op1("own", doubled, &[first]).unwrap();
+    let gelu = b.gelu("gelu", own).unwrap();
+    let out = b.linear("out", gelu, 16).unwrap();
+    let loss = b.mse("loss", out, x).unwrap();
+    let mut stored = g.clone();
+    stored.store_mixed(&[loss], &[], DType::F32, gpu().profile()).unwrap();
+    let types = [first, own, gelu, out, loss].map(|v| stored.ty(v).dtype);
+    assert_eq!(types, [DType::F32, DType::F32, DType::F16, DType::F16, DType::F32]);
+
+    let weight = g.find("first.weight").unwrap();
+    let config = GraphTrainConfig { precision: Precision::MIXED, ..GraphTrainConfig::adamw(0.01) };
+    let options = GraphTrainOptions { outputs: vec![out, weight], ..Default::default() };
+    let mut trainer = GraphTrainer::with_options_blocking(gpu(), g, loss, config, &options).unwrap();
+    let xs: Vec<f32> = (0..64 * 16).map(|i| ((i * i) % 17) as f32 / 17.0).collect();
+    let before = trainer.step(&[x.with(&xs)]).unwrap().wait_blocking().unwrap();
+    for _ in 0..60 {
+        trainer.step(&[]).unwrap();
+    }
+    let after = trainer.loss_blocking().unwrap();
+    assert!(after < 0.5 * before, "{before} to {after}");
+    assert_eq!(trainer.read_blocking::<f32>(out).unwrap().len(), 64 * 16);
+    let ours = trainer.read_blocking::<f32>(weight).unwrap();
+    assert_eq!(ours, trainer.params().read_blocking(gpu()).unwrap()[0]);
+    assert!(ours.iter().any(|x| half::f16::from_f32(*x).to_f32() != *x));
+    trainer.write(weight, &vec![0.0f32; 256]).unwrap();
+    trainer.step(&[]).unwrap();
+    assert!(trainer.loss_blocking().unwrap() > after);
+}
+
 #[test]
 fn a_run_with_other_settings_is_told_what_differs() {
     let dir = tempfile::tempdir().unwrap();
@@ -665,6 +1017,8 @@ fn a_run_with_other_settings_is_told_what_differs() {
     fails(resumed(other.clone()), &["run.safetensors", "`optimizer.adamw.beta2` is 0.95 in the file and 0.99 here"]);
     let other = GraphTrainConfig { seed: 1, schedule: Schedule::constant(1e-3), ..config(adamw.into()) };
     fails(resumed(other), &["`seed` is 5 in the file and 1 here", "`schedule.peak` is 0.02 in the file and 0.001"]);
+    let other = GraphTrainConfig { precision: Precision::MIXED, ..config(adamw.into()) };
+    fails(resumed(other), &["`precision` is \"f32\" in the file and {\"mixed\":{\"stream\":\"f32\"}} here"]);
     let sgd = config(SgdConfig::default().into());
     fails(resumed(sgd.clone()), &["`optimizer.adamw` is only in the file", "`optimizer.sgd` is not in the file"]);
 

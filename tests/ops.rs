@@ -19,7 +19,7 @@ use throughline::{AdapterClass, Cooperative, Profile};
 fn main() {
     type Check = fn(&Row) -> Result<(), Failed>;
     let checks: [(&str, Check); 5] = [
-        ("gpu_matches_reference", |row| Ok(check::kernels(gpu(), &(row.cases)())?)),
+        ("gpu_matches_reference", |row| Ok(check::kernels(gpu(), &with_halved((row.cases)()))?)),
         ("reference_gradients_match_central_differences", |row| Ok(check::gradients(&(row.cases)())?)),
         ("keeps_to_webgpu", keeps_to_webgpu),
         ("shaders_are_valid", shaders_are_valid),
@@ -39,11 +39,17 @@ fn main() {
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit();
 }
 
+/// The cases, and the same with tensors in f16.
+fn with_halved(cases: Vec<Case>) -> Vec<Case> {
+    let halved: Vec<Case> = cases.iter().map(Case::halved).collect();
+    [cases, halved].concat()
+}
+
 /// As `gpu_matches_reference`, within what the WebGPU standard promises everywhere. That depends on kernels more than on
 /// shapes, so a sixth of the cases will do.
 fn keeps_to_webgpu(row: &Row) -> Result<(), Failed> {
     let cases: Vec<Case> = (row.cases)().into_iter().step_by(6).collect();
-    Ok(check::kernels(webgpu(), &cases)?)
+    Ok(check::kernels(webgpu(), &with_halved(cases))?)
 }
 
 /// Every kernel that any case of the row launches is valid WGSL, in naga and, where it is installed, in tint (Chrome's
@@ -56,7 +62,7 @@ fn shaders_are_valid(row: &Row) -> Result<(), Failed> {
         texts.iter().filter_map(|(name, text)| Some(format!("{name}: {}", check::wgsl(text).err()?))).collect();
     let shapeless = row.sources.iter().flat_map(|text| without_shape(text));
     failures.extend(shapeless.map(|line| format!("no shape: {line}")));
-    for (name, kernel) in check::texts(gpu(), &(row.cases)())? {
+    for (name, kernel) in check::texts(gpu(), &with_halved((row.cases)()))? {
         failures.extend(check::kernel(&kernel).err().map(|e| format!("{name}: {e}")));
         if kernel.workgroup_bytes().is_none() {
             failures.push(format!("{name}: plans do not know its workgroup memory"));
@@ -76,7 +82,7 @@ fn registers_have_constant_indices(row: &Row) -> Result<(), Failed> {
         ..Profile::portable(AdapterClass::Gpu)
     });
     let (mut seen, mut failures) = (HashSet::new(), BTreeSet::new());
-    for case in (row.cases)() {
+    for case in with_halved((row.cases)()) {
         let harness = Harness::new(&case, 1)?;
         let targets = harness.targets(gpu())?.into_iter().map(|target| target.profile);
         for profile in targets.chain(cooperative.clone()).filter(|p| p.class == AdapterClass::Gpu) {

@@ -14,7 +14,8 @@ use throughline::train::data::Batch;
 use throughline::train::{TrainConfig, TrainOptions, TrainPlan, Trainer};
 use throughline::views::{LogitLens, Subject};
 use throughline::{
-    AdapterClass, Cooperative, Error, ExecOptions, Executable, Gpu, Graph, Plan, Profile, Requirements, TensorType,
+    AdapterClass, Cooperative, DType, Error, ExecOptions, Executable, Gpu, Graph, Plan, Precision, Profile,
+    Requirements, TensorType,
 };
 
 const VOCAB: usize = 31;
@@ -71,6 +72,55 @@ fn a_device_tests_itself_once_it_is_asked() {
     // A handle with other choices of variants does not forget it.
     assert_eq!(tested.with_choices(Default::default()).tested(), tested.tested());
     assert!(Gpu::headless_blocking().unwrap().tested().is_some());
+}
+
+/// Matrix units round what they multiply to f16: training in f32 leaves them alone, even if the app has opted in.
+#[test]
+fn training_in_f32_uses_no_matrix_units() {
+    let matrices = Profile {
+        cooperative: Some(Cooperative::F16),
+        subgroups: Some([32, 32]),
+        shader_f16: true,
+        ..Profile::portable(AdapterClass::Gpu)
+    };
+    let model = TransformerConfig::gpt2(65, 256, 2, 384, 6);
+    let features = |precision| {
+        let config = TrainConfig { precision, ..TrainConfig::new(model.clone(), 4) };
+        let plan = TrainPlan::new(&config, &TrainOptions::default(), &matrices).unwrap();
+        plan.requirements().features.contains(Cooperative::F16.features())
+    };
+    assert_eq!([Precision::F32, Precision::MIXED].map(features), [false, true]);
+}
+
+/// What mixed precision saves, and what an f16 stream saves of the rest: bytes of whole plans, with parameters, gradients
+/// and moments.
+#[test]
+fn mixed_precision_takes_less_memory() {
+    let profile = Profile::portable(AdapterClass::Gpu);
+    let gpt2 = TransformerConfig::gpt2(50_257, 1024, 12, 768, 12);
+    let small = TransformerConfig::gpt2(65, 256, 6, 384, 6);
+    // Activations and all of a step, relative to f32, with a stream in f32 and in f16.
+    for (name, model, batch, bounds) in [
+        ("L6 d384", &small, 4, [[0.7, 0.9], [0.65, 0.9]]),
+        ("GPT-2 small", &gpt2, 1, [[0.7, 1.0], [0.65, 1.0]]),
+        ("GPT-2 small", &gpt2, 8, [[0.7, 0.9], [0.65, 0.9]]),
+    ] {
+        for recompute in [false, true] {
+            let plan = |precision| {
+                let config = TrainConfig { precision, ..TrainConfig::new(model.clone(), batch) };
+                let options = TrainOptions { recompute, ..TrainOptions::default() };
+                TrainPlan::new(&config, &options, &profile).unwrap()
+            };
+            let full = plan(Precision::F32);
+            let bytes = |plan: &TrainPlan| [plan.plans()[0].buffer_bytes(), plan.bytes()];
+            for (stream, bounds) in [DType::F32, DType::F16].into_iter().zip(bounds) {
+                let [got, whole] = [bytes(&plan(Precision::Mixed { stream })), bytes(&full)];
+                println!("{name} b{batch}, recompute {recompute}, stream {stream}: {got:?} of {whole:?}");
+                let [activations, all] = [0, 1].map(|i| got[i] as f64 / whole[i] as f64);
+                assert!(activations < bounds[0] && all < bounds[1], "{name} b{batch}: {activations:.3}, {all:.3}");
+            }
+        }
+    }
 }
 
 /// No more than a plan says, limit by limit, does; and with any less the error names it.

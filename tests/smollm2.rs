@@ -8,14 +8,14 @@ use std::path::{Path, PathBuf};
 use common::{gpu, whole_and_split, worst};
 use safetensors::SafeTensors;
 use throughline::decode::sample::Sampling;
-use throughline::decode::{Chat, DecodePlan, Decoder, Finish, GenerationOptions};
+use throughline::decode::{Chat, DecodeOptions, DecodePlan, Decoder, Finish, GenerationOptions};
 use throughline::format::Stored;
 use throughline::model::{Model, TensorTypes};
 use throughline::optim::Schedule;
 use throughline::tokenize::{Message, ModelTokenizer};
 use throughline::train::data::Batch;
 use throughline::train::{TrainConfig, TrainOptions, Trainer};
-use throughline::{AdapterClass, Error, Profile};
+use throughline::{AdapterClass, DType, Error, Profile};
 
 fn file() -> PathBuf {
     let path =
@@ -117,6 +117,53 @@ fn kernels_for_gpus_give_the_same_logits() {
         let logits = decoder.feed_blocking(&[id]).unwrap();
         assert_eq!(argmax(&logits), want, "position {at}");
     }
+}
+
+/// Caches and prompts in f16 give the text that f32 gives. A cache takes half the memory, and a token the same
+/// dispatches: queries and keys are turned and written where they were.
+#[test]
+fn f16_gives_the_same_text() {
+    let model = Model::open(&file()).unwrap();
+    let options = DecodeOptions::new(512);
+    let half = DecodeOptions { cache: DType::F16, prompts: DType::F16, ..options };
+    let mut decoders = [options, half].map(|options| Decoder::new_blocking(gpu(), &model, options).unwrap());
+    for prompt in prompts() {
+        decoders.iter_mut().for_each(Decoder::clear);
+        let [exact, logits] = decoders.each_mut().map(|decoder| decoder.feed_blocking(&prompt.ids).unwrap());
+        println!("logits differ by {}", worst(&logits, &exact));
+        assert!(worst(&logits, &exact) < 0.1, "logits differ by {}", worst(&logits, &exact));
+        let options = GenerationOptions { max_tokens: 64, sampling: GREEDY, ..Default::default() };
+        let [want, got]: [Vec<u32>; 2] = decoders.each_mut().map(|decoder| {
+            decoder.clear();
+            let ids = decoder.generate(&prompt.ids, options.clone()).unwrap().blocking().map(Result::unwrap).collect();
+            ids
+        });
+        assert_eq!((got, want.len()), (want.clone(), 64));
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/smollm2_perplexity.json");
+    let want: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let ids: Vec<u32> = serde_json::from_value(want["ids_64"].clone()).unwrap();
+    decoders[1].clear();
+    let got = cross_entropy(&decoders[1].feed_all_blocking(&ids).unwrap(), &ids[1..]);
+    let want = want["nats_64"].as_f64().unwrap();
+    println!("{got} nats per token, PyTorch {want}");
+    assert!((got - want).abs() < 5e-3, "{got} nats per token, PyTorch {want}");
+
+    let profile = Profile { subgroups: Some([32, 32]), ..Profile::portable(AdapterClass::Gpu) };
+    let plans = [DType::F32, DType::F16].map(|cache| {
+        let options = DecodeOptions { cache, ..DecodeOptions::new(2048) };
+        DecodePlan::new(&model, options, &profile).unwrap()
+    });
+    assert_eq!(plans.each_ref().map(DecodePlan::cache_bytes), [94_371_840, 47_185_920]);
+    // In bindings of 2 MiB.
+    let small = Profile { max_binding_bytes: 2 << 20, ..Profile::portable(AdapterClass::Cpu) };
+    let fitted = [DType::F32, DType::F16].map(|cache| {
+        let options = DecodeOptions { cache, ..DecodeOptions::new(8192) };
+        DecodePlan::fitted_capacity(&model, options, &small).unwrap()
+    });
+    assert_eq!(fitted, [2730, 5461]);
+    let [whole, half] = plans.each_ref().map(|plan| plan.plans().iter().map(|p| p.dispatches()).collect::<Vec<_>>());
+    assert_eq!(whole, half);
 }
 
 #[test]

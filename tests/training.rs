@@ -7,16 +7,16 @@ use std::time::Duration;
 
 use common::{gpu, repository, whole_and_split};
 use throughline::nn::{
-    Biases, Init, Mlp, Norm, NormPlacement, Positions, Transformer, TransformerConfig, TransformerOptions,
+    Biases, Init, Lora, Mlp, Norm, NormPlacement, Positions, Transformer, TransformerConfig, TransformerOptions,
 };
 use throughline::ops::rope::Scaling;
-use throughline::optim::{AdamWConfig, Arena, Decay, MuonConfig, MuonScale, Schedule};
+use throughline::optim::{AdamWConfig, Arena, Decay, LossScaling, MuonConfig, MuonScale, Schedule};
 use throughline::plan::{Recompute, Slot};
 use throughline::rng::Rng;
 use throughline::train::checkpoint::Checkpoint;
 use throughline::train::data::{Batch, Dataset, IGNORE_INDEX};
 use throughline::train::{TrainConfig, TrainOptions, TrainPlan, Trainer};
-use throughline::{AdapterClass, ExecOptions, Executable, Graph, Plan, Profile, Value};
+use throughline::{AdapterClass, DType, ExecOptions, Executable, Graph, Plan, Precision, Profile, Value};
 
 fn tiny(model: TransformerConfig) -> TrainConfig {
     let schedule = Schedule { peak: 3e-3, warmup: 2, steps: 8, final_fraction: 0.1, decay: Decay::Cosine };
@@ -132,7 +132,138 @@ fn plan_of_a_gpt2_is_as_recorded() {
 fn a_resumed_run_equals_an_unbroken_one_bit_for_bit() {
     let config = tiny(TransformerConfig { dropout: 0.1, ..TransformerConfig::llama(31, 16, 2, 32, 4) });
     resumes_bit_for_bit(config.clone());
+    // The first three steps are skipped, and in the last ones the scale grows.
+    let (growth, backoff, largest) = (2f64.powi(16), 2f64.powi(-16), 2f64.powi(100));
+    let scaling = LossScaling { initial: largest, growth, backoff, growth_interval: 2, least: 1.0, largest };
+    resumes_bit_for_bit(TrainConfig { loss_scaling: Some(scaling), ..config.clone() });
     resumes_bit_for_bit(TrainConfig { muon: Some(MuonConfig::default()), ..config });
+}
+
+#[test]
+fn mixed_precision_resumes_bit_for_bit() {
+    let config = tiny(TransformerConfig { dropout: 0.1, ..TransformerConfig::llama(31, 16, 2, 32, 4) });
+    let config = TrainConfig { precision: Precision::MIXED, ..config };
+    resumes_bit_for_bit(config.clone());
+    let precision = Precision::Mixed { stream: DType::F16 };
+    resumes_bit_for_bit(TrainConfig { precision, micro_batches: 2, muon: Some(MuonConfig::default()), ..config });
+}
+
+/// The losses of a run in mixed precision: those of f32 but for rounding, the same on every run, and without 16-bit floats
+/// in shaders, too.
+#[test]
+fn mixed_precision_learns_as_f32_does() {
+    for model in [TransformerConfig::gpt2(31, 16, 2, 32, 4), TransformerConfig::llama(31, 16, 2, 32, 4)] {
+        let config = tiny(model);
+        let run = |precision: Precision, shader_f16: bool| {
+            let config = TrainConfig { precision, ..config.clone() };
+            let profile = Profile { shader_f16: shader_f16 && gpu().profile().shader_f16, ..gpu().profile().clone() };
+            let plan = TrainPlan::new(&config, &TrainOptions::default(), &profile).unwrap();
+            let mut trainer = gpu().run_blocking(Trainer::from_plan(gpu(), &plan)).unwrap();
+            let losses = train(&mut trainer, 8);
+            (losses, trainer.evaluate_blocking(&dataset().val_batches(3, 2, 16).unwrap()).unwrap())
+        };
+        let (want, validation) = run(Precision::F32, true);
+        let f16 = Precision::Mixed { stream: DType::F16 };
+        for (precision, bound) in [(Precision::MIXED, 2e-3), (f16, 4e-3)] {
+            let (losses, loss) = run(precision, true);
+            let worst = common::worst(&[&losses[..], &[loss]].concat(), &[&want[..], &[validation]].concat());
+            println!("{precision:?}: {worst:.1e}");
+            assert!(worst > 0.0 && worst < bound, "{precision:?}: {losses:?}, {loss}; in f32 {want:?}, {validation}");
+            let again = run(precision, true);
+            assert_eq!((bits(&[losses.clone()]), loss.to_bits()), (bits(&[again.0]), again.1.to_bits()));
+            let (in_words, _) = run(precision, false);
+            let worst = common::worst(&losses, &in_words);
+            assert!(worst < bound, "{precision:?} in words: {worst:.1e}");
+        }
+    }
+}
+
+/// At a scale that is far too large, steps are skipped and halve it until it does; then the model learns.
+#[test]
+fn an_overflow_in_mixed_precision_recovers() {
+    let scaling = LossScaling { initial: 2f64.powi(40), largest: 2f64.powi(40), ..LossScaling::default() };
+    let config = TrainConfig {
+        precision: Precision::MIXED,
+        loss_scaling: Some(scaling),
+        schedule: Schedule::constant(3e-3),
+        ..tiny(TransformerConfig::gpt2(31, 16, 2, 32, 4))
+    };
+    let options = TrainOptions { standard_probes: true, ..TrainOptions::default() };
+    let mut trainer = Trainer::with_options_blocking(gpu(), config, &options).unwrap();
+    let batch = [dataset().batch(0, 0, 2, 16).unwrap()];
+    let start = bits(&trainer.params().read_blocking(gpu()).unwrap());
+    let mut reports = vec![trainer.step(&batch).unwrap().report_blocking().unwrap()];
+    assert_eq!(bits(&trainer.params().read_blocking(gpu()).unwrap()), start);
+    for _ in 0..60 {
+        reports.push(trainer.step(&batch).unwrap().report_blocking().unwrap());
+    }
+    let skipped = reports.iter().take_while(|report| report.skipped).count();
+    assert!((5..40).contains(&skipped), "{skipped} skipped");
+    assert!(reports[skipped..].iter().all(|report| !report.skipped), "{reports:?}");
+    assert!(reports.iter().all(|report| report.loss.is_finite()));
+    assert!(reports[60].loss < 0.5 * reports[0].loss, "{reports:?}");
+    // How far the gradients are from another overflow: less than the last halving, and what others have to spare.
+    let readings = trainer.take_probes().unwrap().wait_blocking().unwrap();
+    let gradients = readings.values.iter().filter(|reading| reading.name == "weight_grad_rms");
+    let headroom: Vec<f64> = gradients.map(|reading| reading.f16_headroom()).collect();
+    assert!(headroom.iter().all(|bits| (-10.0..40.0).contains(bits)), "{headroom:?}");
+    let state = trainer.graph_trainer().loss_scale_blocking().unwrap().unwrap();
+    assert_eq!((state.skipped as usize, state.applied as usize), (skipped, 61 - skipped));
+}
+
+/// Whatever writes to the parameters, a step and an evaluation read what they are now.
+#[test]
+fn copies_of_parameters_are_never_old() {
+    let config = TrainConfig { precision: Precision::MIXED, ..tiny(TransformerConfig::gpt2(31, 16, 1, 32, 4)) };
+    let batch = [dataset().batch(0, 0, 2, 16).unwrap()];
+    let trainer = |seed| Trainer::new_blocking(gpu(), TrainConfig { seed, ..config.clone() }).unwrap();
+    let (mut one, mut other) = (trainer(1), trainer(2));
+    let want = one.evaluate_blocking(&batch).unwrap();
+    assert_ne!(other.evaluate_blocking(&batch).unwrap(), want);
+    other.params().write(gpu(), &one.params().read_blocking(gpu()).unwrap()).unwrap();
+    assert_eq!(other.evaluate_blocking(&batch).unwrap(), want);
+    let losses = [&mut one, &mut other].map(|trainer| trainer.step(&batch).unwrap().wait_blocking().unwrap());
+    assert_eq!(losses[0], losses[1]);
+    // The copies are of the matrices that products read.
+    let plan = one.plan();
+    let types: Vec<_> = plan.externals().iter().filter(|e| e.name.ends_with("weight")).collect();
+    assert!(types.iter().all(|e| (e.ty.dtype == DType::F16) == (e.ty.shape.rank() == 2)));
+    assert!(types.iter().any(|e| e.ty.dtype == DType::F16));
+}
+
+/// The stream is where something is added to that was made of it, wherever the norms are; other sums are not.
+#[test]
+fn the_stream_is_what_its_own_branches_are_added_to() {
+    let pre = TransformerConfig::gpt2(31, 16, 2, 32, 4);
+    let post = TransformerConfig { norm_placement: NormPlacement::Post, ..pre.clone() };
+    let lora = Lora::new(4, 8.0);
+    for (model, lora) in [(&pre, None), (&post, None), (&pre, Some(&lora))] {
+        for stream in [DType::F32, DType::F16] {
+            let mut g = Graph::new();
+            let options = TransformerOptions { lora, ..TransformerOptions::default() };
+            let gpt = Transformer::build_of(&mut g, model, [2, 16], &options).unwrap();
+            let targets = g.input("targets", g.ty(gpt.tokens).clone()).unwrap();
+            let loss = g.cross_entropy("loss", gpt.logits, targets).unwrap();
+            let tapped = [&gpt.params[..], &gpt.stream].concat();
+            let gradients = g.gradients(loss, &tapped).unwrap();
+            let of_params = &gradients[..gpt.params.len()];
+            let read = [&[loss], of_params].concat();
+            g.store_mixed(&read, &gpt.params, stream, &Profile::portable(AdapterClass::Gpu)).unwrap();
+            // Nothing is added to what leaves the last norm of a post-norm model.
+            let post = model.norm_placement == NormPlacement::Post;
+            let n = gpt.stream.len() - usize::from(post);
+            let along = gpt.stream[..n].iter().chain(&gradients[gpt.params.len()..][..n]);
+            assert!(along.clone().all(|&v| g.ty(v).dtype == stream), "{g}");
+            assert!(read.iter().all(|&v| g.ty(v).dtype == DType::F32));
+            let dtype = |name: &str| g.ty(g.find(name).unwrap()).dtype;
+            for name in ["h.0.attn.q", "h.0.attn.o", "h.1.attn.scores", "h.1.mlp.up", "h.1.mlp.gelu", "h.1.mlp.down"] {
+                assert_eq!(dtype(name), DType::F16, "`{name}`");
+            }
+            let attention = g.nodes().iter().find(|node| node.name == "h.0.attn.scores").unwrap();
+            assert_eq!(attention.outputs[1].dtype, DType::F32);
+            assert_eq!(g.ty(gpt.logits).dtype, DType::F16);
+        }
+    }
 }
 
 fn resumes_bit_for_bit(config: TrainConfig) {
@@ -153,6 +284,11 @@ fn resumes_bit_for_bit(config: TrainConfig) {
     let mut second = gpu().run_blocking(second).unwrap();
     assert!(weights_and_moments(&second).concat().iter().all(|&x| x == 0.0), "parameters were drawn");
     loaded.restore_blocking(&mut second).unwrap();
+    assert_eq!(second.graph_trainer().loss_scale_blocking().unwrap(), loaded.state.loss_scale);
+    assert_eq!(
+        loaded.state.loss_scale.map(|state| (state.applied, state.skipped)),
+        config.loss_scaling.map(|_| (0, 3))
+    );
     assert_eq!(bits(&[train(&mut second, 8)]), bits(&[losses[3..].to_vec()]));
 
     assert_eq!(bits(&weights_and_moments(&whole)), bits(&weights_and_moments(&second)));
@@ -330,6 +466,12 @@ fn every_target_weighs_the_same_in_whichever_micro_batch() {
 #[test]
 fn evaluation_between_steps_changes_nothing() {
     let config = tiny(TransformerConfig::gpt2(31, 16, 2, 32, 4));
+    for precision in [Precision::F32, Precision::MIXED] {
+        evaluates_between_steps(TrainConfig { precision, ..config.clone() });
+    }
+}
+
+fn evaluates_between_steps(config: TrainConfig) {
     let options = TrainOptions { standard_probes: true, ..TrainOptions::default() };
     let trainer = || Trainer::with_options_blocking(gpu(), config.clone(), &options).unwrap();
     let (mut plain, mut evaluated) = (trainer(), trainer());
@@ -357,12 +499,13 @@ fn evaluation_between_steps_changes_nothing() {
 /// norms, products, attention, rotations.
 #[test]
 fn recomputing_changes_no_bit() {
-    let tokens: Vec<u32> = dataset().batch(0, 0, 32, 16).unwrap().tokens;
     let gpt2 = TransformerConfig { dropout: 0.1, ..TransformerConfig::gpt2(31, 16, 3, 32, 4) };
     let llama = TransformerConfig { qk_norm: true, ..TransformerConfig::llama(31, 16, 3, 32, 4) };
-    for model in [gpt2, llama] {
+    // Tensors in f16 are worth computing twice if they are of twice as many rows.
+    for (model, batch) in [(&gpt2, 32), (&llama, 32), (&gpt2, 64), (&llama, 64)] {
+        let tokens: Vec<u32> = dataset().batch(0, 0, batch, 16).unwrap().tokens;
         let mut g = Graph::new();
-        let gpt = Transformer::build(&mut g, &model, 32, 16, true).unwrap();
+        let gpt = Transformer::build(&mut g, model, batch, 16, true).unwrap();
         let targets = g.input("targets", g.ty(gpt.tokens).clone()).unwrap();
         let loss = g.cross_entropy("loss", gpt.logits, targets).unwrap();
         let outputs = [&[loss], &g.gradients(loss, &gpt.params).unwrap()[..]].concat();
@@ -381,6 +524,10 @@ fn recomputing_changes_no_bit() {
             outputs.iter().map(|&v| exec.read_blocking::<f32>(v).unwrap()).collect::<Vec<_>>()
         };
         for profile in common::profiles() {
+            let mut g = g.clone();
+            if batch == 64 {
+                g.store_mixed(&outputs, &[], DType::F32, &profile).unwrap();
+            }
             let kept = Plan::new(&g, &outputs, &profile).unwrap();
             let [cheap, all] = [Recompute::Cheap, Recompute::UpTo(0)]
                 .map(|recompute| Plan::recomputing(&g, &outputs, &profile, recompute).unwrap());

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use throughline::check::Harness;
+use throughline::check::{Harness, tolerance};
 use throughline::ops::Case;
 use throughline::reference::nmse;
 use throughline::{Cooperative, Executable, Gpu};
@@ -12,6 +12,13 @@ use throughline::{Cooperative, Executable, Gpu};
 /// The adapter's device, with its cooperative matrices if it has any.
 pub fn open() -> throughline::Result<Gpu> {
     Gpu::headless_cooperative_blocking(Cooperative::F32).or_else(|_| Gpu::headless_blocking())
+}
+
+/// The adapter's device with the fastest kind of cooperative matrices that it has.
+pub fn with_matrices() -> throughline::Result<Gpu> {
+    let kinds = [Cooperative::F16, Cooperative::F16x8, Cooperative::F32];
+    let opened = kinds.into_iter().find_map(|kind| Gpu::headless_cooperative_blocking(kind).ok());
+    opened.map_or_else(|| Gpu::headless_cooperative_blocking(Cooperative::F16), Ok)
 }
 
 /// That device, for benchmarks.
@@ -25,6 +32,8 @@ pub struct Piece {
     pub exec: Executable,
     pub flops: f64,
     pub bytes: f64,
+    /// Whether it multiplies with cooperative matrices.
+    pub on_matrices: bool,
 }
 
 /// The directions of a case that have kernels. Their inputs have been computed already.
@@ -33,8 +42,11 @@ pub fn pieces(harness: &Harness, gpu: &Gpu) -> Vec<Piece> {
         let plan = harness.part(gpu.profile(), backward).expect("the case has a plan");
         let (flops, bytes) = plan.steps().iter().fold((0, 0), |sum, s| (sum.0 + s.flops(), sum.1 + s.bytes()));
         let (flops, bytes) = (flops as f64, bytes as f64);
+        let kernels = plan.steps().iter().flat_map(|s| s.dispatches()).map(|d| d.kernel());
+        let matrices = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+        let on_matrices = kernels.fold(false, |on, kernel| on || kernel.features().contains(matrices));
         let exec = |plan| harness.executable_blocking(gpu, plan).expect("the plan runs here");
-        (!plan.steps().is_empty()).then(|| Piece { name, exec: exec(plan), flops, bytes })
+        (!plan.steps().is_empty()).then(|| Piece { name, exec: exec(plan), flops, bytes, on_matrices })
     };
     [piece("forward", false), piece("backward", true)].into_iter().flatten().collect()
 }
@@ -56,7 +68,7 @@ impl Check {
         let errors = got.iter().zip(&want).map(|(got, want)| nmse(got, &want.data));
         // NaN is the worst error, and `max` would lose it.
         let worst = errors.fold(0.0, |worst: f64, e| if e.is_nan() || e > worst { e } else { worst });
-        Check { nmse: worst, bound: case.nmse }
+        Check { nmse: worst, bound: tolerance(case, gpu.profile()) }
     }
 
     pub fn ok(&self) -> bool {

@@ -14,6 +14,8 @@ use throughline::train::checkpoint::{Checkpoint, text_hash};
 use throughline::train::data::{Batches, Examples};
 use throughline::train::{TrainConfig, TrainOptions};
 
+use crate::precision::PrecisionFlag;
+
 #[derive(Parser)]
 #[command(about = "Fine-tune a pretrained model on chats, completions or texts")]
 pub struct Flags {
@@ -32,7 +34,7 @@ pub struct Flags {
     /// Folder for the adapter, or the model, and the checkpoint
     #[arg(long, required_unless_present = "dry_run")]
     pub out: Option<PathBuf>,
-    /// Rank of the adapters; 0 trains all weights in f32
+    /// Rank of the adapters; 0 trains all weights
     #[arg(long, default_value_t = 8)]
     pub lora_rank: usize,
     /// The adapters' output is scaled by this over their rank [default: twice the rank]
@@ -74,6 +76,9 @@ pub struct Flags {
     /// Seed of adapters, order and dropout
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// How activations and gradients are stored; what is trained and its moments are f32
+    #[arg(long, value_enum, default_value = "f32")]
+    pub precision: PrecisionFlag,
     /// Most memory to take on the device, as in 800M or 6G: what does not fit is computed twice
     #[arg(long, value_parser = bytes)]
     pub max_memory: Option<u64>,
@@ -218,6 +223,7 @@ impl Flags {
             schedule,
             adamw: AdamWConfig { weight_decay: 0.01, beta2: 0.999, ..AdamWConfig::default() },
             seed: self.seed,
+            precision: self.precision.into(),
             ..TrainConfig::new(model.config().clone(), self.batch)
         })
     }

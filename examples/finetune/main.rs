@@ -11,6 +11,8 @@
 #[path = "../shared/cli.rs"]
 mod cli;
 mod flags;
+#[path = "../shared/precision.rs"]
+mod precision;
 mod run;
 
 use std::process::ExitCode;

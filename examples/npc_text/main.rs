@@ -9,6 +9,8 @@
 mod cli;
 #[path = "../shared/model.rs"]
 mod model;
+#[path = "../shared/storage.rs"]
+mod storage;
 mod words;
 mod world;
 
@@ -19,11 +21,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use clap::Parser;
 use throughline::decode::sample::Sampling;
-use throughline::decode::{Event, FrameDecoder, GenerationOptions};
+use throughline::decode::{DecodeOptions, Event, FrameDecoder, GenerationOptions};
 use throughline::model::Adapter;
 use throughline::rng::Rng;
 use throughline::{Gpu, Pace};
-use words::{Cast, NAMES, Words};
+use words::{CAPACITY, Cast, NAMES, Words};
 use world::World;
 
 #[derive(Parser)]
@@ -51,6 +53,8 @@ struct Flags {
     /// GPU time that speech may take per frame, in microseconds
     #[arg(long, default_value_t = 2000)]
     budget_us: u64,
+    #[command(flatten)]
+    storage: storage::Storage,
     /// Print the results as JSON on the last line
     #[arg(long)]
     json: bool,
@@ -66,9 +70,10 @@ fn run(flags: Flags) -> Result<()> {
     ensure!(flags.train_steps > 0, "--train-steps must be at least 1");
     // A game would call `Gpu::from_device` with the device it draws with.
     let gpu = Gpu::headless_blocking()?;
+    let options = DecodeOptions { batch: flags.characters, ..flags.storage.options(CAPACITY) };
     let Cast { decoder, words, adapters } = match &flags.model {
-        Some(path) => words::load(&gpu, path, &flags.adapter, flags.characters)?,
-        None => words::train(&gpu, [flags.train_steps, flags.adapter_steps], flags.characters)?,
+        Some(path) => words::load(&gpu, path, &flags.adapter, options)?,
+        None => words::train(&gpu, [flags.train_steps, flags.adapter_steps], options)?,
     };
     let bytes = |adapter: &Adapter| adapter.layers().map(|(_, layer)| 4 * (layer.a.len() + layer.b.len())).sum();
     let weight_bytes = decoder.weight_bytes();

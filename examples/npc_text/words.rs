@@ -15,7 +15,7 @@ use throughline::train::data::{CharTokenizer, Dataset};
 use throughline::train::{TrainConfig, TrainOptions, Trainer};
 
 /// Capacity of a character's context, in tokens.
-const CAPACITY: usize = 128;
+pub const CAPACITY: usize = 128;
 /// Most tokens that a character says at a time.
 pub const MAX_TOKENS: usize = 48;
 
@@ -79,10 +79,9 @@ impl Words {
     }
 }
 
-/// A decoder for this many characters, with a pretrained model and adapters for it, or a checkpoint of the `train`
-/// example.
-pub fn load(gpu: &Gpu, path: &Path, adapters: &[PathBuf], characters: usize) -> Result<Cast> {
-    let room = |context: usize| DecodeOptions { batch: characters, ..DecodeOptions::new(context.min(CAPACITY)) };
+/// A decoder with a pretrained model and adapters for it, or a checkpoint of the `train` example.
+pub fn load(gpu: &Gpu, path: &Path, adapters: &[PathBuf], options: DecodeOptions<'_>) -> Result<Cast> {
+    let room = |context: usize| DecodeOptions { capacity: options.capacity.min(context), ..options };
     if crate::model::is_pretrained(path)? {
         let model = Model::open(path)?;
         let words = Words::Pieces(Box::new(ModelTokenizer::of(model.weights())?));
@@ -105,7 +104,7 @@ pub fn load(gpu: &Gpu, path: &Path, adapters: &[PathBuf], characters: usize) -> 
 
 /// The same with a small model that is trained to write plays, character by character, and an adapter for each speaker:
 /// for this many steps each.
-pub fn train(gpu: &Gpu, [steps, adapter_steps]: [u64; 2], characters: usize) -> Result<Cast> {
+pub fn train(gpu: &Gpu, [steps, adapter_steps]: [u64; 2], options: DecodeOptions<'_>) -> Result<Cast> {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/data/shakespeare.txt");
     let text = std::fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
     let tokenizer = CharTokenizer::of(&text);
@@ -122,7 +121,6 @@ pub fn train(gpu: &Gpu, [steps, adapter_steps]: [u64; 2], characters: usize) -> 
     };
     let mut trainer = Trainer::new_blocking(gpu, config)?;
     run(&mut trainer, steps, "the model", &tokenizer.encode(&text)?)?;
-    let options = DecodeOptions { batch: characters, ..DecodeOptions::new(CAPACITY) };
     if adapter_steps == 0 {
         let decoder = gpu.run_blocking(Decoder::on_params(gpu, &trainer.config().model, trainer.params(), options))?;
         return Ok(Cast::alike(decoder, Words::Characters(tokenizer)));
@@ -132,7 +130,7 @@ pub fn train(gpu: &Gpu, [steps, adapter_steps]: [u64; 2], characters: usize) -> 
     save_arena_blocking(folder.path(), &trainer.config().model, gpu, trainer.params())?;
     let base = Arc::new(Model::open(folder.path())?);
     let mut adapters = vec![];
-    for name in NAMES.into_iter().take(characters) {
+    for name in NAMES.into_iter().take(options.batch) {
         let config = TrainConfig {
             schedule: schedule(3e-3, adapter_steps),
             lora: Some(Lora::new(RANK, 2.0 * RANK as f32)),

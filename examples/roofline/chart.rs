@@ -5,7 +5,7 @@ use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 
 use crate::Figure;
-use crate::probes::Roofs;
+use crate::probes::{Roofs, Units};
 
 /// The chart as SVG. Kernels that do no arithmetic have no place on it.
 pub fn svg(adapter: &str, unit: &str, roofs: &Roofs, figures: &[Figure]) -> Result<String> {
@@ -19,7 +19,11 @@ type Drawn<T> = Result<T, Box<dyn std::error::Error>>;
 fn draw(svg: &mut String, adapter: &str, unit: &str, roofs: &Roofs, figures: &[Figure]) -> Drawn<()> {
     let shown: Vec<&Figure> = figures.iter().filter(|f| f.gflops > 0.0).collect();
     let (left, right) = bounds(shown.iter().map(|f| f.flop_per_byte).chain([roofs.gflops / roofs.gbs]));
-    let (low, high) = bounds(shown.iter().map(|f| f.gflops).chain([roofs.gflops, left * roofs.gbs]));
+    let (low, high) = bounds(shown.iter().map(|f| f.gflops).chain([
+        roofs.gflops,
+        roofs.gflops_of(Units::Matrices),
+        left * roofs.gbs,
+    ]));
     let root = SVGBackend::with_string(svg, (1000, 620)).into_drawing_area();
     root.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&root)
@@ -36,13 +40,18 @@ fn draw(svg: &mut String, adapter: &str, unit: &str, roofs: &Roofs, figures: &[F
     mesh.light_line_style(TRANSPARENT).draw()?;
     // Even steps on the logarithmic axis; the roof's corner among them.
     let corner = roofs.gflops / roofs.gbs;
-    let roof = [left, corner, right].map(|x| (x, (x * roofs.gbs).min(roofs.gflops)));
-    chart.draw_series(LineSeries::new(roof, BLACK.stroke_width(2)))?;
+    for gflops in [Some(roofs.gflops), roofs.gflops_matrices].into_iter().flatten() {
+        let roof = [left, gflops / roofs.gbs, right].map(|x| (x, (x * roofs.gbs).min(gflops)));
+        chart.draw_series(LineSeries::new(roof, BLACK.stroke_width(2)))?;
+    }
     let label = |text: String, x, y| Text::new(text, (x, y), ("sans-serif", 13));
     chart.draw_series([
         label(format!("{:.1} GFLOP", roofs.gflops), corner, roofs.gflops * 1.4),
         label(format!("{:.2} GB", roofs.gbs), left * 1.1, left * roofs.gbs * 3.0),
     ])?;
+    if let Some(gflops) = roofs.gflops_matrices {
+        chart.draw_series([label(format!("matrices: {gflops:.1} GFLOP"), gflops / roofs.gbs, gflops * 1.4)])?;
+    }
     let mut ops: Vec<&str> = shown.iter().map(|f| f.op).collect();
     ops.dedup();
     for (i, op) in ops.iter().enumerate() {

@@ -3,6 +3,7 @@
 // their execution mask: with a single link the loop would measure the blending.
 
 // knobs
+alias T = f32;
 const GROUP: u32 = 64u;
 const CHAINS: u32 = 8u; // of vec4
 const UNROLL: u32 = 4u; // groups of four links of each chain in a turn of the loop
@@ -16,8 +17,8 @@ struct Params {
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> y: array<vec4<f32>>;
 
-fn link(v: vec4<f32>, a: f32, b: f32) -> vec4<f32> {
-    return fma(v, vec4<f32>(a), vec4<f32>(b));
+fn link(v: vec4<T>, a: T, b: T) -> vec4<T> {
+    return fma(v, vec4<T>(a), vec4<T>(b));
 }
 
 @compute @workgroup_size(GROUP)
@@ -25,11 +26,11 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     if (id.x >= p.invocations) {
         return;
     }
-    let a = x[0].x;
-    let b = x[1].x;
-    var acc: array<vec4<f32>, CHAINS>;
+    let a = T(x[0].x);
+    let b = T(x[1].x);
+    var acc: array<vec4<T>, CHAINS>;
     for (var c = 0u; c < CHAINS; c++) {
-        acc[c] = x[c % 2u] + vec4<f32>(f32(id.x + c));
+        acc[c] = vec4<T>(x[c % 2u] + vec4<f32>(f32(id.x % 64u + c)));
     }
     let turns = p.turns;
     for (var t = 0u; t < turns; t++) {
@@ -41,7 +42,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     }
     var sum = vec4<f32>();
     for (var c = 0u; c < CHAINS; c++) {
-        sum += acc[c];
+        sum += vec4<f32>(acc[c]);
     }
     y[id.x] = sum;
 }

@@ -1,8 +1,9 @@
-//! Measures how close the kernels come to the limits of the adapter. Two probes measure its peak multiply-add rate and
-//! its copy bandwidth; then every op of the table is timed, and its results are checked against the f64 reference.
+//! Measures how close the kernels come to the limits of the adapter. Probes measure its peak rates of multiply-adds and
+//! of matrix products, and its copy bandwidth; then every op of the table is timed, and its results are checked against the f64 reference.
 //!
 //! `cargo run --release --example roofline -- --json roofline.json --svg roofline.svg`
 //! `cargo run --release --example roofline -- matmul attention`
+//! `cargo run --release --example roofline -- --matrices --f16 matmul`
 
 #[macro_use]
 #[path = "../shared/cli.rs"]
@@ -18,17 +19,23 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use measure::{Check, Clock};
-use probes::Roofs;
+use probes::{Roofs, Units};
 use serde::Serialize;
-use throughline::Gpu;
 use throughline::check::Harness;
 use throughline::ops::{Case, TABLE};
+use throughline::{Gpu, TensorType};
 
 #[derive(Parser)]
 #[command(about = "Measure every kernel against the adapter's peak rate and bandwidth")]
 struct Flags {
     /// Ops to measure, as in docs/ops.md [default: all]
     ops: Vec<String>,
+    /// Store the tensors of the cases in f16
+    #[arg(long)]
+    f16: bool,
+    /// Use the adapter's cooperative matrices (tensor cores, simdgroup matrices)
+    #[arg(long)]
+    matrices: bool,
     /// Skip cases of more than this many GFLOP, whose f64 reference takes long
     #[arg(long, default_value_t = 5.0)]
     max_gflop: f64,
@@ -82,18 +89,26 @@ fn run(flags: Flags) -> Result<()> {
     ensure!(flags.max_gflop > 0.0, "--max-gflop must be a positive number");
     cli::check_output(flags.json.as_deref())?;
     cli::check_output(flags.svg.as_deref())?;
-    let gpu = &measure::open()?;
+    let gpu = &if flags.matrices { measure::with_matrices()? } else { Gpu::headless_blocking()? };
     let clock = Clock::of(gpu);
     println!("{}; rates per {}", gpu.describe(), clock.unit());
     let budget = Duration::from_millis(flags.budget);
     let roofs = Roofs::measure(gpu, clock, budget)?;
     println!("multiply-adds: {:.1} GFLOP ({}); copy: {:.2} GB ({})", roofs.gflops, roofs.fma, roofs.gbs, roofs.copy);
+    if let Some(gflops) = roofs.gflops_f16 {
+        println!("multiply-adds in f16: {gflops:.1} GFLOP");
+    }
+    if let (Some(gflops), Some(kind)) = (roofs.gflops_matrices, &roofs.matrices) {
+        println!("cooperative matrices ({kind}): {gflops:.1} GFLOP");
+    }
     let mut report = Report { adapter: gpu.describe(), rates_per: clock.unit(), roofs, kernels: vec![] };
     println!("{:14} {:44} {:8} {:>10} {:>8} {:>7} {:>6}", "op", "case", "", "us", "GFLOP", "GB", "roof");
     for row in TABLE.iter().filter(|r| flags.ops.is_empty() || flags.ops.iter().any(|op| op == r.name)) {
         for case in (row.bench)() {
+            let case = if flags.f16 { case.halved() } else { case };
             let op = case.op.clone();
-            let outputs = op.infer(&case.types()).map_err(|e| anyhow::anyhow!("{}: {e}", case.name))?;
+            let (graph, _, outputs) = case.graph()?;
+            let outputs: Vec<TensorType> = outputs.into_iter().map(|y| graph.ty(y).clone()).collect();
             if op.flops(&case.types(), &outputs) as f64 > flags.max_gflop * 1e9 {
                 println!("{:14} {:44} skipped: over {} GFLOP", row.name, case.name, flags.max_gflop);
                 continue;
@@ -119,7 +134,8 @@ fn figures(op: &'static str, case: &Case, gpu: &Gpu, (clock, budget): (Clock, Du
     let check = Check::of(case, &harness, gpu);
     let figure = |piece: measure::Piece| {
         let seconds = clock.seconds(&piece.exec, budget);
-        let (share, roof) = roofs.share(piece.flops, piece.bytes, seconds);
+        let units = if piece.on_matrices { Units::Matrices } else { Units::Lanes };
+        let (share, roof) = roofs.share(units, piece.flops, piece.bytes, seconds);
         let figure = Figure {
             op,
             case: case.name.clone(),
@@ -145,7 +161,7 @@ impl std::fmt::Display for Figure {
         let Figure { op, case, direction, microseconds, gflops, gbs, percent, roof, nmse, .. } = self;
         write!(
             f,
-            "{op:14} {case:44} {direction:8} {microseconds:10.1} {gflops:8.2} {gbs:7.2} {percent:5.1}% of {roof:7}"
+            "{op:14} {case:44} {direction:8} {microseconds:10.1} {gflops:8.2} {gbs:7.2} {percent:5.1}% of {roof:8}"
         )?;
         write!(f, "  {}, NMSE {nmse:.0e}", if self.right { "right" } else { "WRONG" })
     }

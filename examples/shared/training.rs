@@ -1,6 +1,9 @@
 //! Shared by the training examples: flags, the training loop, progress and checkpoints.
 #![allow(dead_code)] // each example uses a part
 
+#[path = "precision.rs"]
+mod precision;
+
 use std::collections::VecDeque;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -18,7 +21,9 @@ use throughline::optim::{AdamWConfig, Decay, MuonConfig, Schedule};
 use throughline::train::checkpoint::{Checkpoint, RunState, text_hash};
 use throughline::train::data::{Batch, CharTokenizer, Dataset};
 use throughline::train::{StepLoss, TrainConfig, TrainOptions, TrainPlan, Trainer};
-use throughline::{Gpu, Tuner};
+use throughline::{Gpu, Precision, Tuner};
+
+use self::precision::PrecisionFlag;
 
 /// Fraction of the text held out for validation.
 const VAL_FRACTION: f64 = 0.1;
@@ -120,6 +125,9 @@ pub struct TrainFlags {
     /// GPU memory that training may use, in bytes: what does not fit is computed twice
     #[arg(long)]
     pub max_bytes: Option<u64>,
+    /// How activations and gradients are stored [default: f32]
+    #[arg(long, value_enum)]
+    pub precision: Option<PrecisionFlag>,
     /// Folder for checkpoints and logs [default: target/train, or the folder given to --resume]
     #[arg(long)]
     pub out: Option<PathBuf>,
@@ -180,6 +188,7 @@ impl TrainFlags {
             muon: (self.optimizer == Some(OptimizerFlag::Muon))
                 .then(|| MuonConfig { lr_factor: self.muon_factor.unwrap_or(1.0), ..MuonConfig::default() }),
             seed: self.seed.unwrap_or(1337),
+            precision: self.precision.map_or(Precision::F32, Precision::from),
             ..TrainConfig::new(model, self.batch.unwrap_or(8))
         }
     }
@@ -215,6 +224,7 @@ impl TrainFlags {
             ("norm", self.norm.is_some_and(|n| (n == NormFlag::Post) != (m.norm_placement == NormPlacement::Post))),
             ("init", self.init.is_some_and(|i| (i == InitFlag::Zero) != matches!(m.init, Init::ZeroResidual { .. }))),
             ("parts", self.parts.is_some()),
+            ("precision", self.precision.is_some_and(|p| Precision::from(p) != config.precision)),
         ];
         if let Some((flag, _)) = others.into_iter().find(|(_, differs)| *differs) {
             bail!("--{flag} cannot change with --resume; omit it");
@@ -250,6 +260,8 @@ pub struct Summary {
     pub val_loss: f32,
     pub tokens_per_s: f64,
     pub first_step_s: f64,
+    /// Steps of the whole run that changed nothing but the loss scale.
+    pub skipped_steps: u32,
     pub peak_buffer_bytes: usize,
 }
 
@@ -327,6 +339,7 @@ pub fn run(flags: &TrainFlags) -> Result<Outcome> {
         val_loss: point.val_loss,
         tokens_per_s,
         first_step_s,
+        skipped_steps: run.trainer.graph_trainer().loss_scale_blocking()?.map_or(0, |state| state.skipped),
         peak_buffer_bytes: run.trainer.buffer_bytes(),
     };
     let Run { history, losses, trainer, out, .. } = run;

@@ -62,8 +62,10 @@ impl Harness {
                 inputs.iter().copied().enumerate().filter(|(i, _)| case.inputs[*i].grad).collect();
             let values: Vec<Value> = wrt.iter().map(|(_, v)| *v).collect();
             let computed = graph.gradients(loss, &values)?;
-            if case.is_halved {
-                store_computed(&mut graph, &computed)?;
+            // Each as its input is.
+            for (_, &gradient) in wrt.iter().zip(&computed).filter(|((i, _), _)| case.inputs[*i].ty.dtype == DType::F16)
+            {
+                store_halved(&mut graph, gradient)?;
             }
             gradients = (wrt.into_iter().zip(computed))
                 .map(|((index, input), gradient)| Gradient { index, input, gradient })
@@ -185,15 +187,10 @@ impl Harness {
     }
 }
 
-/// Stores what ops compute in f16.
-fn store_computed(graph: &mut Graph, values: &[Value]) -> Result<()> {
-    for &value in values {
-        let can = graph.nodes()[value.node()].op().is_some_and(|op| !op.is_view());
-        if can && graph.ty(value).dtype.is_float() {
-            graph.store_as(value, DType::F16)?;
-        }
-    }
-    Ok(())
+/// Stores a gradient in f16, if an op computes it.
+fn store_halved(graph: &mut Graph, gradient: Value) -> Result<()> {
+    let computed = graph.nodes()[gradient.node()].op().is_some_and(|op| !op.is_view());
+    if computed { graph.store_as(gradient, DType::F16) } else { Ok(()) }
 }
 
 /// What a case runs with: a profile, which names the variants of ops.
@@ -221,13 +218,11 @@ impl Target {
         &self.variants
     }
 
-    /// The same with floats stored in f16, as the device has them, and as words for a device without.
-    pub(super) fn halves(&self) -> Vec<Target> {
-        let of = |shader_f16: bool| {
-            let profile = Profile { shader_f16, ..self.profile.clone() };
-            Target { profile, halved: true, ..self.clone() }
-        };
-        if self.profile.shader_f16 { vec![of(true), of(false)] } else { vec![of(false)] }
+    /// The same with tensors in f16, or as pairs in words, as devices without 16-bit floats in shaders have them. `None`
+    /// if this device has them as words in any case, and they are not to be.
+    pub(super) fn halved(&self, in_words: bool) -> Option<Target> {
+        let profile = Profile { shader_f16: !in_words, ..self.profile.clone() };
+        (in_words || !self.profile.f16_in_words()).then(|| Target { profile, halved: true, ..self.clone() })
     }
 
     /// The same with no more than `wgpu::Limits::downlevel_defaults` offers.

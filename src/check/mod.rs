@@ -39,30 +39,34 @@
 //! [`forward_only`](Case::forward_only). In a test function, `check::op(..).unwrap()` prints what is wrong: op, case,
 //! the kind of adapter and variant, the tensor, the element, what was expected and what came.
 //!
+//! A graph may store its tensors in f16 ([`Graph::store_as`](crate::Graph::store_as)), and then the planner rewrites the
+//! text of their kernels, as far as it can: it refuses a text that takes the address of an element or asks for the length
+//! of an array. If an op of yours is to run that way, check its cases and the same [halved](Case::halved). The ops of
+//! this crate are.
+//!
 //! The parts of [`op`] are functions too ([`kernels`], [`gradients`], [`shaders`]), as are the tools under them: a
 //! [`Harness`] is a case as a graph with a loss, [`Guarded`] runs any plan with guards around its buffers.
 
 mod failures;
 mod guarded;
 mod harness;
+mod kernels;
 mod shaders;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use harness::Gradient;
 
 use crate::device::Gpu;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::graph::Value;
-use crate::kernel::Bound;
-use crate::plan::Plan;
-use crate::profile::{AdapterClass, Cooperative, Profile};
-use crate::reference::{self, Array, nmse};
+use crate::reference::{self, Array};
 
 pub use crate::ops::{Case, InputFill, InputSpec};
 pub use failures::{Failure, Failures};
 pub use guarded::Guarded;
 pub use harness::{Harness, Target, profiles, read_blocking, with_loops, write};
+pub use kernels::{kernels, tolerance};
 pub use shaders::{kernel, shaders, texts, wgsl};
 
 /// Everything: [`shaders`], [`gradients`], and, if all shaders are valid, [`kernels`]. One call is the whole test of an
@@ -78,188 +82,6 @@ pub fn op(gpu: &Gpu, cases: &[Case]) -> Result<(), Failures> {
         results.push(kernels(gpu, cases));
     }
     Failures(results.into_iter().filter_map(Result::err).flat_map(|f| f.0).collect()).into_result()
-}
-
-/// Runs every case on `gpu`, forward and backward, and compares outputs and gradients with the reference, within the
-/// case's tolerance. Kernels on cooperative matrices of f16 get inputs that are f16 numbers. Each run is checked for
-/// writes past any tensor and for elements that are never written, and repeated to see whether it gives the same bits.
-///
-/// Each case runs with each of [`profiles`], and if the op is [elementwise](crate::ops::Op::elementwise), once more in one
-/// kernel with its neighbours. The first variant of an op runs on every case, the others on a quarter of
-/// the cases each, at least on one. The first case of each kernel also runs as on a device that binds only four storage
-/// buffers, and with its workgroups in several rows, as [`Profile::grid`] has them for large tensors.
-pub fn kernels(gpu: &Gpu, cases: &[Case]) -> Result<(), Failures> {
-    let mut failures = Failures::default();
-    let mut seen = Seen::default();
-    for (index, case) in cases.iter().enumerate() {
-        if let Err(e) = run_case(gpu, case, index, &mut seen, &mut failures) {
-            failures.push_error(case, e);
-        }
-    }
-    failures.into_result()
-}
-
-type Subgroups = Option<[u32; 2]>;
-
-/// What has run so far, to choose what else need not.
-#[derive(Default)]
-struct Seen {
-    /// Kernels whose bindings were merged, with how.
-    merged: HashSet<(AdapterClass, &'static str, Vec<Bound>)>,
-    /// Kernels whose workgroups were spread over x and y.
-    folded: HashSet<(AdapterClass, Subgroups, &'static str, &'static str)>,
-    variants: HashSet<(AdapterClass, Subgroups, String)>,
-    /// Kernels that have run on tensors in f16, and whether the shader has those.
-    halved: HashSet<(AdapterClass, Subgroups, bool, &'static str, &'static str)>,
-}
-
-impl Seen {
-    /// Whether case `index` is one for this target to run: software adapters take seconds to compile some variants.
-    fn wants(&mut self, index: usize, target: &Target) -> bool {
-        let Profile { class, subgroups, .. } = target.profile;
-        let new = |name: &String| !self.variants.contains(&(class, subgroups, name.clone()));
-        let wants =
-            target.variant == 0 || (index + target.variant).is_multiple_of(4) || target.variants().iter().any(new);
-        if wants {
-            self.variants.extend(target.variants().iter().map(|name| (class, subgroups, name.clone())));
-        }
-        wants
-    }
-
-    /// Whether a plan has a kernel whose bindings are merged in a way that has not run.
-    fn merges_anew(&mut self, plan: &Plan, target: &Target) -> bool {
-        let kernels = plan.steps.iter().flat_map(|s| &s.dispatches).map(|d| &d.kernel);
-        let merged = kernels.filter(|k| !k.merged.is_empty());
-        merged.filter(|k| self.merged.insert((target.profile.class, k.entry, k.merged.clone()))).count() > 0
-    }
-
-    /// Whether a plan has a kernel that has not run on tensors in f16.
-    fn halves_anew(&mut self, plan: &Plan, target: &Target) -> bool {
-        let Profile { class, subgroups, shader_f16, .. } = target.profile;
-        let kernels = plan.steps.iter().flat_map(|s| &s.dispatches).map(|d| &d.kernel).filter(|k| k.has_halves());
-        kernels.filter(|k| self.halved.insert((class, subgroups, shader_f16, k.label, k.entry))).count() > 0
-    }
-
-    /// Whether a plan has a kernel whose workgroups are in several rows for the first time.
-    fn folds_anew(&mut self, plan: &Plan, target: &Target) -> bool {
-        let Profile { class, subgroups, .. } = target.profile;
-        let folded = plan.steps.iter().flat_map(|s| &s.dispatches).filter(|d| d.workgroups[1] > 1);
-        folded.filter(|d| self.folded.insert((class, subgroups, d.kernel.label, d.kernel.entry))).count() > 0
-    }
-}
-
-fn run_case(gpu: &Gpu, case: &Case, index: usize, seen: &mut Seen, failures: &mut Failures) -> Result<()> {
-    let harness = Harness::new(case, 1)?;
-    let want = harness.reference()?;
-    let halved = case.halved();
-    let half = Harness::new(&halved, 1)?;
-    let mut half_want = None;
-    let rounded = case.rounded();
-    let round = Harness::new(&rounded, 1)?;
-    let mut round_want = None;
-    let run = |case: &Case, harness: (&Harness, &[Array]), target: &Target, failures: &mut Failures| {
-        if let Err(e) = run_target(gpu, case, harness, target, failures) {
-            failures.push(case, target, e);
-        }
-    };
-    for target in harness.targets(gpu)? {
-        if !seen.wants(index, &target) {
-            continue;
-        }
-        let in_f16 = target.profile.cooperative.is_some_and(Cooperative::is_f16)
-            && multiplies_matrices(&harness.plan(&target.profile)?);
-        if in_f16 && round_want.is_none() {
-            round_want = Some(round.reference()?);
-        }
-        let (case, harness, want) = match &round_want {
-            Some(want) if in_f16 => (&rounded, &round, want),
-            _ => (case, &harness, &want),
-        };
-        run(case, (harness, want), &target, failures);
-        for target in target.halves() {
-            if seen.halves_anew(&half.plan(&target.profile)?, &target) {
-                let want = match half_want.take() {
-                    Some(want) => want,
-                    None => half.reference()?,
-                };
-                run(&halved, (&half, &want), &target, failures);
-                half_want = Some(want);
-            }
-        }
-        if target.variant > 0 {
-            continue;
-        }
-        if case.op.elementwise().is_some() {
-            run(case, (harness, want), &Target { fused: true, ..target.clone() }, failures);
-        }
-        let few = target.downlevel();
-        if seen.merges_anew(&harness.plan(&few.profile)?, &few) {
-            run(case, (harness, want), &few, failures);
-        }
-        if let Some(folded) = target.folded(&harness.plan(&target.profile)?) {
-            match harness.plan(&folded.profile) {
-                // An op need not use `Profile::grid`: what it can't launch on large tensors, it refuses.
-                Err(Error::Limit { .. }) => {}
-                plan => {
-                    if seen.folds_anew(&plan?, &folded) {
-                        run(case, (harness, want), &folded, failures);
-                    }
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Whether a plan has kernels on cooperative matrices.
-fn multiplies_matrices(plan: &Plan) -> bool {
-    let mut kernels = plan.steps.iter().flat_map(|step| &step.dispatches).map(|dispatch| &dispatch.kernel);
-    kernels.any(|kernel| kernel.features().contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX))
-}
-
-/// Runs a case twice with one target.
-fn run_target(
-    gpu: &Gpu,
-    case: &Case,
-    (harness, want): (&Harness, &[Array]),
-    target: &Target,
-    failures: &mut Failures,
-) -> Result<()> {
-    let guarded = harness.guarded_blocking(gpu, harness.plan_for(target)?)?;
-    if let Err(e) = guarded.step_blocking() {
-        failures.push(case, target, e);
-    }
-    let got = harness.read_blocking(guarded.executable())?;
-    for ((value, got), want) in harness.wanted().into_iter().zip(&got).zip(want) {
-        let error = nmse(got, &want.data);
-        if !error.is_nan() && error <= case.nmse {
-            continue;
-        }
-        let name = harness.name(value);
-        match guarded.unwritten_blocking(value)? {
-            Some(i) => failures.push(case, target, format_args!("{name}[{i}] is never written, of {}", got.len())),
-            None => failures.push(case, target, difference(&name, got, &want.data, (error, case.nmse))),
-        }
-    }
-    guarded.step_blocking()?;
-    let again = harness.read_blocking(guarded.executable())?;
-    let differs = |(a, b): (&Vec<f32>, &Vec<f32>)| a.iter().zip(b).position(|(a, b)| a.to_bits() != b.to_bits());
-    for (value, runs) in harness.wanted().into_iter().zip(got.iter().zip(&again)) {
-        if let Some(i) = differs(runs) {
-            let (name, a, b) = (harness.name(value), runs.0[i], runs.1[i]);
-            failures.push(case, target, format_args!("{name}[{i}] is {a:e} on one run and {b:e} on the next"));
-        }
-    }
-    Ok(())
-}
-
-/// How a tensor differs from the reference, with the element that is furthest off.
-fn difference(name: &str, got: &[f32], want: &[f64], (error, allowed): (f64, f64)) -> String {
-    let distance = |i: usize| (f64::from(got[i]) - want[i]).abs();
-    let furthest = (0..got.len().min(want.len())).max_by(|&a, &b| distance(a).total_cmp(&distance(b)));
-    let element = furthest.map(|i| format!(": {name}[{i}] is {:e}, expected {:e}", got[i], want[i]));
-    let element = element.unwrap_or_default();
-    format!("{name} has an NMSE of {error:.1e} against the reference, more than {allowed:.0e}{element}")
 }
 
 /// Compares the gradients that [`Op::vjp`](crate::ops::Op::vjp) gives with central differences of the op's forward

@@ -7,6 +7,7 @@ use futures_util::stream::{Stream, unfold};
 
 use super::decoder::Decoder;
 use super::generation::{Finish, Generation, GenerationOptions};
+use super::plan::DecodeOptions;
 use crate::device::Gpu;
 use crate::error::{Error, Result};
 use crate::model::{Adapter, Model};
@@ -53,22 +54,23 @@ pub struct Chat {
 }
 
 impl Chat {
-    /// Opens a model for a chat whose cache holds `capacity` tokens: weights, tokenizer and template from one GGUF file
-    /// or folder. Resolves once the device has been polled, several times for a large model.
+    /// Opens a model for a chat: weights, tokenizer and template from one GGUF file or folder. `options` may be the number
+    /// of tokens that the cache holds; for a long chat, they may have [`cache`](super::DecodeOptions::cache) in f16.
+    /// Resolves once the device has been polled, several times for a large model.
     ///
     /// # Errors
     ///
     /// As for [`Model::open`], [`ModelTokenizer::of`] and [`Decoder::new`], or if the model has no chat template.
-    pub async fn open(gpu: &Gpu, path: &Path, capacity: usize) -> Result<Self> {
+    pub async fn open<'a>(gpu: &Gpu, path: &Path, options: impl Into<DecodeOptions<'a>>) -> Result<Self> {
         let model = Model::open(path)?;
         let tokenizer = ModelTokenizer::of(model.weights())?;
         tokenizer.check_chat()?; // before the weights are read
-        Self::new(Decoder::new(gpu, &model, capacity).await?, tokenizer)
+        Self::new(Decoder::new(gpu, &model, options).await?, tokenizer)
     }
 
     /// [`open`](Self::open), waiting.
-    pub fn open_blocking(gpu: &Gpu, path: &Path, capacity: usize) -> Result<Self> {
-        gpu.run_blocking(Self::open(gpu, path, capacity))
+    pub fn open_blocking<'a>(gpu: &Gpu, path: &Path, options: impl Into<DecodeOptions<'a>>) -> Result<Self> {
+        gpu.run_blocking(Self::open(gpu, path, options))
     }
 
     /// A chat with a decoder of your own, such as one on the parameters of a trainer. Chats can share a tokenizer: pass

@@ -12,7 +12,8 @@
 //!
 //! Matrices keep the format of the file and are decoded inside the kernels. A prompt is processed in chunks; after that
 //! each token takes one submit. Several sequences of any lengths can run side by side, each with an [adapter](AdapterSlots)
-//! of its own or none. Models with blocks of one's own decode as well: see [`DecodeOptions`].
+//! of its own or none. Models with blocks of one's own decode as well, and caches in f16 hold twice the context in the
+//! same memory: see [`DecodeOptions`].
 
 mod adapters;
 #[cfg(feature = "tokenizers")]

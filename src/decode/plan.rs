@@ -12,7 +12,7 @@ use crate::ops::top_k::MAX_K;
 use crate::plan::requirements::Requirements;
 use crate::plan::{External, Plan};
 use crate::profile::{AdapterClass, Lanes, Profile};
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 
 /// Number of tokens per sequence of a step for short prompts, and of any prompt on software adapters.
 const SHORT: usize = 32;
@@ -38,7 +38,9 @@ pub(super) struct Top {
 ///
 /// ```
 /// use throughline::decode::DecodeOptions;
+/// use throughline::DType;
 /// let four_texts = DecodeOptions { batch: 4, ..DecodeOptions::new(512) };
+/// let long_text = DecodeOptions { cache: DType::F16, ..DecodeOptions::new(8192) };
 /// assert_eq!(DecodeOptions::from(512).batch, 1);
 /// ```
 #[derive(Clone, Copy, Debug)]
@@ -53,14 +55,37 @@ pub struct DecodeOptions<'a> {
     /// How products with packed weights read their inputs. [`Activations::I8`] is faster where arithmetic is the limit,
     /// and less exact.
     pub activations: Activations,
+    /// How the caches of keys and values are stored. [`DType::F16`] has room for twice the tokens in the same memory, and
+    /// a token reads half the bytes of those before it; use it where a context is long or memory is short. Attention
+    /// computes in f32 either way. With the default, [`DType::F32`], logits are those of a pass without a cache, up to the
+    /// order of sums.
+    ///
+    /// FIGURES
+    pub cache: DType,
+    /// How passes of several tokens store what blocks compute: those of prompts, and of
+    /// [`feed_all`](super::Decoder::feed_all). [`DType::F16`] halves the memory of their activations and what moves between
+    /// kernels; use it on GPUs, for long prompts. The residual stream and all logits stay f32, and so do passes of one
+    /// token. The default is [`DType::F32`].
+    ///
+    /// FIGURES
+    /// Values beyond 65504 become infinite: logits are then no numbers, and to draw from them is an error.
+    pub prompts: DType,
     /// Room for adapters, of which each sequence can use one. None by default.
     pub adapters: Option<&'a AdapterSlots>,
 }
 
 impl DecodeOptions<'_> {
-    /// One sequence of at most `capacity` tokens, and standard blocks.
+    /// One sequence of at most `capacity` tokens, standard blocks, and all in f32.
     pub fn new(capacity: usize) -> Self {
-        DecodeOptions { batch: 1, capacity, block: &StandardBlock, activations: Activations::F32, adapters: None }
+        DecodeOptions {
+            batch: 1,
+            capacity,
+            block: &StandardBlock,
+            activations: Activations::F32,
+            cache: DType::F32,
+            prompts: DType::F32,
+            adapters: None,
+        }
     }
 }
 
@@ -129,8 +154,8 @@ impl StepGraph {
         time: usize,
         rows: DecodeRows,
     ) -> Result<Self> {
-        let DecodeOptions { batch, capacity, block, activations, adapters } = options;
-        let shape = DecodeShape { batch, time, capacity, rows, activations };
+        let DecodeOptions { batch, capacity, block, activations, cache, prompts, adapters } = options;
+        let shape = DecodeShape { batch, time, capacity, rows, activations, cache, prompts };
         let mut graph = Graph::with_max_tensor_bytes(placed.max_bytes);
         let values = TransformerDecoder::assemble(&mut graph, config, block, &placed.packed(), shape, adapters)?;
         let top = match shape.rows {
@@ -166,6 +191,10 @@ impl StepPlan {
     /// What the first step makes for all of them: caches, and the slots of adapters.
     pub fn made(&self) -> impl Iterator<Item = &External> {
         self.plan.externals.iter().filter(|e| self.is_made(e.value))
+    }
+
+    fn caches(&self) -> impl Iterator<Item = &External> {
+        self.plan.externals.iter().filter(|e| self.values.caches.contains(&e.value))
     }
 
     /// Bytes of a step, not counting what steps share.
@@ -325,6 +354,26 @@ impl DecodePlan {
     /// Bytes of the weights alone.
     pub fn weight_bytes(&self) -> usize {
         self.placed.bytes()
+    }
+
+    /// Bytes of the caches alone: for all layers and sequences, and as many tokens as there is room for.
+    ///
+    /// ```
+    /// # use throughline::decode::{DecodeOptions, DecodePlan};
+    /// # use throughline::model::Model;
+    /// # use throughline::{AdapterClass, DType, Profile};
+    /// # mod doctest { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/doctest.rs")); }
+    /// # let folder = doctest::qwen3();
+    /// # let model = Model::open(folder.path())?;
+    /// let profile = Profile::portable(AdapterClass::Gpu);
+    /// let half = DecodeOptions { cache: DType::F16, ..DecodeOptions::new(64) };
+    /// let [whole, half] = [DecodeOptions::new(64), half].map(|options| DecodePlan::new(&model, options, &profile));
+    /// assert_eq!(half?.cache_bytes(), whole?.cache_bytes() / 2);
+    /// # Ok::<(), throughline::Error>(())
+    /// ```
+    pub fn cache_bytes(&self) -> usize {
+        let caches = self.steps.first().into_iter().flat_map(StepPlan::caches);
+        caches.map(|cache| cache.ty.storage_bytes()).sum()
     }
 
     /// Returns an error if this plan was not made for the model, or does not suit the device.

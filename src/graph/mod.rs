@@ -301,7 +301,8 @@ impl Graph {
         if let Some(problem) = problem {
             return Err(Error::Graph(format!("`{}`, {ty}, cannot be stored as {dtype}: {problem}", node.name)));
         }
-        if let Some(&(_, state)) = self.stores.iter().find(|&&(v, s)| v == value && self.ty(s).dtype != dtype) {
+        let shared = self.sharing(value);
+        if let Some(&(_, state)) = self.stores.iter().find(|(v, s)| shared.contains(v) && self.ty(*s).dtype != dtype) {
             let (name, state) = (&node.name, self.name(state));
             return Err(Error::Graph(format!(
                 "`{name}` cannot be stored as {dtype}: a step leaves it in `{state}`, which is {}",
@@ -312,14 +313,24 @@ impl Graph {
         Ok(())
     }
 
+    /// The value, and all views that share its storage.
+    fn sharing(&self, value: Value) -> Vec<Value> {
+        let mut shared = vec![value];
+        for id in value.node() + 1..self.nodes.len() {
+            let node = &self.nodes[id];
+            let is_view = node.op().is_some_and(|op| op.is_view());
+            if is_view && node.inputs.first().is_some_and(|input| shared.contains(input)) {
+                shared.push(self.value(id, 0));
+            }
+        }
+        shared
+    }
+
     /// Sets the type of a value, and of all that shares its storage.
-    fn set_dtype(&mut self, value: Value, dtype: DType) {
-        self.nodes[value.node()].outputs[value.output()].dtype = dtype;
-        let views = (value.node() + 1..self.nodes.len())
-            .filter(|&id| self.nodes[id].inputs.first() == Some(&value))
-            .filter(|&id| self.nodes[id].op().is_some_and(|op| op.is_view()));
-        let views: Vec<Value> = views.map(|id| self.value(id, 0)).collect();
-        views.into_iter().for_each(|view| self.set_dtype(view, dtype));
+    pub(crate) fn set_dtype(&mut self, value: Value, dtype: DType) {
+        for value in self.sharing(value) {
+            self.nodes[value.node()].outputs[value.output()].dtype = dtype;
+        }
     }
 
     /// Runs `f` with `scope.` prepended to every name.

@@ -203,6 +203,9 @@ pub trait Op: Any + Debug + Send + Sync {
     ///
     /// Plans that [recompute](crate::Plan::recomputing) do so rather than keep the output from forward to backward.
     /// Other outputs are made again, if memory is short, by running the whole op.
+    ///
+    /// If it is made from another output of the op, and that is stored in f16, the op itself must make it from what it
+    /// has stored, too: [`Launch::outputs`] has the types.
     fn recomputed(&self, _output: usize, _inputs: &[TensorType]) -> Option<Recomputed> {
         None
     }
@@ -255,6 +258,13 @@ pub trait Op: Any + Debug + Send + Sync {
         let repeats = |x: &TensorType| x.len() == 1 || x.shape.dims() == [y.shape.cols()];
         let known = inputs.iter().all(|x| is_whole(x) || repeats(x));
         known.then(|| (0..inputs.len()).filter(|&i| is_whole(&inputs[i])).collect())
+    }
+
+    /// Whether an output is stored in f32 in [mixed precision](crate::Precision), too: because it is a sum or another
+    /// statistic that is worth the precision, or because it may exceed what f16 holds, as powers and exponentials do.
+    /// Vectors and single numbers stay f32 without this.
+    fn stays_f32(&self, _output: usize) -> bool {
+        false
     }
 
     /// Whether the output is the input's storage in another shape, so that no kernel runs.

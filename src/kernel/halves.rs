@@ -240,6 +240,7 @@ impl Rewrite<'_> {
                     close + 1
                 }
                 Some(Store::Component) => return Err(why("its WGSL stores to a component of an element")),
+                Some(Store::Elsewhere) => return Err(why("its WGSL stores to it in the head of a loop")),
                 Some(Store::Element { operator, value, end }) => {
                     let mut v = String::new();
                     self.tokens(value..end, hidden, &mut v)?;
@@ -257,26 +258,29 @@ impl Rewrite<'_> {
     /// The statement that stores to the element whose index ends at `close`, if one starts at `at`.
     fn stored(&self, at: usize, close: usize, end: usize) -> Option<Store<'_>> {
         let m = self.module;
-        if at == 0 || !matches!(m.word(at - 1), ";" | "{" | "}") {
-            return None;
-        }
         let (next, after) = (m.word(close + 1), m.word(close + 2));
         let (operator, value) = match (next, after) {
+            // A comparison.
+            ("=", "=") => return None,
             ("=", _) => (None, close + 2),
             ("+" | "-" | "*" | "/", "=") => (Some(next), close + 3),
+            _ if at == 0 || !matches!(m.word(at - 1), ";" | "{" | "}") => return None,
             _ => return Some(Store::Component),
         };
+        if at == 0 || !matches!(m.word(at - 1), ";" | "{" | "}") {
+            return Some(Store::Elsewhere);
+        }
         let mut depth = 0usize;
-        let ends = |i: &usize| {
-            match m.word(*i) {
+        for i in value..end {
+            match m.word(i) {
                 "(" | "[" | "{" => depth += 1,
-                ")" | "]" | "}" => depth = depth.saturating_sub(1),
+                ")" | "]" | "}" if depth == 0 => break,
+                ")" | "]" | "}" => depth -= 1,
+                ";" if depth == 0 => return Some(Store::Element { operator, value, end: i }),
                 _ => {}
             }
-            depth == 0 && m.word(*i) == ";"
-        };
-        let end = (value..end).find(ends)?;
-        Some(Store::Element { operator, value, end })
+        }
+        Some(Store::Elsewhere)
     }
 
     fn load(&self, array: &str, half: Half, index: &str) -> String {
@@ -318,6 +322,8 @@ impl Rewrite<'_> {
 enum Store<'a> {
     /// Something into part of an element: its other lanes would have to be kept.
     Component,
+    /// Something, but not in a statement of its own.
+    Elsewhere,
     /// The value of these tokens, perhaps after an operation with what is there.
     Element { operator: Option<&'a str>, value: usize, end: usize },
 }
@@ -403,6 +409,11 @@ fn scaled(i: u32) -> E { return x[ids[i] * 2u] * 2.0; }
             ("let p = &y[0];", "`y` in f16: its WGSL takes the address"),
             ("y[0].x = 1.0;", "`y` in f16: its WGSL stores to a component"),
             ("y[0][2] = 1.0;", "`y` in f16: its WGSL stores to a component"),
+            ("for (var i = 0u; i < 2u; y[i] += E(1.0)) { i++; }", "`y` in f16: its WGSL stores to it in the head"),
+            (
+                "for (y[0] = E(1.0); y[0].x == y[1].x;) { y[1] = y[0]; }",
+                "`y` in f16: its WGSL stores to it in the head",
+            ),
             ("let f16_n = 1u;", "`f16_n` is taken"),
         ] {
             let error = rewritten(&main(body), &[1, 3, 4], false).unwrap_err();

@@ -115,6 +115,11 @@ impl Kernel {
         self
     }
 
+    /// Whether an op of this crate made it.
+    pub(crate) fn is_of_table(&self) -> bool {
+        self.trust != Trust::Checked
+    }
+
     /// Whether some of its storage bindings are tensors of f16.
     #[cfg(feature = "check")]
     pub(crate) fn has_halves(&self) -> bool {

@@ -25,6 +25,7 @@ mod names;
 mod parts;
 mod slots;
 mod stack;
+mod stored;
 mod table;
 mod texts;
 mod transformer;

@@ -10,13 +10,14 @@ use super::decodable::{self, Subject};
 use super::lora::Lora;
 use super::slots::{AdapterSlots, Slots};
 use super::stack::Stack;
+use super::stored::store_activations;
 use super::table::Table;
 use super::texts::Texts;
 use crate::error::{Error, Result};
 use crate::format::Packed;
 use crate::graph::{Graph, Value};
 use crate::ops::packed_i8::Activations;
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 
 /// The values of a language model in a graph: what to write, what to read, what to train.
 ///
@@ -302,6 +303,11 @@ pub struct DecodeShape {
     pub rows: DecodeRows,
     /// How packed products read their inputs.
     pub activations: Activations,
+    /// How the caches are stored: [`DType::F32`] or [`DType::F16`].
+    pub cache: DType,
+    /// How a pass of several tokens per sequence stores what its blocks compute, apart from the residual stream:
+    /// [`DType::F32`] or [`DType::F16`].
+    pub prompts: DType,
 }
 
 /// The values of a model that decodes with a cache: what to write, what to read, what to bind.
@@ -368,8 +374,15 @@ impl TransformerDecoder {
     pub(crate) fn check_blocks(config: &TransformerConfig, block: &dyn Block, max_tensor_bytes: u64) -> Result<()> {
         let mut g = Graph::with_max_tensor_bytes(max_tensor_bytes);
         let time = decodable::TIME.min(config.context);
-        let (batch, rows, activations) = (decodable::BATCH, DecodeRows::All, Activations::F32);
-        let shape = DecodeShape { batch, time, capacity: time, rows, activations };
+        let shape = DecodeShape {
+            batch: decodable::BATCH,
+            time,
+            capacity: time,
+            rows: DecodeRows::All,
+            activations: Activations::F32,
+            cache: DType::F32,
+            prompts: DType::F32,
+        };
         let model = Self::assemble(&mut g, config, block, &BTreeMap::new(), shape, None)?;
         let inputs: Vec<Value> = [model.tokens].into_iter().chain(model.positions).collect();
         let stream = [model.stream[0], model.stream[config.n_layers]];
@@ -385,13 +398,18 @@ impl TransformerDecoder {
         shape: DecodeShape,
         adapters: Option<&AdapterSlots>,
     ) -> Result<Self> {
-        let DecodeShape { batch, time, capacity, rows, activations } = shape;
+        let DecodeShape { batch, time, capacity, rows, activations, cache, prompts } = shape;
         if config.bidirectional || config.token_types > 0 {
             return Err(Error::config("bidirectional", "an encoder sees all tokens at once; it does not decode"));
         }
         if capacity == 0 || capacity > config.context {
             let message = format!("a cache of {capacity} tokens must be from 1 to the context, {}", config.context);
             return Err(Error::config("context", message));
+        }
+        for (field, dtype) in [("cache", cache), ("prompts", prompts)] {
+            if !dtype.is_float() {
+                return Err(Error::config(field, format!("must be f32 or f16, but is {dtype}")));
+            }
         }
         let mut b = for_tokens(g, config, false)?.packed(packed);
         let tokens = b.g.input("tokens", TensorType::u32([batch, time]))?;
@@ -401,14 +419,18 @@ impl TransformerDecoder {
             Positions::Rope { .. } => None,
         };
         b.activations = activations.of_rows(batch * time);
-        b.caches = Some(Caches { start, capacity, states: vec![] });
+        b.caches = Some(Caches { start, capacity, dtype: cache, states: vec![] });
         if let Some(room) = adapters {
             room.validate()?;
             b.slots = Some(Slots::new(b.g, room, batch)?);
         }
         let (table, x) = embed(&mut b, tokens)?;
         let x = b.begin(x, positions)?;
+        let first = b.g.nodes().len();
         let stream = b.blocks(block, x)?;
+        if time > 1 {
+            store_activations(b.g, first, &stream, prompts)?;
+        }
         let mut x = b.g.reshape("rows", stream[config.n_layers], [batch * time, config.d_model])?;
         let mut last = None;
         if rows == DecodeRows::Last {

@@ -10,6 +10,7 @@
 use super::cases::{Case, InputFill, Row};
 use super::checks::{POSITIVE, RATE, check_update, expect_f32, expect_shape, is_positive, is_rate};
 use super::elementwise;
+use super::loss_scale::{factor_of, is_outcome};
 use super::source::table_kernel;
 use crate::array::Array;
 use crate::error::{Error, Result};
@@ -32,7 +33,14 @@ pub(super) const ROW: Row = Row {
             let name = format!("{n}, {decay_len} decayed, norm {norm}, at most {}", hyper[7]);
             bench_case(&name, n, decay_len).fill(4, InputFill::Values(hyper)).fill(5, InputFill::Constant(norm))
         };
+        // After a LossScale: the factor of the gradient, 1 to skip the step, the scale.
+        let scaled = |name: &str, outcome: &'static [f64]| {
+            let case = case(1757, 1001, CLIPPED, 0.0).input(5, &[3], InputFill::Values(outcome));
+            Case { name: name.into(), ..case }
+        };
         vec![
+            scaled("scaled", &[0.25, 0.0, 4.0]),
+            scaled("skipped", &[0.0, 1.0, 4.0]).fill(1, InputFill::Constant(f64::NAN)),
             case(1, 1, CLIPPED, 10.0),
             case(127, 0, PLAIN, 10.0),
             case(1757, 1757, CLIPPED, 1.0),
@@ -53,7 +61,8 @@ fn bench_case(name: &str, n: usize, decay_len: usize) -> Case {
 }
 
 /// `(param, grad, m, v, hyper, norm) -> (param, m, v)`. The first four have one shape; `hyper` is `[8]`, from
-/// [`AdamWSettings::at_step`]; `norm` is `[1]`, the global norm of the gradient.
+/// [`AdamWSettings::at_step`]; `norm` is `[1]`, the global norm of the gradient, or `[3]`, the outcome of a
+/// [`LossScale`](super::loss_scale::LossScale), by which the step may change nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamW {
     /// Weight decay applies to the first `decay_len` elements only.
@@ -190,7 +199,7 @@ impl Op for AdamW {
             expect_shape(what, ty, param.shape.dims())?;
         }
         expect_shape("hyper", &inputs[4], &[8])?;
-        expect_shape("norm", &inputs[5], &[1])?;
+        is_outcome(&inputs[5])?;
         if self.decay_len > param.len() {
             return Err(format!("decay_len {} is more than the {} parameters", self.decay_len, param.len()));
         }
@@ -202,7 +211,7 @@ impl Op for AdamW {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        let kernel = table_kernel::<Self>("adamw", SOURCE, "forward");
+        let kernel = table_kernel::<Self>("adamw", SOURCE, "forward").knob("SCALED", is_outcome(&cx.inputs[5])?);
         let binds: [Bind; Self::BUFFERS] =
             [Bind::In(1), Bind::In(4), Bind::In(5), Bind::Out(0), Bind::Out(1), Bind::Out(2)];
         Ok(elementwise::quads(cx, kernel, &binds, &[self.decay_len as u32]))
@@ -211,7 +220,9 @@ impl Op for AdamW {
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
         let [param, grad, m, v, hyper, norm] = inputs else { return vec![] };
         let [lr, beta1, beta2, eps, decay, correction1, correction2, max_norm] = hyper.data[..] else { return vec![] };
-        let clip = if max_norm > 0.0 { (max_norm / (norm.data[0] + 1e-6)).min(1.0) } else { 1.0 };
+        let Some(clip) = factor_of(norm, max_norm) else {
+            return [param, m, v].into_iter().map(|&old| old.clone()).collect();
+        };
         let mut new: Vec<Array> = outputs.iter().map(|ty| Array::zeros(ty.shape.clone())).collect();
         for i in 0..param.data.len() {
             let g = grad.data[i] * clip;

@@ -134,6 +134,17 @@ impl Case {
         self
     }
 
+    /// Gives input `i` another shape and other data.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such input.
+    pub fn input(mut self, i: usize, shape: &[usize], fill: InputFill) -> Self {
+        self.inputs[i] =
+            InputSpec { ty: TensorType { shape: shape.into(), ..self.inputs[i].ty.clone() }, fill, ..self.inputs[i] };
+        self
+    }
+
     /// Leaves the gradient of input `i` unchecked, because the op does not define one.
     ///
     /// # Panics
@@ -168,7 +179,18 @@ impl Case {
         self
     }
 
-    /// The case with floats stored in f16: inputs rounded to it, results and gradients left in it.
+    /// The case with tensors in f16: inputs rounded to it, outputs and gradients left in it. Statistics that are side
+    /// outputs stay f32, as they do in training. Its tolerance is [`half_nmse`](Self::half_nmse).
+    ///
+    /// ```
+    /// use throughline::ops::Case;
+    /// use throughline::ops::swiglu::SwiGlu;
+    /// let case = Case::new("127x3", SwiGlu, &[&[127, 3], &[127, 3]]);
+    /// let both = [case.halved(), case];
+    /// # #[cfg(feature = "check")]
+    /// throughline::check::op(&throughline::Gpu::headless_blocking()?, &both)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn halved(&self) -> Case {
         let mut case = Case { is_halved: true, is_rounded: true, nmse: self.half_nmse, ..self.clone() };
         for (i, input) in case.inputs.iter_mut().enumerate() {
@@ -222,8 +244,11 @@ impl Case {
         }
         let outputs = g.op_arc("y", self.op.clone(), &inputs)?;
         if self.is_halved && !self.op.is_view() {
-            for &y in outputs.iter().filter(|&&y| g.ty(y).dtype.is_float()).collect::<Vec<_>>() {
-                g.store_as(y, DType::F16)?;
+            let stored = if self.main_outputs == 0 { outputs.len() } else { self.main_outputs };
+            for &y in outputs.iter().take(stored) {
+                if g.ty(y).dtype.is_float() {
+                    g.store_as(y, DType::F16)?;
+                }
             }
         }
         Ok((g, inputs, outputs))

@@ -68,6 +68,11 @@ impl Op for Cast {
         vec![inputs[0].clone()]
     }
 
+    fn stays_f32(&self, _output: usize) -> bool {
+        // Whoever casts has said what to store it as.
+        true
+    }
+
     fn elementwise(&self) -> Option<Elementwise> {
         Some(Elementwise::trusted(&["x"][..], "x"))
     }

@@ -20,6 +20,7 @@
 use super::cases::{Case, InputFill, Row};
 use super::checks::{RATE, check_update, expect_f32, expect_shape, is_positive, is_rate};
 use super::elementwise;
+use super::loss_scale::{factor_of, is_outcome};
 use super::matmul::Matmul;
 use super::rowwise::RowLayout;
 use super::source::{LaneSource, lane_source, table_kernel};
@@ -53,6 +54,21 @@ pub(super) const ROW: Row = Row {
                 .fill(2, InputFill::Values(hyper))
                 .forward_only()
         };
+        // After a LossScale: the factor of the gradient, 1 to skip the step, the scale.
+        const SCALED: &[f64] = &[0.25, 0.0, 4.0];
+        const SKIPPED: &[f64] = &[0.0, 1.0, 4.0];
+        let by_outcome = |shape: &[usize], outcome: &'static [f64]| {
+            let case = momentum_case(&format!("momentum of {shape:?} by {outcome:?}"), shape, true);
+            case.fill(2, InputFill::Values(CLIPPED)).input(3, &[3], InputFill::Values(outcome))
+        };
+        let scaled = |shape: &[usize], outcome: &'static [f64]| {
+            let case = Case::new(
+                format!("update of {shape:?} by {outcome:?}"),
+                MuonUpdate { rate: 0.3 },
+                &[shape, shape, &[3], &[4]],
+            );
+            case.fill(2, InputFill::Values(outcome)).fill(3, InputFill::Values(CLIPPED)).forward_only()
+        };
         let zero = momentum(&[3, 4], true, PLAIN).fill(0, InputFill::Constant(0.0)).fill(1, InputFill::Constant(0.0));
         vec![
             momentum(&[1, 1], true, CLIPPED),
@@ -61,6 +77,11 @@ pub(super) const ROW: Row = Row {
             momentum(&[3, 130, 132], false, CLIPPED),
             momentum(&[1757, 41], true, PLAIN),
             Case { name: "momentum of zeros".into(), ..zero },
+            by_outcome(&[5, 7, 12], SCALED),
+            // Only the momentum is as it was; the direction is that of a gradient times 0, and is not used.
+            by_outcome(&[127, 3], SKIPPED),
+            scaled(&[5, 7, 12], SCALED),
+            scaled(&[127, 3], SKIPPED).fill(1, InputFill::Constant(f64::NAN)),
             shift_case(&[1, 1]),
             shift_case(&[127, 127]),
             shift_case(&[5, 3, 3]),
@@ -91,7 +112,8 @@ fn shift_case(shape: &[usize]) -> Case {
 }
 
 /// `(grad, m, hyper, norm) -> (m, x)`. Matrices are `[.., rows, cols]`, `hyper` comes from [`MuonSettings`], `norm` is
-/// `[1]`, the global norm of the gradient. `x` is the matrix to orthogonalise, scaled to Frobenius norm `to`.
+/// `[1]`, the global norm of the gradient, or `[3]`, the outcome of a [`LossScale`](super::loss_scale::LossScale); if
+/// that is to skip the step, `m` stays as it is. `x` is the matrix to orthogonalise, scaled to Frobenius norm `to`.
 #[derive(Clone, Copy, Debug)]
 pub struct MuonMomentum {
     /// Whether to use Nesterov momentum.
@@ -109,7 +131,8 @@ pub struct MuonShift {
     pub factor: f32,
 }
 
-/// `(param, x, hyper) -> param (1 - lr weight_decay) - lr rate x`, of any shape.
+/// `(param, x [, outcome], hyper) -> param (1 - lr weight_decay) - lr rate x`, of any shape. With the outcome of a
+/// [`LossScale`](super::loss_scale::LossScale) that is to skip the step, `param` stays as it is.
 #[derive(Clone, Copy, Debug)]
 pub struct MuonUpdate {
     /// Factor of the learning rate, chosen for the shape of the matrix.
@@ -167,7 +190,8 @@ pub struct MuonStep {
 
 impl Graph {
     /// One step of Muon: from `[param, grad, m]`, matrices `[.., rows, cols]` each, `hyper` `[4]` from [`MuonSettings`]
-    /// and the gradient's global `norm` `[1]` to the new `[param, m]`.
+    /// and the gradient's global `norm` `[1]`, or the `[3]` outcome of a [`LossScale`](super::loss_scale::LossScale), to
+    /// the new `[param, m]`.
     ///
     /// [`store`](Self::store) the results to the states they came from and the step runs in place. Each iteration takes
     /// three matrix products and one small kernel, on the smaller of `x x^T` and `x^T x`. Trainers do all of this for
@@ -200,7 +224,11 @@ impl Graph {
             x = self.op1(&name("x"), product, &if wide { [polynomial, x] } else { [x, polynomial] })?;
         }
         let op = MuonUpdate { rate: (step.rate / quarter) as f32 };
-        Ok([self.op1(name, op, &[param, x, hyper])?, m])
+        let inputs = match is_outcome(self.ty(norm)) {
+            Ok(true) => vec![param, x, norm, hyper],
+            _ => vec![param, x, hyper],
+        };
+        Ok([self.op1(name, op, &inputs)?, m])
     }
 }
 
@@ -226,7 +254,7 @@ impl Op for MuonMomentum {
         }
         expect_shape("m", &inputs[1], shape.dims())?;
         expect_shape("hyper", &inputs[2], &[4])?;
-        expect_shape("norm", &inputs[3], &[1])?;
+        is_outcome(&inputs[3])?;
         let (n, each) = matrices(shape);
         if n > 1 && each % 4 != 0 {
             return Err(format!("matrices of a batch must have a multiple of 4 elements, got {shape}"));
@@ -253,7 +281,8 @@ impl Op for MuonMomentum {
         let words = [quads, len, chunk, chunks, groups, 0, self.to.to_bits(), 0];
         let grid = cx.profile.grid(n * chunks as usize);
         let sums = program.scratch(TensorType::f32([n, chunks as usize]));
-        let kernel = layout.kernel::<Self>("muon", SOURCE, "momentum").knob("NESTEROV", self.nesterov);
+        let kernel = layout.kernel::<Self>("muon", SOURCE, "momentum");
+        let kernel = kernel.knob("NESTEROV", self.nesterov).knob("SCALED", is_outcome(&cx.inputs[3])?);
         let binds = [Bind::In(0), Bind::In(2), Bind::In(3), Bind::Out(0), Bind::Out(1), Bind::Scratch(sums)];
         program.dispatch(kernel, &binds, &words, grid);
         let kernel = layout.kernel::<Self>("muon", SOURCE, "normalise");
@@ -264,8 +293,9 @@ impl Op for MuonMomentum {
     fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
         let [grad, m, hyper, norm] = inputs else { return vec![] };
         let [_, momentum, _, max_norm] = hyper.data[..] else { return vec![] };
-        let clip = if max_norm > 0.0 { (max_norm / (norm.data[0] + 1e-6)).min(1.0) } else { 1.0 };
-        let grad = grad.map(|g| g * clip);
+        let clip = factor_of(norm, max_norm);
+        let grad = grad.map(|g| g * clip.unwrap_or_default());
+        let old = *m;
         let m = m.zip(&grad, |m, g| momentum * m + (1.0 - momentum) * g);
         let mut x = match self.nesterov {
             true => m.zip(&grad, |m, g| momentum * m + (1.0 - momentum) * g),
@@ -276,7 +306,7 @@ impl Op for MuonMomentum {
             let norm = matrix.iter().map(|x| x * x).sum::<f64>().sqrt();
             matrix.iter_mut().for_each(|x| *x *= f64::from(self.to) / (norm + 1e-7));
         }
-        vec![m, x]
+        vec![if clip.is_some() { m } else { old.clone() }, x]
     }
 
     fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
@@ -332,12 +362,16 @@ impl Op for MuonUpdate {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
-        expect_f32(inputs, 3)?;
+        let scaled = inputs.len() == 4;
+        expect_f32(inputs, if scaled { 4 } else { 3 })?;
         if !self.rate.is_finite() || self.rate < 0.0 {
             return Err(format!("the rate must be finite and not negative, got {}", self.rate));
         }
         expect_shape("x", &inputs[1], inputs[0].shape.dims())?;
-        expect_shape("hyper", &inputs[2], &[4])?;
+        if scaled {
+            expect_shape("outcome", &inputs[2], &[3])?;
+        }
+        expect_shape("hyper", &inputs[inputs.len() - 1], &[4])?;
         Ok(vec![inputs[0].clone()])
     }
 
@@ -346,15 +380,22 @@ impl Op for MuonUpdate {
     }
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
-        let kernel = table_kernel::<Self>("muon", SOURCE.plain, "update");
-        let binds = [Bind::In(1), Bind::In(2), Bind::Out(0)];
+        let (entry, binds) = match cx.inputs.len() {
+            4 => ("update_scaled", vec![Bind::In(1), Bind::In(3), Bind::Out(0), Bind::In(2)]),
+            _ => ("update", vec![Bind::In(1), Bind::In(2), Bind::Out(0)]),
+        };
+        let kernel = table_kernel::<Self>("muon", SOURCE.plain, entry);
         Ok(elementwise::quads(cx, kernel, &binds, &[0, 0, 0, 0, 0, self.rate.to_bits(), 0]))
     }
 
     fn reference(&self, inputs: &[&Array], _: &[TensorType]) -> Vec<Array> {
-        let [lr, _, decay, _] = inputs[2].data[..] else { return vec![] };
+        let [param, x, outcome @ .., hyper] = inputs else { return vec![] };
+        let [lr, _, decay, _] = hyper.data[..] else { return vec![] };
+        if outcome.first().is_some_and(|outcome| factor_of(outcome, 0.0).is_none()) {
+            return vec![(*param).clone()];
+        }
         let rate = lr * f64::from(self.rate);
-        vec![inputs[0].zip(inputs[1], |p, x| p * (1.0 - lr * decay) - rate * x)]
+        vec![param.zip(x, |p, x| p * (1.0 - lr * decay) - rate * x)]
     }
 
     fn flops(&self, _: &[TensorType], outputs: &[TensorType]) -> u64 {

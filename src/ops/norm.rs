@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::graph::{Graph, Kept, Op, Recomputed, Value, Vjp};
 use crate::kernel::{Bind, FEW_ROWS, Launch, OnRead, Program};
 use crate::profile::AdapterClass;
-use crate::tensor::TensorType;
+use crate::tensor::{DType, TensorType};
 
 const SOURCE: LaneSource = lane_source!("common/rows.wgsl", "norm.wgsl");
 
@@ -124,6 +124,8 @@ impl Op for Norm {
         let (layout, each) = layout(cx, rows, cols, 1)?;
         let kernel =
             layout.kernel::<Self>("norm", SOURCE, "forward").knob("CENTERED", self.centered).knob("ROWS", each as u32);
+        // So that y made again from it has the same bits.
+        let kernel = kernel.knob("FROM_STORED", cx.outputs[1].dtype == DType::F16);
         let beta = if self.centered { Bind::In(2) } else { Bind::Null };
         let binds = [Bind::In(0), Bind::In(1), beta, Bind::Out(0), Bind::Out(1), Bind::Out(2)];
         let words = words(&layout, rows, cols, self.eps, 0);

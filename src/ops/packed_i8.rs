@@ -67,7 +67,8 @@ pub enum Activations {
     #[default]
     F32,
     /// Rounded to 8 bits, in passes of at most 8 rows and for weights in Q4_0, Q4_1, Q4_K and Q8_0: see
-    /// [`PackedLinearI8`]. Longer passes, of prompts, and other formats keep f32.
+    /// [`PackedLinearI8`]. Longer passes, of prompts, and other formats keep
+    /// f32: what those store in f16 is [another choice](crate::decode::DecodeOptions::prompts).
     ///
     /// Over 199 tokens of prose, the logits of SmolLM2-135M-Instruct in Q4_1 are off by 0.16 in the mean and by 1.8 at
     /// most, where their standard deviation is 3.0. The likeliest token is the same for 193, and perplexity is 106.9 in

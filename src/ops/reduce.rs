@@ -342,6 +342,10 @@ impl Op for Reduce {
     fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
         inputs[0].len() as u64
     }
+
+    fn stays_f32(&self, _output: usize) -> bool {
+        true
+    }
 }
 
 impl Op for Repeat {

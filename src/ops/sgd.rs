@@ -11,6 +11,7 @@
 use super::cases::{Case, InputFill, Row};
 use super::checks::{RATE, check_update, expect_f32, expect_shape, is_rate};
 use super::elementwise;
+use super::loss_scale::{factor_of, is_outcome};
 use super::source::table_kernel;
 use crate::array::Array;
 use crate::error::{Error, Result};
@@ -36,7 +37,19 @@ pub(super) const ROW: Row = Row {
             sized(&name, n, op, momentum, hyper, norm)
         };
         let op = |decay_len, nesterov| Sgd { decay_len, nesterov };
+        // After a LossScale: the factor of the gradient, 1 to skip the step, the scale.
+        let scaled = |name: &str, momentum: bool, outcome: &'static [f64]| {
+            let norm = if momentum { 4 } else { 3 };
+            let case = case(1757, op(1001, false), momentum, CLIPPED, 0.0);
+            let case = case.input(norm, &[3], InputFill::Values(outcome));
+            Case { name: name.into(), ..case }
+        };
+        let nan = InputFill::Constant(f64::NAN);
         vec![
+            scaled("momentum, scaled", true, &[0.25, 0.0, 4.0]),
+            scaled("momentum, skipped", true, &[0.0, 1.0, 4.0]).fill(1, nan),
+            scaled("plain, scaled", false, &[0.25, 0.0, 4.0]),
+            scaled("plain, skipped", false, &[0.0, 1.0, 4.0]).fill(1, nan),
             case(1, op(1, false), true, CLIPPED, 10.0),
             case(127, op(0, true), true, OPEN, 10.0),
             case(1757, op(1757, false), true, CLIPPED, 1.0),
@@ -62,7 +75,8 @@ fn sized(name: &str, n: usize, op: Sgd, momentum: bool, hyper: &'static [f64], n
 
 /// `(param, grad, velocity, hyper, norm) -> (param, velocity)`, or `(param, grad, hyper, norm) -> param` without
 /// momentum. The arenas have one shape; `hyper` is `[4]`, from [`SgdSettings::values`]; `norm` is `[1]`, the global norm
-/// of the gradient.
+/// of the gradient, or `[3]`, the outcome of a [`LossScale`](super::loss_scale::LossScale), by which the step may change
+/// nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct Sgd {
     /// Weight decay applies to the first `decay_len` elements only.
@@ -139,7 +153,7 @@ impl Op for Sgd {
             expect_shape(what, ty, param.shape.dims())?;
         }
         expect_shape("hyper", &inputs[arenas], &[4])?;
-        expect_shape("norm", &inputs[arenas + 1], &[1])?;
+        is_outcome(&inputs[arenas + 1])?;
         if self.decay_len > param.len() {
             return Err(format!("decay_len {} is more than the {} parameters", self.decay_len, param.len()));
         }
@@ -152,13 +166,15 @@ impl Op for Sgd {
 
     fn launch(&self, cx: &Launch<'_>) -> Result<Program, String> {
         let words = [self.decay_len as u32];
+        let scaled = is_outcome(&cx.inputs[cx.inputs.len() - 1])?;
         Ok(match cx.outputs.len() {
             1 => {
-                let kernel = table_kernel::<Self>("sgd", SOURCE, "plain");
+                let kernel = table_kernel::<Self>("sgd", SOURCE, "plain").knob("SCALED", scaled);
                 elementwise::quads(cx, kernel, &[Bind::In(1), Bind::In(2), Bind::In(3), Bind::Out(0)], &words)
             }
             _ => {
-                let kernel = table_kernel::<Self>("sgd", SOURCE, "momentum").knob("NESTEROV", self.nesterov);
+                let kernel = table_kernel::<Self>("sgd", SOURCE, "momentum");
+                let kernel = kernel.knob("NESTEROV", self.nesterov).knob("SCALED", scaled);
                 let binds: [Bind; Self::BUFFERS] = [Bind::In(1), Bind::In(3), Bind::In(4), Bind::Out(0), Bind::Out(1)];
                 elementwise::quads(cx, kernel, &binds, &words)
             }
@@ -168,7 +184,9 @@ impl Op for Sgd {
     fn reference(&self, inputs: &[&Array], outputs: &[TensorType]) -> Vec<Array> {
         let [param, grad, velocity @ .., hyper, norm] = inputs else { return vec![] };
         let [lr, momentum, decay, max_norm] = hyper.data[..] else { return vec![] };
-        let clip = if max_norm > 0.0 { (max_norm / (norm.data[0] + 1e-6)).min(1.0) } else { 1.0 };
+        let Some(clip) = factor_of(norm, max_norm) else {
+            return [param].into_iter().chain(velocity).map(|&old| old.clone()).collect();
+        };
         let mut new: Vec<Array> = outputs.iter().map(|ty| Array::zeros(ty.shape.clone())).collect();
         for i in 0..param.data.len() {
             let p = param.data[i];

@@ -134,4 +134,8 @@ impl Op for Stats {
     fn runs_early(&self) -> bool {
         true
     }
+
+    fn stays_f32(&self, _output: usize) -> bool {
+        true
+    }
 }

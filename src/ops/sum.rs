@@ -312,6 +312,10 @@ impl Op for Sum {
     fn with_addend(&self, _output: usize) -> Option<Arc<dyn Op>> {
         (!self.accumulate).then(|| Arc::new(Sum { to: self.to.clone(), accumulate: true }) as Arc<dyn Op>)
     }
+
+    fn stays_f32(&self, _output: usize) -> bool {
+        true
+    }
 }
 
 impl Op for Broadcast {

@@ -2,9 +2,9 @@
 
 use super::cases::Row;
 use super::{
-    adamw, attention, cache, cast, concat, cross_entropy, dropout, embedding, fill, gather, gelu, l2_norm, map, matmul,
-    matmul_by_id, muon, norm, packed, packed_i8, patches, pool, products, reduce, residual_add, rope, scale, sgd,
-    slice, softmax, stats, sum, swiglu, together, top_k, transpose,
+    adamw, attention, cache, cast, concat, cross_entropy, dropout, embedding, fill, gather, gelu, l2_norm, loss_scale,
+    map, matmul, matmul_by_id, muon, norm, packed, packed_i8, patches, pool, products, reduce, residual_add, rope,
+    scale, schedule, sgd, slice, softmax, stats, sum, swiglu, together, top_k, transpose,
 };
 
 /// Every op that has a kernel. See [`Row`].
@@ -23,6 +23,7 @@ pub const TABLE: &[Row] = &[
     gather::ROW,
     gelu::ROW,
     l2_norm::ROW,
+    loss_scale::ROW,
     map::ROW,
     matmul::ROW,
     matmul_by_id::ROW,
@@ -38,6 +39,7 @@ pub const TABLE: &[Row] = &[
     residual_add::ROW,
     rope::ROW,
     scale::ROW,
+    schedule::ROW,
     sgd::ROW,
     slice::ROW,
     softmax::ROW,

@@ -221,4 +221,8 @@ impl Op for TopK {
     fn flops(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
         4 * inputs[0].len() as u64
     }
+
+    fn stays_f32(&self, _output: usize) -> bool {
+        true
+    }
 }

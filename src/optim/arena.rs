@@ -7,6 +7,7 @@ use crate::device::{Gpu, Tensor};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
 use crate::nn::{Transformer, TransformerConfig};
+use crate::precision::Precision;
 use crate::profile::Profile;
 use crate::tensor::{Shape, TensorType};
 
@@ -27,6 +28,9 @@ pub struct ArenaLayout {
     /// Largest size of a part, in bytes. Graphs that use these tensors must split their tables by the same number
     /// ([`Graph::with_max_tensor_bytes`]).
     pub max_bytes: u64,
+    /// Tensors start at multiples of this many elements, so that they can be bound: 64, or 128 where there are [copies
+    /// in f16](crate::Precision).
+    pub align: usize,
 }
 
 /// The place of a tensor in an arena.
@@ -50,7 +54,7 @@ pub struct ArenaPart {
 }
 
 /// Tensors start at multiples of this many elements: 256 bytes, the alignment of bindings.
-pub(super) const ALIGN: usize = 64;
+const ALIGN: usize = 64;
 
 impl ArenaLayout {
     /// Lays out tensors in parts of at most `max_bytes` (a device's
@@ -74,11 +78,21 @@ impl ArenaLayout {
         max_bytes: u64,
         takes: impl Fn(&str, &Shape) -> bool,
     ) -> Result<Self> {
+        Self::aligned(tensors, max_bytes, ALIGN, takes)
+    }
+
+    /// The same with tensors at multiples of `align` elements.
+    fn aligned(
+        tensors: Vec<(String, Shape)>,
+        max_bytes: u64,
+        align: usize,
+        takes: impl Fn(&str, &Shape) -> bool,
+    ) -> Result<Self> {
         let mut names = HashSet::new();
         if let Some((name, _)) = tensors.iter().find(|(name, _)| !names.insert(name)) {
             return Err(Error::Graph(format!("an arena has two tensors named `{name}`: files find them by name")));
         }
-        let room = (max_bytes / 4).min(u64::from(u32::MAX / 4)) as usize / ALIGN * ALIGN;
+        let room = (max_bytes / 4).min(u64::from(u32::MAX / 4)) as usize / align * align;
         let key = |(name, shape): &(String, Shape)| {
             let muon = shape.rank() == 2 && takes(name, shape);
             (muon, shape.rank() < 2, if muon { shape.dims().to_vec() } else { vec![] })
@@ -90,7 +104,7 @@ impl ArenaLayout {
         let mut parts: Vec<ArenaPart> = vec![];
         for i in order {
             let ((name, shape), &(muon, stays, _)) = (&tensors[i], &keys[i]);
-            let len = shape.len().next_multiple_of(ALIGN);
+            let len = shape.len().next_multiple_of(align);
             if len > room {
                 let what = format!("bytes of tensor `{name}`, f32{shape}, in one binding");
                 let advice = "Use a smaller model, or several tensors with some of its rows each";
@@ -107,14 +121,14 @@ impl ArenaLayout {
             }
         }
         if parts.is_empty() {
-            parts.push(ArenaPart { len: ALIGN, ..ArenaPart::default() });
+            parts.push(ArenaPart { len: align, ..ArenaPart::default() });
         }
-        Ok(ArenaLayout { tensors, places, parts, max_bytes })
+        Ok(ArenaLayout { tensors, places, parts, max_bytes, align })
     }
 
     /// The layout of no tensors.
     pub(crate) fn empty(&self) -> Self {
-        ArenaLayout { tensors: vec![], places: vec![], parts: vec![], max_bytes: self.max_bytes }
+        ArenaLayout { tensors: vec![], places: vec![], parts: vec![], ..*self }
     }
 
     /// All tensors but Muon's, in the same order.
@@ -146,19 +160,19 @@ impl ArenaLayout {
         Self::new(named(graph, params)?, max_bytes)
     }
 
-    /// The same for training on devices of this profile, where an update binds so many storage buffers. `takes` selects
-    /// matrices for Muon.
+    /// The same for training in this precision on devices of this profile, where an update binds so many storage
+    /// buffers. `takes` selects matrices for Muon.
     pub(crate) fn for_training(
         graph: &Graph,
         params: &[Value],
-        profile: &Profile,
+        (profile, precision): (&Profile, Precision),
         buffers: usize,
         takes: impl Fn(&str, &Shape) -> bool,
     ) -> Result<Self> {
         // Where an update binds too many buffers, its settings lie in one binding with a gradient.
         let merged = (profile.max_storage_buffers as usize) < buffers;
         let room = profile.max_tensor_bytes().saturating_sub(if merged { SETTINGS_BYTES } else { 0 });
-        let layout = Self::with_muon(named(graph, params)?, room, takes)?;
+        let layout = Self::aligned(named(graph, params)?, room, precision.align(), takes)?;
         // Tables are in parts as the graph's.
         Ok(ArenaLayout { max_bytes: profile.max_tensor_bytes(), ..layout })
     }

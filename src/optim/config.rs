@@ -72,6 +72,14 @@ impl OptimizerConfig {
         }
     }
 
+    /// Largest global norm of the gradient; 0 turns clipping off.
+    pub(super) fn max_grad_norm(&self) -> f64 {
+        match self {
+            OptimizerConfig::AdamW(adamw) | OptimizerConfig::Muon { adamw, .. } => adamw.max_grad_norm,
+            OptimizerConfig::Sgd(sgd) => sgd.max_grad_norm,
+        }
+    }
+
     /// Storage buffers that the update of a part binds. (Muon's own kernels bind no more than AdamW.)
     pub(crate) fn buffers(&self) -> usize {
         match self {
@@ -144,6 +152,12 @@ impl AdamWConfig {
             [lr, self.beta1, self.beta2, self.eps, self.weight_decay, self.max_grad_norm].map(|x| x as f32);
         let settings = AdamWSettings { lr, beta1, beta2, eps, weight_decay, max_grad_norm };
         Ok(settings.values(step.saturating_add(1)))
+    }
+
+    /// The logarithms of the betas as rounded to f32, which the kernels average with. They stand for the bias
+    /// corrections where [`Scheduled`](crate::ops::schedule::Scheduled) computes these.
+    pub(super) fn log_betas(&self) -> [f32; 2] {
+        [self.beta1, self.beta2].map(|beta| f64::from(beta as f32).ln().max(-200.0) as f32)
     }
 }
 

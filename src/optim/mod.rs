@@ -40,6 +40,13 @@
 //! **An update in the graph itself** needs neither arenas nor bindings, and costs a dispatch for each parameter:
 //! [`Graph::store`](crate::Graph::store) and [`Graph::adamw`](crate::Graph::adamw) show how.
 //!
+//! # Loss scaling
+//!
+//! Gradients in 16 bits need a loss that is multiplied by a scale, and steps that change nothing where the scale was too
+//! large. [`LossScaling`] describes it; trainers take it as a setting. For a training loop of your own, plan the
+//! optimiser with [`OptimizerPlan::scaled`], and multiply the loss by [`Optimizer::loss_scale`] before you take
+//! gradients.
+//!
 //! # Arenas
 //!
 //! Parameters, gradients and moments are one arena each, all with the same layout. An arena is a single buffer, so a
@@ -49,16 +56,20 @@
 
 mod arena;
 mod config;
+mod copies;
 mod file;
 mod muon;
 mod optimizer;
 mod plan;
+mod scaling;
 mod schedule;
 
 pub use arena::{Arena, ArenaLayout, ArenaPart, ArenaPlace};
 pub use config::{AdamWConfig, OptimizerConfig, SgdConfig};
+pub(crate) use copies::{Copies, CopiesPlan};
 pub(crate) use file::{Named, OPTIMIZER, restore, restore_some, save, start_of, to_bytes};
 pub use muon::{MuonConfig, MuonScale};
 pub use optimizer::Optimizer;
 pub use plan::OptimizerPlan;
+pub use scaling::{LossScaleState, LossScaling};
 pub use schedule::{Decay, Schedule};

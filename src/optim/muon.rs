@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::arena::{ALIGN, ArenaLayout};
+use super::arena::ArenaLayout;
 use crate::error::{Error, Result};
 use crate::ops::muon::{MAX_STEPS, MuonStep, check_muon};
 use crate::ops::{NOT_NEGATIVE, is_not_negative};
@@ -124,7 +124,7 @@ impl Batch {
             // With a gap between them they would not form a tensor.
             let joins = |b: &Batch| {
                 (b.part, b.rows, b.cols) == (place.part, rows, cols)
-                    && len.is_multiple_of(ALIGN)
+                    && len.is_multiple_of(layout.align)
                     && 4 * (b.count + 1) * len <= BATCH_BYTES
             };
             match batches.last_mut().filter(|b| joins(b)) {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::arena::{Arena, ArenaLayout, numbered};
 use super::config::{OptimizerConfig, SgdConfig};
 use super::muon::{Batch, MuonConfig};
+use super::scaling::LossScaling;
 use crate::device::Tensor;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Value};
@@ -44,6 +45,23 @@ pub struct OptimizerPlan {
     /// The input for those of Muon, if it is used.
     pub(super) muon_hyper: Option<Value>,
     pub(super) norm: Value,
+    /// Loss scaling, if any.
+    pub(super) scaling: Option<Scaled>,
+}
+
+/// The values of loss scaling in an update.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Scaled {
+    pub settings: LossScaling,
+    /// The input for the learning rate's schedule.
+    pub schedule: Value,
+    /// The states.
+    pub scale: Value,
+    pub counts: Value,
+    /// What became of the step.
+    pub outcome: Value,
+    /// The counts after it.
+    counted: Value,
 }
 
 /// One of the four arenas.
@@ -88,8 +106,20 @@ impl OptimizerPlan {
     ///
     /// [`Error::Config`] names a setting with an impossible value: see [`OptimizerConfig::validate`].
     pub fn new(config: impl Into<OptimizerConfig>, layout: &Arc<ArenaLayout>, profile: &Profile) -> Result<Self> {
+        Self::scaled(config, None, layout, profile)
+    }
+
+    /// [`new`](Self::new) for gradients of a loss that is multiplied by a scale, if it is: see
+    /// [`Optimizer::loss_scale`](super::Optimizer::loss_scale).
+    pub fn scaled(
+        config: impl Into<OptimizerConfig>,
+        loss_scaling: Option<LossScaling>,
+        layout: &Arc<ArenaLayout>,
+        profile: &Profile,
+    ) -> Result<Self> {
         let config = config.into();
         config.validate()?;
+        loss_scaling.as_ref().map_or(Ok(()), LossScaling::validate)?;
         if config.muon().is_some() && !layout.parts.iter().any(|part| part.muon) {
             return Err(Error::config(
                 "muon",
@@ -102,19 +132,23 @@ impl OptimizerPlan {
             OptimizerConfig::Sgd(sgd) if sgd.momentum > 0.0 => (layout.clone(), Arc::new(layout.empty())),
             OptimizerConfig::Sgd(_) => (Arc::new(layout.empty()), Arc::new(layout.empty())),
         };
-        let mut step = StepBuilder { g: Graph::new(), bound: vec![], layout };
+        let mut step = StepBuilder { g: Graph::new(), bound: vec![], layout, scaling: None };
         let grads = (0..layout.parts.len()).map(|i| step.part("grads", Which::Grads, i));
         let grads = grads.collect::<Result<Vec<_>>>()?;
-        let norm = global_norm(&mut step.g, &grads)?;
+        let mut norm = global_norm(&mut step.g, &grads)?;
+        if let Some(settings) = loss_scaling {
+            norm = step.scale(norm, settings, config.max_grad_norm())?;
+        }
         let parts = (0..layout.parts.len()).filter(|&i| config.muon().is_none() || !layout.parts[i].muon);
         let hyper = match &config {
             OptimizerConfig::Sgd(sgd) => Some(step.sgd(sgd, norm, &grads)?),
             _ => step.adamw(norm, parts.collect(), &grads)?,
         };
         let muon_hyper = config.muon().map(|muon| step.muon(muon, norm)).transpose()?;
-        let plan = Arc::new(Plan::new(&step.g, &[norm], profile)?);
-        let (layout, bound) = (layout.clone(), step.bound);
-        Ok(OptimizerPlan { config, layout, first, second, plan, bound, hyper, muon_hyper, norm })
+        let read: Vec<Value> = [norm].into_iter().chain(step.scaling.map(|scaled| scaled.outcome)).collect();
+        let plan = Arc::new(Plan::new(&step.g, &read, profile)?);
+        let (layout, bound, scaling) = (layout.clone(), step.bound, step.scaling);
+        Ok(OptimizerPlan { config, layout, first, second, plan, bound, hyper, muon_hyper, norm, scaling })
     }
 
     /// The plan of an update.
@@ -145,6 +179,7 @@ struct StepBuilder<'a> {
     g: Graph,
     bound: Vec<(Value, Range)>,
     layout: &'a ArenaLayout,
+    scaling: Option<Scaled>,
 }
 
 impl StepBuilder<'_> {
@@ -165,13 +200,39 @@ impl StepBuilder<'_> {
         self.state(name, Range { which, part: nth, offset: 0, ty })
     }
 
+    /// Adds loss scaling, by the norm of the scaled gradient. Returns what that is without the scale.
+    fn scale(&mut self, norm: Value, settings: LossScaling, max_grad_norm: f64) -> Result<Value> {
+        let scale = self.g.state("scale", TensorType::f32([1]))?;
+        let counts = self.g.state("counts", TensorType::u32([3]))?;
+        let op = settings.op(max_grad_norm);
+        let [outcome, norm, scaled, counted] = self.g.loss_scale("loss_scale", norm, [scale, counts], op)?;
+        self.g.store(scaled, scale)?;
+        self.g.store(counted, counts)?;
+        let schedule = self.g.input("schedule", TensorType::f32([5]))?;
+        self.scaling = Some(Scaled { settings, schedule, scale, counts, outcome, counted });
+        Ok(norm)
+    }
+
+    /// What updates read: of settings of this length, an input, the settings of a step; and of the gradient's `norm`
+    /// what they need. With loss scaling both depend on what became of the step.
+    fn settings(&mut self, name: &str, len: usize, norm: Value) -> Result<[Value; 3]> {
+        let input = self.g.input(name, TensorType::f32([len]))?;
+        match self.scaling {
+            None => Ok([input, input, norm]),
+            Some(Scaled { schedule, counted, outcome, .. }) => {
+                let hyper = self.g.scheduled(&format!("{name}.scheduled"), input, schedule, counted)?;
+                Ok([input, hyper, outcome])
+            }
+        }
+    }
+
     /// Adds AdamW for these parts of the parameters and first moments; the second moments have only these. Returns the
     /// input for its settings, if there are any parts.
     fn adamw(&mut self, norm: Value, parts: Vec<usize>, grads: &[Value]) -> Result<Option<Value>> {
         if parts.is_empty() {
             return Ok(None);
         }
-        let hyper = self.g.input("hyper", TensorType::f32([8]))?;
+        let [input, hyper, norm] = self.settings("hyper", 8, norm)?;
         for (nth, part) in parts.into_iter().enumerate() {
             let param = self.part("params", Which::Params, part)?;
             let m = self.part("m", Which::M, part)?;
@@ -183,12 +244,12 @@ impl StepBuilder<'_> {
                 self.g.store(value, state)?;
             }
         }
-        Ok(Some(hyper))
+        Ok(Some(input))
     }
 
     /// Adds gradient descent for all parts. Returns the input for its settings.
     fn sgd(&mut self, config: &SgdConfig, norm: Value, grads: &[Value]) -> Result<Value> {
-        let hyper = self.g.input("hyper", TensorType::f32([4]))?;
+        let [input, hyper, norm] = self.settings("hyper", 4, norm)?;
         for (part, &grad) in grads.iter().enumerate() {
             let mut updated = vec![self.part("params", Which::Params, part)?];
             if config.momentum > 0.0 {
@@ -201,12 +262,12 @@ impl StepBuilder<'_> {
                 self.g.store(value, state)?;
             }
         }
-        Ok(hyper)
+        Ok(input)
     }
 
     /// Adds Muon for its parts of the parameters, gradients and momenta. Returns the input for its settings.
     fn muon(&mut self, config: &MuonConfig, norm: Value) -> Result<Value> {
-        let hyper = self.g.input("muon.hyper", TensorType::f32([4]))?;
+        let [input, hyper, norm] = self.settings("muon.hyper", 4, norm)?;
         for (i, batch) in Batch::all(self.layout).into_iter().enumerate() {
             let Batch { part, offset, count, rows, cols } = batch;
             let range = |which| Range { which, part, offset, ty: TensorType::f32([count, rows, cols]) };
@@ -219,7 +280,7 @@ impl StepBuilder<'_> {
                 self.g.store(value, state)?;
             }
         }
-        Ok(hyper)
+        Ok(input)
     }
 }
 

@@ -22,7 +22,7 @@ pub enum Decay {
     Linear,
 }
 
-/// Learning rate by step: a linear warm-up, then a decay.
+/// Learning rate by step: a linear warm-up, then a decay. A number is the [same rate](Self::constant) at every step.
 ///
 /// Large models need a warm-up; [`constant`](Self::constant) suffices for small experiments, and
 /// [`cosine`](Self::cosine) ends at a lower loss.
@@ -80,6 +80,16 @@ impl Schedule {
         self.peak * (self.final_fraction + (1.0 - self.final_fraction) * left)
     }
 
+    /// What [`Scheduled`](crate::ops::schedule::Scheduled) reads.
+    pub(super) fn values(&self) -> [f32; 5] {
+        let kind = match self.decay {
+            Decay::Constant => 0.0,
+            Decay::Cosine => 1.0,
+            Decay::Linear => 2.0,
+        };
+        [self.peak as f32, self.warmup as f32, self.steps as f32, self.final_fraction as f32, kind]
+    }
+
     /// Checks the settings. The error names the first field with an impossible value. Plans and trainers call it
     /// themselves.
     pub fn validate(&self) -> Result<()> {
@@ -89,5 +99,11 @@ impl Schedule {
         let wanted = format!("at least the {} steps of warm-up", self.warmup);
         let decays = self.decay == Decay::Constant || self.steps >= self.warmup;
         Error::unless(decays, "schedule.steps", &wanted, self.steps)
+    }
+}
+
+impl From<f64> for Schedule {
+    fn from(lr: f64) -> Self {
+        Schedule::constant(lr)
     }
 }

@@ -732,7 +732,7 @@ struct Started {
 /// Which bindings, counted from 1, are stored in f16.
 fn halves(stored: impl Iterator<Item = Option<DType>>, profile: &Profile) -> Halves {
     let bindings = (1..).zip(stored).filter(|(_, dtype)| *dtype == Some(DType::F16)).map(|(n, _)| n).collect();
-    Halves { bindings, in_words: !profile.shader_f16 }
+    Halves { bindings, in_words: profile.f16_in_words() }
 }
 
 /// Checks the types of a node again, which the graph has checked already for the op that the node had then: fusion puts

@@ -6,7 +6,8 @@
 //! reader, and its first buffer is free in between (Chen et al. 2016, <https://arxiv.org/abs/1604.06174>).
 //!
 //! A second maker runs the kernel of the first on the same inputs, or one that [`Op::recomputed`] promises to give the
-//! same bits. So nothing changes but memory and time.
+//! same bits. So nothing changes but memory and time. That holds for what is stored in f16, too: both read their inputs
+//! as they are stored, and a norm that keeps `xhat` in f16 makes `y` of what it has stored.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -248,9 +249,15 @@ impl<'a> Search<'a> {
         };
         let inputs: Vec<Value> = recomputed.from.iter().map(from).collect::<Option<_>>()?;
         let outputs = vec![maker.outputs[output].clone()];
+        // What the node computes with must be what is kept of it: f16 would have rounded it.
+        let is_exact = |kept: &Kept| match *kept {
+            Kept::Input(_) => true,
+            Kept::Output(o) => maker.outputs[o] == maker.outputs[o].computed(),
+        };
         let fits =
             infer(recomputed.op.as_ref(), &self.types(&inputs)).is_ok_and(|types| types[..] == [outputs[0].computed()]);
-        if !fits || !can_repeat(recomputed.op.as_ref(), 1) || !inputs.iter().all(|&v| self.is_kept_until(v, before)) {
+        let fits = fits && recomputed.from.iter().all(is_exact) && can_repeat(recomputed.op.as_ref(), 1);
+        if !fits || !inputs.iter().all(|&v| self.is_kept_until(v, before)) {
             return None;
         }
         let node = Node { name: again(&maker.name), source: Source::Op(recomputed.op), inputs, outputs };

@@ -104,12 +104,16 @@ impl Instruments {
         encoder: &mut wgpu::CommandEncoder,
         step: u64,
     ) -> Result<ProbeReadback> {
-        let mut read = |v: Value| Ok(exec.tensor(v)?.record_read(exec.gpu(), encoder));
+        let mut read = |v: Value| {
+            let tensor = exec.tensor(v)?;
+            Ok((tensor.record_read(exec.gpu(), encoder), tensor.ty().dtype))
+        };
         Ok(ProbeReadback {
             step,
-            board: self.board.map(&mut read).transpose()?,
+            board: self.board.map(&mut read).transpose()?.map(|(board, _)| board),
             wholes: self.wholes.iter().map(|&v| read(v)).collect::<Result<_>>()?,
             recipes: self.recipes.clone(),
+            scale: None,
             gpu: exec.gpu().clone(),
             submitted: None,
         })

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use half::f16;
 use serde::{Deserialize, Serialize};
 
-use super::question::{Measure, Probe};
+use super::question::{Measure, Probe, Tap};
 use crate::device::{Gpu, Readback};
 use crate::error::Result;
 use crate::ops::stats::Stats;
+use crate::tensor::DType;
 
 /// A number reported by a probe or a [view](crate::views).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,6 +22,24 @@ pub struct Reading {
     pub layer: Option<usize>,
     /// The number.
     pub value: f64,
+    /// What the tensor is multiplied by in memory: the loss scale for a gradient of a trainer with [loss
+    /// scaling](crate::optim::LossScaling), else 1. The number is without it.
+    #[serde(default = "unscaled")]
+    pub scale: f64,
+}
+
+fn unscaled() -> f64 {
+    1.0
+}
+
+impl Reading {
+    /// How far this magnitude, as it is in memory, is from overflow in f16, in powers of two: 1 if twice as much is the
+    /// largest number there, 65504; negative if it is beyond that. Infinite for 0, and NaN for NaN.
+    ///
+    /// Of a [`Measure::MaxAbs`] it tells whether a tensor may be in f16, and how much larger a loss scale may be.
+    pub fn f16_headroom(&self) -> f64 {
+        (65_504.0 / (self.value.abs() * self.scale)).log2()
+    }
 }
 
 /// A tensor reported by a probe or a [view](crate::views).
@@ -90,14 +110,22 @@ pub struct ProbeReadback {
     /// Number of the step.
     pub step: u64,
     pub(super) board: Option<Readback>,
-    pub(super) wholes: Vec<Readback>,
+    /// With the types that they are stored in.
+    pub(super) wholes: Vec<(Readback, DType)>,
     pub(super) recipes: Arc<Vec<(Probe, Recipe)>>,
+    /// The scale of the loss, if there is one.
+    pub(super) scale: Option<Readback>,
     pub(super) gpu: Gpu,
     /// If known, waiting need not include later submissions.
     pub(crate) submitted: Option<wgpu::SubmissionIndex>,
 }
 
 impl ProbeReadback {
+    /// The same where gradients are those of the loss times this scale.
+    pub(crate) fn with_scale(self, scale: Readback) -> Self {
+        ProbeReadback { scale: Some(scale), ..self }
+    }
+
     /// The answers. Resolves once the device has been polled after the step has run.
     pub async fn take(self) -> Result<Readings> {
         let board = match self.board {
@@ -105,10 +133,17 @@ impl ProbeReadback {
             None => vec![],
         };
         let mut wholes = vec![];
-        for readback in self.wholes {
-            wholes.push(readback.take::<f32>().await?);
+        for (readback, dtype) in self.wholes {
+            wholes.push(match dtype {
+                DType::F16 => readback.take::<f16>().await?.into_iter().map(f16::to_f32).collect(),
+                DType::F32 | DType::U32 => readback.take::<f32>().await?,
+            });
         }
-        Ok(readings(self.step, &self.recipes, &board, &wholes))
+        let scale = match self.scale {
+            Some(readback) => readback.take::<f32>().await?[0],
+            None => 1.0,
+        };
+        Ok(readings(self.step, &self.recipes, &board, &wholes, scale))
     }
 
     /// The answers, waiting for the step, and not for later ones where the [`Trainer`](crate::train::Trainer)
@@ -137,7 +172,9 @@ impl Sums {
     }
 }
 
-fn readings(step: u64, recipes: &[(Probe, Recipe)], board: &[f32], wholes: &[Vec<f32>]) -> Readings {
+/// The answers to probes where gradients were multiplied by `scale`.
+fn readings(step: u64, recipes: &[(Probe, Recipe)], board: &[f32], wholes: &[Vec<f32>], scale: f32) -> Readings {
+    let scale_of = |tap: &Tap| if matches!(tap, Tap::Gradient(_)) { scale } else { 1.0 };
     let rows = |e: Entry| board.chunks_exact(Stats::COLUMNS).skip(e.row).take(e.rows);
     let sums = |(e, second): (Entry, bool)| {
         let mut all = Sums { len: e.len as f64, ..Sums::default() };
@@ -154,7 +191,8 @@ fn readings(step: u64, recipes: &[(Probe, Recipe)], board: &[f32], wholes: &[Vec
         let value = match (recipe, &probe.measure) {
             (Recipe::Whole(shape, i), _) => {
                 let Probe { name, layer, tap, .. } = probe.clone();
-                let (node, shape, data) = (tap.node().into(), shape.clone(), wholes[*i].clone());
+                let data = wholes[*i].iter().map(|x| x / scale_of(&tap)).collect();
+                let (node, shape) = (tap.node().into(), shape.clone());
                 result.tensors.push(TensorReading { name, node, layer, shape, data });
                 continue;
             }
@@ -174,8 +212,15 @@ fn readings(step: u64, recipes: &[(Probe, Recipe)], board: &[f32], wholes: &[Vec
                 }
             }
         };
-        let Probe { name, layer, tap, .. } = probe.clone();
-        result.values.push(Reading { name, node: tap.node().into(), layer, value });
+        let Probe { name, layer, tap, measure } = probe.clone();
+        let scale = f64::from(scale_of(&tap));
+        let (value, scale) = match measure {
+            // Of no magnitude.
+            Measure::Cosine(_) => (value, 1.0),
+            Measure::Ratio(other) => (value / scale * f64::from(scale_of(&other)), 1.0),
+            _ => (value / scale, scale),
+        };
+        result.values.push(Reading { name, node: tap.node().into(), layer, value, scale });
     }
     result
 }

@@ -2,7 +2,7 @@
 //!
 //! Weights have their own names. Moments are `optimizer.m.<name>` and `optimizer.v.<name>`. Only what AdamW updates has
 //! the second one; for what Muon updates, the first is Muon's momentum. Settings and position of the run are JSON under
-//! `throughline` in the file's metadata. Batches, dropout and samples depend on (seed, step) alone, so the step count
+//! `throughline` in the file's metadata, with what loss scaling has come to. Batches, dropout and samples depend on (seed, step) alone, so the step count
 //! is the whole random state and data position.
 
 use std::collections::HashMap;
@@ -19,7 +19,7 @@ use crate::files::NewFile;
 pub use crate::files::write_atomically;
 use crate::format::{Stored, StoredTensor, Weights};
 use crate::hash::fnv1a;
-use crate::optim::{self, Arena, Named, OPTIMIZER};
+use crate::optim::{self, Arena, LossScaleState, Named, OPTIMIZER};
 use crate::tensor::Shape;
 
 /// Key of the metadata entry with the [`RunState`].
@@ -44,6 +44,9 @@ pub struct RunState {
     /// Tells the base of adapters from other models. `None` if all weights are trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<u64>,
+    /// What loss scaling has come to; `None` without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScaleState>,
 }
 
 impl RunState {
@@ -51,15 +54,16 @@ impl RunState {
     pub const VERSION: u32 = 1;
 
     /// The state of a trainer.
-    fn of(trainer: &Trainer, alphabet: &str, text_hash: u64) -> Self {
-        RunState {
+    async fn of(trainer: &Trainer, alphabet: &str, text_hash: u64) -> Result<Self> {
+        Ok(RunState {
             version: Self::VERSION,
             config: trainer.config().clone(),
             step: trainer.step_count(),
             alphabet: alphabet.to_string(),
             text_hash,
             base: trainer.base_fingerprint(),
-        }
+            loss_scale: trainer.graph_trainer().loss_scale().await?,
+        })
     }
 
     /// The entry of a file's metadata.
@@ -82,6 +86,8 @@ impl RunState {
             return Err(format!("metadata `{KEY}`: {} blocks, but only {tensors} tensors", model.n_layers));
         }
         let valid = model.validate().and_then(|()| self.config.validate());
+        let valid =
+            valid.and_then(|()| LossScaleState::check(self.loss_scale.as_ref(), self.config.scaling().as_ref()));
         valid.map_err(|e| format!("metadata `{KEY}`: {e}"))
     }
 }
@@ -158,7 +164,7 @@ impl Checkpoint {
     /// file. Resolves once the device has been polled; outside of frames, use [`of_blocking`](Self::of_blocking).
     pub async fn of(trainer: &Trainer, alphabet: &str, text_hash: u64) -> Result<Self> {
         trainer.graph_trainer().check_whole()?;
-        let state = RunState::of(trainer, alphabet, text_hash).metadata("checkpoint")?;
+        let state = RunState::of(trainer, alphabet, text_hash).await?.metadata("checkpoint")?;
         Self::from_bytes("checkpoint", optim::to_bytes(trainer.gpu(), "checkpoint", state, &arenas(trainer)).await?)
     }
 
@@ -174,7 +180,7 @@ impl Checkpoint {
     /// changes the trainer. Outside of frames, use [`save_trainer_blocking`](Self::save_trainer_blocking).
     pub async fn save_trainer(trainer: &Trainer, alphabet: &str, text_hash: u64, path: &Path) -> Result<()> {
         trainer.graph_trainer().check_whole()?;
-        let state = RunState::of(trainer, alphabet, text_hash).metadata(path)?;
+        let state = RunState::of(trainer, alphabet, text_hash).await?.metadata(path)?;
         optim::save(trainer.gpu(), path, state, &arenas(trainer)).await
     }
 
@@ -197,6 +203,9 @@ impl Checkpoint {
     /// Puts weights, moments and step count into a trainer of the same configuration. Make it with
     /// [`TrainOptions::init`](super::TrainOptions::init) set to false: its parameters are all overwritten.
     ///
+    /// A trainer with loss scaling also accepts a checkpoint of a run without it, and the reverse: see
+    /// [`GraphCheckpoint::restore`](super::GraphCheckpoint::restore).
+    ///
     /// A trainer with Muon also accepts a checkpoint of AdamW, and continues from its first moments. The reverse is an
     /// error, since the second moments are missing.
     ///
@@ -217,8 +226,7 @@ impl Checkpoint {
             return Err(Error::format(self.tensors.path(), message));
         }
         optim::restore(trainer.gpu(), &self.tensors, &arenas(trainer), "trainer's").await?;
-        trainer.set_step_count(self.state.step);
-        Ok(())
+        trainer.set_position(self.state.step, self.state.loss_scale.as_ref())
     }
 
     /// [`restore`](Self::restore), waiting for the GPU.

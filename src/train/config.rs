@@ -10,7 +10,8 @@ use crate::format::Packed;
 use crate::graph::Graph;
 use crate::model::Model;
 use crate::nn::{Block, Lora, StandardBlock, Transformer, TransformerConfig, TransformerOptions};
-use crate::optim::{AdamWConfig, MuonConfig, OptimizerConfig, Schedule};
+use crate::optim::{AdamWConfig, LossScaling, MuonConfig, OptimizerConfig, Schedule};
+use crate::precision::Precision;
 use crate::probe::{Patch, Probe};
 use crate::profile::Profile;
 
@@ -37,6 +38,11 @@ pub struct TrainConfig {
     /// everything.
     #[serde(default)]
     pub muon: Option<MuonConfig>,
+    /// Multiplies the loss by a scale before gradients are taken, and adapts that on the device: for gradients in 16
+    /// bits, which would vanish or overflow. `None` scales nothing in f32, and takes the default settings in mixed
+    /// [precision](Self::precision).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scaling: Option<LossScaling>,
     /// Trains adapters beside the weights of a [base](TrainOptions::base), which stay as they are. `None` trains all
     /// weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -48,6 +54,9 @@ pub struct TrainConfig {
     pub packing: bool,
     /// Seed of initial weights, batches and dropout.
     pub seed: u64,
+    /// How activations and gradients are stored: in f32, or mostly in f16. Evaluation is in the same precision.
+    #[serde(default)]
+    pub precision: Precision,
 }
 
 impl TrainConfig {
@@ -70,9 +79,11 @@ impl TrainConfig {
             schedule: Schedule::constant(1e-3),
             adamw: AdamWConfig::default(),
             muon: None,
+            loss_scaling: None,
             lora: None,
             packing: false,
             seed: 0,
+            precision: Precision::F32,
         }
     }
 
@@ -92,6 +103,11 @@ impl TrainConfig {
             Some(muon) => OptimizerConfig::Muon { muon, adamw: self.adamw },
             None => self.adamw.into(),
         }
+    }
+
+    /// The loss scaling of a run with these settings: see [`GraphTrainConfig::scaling`](super::GraphTrainConfig::scaling).
+    pub fn scaling(&self) -> Option<LossScaling> {
+        scaling(self.loss_scaling, self.precision)
     }
 
     /// Checks all settings. The error names the first field with an impossible value. Plans and trainers call this
@@ -115,13 +131,20 @@ impl TrainConfig {
         if self.packing && self.model.bidirectional {
             return Err(Error::config("packing", "needs a model whose tokens see only those before them"));
         }
+        self.precision.validate()?;
         self.schedule.validate()?;
+        self.loss_scaling.as_ref().map_or(Ok(()), LossScaling::validate)?;
         self.optimizer().check_at(self.schedule.peak)
     }
 }
 
 /// More steps than any run takes: at one per microsecond, 9000 years.
 pub(super) const MAX_STEPS: u64 = 1 << 58;
+
+/// The loss scaling of a run in this precision, for which this was chosen.
+pub(super) fn scaling(chosen: Option<LossScaling>, precision: Precision) -> Option<LossScaling> {
+    chosen.or_else(|| precision.is_mixed().then(LossScaling::default))
+}
 
 /// Checks a number of sequences, tokens or batches.
 pub(super) fn check_count(field: &'static str, n: usize) -> Result<()> {

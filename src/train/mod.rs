@@ -70,7 +70,7 @@ mod trainer;
 pub use config::{TrainConfig, TrainOptions};
 pub use graph::{
     Feed, Feeds, GraphCheckpoint, GraphTrainConfig, GraphTrainOptions, GraphTrainPlan, GraphTrainer, SlicedStep,
-    StepLoss, StepSlices,
+    StepLoss, StepReport, StepSlices,
 };
 pub use plan::TrainPlan;
 pub use progress::{EarlyStop, Progress};

@@ -14,7 +14,8 @@ use crate::nn::Transformer;
 use crate::ops::chunks::LOGIT_BYTES;
 use crate::optim::ArenaLayout;
 use crate::plan::requirements::Requirements;
-use crate::plan::{Plan, Recomputed};
+use crate::plan::{External, Plan, Recomputed};
+use crate::precision::Precision;
 use crate::probe::{self, Probe};
 use crate::profile::Profile;
 
@@ -109,7 +110,7 @@ impl TrainPlan {
         let of_graph = GraphTrainOptions { probes, init, recompute, frozen, bound, ..GraphTrainOptions::default() };
         let planned = |max: Option<u64>| -> Result<TrainPlan> {
             let training = GraphTrainPlan::within(graph.clone(), loss, &config.of_graph(), &of_graph, profile, max)?;
-            let evaluation = EvaluationPlan::new(config, options, profile, (training.plans()[0], &base))?;
+            let evaluation = EvaluationPlan::new(config, options, profile, (&training, &base))?;
             Ok(TrainPlan { evaluation, training, config: config.clone(), inputs, base: base.clone(), init })
         };
         let of_base = base.as_ref().map_or(0, BasePlan::bytes) as u64;
@@ -170,8 +171,8 @@ impl TrainPlan {
 impl TrainConfig {
     /// What a [`GraphTrainer`](super::GraphTrainer) knows of these settings.
     fn of_graph(&self) -> GraphTrainConfig {
-        let TrainConfig { schedule, micro_batches, seed, .. } = *self;
-        GraphTrainConfig { optimizer: self.optimizer(), schedule, micro_batches, seed }
+        let TrainConfig { schedule, micro_batches, loss_scaling, seed, precision, .. } = *self;
+        GraphTrainConfig { optimizer: self.optimizer(), schedule, micro_batches, loss_scaling, seed, precision }
     }
 }
 
@@ -180,25 +181,37 @@ impl EvaluationPlan {
         config: &TrainConfig,
         options: &TrainOptions<'_>,
         profile: &Profile,
-        (step, base): (&Plan, &Option<BasePlan>),
+        (training, base): (&GraphTrainPlan, &Option<BasePlan>),
     ) -> Result<Self> {
+        let profile = &config.precision.profile(profile);
         let (mut graph, gpt) = options.build(profile, config, packed(base), false)?;
         let (inputs, loss) = add_loss(&mut graph, &gpt, &[])?;
+        if let Precision::Mixed { stream } = config.precision {
+            let copied: HashSet<&str> = training.copied().collect();
+            let copied: Vec<Value> = gpt.params.iter().copied().filter(|&v| copied.contains(graph.name(v))).collect();
+            graph.store_mixed(&[loss], &copied, stream, profile)?;
+        }
         let plan = Arc::new(Plan::new(&graph, &[loss], profile)?);
-        Ok(EvaluationPlan { lent: step.lend_to(&plan), plan, inputs, loss, time: config.seq_len(), params: gpt.params })
+        Ok(EvaluationPlan {
+            lent: training.plans()[0].lend_to(&plan),
+            plan,
+            inputs,
+            loss,
+            time: config.seq_len(),
+            params: gpt.params,
+        })
     }
 
-    /// Values and names of its parameters and of matrices in their stored format.
-    pub fn params(&self) -> impl Iterator<Item = (Value, &str)> {
-        let params = self.plan.externals.iter().filter(|external| self.params.contains(&external.value));
-        params.map(|external| (external.value, &external.name[..]))
+    /// Its parameters, and matrices in their stored format.
+    pub fn params(&self) -> impl Iterator<Item = &External> {
+        self.plan.externals.iter().filter(|external| self.params.contains(&external.value))
     }
 
     /// Bytes, not counting the parameters and what is lent.
     fn bytes(&self) -> usize {
         let lent = self.plan.buffers.iter().zip(&self.lent).filter(|(_, lent)| lent.is_some());
         let lent: usize = lent.map(|(buffer, _)| buffer.bytes).sum();
-        self.plan.allocated_bytes(|value| self.params().any(|(param, _)| param == value)) - lent
+        self.plan.allocated_bytes(|value| self.params().any(|param| param.value == value)) - lent
     }
 }
 

@@ -13,8 +13,8 @@ use crate::device::{ExecOptions, Executable, Gpu, Memory, Readback, Tensor};
 use crate::error::{Error, Result};
 use crate::graph::Value;
 use crate::model::{Model, Uploaded};
-use crate::optim::{Arena, Optimizer};
-use crate::plan::Plan;
+use crate::optim::{Arena, LossScaleState, Optimizer};
+use crate::plan::{External, Plan};
 use crate::probe::ProbeReadback;
 
 /// A model in training: parameters and moments on the GPU, and the step that updates them.
@@ -75,8 +75,8 @@ struct Evaluation {
 impl Evaluation {
     async fn new(plan: &EvaluationPlan, training: &GraphTrainer, base: Option<&Base>) -> Result<Self> {
         let of_base = |name: &str| base.and_then(|base| base.weights.tensors.get(name).cloned());
-        let tensor = |name: &str| of_base(name).or_else(|| training.param(name));
-        let bound = plan.params().filter_map(|(value, name)| Some((value, tensor(name)?)));
+        let tensor = |p: &External| of_base(&p.name).or_else(|| training.read_param(&p.name, p.ty.dtype));
+        let bound = plan.params().filter_map(|param| Some((param.value, tensor(param)?)));
         let options = ExecOptions::bound(bound.collect());
         let memory = Memory { lent: training.exec().lend(&plan.lent), ..Memory::default() };
         let exec = Executable::with_memory(training.gpu(), plan.plan.clone(), options, memory).await?;
@@ -191,14 +191,21 @@ impl Trainer {
         &self.training
     }
 
-    /// Number of completed steps. One that was recorded counts as completed, unless its encoder was dropped.
+    /// Number of completed steps. One that was recorded counts as completed, unless its encoder was dropped; one that
+    /// [loss scaling](TrainConfig::loss_scaling) skipped does, too. See [`GraphTrainer::step_count`].
     pub fn step_count(&self) -> u64 {
         self.training.step_count()
     }
 
-    /// Sets the number of completed steps. The learning rate schedule and the bias correction follow it.
-    pub fn set_step_count(&mut self, step: u64) {
-        self.training.set_step_count(step);
+    /// Sets the number of completed steps. The learning rate schedule and the bias correction follow it. See
+    /// [`GraphTrainer::set_step_count`].
+    pub fn set_step_count(&mut self, step: u64) -> Result<()> {
+        self.training.set_step_count(step)
+    }
+
+    /// The same for a run that comes from a file, with what loss scaling had come to there.
+    pub(super) fn set_position(&mut self, step: u64, scaling: Option<&LossScaleState>) -> Result<()> {
+        self.training.set_position(step, scaling)
     }
 
     /// The device that this trains on.
@@ -216,7 +223,7 @@ impl Trainer {
         self.training.params()
     }
 
-    /// Gradients of the last step.
+    /// Gradients of the last step: see [`GraphTrainer::grads`].
     pub fn grads(&self) -> &Arena {
         self.training.grads()
     }
@@ -401,6 +408,7 @@ impl Trainer {
             true => Some(self.evaluation.apart().await?),
             false => None,
         };
+        self.training.refresh()?;
         let exec = apart.as_deref().unwrap_or(&self.evaluation.exec);
         let mut losses = vec![];
         for (batch, count) in batches.iter().zip(counts).filter(|(_, count)| *count > 0) {

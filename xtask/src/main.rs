@@ -6,6 +6,7 @@ mod fetch;
 mod install;
 mod pack;
 mod package;
+mod test;
 mod validate;
 
 use std::process::ExitCode;
@@ -18,7 +19,8 @@ const HELP: &str = "\
 Usage: cargo xtask <command>
 
   demo [-- FLAGS]   Train a small GPT on Shakespeare and write a report to target/demo/report.html
-  test [-- FLAGS]   Run all tests; FLAGS are passed to `cargo test`
+  test [--mesa DIR] [-- FLAGS]
+                    Run all tests, and those of kernels on the newest Mesa too; FLAGS are passed to `cargo test`
   isa [-- FLAGS]    Compile the GPU kernels for nine cards, without a card: registers, spills, multiply-adds
   mesa [--card CARD] [--] PROGRAM ARGS
                     Run a program with the newest Mesa, on the CPU, or compiling for a card that is not there:
@@ -34,9 +36,9 @@ Usage: cargo xtask <command>
   help              Print this help
 
 `demo`, `test` and `report` need a Vulkan, Metal or DX12 adapter. On Linux without one, they install Mesa's software
-driver with the system package manager, and print each command before they run it. `isa`, `mesa` and
-`validate` unpack Debian's packages of Mesa to target/mesa, without installing anything; `--mesa DIR` names
-a folder that has them.";
+driver with the system package manager, and print each command before they run it. `test`, `isa`, `mesa`
+and `validate` unpack Debian's packages of the newest Mesa to target/mesa, without installing anything;
+`--mesa DIR` names a folder that has them.";
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
@@ -44,7 +46,7 @@ fn main() -> ExitCode {
     let rest: Vec<String> = args.skip_while(|a| a == "--").collect();
     let outcome = match command.as_str() {
         "demo" => demo(&rest),
-        "test" => test(&rest),
+        "test" => test::test(&rest),
         "isa" => isa(&rest),
         "peers" => peers(&rest),
         "mesa" => mesa::mesa(&rest),
@@ -76,20 +78,6 @@ fn demo(args: &[String]) -> Outcome {
     let mut cargo = cargo(&["run", "--release", "--example", "demo", "--"]);
     cargo.arg("--text").arg(text).arg("--out").arg(out).args(args);
     run(&mut cargo)
-}
-
-fn test(args: &[String]) -> Outcome {
-    // What tests/smollm2.rs, tests/sentences.rs and tests/tokenizing.rs run, fetched while everything compiles.
-    let models = || fetch::fetch("smollm2").and_then(|()| fetch::fetch("minilm"));
-    let of_cargo = args.iter().take_while(|a| *a != "--");
-    let compile = || run(cargo(&["test", "--workspace", "--no-run"]).args(of_cargo));
-    std::thread::scope(|scope| {
-        let models = scope.spawn(models);
-        compile()?;
-        models.join().map_err(|_| "fetching the models panicked".to_string())?
-    })?;
-    adapter::ensure(&[])?;
-    run(cargo(&["test", "--workspace"]).args(args))
 }
 
 /// Writes target/report/report.json and report.md.

@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::{Outcome, root, run, shown};
+use crate::{Outcome, cargo, root, run, shown};
 
 /// A card that a driver of Mesa can be made to see. Shaders compile; dispatches do nothing, so all that is read back
 /// is zero.
@@ -94,7 +94,12 @@ impl Mesa {
     pub fn get(folder: Option<&Path>) -> Result<Mesa, String> {
         if folder.is_none() && !Mesa::place().exists() {
             unpack(&Mesa::place()).map_err(|e| {
-                format!("{e}\nAlternatively, name a folder that a Debian system unpacked Mesa to: --mesa DIR")
+                format!(
+                    "{e}\nAlternatively, name a folder that a Debian system unpacked Mesa to: --mesa DIR. With Docker, this \
+                     unpacks it to where it is looked for:\n  docker run --rm --volume {}:/repository --workdir /repository \
+                     --env CARGO_TARGET_DIR=/tmp/target rust:bookworm cargo xtask mesa true",
+                    root().display()
+                )
             })?;
         }
         Mesa::at(folder.unwrap_or(&Mesa::place()))
@@ -141,20 +146,39 @@ impl Mesa {
         words
     }
 
+    /// Whether programs of this machine run under it.
+    pub fn runs_here() -> bool {
+        cfg!(all(target_os = "linux", target_arch = "x86_64"))
+    }
+
+    /// A cargo command, run from the root, whose programs run under this Mesa, on the CPU.
+    pub fn cargo(&self, args: &[&str]) -> Result<Command, String> {
+        self.around(cargo(args), None)
+    }
+
     /// A program under this Mesa: on the CPU, or on a card that isn't there. `program` is a path, or a name to look
     /// for in `PATH`. Cargo itself stays outside, and what it runs is inside.
     pub fn command(&self, card: Option<&Card>, program: &OsStr) -> Result<Command, String> {
-        let prefix = self.prefix(card);
         let program = which(program)?;
-        let mut command = if program.file_stem() == Some(OsStr::new("cargo")) {
-            let mut command = Command::new(program);
-            command.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", runner(&prefix)?);
-            command
-        } else {
-            let mut command = Command::new(&prefix[0]);
-            command.args(&prefix[1..]).arg(program);
-            command
-        };
+        if program.file_stem() == Some(OsStr::new("cargo")) {
+            return self.around(Command::new(program), card);
+        }
+        let prefix = self.prefix(card);
+        let mut command = Command::new(&prefix[0]);
+        command.args(&prefix[1..]).arg(program);
+        self.describe_to(&mut command, card);
+        Ok(command)
+    }
+
+    /// Cargo, so that what it runs is inside.
+    fn around(&self, mut cargo: Command, card: Option<&Card>) -> Result<Command, String> {
+        cargo.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", runner(&self.prefix(card))?);
+        self.describe_to(&mut cargo, card);
+        Ok(cargo)
+    }
+
+    /// Tells the Vulkan loader where the driver is, and the driver which card to be.
+    fn describe_to(&self, command: &mut Command, card: Option<&Card>) {
         command
             .env("VK_DRIVER_FILES", self.driver(card.map_or(LAVAPIPE, |card| card.icd)))
             .env("VK_LAYER_PATH", self.folder.join(LAYERS))
@@ -163,7 +187,6 @@ impl Mesa {
         if let Some((name, value)) = card.and_then(|card| card.variable) {
             command.env(name, value);
         }
-        Ok(command)
     }
 }
 

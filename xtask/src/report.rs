@@ -329,7 +329,15 @@ fn timed(page: &mut String, steps: &Value) {
 fn roofs(page: &mut String, roofline: &Value) {
     let (roofs, unit) = (&roofline["roofs"], plain(&roofline["rates_per"]));
     let (gflops, gbs) = (plain(&roofs["gflops"]), plain(&roofs["gbs"]));
-    let _ = write!(page, "Per {unit}: {gflops} GFLOP of multiply-adds, {gbs} GB copied.\n\n");
+    let _ = write!(page, "Per {unit}: {gflops} GFLOP of multiply-adds, {gbs} GB copied");
+    if !roofs["gflops_f16"].is_null() {
+        let _ = write!(page, "; {} GFLOP of multiply-adds in f16", plain(&roofs["gflops_f16"]));
+    }
+    if !roofs["gflops_matrices"].is_null() {
+        let (gflops, kind) = (plain(&roofs["gflops_matrices"]), plain(&roofs["matrices"]));
+        let _ = write!(page, "; {gflops} GFLOP of products of {kind} matrices");
+    }
+    page.push_str(".\n\n");
     page.push_str("| op | case | | µs | GFLOP | GB | % of the roof | right |\n|---|---|---|--:|--:|--:|--:|---|\n");
     for kernel in roofline["kernels"].as_array().into_iter().flatten() {
         let keys = ["op", "case", "direction", "microseconds", "gflops", "gbs", "percent"];

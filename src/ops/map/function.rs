@@ -113,6 +113,11 @@ impl Function {
         }
     }
 
+    /// Whether its results may be beyond f16 for operands that are not.
+    pub fn is_wide(&self) -> bool {
+        self.is_trusted() && functions::WIDE.contains(&self.name)
+    }
+
     /// Whether its text is this crate's own, so that it may run without bounds checks.
     pub fn is_trusted(&self) -> bool {
         self.origin == Origin::Table

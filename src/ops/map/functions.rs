@@ -8,6 +8,10 @@
 use crate::kernel::wgsl::Module;
 use crate::ops::cases::InputFill;
 
+/// The functions that take numbers that f16 holds to numbers that it does not.
+pub(crate) const WIDE: [&str; 8] =
+    ["div", "pow", "powf", "exp", "square", "reciprocal", "squared_error", "huber_error"];
+
 /// A line of the table.
 pub(crate) struct Entry {
     pub name: &'static str,

@@ -213,4 +213,8 @@ impl Op for Map {
     fn flops(&self, _: &[TensorType], outputs: &[TensorType]) -> u64 {
         self.function.flops() * outputs[0].len() as u64
     }
+
+    fn stays_f32(&self, _output: usize) -> bool {
+        self.function.is_wide()
+    }
 }

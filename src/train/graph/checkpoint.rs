@@ -10,7 +10,7 @@ use super::config::GraphTrainConfig;
 use super::trainer::GraphTrainer;
 use crate::error::{Error, Result, joined};
 use crate::format::Weights;
-use crate::optim::{self, Named};
+use crate::optim::{self, LossScaleState, Named};
 use crate::train::config::MAX_STEPS;
 
 /// Key of the metadata entry with the [`State`].
@@ -24,6 +24,9 @@ struct State {
     config: GraphTrainConfig,
     /// Number of completed steps. With the seed this is also the random state.
     step: u64,
+    /// What loss scaling has come to, if there is any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    loss_scale: Option<LossScaleState>,
 }
 
 const VERSION: u32 = 1;
@@ -48,6 +51,8 @@ pub struct GraphCheckpoint {
     pub config: GraphTrainConfig,
     /// Number of completed steps.
     pub step: u64,
+    /// What loss scaling has come to, if the run has it.
+    pub loss_scale: Option<LossScaleState>,
     file: Weights,
 }
 
@@ -81,12 +86,18 @@ impl GraphCheckpoint {
             return Err(in_state(&format!("step: expected fewer than {MAX_STEPS}, got {}", state.step)));
         }
         state.config.validate().map_err(|e| in_state(&e))?;
-        Ok(GraphCheckpoint { config: state.config, step: state.step, file })
+        let State { config, step, loss_scale, .. } = state;
+        LossScaleState::check(loss_scale.as_ref(), config.scaling().as_ref()).map_err(|e| in_state(&e))?;
+        Ok(GraphCheckpoint { config, step, loss_scale, file })
     }
 
     /// Puts weights, moments and step count into a trainer, whose settings may differ. Resolves once the device has
     /// been polled, several times for a large model; outside of frames, use
     /// [`restore_blocking`](Self::restore_blocking).
+    ///
+    /// A trainer with [loss scaling](GraphTrainConfig::loss_scaling) continues a run without as if all steps had been
+    /// applied, from its first scale. The reverse continues from the count of all steps, so that those which were
+    /// skipped count for the schedule, too.
     ///
     /// # Errors
     ///
@@ -95,8 +106,7 @@ impl GraphCheckpoint {
     /// written.
     pub async fn restore(&self, trainer: &mut GraphTrainer) -> Result<()> {
         optim::restore(trainer.gpu(), &self.file, &arenas(trainer), "trainer's").await?;
-        trainer.set_step_count(self.step);
-        Ok(())
+        trainer.set_position(self.step, self.loss_scale.as_ref())
     }
 
     /// [`restore`](Self::restore), waiting for the GPU.
@@ -138,12 +148,13 @@ impl GraphTrainer {
         self.gpu().run_blocking(self.load(path))
     }
 
-    /// Saves everything that the run needs to resume bit for bit: parameters, moments, step count, seed, settings. The
-    /// data, and what is in inputs and states, is yours to restore. See [`save`](Self::save) for how it is written.
+    /// Saves everything that the run needs to resume bit for bit: parameters, moments, step count, seed, settings, the
+    /// loss scale. The data, and what is in inputs and states, is yours to restore. See [`save`](Self::save) for how it is written.
     pub async fn save_checkpoint(&self, path: impl AsRef<Path>) -> Result<()> {
         self.check_whole()?;
         let path = path.as_ref();
-        let state = State { version: VERSION, config: self.config().clone(), step: self.step_count() };
+        let (config, step, loss_scale) = (self.config().clone(), self.step_count(), self.loss_scale().await?);
+        let state = State { version: VERSION, config, step, loss_scale };
         let state = serde_json::to_string(&state).map_err(|e| Error::format(path, e))?;
         optim::save(self.gpu(), path, HashMap::from([(KEY.to_string(), state)]), &arenas(self)).await
     }

@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 use crate::device::Tensor;
 use crate::error::Result;
 use crate::graph::Value;
-use crate::optim::{AdamWConfig, MuonConfig, OptimizerConfig, Schedule, SgdConfig};
+use crate::optim::{AdamWConfig, LossScaling, MuonConfig, OptimizerConfig, Schedule, SgdConfig};
+use crate::precision::Precision;
 use crate::probe::Probe;
-use crate::train::config::check_count;
+use crate::train::config::{check_count, scaling};
 
 /// How a [`GraphTrainer`](super::GraphTrainer) trains.
 ///
@@ -31,8 +32,16 @@ pub struct GraphTrainConfig {
     pub schedule: Schedule,
     /// Number of micro-batches per step: larger batches without more memory. Their gradients are added up.
     pub micro_batches: usize,
+    /// Multiplies the loss by a scale before gradients are taken, and adapts that on the device: for gradients in 16
+    /// bits, which would vanish or overflow. `None` scales nothing in f32, and takes the default settings in [mixed
+    /// precision](Self::precision): see [`scaling`](Self::scaling).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scaling: Option<LossScaling>,
     /// Seed of initial parameters and of [`Graph::step_seed`](crate::Graph::step_seed).
     pub seed: u64,
+    /// How activations and gradients are stored: in f32, or mostly in f16.
+    #[serde(default)]
+    pub precision: Precision,
 }
 
 impl GraphTrainConfig {
@@ -52,17 +61,35 @@ impl GraphTrainConfig {
         Self::new(OptimizerConfig::Muon { muon: MuonConfig::default(), adamw: AdamWConfig::default() }, lr)
     }
 
-    /// This optimiser at a constant learning rate; one micro-batch; seed 0.
+    /// This optimiser at a constant learning rate; one micro-batch; no loss scaling; seed 0.
     pub fn new(optimizer: impl Into<OptimizerConfig>, lr: f64) -> Self {
         let schedule = Schedule::constant(lr);
-        GraphTrainConfig { optimizer: optimizer.into(), schedule, micro_batches: 1, seed: 0 }
+        let (optimizer, loss_scaling, precision) = (optimizer.into(), None, Precision::F32);
+        GraphTrainConfig { optimizer, schedule, micro_batches: 1, loss_scaling, seed: 0, precision }
+    }
+
+    /// The loss scaling of a run with these settings: always some in mixed precision. For a scale that never changes, set
+    /// [`least`](LossScaling::least) and [`largest`](LossScaling::largest) to it.
+    ///
+    /// ```
+    /// use throughline::Precision;
+    /// use throughline::train::GraphTrainConfig;
+    /// let config = GraphTrainConfig::adamw(1e-3);
+    /// assert!(config.scaling().is_none());
+    /// let mixed = GraphTrainConfig { precision: Precision::MIXED, ..config };
+    /// assert_eq!(mixed.scaling(), Some(Default::default()));
+    /// ```
+    pub fn scaling(&self) -> Option<LossScaling> {
+        scaling(self.loss_scaling, self.precision)
     }
 
     /// Checks all settings. The error names the first field with an impossible value. Plans and trainers call this
     /// themselves.
     pub fn validate(&self) -> Result<()> {
         check_count("micro_batches", self.micro_batches)?;
+        self.precision.validate()?;
         self.schedule.validate()?;
+        self.loss_scaling.as_ref().map_or(Ok(()), LossScaling::validate)?;
         self.optimizer.check_at(self.schedule.peak)
     }
 }

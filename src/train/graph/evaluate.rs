@@ -7,10 +7,11 @@ use super::trainer::GraphTrainer;
 use crate::device::{ExecOptions, Executable, Tensor};
 use crate::error::{Error, Result, joined};
 use crate::graph::{Graph, Value};
+use crate::precision::Precision;
 
 impl GraphTrainer {
     /// A second graph on the same parameters, matched by name: for evaluation, with another batch size, without dropout,
-    /// or with other outputs. It sees every step that was submitted before. Outside of frames, use
+    /// or with other outputs, in the same [precision](crate::Precision) (but it reads the parameters in f32). It sees every step that was submitted before. Outside of frames, use
     /// [`executable_blocking`](Self::executable_blocking).
     ///
     /// # Errors
@@ -43,7 +44,14 @@ impl GraphTrainer {
     /// # Ok::<(), throughline::Error>(())
     /// ```
     pub async fn executable(&self, graph: &Graph, outputs: &[Value]) -> Result<Executable> {
-        let plan = self.gpu().plan(graph, outputs)?;
+        let plan = match self.config().precision {
+            Precision::F32 => self.gpu().plan(graph, outputs)?,
+            Precision::Mixed { stream } => {
+                let mut graph = graph.clone();
+                graph.store_mixed(outputs, &[], stream, self.gpu().profile())?;
+                self.gpu().plan(&graph, outputs)?
+            }
+        };
         let mut bindings = self.bindings(graph)?;
         bindings.retain(|&value, _| plan.bound(value).is_ok());
         Executable::new(self.gpu(), Arc::new(plan), ExecOptions::bound(bindings)).await

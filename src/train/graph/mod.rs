@@ -12,7 +12,7 @@ mod trainer;
 pub use checkpoint::GraphCheckpoint;
 pub use config::{GraphTrainConfig, GraphTrainOptions};
 pub use feed::{Feed, Feeds};
-pub use loss::StepLoss;
+pub use loss::{StepLoss, StepReport};
 pub use plan::GraphTrainPlan;
 pub use slices::{SlicedStep, StepSlices};
 pub use trainer::GraphTrainer;

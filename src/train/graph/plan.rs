@@ -11,12 +11,13 @@ use crate::graph::{Graph, ParamInit, Source, Value};
 use crate::nn::is_hidden_matrix;
 use crate::ops::cross_entropy::{CrossEntropy, TargetShare};
 use crate::ops::embedding::Embedding;
-use crate::optim::{ArenaLayout, OPTIMIZER, OptimizerPlan};
+use crate::optim::{ArenaLayout, CopiesPlan, OPTIMIZER, OptimizerPlan};
 use crate::plan::requirements::Requirements;
 use crate::plan::{Plan, Recompute, Recomputed};
+use crate::precision::Precision;
 use crate::probe::{self, Instruments};
 use crate::profile::{Lanes, Profile};
-use crate::tensor::{Shape, TensorType};
+use crate::tensor::{DType, Shape, TensorType};
 
 /// The plan of a [`GraphTrainer`](super::GraphTrainer): what it needs of a device and how much memory it takes, before
 /// there is one.
@@ -53,6 +54,8 @@ pub struct GraphTrainPlan {
     pub(super) inits: Vec<ParamInit>,
     pub(super) step: StepPlan,
     pub(super) optimizer: OptimizerPlan,
+    /// What the step reads instead of parameters, in mixed precision.
+    pub(super) copies: Option<CopiesPlan>,
     lanes: Lanes,
 }
 
@@ -72,6 +75,8 @@ pub(super) struct StepPlan {
     pub seed: Option<Value>,
     pub loss: Value,
     pub loss_state: Option<Value>,
+    /// Bound to the optimiser's scale of the loss, if there is loss scaling.
+    pub loss_scale: Option<Value>,
     pub instruments: Option<Instruments>,
     /// What ids must be below: the classes of cross-entropies, the rows of tables.
     pub ids_below: HashMap<Value, usize>,
@@ -120,7 +125,9 @@ impl GraphTrainPlan {
         }
         let (by_muon, optimizer) = (muon_takes(&graph, options)?, &config.optimizer);
         let takes = |name: &str, shape: &Shape| optimizer.muon().is_some() && by_muon(name, shape);
-        let layout = Arc::new(ArenaLayout::for_training(&graph, &params, profile, optimizer.buffers(), takes)?);
+        let (lanes, profile) = (profile.lanes(), &config.precision.profile(profile));
+        let kind = (profile, config.precision);
+        let layout = Arc::new(ArenaLayout::for_training(&graph, &params, kind, optimizer.buffers(), takes)?);
         let frozen_layout = match frozen[..] {
             [] => layout.empty(),
             _ => ArenaLayout::of(&graph, &frozen, profile.max_tensor_bytes())?,
@@ -129,17 +136,27 @@ impl GraphTrainPlan {
             true => params.iter().chain(&frozen).map(|&v| init_of(&graph, v)).collect::<Result<_>>()?,
             false => vec![],
         };
-        let optimizer = OptimizerPlan::new(config.optimizer, &layout, profile)?;
+        let optimizer = OptimizerPlan::scaled(config.optimizer, config.scaling(), &layout, profile)?;
+        let step = StepGraph::new(graph, loss, [params, frozen], (config, options), profile)?;
+        let copies = match config.precision {
+            Precision::F32 => None,
+            Precision::Mixed { .. } => {
+                let has_copy = |i: usize| step.g.ty(step.params[i]).dtype == DType::F16;
+                Some(CopiesPlan::new(&layout, has_copy, profile)?)
+            }
+        };
         let arenas = 4 * (2 * layout.total_len() + frozen_layout.total_len()) + optimizer.bytes();
+        let arenas = arenas + copies.as_ref().map_or(0, CopiesPlan::bytes);
         let room = max_bytes.map(|max| (max as usize).saturating_sub(arenas));
         Ok(GraphTrainPlan {
             config: config.clone(),
-            step: StepPlan::new(graph, loss, [params, frozen], (config, options), profile, room)?,
+            step: step.planned(options, profile, room)?,
             optimizer,
+            copies,
             frozen: Arc::new(frozen_layout),
             inits,
             layout,
-            lanes: profile.lanes(),
+            lanes,
         })
     }
 
@@ -180,7 +197,8 @@ impl GraphTrainPlan {
     pub fn requirements(&self) -> Requirements {
         let largest = self.frozen.parts.iter().map(|part| 4 * part.len).max().unwrap_or(0);
         let frozen = Requirements::of_buffer(largest);
-        Requirements::of(&self.step.plan).and(self.optimizer.requirements()).and(frozen)
+        let all = Requirements::of(&self.step.plan).and(self.optimizer.requirements()).and(frozen);
+        self.copies.iter().fold(all, |all, copies| all.and(copies.requirements()))
     }
 
     /// Number of trained values.
@@ -188,10 +206,18 @@ impl GraphTrainPlan {
         self.layout.tensors.iter().map(|(_, shape)| shape.len()).sum()
     }
 
-    /// Bytes of GPU memory: parameters, gradients, moments, activations, inputs. Without tensors of yours.
+    /// Bytes of GPU memory: parameters, gradients, moments, activations, inputs, copies of matrices in mixed precision.
+    /// Without tensors of yours.
     pub fn bytes(&self) -> usize {
         let step = self.step.plan.allocated_bytes(|v| self.step.bound.contains(&v));
-        4 * (2 * self.layout.total_len() + self.frozen.total_len()) + self.optimizer.bytes() + step
+        let copies = self.copies.as_ref().map_or(0, CopiesPlan::bytes);
+        4 * (2 * self.layout.total_len() + self.frozen.total_len()) + self.optimizer.bytes() + copies + step
+    }
+
+    /// The parameters that a step reads from a copy in f16.
+    pub(crate) fn copied(&self) -> impl Iterator<Item = &str> {
+        let has_copy = |i: &usize| self.copies.as_ref().is_some_and(|copies| copies.has(*i));
+        (0..self.layout.tensors.len()).filter(has_copy).map(|i| &self.layout.tensors[i].0[..])
     }
 
     /// Returns an error if this plan does not suit the device.
@@ -200,15 +226,29 @@ impl GraphTrainPlan {
     }
 }
 
-impl StepPlan {
-    /// Adds the gradients, stored in states, and plans all of it: in `room` bytes, if that can be.
+/// The graph of a step, which is to be planned.
+struct StepGraph {
+    g: Graph,
+    params: Vec<Value>,
+    grads: Vec<Value>,
+    frozen: Vec<Value>,
+    weight: Option<Value>,
+    loss: Value,
+    loss_scale: Option<Value>,
+    loss_state: Option<Value>,
+    instruments: Option<Instruments>,
+    /// What is read after a step.
+    read: Vec<Value>,
+}
+
+impl StepGraph {
+    /// Adds the gradients, stored in states, and chooses what is stored in f16.
     fn new(
         mut g: Graph,
         loss: Value,
         [params, frozen]: [Vec<Value>; 2],
         (config, options): (&GraphTrainConfig, &GraphTrainOptions),
         profile: &Profile,
-        room: Option<usize>,
     ) -> Result<Self> {
         let accumulate = config.micro_batches > 1;
         let (name, mut loss, mut weight) = (g.name(loss).to_string(), loss, None);
@@ -217,8 +257,14 @@ impl StepPlan {
             loss = g.mul(&format!("{name}.mean"), loss, share)?;
             weight = Some(share);
         }
+        let (mut scaled, mut loss_scale) = (loss, None);
+        if config.scaling().is_some() {
+            let scale = g.state(&format!("{name}.scale"), TensorType::f32([1]))?;
+            scaled = g.mul(&format!("{name}.scaled"), loss, scale)?;
+            loss_scale = Some(scale);
+        }
         let tapped = [&params[..], &probe::gradient_taps(&g, &options.probes)?].concat();
-        let gradients = g.gradients(loss, &tapped)?;
+        let gradients = g.gradients(scaled, &tapped)?;
         let mut by_value: HashMap<Value, Value> = tapped.into_iter().zip(gradients.iter().copied()).collect();
         let mut grads = vec![];
         // Where gradients accumulate, the addition to the state is a node. Fusion then folds it into the op that
@@ -245,9 +291,21 @@ impl StepPlan {
             _ => Some(Instruments::new(&mut g, &options.probes, &by_value)?),
         };
         let probed = instruments.as_ref().map_or(vec![], Instruments::outputs);
-        let of_arenas = [&params, &grads, &frozen].into_iter().flatten();
-        let bound: HashSet<Value> = of_arenas.chain(options.bindings.keys()).chain(&options.bound).copied().collect();
         let read = [&[loss], &options.outputs[..], &probed].concat();
+        if let Precision::Mixed { stream } = config.precision {
+            // What a probe copies as a whole is stored as it would be without. Parameters are read from the arena.
+            let outputs = options.outputs.iter().filter(|value| !params.contains(value));
+            let outputs: Vec<Value> = outputs.copied().chain([loss]).collect();
+            g.store_mixed(&outputs, &params, stream, profile)?;
+        }
+        Ok(StepGraph { g, params, grads, frozen, weight, loss, loss_scale, loss_state, instruments, read })
+    }
+
+    /// Plans all of it: in `room` bytes, if that can be.
+    fn planned(self, options: &GraphTrainOptions, profile: &Profile, room: Option<usize>) -> Result<StepPlan> {
+        let StepGraph { g, params, grads, frozen, weight, loss, loss_scale, loss_state, instruments, read } = self;
+        let ours = [&params, &grads, &frozen].into_iter().flatten().chain(&loss_scale);
+        let bound: HashSet<Value> = ours.chain(options.bindings.keys()).chain(&options.bound).copied().collect();
         let recompute = if options.recompute { Recompute::Cheap } else { Recompute::Nothing };
         let mut plan = Plan::recomputing(&g, &read, profile, recompute)?;
         let bytes = plan.allocated_bytes(|v| bound.contains(&v));
@@ -269,13 +327,16 @@ impl StepPlan {
             seed,
             loss,
             loss_state,
+            loss_scale,
             instruments,
             ids_below,
             bound,
             awaited,
         })
     }
+}
 
+impl StepPlan {
     /// Returns an error if one of these is planned to be in an arena, or one is missing that was to come.
     pub fn check_bindings(&self, bindings: &HashMap<Value, Tensor>) -> Result<()> {
         let arenas = [&self.params, &self.grads, &self.frozen];

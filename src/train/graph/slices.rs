@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 /// How the steps of a trainer are sliced. [`GraphTrainer::slices`] returns one.
 #[derive(Clone, Debug)]
 pub struct StepSlices {
+    /// Time of what comes before the first micro-batch: in mixed precision, a slice that copies matrices.
+    begin: Option<Duration>,
     /// Slices of forward and backward of a micro-batch.
     passes: Vec<Slice>,
     /// Number of micro-batches of a step.
@@ -22,17 +24,19 @@ pub struct StepSlices {
 impl StepSlices {
     /// The number of slices of a step.
     pub fn count(&self) -> usize {
-        self.micro_batches * self.passes.len() + 1
+        usize::from(self.begin.is_some()) + self.micro_batches * self.passes.len() + 1
     }
 
     /// The estimated time of a whole step.
     pub fn total(&self) -> Duration {
-        self.update + self.passes.iter().map(|s| s.estimate).sum::<Duration>() * self.micro_batches as u32
+        self.begin.unwrap_or_default()
+            + self.update
+            + self.passes.iter().map(|s| s.estimate).sum::<Duration>() * self.micro_batches as u32
     }
 
     /// The estimated time of the longest slice. It exceeds the budget if a single kernel, or the update, does.
     pub fn longest(&self) -> Duration {
-        self.passes.iter().map(|s| s.estimate).chain([self.update]).max().unwrap_or_default()
+        self.passes.iter().map(|s| s.estimate).chain([self.update]).chain(self.begin).max().unwrap_or_default()
     }
 }
 
@@ -46,6 +50,8 @@ pub struct SlicedStep {
     weights: Vec<f32>,
     /// The number of this step.
     step: u64,
+    /// Whether what comes before the first micro-batch has been recorded.
+    begun: bool,
     micro_batch: usize,
     next: usize,
     /// Of the encoders with its slices, as far as they have not run.
@@ -55,7 +61,10 @@ pub struct SlicedStep {
 impl SlicedStep {
     /// The estimated time of the next slice.
     pub fn next_estimate(&self) -> Duration {
-        let next = if self.is_lost() { 0 } else { self.next };
+        let (begun, next) = if self.is_lost() { (false, 0) } else { (self.begun, self.next) };
+        if let Some(begin) = self.slices.begin.filter(|_| !begun) {
+            return begin;
+        }
         self.slices.passes.get(next).map_or(self.slices.update, |s| s.estimate)
     }
 
@@ -74,12 +83,14 @@ impl GraphTrainer {
         let exec = self.exec();
         let times = profile.command_ns()?;
         let micro_batches = self.config().micro_batches;
-        let passes = micro_batches * exec.command_count();
-        let (Some(pass), Some(update)) = (times.get(..exec.command_count()), times.get(passes..)) else {
+        let begin = self.begin_count();
+        let passes = begin + micro_batches * exec.command_count();
+        let (Some(pass), Some(update)) = (times.get(begin..begin + exec.command_count()), times.get(passes..)) else {
             return Err(Error::data("profile", format!("times of at least {passes} commands"), times.len()));
         };
-        let update = Duration::from_nanos(update.iter().sum());
-        Ok(StepSlices { passes: exec.slices_of(pass, budget)?, micro_batches, update })
+        let time = |ns: &[u64]| Duration::from_nanos(ns.iter().sum());
+        let (update, begin) = (time(update), (begin > 0).then(|| time(&times[..begin])));
+        Ok(StepSlices { begin, passes: exec.slices_of(pass, budget)?, micro_batches, update })
     }
 
     /// Starts a step in slices, with a copy of the data. Records nothing yet. Errors are those of [`step`](Self::step).
@@ -108,7 +119,7 @@ impl GraphTrainer {
         let feeds = feeds.into();
         let weights = self.check(&feeds)?;
         let (slices, feeds, step) = (slices.clone(), feeds.owned(), self.step_count());
-        Ok(SlicedStep { slices, feeds, weights, step, micro_batch: 0, next: 0, fates: vec![] })
+        Ok(SlicedStep { slices, feeds, weights, step, begun: false, micro_batch: 0, next: 0, fates: vec![] })
     }
 
     /// Records the next slice of a step. The last slice completes the step and returns the loss, `[1]`, on its way to
@@ -132,12 +143,16 @@ impl GraphTrainer {
             return Err(Error::data("sliced step", expected, format!("one of step {}", step.step)));
         }
         if step.step > count || step.is_lost() {
-            (step.step, step.micro_batch, step.next) = (count, 0, 0);
+            (step.step, step.begun, step.micro_batch, step.next) = (count, false, 0, 0);
             step.fates.clear();
         }
         self.sliced = true;
         step.fates.retain(|fate| !fate.is_done());
         step.fates.push(Fate::of(encoder));
+        if !std::mem::replace(&mut step.begun, true) && step.slices.begin.is_some() {
+            self.begin(encoder)?;
+            return Ok(None);
+        }
         if step.micro_batch == self.config().micro_batches {
             return self.update(encoder).map(Some);
         }

@@ -11,10 +11,10 @@ use crate::device::timeline::Timeline;
 use crate::device::{ExecOptions, Executable, Gpu, Readback, Submits, Tally, Tensor, Uploads};
 use crate::error::{Error, Result, joined};
 use crate::graph::{Graph, Source, Value};
-use crate::optim::{Arena, ArenaLayout, Optimizer};
+use crate::optim::{Arena, ArenaLayout, Copies, LossScaleState, Optimizer};
 use crate::plan::{External, Plan};
 use crate::probe::ProbeReadback;
-use crate::tensor::Element;
+use crate::tensor::{DType, Element};
 
 /// Trains the parameters of a graph of your own, so that a loss becomes small. Parameters and moments stay on the GPU.
 ///
@@ -51,6 +51,8 @@ pub struct GraphTrainer {
     grads: Arena,
     /// The frozen parameters that are not in tensors of the caller's.
     frozen: Arena,
+    /// What a step reads instead of parameters, in mixed precision.
+    copies: Option<Copies>,
     optimizer: Optimizer,
     exec: Executable,
     step: StepPlan,
@@ -130,15 +132,25 @@ impl GraphTrainer {
         }
         uploads.finish()?;
         let step = plan.step.clone();
-        let of_arenas = [(&step.params, &params), (&step.grads, &grads), (&step.frozen, &frozen)];
+        let copies = match &plan.copies {
+            Some(plan) => Some(Copies::from_plan(gpu, plan, &params).await?),
+            None => None,
+        };
+        let read = |(i, master)| copies.as_ref().and_then(|copies| copies.of(i)).unwrap_or(master);
+        let read: Vec<&Tensor> = params.tensors.iter().enumerate().map(read).collect();
+        let of_arenas = [(&step.grads, &grads), (&step.frozen, &frozen)];
         let bound = of_arenas.into_iter().flat_map(|(values, arena)| values.iter().copied().zip(&arena.tensors));
+        let bound = step.params.iter().copied().zip(read).chain(bound);
         // A frozen parameter need not be part of the step.
         let used = bound.filter(|&(value, _)| step.plan.bound(value).is_ok());
-        let all = used.chain(bindings.iter().map(|(&value, tensor)| (value, tensor)));
+        let optimizer = Optimizer::from_plan(gpu, &plan.optimizer, &params, &grads).await?;
+        let scale = optimizer.loss_scale()?;
+        let scale = step.loss_scale.zip(scale.as_ref());
+        let all = used.chain(scale).chain(bindings.iter().map(|(&value, tensor)| (value, tensor)));
         let options = ExecOptions::bound(all.map(|(value, tensor)| (value, tensor.clone())).collect());
         Ok(GraphTrainer {
             exec: Executable::new(gpu, step.plan.clone(), options).await?,
-            optimizer: Optimizer::from_plan(gpu, &plan.optimizer, &params, &grads).await?,
+            optimizer,
             gpu: gpu.clone(),
             config: plan.config.clone(),
             bytes: plan.bytes(),
@@ -146,6 +158,7 @@ impl GraphTrainer {
             params,
             grads,
             frozen,
+            copies,
             steps: Tally::default(),
             sliced: false,
             broken: None,
@@ -159,15 +172,62 @@ impl GraphTrainer {
     }
 
     /// Number of completed steps. One that was recorded counts as completed, unless its encoder was dropped.
+    ///
+    /// With [loss scaling](GraphTrainConfig::loss_scaling), steps that the device skips are completed too: this numbers
+    /// the data and the random numbers, and is what to log and to save by. The schedule and the bias correction go by
+    /// the steps that were applied, which the device counts: see [`loss_scale`](Self::loss_scale).
     pub fn step_count(&self) -> u64 {
         self.steps.count()
     }
 
     /// Sets the number of completed steps. The learning rate schedule and the bias correction follow it. After a step
     /// that was [submitted in part](Self::step) this says that parameters and moments have been written again.
-    pub fn set_step_count(&mut self, step: u64) {
+    ///
+    /// With loss scaling, all of them count as applied and none as skipped; the scale stays.
+    ///
+    /// # Errors
+    ///
+    /// With loss scaling, if the device is lost.
+    pub fn set_step_count(&mut self, step: u64) -> Result<()> {
+        self.optimizer.set_applied(step)?;
         self.steps.set(step);
         self.broken = None;
+        Ok(())
+    }
+
+    /// The same for a run that comes from a file, with what loss scaling had come to there. A run without it has applied
+    /// all steps.
+    pub(crate) fn set_position(&mut self, step: u64, scaling: Option<&LossScaleState>) -> Result<()> {
+        if let Some(settings) = self.optimizer.loss_scaling() {
+            let state = scaling.map_or(settings.state_at(step), |state| settings.bounded(state));
+            self.optimizer.set_loss_scale_state(&state)?;
+        }
+        self.steps.set(step);
+        self.broken = None;
+        Ok(())
+    }
+
+    /// What [loss scaling](GraphTrainConfig::loss_scaling) has come to after all that was submitted: the scale, and how
+    /// many steps were applied and skipped. `None` without it. Resolves once the device has been polled; outside of
+    /// frames, use [`loss_scale_blocking`](Self::loss_scale_blocking).
+    ///
+    /// Of a single step, [`StepLoss::report`] tells this without waiting for later ones.
+    pub async fn loss_scale(&self) -> Result<Option<LossScaleState>> {
+        self.optimizer.loss_scale_state().await
+    }
+
+    /// [`loss_scale`](Self::loss_scale), waiting for the GPU.
+    pub fn loss_scale_blocking(&self) -> Result<Option<LossScaleState>> {
+        self.optimizer.loss_scale_state_blocking()
+    }
+
+    /// Queues a write of the loss scale, to happen before the next submit.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] without loss scaling, or if this is not a power of two within the bounds of its settings.
+    pub fn set_loss_scale(&self, scale: f32) -> Result<()> {
+        self.optimizer.set_loss_scale(scale)
     }
 
     /// An error if only a part of a step was submitted.
@@ -200,7 +260,8 @@ impl GraphTrainer {
         &self.params
     }
 
-    /// The gradients of the last step, in the layout of the parameters.
+    /// The gradients of the last step, in the layout of the parameters. With [loss
+    /// scaling](GraphTrainConfig::loss_scaling) they are those of the loss times the scale that the step had.
     pub fn grads(&self) -> &Arena {
         &self.grads
     }
@@ -208,6 +269,26 @@ impl GraphTrainer {
     /// The [frozen](GraphTrainOptions::frozen) parameters, except those in tensors of yours.
     pub fn frozen(&self) -> &Arena {
         &self.frozen
+    }
+
+    /// What a step reads of a parameter: its copy in f16, if it has one.
+    pub(crate) fn read_param(&self, name: &str, dtype: DType) -> Option<Tensor> {
+        let i = self.params.layout.tensors.iter().position(|(known, _)| known == name);
+        match (&self.copies, i) {
+            (Some(copies), Some(i)) if dtype == DType::F16 => copies.of(i).cloned(),
+            _ => self.param(name),
+        }
+    }
+
+    /// Lets evaluation see what the arena holds now: makes the copies in f16.
+    pub(crate) fn refresh(&self) -> Result<()> {
+        self.copies.as_ref().map_or(Ok(()), Copies::submit)
+    }
+
+    /// The tensor of a trained parameter that a step reads from a copy.
+    fn master(&self, value: Value) -> Option<&Tensor> {
+        let i = self.step.params.iter().position(|&param| param == value)?;
+        self.copies.as_ref().filter(|copies| copies.of(i).is_some()).map(|_| &self.params.tensors[i])
     }
 
     /// The update, with its moments.
@@ -250,7 +331,7 @@ impl GraphTrainer {
         let step = self.step_count();
         let mut submits = self.exec.submits(format!("training step {step}"));
         let run = self.submit(&mut submits, &feeds, &weights);
-        let (readback, submitted) = run.inspect_err(|e| {
+        let (readback, outcome, submitted) = run.inspect_err(|e| {
             self.steps.set(step);
             self.probes = None;
             let before = submits.count();
@@ -263,17 +344,20 @@ impl GraphTrainer {
         if let Some(probes) = &mut self.probes {
             probes.submitted = Some(submitted.clone());
         }
-        Ok(StepLoss { step, submits: submits.count(), readback, submitted })
+        Ok(StepLoss { step, submits: submits.count(), readback, outcome, submitted })
     }
 
-    /// Submits a step. Returns the loss on its way to the host.
+    /// Submits a step. Returns the loss on its way to the host and, with loss scaling, what became of the step.
     fn submit(
         &mut self,
         submits: &mut Submits,
         feeds: &Feeds<'_>,
         weights: &[f32],
-    ) -> Result<(Readback, wgpu::SubmissionIndex)> {
+    ) -> Result<(Readback, Option<Readback>, wgpu::SubmissionIndex)> {
         self.clear(submits.encoder())?;
+        if let Some(copies) = &self.copies {
+            copies.record_in(submits)?;
+        }
         for (batch, &weight) in feeds.batches.iter().zip(weights) {
             self.exec.make_room_in(submits)?;
             self.feed(submits.encoder(), batch, weight)?;
@@ -281,9 +365,10 @@ impl GraphTrainer {
         }
         let step = self.step_count();
         let loss = self.record_read(submits.encoder(), step)?;
-        self.optimizer.record_in(submits, self.config.schedule.at(step), step)?;
+        self.optimizer.record_in(submits, &self.config.schedule, step)?;
+        let outcome = self.optimizer.outcome()?.map(|outcome| outcome.record_read(&self.gpu, submits.encoder()));
         self.steps.record(submits.encoder());
-        Ok((loss, submits.submit()?))
+        Ok((loss, outcome, submits.submit()?))
     }
 
     /// Sets the time that a submit of [`step`](Self::step) takes at most, by estimate: 75 milliseconds at first. Each
@@ -308,6 +393,7 @@ impl GraphTrainer {
         let feeds = feeds.into();
         let weights = self.check(&feeds)?;
         self.clear(encoder)?;
+        self.begin(encoder)?;
         for (batch, weight) in feeds.batches.iter().zip(weights) {
             self.feed(encoder, batch, weight)?;
             self.exec.record(encoder)?;
@@ -315,11 +401,21 @@ impl GraphTrainer {
         self.update(encoder)
     }
 
+    /// Records what comes before the first micro-batch.
+    pub(super) fn begin(&self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+        self.copies.as_ref().map_or(Ok(()), |copies| copies.record(encoder))
+    }
+
+    /// Number of commands before the first micro-batch, as profiles count them.
+    pub(super) fn begin_count(&self) -> usize {
+        self.copies.as_ref().map_or(0, Copies::command_count)
+    }
+
     /// Records what follows the last micro-batch.
     pub(super) fn update(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<Readback> {
         let step = self.step_count();
         let loss = self.record_read(encoder, step)?;
-        self.optimizer.record(encoder, self.config.schedule.at(step), step)?;
+        self.optimizer.record(encoder, self.config.schedule, step)?;
         self.steps.record(encoder);
         Ok(loss)
     }
@@ -328,7 +424,11 @@ impl GraphTrainer {
     /// view of a parameter.
     fn record_read(&mut self, encoder: &mut wgpu::CommandEncoder, step: u64) -> Result<Readback> {
         if let Some(instruments) = &self.step.instruments {
-            self.probes = Some(instruments.record_read(&self.exec, encoder, step)?);
+            let probes = instruments.record_read(&self.exec, encoder, step)?;
+            self.probes = Some(match self.optimizer.loss_scale()? {
+                Some(scale) => probes.with_scale(scale.record_read(&self.gpu, encoder)),
+                None => probes,
+            });
         }
         Ok(self.loss()?.record_read(&self.gpu, encoder))
     }
@@ -360,6 +460,9 @@ impl GraphTrainer {
     ) -> Result<Timeline> {
         let weights = self.check(feeds)?;
         let mut timelines = vec![];
+        if let Some(copies) = &self.copies {
+            timelines.push(copies.profile_by(&profile).await?);
+        }
         for (i, (batch, weight)) in feeds.batches.iter().zip(weights).enumerate() {
             let mut encoder = self.gpu.encoder("profiled training step");
             if i == 0 {
@@ -370,7 +473,7 @@ impl GraphTrainer {
             timelines.push(profile(&self.exec).await?);
         }
         let step = self.step_count();
-        let update = self.optimizer.profile_by(self.config.schedule.at(step), step, profile).await?;
+        let update = self.optimizer.profile_by(&self.config.schedule, step, profile).await?;
         self.steps.set(step.saturating_add(1));
         Ok(timelines.into_iter().rev().fold(update, |rest, part| part.then(rest)))
     }
@@ -447,25 +550,31 @@ impl GraphTrainer {
     ///
     /// If the value is none of these, or `data` has another length or type.
     pub fn write<T: Element>(&self, value: Value, data: &[T]) -> Result<()> {
-        self.exec.write(value, data)
+        match self.master(value) {
+            Some(master) => master.write(&self.gpu, data),
+            None => self.exec.write(value, data),
+        }
     }
 
     /// The tensor of one of the [outputs](GraphTrainOptions::outputs), or of an input, state or parameter: to read it
     /// from passes of your own.
     pub fn tensor(&self, value: Value) -> Result<Tensor> {
-        self.exec.tensor(value)
+        self.master(value).map_or_else(|| self.exec.tensor(value), |master| Ok(master.clone()))
     }
 
     /// Reads one of the [outputs](GraphTrainOptions::outputs), or an input, state or parameter, as the last submit left
     /// it. (Between slices of a step, read a state that the step stores to.) Resolves once the device has been polled;
     /// outside of frames, use [`read_blocking`](Self::read_blocking).
     pub async fn read<T: Element>(&self, value: Value) -> Result<Vec<T>> {
-        self.exec.read(value).await
+        match self.master(value) {
+            Some(master) => master.read(&self.gpu).await,
+            None => self.exec.read(value).await,
+        }
     }
 
     /// [`read`](Self::read), waiting for the GPU.
     pub fn read_blocking<T: Element>(&self, value: Value) -> Result<Vec<T>> {
-        self.exec.read_blocking(value)
+        self.gpu.run_blocking(self.read(value))
     }
 
     /// The loss of the last step, on the GPU: `[1]`.
