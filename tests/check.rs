@@ -122,7 +122,8 @@ fn each_fault_is_found_by_the_check_for_it() {
 fn halved_cases_run_in_f16_and_say_so() {
     let halved = || cases(Fault::None).into_iter().map(|case| case.halved()).collect::<Vec<_>>();
     check::op(gpu(), &[cases(Fault::None), halved()].concat()).unwrap();
-    let strict: Vec<Case> = cases(Fault::None).into_iter().map(|case| case.half_tolerance(1e-12).halved()).collect();
+    let strict: Vec<Case> =
+        cases(Fault::Imprecise).into_iter().map(|case| case.half_tolerance(1e-12).halved()).collect();
     expect(check::kernels(gpu(), &strict), &["tensors in f16", "`y", "more than 1e-12"]);
     let strict = check::kernels(gpu(), &strict).unwrap_err();
     let on_words = strict.iter().filter(|failure| failure.target.contains("in f16 in words")).count();

@@ -9,7 +9,7 @@ mod sandwich;
 #[path = "../examples/architectures/value_residuals.rs"]
 mod value_residuals;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use common::{gpu, profiles, worst};
@@ -373,7 +373,8 @@ fn decoders(name: &str, options: DecodeOptions<'_>) -> Vec<(String, Decoder)> {
     let mut decoders = vec![];
     for class in [AdapterClass::Cpu, AdapterClass::Gpu] {
         let gpu = gpu().with_class(class);
-        for shader_f16 in [gpu.profile().shader_f16, false] {
+        let here = gpu.profile().shader_f16 && class == AdapterClass::Gpu;
+        for shader_f16 in BTreeSet::from([here, false]) {
             let profile = Profile { shader_f16, ..gpu.profile().clone() };
             let plan = DecodePlan::new(&model, options, &profile).unwrap();
             let decoder = gpu.run_blocking(Decoder::from_plan(&gpu, &model, &plan)).unwrap();
@@ -434,8 +435,9 @@ fn caches_in_f16_hold_what_caches_in_f32_hold() {
     let model = TransformerConfig::gpt2(37, CAPACITY, 2, 21, 3);
     let trainer = trainer(&config(model.clone()), &StandardBlock);
     let profiles = profiles().into_iter().flat_map(|profile| {
-        let words = Profile { shader_f16: false, ..profile.clone() };
-        [profile, words]
+        let here = profile.shader_f16 && profile.class == AdapterClass::Gpu;
+        let of = move |shader_f16| Profile { shader_f16, ..profile.clone() };
+        BTreeSet::from([here, false]).into_iter().map(of)
     });
     for profile in profiles {
         let caches = |cache: DType| {
@@ -453,8 +455,6 @@ fn caches_in_f16_hold_what_caches_in_f32_hold() {
             let decoder =
                 TransformerDecoder::build(&mut g, &config(model.clone()), &Default::default(), shape).unwrap();
             let plan = Arc::new(Plan::new(&g, &[decoder.logits], &profile).unwrap());
-            let copies = plan.steps().iter().map(|s| s.copies().len()).sum::<usize>() + plan.final_copies().len();
-            assert_eq!(copies, 0, "{plan}");
             let names = trainer.params().layout.tensors.iter().map(|(name, _)| g.find(name).unwrap());
             let bindings = names.zip(trainer.params().tensors.iter().cloned()).collect();
             let exec = Executable::new_blocking(gpu(), plan, ExecOptions::bound(bindings)).unwrap();

@@ -16,10 +16,10 @@ use throughline::{
     AdapterClass, DType, ExecOptions, Executable, Graph, Plan, Profile, Tensor, TensorType, Value, check,
 };
 
-/// Profiles that can run here, each with 16-bit floats and without.
+/// Profiles that can run here, each with 16-bit floats, where kernels for it use them, and without.
 fn both() -> Vec<Profile> {
     let of = |profile: Profile| {
-        let here = profile.shader_f16;
+        let here = profile.shader_f16 && profile.class == AdapterClass::Gpu;
         let with = move |shader_f16| Profile { shader_f16, ..profile.clone() };
         if here { vec![with(true), with(false)] } else { vec![with(false)] }
     };

