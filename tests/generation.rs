@@ -349,7 +349,7 @@ fn adapters_work_in_f16_too() {
             for i in 0..2 {
                 let most = want[i].iter().fold(1.0f32, |most, x| most.max(x.abs()));
                 let worst = common::worst(&got[i], &want[i]);
-                assert!(worst < 4e-3 * most, "{class:?}, sequence {i}: {worst} of {most}");
+                assert!(worst < 8e-3 * most, "{class:?}, sequence {i}: {worst} of {most}");
             }
             assert!(common::worst(&got[0], &got[1]) > 0.1);
         }

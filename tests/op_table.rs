@@ -161,7 +161,7 @@ fn lanes_share_rows_that_are_too_long_for_one() {
 const OPEN_LOOPS: [(&str, &str); 5] = [
     (
         "an invocation computes a fixed number of elements",
-        "adamw.forward cache.read_rows cache.write_rows concat.forward dropout.forward embedding.forward \
+        "adamw.forward cache.read_rows cache.write_rows cast.forward concat.forward dropout.forward embedding.forward \
          fill.forward gather.forward gelu.backward gelu.forward l2_norm.backward map.forward muon.shift muon.update \
          muon.update_scaled \
          residual_add.forward scale.forward sgd.momentum sgd.plain slice.forward slice.pad sum.broadcast swiglu.backward swiglu.forward \

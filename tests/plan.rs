@@ -17,7 +17,7 @@ use throughline::ops::rope::Rope;
 use throughline::optim::Schedule;
 use throughline::plan::{BufferCopy, PlannedDispatch, Slot, Step};
 use throughline::train::{TrainConfig, TrainOptions, TrainPlan};
-use throughline::{AdapterClass, Cooperative, Graph, Plan, Profile, TensorType, Value};
+use throughline::{AdapterClass, Cooperative, Graph, Plan, Precision, Profile, TensorType, Value};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
@@ -308,11 +308,12 @@ fn products_of_training_fill_a_card() {
     }
 }
 
-/// On a card opened with cooperative matrices, with subgroups of one size or of several.
+/// In mixed precision, on a card opened with cooperative matrices, with subgroups of one size or of several.
 #[test]
 fn products_of_training_are_of_matrices_where_a_card_has_them() {
     let config = TransformerConfig::gpt2(50257, 1024, 12, 768, 12);
-    let config = TrainConfig { schedule: Schedule::constant(1e-3), ..TrainConfig::new(config, 8) };
+    let schedule = Schedule::constant(1e-3);
+    let config = TrainConfig { schedule, precision: Precision::MIXED, ..TrainConfig::new(config, 8) };
     for (kind, sizes) in [
         (Cooperative::F16, [32, 32]),
         (Cooperative::F16, [32, 64]),

@@ -183,8 +183,13 @@ fn features_are_those_that_the_kernels_use() {
     assert!(needs(&portable).is_empty());
     let subgroups = Profile { subgroups: Some([32, 32]), ..portable.clone() };
     assert_eq!(needs(&subgroups), wgpu::Features::SUBGROUP);
+    // Matrices take part in mixed precision alone.
+    let mixed = TrainConfig { precision: Precision::MIXED, ..config.clone() };
     for kind in Cooperative::ALL {
-        assert_eq!(needs(&Profile { cooperative: Some(kind), ..subgroups.clone() }), kind.features());
+        let profile = Profile { cooperative: Some(kind), ..subgroups.clone() };
+        assert_eq!(needs(&profile), wgpu::Features::SUBGROUP);
+        let plan = TrainPlan::new(&mixed, &options, &profile).unwrap();
+        assert_eq!(plan.requirements().features, kind.features());
     }
     let plan = TrainPlan::new(&config, &options, &subgroups).unwrap();
     let adapter = adapter();

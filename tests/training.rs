@@ -170,7 +170,7 @@ fn mixed_precision_learns_as_f32_does() {
             println!("{precision:?}: {worst:.1e}");
             assert!(worst > 0.0 && worst < bound, "{precision:?}: {losses:?}, {loss}; in f32 {want:?}, {validation}");
             let again = run(precision, true);
-            assert_eq!((bits(&[losses.clone()]), loss.to_bits()), (bits(&[again.0]), again.1.to_bits()));
+            assert_eq!((bits(std::slice::from_ref(&losses)), loss.to_bits()), (bits(&[again.0]), again.1.to_bits()));
             let (in_words, _) = run(precision, false);
             let worst = common::worst(&losses, &in_words);
             assert!(worst < bound, "{precision:?} in words: {worst:.1e}");

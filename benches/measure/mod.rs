@@ -42,9 +42,9 @@ pub fn pieces(harness: &Harness, gpu: &Gpu) -> Vec<Piece> {
         let plan = harness.part(gpu.profile(), backward).expect("the case has a plan");
         let (flops, bytes) = plan.steps().iter().fold((0, 0), |sum, s| (sum.0 + s.flops(), sum.1 + s.bytes()));
         let (flops, bytes) = (flops as f64, bytes as f64);
-        let kernels = plan.steps().iter().flat_map(|s| s.dispatches()).map(|d| d.kernel());
+        let mut kernels = plan.steps().iter().flat_map(|s| s.dispatches()).map(|d| d.kernel());
         let matrices = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
-        let on_matrices = kernels.fold(false, |on, kernel| on || kernel.features().contains(matrices));
+        let on_matrices = kernels.any(|kernel| kernel.features().contains(matrices));
         let exec = |plan| harness.executable_blocking(gpu, plan).expect("the plan runs here");
         (!plan.steps().is_empty()).then(|| Piece { name, exec: exec(plan), flops, bytes, on_matrices })
     };

@@ -117,7 +117,9 @@ fn cases_of_texts() -> Vec<Case> {
 fn texts(b: usize, t: usize, heads: (usize, usize), dh: usize, what: &str, firsts: &'static [f64]) -> Case {
     let plain = case(b, (t, t), heads, dh, true);
     let op = Attention { heads: heads.0, kv_heads: heads.1, causal: true, scale: None };
-    let mut case = Case::new(format!("{}, {what}", plain.name), AttentionFrom(op), &[]).matrix_tolerance(ROUNDED);
+    let mut case = Case::new(format!("{}, {what}", plain.name), AttentionFrom(op), &[])
+        .matrix_tolerance(ROUNDED)
+        .half_tolerance(HALVED);
     case.inputs = plain.inputs;
     case.ids(&[b, t], 1).fill(3, InputFill::Values(firsts))
 }
@@ -128,10 +130,14 @@ fn cached(times: (usize, usize), heads: (usize, usize), dh: usize, starts: &'sta
     let op = Attention { heads: heads.0, kv_heads: heads.1, causal: true, scale: None };
     let mut case = Case::new(format!("{}, cache of {starts:?}", plain.name), CachedAttention(op), &[])
         .matrix_tolerance(ROUNDED)
+        .half_tolerance(HALVED)
         .forward_only();
     case.inputs = plain.inputs;
     case.ids(&[starts.len()], 1).fill(3, InputFill::Values(starts))
 }
+
+/// With tensors in f16: kernels for wide heads on software adapters add up their output where it is stored.
+const HALVED: f64 = 4e-6;
 
 /// How far off kernels may be that round q, k, v, do, the weights and the gradients of scores to f16. The mean square of a
 /// rounding is 4e-8. Of a weight, whose exponent has the errors of q and k, and a row of v it comes to 1.6e-7, and to 2.4e-7
@@ -142,5 +148,5 @@ fn case(b: usize, (tq, tk): (usize, usize), (heads, kv_heads): (usize, usize), d
     let op = Attention { heads, kv_heads, causal, scale: None };
     let name = format!("b{b} t{tq}/{tk} h{heads}/{kv_heads} d{dh}{}", if causal { " causal" } else { "" });
     let kv = [b, tk, kv_heads * dh];
-    Case::new(name, op, &[&[b, tq, heads * dh], &kv, &kv]).matrix_tolerance(ROUNDED)
+    Case::new(name, op, &[&[b, tq, heads * dh], &kv, &kv]).matrix_tolerance(ROUNDED).half_tolerance(HALVED)
 }

@@ -90,8 +90,6 @@ impl Attention {
         [h, kv, tq, tk, self.scale(d.dh).to_bits(), blocks, groups, since, until, tokens]
     }
 
-    /// Adds the backward pass, with the first keys if they are input 3.
-
     /// The variants of the forward pass.
     pub(super) fn forward_variants(&self, cx: &Launch<'_>, keys: Keys) -> Vec<String> {
         self.dims(&cx.inputs[..3]).map(|d| Tile::names(&Tile::forward(cx, &d, keys))).unwrap_or_default()
