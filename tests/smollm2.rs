@@ -135,8 +135,7 @@ fn f16_gives_the_same_text() {
         let options = GenerationOptions { max_tokens: 64, sampling: GREEDY, ..Default::default() };
         let [want, got]: [Vec<u32>; 2] = decoders.each_mut().map(|decoder| {
             decoder.clear();
-            let ids = decoder.generate(&prompt.ids, options.clone()).unwrap().blocking().map(Result::unwrap).collect();
-            ids
+            decoder.generate(&prompt.ids, options.clone()).unwrap().blocking().map(Result::unwrap).collect()
         });
         assert_eq!((got, want.len()), (want.clone(), 64));
     }
